@@ -1,0 +1,243 @@
+"""The shared mapping of arbiter and workers: beats, deadlines, counters, the ids in hand.
+
+1. One anonymous memory file, mapped before the first fork: a beat is a store, no system call.
+2. Each word has one writer (the arbiter, the keeper or the slot's worker). Aligned 8-byte stores are
+   never torn; what needs several words is read with that in mind.
+3. It outlives the worker: what a dead one was doing is still there for the arbiter and its successor.
+
+The layout is the same whatever handlers there are, so that an arbiter that re-executes itself can go
+on with the mapping of its predecessor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import tempfile
+from enum import IntEnum
+
+MAGIC = 0x5355505256534F52
+LAYOUT_VERSION = 1
+SLOTS_MAX = 256
+ROWS_MAX = 64
+WORD_BYTES = 8
+HEADER_WORDS = 64
+SLOT_WORDS = 64
+ROW_WORDS = 8
+SLOT_STRIDE = SLOT_WORDS + ROWS_MAX * ROW_WORDS
+
+
+class Head(IntEnum):
+    """Words of the header."""
+
+    MAGIC = 0
+    VERSION = 1
+    #: The arbiter's pid, the time of its last turn and of its start (CLOCK_MONOTONIC).
+    ARBITER_PID = 2
+    TICK_NS = 3
+    START_NS = 4
+    #: Not 0: every child shall drain.
+    SHUTDOWN = 5
+    #: The keeper's last finished turn and whether Redis answered it.
+    KEEPER_BEAT_NS = 8
+    KEEPER_REDIS_OK = 9
+
+
+class Word(IntEnum):
+    """Words of a slot. The first eight are the arbiter's, the others the worker's."""
+
+    PID = 0
+    INCARNATION = 1
+    SPAWN_NS = 2
+    RESTARTS = 3
+    #: Raised by the arbiter or the keeper: read your own pending list again.
+    SWEEP = 4
+
+    BEAT_NS = 8
+    STATE = 9
+    STATE_SINCE_NS = 10
+    #: When the stretch of work that was begun must be over; 0: none.
+    DEADLINE_NS = 11
+    READY_NS = 12
+    #: The last finished read (an empty one counts) and the last confirmed ack.
+    FETCH_NS = 13
+    SETTLE_NS = 14
+    LOOP_LAG_NS_MAX = 15
+
+    IN_FLIGHT = 16
+    DONE = 17
+    FAILED = 18
+    DEAD = 19
+    WAITING = 20
+    LOST_CLAIM = 21
+    TRIMMED = 22
+    RECONNECTS = 23
+    BATCHES = 24
+    ADOPTED = 25
+
+
+class Row(IntEnum):
+    """Words of a consumer's row: what a worker has in hand of one (stream, group)."""
+
+    #: `row_key(stream, group)`; 0: the row is free.
+    KEY = 0
+    #: The highest id of which the handler was started, as Unix ms and sequence.
+    STARTED_MS = 1
+    STARTED_SEQ = 2
+    #: The message that runs alone after a crash; 0-0: none.
+    ALONE_MS = 3
+    ALONE_SEQ = 4
+
+
+class WorkerState(IntEnum):
+    """What a worker says that it does."""
+
+    BOOT = 0
+    ADOPT = 1
+    IDLE = 2
+    WORK = 3
+    WAIT_REDIS = 4
+    DRAIN = 5
+
+
+def row_key(stream: str, group: str) -> int:
+    """A 64-bit name for (stream, group), never 0."""
+    digest = hashlib.blake2b(f"{stream}\0{group}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") or 1
+
+
+class SlotBoard:
+    """The words of one slot."""
+
+    __slots__ = ("_base", "_words", "slot")
+
+    def __init__(self, words: memoryview, slot: int) -> None:
+        self._words = words
+        self._base = HEADER_WORDS + slot * SLOT_STRIDE
+        self.slot = slot
+
+    def get(self, word: Word) -> int:
+        """The word's value."""
+        return int(self._words[self._base + word])
+
+    def set(self, word: Word, value: int) -> None:
+        """Store the word in one go."""
+        self._words[self._base + word] = value
+
+    def add(self, word: Word, amount: int) -> None:
+        """Count; only for the word's one writer."""
+        self._words[self._base + word] += amount
+
+    def clear_worker_words(self) -> None:
+        """What the arbiter does before it forks: a new incarnation starts with fresh words.
+
+        Counters go on, and the rows stay: they tell the new worker what the dead one had in hand.
+        """
+        for word in range(Word.BEAT_NS, Word.IN_FLIGHT + 1):
+            self._words[self._base + word] = 0
+        self._words[self._base + Word.WAITING] = 0
+
+    def row(self, stream: str, group: str) -> RowBoard | None:
+        """The row of a consumer, taken if it has none yet; None when all rows are in use."""
+        key = row_key(stream, group)
+        free = None
+        for index in range(ROWS_MAX):
+            at = self._base + SLOT_WORDS + index * ROW_WORDS
+            if self._words[at] == key:
+                return RowBoard(self._words, at)
+            if free is None and self._words[at] == 0:
+                free = at
+        if free is not None:
+            self._words[free] = key
+            return RowBoard(self._words, free)
+        return None
+
+    def ids_in_hand(self) -> list[tuple[int, int]]:
+        """The ids that run alone, or else the highest that were started, one per consumer in use."""
+        found = []
+        for index in range(ROWS_MAX):
+            at = self._base + SLOT_WORDS + index * ROW_WORDS
+            if self._words[at] == 0:
+                continue
+            row = RowBoard(self._words, at)
+            pair = row.alone() or row.started()
+            if pair != (0, 0):
+                found.append(pair)
+        return found
+
+
+class RowBoard:
+    """The words of one consumer in one slot."""
+
+    __slots__ = ("_at", "_words")
+
+    def __init__(self, words: memoryview, at: int) -> None:
+        self._words = words
+        self._at = at
+
+    def started(self) -> tuple[int, int]:
+        """The highest id whose handler was started by any incarnation."""
+        return int(self._words[self._at + Row.STARTED_MS]), int(self._words[self._at + Row.STARTED_SEQ])
+
+    def set_started(self, ms: int, seq: int) -> None:
+        """Say, before the call, that the handler of this id starts."""
+        self._words[self._at + Row.STARTED_MS] = ms
+        self._words[self._at + Row.STARTED_SEQ] = seq
+
+    def alone(self) -> tuple[int, int] | None:
+        """The id that runs, or ran at a crash, with nothing else in hand."""
+        pair = int(self._words[self._at + Row.ALONE_MS]), int(self._words[self._at + Row.ALONE_SEQ])
+        return None if pair == (0, 0) else pair
+
+    def set_alone(self, ms: int, seq: int) -> None:
+        """Mark the id that runs alone; (0, 0) takes the mark away.
+
+        The sequence goes first and the mark counts only with its ms, so a process that dies between
+        the two stores leaves no wrong mark.
+        """
+        if ms == 0:
+            self._words[self._at + Row.ALONE_MS] = 0
+            self._words[self._at + Row.ALONE_SEQ] = 0
+            return
+        self._words[self._at + Row.ALONE_SEQ] = seq
+        self._words[self._at + Row.ALONE_MS] = ms
+
+
+class Board:
+    """The whole mapping. Create it in the arbiter before the first fork."""
+
+    def __init__(self, fd: int | None = None) -> None:
+        """Map a new file, or with `fd` the one of a predecessor (raises ValueError if it is none)."""
+        size = (HEADER_WORDS + SLOTS_MAX * SLOT_STRIDE) * WORD_BYTES
+        fresh = fd is None
+        self.fd = _memory_file(size) if fd is None else fd
+        self._map = mmap.mmap(self.fd, size)
+        self._words = memoryview(self._map).cast("Q")
+        if fresh:
+            self._words[Head.MAGIC] = MAGIC
+            self._words[Head.VERSION] = LAYOUT_VERSION
+        elif (self._words[Head.MAGIC], self._words[Head.VERSION]) != (MAGIC, LAYOUT_VERSION):
+            raise ValueError("this is no board, or one of another version")
+
+    def get(self, word: Head) -> int:
+        """A word of the header."""
+        return int(self._words[word])
+
+    def set(self, word: Head, value: int) -> None:
+        """Store a word of the header."""
+        self._words[word] = value
+
+    def slot(self, slot: int) -> SlotBoard:
+        """The words of one slot."""
+        return SlotBoard(self._words, slot)
+
+
+def _memory_file(size: int) -> int:
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("supervisor-board", os.MFD_CLOEXEC)
+    else:  # macOS: an unlinked file does the same
+        fd, path = tempfile.mkstemp(prefix="supervisor-board-")
+        os.unlink(path)
+    os.ftruncate(fd, size)
+    return fd

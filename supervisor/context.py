@@ -1,0 +1,63 @@
+"""What surrounds a running handler: `supervisor.context()`.
+
+A handler that needs Redis, its own settings or a place for files asks for them here, and so it
+runs unchanged in a worker and in a FastAPI app's lifespan.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from supervisor.broker.connect import client
+from supervisor.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from redis.asyncio import Redis
+
+
+@dataclass(slots=True)
+class Context:
+    """The surroundings of the handlers of one worker."""
+
+    #: The `[app]` table of config.toml.
+    app: Mapping[str, Any]
+    #: The pool's folder for files.
+    state_dir: Path
+    #: The consumer's name, `<host>:<slot>`.
+    worker: str
+    redis_url: str
+    _redis: Redis | None = field(default=None, repr=False)
+
+    @property
+    def redis(self) -> Redis:
+        """A client on the worker's Redis, made at its first use; bytes in and out, no retries."""
+        if self._redis is None:
+            self._redis = client(self.redis_url)
+        return self._redis
+
+    async def aclose(self) -> None:
+        """Close the client, if one was made."""
+        if self._redis is not None:
+            await self._redis.aclose()
+            self._redis = None
+
+
+_current: ContextVar[Context] = ContextVar("supervisor_context")
+
+
+def context() -> Context:
+    """The context of the running handler. Raises UsageError outside of one."""
+    try:
+        return _current.get()
+    except LookupError:
+        raise UsageError("supervisor.context() was called outside of a running handler") from None
+
+
+def enter(surroundings: Context) -> None:
+    """Make `surroundings` what `context()` answers in this task and those it starts."""
+    _current.set(surroundings)

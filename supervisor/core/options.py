@@ -1,0 +1,61 @@
+"""The options that hold for one handler, settled once from the decorator, config.toml and defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from supervisor.settings.model import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How the messages of one (stream, group) are read, run and retried."""
+
+    start: str
+    batch_size: int
+    concurrency: int
+    timeout_s: float
+    max_deliveries: int
+    retry_base_s: float
+    retry_max_s: float
+    max_crashes: int
+    hold_ms: int
+    block_ms: int
+    max_waiting: int
+
+
+#: What `@handler(...)` and `[stream."..."]` may set.
+HANDLER_OPTIONS = (
+    "max_deliveries",
+    "timeout_s",
+    "concurrency",
+    "batch_size",
+    "retry_base_s",
+    "retry_max_s",
+    "start",
+)
+
+
+def resolve(settings: Settings, stream: str, group: str, declared: Mapping[str, Any]) -> Options:
+    """The options of one handler: config for the group, config for the stream, decorator, defaults.
+
+    The operator's config.toml wins over the decorator, since it knows the place where this runs.
+    """
+    chosen: dict[str, Any] = {}
+    for field in fields(Options):
+        section = settings.retry if hasattr(settings.retry, field.name) else settings.consumer
+        chosen[field.name] = getattr(section, field.name)
+    chosen.update(declared)
+    override = settings.stream.get(stream)
+    for source in (override, override.group.get(group) if override else None):
+        if source is None:
+            continue
+        for name in HANDLER_OPTIONS:
+            value = getattr(source, name)
+            if value is not None:
+                chosen[name] = value
+    return Options(**chosen)

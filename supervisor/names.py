@@ -1,0 +1,64 @@
+"""The names of all keys and consumers in Redis: the only place that builds one.
+
+Streams and groups carry the user's own names. What is ours about a stream lives in the stream's
+hash slot, so that a script may touch both in Redis Cluster: the stream's hash tag where it has
+one, else its whole name as the tag.
+"""
+
+from __future__ import annotations
+
+PREFIX = "supervisor"
+
+
+def hash_tag(stream: str) -> str:
+    """What Redis Cluster hashes of `stream`: the text in its first non-empty braces, else all of it.
+
+    The rule is the Cluster specification's ("Hash tags").
+    """
+    start = stream.find("{")
+    if start >= 0:
+        end = stream.find("}", start + 1)
+        if end > start + 1:
+            return stream[start + 1 : end]
+    return stream
+
+
+def _stream_key(stream: str) -> str:
+    """`supervisor:{events}` for `events`; `supervisor:{a}:b` for `{a}:b`, which has a tag itself."""
+    tagged = stream if hash_tag(stream) != stream else f"{{{stream}}}"
+    return f"{PREFIX}:{tagged}"
+
+
+def dead_key(stream: str, group: str) -> str:
+    """The stream of the group's dead letters."""
+    return f"{_stream_key(stream)}:{group}:dead"
+
+
+def crashes_key(stream: str, group: str) -> str:
+    """A hash: message id -> how many processes died with that message alone in hand."""
+    return f"{_stream_key(stream)}:{group}:crashes"
+
+
+def retries_key(stream: str, group: str) -> str:
+    """A hash: message id -> `<failed attempts>:<due, Unix ms>` of the messages that wait for a retry."""
+    return f"{_stream_key(stream)}:{group}:retries"
+
+
+def idempotency_key(stream: str, key: str) -> str:
+    """The id of the message that was published to `stream` under the client's `key`."""
+    return f"{_stream_key(stream)}:idempotency:{key}"
+
+
+def host_key(pool_id: str) -> str:
+    """The lease of a pool; holds its token, expires when its keeper is gone."""
+    return f"{PREFIX}:host:{pool_id}"
+
+
+def pool_id(host: str, name: str) -> str:
+    """What a pool's consumers and its lease are named after: `<host>` or `<host>:<name>`."""
+    return f"{host}:{name}" if name else host
+
+
+def consumer_name(pool: str, slot: int) -> str:
+    """The name of a slot's consumer, the same for every incarnation."""
+    return f"{pool}:{slot}"

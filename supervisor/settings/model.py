@@ -1,0 +1,134 @@
+"""The settings as one frozen, typed tree, with every default.
+
+It says what exists, what it means and what is allowed. Where values come from (flags, environment,
+config.toml) is `supervisor.settings.load`'s job.
+"""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A table of config.toml: unknown keys are refused, values never change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RedisSettings(Section):
+    """`[redis]`: where the streams live."""
+
+    #: redis://, rediss:// or unix://; empty: a server of our own, kept in `state_dir`/redis.
+    url: str = ""
+    #: How the embedded server syncs its append-only file.
+    appendfsync: Literal["everysec", "always", "no"] = "everysec"
+    #: How long to wait for a connection, and at boot for Redis to answer at all.
+    connect_timeout_s: Seconds = 5.0
+
+
+class PoolSettings(Section):
+    """`[pool]`: the worker processes."""
+
+    workers: Annotated[int, Field(ge=0, le=256)] = 8
+    #: This host's name in consumer names.
+    host: str = Field(default_factory=socket.gethostname, pattern=r"^[^\s:{}]+$")
+    #: Tells pools apart that run on one host.
+    name: str = Field("", pattern=r"^[^\s:{}]*$")
+    #: The whole shutdown's deadline.
+    drain_s: Seconds = 25.0
+    #: A worker without a sign of life for this long is killed.
+    beat_limit_s: Seconds = 5.0
+    #: A worker that is not READY after this long is killed.
+    boot_limit_s: Seconds = 15.0
+
+
+class ConsumerSettings(Section):
+    """`[consumer]`: how workers read and run; each handler and stream may differ."""
+
+    start: str = Field("0", pattern=r"^(\$|\d+(-\d+)?)$")
+    batch_size: Annotated[int, Field(ge=1, le=10_000)] = 100
+    concurrency: Annotated[int, Field(ge=1, le=10_000)] = 100
+    timeout_s: Seconds = 60.0
+    #: Threads per worker for plain `def` handlers.
+    threads: Annotated[int, Field(ge=1, le=256)] = 16
+    #: A worker reads ahead at most what it finishes within this time.
+    hold_ms: Annotated[int, Field(ge=1, le=60_000)] = 100
+    #: How long one read waits for entries at the server.
+    block_ms: Annotated[int, Field(ge=10, le=60_000)] = 5_000
+    #: Process deaths with one message alone in hand before it becomes a dead letter.
+    max_crashes: Count = 3
+
+
+class RetrySettings(Section):
+    """`[retry]`: what happens to a message whose handler raised."""
+
+    max_deliveries: Count = 5
+    retry_base_s: Seconds = 1.0
+    retry_max_s: Seconds = 300.0
+    #: Messages of one group that may wait for a retry in one worker before it stops reading new ones.
+    max_waiting: Count = 1_000
+
+
+class ApiSettings(Section):
+    """`[api]`: the HTTP service."""
+
+    enabled: bool = True
+    #: host:port. Anything but loopback needs `token`.
+    bind: str = Field("127.0.0.1:8000", pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$")
+    #: When set, every request but the probes must carry `Authorization: Bearer <token>`.
+    token: str = ""
+    #: A publish is answered within this time, with 503 when Redis has not stored it.
+    produce_timeout_ms: Annotated[int, Field(ge=10, le=60_000)] = 200
+    #: The largest request body.
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 16 * 1024 * 1024
+
+
+class LogSettings(Section):
+    """`[log]`: the supervisor's own log, on stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    #: auto: for people on a terminal, JSON lines otherwise.
+    format: Literal["auto", "human", "json"] = "auto"
+
+
+class HandlerOptions(Section):
+    """The options of one handler, None where it leaves them to the sections above."""
+
+    max_deliveries: Count | None = None
+    timeout_s: Seconds | None = None
+    concurrency: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    batch_size: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    retry_base_s: Seconds | None = None
+    retry_max_s: Seconds | None = None
+    start: str | None = Field(None, pattern=r"^(\$|\d+(-\d+)?)$")
+
+
+class StreamSettings(HandlerOptions):
+    """`[stream."name"]`: overrides for all handlers of a stream, or with `group."name"` for one."""
+
+    group: dict[str, HandlerOptions] = Field(default_factory=dict)
+
+
+class Settings(Section):
+    """The whole of config.toml."""
+
+    #: Handler modules; a package means all its modules.
+    handlers: list[str] = Field(default_factory=lambda: ["handlers"])
+    #: Control socket, lock and the embedded Redis.
+    state_dir: Path = Path(".supervisor")
+    redis: RedisSettings = Field(default_factory=RedisSettings)
+    pool: PoolSettings = Field(default_factory=PoolSettings)
+    consumer: ConsumerSettings = Field(default_factory=ConsumerSettings)
+    retry: RetrySettings = Field(default_factory=RetrySettings)
+    api: ApiSettings = Field(default_factory=ApiSettings)
+    log: LogSettings = Field(default_factory=LogSettings)
+    stream: dict[str, StreamSettings] = Field(default_factory=dict)
+    #: Free keys for the handlers themselves: `supervisor.context().app["key"]`.
+    app: dict[str, Any] = Field(default_factory=dict)

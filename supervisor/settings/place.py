@@ -1,0 +1,56 @@
+"""Where a pool keeps its files: control socket, lock, lease token and the embedded Redis."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from supervisor.settings.model import Settings
+
+#: sun_path holds 108 bytes on Linux and 104 on macOS, with the closing NUL.
+SOCKET_PATH_BYTES_MAX = 103
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The paths of one pool."""
+
+    state_dir: Path
+    control: Path
+    lock: Path
+    token: Path
+    redis_dir: Path
+    redis_socket: Path
+
+
+def place_of(settings: Settings) -> Place:
+    """The paths of the pool that `settings` describe; creates nothing."""
+    state = settings.state_dir.absolute()
+    return Place(
+        state_dir=state,
+        control=_socket_path(state, "control.sock"),
+        lock=state / "lock",
+        token=state / "token",
+        redis_dir=state / "redis",
+        redis_socket=_socket_path(state, "redis/redis.sock"),
+    )
+
+
+def redis_url(settings: Settings) -> str:
+    """The URL to connect to: the configured one, or that of the embedded server."""
+    return settings.redis.url or f"unix://{place_of(settings).redis_socket}"
+
+
+def _socket_path(state: Path, name: str) -> Path:
+    """`name` in the state directory, or in the runtime directory when that path is too long to bind."""
+    path = state / name
+    if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX:
+        return path
+    digest = hashlib.sha256(os.fsencode(state)).hexdigest()[:16]
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    return Path(runtime) / f"supervisor-{os.getuid()}-{digest}" / Path(name).name
