@@ -6,32 +6,59 @@ Returning means done. Raising means retry with backoff, then dead letter; `Retry
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from supervisor.errors import SupervisorError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
-@dataclass(frozen=True, slots=True)
 class Message:
-    """One delivery of an entry to a handler."""
+    """One delivery of an entry to a handler.
 
-    #: The entry's id in the stream, `<Unix ms of the server>-<sequence>`.
-    id: str
-    stream: str
-    group: str
-    fields: dict[str, str]
-    #: Which attempt this is, from 1. Counts handler runs that failed, not re-reads.
-    deliveries: int
+    The fields are decoded when they are first asked for: a handler that looks only at the id pays
+    for no more.
+    """
+
+    __slots__ = ("_fields", "_flat", "deliveries", "group", "id", "stream")
+
+    def __init__(
+        self,
+        id: str,  # noqa: A002 - Redis's own word for it
+        stream: str,
+        group: str,
+        fields: Mapping[str, str] | None = None,
+        deliveries: int = 1,
+        *,
+        flat: Sequence[bytes] = (),
+    ) -> None:
+        """Make one from `fields`, or from the flat names and values of Redis's reply."""
+        #: The entry's id in the stream, `<Unix ms of the server>-<sequence>`.
+        self.id = id
+        self.stream = stream
+        self.group = group
+        #: Which attempt this is, from 1. Counts handler runs that failed, not re-reads.
+        self.deliveries = deliveries
+        self._fields = None if fields is None else dict(fields)
+        self._flat = flat
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The entry's fields. Raises DecodeError when one is not UTF-8."""
+        if self._fields is None:
+            self._fields = decode_fields(self._flat)
+        return self._fields
 
     @property
     def published_at(self) -> datetime:
         """When Redis stored the entry, by the server's clock (UTC)."""
         return datetime.fromtimestamp(int(self.id.partition("-")[0]) / 1000, UTC)
+
+    def __repr__(self) -> str:
+        """The place of the message, not its content: that may be private."""
+        return f"Message(id={self.id!r}, stream={self.stream!r}, group={self.group!r}, deliveries={self.deliveries})"
 
 
 class Retry(SupervisorError):
@@ -52,6 +79,10 @@ class Reject(SupervisorError):
         super().__init__(reason)
 
 
+class DecodeError(Reject):
+    """The entry does not fit what the handler asks for; it becomes a dead letter at once."""
+
+
 class BatchError(SupervisorError):
     """Raise it from a batch handler: the messages named fail, all others are acked.
 
@@ -62,3 +93,12 @@ class BatchError(SupervisorError):
     def __init__(self, failed: Mapping[str, BaseException]) -> None:
         super().__init__(f"{len(failed)} messages of the batch failed")
         self.failed = dict(failed)
+
+
+def decode_fields(flat: Sequence[bytes]) -> dict[str, str]:
+    """Redis's flat `name, value, name, value` as a dict. Raises DecodeError when it is not UTF-8."""
+    pairs = iter(flat)
+    try:
+        return {name.decode(): value.decode() for name, value in zip(pairs, pairs, strict=True)}
+    except UnicodeDecodeError as error:
+        raise DecodeError(f"the message is not UTF-8: {error}") from None

@@ -1,0 +1,52 @@
+"""How a delivery ends: done, retry later or dead letter. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from supervisor.core.backoff import backoff_s
+from supervisor.messages import Reject, Retry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from supervisor.core.options import Options
+
+#: The reason of a dead letter whose message ended the processes that ran it.
+CRASHED = "crashed the worker"
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """The message stays pending and is run again."""
+
+    delay_s: float
+    #: How many attempts have failed, with this one.
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """The message is given up."""
+
+    reason: str
+    attempts: int
+
+
+def outcome_of(error: BaseException, failed_before: int, options: Options, random: Callable[[], float]) -> Later | Dead:
+    """What follows from a handler's exception, the `failed_before + 1`th failure of its message."""
+    attempts = failed_before + 1
+    if isinstance(error, Reject):
+        return Dead(str(error), attempts)
+    if attempts >= options.max_deliveries:
+        return Dead(f"failed {attempts} times, the last time with {summary(error)}", attempts)
+    if isinstance(error, Retry) and error.after_s is not None:
+        return Later(max(0.0, error.after_s), attempts)
+    return Later(backoff_s(attempts, options.retry_base_s, options.retry_max_s, random), attempts)
+
+
+def summary(error: BaseException) -> str:
+    """An exception in one line, as logs and dead letters name it."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,50 @@
+"""How much a worker may read: the adaptive COUNT, and whether to read ahead. Pure.
+
+What a worker holds beyond what runs is at most what it finishes within `hold_s` at its present pace,
+else one worker takes a backlog of slow messages while the others look on. Pace is how long a message
+holds the event loop (or a pool thread), not how long its handler takes: a hundred handlers that await
+run at once, a hundred that block run one after another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: A message that holds the loop longer than this share of `hold_s` ends reading ahead.
+SLOW_SHARE = 0.1
+_SMOOTHING = 0.3
+
+
+@dataclass(slots=True)
+class Pace:
+    """COUNT for the next read. Starts at 1, doubles while batches are quick, shrinks at once."""
+
+    hold_s: float
+    batch_size: int
+    count: int = 1
+    read_ahead: bool = False
+    #: Smoothed time that one message holds the loop.
+    per_message_s: float = 0.0
+
+    def observe(self, ran: int, busy_s: float, slowest_s: float) -> None:
+        """`ran` messages held the loop for `busy_s` in all and one of them for `slowest_s`."""
+        if ran == 0:
+            return
+        mean_s = busy_s / ran
+        self.per_message_s += _SMOOTHING * (mean_s - self.per_message_s) if self.per_message_s else mean_s
+        if slowest_s > self.hold_s * SLOW_SHARE:
+            self.read_ahead = False
+            self.count = max(1, min(self.count // 2, int(self.hold_s / slowest_s)))
+            self.per_message_s = max(self.per_message_s, mean_s)
+            return
+        self.read_ahead = True
+        # Reading ahead holds two batches: the one in hand and the one on the wire.
+        fits = int(self.hold_s / 2 / max(self.per_message_s, 1e-9))
+        self.count = max(1, min(self.count * 2, self.batch_size, fits))
+
+    def came_short(self, got: int) -> None:
+        """A read of `count` brought only `got`: no backlog, so the next burst is taken in small bites.
+
+        Otherwise the first worker to be served after a quiet time would take a whole burst for itself.
+        """
+        self.count = max(1, min(self.count, 2 * got))

@@ -1,0 +1,121 @@
+"""From an entry's fields to what a handler's first parameter asks for.
+
+A field's value in Redis is a string. Pydantic reads numbers, dates and booleans from strings by
+itself; where it can't, the string is tried as JSON. So any program that can XADD is a producer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from typing_extensions import is_typeddict
+
+from supervisor.messages import DecodeError, Message
+
+#: From a message to the handler's argument. Raises DecodeError.
+Decoder = Callable[[Message], Any]
+
+ALLOWED = "a pydantic model, a dataclass, a TypedDict, dict[str, str], Message, or list[...] of one of these"
+
+
+def split_batch(annotation: object) -> tuple[bool, object]:
+    """Whether the annotation asks for batches, and of what."""
+    if typing.get_origin(annotation) is list:
+        return True, typing.get_args(annotation)[0]
+    return False, annotation
+
+
+def make_decoder(annotation: object) -> Decoder:
+    """The decoder for one message. Raises TypeError for an annotation that can't be served."""
+    if annotation is Message:
+        return _as_is
+    if _is_fields(annotation):
+        return _fields
+    if not _is_model(annotation):
+        raise TypeError(f"{_show(annotation)} is not {ALLOWED}")
+    return ModelDecoder(annotation)
+
+
+class ModelDecoder:
+    """Validates the fields against a model, trying JSON for what a string can't be."""
+
+    def __init__(self, annotation: object) -> None:
+        self._validate = TypeAdapter(annotation).validate_python
+        #: Fields that were seen to need JSON: tried so first, to validate once and not twice.
+        self._json: set[str] = set()
+
+    def __call__(self, message: Message) -> Any:
+        """The validated model. Raises DecodeError with what is wrong, field by field."""
+        fields: dict[str, Any] = dict(message.fields)
+        for name in self._json.intersection(fields):
+            fields[name] = _from_json(fields[name])
+        try:
+            return self._validate(fields)
+        except ValidationError as error:
+            return self._again(message.fields, error)
+
+    def _again(self, raw: dict[str, str], first: ValidationError) -> Any:
+        suspects = {name for e in first.errors() for name in e["loc"] if isinstance(name, str) and name in raw}
+        fields: dict[str, Any] = dict(raw)
+        for name in suspects | self._json.intersection(raw):
+            # What failed as JSON is tried as the plain string, and the other way round.
+            if not (name in self._json and name in suspects):
+                fields[name] = _from_json(raw[name])
+        try:
+            made = self._validate(fields)
+        except ValidationError as error:
+            raise DecodeError(_explain(error)) from None
+        self._json.update(name for name in suspects if fields[name] is not raw[name])
+        return made
+
+
+def _as_is(message: Message) -> Message:
+    return message
+
+
+def _fields(message: Message) -> dict[str, str]:
+    return message.fields
+
+
+def _from_json(text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
+
+
+def _explain(error: ValidationError) -> str:
+    parts = [
+        f"{'.'.join(str(part) for part in e['loc']) or 'message'}: {e['msg']} (got {str(e['input'])[:80]!r})"
+        for e in error.errors()[:5]
+    ]
+    return f"the message does not fit {error.title}: {'; '.join(parts)}"
+
+
+def _is_fields(annotation: object) -> bool:
+    if annotation in (dict, Mapping):
+        return True
+    return typing.get_origin(annotation) in (dict, Mapping) and typing.get_args(annotation) == (str, str)
+
+
+def _is_model(annotation: object) -> bool:
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _is_model(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        return all(_is_model(part) for part in typing.get_args(annotation))
+    if origin is not None:
+        return _is_model(origin)
+    if not isinstance(annotation, type):
+        return False
+    return issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation) or is_typeddict(annotation)
+
+
+def _show(annotation: object) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)

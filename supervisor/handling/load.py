@@ -1,0 +1,141 @@
+"""Imports the handler modules and makes one `HandlerSpec` of each declaration.
+
+It runs once, in the arbiter before the first fork, so that workers share what was imported; decoders
+are built here too. Everything that is wrong is a HandlerError that names file and line.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from supervisor.core.options import Options, resolve
+from supervisor.errors import HandlerError, did_you_mean
+from supervisor.handling.decode import Decoder, make_decoder, split_batch
+from supervisor.handling.registry import ATTRIBUTE, Declaration, first_parameter
+
+if TYPE_CHECKING:
+    from supervisor.settings.model import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerSpec:
+    """A handler as the worker needs it."""
+
+    stream: str
+    group: str
+    #: `module.function`, as logs and dead letters name it.
+    name: str
+    function: Callable[..., Any]
+    decode: Decoder
+    #: Called with a list of messages.
+    batch: bool
+    #: `async def`; else it runs in a thread pool.
+    is_async: bool
+    options: Options
+    where: str
+
+
+def load_handlers(settings: Settings, root: Path) -> list[HandlerSpec]:
+    """All handlers of the configured modules, in order of (stream, group).
+
+    `root` (the folder of config.toml) becomes importable. Raises HandlerError.
+    """
+    if (entry := str(root)) not in sys.path:
+        sys.path.insert(0, entry)
+    functions: list[tuple[Callable[..., Any], Declaration]] = []
+    for name in settings.handlers:
+        for module in _modules(name, root):
+            functions += _declared(vars(module).values())
+    if not functions:
+        raise HandlerError(
+            f"handlers = {settings.handlers!r}: no @handler found in {', '.join(settings.handlers) or 'no module'};"
+            " `supervisor init` makes an example"
+        )
+    return make_specs(settings, functions)
+
+
+def specs_of(settings: Settings, functions: Iterable[Callable[..., Any]]) -> list[HandlerSpec]:
+    """The handlers among `functions`, for programs that name them instead of modules."""
+    return make_specs(settings, list(_declared(functions)))
+
+
+def make_specs(settings: Settings, functions: list[tuple[Callable[..., Any], Declaration]]) -> list[HandlerSpec]:
+    """One spec a declaration. Raises HandlerError, also when two handlers claim one (stream, group)."""
+    taken: dict[tuple[str, str], tuple[Callable[..., Any], Declaration]] = {}
+    for function, declaration in functions:
+        key = declaration.stream, declaration.group
+        other = taken.setdefault(key, (function, declaration))
+        if other[1] is not declaration:
+            raise HandlerError(
+                f"{declaration.where}: stream {key[0]!r}, group {key[1]!r} already has a handler at {other[1].where};"
+                " each message goes to one member of a group, so give one of them a group of its own"
+            )
+    return [_spec(settings, *taken[key]) for key in sorted(taken)]
+
+
+def _spec(settings: Settings, function: Callable[..., Any], declaration: Declaration) -> HandlerSpec:
+    annotation = first_parameter(function, declaration.where)
+    batch, item = split_batch(annotation)
+    name = f"{function.__module__}.{function.__qualname__}"
+    try:
+        decode = make_decoder(item)
+    except TypeError as error:
+        raise HandlerError(f"{declaration.where}: {name}: the first parameter's annotation {error}") from None
+    return HandlerSpec(
+        stream=declaration.stream,
+        group=declaration.group,
+        name=name,
+        function=function,
+        decode=decode,
+        batch=batch,
+        is_async=inspect.iscoroutinefunction(function),
+        options=resolve(settings, declaration.stream, declaration.group, declaration.options),
+        where=declaration.where,
+    )
+
+
+def _declared(values: Iterable[Any]) -> Iterator[tuple[Callable[..., Any], Declaration]]:
+    for value in values:
+        if inspect.isfunction(value):
+            for declaration in getattr(value, ATTRIBUTE, ()):
+                yield value, declaration
+
+
+def _modules(name: str, root: Path) -> Iterator[ModuleType]:
+    module = _import(name, root)
+    yield module
+    for found in pkgutil.walk_packages(getattr(module, "__path__", []), f"{name}."):
+        yield _import(found.name, root)
+
+
+def _import(name: str, root: Path) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except HandlerError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name == name:
+            near = did_you_mean(name, [path.stem for path in root.iterdir() if path.suffix == ".py" or path.is_dir()])
+            raise HandlerError(f"handlers: there is no module {name!r} in {root} or on sys.path{near}") from None
+        raise HandlerError(_import_failure(name, error)) from error
+    except (Exception, SystemExit) as error:
+        raise HandlerError(_import_failure(name, error)) from error
+
+
+def _import_failure(name: str, error: BaseException) -> str:
+    """Names the user's own line: the last frame outside of importlib, or that of a syntax error."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}: {error.msg} (while importing {name!r})"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
+    own = [f for f in frames if f.filename != __file__]
+    place = f"{own[-1].filename}:{own[-1].lineno}" if own else name
+    return f"{place}: {type(error).__name__}: {error} (while importing {name!r})"

@@ -1,0 +1,119 @@
+"""`@handler`: says which messages a function takes, and how.
+
+The declaration is kept on the function itself and found by `supervisor.handling.load`; the function
+stays what it was, so a test may simply call it. A wrong declaration fails at import with its file
+and line.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypedDict, TypeVar, get_type_hints
+
+from pydantic import ValidationError
+from typing_extensions import Unpack
+
+from supervisor.core.options import HANDLER_OPTIONS
+from supervisor.errors import HandlerError, did_you_mean
+from supervisor.settings.model import HandlerOptions
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+#: Where a function keeps its declarations.
+ATTRIBUTE = "__supervisor_handlers__"
+#: A group of this name would put its keys where a stream keeps its idempotency keys.
+_RESERVED_GROUPS = {"idempotency"}
+
+
+class DeclaredOptions(TypedDict, total=False):
+    """What a handler may say of its own delivery; config.toml has the last word."""
+
+    max_deliveries: int
+    timeout_s: float
+    concurrency: int
+    batch_size: int
+    retry_base_s: float
+    retry_max_s: float
+    start: str
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """One use of `@handler`."""
+
+    stream: str
+    group: str
+    options: DeclaredOptions
+    #: `file:line` of the decorator.
+    where: str
+
+
+def handler(stream: str, *, group: str, **options: Unpack[DeclaredOptions]) -> Callable[[Function], Function]:
+    """Have the decorated function handle `stream`'s messages as a member of `group`.
+
+    The first parameter's annotation says what it gets: a pydantic model, a dataclass, a TypedDict,
+    `dict[str, str]`, `Message`, or a `list[...]` of one of these for batches. Returning means done;
+    raising means retry with backoff, then dead letter. Options: max_deliveries, timeout_s,
+    concurrency (per worker), batch_size, retry_base_s, retry_max_s, start ("0" or "$").
+
+    Raises HandlerError for an unknown option or a value that is out of range.
+    """
+    caller = sys._getframe(1)
+    where = f"{caller.f_code.co_filename}:{caller.f_lineno}"
+    _check_name(where, "stream", stream)
+    _check_name(where, "group", group)
+    if group in _RESERVED_GROUPS:
+        raise HandlerError(f"{where}: group {group!r} is reserved; choose another name")
+    _check_options(where, dict(options))
+    declaration = Declaration(stream, group, options, where)
+
+    def declare(function: Function) -> Function:
+        declared = [*getattr(function, ATTRIBUTE, []), declaration]
+        setattr(function, ATTRIBUTE, declared)
+        return function
+
+    return declare
+
+
+def first_parameter(function: Callable[..., Any], where: str) -> object:
+    """The annotation of the function's first parameter. Raises HandlerError when there is none."""
+    code = getattr(function, "__code__", None)
+    if code is None or code.co_argcount < 1:
+        raise HandlerError(f"{where}: {_name(function)} must take the message as its first parameter")
+    if code.co_argcount - len(function.__defaults__ or ()) > 1:  # type: ignore[attr-defined]
+        raise HandlerError(f"{where}: {_name(function)} must take one parameter; the others need defaults")
+    name = code.co_varnames[0]
+    try:
+        hints = get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise HandlerError(
+            f"{where}: {_name(function)}: the annotation of {name!r} can't be resolved: {error}"
+            " (an import under TYPE_CHECKING is not there at run time)"
+        ) from None
+    if name not in hints:
+        raise HandlerError(f"{where}: {_name(function)}: parameter {name!r} needs an annotation")
+    found: object = hints[name]
+    return found
+
+
+def _check_name(where: str, what: str, value: object) -> None:
+    if not isinstance(value, str) or not value or any(ord(c) < 32 for c in value):  # noqa: PLR2004 - control characters
+        raise HandlerError(f"{where}: {what} must be a non-empty string without control characters, not {value!r}")
+
+
+def _check_options(where: str, options: dict[str, Any]) -> None:
+    for name in options:
+        if name not in HANDLER_OPTIONS:
+            hint = did_you_mean(name, HANDLER_OPTIONS)
+            raise HandlerError(f"{where}: unknown option {name!r}{hint} (known: {', '.join(HANDLER_OPTIONS)})")
+    try:
+        HandlerOptions.model_validate(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise HandlerError(f"{where}: option {first['loc'][0]} = {first['input']!r}: {first['msg']}") from None
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", repr(function))
