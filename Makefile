@@ -1,0 +1,72 @@
+# Everything is installed into .venv, from versions pinned by hash. `make` alone lists the targets.
+#
+#   make run                        on a machine with nothing but Python >= 3.11
+#   make run PYTHON=python3.12      with a certain Python
+#   make run ARGS="--workers 2"     with other arguments for `supervisor start`
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+ARGS ?= --workers 8
+PYTEST_ARGS ?=
+LINTED := supervisor api handlers tests benchmarks
+
+.PHONY: help install run test lint format bench constraints clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed ## make .venv with the `supervisor` command
+
+run: $(VENV)/.installed ## install, then run the pool in the foreground
+	@exec $(BIN)/supervisor start $(ARGS)
+
+test: $(VENV)/.installed-dev ## install what the tests need, then run them all
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check $(LINTED)
+	$(BIN)/ruff format --check $(LINTED)
+	$(BIN)/mypy supervisor api handlers
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev ## put the code into ruff's shape
+	$(BIN)/ruff check --fix $(LINTED)
+	$(BIN)/ruff format $(LINTED)
+
+bench: $(VENV)/.installed-dev ## all benchmarks, a few minutes
+	@for name in throughput recovery sharing memory producer; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+clean: ## remove everything that was installed or built here; .supervisor (your data) stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+# The stamps are written last, so what was interrupted is done again.
+$(VENV)/.python: .ci/find-python
+	@python="$$(bash .ci/find-python '$(PYTHON)')" && echo "making $(VENV) with $$python" \
+		&& "$$python" -m venv --clear $(VENV) && touch $@
+
+$(VENV)/.installed: $(VENV)/.python constraints.txt pyproject.toml
+	@echo "installing the supervisor into $(VENV)"
+	@$(PIP) install --no-deps --require-hashes -r constraints.txt
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed constraints-dev.txt
+	@echo "installing what tests and linters need into $(VENV)"
+	@$(PIP) install --no-deps --require-hashes -r constraints-dev.txt
+	@touch $@
+
+# Runtime versions are settled first; the second file adds to them and never contradicts them.
+UV = build/uv/bin/uv
+COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--custom-compile-command "make constraints" --no-emit-index-url --no-emit-find-links
+constraints: $(VENV)/.python ## settle all versions anew (needs the network)
+	@test -x $(UV) || { $(BIN)/python -m venv build/uv && build/uv/bin/python -m pip --quiet install uv; }
+	@echo 'setuptools>=77' > build/build-system.in
+	$(COMPILE) --upgrade pyproject.toml build/build-system.in -o constraints.txt
+	$(COMPILE) --upgrade --extra test --extra lint --extra bench --constraint constraints.txt \
+		pyproject.toml build/build-system.in -o constraints-dev.txt
