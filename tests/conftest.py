@@ -1,0 +1,100 @@
+"""Fixtures that all tests share: real servers, clients, pools.
+
+1. `redis_server` is fresh for each test and may be killed; `redis_url` and `redis` belong to it.
+2. `every_server` runs the test once on each kind of server that was found.
+3. `start_pool` starts real pools and, at the end, fails the test if one left a process behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from tests.support.flavours import flavours
+from tests.support.pool import Pool
+from tests.support.servers import AnyServer, default_flavour, start_server
+
+#: Quick ones first: a broken rule shows before the first process is started.
+ORDER = ("unit", "redis", "http", "process", "guide")
+
+
+def pytest_report_header() -> str:
+    """Say which servers the tests run on."""
+    return "servers: " + ", ".join(flavour.name for flavour in flavours())
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`every_server` stands for all servers that were found."""
+    if "every_server" in metafunc.fixturenames:
+        found = flavours()
+        metafunc.parametrize("every_server", found, ids=[flavour.name for flavour in found], indirect=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort by folder, and keep the order within each."""
+    here = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        folder = item.path.relative_to(here).parts[0] if item.path.is_relative_to(here) else ""
+        return ORDER.index(folder) if folder in ORDER else len(ORDER)
+
+    items.sort(key=place)
+
+
+@pytest.fixture
+def redis_server() -> Iterator[AnyServer]:
+    """A fresh server without persistence that the test may kill, stop, freeze and restart."""
+    with start_server(default_flavour()) as server:
+        yield server
+
+
+@pytest.fixture
+def durable_server() -> Iterator[AnyServer]:
+    """The same with `appendonly yes`: what was confirmed is there after a restart."""
+    with start_server(default_flavour(), appendonly=True) as server:
+        yield server
+
+
+@pytest.fixture
+def every_server(request: pytest.FixtureRequest) -> Iterator[AnyServer]:
+    """A fresh server of each kind in turn."""
+    with start_server(request.param) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: AnyServer) -> str:
+    """The URL of `redis_server`."""
+    return redis_server.url
+
+
+@pytest.fixture
+async def redis(redis_server: AnyServer) -> AsyncIterator[Redis]:
+    """A client of `redis_server`, bytes out."""
+    async with redis_server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def start_pool(tmp_path: Path) -> Iterator[Callable[..., Pool]]:
+    """Start a pool: `start_pool(handlers_text, redis_url=..., workers=2, config="", api=False, ready=True)`."""
+    pools: list[Pool] = []
+
+    def start(handlers: str, *, ready: bool = True, **options: Any) -> Pool:
+        pool = Pool(tmp_path / f"project{len(pools)}", handlers, **options)
+        pools.append(pool)
+        return pool.start(ready=ready)
+
+    yield start
+    failures = []
+    for pool in reversed(pools):
+        try:
+            pool.close()
+        except AssertionError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]

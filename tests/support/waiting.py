@@ -1,0 +1,74 @@
+"""Waiting for what must become true: a condition, a limit, and a message that says what was seen instead.
+
+Tests never sleep for an event. What is awaited here either happens or fails the test with the last
+value (or error) of the condition.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class _Watch:
+    """One wait: its clock, the last thing seen, and the text when it was in vain."""
+
+    def __init__(self, condition: Callable[[], Any], limit_s: float, what: str) -> None:
+        self._what = what or _text(condition)
+        self._limit_s = limit_s
+        self._until = time.monotonic() + limit_s
+        self._last: object = None
+
+    def saw(self, value: object) -> None:
+        self._last = value
+        if time.monotonic() >= self._until:
+            seen = f"raised {value!r}" if isinstance(value, BaseException) else f"was {value!r}"
+            raise AssertionError(f"not within {self._limit_s:g} s: {self._what} (at last it {seen})")
+
+
+def eventually(condition: Callable[[], T], limit_s: float = 10.0, interval_s: float = 0.01, what: str = "") -> T:
+    """Call `condition` until it returns something true, and return that.
+
+    Exceptions count as "not yet". Raises AssertionError after `limit_s`.
+    """
+    watch = _Watch(condition, limit_s, what)
+    while True:
+        try:
+            value = condition()
+        except Exception as error:
+            watch.saw(error)
+        else:
+            if value:
+                return value
+            watch.saw(value)
+        time.sleep(interval_s)
+
+
+async def eventually_async(
+    condition: Callable[[], T | Awaitable[T]], limit_s: float = 10.0, interval_s: float = 0.01, what: str = ""
+) -> T:
+    """The same on an event loop; `condition` may be a plain or an async function."""
+    watch = _Watch(condition, limit_s, what)
+    while True:
+        try:
+            found = condition()
+            value: Any = await found if inspect.isawaitable(found) else found
+        except Exception as error:
+            watch.saw(error)
+        else:
+            if value:
+                return value  # type: ignore[no-any-return]
+            watch.saw(value)
+        await asyncio.sleep(interval_s)
+
+
+def _text(condition: Callable[[], Any]) -> str:
+    try:
+        return " ".join(inspect.getsource(condition).split())
+    except (OSError, TypeError):
+        return repr(condition)
