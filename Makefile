@@ -21,6 +21,7 @@ help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed ## make .venv with the `supervisor` command
+	@:
 
 run: $(VENV)/.installed ## install, then run the pool in the foreground
 	@exec $(BIN)/supervisor start $(ARGS)

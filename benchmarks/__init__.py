@@ -1,0 +1,1 @@
+"""Measurements of the pool; each is a command, `python -m benchmarks.NAME --help`."""

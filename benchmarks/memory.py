@@ -1,0 +1,154 @@
+"""Memory of a worker and time until a pool is READY, beside processes that start otherwise.
+
+The stand-ins import what a worker imports, start an event loop and get one answer from Redis:
+`fork` forks without freezing the heap, `spawn` starts a new interpreter for each. PSS divides shared
+pages by the processes that share them, so the sum of all PSS is what the pool costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.tools import STREAM, Report, arguments, median, project, say, server
+from tests.support.servers import RedisServer
+from tests.support.waiting import eventually
+
+HANDLER = f"""
+from pydantic import BaseModel, EmailStr
+from supervisor import handler
+
+class UserCreated(BaseModel):
+    user_id: int
+    email: EmailStr
+
+@handler({STREAM!r}, group="memory")
+async def handle(event: UserCreated) -> None:
+    pass
+"""
+Sample = tuple[float, list[int], list[int], list[int]]
+
+
+def figures(pids: list[int]) -> tuple[list[int], list[int], list[int]]:
+    """RSS, PSS (0 where the system has none) and private bytes of the processes."""
+    found: list[Any] = [psutil.Process(pid).memory_full_info() for pid in pids]
+    return [m.rss for m in found], [getattr(m, "pss", 0) for m in found], [m.uss for m in found]
+
+
+def pool_sample(running: RedisServer, workers: int) -> Sample:
+    """Start a pool; ms from the command to the line that says READY, as its start screen shows it."""
+    with project(HANDLER, redis_url=running.url, workers=workers) as pool:
+        begun = time.perf_counter()
+        pool.start(ready=False)
+        eventually(
+            lambda: re.search(rf"\b{workers}/{workers}\b", pool.output), 30, 0.002, "the start screen says READY"
+        )
+        took_ms = (time.perf_counter() - begun) * 1000
+        return took_ms, *figures([worker["pid"] for worker in pool.wait_ready()["workers"]])
+
+
+def stand_in_sample(kind: str, running: RedisServer, workers: int) -> Sample:
+    """Start the stand-in, which prints one line when all of its children are ready."""
+    begun = time.perf_counter()
+    words = [sys.executable, "-m", "benchmarks.memory", "--stand-in", kind, "--workers", str(workers)]
+    environment = os.environ | {"STAND_IN_URL": running.url}
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout is not None
+        line = parent.stdout.readline()
+        took_ms = (time.perf_counter() - begun) * 1000
+        found = figures([int(pid) for pid in line.split()])
+        parent.communicate("end\n")
+    return took_ms, *found
+
+
+def stand_in(kind: str, workers: int) -> None:
+    """Be the parent of `workers` children of that kind until stdin says to end."""
+    reader, writer = os.pipe()
+    children: list[int] = []
+    if kind == "fork":
+        import supervisor.worker.main  # noqa: F401 - what the children share
+
+        gc.collect()
+        for _ in range(workers):
+            pid = os.fork()
+            if pid == 0:
+                os.close(0)
+                os.close(reader)
+                child(writer)
+            children.append(pid)
+    else:
+        text = f"import supervisor.worker.main, benchmarks.memory as m; m.child({writer})"
+        spawned = [subprocess.Popen([sys.executable, "-c", text], pass_fds=[writer]) for _ in range(workers)]
+        children = [process.pid for process in spawned]
+    ready = b""
+    while len(ready) < workers:
+        ready += os.read(reader, workers)
+    print(*children, flush=True)
+    sys.stdin.readline()
+    for pid in children:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+
+
+def child(writer: int) -> None:
+    """A loop, one answer from Redis, then wait to be killed."""
+    import asyncio
+
+    import uvloop
+
+    from supervisor.broker.connect import client
+
+    async def live() -> None:
+        await client(os.environ["STAND_IN_URL"]).ping()
+        os.write(writer, b"r")
+        await asyncio.Event().wait()
+
+    uvloop.run(live())
+
+
+def main() -> None:
+    """Measure and print."""
+    parser: argparse.ArgumentParser = arguments(str(__doc__), rounds=3)
+    parser.add_argument("--workers", type=int, default=8, help="worker processes (default: 8)")
+    parser.add_argument("--stand-in", choices=("fork", "spawn"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.stand_in:
+        stand_in(options.stand_in, options.workers)
+        return
+    report = Report(
+        f"Memory and start-up of {options.workers} workers, {options.rounds} rounds",
+        ("", "ms to READY", "RSS MB", "PSS MB", "private MB", "PSS MB, all"),
+    )
+    with server(options) as running:
+        report.measured_on(running)
+        for name in ("pool", "fork", "spawn"):
+            samples = []
+            for _ in range(options.rounds):
+                is_pool = name == "pool"
+                took = (
+                    pool_sample(running, options.workers)
+                    if is_pool
+                    else stand_in_sample(name, running, options.workers)
+                )
+                samples.append(took)
+                say(f"{name}: {took[0]:.0f} ms")
+            columns = [[value / 1e6 for s in samples for value in s[index]] for index in (1, 2, 3)]  # type: ignore[union-attr]
+            total = median([sum(sample[2]) / 1e6 for sample in samples])
+            report.row(name, median([sample[0] for sample in samples]), *(median(column) for column in columns), total)
+    report.notes.append("RSS, PSS and private: the median of the workers. ms: from the command, interpreter included.")
+    if not Path("/proc/self/smaps_rollup").exists():
+        report.notes.append("This system has no PSS; private is what psutil calls USS.")
+    report.show(as_json=options.json)
+
+
+if __name__ == "__main__":
+    main()
