@@ -39,6 +39,8 @@ class Head(IntEnum):
     START_NS = 4
     #: Not 0: every child shall drain.
     SHUTDOWN = 5
+    #: Not 0: workers take nothing new.
+    PAUSED = 6
     #: The keeper's last finished turn and whether Redis answered it.
     KEEPER_BEAT_NS = 8
     KEEPER_REDIS_OK = 9
@@ -53,6 +55,8 @@ class Word(IntEnum):
     RESTARTS = 3
     #: Raised by the arbiter or the keeper: read your own pending list again.
     SWEEP = 4
+    #: Set before a slot is drained for good: 1 + the slot that inherits its waiting retries.
+    LEAVE = 5
 
     BEAT_NS = 8
     STATE = 9

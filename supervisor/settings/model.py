@@ -6,6 +6,7 @@ config.toml) is `supervisor.settings.load`'s job.
 
 from __future__ import annotations
 
+import re
 import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +15,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+
+_NAME = "a name without spaces, colons and braces"
+_START = 'an entry id such as "0" or "1700000000000-0", or "$" for new entries only'
+_START_PATTERN = r"^(\$|\d+(-\d+)?)$"
+_PORT = r"([1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5])"
+_BIND_PATTERN = rf"^(\[[0-9a-fA-F:.]+\]|[^:\s\[\]]+):{_PORT}$"
+
+
+def _host_name() -> str:
+    return re.sub(r"[\s:{}]+", "-", socket.gethostname()) or "localhost"
 
 
 class Section(BaseModel):
@@ -26,7 +37,7 @@ class RedisSettings(Section):
     """`[redis]`: where the streams live."""
 
     #: redis://, rediss:// or unix://; empty: a server of our own, kept in `state_dir`/redis.
-    url: str = ""
+    url: str = Field("", pattern=r"^$|^(redis|rediss|unix)://.", description="redis://..., rediss://..., unix://... or empty")
     #: How the embedded server syncs its append-only file.
     appendfsync: Literal["everysec", "always", "no"] = "everysec"
     #: How long to wait for a connection, and at boot for Redis to answer at all.
@@ -38,9 +49,9 @@ class PoolSettings(Section):
 
     workers: Annotated[int, Field(ge=0, le=256)] = 8
     #: This host's name in consumer names.
-    host: str = Field(default_factory=socket.gethostname, pattern=r"^[^\s:{}]+$")
+    host: str = Field(default_factory=_host_name, pattern=r"^[^\s:{}]+$", description=_NAME)
     #: Tells pools apart that run on one host.
-    name: str = Field("", pattern=r"^[^\s:{}]*$")
+    name: str = Field("", pattern=r"^[^\s:{}]*$", description=_NAME)
     #: The whole shutdown's deadline.
     drain_s: Seconds = 25.0
     #: A worker without a sign of life for this long is killed.
@@ -52,7 +63,8 @@ class PoolSettings(Section):
 class ConsumerSettings(Section):
     """`[consumer]`: how workers read and run; each handler and stream may differ."""
 
-    start: str = Field("0", pattern=r"^(\$|\d+(-\d+)?)$")
+    #: Where a new group begins: "0" is the stream's first entry, "$" what comes after the group was made.
+    start: str = Field("0", pattern=_START_PATTERN, description=_START)
     batch_size: Annotated[int, Field(ge=1, le=10_000)] = 100
     concurrency: Annotated[int, Field(ge=1, le=10_000)] = 100
     timeout_s: Seconds = 60.0
@@ -81,7 +93,7 @@ class ApiSettings(Section):
 
     enabled: bool = True
     #: host:port. Anything but loopback needs `token`.
-    bind: str = Field("127.0.0.1:8000", pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$")
+    bind: str = Field("127.0.0.1:8000", pattern=_BIND_PATTERN, description="host:port, with an IPv6 host in brackets")
     #: When set, every request but the probes must carry `Authorization: Bearer <token>`.
     token: str = ""
     #: A publish is answered within this time, with 503 when Redis has not stored it.
@@ -107,7 +119,7 @@ class HandlerOptions(Section):
     batch_size: Annotated[int, Field(ge=1, le=10_000)] | None = None
     retry_base_s: Seconds | None = None
     retry_max_s: Seconds | None = None
-    start: str | None = Field(None, pattern=r"^(\$|\d+(-\d+)?)$")
+    start: str | None = Field(None, pattern=_START_PATTERN, description=_START)
 
 
 class StreamSettings(HandlerOptions):

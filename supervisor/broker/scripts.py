@@ -1,0 +1,82 @@
+"""The Lua scripts of settling and housekeeping: what must be atomic, is here.
+
+The order in each is create first, remove last: a script that stops half way then leaves a message
+pending, never lost (an error in MULTI would not stop the XACK behind it).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A script and the digest to call it by."""
+
+    text: str
+    sha: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Compute what EVALSHA wants."""
+        object.__setattr__(self, "sha", hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest())
+
+
+#: KEYS stream, retries, crashes; ARGV group, id... Acks messages that had failed before.
+ACK_RETRIED = Script(
+    """
+local acked = redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 2))
+redis.call('HDEL', KEYS[2], unpack(ARGV, 2))
+redis.call('HDEL', KEYS[3], unpack(ARGV, 2))
+return acked
+"""
+)
+
+#: KEYS stream, retries, crashes, dead; ARGV group, id, then the dead letter's names and values.
+#: Writes nothing when the message is no longer pending: somebody else has settled it.
+DEAD_LETTER = Script(
+    """
+local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1)
+if #pending == 0 then
+  return false
+end
+local id = redis.call('XADD', KEYS[4], '*', unpack(ARGV, 3))
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
+redis.call('HDEL', KEYS[2], ARGV[2])
+redis.call('HDEL', KEYS[3], ARGV[2])
+return id
+"""
+)
+
+#: KEYS stream; ARGV group, consumer. -1: it holds pending messages and stays.
+DELETE_CONSUMER = Script(
+    """
+local pending = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2])
+if #pending > 0 then
+  return -1
+end
+return redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
+"""
+)
+
+#: KEYS lease; ARGV token, ttl ms. 1: ours (again), 0: somebody else's.
+TAKE_LEASE = Script(
+    """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then
+  return 0
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+)
+
+#: KEYS lease; ARGV token. Gives the lease back, if it is ours.
+DROP_LEASE = Script(
+    """
+if redis.call('GET', KEYS[1]) == ARGV[1] then
+  return redis.call('DEL', KEYS[1])
+end
+return 0
+"""
+)

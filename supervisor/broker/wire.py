@@ -1,0 +1,119 @@
+"""Redis commands over one of redis-py's connections, driven by hand.
+
+`Wire` sends a pipeline and reads its replies, one caller at a time. It holds no retry logic: a lost
+connection is an exception, and the caller knows what may be sent again. The connection is made at the
+first use and again at the first use after it was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from hiredis import pack_command  # type: ignore[attr-defined]
+from redis.exceptions import NoScriptError, ResponseError
+
+from supervisor.broker.connect import connection
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from supervisor.broker.scripts import Script
+
+Argument = bytes | str | int | float
+#: How much longer than the server's own BLOCK a reply may take before the link counts as dead.
+REPLY_SLACK_S = 3.0
+
+
+class Wire:
+    """One connection for commands that do not block."""
+
+    def __init__(self, url: str, *, name: str = "", connect_timeout_s: float = 5.0, reply_timeout_s: float = 5.0):
+        self._connection = connection(url, connect_timeout_s=connect_timeout_s, name=name)
+        self._reply_timeout_s = reply_timeout_s
+        self._lock = asyncio.Lock()
+
+    async def call(self, *arguments: Argument) -> Any:
+        """One command's reply. Raises redis-py's errors, ResponseError included."""
+        (reply,) = await self.pipeline([pack_command(arguments)])
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    async def script(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Any:
+        """A script's reply; its text is sent only when the server does not know it yet."""
+        tail = (len(keys), *keys, *arguments)
+        try:
+            return await self.call("EVALSHA", script.sha, *tail)
+        except NoScriptError:
+            return await self.call("EVAL", script.text, *tail)
+
+    async def pipeline(self, packed: Sequence[bytes]) -> list[Any]:
+        """The replies of packed commands in order, errors of the server among them as exceptions.
+
+        Raises ConnectionError or TimeoutError when the link fails; which commands ran is then unknown.
+        """
+        async with self._lock:
+            try:
+                await self._connection.connect()
+                await self._connection.send_packed_command(packed, check_health=False)
+                return [await self._reply() for _ in packed]
+            except BaseException:
+                await self._connection.disconnect(nowait=True)
+                raise
+
+    async def close(self) -> None:
+        """Drop the connection."""
+        await self._connection.disconnect(nowait=True)
+
+    async def _reply(self) -> Any:
+        try:
+            return await self._connection.read_response(disable_decoding=True, timeout=self._reply_timeout_s)
+        except ResponseError as error:
+            return error
+
+
+class BlockingReader:
+    """One connection for blocking reads of a group, as one consumer.
+
+    `send` and `receive` are apart, so that the next read is on the wire while a batch is handled.
+    Never cancel `receive`: what was just delivered would be stranded. End it with CLIENT UNBLOCK.
+    """
+
+    def __init__(self, url: str, stream: str, group: str, consumer: str, *, connect_timeout_s: float = 5.0):
+        self._connection = connection(url, connect_timeout_s=connect_timeout_s, name=f"supervisor-{consumer}")
+        self._head = ("XREADGROUP", "GROUP", group, consumer, "COUNT")
+        self._stream = stream
+        self._timeout_s = REPLY_SLACK_S
+        self.client_id = 0
+        #: A read is on the wire and its reply not yet taken.
+        self.outstanding = False
+
+    async def connect(self) -> None:
+        """Connect and learn the id by which the server knows this connection."""
+        await self.close()
+        await self._connection.connect()
+        await self._connection.send_packed_command(pack_command(("CLIENT", "ID")), check_health=False)
+        self.client_id = int(await self._connection.read_response(timeout=REPLY_SLACK_S))
+
+    async def send(self, count: int, *, block_ms: int | None = None, start: str = ">") -> None:
+        """Put a read on the wire. `start`: `>` for new entries, an id for one's own pending ones after it."""
+        block = () if block_ms is None else ("BLOCK", block_ms)
+        command = (*self._head, count, *block, "STREAMS", self._stream, start)
+        self._timeout_s = (block_ms or 0) / 1000 + REPLY_SLACK_S
+        self.outstanding = True
+        await self._connection.send_packed_command(pack_command(command), check_health=False)
+
+    async def receive(self) -> list[list[Any]]:
+        """The entries of the read on the wire, `[id, [name, value, ...]]` each; [] when there were none.
+
+        An entry that was deleted while pending comes as `[id, None]`.
+        """
+        reply = await self._connection.read_response(disable_decoding=True, timeout=self._timeout_s)
+        self.outstanding = False
+        return reply[0][1] if reply else []
+
+    async def close(self) -> None:
+        """Drop the connection; a read on the wire is forgotten, its entries stay pending."""
+        self.outstanding = False
+        await self._connection.disconnect(nowait=True)

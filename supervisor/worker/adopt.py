@@ -1,0 +1,46 @@
+"""What a worker finds in its own pending list, and what is to be done with each. Pure.
+
+After a crash the pending list of the same consumer name holds three kinds of messages: those that
+wait for a retry, those whose handler may have been running (suspects: one of them may be what ended
+the process) and those that had only been read. Shared memory tells the last two apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from supervisor.core.ids import parse_id
+from supervisor.worker.delivery import Delivery
+
+
+@dataclass(slots=True)
+class Adopted:
+    """The pending messages by what is to be done."""
+
+    #: Only read: run as usual.
+    plain: list[Delivery] = field(default_factory=list)
+    #: Perhaps running at the crash: run one at a time.
+    suspects: list[Delivery] = field(default_factory=list)
+    #: Failed before: (delivery, seconds until it is due).
+    waiting: list[tuple[Delivery, float]] = field(default_factory=list)
+
+
+def sort_out(
+    found: list[Delivery], records: list[bytes | None], started: tuple[int, int], now_ms: int
+) -> Adopted:
+    """Sort the pending `found`; `records` are their entries in the retries hash, in the same order.
+
+    `started` is the highest id whose handler the predecessor had started.
+    """
+    adopted = Adopted()
+    for delivery, record in zip(found, records, strict=True):
+        if record is not None:
+            attempts, _, due_ms = record.partition(b":")
+            delivery.failed_before = int(attempts)
+            delivery.recorded = True
+            adopted.waiting.append((delivery, max(0.0, (int(due_ms) - now_ms) / 1000)))
+        elif parse_id(delivery.id) <= started:
+            adopted.suspects.append(delivery)
+        else:
+            adopted.plain.append(delivery)
+    return adopted

@@ -1,0 +1,309 @@
+"""Runs deliveries through one handler, at most `concurrency` at a time.
+
+1. Runners are tasks that outlive a message: one after another is awaited in the same task, and a
+   message that never waits costs no Task. Only when a runner's message does wait, another runner
+   goes on with what is ready.
+2. So a handler has a real `asyncio.current_task()`, which timeouts and task groups need.
+3. It measures and limits; how a message is settled is its owner's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextvars import copy_context
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Protocol
+
+from supervisor.worker.meter import Meter, Timed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from concurrent.futures import Executor as Threads
+
+    from supervisor.handling.load import HandlerSpec
+    from supervisor.worker.delivery import Delivery
+
+#: After a stretch of this length without a wait, the loop gets a turn: for beats, acks and retries.
+STRETCH_S_MAX = 0.01
+_WATCH_S_MAX = 0.5
+
+
+class HandlerTimeoutError(Exception):
+    """The handler did not end within its `timeout_s`."""
+
+
+class Settle(Protocol):
+    """Who decides what becomes of a delivery."""
+
+    def done(self, delivery: Delivery) -> None:
+        """The handler returned."""
+
+    def failed(self, delivery: Delivery, error: BaseException) -> None:
+        """The handler raised, or the message did not fit it."""
+
+    def progress(self) -> None:
+        """There is room again."""
+
+
+class _Runner:
+    """A task and what it has in hand."""
+
+    __slots__ = ("current", "started_s", "task", "timed_out", "wake")
+
+    def __init__(self) -> None:
+        self.current: Sequence[Delivery] = ()
+        self.started_s = 0.0
+        self.timed_out = False
+        self.wake: asyncio.Future[None] | None = None
+        self.task: asyncio.Task[None]
+
+
+class Executor:
+    """The running and the ready deliveries of one handler."""
+
+    def __init__(self, spec: HandlerSpec, settle: Settle, threads: Threads, threads_max: int) -> None:
+        self._spec = spec
+        self._settle = settle
+        self._threads = threads
+        self._loop = asyncio.get_running_loop()
+        self._limit = spec.options.concurrency if spec.is_async else min(spec.options.concurrency, threads_max)
+        self._unit = spec.options.batch_size if spec.batch else 1
+        self._runners_max = max(1, self._limit // self._unit)
+        self._ready: deque[Delivery] = deque()
+        self._active: set[_Runner] = set()
+        self._idle: list[_Runner] = []
+        self._yielding = 0
+        self._kick_due = False
+        self._watch: asyncio.TimerHandle | None = None
+        self._aborting = False
+        self._context = copy_context()
+        self.meter = Meter()
+
+    @property
+    def in_hand(self) -> int:
+        """How many deliveries run or are ready to."""
+        return len(self._ready) + self.running
+
+    @property
+    def running(self) -> int:
+        """How many deliveries run."""
+        return sum(len(runner.current) for runner in self._active)
+
+    @property
+    def unstarted(self) -> int:
+        """How many deliveries wait for their turn."""
+        return len(self._ready)
+
+    @property
+    def room(self) -> int:
+        """How many more deliveries could be run at once."""
+        return max(self._limit, self._unit) - self.in_hand
+
+    def ids(self) -> Iterable[bytes]:
+        """The ids in hand."""
+        yield from (delivery.id for delivery in self._ready)
+        for runner in self._active:
+            yield from (delivery.id for delivery in runner.current)
+
+    def submit(self, deliveries: Iterable[Delivery]) -> None:
+        """Run these, in order, as soon as there is room."""
+        self._ready.extend(deliveries)
+        self._advance()
+
+    def withdraw(self) -> list[Delivery]:
+        """Take back all that was not started."""
+        taken = list(self._ready)
+        self._ready.clear()
+        return taken
+
+    async def abort(self) -> None:
+        """Cancel what runs; it stays pending."""
+        self._aborting = True
+        self._ready.clear()
+        tasks = [runner.task for runner in (*self._active, *self._idle)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._watch is not None:
+            self._watch.cancel()
+
+    # A stretch: one runner goes through what is ready until a message waits.
+
+    async def _run(self, runner: _Runner) -> None:
+        while True:
+            self._kick_soon()
+            if self._unit == 1 and self._spec.is_async:
+                await self._run_singles(runner)
+            else:
+                await self._run_units(runner)
+            self._active.discard(runner)
+            self._settle.progress()
+            if copy_context() != self._context:
+                return  # the handler left context variables behind: the next message must not see them
+            runner.wake = self._loop.create_future()
+            self._idle.append(runner)
+            await runner.wake
+
+    async def _run_singles(self, runner: _Runner) -> None:
+        """The hot path: about a microsecond a message on top of the handler."""
+        spec, ready, meter, done = self._spec, self._ready, self.meter, self._settle.done
+        function, decode, stream, group = spec.function, spec.decode, spec.stream, spec.group
+        now_s = perf_counter()
+        while ready:
+            delivery = ready.popleft()
+            runner.current = (delivery,)
+            runner.started_s = now_s
+            steps = meter.steps
+            try:
+                await function(decode(delivery.message(stream, group)))
+            except asyncio.CancelledError as error:
+                self._cancelled(runner, error)
+            except (Exception, SystemExit, KeyboardInterrupt) as error:
+                self._settle.failed(delivery, error)
+            else:
+                done(delivery)
+            runner.current = ()
+            now_s = perf_counter()
+            meter.ran += 1
+            if meter.steps == steps and now_s - runner.started_s > meter.slowest_s:
+                meter.slowest_s = now_s - runner.started_s
+            if now_s - meter.step_began_s > STRETCH_S_MAX:
+                await self._yield()
+                now_s = perf_counter()
+
+    async def _run_units(self, runner: _Runner) -> None:
+        """Batches, and single messages of plain functions."""
+        meter, ready = self.meter, self._ready
+        while ready:
+            unit = [ready.popleft() for _ in range(min(self._unit, len(ready)))]
+            ran, steps = len(unit), meter.steps
+            runner.current = unit
+            runner.started_s = perf_counter()
+            try:
+                await self._call(unit)
+            except asyncio.CancelledError as error:
+                self._cancelled(runner, error)
+            except (Exception, SystemExit, KeyboardInterrupt) as error:
+                self._raised(unit, error)
+            runner.current = ()
+            meter.ran += ran
+            held_s = perf_counter() - runner.started_s
+            if meter.steps == steps or not self._spec.is_async:
+                meter.slowest_s = max(meter.slowest_s, held_s / ran)
+            if perf_counter() - meter.step_began_s > STRETCH_S_MAX:
+                await self._yield()
+
+    async def _yield(self) -> None:
+        self._yielding += 1
+        await asyncio.sleep(0)
+        self._yielding -= 1
+        self._kick_soon()
+
+    async def _call(self, unit: list[Delivery]) -> None:
+        spec = self._spec
+        if spec.batch:
+            await self._call_batch(unit)
+            return
+        argument = spec.decode(unit[0].message(spec.stream, spec.group))
+        if spec.is_async:
+            await spec.function(argument)
+        else:
+            await self._in_thread(argument)
+        self._settle.done(unit[0])
+
+    async def _call_batch(self, unit: list[Delivery]) -> None:
+        spec = self._spec
+        fitting: dict[str, Delivery] = {}
+        arguments = []
+        for delivery in unit:
+            try:
+                arguments.append(spec.decode(delivery.message(spec.stream, spec.group)))
+            except Exception as error:
+                self._settle.failed(delivery, error)
+            else:
+                fitting[delivery.id.decode()] = delivery
+        unit[:] = fitting.values()
+        if not arguments:
+            return
+        if spec.is_async:
+            await spec.function(arguments)
+        else:
+            await self._in_thread(arguments)
+        for delivery in unit:
+            self._settle.done(delivery)
+
+    async def _in_thread(self, argument: Any) -> None:
+        context = copy_context()
+        await self._loop.run_in_executor(self._threads, context.run, self._spec.function, argument)
+
+    def _cancelled(self, runner: _Runner, error: asyncio.CancelledError) -> None:
+        if self._aborting:
+            raise error
+        if runner.timed_out:
+            runner.timed_out = False
+            runner.task.uncancel()
+            limit_s = self._spec.options.timeout_s
+            self._raised(runner.current, HandlerTimeoutError(f"not done within timeout_s = {limit_s:g}"))
+        else:  # the handler awaited something that was cancelled
+            self._raised(runner.current, error)
+
+    def _raised(self, unit: Sequence[Delivery], error: BaseException) -> None:
+        failed = getattr(error, "failed", None) if self._spec.batch else None
+        for delivery in unit:
+            if failed is None:
+                self._settle.failed(delivery, error)
+            elif (own := failed.get(delivery.id.decode())) is not None:
+                self._settle.failed(delivery, own)
+            else:
+                self._settle.done(delivery)
+
+    # Who runs: at most `_limit` deliveries in runners, one more runner whenever a message waits.
+
+    def _advance(self) -> None:
+        if self._ready and not self._yielding and len(self._active) < self._runners_max:
+            self._activate()
+
+    def _activate(self) -> None:
+        if self._idle:
+            runner = self._idle.pop()
+            self._active.add(runner)
+            if runner.wake is not None and not runner.wake.done():
+                runner.wake.set_result(None)
+            return
+        runner = _Runner()
+        self._active.add(runner)
+        runner.task = self._context.copy().run(self._loop.create_task, Timed(self._guard(runner), self.meter))
+
+    async def _guard(self, runner: _Runner) -> None:
+        try:
+            await self._run(runner)
+        finally:
+            self._active.discard(runner)
+            if self._ready and not self._aborting:
+                self._kick_soon()
+
+    def _kick_soon(self) -> None:
+        if not self._kick_due:
+            self._kick_due = True
+            self._loop.call_soon(self._kick)
+
+    def _kick(self) -> None:
+        self._kick_due = False
+        self._advance()
+        if self._watch is None and self._active:
+            self._arm()
+
+    def _arm(self) -> None:
+        interval_s = min(_WATCH_S_MAX, self._spec.options.timeout_s / 10)
+        self._watch = self._loop.call_later(interval_s, self._check_times)
+
+    def _check_times(self) -> None:
+        self._watch = None
+        overdue_s = perf_counter() - self._spec.options.timeout_s
+        for runner in self._active:
+            if runner.current and runner.started_s < overdue_s:
+                runner.timed_out = True
+                runner.task.cancel()
+        if self._active:
+            self._arm()

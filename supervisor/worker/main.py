@@ -1,0 +1,114 @@
+"""The body of a forked worker: its loop, its signals, its beat and its exit code.
+
+It is entered after the fork, in a process of its own, and returns the code to exit with. What it
+does with messages is `worker.runtime`'s business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from supervisor.board import Head, Word
+from supervisor.errors import EXIT_OK, WORKER_CONFIG, HandlerError
+from supervisor.log import complainer, worker_logger
+from supervisor.names import consumer_name, pool_id
+from supervisor.worker.runtime import Runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from supervisor.board import Board
+    from supervisor.handling.load import HandlerSpec
+    from supervisor.settings.model import Settings
+
+#: How often a worker shows that its loop turns; a tenth of the default limit.
+BEAT_S = 0.5
+
+
+def run(settings: Settings, specs: Sequence[HandlerSpec], board: Board, slot: int, *, burst: bool = False) -> int:
+    """Work until told to drain, or in a burst until nothing is left; the exit code."""
+    try:
+        return uvloop.run(_main(settings, specs, board, slot, burst=burst))
+    except HandlerError as error:
+        worker_logger(settings, slot).error("worker can't start", error=str(error))
+        return WORKER_CONFIG
+
+
+async def _main(settings: Settings, specs: Sequence[HandlerSpec], board: Board, slot: int, *, burst: bool) -> int:
+    pool = pool_id(settings.pool.host, settings.pool.name)
+    words = board.slot(slot)
+    complain = complainer(worker_logger(settings, slot))
+    runtime = Runtime(settings, specs, words, consumer_name(pool, slot), complain, burst=burst)
+    beat = Beat(board, slot, runtime)
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, beat.drain)
+    beat()
+    await runtime.run(beat.ready)
+    leave = words.get(Word.LEAVE)
+    await runtime.close(consumer_name(pool, leave - 1) if leave else None)
+    beat.stop()
+    return EXIT_OK
+
+
+class Beat:
+    """The worker's sign of life, and its look at what the arbiter wants."""
+
+    def __init__(self, board: Board, slot: int, runtime: Runtime) -> None:
+        """Beats for `slot`; starts with the first call."""
+        self._board = board
+        self._words = board.slot(slot)
+        self._runtime = runtime
+        self._loop = asyncio.get_running_loop()
+        self._parent = os.getppid()
+        self._sweeps = self._words.get(Word.SWEEP)
+        self._due_s = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+        self._draining: asyncio.Task[None] | None = None
+
+    def __call__(self) -> None:
+        """One beat: written by the loop itself, so a blocked loop shows."""
+        if os.getppid() != self._parent:  # where no signal tells of the arbiter's death
+            os._exit(EXIT_OK)
+        now_s = self._loop.time()
+        lag_ns = int((now_s - self._due_s) * 1e9)
+        if lag_ns > self._words.get(Word.LOOP_LAG_NS_MAX):
+            self._words.set(Word.LOOP_LAG_NS_MAX, lag_ns)
+        self._words.set(Word.BEAT_NS, time.monotonic_ns())
+        self._runtime.report()
+        self._obey()
+        self._due_s = now_s + BEAT_S
+        self._timer = self._loop.call_later(BEAT_S, self)
+
+    def ready(self) -> None:
+        """Everything is connected and adopted."""
+        if not self._words.get(Word.READY_NS):
+            self._words.set(Word.READY_NS, time.monotonic_ns())
+
+    def drain(self) -> None:
+        """Stop taking messages; the worker ends when what is in hand is done."""
+        if self._draining is None:
+            self._draining = self._loop.create_task(self._runtime.drain())
+
+    def stop(self) -> None:
+        """No more beats."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _obey(self) -> None:
+        if self._runtime.cut_off:
+            # Up, and waiting for Redis: that must not count as a worker that can't boot.
+            self.ready()
+        sweeps = self._words.get(Word.SWEEP)
+        if sweeps != self._sweeps:
+            self._sweeps = sweeps
+            self._runtime.sweep()
+        self._runtime.pause(bool(self._board.get(Head.PAUSED)))
+        if self._board.get(Head.SHUTDOWN):
+            self.drain()

@@ -1,0 +1,169 @@
+"""All consumers of one worker: opens them, runs suspects alone, reads, drains.
+
+It is the same in a forked worker and in a FastAPI app's lifespan; signals, beats and exit codes are
+the process's business, not its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from supervisor.board import Word, WorkerState
+from supervisor.broker.wire import Wire
+from supervisor.context import Context, enter
+from supervisor.errors import HandlerError
+from supervisor.settings.place import redis_url
+from supervisor.worker.consumer import Consumer, Surroundings
+from supervisor.worker.settler import Settler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from supervisor.board import RowBoard, SlotBoard
+    from supervisor.handling.load import HandlerSpec
+    from supervisor.settings.model import Settings
+    from supervisor.worker.delivery import Delivery
+
+
+class Runtime:
+    """The consumers of one slot, with their shared connection, settler and threads."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        specs: Sequence[HandlerSpec],
+        board: SlotBoard,
+        name: str,
+        complain: Callable[[str, BaseException], None],
+        *,
+        burst: bool = False,
+    ) -> None:
+        """`name` is the consumer's. Make it inside the running loop, after the fork."""
+        url, connect_timeout_s = redis_url(settings), settings.redis.connect_timeout_s
+        self._board = board
+        self._context = Context(settings.app, settings.state_dir.absolute(), name, url)
+        self._wire = Wire(url, name=f"supervisor-{name}", connect_timeout_s=connect_timeout_s)
+        self.settler = Settler(self._wire, board, complain)
+        self._threads = ThreadPoolExecutor(settings.consumer.threads, thread_name_prefix="handler")
+        around = Surroundings(
+            redis_url=url,
+            name=name,
+            wire=self._wire,
+            settler=self.settler,
+            board=board,
+            threads=self._threads,
+            threads_max=settings.consumer.threads,
+            connect_timeout_s=connect_timeout_s,
+            complain=complain,
+            burst=burst,
+        )
+        enter(self._context)
+        self.consumers = [Consumer(spec, around, _row(board, spec)) for spec in specs]
+        self.stopping = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Work until `drain` is called, or in a burst until nothing is left.
+
+        `ready` is called once, when everything is connected and adopted. Raises what a consumer's
+        own code raises: that is a bug and must end the process, never leave it idle.
+        """
+        async with asyncio.TaskGroup() as group:
+            settling = group.create_task(self.settler.run())
+            await self._work(ready)
+            settling.cancel()
+
+    async def drain(self) -> None:
+        """Take nothing new; `run` ends when what is in hand is done."""
+        self.stopping = True
+        await asyncio.gather(*(consumer.stop_reading() for consumer in self.consumers))
+
+    async def close(self, heir: str | None = None) -> None:
+        """Cancel what still runs (it stays pending) and disconnect; with `heir`, hand retries over."""
+        for consumer in self.consumers:
+            await consumer.leave(heir)
+        await self._wire.close()
+        await self._context.aclose()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def sweep(self) -> None:
+        """Have every consumer read its own pending list again: somebody handed it messages."""
+        for consumer in self.consumers:
+            consumer.sweep_wanted = True
+            self._soon(consumer)
+
+    def pause(self, paused: bool) -> None:
+        """Stop or go on reading; what is in hand goes on."""
+        for consumer in self.consumers:
+            if consumer.paused != paused:
+                consumer.paused = paused
+                self._soon(consumer)
+
+    @property
+    def cut_off(self) -> bool:
+        """Some consumer waits for Redis to answer."""
+        return any(consumer.cut_off for consumer in self.consumers)
+
+    def report(self) -> None:
+        """Write state and figures to the board."""
+        in_flight = sum(consumer.executor.in_hand for consumer in self.consumers)
+        self._board.set(Word.IN_FLIGHT, in_flight)
+        self._board.set(Word.WAITING, sum(len(consumer.waiting) for consumer in self.consumers))
+        state = self._state(in_flight)
+        if self._board.get(Word.STATE) != state:
+            self._board.set(Word.STATE, state)
+            self._board.set(Word.STATE_SINCE_NS, time.monotonic_ns())
+
+    def _state(self, in_flight: int) -> WorkerState:
+        if self.stopping:
+            return WorkerState.DRAIN
+        if self.cut_off:
+            return WorkerState.WAIT_REDIS
+        if not all(consumer.opened for consumer in self.consumers):
+            return WorkerState.ADOPT
+        return WorkerState.WORK if in_flight else WorkerState.IDLE
+
+    async def _work(self, ready: Callable[[], None]) -> None:
+        async with asyncio.TaskGroup() as group:
+            opening = [(consumer, group.create_task(consumer.open())) for consumer in self.consumers]
+        ready()
+        found = [(consumer, task.result()) for consumer, task in opening]
+        for consumer, adopted in found:
+            consumer.start(adopted)
+        await self._run_suspects([(consumer, adopted.suspects) for consumer, adopted in found if adopted.suspects])
+        async with asyncio.TaskGroup() as group:
+            for consumer in self.consumers:
+                group.create_task(consumer.run())
+        await self._finish()
+
+    async def _run_suspects(self, suspects: Sequence[tuple[Consumer, Sequence[Delivery]]]) -> None:
+        """One at a time, after all that was only read: the next crash then names its message."""
+        if not suspects:
+            return
+        await self._finish()
+        for consumer, found in suspects:
+            for delivery in found:
+                if self.stopping:
+                    return
+                await consumer.run_alone(delivery)
+
+    async def _finish(self) -> None:
+        for consumer in self.consumers:
+            await consumer.executor_idle()
+        await self.settler.flush()
+
+    def _soon(self, consumer: Consumer) -> None:
+        consumer.progress()
+        task = asyncio.create_task(consumer.unblock())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _row(board: SlotBoard, spec: HandlerSpec) -> RowBoard:
+    row = board.row(spec.stream, spec.group)
+    if row is None:
+        raise HandlerError(f"{spec.where}: more handlers than one pool can have; start a second pool")
+    return row

@@ -1,0 +1,168 @@
+"""Sends what was decided about deliveries to Redis: acks, retries, dead letters.
+
+1. One pipelined write a turn for everything that was decided since the last one, with one variadic
+   XACK per group.
+2. What was sent and not confirmed is sent again after a lost connection: all of it may be repeated.
+3. What the server refuses (OOM, READONLY) is kept and tried again; the message stays pending until then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any
+
+from hiredis import pack_command  # type: ignore[attr-defined]
+from redis.exceptions import RedisError
+
+from supervisor.board import SlotBoard, Word
+from supervisor.broker.scripts import ACK_RETRIED, DEAD_LETTER
+from supervisor.core.backoff import backoff_s
+from supervisor.names import crashes_key, dead_key, retries_key
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from supervisor.broker.scripts import Script
+    from supervisor.broker.wire import Argument, Wire
+
+_RETRY_BASE_S = 0.1
+_RETRY_MAX_S = 2.0
+#: Lua's unpack takes about 8,000 arguments; a command of this many ids stays far from any limit.
+_IDS_MAX = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one (stream, group)."""
+
+    stream: str
+    group: str
+    retries: str
+    crashes: str
+    dead: str
+
+    @classmethod
+    def of(cls, stream: str, group: str) -> Keys:
+        """All keys that settling touches."""
+        return cls(
+            stream, group, retries_key(stream, group), crashes_key(stream, group), dead_key(stream, group)
+        )
+
+
+@dataclass(slots=True)
+class _Item:
+    """A command on its way."""
+
+    arguments: tuple[Argument, ...]
+    ids: tuple[bytes, ...] = ()
+    #: Sent before without an answer: its count then says nothing.
+    again: bool = False
+
+
+class Settler:
+    """The worker's one writer of outcomes."""
+
+    def __init__(self, wire: Wire, board: SlotBoard, complain: Callable[[str, BaseException], None]) -> None:
+        """`complain(what, error)` logs a fault; it limits its own rate."""
+        self._wire = wire
+        self._board = board
+        self._complain = complain
+        self._acks: dict[Keys, list[bytes]] = {}
+        self._items: list[_Item] = []
+        self._unconfirmed: list[_Item] = []
+        self._wakeup = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def backlog(self) -> int:
+        """How many ids wait for their ack to be sent or confirmed."""
+        return sum(map(len, self._acks.values())) + sum(len(item.ids) for item in self._unconfirmed)
+
+    def ids(self) -> set[bytes]:
+        """The ids that are decided but not confirmed."""
+        items = (*self._items, *self._unconfirmed)
+        waiting = {entry for acks in self._acks.values() for entry in acks}
+        return waiting.union(*(item.ids for item in items))
+
+    def ack(self, keys: Keys, ids: Sequence[bytes]) -> None:
+        """These are done."""
+        self._acks.setdefault(keys, []).extend(ids)
+        self._wake()
+
+    def ack_retried(self, keys: Keys, entry: bytes) -> None:
+        """This is done, and had failed or crashed before."""
+        self._script(ACK_RETRIED, (keys.stream, keys.retries, keys.crashes), (keys.group, entry), entry)
+
+    def retry_later(self, keys: Keys, entry: bytes, attempts: int, due_ms: int) -> None:
+        """Note in Redis how often this failed and when it is due (Unix ms); it stays pending."""
+        self._items.append(_Item(("HSET", keys.retries, entry, f"{attempts}:{due_ms}")))
+        self._wake()
+
+    def dead(self, keys: Keys, entry: bytes, letter: Sequence[Argument]) -> None:
+        """Give this up: write its dead letter and ack it, in one script."""
+        script_keys = (keys.stream, keys.retries, keys.crashes, keys.dead)
+        self._script(DEAD_LETTER, script_keys, (keys.group, entry, *letter), entry)
+
+    async def flush(self) -> None:
+        """Wait until everything decided so far is confirmed."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Send for ever. Cancel it after `flush`."""
+        failures = 0
+        while True:
+            await self._wakeup.wait()
+            self._wakeup.clear()
+            self._unconfirmed += self._take()
+            while self._unconfirmed:
+                try:
+                    refused = await self._send(self._unconfirmed)
+                except (RedisError, OSError) as error:
+                    refused = None
+                    self._complain("settle", error)
+                    for item in self._unconfirmed:
+                        item.again = True
+                if refused is not None:
+                    self._unconfirmed = refused
+                    self._board.set(Word.SETTLE_NS, monotonic_ns())
+                failures = failures + 1 if self._unconfirmed else 0
+                if failures:
+                    await asyncio.sleep(backoff_s(failures, _RETRY_BASE_S, _RETRY_MAX_S, random.random))
+                    self._unconfirmed += self._take()
+            if not self._wakeup.is_set():
+                self._idle.set()
+
+    def _script(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument], entry: bytes) -> None:
+        # EVAL and not EVALSHA: these are rare, and a server that restarted needs no second try.
+        self._items.append(_Item(("EVAL", script.text, len(keys), *keys, *arguments), (entry,)))
+        self._wake()
+
+    def _wake(self) -> None:
+        self._wakeup.set()
+        self._idle.clear()
+
+    def _take(self) -> list[_Item]:
+        items, self._items = self._items, []
+        acks, self._acks = self._acks, {}
+        for keys, ids in acks.items():
+            for at in range(0, len(ids), _IDS_MAX):
+                part = tuple(ids[at : at + _IDS_MAX])
+                items.append(_Item(("XACK", keys.stream, keys.group, *part), ids=part))
+        return items
+
+    async def _send(self, items: list[_Item]) -> list[_Item]:
+        replies = await self._wire.pipeline([pack_command(item.arguments) for item in items])
+        return [item for item, reply in zip(items, replies, strict=True) if not self._confirmed(item, reply)]
+
+    def _confirmed(self, item: _Item, reply: Any) -> bool:
+        if isinstance(reply, Exception):
+            self._complain("settle", reply)
+            return False
+        if item.arguments[0] == "XACK" and not item.again and reply < len(item.ids):
+            self._board.add(Word.LOST_CLAIM, len(item.ids) - reply)
+        return True
