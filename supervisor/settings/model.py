@@ -37,7 +37,9 @@ class RedisSettings(Section):
     """`[redis]`: where the streams live."""
 
     #: redis://, rediss:// or unix://; empty: a server of our own, kept in `state_dir`/redis.
-    url: str = Field("", pattern=r"^$|^(redis|rediss|unix)://.", description="redis://..., rediss://..., unix://... or empty")
+    url: str = Field(
+        "", pattern=r"^$|^(redis|rediss|unix)://.", description="redis://..., rediss://..., unix://... or empty"
+    )
     #: How the embedded server syncs its append-only file.
     appendfsync: Literal["everysec", "always", "no"] = "everysec"
     #: How long to wait for a connection, and at boot for Redis to answer at all.

@@ -1,0 +1,69 @@
+"""What all commands share: the options, help with its examples first, settings, output.
+
+stdout carries data, stderr talk. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from supervisor.settings.load import Loaded
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+class Examples(click.Command):
+    """A command whose help begins with examples."""
+
+    def __init__(self, *args: Any, examples: str = "", **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.examples = examples
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The examples, as they are written, then the text."""
+        if self.examples:
+            formatter.write_paragraph()
+            formatter.write_heading("Examples")
+            formatter.write("\n".join(f"  {line.strip()}" for line in self.examples.splitlines()) + "\n")
+        super().format_help_text(ctx, formatter)
+
+
+def command(examples: str, **attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
+    """`@click.command` with examples, one a line."""
+    return click.command(cls=Examples, examples=examples, context_settings=CONTEXT, **attributes)
+
+
+config_option = click.option(
+    "--config",
+    "-c",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Read this config.toml.  [default: ./config.toml, if there is one]",
+)
+redis_option = click.option("--redis", metavar="URL", help="redis://, rediss:// or unix://, in place of redis.url.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def load_settings(config: Path | None, flags: Mapping[str, Any] | None = None) -> Loaded:
+    """The settings for a command. Raises ConfigError."""
+    from supervisor.settings.load import load
+
+    return load(config, flags or {})
+
+
+def dumps(value: object, *, pretty: bool = False) -> str:
+    """The value as JSON text."""
+    import orjson
+
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2 if pretty else 0, default=str).decode()
+
+
+def talk(text: str) -> None:
+    """Say something to the person, on stderr."""
+    click.echo(text, err=True)

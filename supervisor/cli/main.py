@@ -1,0 +1,136 @@
+"""The `supervisor` command: finds the subcommand, runs it, turns every error into text and an exit code.
+
+Subcommands are imported when they are asked for, and import what is heavy when they run, so that
+`--help` and the light commands answer at once. No error is turned into text anywhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from supervisor.cli.common import CONTEXT, Examples
+from supervisor.errors import EXIT_FAILED, EXIT_OK, EXIT_REDIS, EXIT_USAGE, SupervisorError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+EXIT_INTERRUPTED = 130
+
+#: Command -> the module that holds it, in the order in which `--help` lists them.
+COMMANDS = {
+    "start": "start",
+    "status": "status",
+    "scale": "pool",
+    "restart": "pool",
+    "stop": "pool",
+    "pause": "pool",
+    "resume": "pool",
+    "streams": "streams",
+    "pending": "streams",
+    "publish": "publish",
+    "read": "read",
+    "tail": "read",
+    "api": "api",
+    "config": "config",
+    "doctor": "doctor",
+    "init": "init",
+    "version": "version",
+}
+
+
+class Commands(Examples, click.Group):
+    """The group of all commands; each module is imported when its command is looked up."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All commands, the daily ones first."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, None when there is none."""
+        if cmd_name not in COMMANDS:
+            return None
+        found: click.Command = getattr(import_module(f"supervisor.cli.{COMMANDS[cmd_name]}"), cmd_name)
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does it, with a suggestion for a mistyped name."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise click.UsageError(f"there is no command {args[0]!r}{did_you_mean(args[0], COMMANDS)}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=Commands,
+    context_settings=CONTEXT,
+    invoke_without_command=True,
+    examples="""\
+    supervisor init myproject             a new project that starts at once
+    supervisor start --workers 8          the whole pool, in the foreground
+    supervisor publish events:user_created user_id=1 email=ada@example.com
+    supervisor status                     the pool and its streams""",
+)
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """A pool of workers for Redis Streams."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with the code that scripts may rely on."""
+    sys.exit(run(args))
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code. stderr says what went wrong."""
+    try:
+        _refuse_supervisord()
+        code: Any = cli.main(
+            args=list(args) if args is not None else None, prog_name="supervisor", standalone_mode=False
+        )
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return EXIT_USAGE if isinstance(error, click.UsageError) else EXIT_FAILED
+    except SupervisorError as error:
+        return _say(str(error), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader has left (`| head`): what is still buffered must not be flushed into the closed pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except Exception as error:
+        if not _is_redis_down(error):
+            raise
+        return _say(f"Redis: {error}", EXIT_REDIS)
+    return code if isinstance(code, int) else EXIT_OK
+
+
+def _say(text: str, code: int) -> int:
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {text}", err=True)
+    return code
+
+
+def _is_redis_down(error: Exception) -> bool:
+    exceptions = sys.modules.get("redis.exceptions")
+    if exceptions is None:
+        return False
+    return isinstance(error, (exceptions.ConnectionError, exceptions.TimeoutError))
+
+
+def _refuse_supervisord() -> None:
+    if find_spec("supervisor.supervisord") is not None:
+        raise SupervisorError(
+            "supervisord is installed in this environment: it has the same package name, `supervisor`, and its files"
+            " and ours are mixed. Give each an environment of its own: `python -m venv .venv`, or uninstall both with"
+            " `pip uninstall supervisor redis-streams-supervisor` and install this one again"
+        )

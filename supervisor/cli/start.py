@@ -1,0 +1,49 @@
+"""`supervisor start`: settles the settings and hands over to the arbiter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from supervisor.cli.common import command, config_option, load_settings, redis_option
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@command("""\
+    supervisor start                                   everything from ./config.toml
+    supervisor start --workers 8 --redis redis://10.0.0.5:6379/0
+    supervisor start --burst                           handle what is there, then leave""")
+@config_option
+@click.option("--workers", type=int, metavar="N", help="Worker processes, in place of pool.workers.")
+@redis_option
+@click.option("--handlers", multiple=True, metavar="MODULE", help="A handler module; may be given several times.")
+@click.option("--bind", metavar="HOST:PORT", help="Where the HTTP service listens, in place of api.bind.")
+@click.option("--no-api", is_flag=True, help="Start no HTTP service.")
+@click.option("--burst", is_flag=True, help="Handle what is there, then leave.")
+def start(  # noqa: PLR0913 - one parameter an option
+    config: Path | None,
+    workers: int | None,
+    redis: str | None,
+    handlers: tuple[str, ...],
+    bind: str | None,
+    no_api: bool,
+    burst: bool,
+) -> int:
+    """Run the pool in the foreground: arbiter, workers, keeper and HTTP service, and a Redis if none is configured.
+
+    Ctrl-C or SIGTERM drains and leaves; a second one leaves at once. SIGHUP reads configuration and handlers afresh.
+    """
+    flags = {
+        "pool.workers": workers,
+        "redis.url": redis,
+        "handlers": list(handlers) or None,
+        "api.bind": bind,
+        "api.enabled": False if no_api else None,
+    }
+    loaded = load_settings(config, flags)
+    from supervisor.arbiter.main import run
+
+    return run(loaded, burst=burst)

@@ -1,0 +1,35 @@
+"""`supervisor version`: this and what it stands on."""
+
+from __future__ import annotations
+
+import click
+
+from supervisor.cli.common import command, dumps, json_option
+
+_PACKAGES = {"redis-py": "redis", "hiredis": "hiredis", "uvloop": "uvloop"}
+
+
+def versions() -> dict[str, str]:
+    """Name -> version of what matters in a bug report; `missing` where a package is not installed."""
+    import platform
+    from importlib import metadata
+
+    from supervisor.version import __version__
+
+    found = {"supervisor": __version__, "python": platform.python_version()}
+    for name, package in _PACKAGES.items():
+        try:
+            found[name] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+@command("""\
+    supervisor version
+    supervisor version --json""")
+@json_option
+def version(as_json: bool) -> None:
+    """Print the versions of the supervisor and what it stands on."""
+    found = versions()
+    click.echo(dumps(found) if as_json else "\n".join(f"{name} {value}" for name, value in found.items()))

@@ -1,0 +1,175 @@
+"""Where values come from: config.toml with its line numbers, and the environment.
+
+Each source becomes a flat mapping from path to `Given`; what is allowed is not judged here, except
+that an environment variable which names no setting is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_origin
+
+from pydantic import BaseModel
+
+from supervisor.errors import ConfigError, did_you_mean
+from supervisor.settings.model import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+KeyPath = tuple[str, ...]
+
+PREFIX = "SUPERVISOR_"
+#: Common names that are understood too; our own variable wins over them.
+FOREIGN_VARIABLES: dict[str, KeyPath] = {"REDIS_URL": ("redis", "url"), "SMTP_URL": ("app", "smtp_url")}
+#: Set by supervisord for its children, and by Kubernetes for a Service whose name begins with "supervisor".
+_NOT_OURS = re.compile(
+    r"SUPERVISOR_(ENABLED|PROCESS_NAME|GROUP_NAME|SERVER_URL)="
+    r"|SUPERVISOR_(\w+_)?SERVICE_(HOST|PORT)(_\w+)?="
+    r"|SUPERVISOR_(\w+_)?PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?="
+    r"|SUPERVISOR_(\w+_)?PORT=\w+://"
+)
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_TOML_PLACE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
+_TOML_LINE = re.compile(r"""\s*(?:(?P<table>\[[^\[].*\])|(?P<key>(?:"[^"]*"|'[^']*'|[^="'#\[])+)=)""")
+_BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A value and where it was found, as `config show` and errors name it."""
+
+    value: Any
+    origin: str
+
+
+Layer = dict[KeyPath, Given]
+
+
+def dotted(path: KeyPath) -> str:
+    """The path as TOML writes it: `stream."events:user_created".max_deliveries`."""
+    return ".".join(part if _BARE_KEY.fullmatch(part) else json.dumps(part, ensure_ascii=False) for part in path)
+
+
+def file_layer(path: Path) -> Layer:
+    """What the file says. Raises ConfigError when it can't be read or is not TOML."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        tables = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{path}: can't be read: {reason}") from None
+    except tomllib.TOMLDecodeError as error:
+        place = _TOML_PLACE.search(str(error))
+        line = (place and place[1]) or str(text.count("\n") + 1)
+        raise ConfigError(f"{path}:{line}: not valid TOML: {_TOML_PLACE.sub('', str(error))}") from None
+    lines = _line_numbers(text)
+    layer: Layer = {}
+    for key, value in leaves(tables):
+        line = next((f":{lines[key[:n]]}" for n in range(len(key), 0, -1) if key[:n] in lines), "")
+        layer[key] = Given(value, f"{path}{line}")
+    return layer
+
+
+def leaves(tables: Mapping[str, Any], above: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Every path that holds no table, and the empty tables."""
+    for name, value in tables.items():
+        path = (*above, name)
+        if isinstance(value, dict) and value:
+            yield from leaves(value, path)
+        else:
+            yield path, value
+
+
+def environment_layer(environ: Mapping[str, str], below: Layer) -> tuple[Layer, list[str]]:
+    """What the environment says, and one error for each variable of ours that names no setting.
+
+    `below` tells the types of `[app]` keys, which have no other declaration.
+    """
+    known = _variables()
+    layer: Layer = {}
+    errors: list[str] = []
+    for name, path in FOREIGN_VARIABLES.items():
+        if text := environ.get(name):
+            layer[path] = Given(text, f"environment {name}")
+    for name, text in sorted(environ.items()):
+        if not name.startswith(PREFIX) or _NOT_OURS.match(f"{name}={text}"):
+            continue
+        found = known.get(name)
+        if name.startswith(f"{PREFIX}APP__") and len(name) > len(f"{PREFIX}APP__"):
+            path = tuple(name.removeprefix(PREFIX).lower().split("__"))
+            found = path, type(below[path].value) if path in below else str
+        if found is None:
+            errors.append(f"environment {name}: {_unknown(name, known)}")
+        else:
+            layer[found[0]] = Given(_converted(text, found[1]), f"environment {name}")
+    return layer, errors
+
+
+def _variables() -> dict[str, tuple[KeyPath, Any]]:
+    """All variables that name a setting, with its path and type."""
+    found: dict[str, tuple[KeyPath, Any]] = {}
+    for name, field in Settings.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            for key, inner in section.model_fields.items():
+                found[f"{PREFIX}{name}__{key}".upper()] = (name, key), inner.annotation
+        elif name not in ("stream", "app"):
+            found[f"{PREFIX}{name}".upper()] = (name,), field.annotation
+    return found
+
+
+def _unknown(name: str, known: Mapping[str, Any]) -> str:
+    if name.startswith(f"{PREFIX}STREAM"):
+        return "streams and their options are set in config.toml only"
+    last = name.removeprefix(PREFIX).rpartition("__")[2]
+    same_key = [other for other in known if other.endswith((f"__{last}", f"{PREFIX}{last}"))]
+    near = f", did you mean {same_key[0]!r}?" if len(same_key) == 1 else did_you_mean(name, known)
+    return f"there is no such setting{near} (`supervisor config show` lists all; sections are set off by __)"
+
+
+def _converted(text: str, kind: Any) -> Any:
+    """The text as the setting's type; as it is when that fails, so that validation names what is wrong."""
+    if (get_origin(kind) or kind) is list:
+        return _list(text)
+    converters: dict[Any, Callable[[str], Any]] = {int: int, float: float, bool: lambda t: _BOOLEANS[t.lower()]}
+    try:
+        return converters[kind](text.strip()) if kind in converters else text
+    except (ValueError, KeyError):
+        return text
+
+
+def _list(text: str) -> Any:
+    if text.lstrip().startswith("["):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _line_numbers(text: str) -> dict[KeyPath, int]:
+    """The line of each table and key. A line within a multi-line string may add a path that does not exist."""
+    lines: dict[KeyPath, int] = {}
+    table: KeyPath = ()
+    for number, line in enumerate(text.splitlines(), 1):
+        match = _TOML_LINE.match(line)
+        if match is None:
+            continue
+        try:
+            if match["table"]:
+                table = _only_path(tomllib.loads(match["table"]))
+                lines.setdefault(table, number)
+            else:
+                lines.setdefault((*table, *_only_path(tomllib.loads(f"{match['key']}= {{}}"))), number)
+        except tomllib.TOMLDecodeError:
+            continue
+    return lines
+
+
+def _only_path(tables: dict[str, Any]) -> KeyPath:
+    return next(leaves(tables))[0]
