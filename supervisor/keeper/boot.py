@@ -1,0 +1,103 @@
+"""The check before anything is started: is Redis there, is the pool's name free, do the groups exist.
+
+It runs in a forked child of the arbiter, which itself never speaks to Redis, and tells what it found
+as one line of JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import time
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
+
+from supervisor.broker.connect import client, describe, masked
+from supervisor.core.backoff import backoff_s
+from supervisor.errors import (
+    EXIT_OK,
+    AlreadyRunningError,
+    ConfigError,
+    RedisUnreachableError,
+    SupervisorError,
+)
+from supervisor.keeper.lease import take
+from supervisor.names import pool_id
+from supervisor.settings.place import redis_url
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from redis.asyncio import Redis
+
+    from supervisor.handling.load import HandlerSpec
+    from supervisor.settings.model import Settings
+
+
+def run(settings: Settings, specs: Sequence[HandlerSpec], token: str, out_fd: int) -> int:
+    """Check, write the findings to `out_fd` and return the exit code."""
+    code: int = EXIT_OK
+    try:
+        found = asyncio.run(_check(settings, specs, token))
+    except SupervisorError as error:
+        found, code = {"error": str(error)}, error.exit_code
+    os.write(out_fd, json.dumps(found).encode() + b"\n")
+    return code
+
+
+async def _check(settings: Settings, specs: Sequence[HandlerSpec], token: str) -> dict[str, Any]:
+    url = redis_url(settings)
+    redis = client(url, connect_timeout_s=settings.redis.connect_timeout_s)
+    try:
+        await _wait_for(redis, url, settings.redis.connect_timeout_s)
+        server = await describe(redis)
+        pool = pool_id(settings.pool.host, settings.pool.name)
+        if not await take(redis, pool, token):
+            raise AlreadyRunningError(
+                f"another pool named {pool!r} is alive on this Redis; consumers are named after the pool,"
+                " so give this one a name of its own: [pool] name = ... or SUPERVISOR_POOL__NAME"
+            )
+        for spec in specs:
+            await make_group(redis, spec)
+    except RedisError as error:
+        raise RedisUnreachableError(f"Redis at {masked(url)} refuses to serve: {error}") from None
+    finally:
+        await redis.aclose()
+    return {
+        "redis": {"url": masked(url), "version": server.version, "durability": server.durability},
+        "streams": sorted({spec.stream for spec in specs}),
+    }
+
+
+async def make_group(redis: Redis, spec: HandlerSpec) -> None:
+    """Create the handler's group and its stream where they are missing."""
+    try:
+        await redis.xgroup_create(spec.stream, spec.group, spec.options.start, mkstream=True)
+    except ResponseError as error:
+        if str(error).startswith("WRONGTYPE"):
+            raise ConfigError(f"{spec.where}: the key {spec.stream!r} in Redis is no stream") from None
+        if not str(error).startswith("BUSYGROUP"):
+            raise
+
+
+async def _wait_for(redis: Redis, url: str, limit_s: float) -> None:
+    """Wait for an answer, as a server that starts or loads its data needs time."""
+    deadline_s = time.monotonic() + limit_s
+    tries = 0
+    while True:
+        tries += 1
+        try:
+            await redis.ping()
+            return
+        except (AuthenticationError, NoPermissionError) as error:
+            raise RedisUnreachableError(f"Redis at {masked(url)} refuses the credentials: {error}") from None
+        except (RedisError, OSError) as error:
+            if time.monotonic() > deadline_s:
+                raise RedisUnreachableError(
+                    f"Redis at {masked(url)} does not answer within {limit_s:g} s: {error};"
+                    " check [redis] url or REDIS_URL, or leave it empty for an embedded server"
+                ) from None
+        await asyncio.sleep(backoff_s(tries, 0.02, 0.5, random.random))

@@ -1,0 +1,86 @@
+"""The keeper: the service that does a pool's housekeeping in Redis.
+
+It renews the pool's lease. It is a child of the arbiter that may be lost at any time: all it knows is
+in Redis, and its successor goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import uvloop
+from redis.exceptions import RedisError
+
+from supervisor.board import Head
+from supervisor.broker.connect import client
+from supervisor.errors import EXIT_OK
+from supervisor.keeper.lease import RENEW_S, drop, take
+from supervisor.log import complainer, service_logger
+from supervisor.names import pool_id
+from supervisor.settings.place import redis_url
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from supervisor.board import Board
+    from supervisor.handling.load import HandlerSpec
+    from supervisor.settings.model import Settings
+
+
+def run(settings: Settings, specs: Sequence[HandlerSpec], board: Board, token: str) -> int:
+    """Keep house until told to stop; the exit code."""
+    return uvloop.run(_main(settings, board, token))
+
+
+async def _main(settings: Settings, board: Board, token: str) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    keeper = Keeper(settings, board, token)
+    parent = os.getppid()
+    while not stop.is_set() and os.getppid() == parent:
+        await keeper.once()
+        try:
+            await asyncio.wait_for(stop.wait(), RENEW_S)
+        except TimeoutError:
+            continue
+    await keeper.close()
+    return EXIT_OK
+
+
+class Keeper:
+    """What is done at each turn."""
+
+    def __init__(self, settings: Settings, board: Board, token: str) -> None:
+        """`token` is the lease's."""
+        self._pool = pool_id(settings.pool.host, settings.pool.name)
+        self._redis = client(redis_url(settings), connect_timeout_s=settings.redis.connect_timeout_s)
+        self._board = board
+        self._token = token
+        self._log = service_logger(settings, "keeper")
+        self._complain = complainer(self._log)
+
+    async def once(self) -> None:
+        """One turn; a fault of Redis is told and waits for the next."""
+        try:
+            if not await take(self._redis, self._pool, self._token):
+                self._log.error("another pool has taken this one's name", pool=self._pool)
+        except (RedisError, OSError) as error:
+            self._board.set(Head.KEEPER_REDIS_OK, 0)
+            self._complain("renew the lease", error)
+        else:
+            self._board.set(Head.KEEPER_REDIS_OK, 1)
+        self._board.set(Head.KEEPER_BEAT_NS, time.monotonic_ns())
+
+    async def close(self) -> None:
+        """Give the lease back."""
+        try:
+            await drop(self._redis, self._pool, self._token)
+        except (RedisError, OSError):
+            pass  # it runs out by itself
+        await self._redis.aclose()
