@@ -10,7 +10,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from supervisor.broker.connect import client
 from supervisor.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +36,9 @@ class Context:
     def redis(self) -> Redis:
         """A client on the worker's Redis, made at its first use; bytes in and out, no retries."""
         if self._redis is None:
+            # Here, so that `import supervisor` (each command line does) does not import redis-py: 100 ms.
+            from supervisor.broker.connect import client
+
             self._redis = client(self.redis_url)
         return self._redis
 

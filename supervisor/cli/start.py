@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--bind", metavar="HOST:PORT", help="Where the HTTP service listens, in place of api.bind.")
 @click.option("--no-api", is_flag=True, help="Start no HTTP service.")
 @click.option("--burst", is_flag=True, help="Handle what is there, then leave.")
-def start(  # noqa: PLR0913 - one parameter an option
+def start(
     config: Path | None,
     workers: int | None,
     redis: str | None,
