@@ -65,6 +65,8 @@ def stand_in_sample(kind: str, running: RedisServer, workers: int) -> Sample:
         assert parent.stdout is not None
         line = parent.stdout.readline()
         took_ms = (time.perf_counter() - begun) * 1000
+        if not line:
+            raise RuntimeError(f"the stand-in {kind} did not start")
         found = figures([int(pid) for pid in line.split()])
         parent.communicate("end\n")
     return took_ms, *found
@@ -89,9 +91,13 @@ def stand_in(kind: str, workers: int) -> None:
         text = f"import supervisor.worker.main, benchmarks.memory as m; m.child({writer})"
         spawned = [subprocess.Popen([sys.executable, "-c", text], pass_fds=[writer]) for _ in range(workers)]
         children = [process.pid for process in spawned]
-    ready = b""
-    while len(ready) < workers:
-        ready += os.read(reader, workers)
+    os.close(writer)
+    ready = 0
+    while ready < workers:
+        answered = os.read(reader, workers)
+        if not answered:
+            sys.exit("a child died before it was ready")
+        ready += len(answered)
     print(*children, flush=True)
     sys.stdin.readline()
     for pid in children:

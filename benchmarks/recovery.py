@@ -59,8 +59,7 @@ def one_round(pool: Pool, client: redis_py.Redis, slot: int, messages: int) -> t
     while not held:
         for _ in range(messages):
             client.xadd(STREAM, {"n": "1"})
-        total = client.xlen(STREAM)
-        eventually(lambda: len({ids for _, ids, _ in runs(log)}) == total, 20, what="all messages were started")
+        eventually(lambda: len({ids for _, ids, _ in runs(log)}) == client.xlen(STREAM), 20, 0.05, "all were started")
         held = in_hand(client, slot)
     pid = pool.worker_pids()[slot]
     started = {ids for by, ids, _ in runs(log) if by == pid}

@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--slow-ms", type=float, default=50.0, help="how long a slow handler blocks (default: 50)")
     options = parser.parse_args()
     report = Report(
-        f"Sharing of blocking handlers ({options.slow_ms:g} ms) over {options.workers} workers, {options.rounds} rounds",
+        f"Sharing of handlers that block {options.slow_ms:g} ms over {options.workers} workers, {options.rounds} rounds",
         ("case", "s (median)", "s (ideal)", "ratio", "highest ratio", "slow ones per worker"),
     )
     slow_s = options.slow_ms / 1000
@@ -74,9 +74,8 @@ def main() -> None:
         ):
             found = [one_round(running, options.workers, messages, every, slow_s) for _ in range(options.rounds)]
             times = [seconds for seconds, _ in found]
-            shares = [
-                count for _, counts in found for count in (*counts.values(), *[0] * (options.workers - len(counts)))
-            ]
+            idle = [0] * sum(options.workers - len(counts) for _, counts in found)
+            shares = idle + [count for _, counts in found for count in counts.values()]
             ideal = messages / every * slow_s / options.workers
             say(f"{name}: " + ", ".join(f"{seconds:.2f} s" for seconds in times))
             report.row(
