@@ -7,8 +7,6 @@ pages by the processes that share them, so the sum of all PSS is what the pool c
 
 from __future__ import annotations
 
-import argparse
-import gc
 import os
 import re
 import subprocess
@@ -59,7 +57,7 @@ def pool_sample(running: RedisServer, workers: int) -> Sample:
 def stand_in_sample(kind: str, running: RedisServer, workers: int) -> Sample:
     """Start the stand-in, which prints one line when all of its children are ready."""
     begun = time.perf_counter()
-    words = [sys.executable, "-m", "benchmarks.memory", "--stand-in", kind, "--workers", str(workers)]
+    words = [sys.executable, "-m", "benchmarks.stand_ins", kind, str(workers)]
     environment = os.environ | {"STAND_IN_URL": running.url}
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as parent:
         assert parent.stdout is not None
@@ -72,64 +70,11 @@ def stand_in_sample(kind: str, running: RedisServer, workers: int) -> Sample:
     return took_ms, *found
 
 
-def stand_in(kind: str, workers: int) -> None:
-    """Be the parent of `workers` children of that kind until stdin says to end."""
-    reader, writer = os.pipe()
-    children: list[int] = []
-    if kind == "fork":
-        import supervisor.worker.main  # noqa: F401 - what the children share
-
-        gc.collect()
-        for _ in range(workers):
-            pid = os.fork()
-            if pid == 0:
-                os.close(0)
-                os.close(reader)
-                child(writer)
-            children.append(pid)
-    else:
-        text = f"import supervisor.worker.main, benchmarks.memory as m; m.child({writer})"
-        spawned = [subprocess.Popen([sys.executable, "-c", text], pass_fds=[writer]) for _ in range(workers)]
-        children = [process.pid for process in spawned]
-    os.close(writer)
-    ready = 0
-    while ready < workers:
-        answered = os.read(reader, workers)
-        if not answered:
-            sys.exit("a child died before it was ready")
-        ready += len(answered)
-    print(*children, flush=True)
-    sys.stdin.readline()
-    for pid in children:
-        os.kill(pid, 9)
-        os.waitpid(pid, 0)
-
-
-def child(writer: int) -> None:
-    """A loop, one answer from Redis, then wait to be killed."""
-    import asyncio
-
-    import uvloop
-
-    from supervisor.broker.connect import client
-
-    async def live() -> None:
-        await client(os.environ["STAND_IN_URL"]).ping()
-        os.write(writer, b"r")
-        await asyncio.Event().wait()
-
-    uvloop.run(live())
-
-
 def main() -> None:
     """Measure and print."""
-    parser: argparse.ArgumentParser = arguments(str(__doc__), rounds=3)
+    parser = arguments(str(__doc__), rounds=3)
     parser.add_argument("--workers", type=int, default=8, help="worker processes (default: 8)")
-    parser.add_argument("--stand-in", choices=("fork", "spawn"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.stand_in:
-        stand_in(options.stand_in, options.workers)
-        return
     report = Report(
         f"Memory and start-up of {options.workers} workers, {options.rounds} rounds",
         ("", "ms to READY", "RSS MB", "PSS MB", "private MB", "PSS MB, all"),

@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--slow-ms", type=float, default=50.0, help="how long a slow handler blocks (default: 50)")
     options = parser.parse_args()
     report = Report(
-        f"Sharing of handlers that block {options.slow_ms:g} ms over {options.workers} workers, {options.rounds} rounds",
+        f"Sharing of handlers that block {options.slow_ms:g} ms over {options.workers} workers",
         ("case", "s (median)", "s (ideal)", "ratio", "highest ratio", "slow ones per worker"),
     )
     slow_s = options.slow_ms / 1000
