@@ -60,6 +60,8 @@ def client(url: str, *, timeout_s: float = 5.0, connect_timeout_s: float = 5.0) 
 def connection(url: str, *, connect_timeout_s: float = 5.0, name: str = "") -> AbstractConnection:
     """One connection to be driven by hand, not yet connected; reads take their own timeouts."""
     options = _options(url, connect_timeout_s)
+    # redis-py wraps each send in a Task when there is a timeout; a dead link shows at the read.
+    options["socket_timeout"] = None
     kind = options.pop("connection_class", None)
     pool: ConnectionPool[Any] = ConnectionPool(**({"connection_class": kind} if kind else {}), **options)
     made: AbstractConnection = pool.make_connection()

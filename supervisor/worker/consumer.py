@@ -275,8 +275,12 @@ class Consumer:
 
     async def _read_ahead(self, coming: int) -> None:
         self._pace.observe(*self.executor.meter.take())
-        if self._pace.read_ahead and self._may_read() and self.executor.room - coming > 0:
-            await self._send_read(self.executor.room - coming)
+        if not (self._pace.read_ahead and self._may_read()):
+            return
+        # While no handler waits for anything, pace alone limits; else what would wait behind them does.
+        room = self.executor.room - coming if self.executor.running else self.spec.options.batch_size
+        if room > 0:
+            await self._send_read(room)
 
     async def _room(self) -> bool:
         """Wait until a read is allowed; False when it is time to stop."""
