@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import redis as redis_py
 
@@ -48,7 +49,7 @@ def runs(log: Path) -> list[tuple[int, str, int]]:
 
 def in_hand(client: redis_py.Redis, slot: int) -> set[str]:
     """The ids in the pending list of a slot's consumer."""
-    found = client.xpending_range(STREAM, GROUP, "-", "+", 1000, consumername=f"{HOST}:{slot}")
+    found: Any = client.xpending_range(STREAM, GROUP, "-", "+", 1000, consumername=f"{HOST}:{slot}")
     return {entry["message_id"].decode() for entry in found}
 
 

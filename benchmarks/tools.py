@@ -102,7 +102,8 @@ class Report:
     def show(self, *, as_json: bool) -> None:
         """Print it."""
         if as_json:
-            rows = [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+            names = [column or "what" for column in self.columns]
+            rows = [dict(zip(names, row, strict=True)) for row in self.rows]
             print(json.dumps({"title": self.title, **self.where, "rows": rows, "notes": self.notes}, indent=2))
             return
         print(f"{self.title}\n  " + "; ".join(f"{name}: {value}" for name, value in self.where.items()) + "\n")

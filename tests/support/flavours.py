@@ -13,6 +13,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -38,7 +39,7 @@ def flavours() -> tuple[Flavour, ...]:
     found: dict[str, Flavour] = {}
     if url := os.environ.get("TEST_REDIS_URL"):
         found["given"] = Flavour("given", url=url)
-    if docker_answers():
+    if docker_answers() and _has_image(DOCKER_IMAGE):
         found["docker"] = Flavour("docker", image=DOCKER_IMAGE)
     for binary in (*_binaries(), embedded_binary()):
         name = binary and _name(binary)
@@ -82,6 +83,23 @@ def docker_answers() -> bool:
             return _ping(engine, (name, int(port or 2375)))
     except (OSError, ValueError):
         return False
+
+
+def _has_image(image: str) -> bool:
+    """Whether the engine has the image or can pull it; an engine without a network may not."""
+    import docker
+    from docker.errors import DockerException, ImageNotFound
+
+    try:
+        engine = docker.from_env()
+        try:
+            engine.images.get(image)
+        except ImageNotFound:
+            engine.images.pull(image)
+    except (DockerException, OSError) as error:
+        print(f"Docker answers, but {image} can't be had: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _ping(engine: socket.socket, address: str | tuple[str, int]) -> bool:

@@ -186,9 +186,9 @@ class ContainerServer(BaseServer):
         self.port = free_port()
         self.url = self.tcp_url = f"redis://127.0.0.1:{self.port}/0"
         words = ["redis-server", "--save", "''", "--appendonly", "yes" if appendonly else "no", *options]
-        self._container = (
-            DockerContainer(flavour.image).with_command(" ".join(words)).with_bind_ports(6379, ("127.0.0.1", self.port))
-        )
+        self._container = DockerContainer(flavour.image).with_command(" ".join(words))
+        # On loopback only; `with_bind_ports` would take all interfaces.
+        self._container.ports["6379/tcp"] = ("127.0.0.1", self.port)  # type: ignore[assignment]
         self._container.start()
         eventually(self.answers, START_LIMIT_S, what=f"{flavour.image} answers")
 
