@@ -25,10 +25,10 @@ async def handle(fields: object) -> None:
     """Do nothing."""
 
 
-async def pipeline(url: str, stream: str, group: str) -> None:
-    """redis-py's own commands, one pipeline a batch."""
+async def pipeline(url: str, stream: str, group: str, *, text: bool = False) -> None:
+    """redis-py's own commands, one pipeline a batch; with `text`, ids and fields as str."""
     done: list[bytes] = []
-    async with Redis.from_url(url) as redis:
+    async with Redis.from_url(url, decode_responses=text) as redis:
         while True:
             async with redis.pipeline(transaction=False) as pipe:
                 if done:
@@ -42,6 +42,11 @@ async def pipeline(url: str, stream: str, group: str) -> None:
             for entry_id, fields in entries:
                 await handle(fields)
                 done.append(entry_id)
+
+
+async def decoded(url: str, stream: str, group: str) -> None:
+    """The same with `decode_responses=True`, for handlers that get their fields as str."""
+    await pipeline(url, stream, group, text=True)
 
 
 async def bare(url: str, stream: str, group: str) -> None:
@@ -79,7 +84,11 @@ def _entries(reply: Any) -> Any:
     return reply[0][1]
 
 
-PEERS: dict[str, Callable[[str, str, str], Coroutine[Any, Any, None]]] = {"pipeline": pipeline, "bare": bare}
+PEERS: dict[str, Callable[[str, str, str], Coroutine[Any, Any, None]]] = {
+    "pipeline": pipeline,
+    "decoded": decoded,
+    "bare": bare,
+}
 
 if __name__ == "__main__":
     uvloop.run(PEERS[sys.argv[1]](*sys.argv[2:5]))

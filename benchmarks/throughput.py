@@ -28,7 +28,7 @@ async def handle(message: {annotation}) -> None:
 #: Name of the row -> the annotation of the handler's parameter.
 POOLS = {"pool, Message": "Message", "pool, dict": "dict[str, str]"}
 PLAIN = "redis-py pipeline loop"
-PEER_ROWS = {PLAIN: "pipeline", "bare connection, two in flight": "bare"}
+PEER_ROWS = {PLAIN: "pipeline", "the same, fields as str": "decoded", "bare connection, two in flight": "bare"}
 POLL_S = 0.01
 ROUND_LIMIT_S = 300.0
 
