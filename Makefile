@@ -10,7 +10,7 @@ MAKEFLAGS += --no-print-directory
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 ARGS ?= --workers 8
 PYTEST_ARGS ?=
 LINTED := supervisor api handlers tests benchmarks
@@ -46,7 +46,7 @@ clean: ## remove everything that was installed or built here; .supervisor (your 
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 # The stamps are written last, so what was interrupted is done again.
-$(VENV)/.python: .ci/find-python
+$(VENV)/.python: | .ci/find-python
 	@python="$$(bash .ci/find-python '$(PYTHON)')" && echo "making $(VENV) with $$python" \
 		&& "$$python" -m venv --clear $(VENV) && touch $@
 
