@@ -152,6 +152,8 @@ class Executor:
         now_s = perf_counter()
         while ready:
             delivery = ready.popleft()
+            if not ready:
+                self._kick_soon()  # should this one wait, there is room to read more
             runner.current = (delivery,)
             runner.started_s = now_s
             steps = meter.steps
@@ -177,6 +179,8 @@ class Executor:
         meter, ready = self.meter, self._ready
         while ready:
             unit = [ready.popleft() for _ in range(min(self._unit, len(ready)))]
+            if not ready:
+                self._kick_soon()
             ran, steps = len(unit), meter.steps
             runner.current = unit
             runner.started_s = perf_counter()
@@ -291,6 +295,8 @@ class Executor:
     def _kick(self) -> None:
         self._kick_due = False
         self._advance()
+        if not self._ready:
+            self._settle.progress()
         if self._watch is None and self._active:
             self._arm()
 
