@@ -35,7 +35,7 @@ COMMANDS = {
     "pending": "streams",
     "publish": "publish",
     "read": "read",
-    "tail": "read",
+    "tail": "tail",
     "api": "api",
     "config": "config",
     "doctor": "doctor",

@@ -1,0 +1,225 @@
+"""What Redis holds of streams and groups: lengths, lag, pending, oldest, dead letters.
+
+Only reads, and nothing whose cost grows with a stream: where Redis does not know a group's lag it is
+counted up to LAG_COUNT_MAX and flagged as a lower bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import ResponseError
+
+from supervisor.errors import UsageError, did_you_mean
+from supervisor.names import dead_key, retries_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from redis.asyncio import Redis
+
+#: How far unread entries are counted where Redis does not know the lag: about 1 ms of the server's time.
+LAG_COUNT_MAX = 1_000
+_FIRST_ID = "0-0"
+
+#: KEYS stream; ARGV last delivered id, count. The first unread id and how many there are, up to count.
+_UNREAD = """
+local found = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[2])
+return {found[1] and found[1][1] or '', #found}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """A stream; one that does not exist yet has length 0 and empty ids."""
+
+    stream: str
+    exists: bool
+    length: int
+    first_id: str
+    last_id: str
+    #: The highest id that was deleted by XDEL; empty when the server does not tell.
+    max_deleted_id: str
+    groups: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupInfo:
+    """How far a group is; one that does not exist yet has everything before it."""
+
+    stream: str
+    group: str
+    exists: bool
+    #: Entries not yet delivered; with `lag_at_least` there may be more.
+    lag: int
+    lag_at_least: bool
+    #: Delivered and not settled.
+    pending: int
+    #: Those of the pending that failed and wait for a retry.
+    retrying: int
+    consumers: int
+    #: Age of the oldest entry that is not settled, by the server's clock; None when all are.
+    oldest_s: float | None
+    dead: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class PendingInfo:
+    """A message that was delivered and is not settled."""
+
+    id: str
+    consumer: str
+    idle_ms: int
+    #: As Redis counts: re-reads of a worker's own list included.
+    deliveries: int
+    #: Handler runs that failed.
+    attempts: int
+    #: When the next one is due, Unix ms; None when no retry waits.
+    next_due_ms: int | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+async def streams(redis: Redis, names: Sequence[str]) -> list[StreamInfo]:
+    """The streams of those names. Raises redis-py's errors, also for a key that is no stream."""
+    replies = await _ask(
+        redis, [command for name in names for command in (("XINFO STREAM", name), ("XINFO GROUPS", name))]
+    )
+    found = []
+    for name, info, members in zip(names, replies[::2], replies[1::2], strict=True):
+        if info is None:
+            found.append(StreamInfo(name, False, 0, "", "", "", ()))
+            continue
+        first = info["first-entry"]
+        found.append(
+            StreamInfo(
+                stream=name,
+                exists=True,
+                length=info["length"],
+                first_id=_text(first[0]) if first else "",
+                last_id=_text(info["last-generated-id"]),
+                max_deleted_id=_text(info.get("max-deleted-entry-id", "")),
+                groups=tuple(_text(member["name"]) for member in members or ()),
+            )
+        )
+    return found
+
+
+async def groups(redis: Redis, pairs: Iterable[tuple[str, str]]) -> list[GroupInfo]:
+    """The (stream, group) pairs, in order. Raises redis-py's errors."""
+    wanted = list(pairs)
+    if not wanted:
+        return []
+    names = list(dict.fromkeys(stream for stream, _ in wanted))
+    infos = {info.stream: info for info in await streams(redis, names)}
+    members = dict(zip(names, await _ask(redis, [("XINFO GROUPS", name) for name in names]), strict=True))
+    seconds, micros = await redis.time()
+    now_ms = int(seconds) * 1000 + int(micros) // 1000
+    return [await _group(redis, infos[stream], members[stream] or [], group, now_ms) for stream, group in wanted]
+
+
+async def pending(redis: Redis, stream: str, group: str, count: int = 100) -> list[PendingInfo]:
+    """The first `count` pending messages of a group, oldest first. Raises UsageError when there is no such group."""
+    try:
+        rows = await redis.xpending_range(stream, group, "-", "+", count)
+    except ResponseError as error:
+        if not str(error).startswith("NOGROUP"):
+            raise
+        known = (await streams(redis, [stream]))[0].groups
+        hint = did_you_mean(group, known) or (f" (there are: {', '.join(known)})" if known else "")
+        raise UsageError(f"stream {stream!r} has no group {group!r}{hint}") from None
+    if not rows:
+        return []
+    retries = await redis.execute_command("HMGET", retries_key(stream, group), *(row["message_id"] for row in rows))
+    return [_pending(row, retry) for row, retry in zip(rows, retries, strict=True)]
+
+
+def _pending(row: dict[str, Any], retry: bytes | None) -> PendingInfo:
+    attempts, _, due = _text(retry or b"0").partition(":")
+    return PendingInfo(
+        id=_text(row["message_id"]),
+        consumer=_text(row["consumer"]),
+        idle_ms=row["time_since_delivered"],
+        deliveries=row["times_delivered"],
+        attempts=int(attempts),
+        next_due_ms=int(due) if due else None,
+    )
+
+
+async def _group(redis: Redis, info: StreamInfo, members: list[dict[str, Any]], group: str, now_ms: int) -> GroupInfo:
+    stream = info.stream
+    dead, retrying = await _ask(redis, [("XLEN", dead_key(stream, group)), ("HLEN", retries_key(stream, group))])
+    member = next((m for m in members if _text(m["name"]) == group), None)
+    last = _text(member["last-delivered-id"]) if member else _FIRST_ID
+    lag, at_least, oldest = await _unread(redis, info, member, last)
+    held = member["pending"] if member else 0
+    if held:
+        summary = await redis.execute_command("XPENDING", stream, group)
+        oldest = min((i for i in (oldest, _text(summary["min"] or b"")) if i), key=_milliseconds, default="")
+    return GroupInfo(
+        stream=stream,
+        group=group,
+        exists=member is not None,
+        lag=lag,
+        lag_at_least=at_least,
+        pending=held,
+        retrying=retrying,
+        consumers=member["consumers"] if member else 0,
+        oldest_s=max(0.0, (now_ms - _milliseconds(oldest)) / 1000) if oldest else None,
+        dead=dead,
+    )
+
+
+async def _unread(redis: Redis, info: StreamInfo, member: dict[str, Any] | None, last: str) -> tuple[int, bool, str]:
+    """The lag, whether it is only a lower bound, and the first unread id.
+
+    Redis's own figure is nil after deletions ahead of the group and on replicas, and wrong on some
+    versions (7.0 and Valkey 9 say 2 for an empty stream), so it is used only where it can be right.
+    """
+    if not info.length or _order(last) >= _order(info.last_id):
+        return 0, False, ""
+    if _order(info.first_id) > _order(last):
+        return info.length, False, info.first_id
+    told = member.get("lag") if member else None
+    deleted_ahead = bool(info.max_deleted_id) and _order(info.max_deleted_id) > _order(last)
+    known = isinstance(told, int) and 0 < told < info.length and not deleted_ahead
+    first, counted = await redis.eval(_UNREAD, 1, info.stream, last, "1" if known else str(LAG_COUNT_MAX + 1))
+    if isinstance(told, int) and known and counted:
+        return told, False, _text(first)
+    return min(counted, LAG_COUNT_MAX), counted > LAG_COUNT_MAX, _text(first)
+
+
+async def _ask(redis: Redis, commands: Sequence[tuple[str, str]]) -> list[Any]:
+    """The replies of commands on one key each, in one round trip; None for a key that does not exist."""
+    pipe = redis.pipeline(transaction=False)
+    for name, key in commands:
+        pipe.execute_command(name, key)
+    replies = await pipe.execute(raise_on_error=False)
+    for reply, (_, key) in zip(replies, commands, strict=True):
+        if isinstance(reply, Exception) and "no such key" not in str(reply):
+            raise type(reply)(f"{key}: {reply}") if isinstance(reply, ResponseError) else reply
+    return [None if isinstance(reply, Exception) else reply for reply in replies]
+
+
+def _order(entry_id: str) -> tuple[int, int]:
+    milliseconds, _, sequence = entry_id.partition("-")
+    return int(milliseconds), int(sequence or 0)
+
+
+def _milliseconds(entry_id: str) -> int:
+    return _order(entry_id)[0]
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value

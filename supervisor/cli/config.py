@@ -1,0 +1,76 @@
+"""`supervisor config`: which settings hold and where each came from; whether they are right."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from supervisor.cli.common import CONTEXT, Examples, command, config_option, dumps, json_option, load_settings, talk
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class _Group(Examples, click.Group):
+    """A group whose help begins with examples."""
+
+
+@click.group(
+    cls=_Group,
+    context_settings=CONTEXT,
+    examples="""\
+    supervisor config show            every key, its value and where it came from
+    supervisor config check           what is wrong, all at once""",
+)
+def config() -> None:
+    """Show or check the configuration."""
+
+
+@command("""\
+    supervisor config show
+    SUPERVISOR_POOL__WORKERS=4 supervisor config show --json""")
+@config_option
+@json_option
+def show(config: Path | None, as_json: bool) -> None:
+    """Print every key with its value and where it came from. Passwords and tokens are masked."""
+    from supervisor.settings.explain import shown
+    from supervisor.settings.sources import dotted, leaves
+
+    loaded = load_settings(config)
+    rows: list[dict[str, Any]] = []
+    for path, value in leaves(loaded.settings.model_dump(mode="json", exclude_none=True)):
+        if (key := dotted(path)) in loaded.origins:
+            rows.append({"key": key, "value": shown(path, value), "origin": loaded.origins[key]})
+    if as_json:
+        import json
+
+        click.echo(dumps([row | {"value": json.loads(row["value"])} for row in rows], pretty=True))
+        return
+    from supervisor.cli.tables import print_table
+
+    print_table(["key", "value", "origin"], [[row["key"], row["value"], row["origin"]] for row in rows])
+
+
+@command("""\
+    supervisor config check
+    supervisor config check --config production.toml""")
+@config_option
+@json_option
+def check(config: Path | None, as_json: bool) -> None:
+    """Check the configuration and import the handlers: exit 2 when the first is wrong, 4 when the second fails."""
+    loaded = load_settings(config)
+    from supervisor.handling.load import load_handlers
+
+    specs = load_handlers(loaded.settings, loaded.root)
+    if as_json:
+        handlers = [{"stream": spec.stream, "group": spec.group, "handler": spec.name} for spec in specs]
+        click.echo(dumps({"config": str(loaded.path) if loaded.path else None, "handlers": handlers}, pretty=True))
+        return
+    for spec in specs:
+        click.echo(f"{spec.stream}  {spec.group}  {spec.name}")
+    talk(f"{loaded.path or 'no config.toml, defaults hold'}: all right, {len(specs)} handlers")
+
+
+config.add_command(show)
+config.add_command(check)

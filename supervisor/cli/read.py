@@ -1,0 +1,104 @@
+"""`supervisor read`: a stream's history, page by page."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from supervisor.cli.common import command, config_option, dumps, json_option, load_settings, redis_option
+from supervisor.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from supervisor.settings.load import Loaded
+
+PAGE = 1_000
+_ID = re.compile(r"\(?\d+(-\d+)?")
+_PLAIN = re.compile(r"[^\s\"'\\]+")
+
+
+@command("""\
+    supervisor read events:user_created                       all of it
+    supervisor read events:user_created --from 0 --count 10   the first ten
+    supervisor read events:user_created --reverse --count 1   the last one
+    supervisor read events:user_created --from 1700000000000 --to 1700003600000 --json""")
+@click.argument("stream")
+@click.option("--from", "start", default="-", metavar="ID", help="The first id, or Unix ms; (ID for after it.")
+@click.option("--to", "end", default="+", metavar="ID", help="The last id, or Unix ms.")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="At most so many.  [default: all]")
+@click.option("--reverse", is_flag=True, help="The newest first.")
+@config_option
+@redis_option
+@json_option
+def read(  # noqa: PLR0913, PLR0917 - one parameter an option
+    stream: str,
+    start: str,
+    end: str,
+    count: int | None,
+    reverse: bool,
+    config: Path | None,
+    redis: str | None,
+    as_json: bool,
+) -> None:
+    """Print a stream's entries, whoever has handled them. With --json one object a line."""
+    import asyncio
+
+    _check_id("--from", start)
+    _check_id("--to", end)
+    loaded = load_settings(config, {"redis.url": redis})
+    asyncio.run(_read(loaded, stream, (start, end), count, reverse=reverse, as_json=as_json))
+
+
+async def _read(
+    loaded: Loaded, stream: str, span: tuple[str, str], count: int | None, *, reverse: bool, as_json: bool
+) -> None:
+    from supervisor.cli.redis import open_redis
+
+    low, high = span
+    left = count
+    async with open_redis(loaded.settings) as redis:
+        while left is None or left > 0:
+            wanted = PAGE if left is None else min(PAGE, left)
+            bounds = ("XREVRANGE", stream, high, low) if reverse else ("XRANGE", stream, low, high)
+            page = await redis.execute_command(*bounds, "COUNT", wanted)
+            print_entries(page, as_json)
+            if len(page) < wanted:
+                return
+            left = None if left is None else left - len(page)
+            after = f"({page[-1][0].decode()}"
+            low, high = (low, after) if reverse else (after, high)
+
+
+def _check_id(option: str, value: str) -> None:
+    if value == "$":
+        raise UsageError(f"{option} $: there is nothing after the end yet; `supervisor tail` follows a stream")
+    if value not in ("-", "+") and not _ID.fullmatch(value):
+        raise UsageError(f"{option} {value!r}: must be an entry id such as 0 or 1700000000000-0, or (ID for after it")
+
+
+def print_entries(entries: list[Any], as_json: bool) -> None:
+    """Print entries as redis-py gives them, one a line."""
+    lines = []
+    for entry_id, flat in entries:
+        fields = _fields(flat)
+        if as_json:
+            lines.append(dumps({"id": entry_id.decode(), "fields": fields}))
+        else:
+            lines.append(f"{entry_id.decode()}  " + " ".join(f"{_word(k)}={_word(v)}" for k, v in fields.items()))
+    if lines:
+        click.echo("\n".join(lines))
+
+
+def _fields(flat: Mapping[bytes, bytes]) -> dict[str, str]:
+    return {
+        name.decode(errors="backslashreplace"): value.decode(errors="backslashreplace") for name, value in flat.items()
+    }
+
+
+def _word(text: str) -> str:
+    """As it is, or in quotes where blanks, quotes or control characters would mislead."""
+    return text if _PLAIN.fullmatch(text) and text.isprintable() else dumps(text)

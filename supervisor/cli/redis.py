@@ -1,0 +1,48 @@
+"""A command's way to Redis: one client for the run, its faults in words that name the server."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from supervisor.broker.connect import client, masked
+from supervisor.errors import RedisUnreachableError, SupervisorError
+from supervisor.settings.place import redis_url
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from redis.asyncio import Redis
+
+    from supervisor.settings.model import Settings
+
+#: What means that the server is not there, as opposed to that it refuses.
+LOST = (RedisConnectionError, RedisTimeoutError, OSError)
+
+
+@asynccontextmanager
+async def open_redis(settings: Settings) -> AsyncIterator[Redis]:
+    """A client. Within, redis-py's errors become RedisUnreachableError or SupervisorError."""
+    redis = client(redis_url(settings), connect_timeout_s=settings.redis.connect_timeout_s)
+    try:
+        yield redis
+    except BrokenPipeError:  # stdout, not Redis
+        raise
+    except LOST as error:
+        raise unreachable(settings, error) from None
+    except RedisError as error:
+        raise SupervisorError(f"Redis refused: {error}") from None
+    finally:
+        await redis.aclose()
+
+
+def unreachable(settings: Settings, error: Exception, more: str = "") -> RedisUnreachableError:
+    """Names the server, the reason and what was already done (`more`)."""
+    text = f"Redis at {masked(redis_url(settings))} can't be reached: {error or type(error).__name__}"
+    if not settings.redis.url:
+        text += "\nNo redis.url is configured, and the embedded server runs only while `supervisor start` does."
+    return RedisUnreachableError(f"{text}\n{more}" if more else text)

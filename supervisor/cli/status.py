@@ -1,0 +1,100 @@
+"""`supervisor status`: the pool and its groups, once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from supervisor.cli.common import command, config_option, dumps, json_option, load_settings, talk
+from supervisor.errors import EXIT_DEGRADED, EXIT_DOWN, EXIT_OK
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+_COLOURS = {"healthy": "green", "starting": "yellow", "draining": "yellow", "degraded": "red", "down": "red"}
+_EXIT_CODES = {"degraded": EXIT_DEGRADED, "down": EXIT_DOWN}
+
+
+@command("""\
+    supervisor status
+    supervisor status --json | jq .state""")
+@config_option
+@json_option
+def status(config: Path | None, as_json: bool) -> int:
+    """Show the workers and the groups. Exits with 6 when the pool is degraded, with 8 when none runs."""
+    import asyncio
+
+    from supervisor.status import collect
+
+    loaded = load_settings(config)
+    found = asyncio.run(collect(loaded.settings, loaded.root))
+    if as_json:
+        click.echo(dumps(found, pretty=True))
+    else:
+        _print(found)
+    return _EXIT_CODES.get(found["state"], EXIT_OK)
+
+
+def _print(found: dict[str, Any]) -> None:
+    from supervisor.cli.tables import duration
+
+    state = click.style(found["state"], fg=_COLOURS.get(found["state"]), bold=True)
+    about = f"pid {found['pid']}, up {duration(found['uptime_s'])}" if found["pid"] else found.get("reason", "")
+    click.echo(f"{state}  {about}")
+    redis = found["redis"]
+    server = f"{redis['version']}, durability {redis['durability']}" if redis["version"] else redis.get("error", "?")
+    click.echo(f"redis    {redis['url']}  {server}")
+    if found["workers"]:
+        click.echo()
+        _print_workers(found["workers"])
+    if found["groups"]:
+        click.echo()
+        print_groups(found["groups"])
+    if found["state"] == "down":
+        talk("`supervisor start` starts it")
+
+
+def _print_workers(workers: Sequence[dict[str, Any]]) -> None:
+    from supervisor.cli.tables import duration, print_table, size
+
+    numbers = ["slot", "pid", "boot", "restarts", "beat", "rss", "pss", "running", "done", "failed", "dead"]
+    columns = ["slot", "pid", "state", "boot", "restarts", "beat", "rss", "pss", "running", "done", "failed", "dead"]
+    rows = [
+        [
+            str(worker["slot"]),
+            str(worker["pid"] or "-"),
+            worker["state"],
+            f"{worker['boot_ms']:.0f} ms" if worker.get("boot_ms") else "-",
+            str(worker["restarts"]),
+            duration(worker["beat_age_s"]),
+            size(worker["rss_bytes"]),
+            size(worker["pss_bytes"]),
+            *(f"{worker[key]:,}" for key in ("in_flight", "done", "failed", "dead")),
+            str(worker["last_exit"] or "-"),
+        ]
+        for worker in workers
+    ]
+    print_table([*columns, "last exit"], rows, numbers=numbers)
+
+
+def print_groups(groups: Sequence[dict[str, Any]]) -> None:
+    """The table of groups that `status` and `streams` show."""
+    from supervisor.cli.tables import duration, lag_text, print_table
+
+    numbers = ["lag", "pending", "retrying", "consumers", "oldest", "dead"]
+    rows = [
+        [
+            group["stream"],
+            group["group"],
+            lag_text(group["lag"], group["lag_at_least"]),
+            f"{group['pending']:,}",
+            f"{group['retrying']:,}",
+            str(group["consumers"]),
+            duration(group["oldest_s"]),
+            f"{group['dead']:,}",
+        ]
+        for group in groups
+    ]
+    print_table(["stream", "group", *numbers], rows, numbers=numbers)

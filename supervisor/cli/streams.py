@@ -1,0 +1,143 @@
+"""`supervisor streams` and `supervisor pending`: what Redis holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from supervisor.cli.common import command, config_option, dumps, json_option, load_settings, redis_option, talk
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from supervisor.broker.inspect import StreamInfo
+    from supervisor.settings.load import Loaded
+
+
+@command("""\
+    supervisor streams                          those of the handlers
+    supervisor streams events:user_created      one stream with all its groups
+    supervisor streams --json""")
+@click.argument("names", metavar="[STREAM]...", nargs=-1)
+@config_option
+@redis_option
+@json_option
+def streams(names: tuple[str, ...], config: Path | None, redis: str | None, as_json: bool) -> None:
+    """Show streams and how far each of their groups is.
+
+    Lag is what was not delivered yet, pending what was delivered and is not settled, oldest the age of the oldest
+    entry that is not settled, dead the dead letters.
+    """
+    import asyncio
+
+    loaded = load_settings(config, {"redis.url": redis})
+    found = asyncio.run(_overview(loaded, names))
+    if as_json:
+        click.echo(dumps(found, pretty=True))
+    else:
+        _print(found)
+
+
+async def _overview(loaded: Loaded, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    from supervisor.broker import inspect
+    from supervisor.cli.redis import open_redis
+
+    pairs = [] if names else await _pairs(loaded)
+    async with open_redis(loaded.settings) as redis:
+        infos = await inspect.streams(redis, names or sorted({stream for stream, _ in pairs}))
+        members = {(info.stream, group): None for info in infos for group in info.groups}
+        groups = await inspect.groups(redis, sorted({*pairs, *members}))
+    return [_stream(info) | {"groups": [g.as_dict() for g in groups if g.stream == info.stream]} for info in infos]
+
+
+def _stream(info: StreamInfo) -> dict[str, Any]:
+    return {
+        "stream": info.stream,
+        "exists": info.exists,
+        "length": info.length,
+        "first_id": info.first_id or None,
+        "last_id": info.last_id or None,
+    }
+
+
+async def _pairs(loaded: Loaded) -> list[tuple[str, str]]:
+    """Those of the running pool, which knows them already; else those of the handlers."""
+    from supervisor.control.client import request
+    from supervisor.errors import SupervisorError
+    from supervisor.settings.place import place_of
+    from supervisor.status import configured_pairs
+
+    try:
+        told = request(place_of(loaded.settings), "status")
+        return [(stream, group) for stream, group in told["consumers"]]
+    except (SupervisorError, KeyError):
+        return configured_pairs(loaded.settings, loaded.root)
+
+
+def _print(found: list[dict[str, Any]]) -> None:
+    from supervisor.cli.status import print_groups
+    from supervisor.cli.tables import print_table
+
+    rows = []
+    for item in found:
+        length = f"{item['length']:,}" if item["exists"] else "does not exist yet"
+        rows.append([item["stream"], length, item["first_id"] or "-", item["last_id"] or "-"])
+    print_table(["stream", "length", "first", "last"], rows, numbers=["length"])
+    if groups := [group for item in found for group in item["groups"]]:
+        click.echo()
+        print_groups(groups)
+    elif found:
+        talk("no group reads here yet")
+
+
+@command("""\
+    supervisor pending events:user_created email_workers
+    supervisor pending events:user_created email_workers --count 5 --json""")
+@click.argument("stream")
+@click.argument("group")
+@click.option("--count", type=click.IntRange(1, 10_000), default=100, show_default=True, help="How many, oldest first.")
+@config_option
+@redis_option
+@json_option
+def pending(stream: str, group: str, count: int, config: Path | None, redis: str | None, as_json: bool) -> None:
+    """List the messages of a group that were delivered and are not settled: who holds them, and when they are due."""
+    import asyncio
+
+    loaded = load_settings(config, {"redis.url": redis})
+    found = asyncio.run(_pending(loaded, stream, group, count))
+    if as_json:
+        click.echo(dumps(found, pretty=True))
+        return
+    _print_pending(found)
+    if len(found) == count:
+        talk(f"the first {count}; --count shows more")
+
+
+async def _pending(loaded: Loaded, stream: str, group: str, count: int) -> list[dict[str, Any]]:
+    from supervisor.broker import inspect
+    from supervisor.cli.redis import open_redis
+
+    async with open_redis(loaded.settings) as redis:
+        return [info.as_dict() for info in await inspect.pending(redis, stream, group, count)]
+
+
+def _print_pending(found: list[dict[str, Any]]) -> None:
+    import time
+
+    from supervisor.cli.tables import duration, print_table
+
+    now_ms = time.time() * 1000
+    numbers = ["idle", "deliveries", "attempts", "due in"]
+    rows = [
+        [
+            item["id"],
+            item["consumer"],
+            duration(item["idle_ms"] / 1000),
+            str(item["deliveries"]),
+            str(item["attempts"]),
+            duration(max(0.0, item["next_due_ms"] - now_ms) / 1000) if item["next_due_ms"] else "-",
+        ]
+        for item in found
+    ]
+    print_table(["id", "consumer", *numbers], rows, numbers=numbers)

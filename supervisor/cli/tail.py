@@ -1,0 +1,116 @@
+"""`supervisor tail`: follows a stream, through outages of Redis too.
+
+It keeps the last id it has printed and never reads from `$`, so what arrives between two reads or
+while the connection is down is printed later, in order, once.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from supervisor.cli.common import command, config_option, json_option, load_settings, redis_option, talk
+from supervisor.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from supervisor.settings.model import Settings
+
+PAGE = 1_000
+BLOCK_MS = 5_000
+#: How much longer than BLOCK_MS a reply may take before the connection counts as dead.
+REPLY_SLACK_S = 3.0
+RECONNECT_BASE_S = 0.05
+RECONNECT_MAX_S = 2.0
+
+
+@command("""\
+    supervisor tail events:user_created                  what comes from now on
+    supervisor tail events:user_created --from 0         everything, then what comes
+    supervisor tail events:user_created --json --count 1""")
+@click.argument("stream")
+@click.option(
+    "--from", "start", default="$", show_default=True, metavar="ID", help="$ for now, or the id to go on after."
+)
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Leave after so many.")
+@config_option
+@redis_option
+@json_option
+def tail(stream: str, start: str, count: int | None, config: Path | None, redis: str | None, as_json: bool) -> None:
+    """Follow a stream until Ctrl-C; a restart of Redis is waited for, and nothing is missed."""
+    import asyncio
+
+    if start != "$" and not re.fullmatch(r"\d+(-\d+)?", start):
+        raise UsageError(f"--from {start!r}: must be $ or an entry id such as 0 or 1700000000000-0")
+    settings = load_settings(config, {"redis.url": redis}).settings
+    asyncio.run(_follow(settings, stream, start, count, as_json))
+
+
+async def _follow(settings: Settings, stream: str, start: str, count: int | None, as_json: bool) -> None:
+    from supervisor.cli.read import print_entries
+
+    reader = _Reader(settings, stream)
+    try:
+        await reader.begin(start)
+        talk(f"following {stream} after {reader.last_id}; Ctrl-C ends")
+        left = count
+        while left is None or left > 0:
+            entries = await reader.next(PAGE if left is None else min(PAGE, left))
+            print_entries(entries, as_json)
+            left = None if left is None else left - len(entries)
+    finally:
+        await reader.close()
+
+
+class _Reader:
+    def __init__(self, settings: Settings, stream: str) -> None:
+        from supervisor.broker.connect import client
+        from supervisor.settings.place import redis_url
+
+        self._settings = settings
+        self._stream = stream
+        timeout_s = BLOCK_MS / 1000 + REPLY_SLACK_S
+        connect_s = settings.redis.connect_timeout_s
+        self._redis = client(redis_url(settings), timeout_s=timeout_s, connect_timeout_s=connect_s)
+        self.last_id = ""
+
+    async def begin(self, start: str) -> None:
+        """Settle where to start. Raises RedisUnreachableError: a wrong address is not waited for."""
+        from supervisor.broker.inspect import streams
+        from supervisor.cli.redis import open_redis
+
+        async with open_redis(self._settings) as redis:
+            (info,) = await streams(redis, [self._stream])
+        self.last_id = (info.last_id or "0-0") if start == "$" else start
+
+    async def next(self, count: int) -> list[Any]:
+        """What comes after `last_id`, waited for as long as it takes."""
+        import asyncio
+
+        from supervisor.cli.redis import LOST, unreachable
+
+        failures = 0
+        while True:
+            try:
+                reply = await self._redis.execute_command(
+                    "XREAD", "COUNT", count, "BLOCK", BLOCK_MS, "STREAMS", self._stream, self.last_id
+                )
+            except LOST as error:
+                if not failures:
+                    talk(f"{unreachable(self._settings, error)}\nwaiting for it, to go on after {self.last_id}")
+                await asyncio.sleep(min(RECONNECT_MAX_S, RECONNECT_BASE_S * 2.0**failures))
+                failures += 1
+                continue
+            if failures:
+                talk("connected again")
+                failures = 0
+            if reply:
+                entries: list[Any] = reply[0][1]
+                self.last_id = entries[-1][0].decode()
+                return entries
+
+    async def close(self) -> None:
+        await self._redis.aclose()

@@ -1,0 +1,90 @@
+"""The state of a pool and its groups in one document: what `supervisor status` and the HTTP service show.
+
+The arbiter tells of its processes, Redis of its groups; this puts the two together and judges neither
+beyond one word, `state`. It starts nothing and changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import psutil
+from redis.exceptions import RedisError
+
+from supervisor.broker import inspect
+from supervisor.broker.connect import client, describe, masked
+from supervisor.control.client import request
+from supervisor.errors import HandlerError, NotRunningError
+from supervisor.settings.place import place_of, redis_url
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from supervisor.settings.model import Settings
+
+#: A server that does not answer in this time is shown as unreachable.
+REDIS_LIMIT_S = 2.0
+
+
+async def collect(settings: Settings, root: Path | None = None) -> dict[str, Any]:
+    """The document of `supervisor status --json`. Never raises for a pool or a Redis that is down.
+
+    Where no pool runs here, the groups are those of the handlers importable from `root`, if one is given.
+    """
+    told = await asyncio.to_thread(_ask_arbiter, settings)
+    url = told.get("redis_url") or redis_url(settings)
+    redis = client(url, timeout_s=REDIS_LIMIT_S, connect_timeout_s=REDIS_LIMIT_S)
+    server: dict[str, Any] = {"url": masked(url), "version": None, "durability": None}
+    groups: list[dict[str, Any]] = []
+    try:
+        described = await describe(redis)
+        server |= {"version": described.version, "durability": described.durability}
+        groups = [info.as_dict() for info in await inspect.groups(redis, _pairs(told, settings, root))]
+    except (RedisError, OSError) as error:
+        server["error"] = str(error) or type(error).__name__
+    finally:
+        await redis.aclose()
+    workers = [_with_memory(worker) for worker in told.pop("workers", [])]
+    state = "degraded" if "error" in server and told["state"] == "healthy" else told["state"]
+    head = {"state": state, "pid": told["pid"], "uptime_s": told["uptime_s"], "redis": server}
+    rest = {key: value for key, value in told.items() if key not in ("redis", "redis_url", "consumers")}
+    return {**head, "workers": workers, "groups": groups, **{k: v for k, v in rest.items() if k not in head}}
+
+
+def configured_pairs(settings: Settings, root: Path) -> list[tuple[str, str]]:
+    """(stream, group) of each handler. Raises HandlerError."""
+    from supervisor.handling.load import load_handlers
+
+    return [(spec.stream, spec.group) for spec in load_handlers(settings, root)]
+
+
+def _ask_arbiter(settings: Settings) -> dict[str, Any]:
+    try:
+        return request(place_of(settings), "status")
+    except NotRunningError as error:
+        return {"state": "down", "pid": None, "uptime_s": None, "reason": str(error)}
+
+
+def _pairs(told: dict[str, Any], settings: Settings, root: Path | None) -> list[tuple[str, str]]:
+    if "consumers" in told:
+        return [(stream, group) for stream, group in told["consumers"]]
+    if root is None:
+        return []
+    try:
+        return configured_pairs(settings, root)
+    except HandlerError:
+        return []
+
+
+def _with_memory(worker: dict[str, Any]) -> dict[str, Any]:
+    """The worker with its resident and its proportional memory, None where the system does not tell."""
+    found: dict[str, Any] = {"rss_bytes": None, "pss_bytes": None}
+    if worker.get("pid"):
+        try:
+            process = psutil.Process(worker["pid"])
+            found["rss_bytes"] = process.memory_info().rss
+            found["pss_bytes"] = getattr(process.memory_full_info(), "pss", None)
+        except (psutil.Error, OSError):  # it has just left, or belongs to somebody else
+            pass
+    return {**worker, **found}
