@@ -1,77 +1,139 @@
-"""The supervisor's own log: one line an event, on stderr.
+"""The log of all processes of a pool: lines on stderr, for people on a terminal, as JSON otherwise.
 
-1. For people on a terminal, JSON lines otherwise; `[log] format` chooses.
-2. A line is one write to the inherited descriptor: lines of several processes never mix, and no
-   process is in the path of another's log.
-3. Nothing is kept open and no thread is started, so it is safe before and after a fork.
+1. Each process writes straight to the stderr that it inherited, a line at once; nobody passes lines on.
+2. A reader that has stopped reading costs lines, never time: a line that would have to wait is dropped
+   and counted.
+3. What may happen at every message is told at most every five seconds.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import sys
+import select
 import time
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, MutableMapping
+    from collections.abc import Callable
 
-    from supervisor.settings.model import LogSettings, Settings
+    from supervisor.settings.model import Settings
 
-#: A fault that goes on is told this often.
-COMPLAIN_EVERY_S = 5.0
-_STDERR_FD = 2
-
-
-class _OneWrite:
-    """A structlog logger that hands each line to the kernel in one call."""
-
-    def msg(self, message: str) -> None:
-        try:
-            os.write(_STDERR_FD, message.encode(errors="backslashreplace") + b"\n")
-        except OSError:  # a closed or full stderr must not end a worker
-            pass
-
-    debug = info = warning = error = critical = msg
+#: A pipe takes this much in one piece, and tells when it has room for it (POSIX: PIPE_BUF).
+PIECE_BYTES = 4096
+#: The same complaint is not repeated within this time.
+QUIET_S = 5.0
+STDERR = 2
 
 
-def logger(settings: LogSettings, **bound: Any) -> Any:
-    """A structlog logger with `bound` in each of its lines."""
-    human = settings.format == "human" or (settings.format == "auto" and sys.stderr.isatty())
-    colours = human and sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-    last: Any = structlog.dev.ConsoleRenderer(colors=colours) if human else structlog.processors.JSONRenderer()
-    stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S" if human else "iso", utc=not human)
-    return structlog.wrap_logger(
-        _OneWrite(),
-        processors=[structlog.processors.add_log_level, stamp, last],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(settings.level.upper())),
-    ).bind(**bound)
+class StderrLines:
+    """Writes each line to stderr by itself, or drops it when that would block."""
+
+    def __init__(self) -> None:
+        self.dropped = 0
+
+    def msg(self, line: str) -> None:
+        """Write one line."""
+        if self.dropped:
+            line = f"{line}\n({self.dropped} lines before this one were dropped: nobody was reading)"
+        data = line.encode(errors="replace") + b"\n"
+        for start in range(0, len(data), PIECE_BYTES):
+            if not _write(data[start : start + PIECE_BYTES]):
+                self.dropped += 1
+                return
+        self.dropped = 0
+
+    log = debug = info = warn = warning = error = critical = exception = msg
+
+
+def _write(piece: bytes) -> bool:
+    poll = select.poll()
+    poll.register(STDERR, select.POLLOUT)
+    try:
+        if not poll.poll(0):
+            return False
+        os.write(STDERR, piece)
+    except OSError:  # stderr is closed or its disk is full: there is nobody left to tell
+        return False
+    return True
+
+
+def is_human(settings: Settings) -> bool:
+    """Whether the log is for a person: as configured, or because stderr is a terminal."""
+    if settings.log.format == "auto":
+        return os.isatty(STDERR)
+    return settings.log.format == "human"
+
+
+def has_colours() -> bool:
+    """Whether a person's terminal shows colours and wants them (no-color.org)."""
+    return os.isatty(STDERR) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def logger(settings: Settings, **bound: Any) -> Any:
+    """A structlog logger for this process; `bound` is on every line."""
+    processors: list[Any] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="%H:%M:%S" if is_human(settings) else "iso", utc=not is_human(settings)),
+        structlog.processors.format_exc_info,
+        _without_nothing,
+    ]
+    if is_human(settings):
+        processors.append(structlog.dev.ConsoleRenderer(colors=has_colours(), pad_event_to=0, sort_keys=False))
+    else:
+        processors.append(structlog.processors.JSONRenderer(default=str))
+    level = logging.getLevelNamesMapping()[settings.log.level.upper()]
+    made: Any = structlog.wrap_logger(
+        StderrLines(),
+        processors,
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        cache_logger_on_first_use=True,
+    )
+    return made.bind(**bound)
 
 
 def worker_logger(settings: Settings, slot: int) -> Any:
-    """The log of the worker in `slot`."""
-    return logger(settings.log, slot=slot, pid=os.getpid())
+    """The logger of the worker in `slot`."""
+    return logger(settings, slot=slot, pid=os.getpid())
 
 
 def service_logger(settings: Settings, name: str) -> Any:
-    """The log of a service."""
-    return logger(settings.log, service=name, pid=os.getpid())
+    """The logger of a service."""
+    return logger(settings, service=name, pid=os.getpid())
+
+
+class Limiter:
+    """Lets each key through once in `QUIET_S`, and counts what it held back."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` gives monotonic seconds."""
+        self._clock = clock
+        self._told: dict[str, tuple[float, int]] = {}
+
+    def held_back(self, key: str) -> int | None:
+        """None when `key` was let through lately; else how often it was held back since the last time."""
+        now_s = self._clock()
+        told_s, count = self._told.get(key, (float("-inf"), 0))
+        if now_s - told_s < QUIET_S:
+            self._told[key] = told_s, count + 1
+            return None
+        self._told[key] = now_s, 0
+        return count
 
 
 def complainer(log: Any) -> Callable[[str, BaseException], None]:
-    """`complain(what, error)`: a warning, at most one every 5 s, which tells how many it stands for."""
-    state: MutableMapping[str, float] = {"last_s": float("-inf"), "left_out": 0}
+    """`complain(what, error)`: a warning, at most one in five seconds for each (what, kind of error)."""
+    limiter = Limiter()
 
     def complain(what: str, error: BaseException) -> None:
-        now_s = time.monotonic()
-        if now_s - state["last_s"] < COMPLAIN_EVERY_S:
-            state["left_out"] += 1
-            return
-        left_out, state["left_out"], state["last_s"] = int(state["left_out"]), 0, now_s
-        more = {"left_out": left_out} if left_out else {}
-        log.warning("Redis does not do it, waiting", doing=what, error=f"{type(error).__name__}: {error}", **more)
+        held_back = limiter.held_back(f"{what}: {type(error).__name__}")
+        if held_back is not None:
+            log.warning(what, error=f"{type(error).__name__}: {error}", held_back=held_back or None)
 
     return complain
+
+
+def _without_nothing(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in event.items() if value is not None}

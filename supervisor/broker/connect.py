@@ -53,7 +53,7 @@ def client(url: str, *, timeout_s: float = 5.0, connect_timeout_s: float = 5.0) 
     """
     options = _options(url, connect_timeout_s)
     options["socket_timeout"] = timeout_s
-    pool: ConnectionPool[Any] = ConnectionPool(**options)
+    pool: ConnectionPool = ConnectionPool(**options)
     return Redis.from_pool(pool)
 
 
@@ -63,7 +63,7 @@ def connection(url: str, *, connect_timeout_s: float = 5.0, name: str = "") -> A
     # redis-py wraps each send in a Task when there is a timeout; a dead link shows at the read.
     options["socket_timeout"] = None
     kind = options.pop("connection_class", None)
-    pool: ConnectionPool[Any] = ConnectionPool(**({"connection_class": kind} if kind else {}), **options)
+    pool: ConnectionPool = ConnectionPool(**({"connection_class": kind} if kind else {}), **options)
     made: AbstractConnection = pool.make_connection()
     if name:
         made.client_name = name

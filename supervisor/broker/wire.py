@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from hiredis import pack_command  # type: ignore[attr-defined]
+import hiredis
 from redis.exceptions import NoScriptError, ResponseError
 
 from supervisor.broker.connect import connection
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from supervisor.broker.scripts import Script
 
 Argument = bytes | str | int | float
+
+
+def pack_command(arguments: tuple[Argument, ...]) -> bytes:
+    """A command as the protocol wants it."""
+    packed: bytes = hiredis.pack_command(arguments)  # type: ignore[arg-type]  # its stub says a tuple of one
+    return packed
+
+
 #: How much longer than the server's own BLOCK a reply may take before the link counts as dead.
 REPLY_SLACK_S = 3.0
 

@@ -46,7 +46,8 @@ class ModelDecoder:
     """Validates the fields against a model, trying JSON for what a string can't be."""
 
     def __init__(self, annotation: object) -> None:
-        self._validate = TypeAdapter(annotation).validate_python
+        adapter: TypeAdapter[Any] = TypeAdapter(annotation)  # type: ignore[arg-type]
+        self._validate = adapter.validate_python
         #: Fields that were seen to need JSON: tried so first, to validate once and not twice.
         self._json: set[str] = set()
 

@@ -82,7 +82,7 @@ def first_parameter(function: Callable[..., Any], where: str) -> object:
     code = getattr(function, "__code__", None)
     if code is None or code.co_argcount < 1:
         raise HandlerError(f"{where}: {_name(function)} must take the message as its first parameter")
-    if code.co_argcount - len(function.__defaults__ or ()) > 1:  # type: ignore[attr-defined]
+    if code.co_argcount - len(function.__defaults__ or ()) > 1:
         raise HandlerError(f"{where}: {_name(function)} must take one parameter; the others need defaults")
     name = code.co_varnames[0]
     try:

@@ -7,6 +7,7 @@ in Redis, and its successor goes on from there.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -79,8 +80,6 @@ class Keeper:
 
     async def close(self) -> None:
         """Give the lease back."""
-        try:
+        with contextlib.suppress(RedisError, OSError):  # it runs out by itself
             await drop(self._redis, self._pool, self._token)
-        except (RedisError, OSError):
-            pass  # it runs out by itself
         await self._redis.aclose()

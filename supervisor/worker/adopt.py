@@ -25,9 +25,7 @@ class Adopted:
     waiting: list[tuple[Delivery, float]] = field(default_factory=list)
 
 
-def sort_out(
-    found: list[Delivery], records: list[bytes | None], started: tuple[int, int], now_ms: int
-) -> Adopted:
+def sort_out(found: list[Delivery], records: list[bytes | None], started: tuple[int, int], now_ms: int) -> Adopted:
     """Sort the pending `found`; `records` are their entries in the retries hash, in the same order.
 
     `started` is the highest id whose handler the predecessor had started.

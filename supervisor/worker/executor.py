@@ -13,9 +13,10 @@ import asyncio
 from collections import deque
 from contextvars import copy_context
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from supervisor.worker.meter import Meter, Timed
+from supervisor.worker.runner import HandlerTimeoutError, Runner, Settle
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -27,36 +28,6 @@ if TYPE_CHECKING:
 #: After a stretch of this length without a wait, the loop gets a turn: for beats, acks and retries.
 STRETCH_S_MAX = 0.01
 _WATCH_S_MAX = 0.5
-
-
-class HandlerTimeoutError(Exception):
-    """The handler did not end within its `timeout_s`."""
-
-
-class Settle(Protocol):
-    """Who decides what becomes of a delivery."""
-
-    def done(self, delivery: Delivery) -> None:
-        """The handler returned."""
-
-    def failed(self, delivery: Delivery, error: BaseException) -> None:
-        """The handler raised, or the message did not fit it."""
-
-    def progress(self) -> None:
-        """There is room again."""
-
-
-class _Runner:
-    """A task and what it has in hand."""
-
-    __slots__ = ("current", "started_s", "task", "timed_out", "wake")
-
-    def __init__(self) -> None:
-        self.current: Sequence[Delivery] = ()
-        self.started_s = 0.0
-        self.timed_out = False
-        self.wake: asyncio.Future[None] | None = None
-        self.task: asyncio.Task[None]
 
 
 class Executor:
@@ -71,8 +42,8 @@ class Executor:
         self._unit = spec.options.batch_size if spec.batch else 1
         self._runners_max = max(1, self._limit // self._unit)
         self._ready: deque[Delivery] = deque()
-        self._active: set[_Runner] = set()
-        self._idle: list[_Runner] = []
+        self._active: set[Runner] = set()
+        self._idle: list[Runner] = []
         self._yielding = 0
         self._kick_due = False
         self._watch: asyncio.TimerHandle | None = None
@@ -111,12 +82,6 @@ class Executor:
         self._ready.extend(deliveries)
         self._advance()
 
-    def withdraw(self) -> list[Delivery]:
-        """Take back all that was not started."""
-        taken = list(self._ready)
-        self._ready.clear()
-        return taken
-
     async def abort(self) -> None:
         """Cancel what runs; it stays pending."""
         self._aborting = True
@@ -130,7 +95,7 @@ class Executor:
 
     # A stretch: one runner goes through what is ready until a message waits.
 
-    async def _run(self, runner: _Runner) -> None:
+    async def _run(self, runner: Runner) -> None:
         while True:
             self._kick_soon()
             if self._unit == 1 and self._spec.is_async:
@@ -145,7 +110,7 @@ class Executor:
             self._idle.append(runner)
             await runner.wake
 
-    async def _run_singles(self, runner: _Runner) -> None:
+    async def _run_singles(self, runner: Runner) -> None:
         """The hot path: about a microsecond a message on top of the handler."""
         spec, ready, meter, done = self._spec, self._ready, self.meter, self._settle.done
         function, decode, stream, group = spec.function, spec.decode, spec.stream, spec.group
@@ -174,7 +139,7 @@ class Executor:
                 await self._yield()
                 now_s = perf_counter()
 
-    async def _run_units(self, runner: _Runner) -> None:
+    async def _run_units(self, runner: Runner) -> None:
         """Batches, and single messages of plain functions."""
         meter, ready = self.meter, self._ready
         while ready:
@@ -241,7 +206,7 @@ class Executor:
         context = copy_context()
         await self._loop.run_in_executor(self._threads, context.run, self._spec.function, argument)
 
-    def _cancelled(self, runner: _Runner, error: asyncio.CancelledError) -> None:
+    def _cancelled(self, runner: Runner, error: asyncio.CancelledError) -> None:
         if self._aborting:
             raise error
         if runner.timed_out:
@@ -275,11 +240,11 @@ class Executor:
             if runner.wake is not None and not runner.wake.done():
                 runner.wake.set_result(None)
             return
-        runner = _Runner()
+        runner = Runner()
         self._active.add(runner)
         runner.task = self._context.copy().run(self._loop.create_task, Timed(self._guard(runner), self.meter))
 
-    async def _guard(self, runner: _Runner) -> None:
+    async def _guard(self, runner: Runner) -> None:
         try:
             await self._run(runner)
         finally:

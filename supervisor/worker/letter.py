@@ -18,7 +18,14 @@ TRACEBACK_CHARS_MAX = 8_000
 
 
 def dead_letter(
-    delivery: Delivery, *, reason: str, error: BaseException | None, attempts: int, worker: str, handler: str, now_ms: int
+    delivery: Delivery,
+    *,
+    reason: str,
+    error: BaseException | None,
+    attempts: int,
+    worker: str,
+    handler: str,
+    now_ms: int,
 ) -> list[Argument]:
     """The names and values of the dead letter's entry, flat as XADD wants them."""
     letter: list[Argument] = ["id", delivery.id, "reason", reason, "deliveries", attempts]

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
-from hiredis import pack_command  # type: ignore[attr-defined]
 from redis.exceptions import RedisError
 
 from supervisor.board import SlotBoard, Word
 from supervisor.broker.scripts import ACK_RETRIED, DEAD_LETTER
+from supervisor.broker.wire import pack_command
 from supervisor.core.backoff import backoff_s
 from supervisor.names import crashes_key, dead_key, retries_key
 
@@ -48,9 +48,7 @@ class Keys:
     @classmethod
     def of(cls, stream: str, group: str) -> Keys:
         """All keys that settling touches."""
-        return cls(
-            stream, group, retries_key(stream, group), crashes_key(stream, group), dead_key(stream, group)
-        )
+        return cls(stream, group, retries_key(stream, group), crashes_key(stream, group), dead_key(stream, group))
 
 
 @dataclass(slots=True)

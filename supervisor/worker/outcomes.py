@@ -1,0 +1,96 @@
+"""What becomes of each delivery of one consumer: done, retried later, or a dead letter.
+
+It decides and counts; the settler sends. Acks of one turn of the loop are gathered into one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import TYPE_CHECKING
+
+from supervisor.board import SlotBoard, Word
+from supervisor.core.outcome import Dead, outcome_of
+from supervisor.worker.letter import dead_letter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from supervisor.handling.load import HandlerSpec
+    from supervisor.worker.delivery import Delivery
+    from supervisor.worker.settler import Keys, Settler
+    from supervisor.worker.waiting import Waiting
+
+
+class Outcomes:
+    """The decisions on one (stream, group); the executor tells it how handlers end."""
+
+    def __init__(
+        self,
+        spec: HandlerSpec,
+        keys: Keys,
+        settler: Settler,
+        waiting: Waiting,
+        board: SlotBoard,
+        worker: str,
+        progress: Callable[[], None],
+    ) -> None:
+        """`progress` is called when there is room for more; `worker` is the consumer's name."""
+        self._spec = spec
+        self._keys = keys
+        self._settler = settler
+        self._waiting = waiting
+        self._board = board
+        self._worker = worker
+        self._loop = asyncio.get_running_loop()
+        self._flush_due = False
+        #: Done in this turn of the loop.
+        self.acks: list[bytes] = []
+        self.progress = progress
+
+    def done(self, delivery: Delivery) -> None:
+        """The handler returned."""
+        if delivery.recorded:
+            self._settler.ack_retried(self._keys, delivery.id)
+            self._board.add(Word.DONE, 1)
+            return
+        self.acks.append(delivery.id)
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush_acks)
+
+    def failed(self, delivery: Delivery, error: BaseException) -> None:
+        """The handler raised: retry with backoff, or give the message up."""
+        outcome = outcome_of(error, delivery.failed_before, self._spec.options, random.random)
+        if isinstance(outcome, Dead):
+            self.bury(delivery, outcome, error)
+            return
+        self._board.add(Word.FAILED, 1)
+        delivery.failed_before = outcome.attempts
+        delivery.recorded = True
+        self._waiting.add(delivery, outcome.delay_s)
+        due_ms = int((time.time() + outcome.delay_s) * 1000)
+        self._settler.retry_later(self._keys, delivery.id, outcome.attempts, due_ms)
+
+    def bury(self, delivery: Delivery, outcome: Dead, error: BaseException | None) -> None:
+        """Make it a dead letter."""
+        letter = dead_letter(
+            delivery,
+            reason=outcome.reason,
+            error=error,
+            attempts=outcome.attempts,
+            worker=self._worker,
+            handler=self._spec.name,
+            now_ms=int(time.time() * 1000),
+        )
+        self._settler.dead(self._keys, delivery.id, letter)
+        self._board.add(Word.DEAD, 1)
+
+    def _flush_acks(self) -> None:
+        self._flush_due = False
+        acks, self.acks = self.acks, []
+        if acks:
+            self._settler.ack(self._keys, acks)
+            self._board.add(Word.DONE, len(acks))
+            self._board.add(Word.BATCHES, 1)

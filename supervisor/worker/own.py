@@ -1,0 +1,107 @@
+"""A consumer's own pending list: reading it, charging a crash, handing it over.
+
+The list is read when nothing else is on the reader's wire, so an entry can't be met both here and in
+the reply of a read for new ones.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from redis.exceptions import ResponseError
+
+from supervisor.board import RowBoard, SlotBoard, Word
+from supervisor.broker.scripts import DELETE_CONSUMER
+from supervisor.core.ids import parse_id
+from supervisor.core.outcome import CRASHED, Dead
+from supervisor.worker.adopt import Adopted, sort_out
+from supervisor.worker.delivery import Delivery
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from collections.abc import Set as AbstractSet
+
+    from supervisor.broker.wire import BlockingReader, Wire
+    from supervisor.handling.load import HandlerSpec
+    from supervisor.worker.outcomes import Outcomes
+    from supervisor.worker.settler import Keys, Settler
+
+_PAGE = 500
+
+
+class OwnList:
+    """What Redis holds pending for one consumer."""
+
+    def __init__(self, spec: HandlerSpec, keys: Keys, wire: Wire, settler: Settler, board: SlotBoard, row: RowBoard):
+        self._spec = spec
+        self._keys = keys
+        self._wire = wire
+        self._settler = settler
+        self._board = board
+        self._row = row
+        #: Read at least once: what a predecessor left is known, and no crash is charged any more.
+        self.opened = False
+
+    async def make_group(self) -> None:
+        """Create the group where it is missing."""
+        # A group that was there and is gone starts at 0, or what arrived meanwhile would be skipped.
+        start = "0" if self.opened else self._spec.options.start
+        try:
+            await self._wire.call("XGROUP", "CREATE", self._keys.stream, self._keys.group, start, "MKSTREAM")
+        except ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):
+                raise
+
+    async def sweep(self, reader: BlockingReader, known: AbstractSet[bytes], outcomes: Outcomes) -> Adopted:
+        """All that is pending but `known`, sorted by what is to be done with it."""
+        found = await self._read_all(reader, known)
+        if not self.opened:
+            found = await self._charge_crash(found, outcomes)
+        started = (0, 0) if self.opened else self._row.started()
+        self._board.add(Word.ADOPTED, len(found))
+        records = await self._records([delivery.id for delivery in found])
+        self.opened = True
+        return sort_out(found, records, started, int(time.time() * 1000))
+
+    async def hand_over(self, ids: Sequence[bytes], consumer: str, heir: str) -> None:
+        """Give `ids` to the consumer `heir` and delete `consumer`, unless it still holds something."""
+        stream, group = self._keys.stream, self._keys.group
+        for at in range(0, len(ids), _PAGE):
+            await self._wire.call("XCLAIM", stream, group, heir, 0, *ids[at : at + _PAGE], "JUSTID")
+        await self._wire.script(DELETE_CONSUMER, [stream], group, consumer)
+
+    async def _read_all(self, reader: BlockingReader, known: AbstractSet[bytes]) -> list[Delivery]:
+        found: list[Delivery] = []
+        after = b"0"
+        while True:
+            await reader.send(_PAGE, start=after.decode())
+            entries = await reader.receive()
+            if not entries:
+                return found
+            after = entries[-1][0]
+            gone = [entry[0] for entry in entries if entry[1] is None]
+            if gone:  # deleted while pending
+                self._settler.ack(self._keys, gone)
+                self._board.add(Word.TRIMMED, len(gone))
+            new = (entry for entry in entries if entry[1] is not None and entry[0] not in known)
+            found += [Delivery(entry[0], entry[1]) for entry in new]
+
+    async def _records(self, ids: list[bytes]) -> list[bytes | None]:
+        records: list[bytes | None] = []
+        for at in range(0, len(ids), _PAGE):
+            records += await self._wire.call("HMGET", self._keys.retries, *ids[at : at + _PAGE])
+        return records
+
+    async def _charge_crash(self, found: list[Delivery], outcomes: Outcomes) -> list[Delivery]:
+        """Count the crash against the message that was alone in hand; too many make it a dead letter."""
+        alone = self._row.alone()
+        self._row.set_alone(0, 0)
+        charged = next((delivery for delivery in found if parse_id(delivery.id) == alone), None)
+        if charged is None:
+            return found
+        crashes = int(await self._wire.call("HINCRBY", self._keys.crashes, charged.id, 1))
+        if crashes < self._spec.options.max_crashes:
+            return found
+        outcomes.bury(charged, Dead(CRASHED, crashes), None)
+        return [delivery for delivery in found if delivery is not charged]

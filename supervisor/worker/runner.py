@@ -1,0 +1,41 @@
+"""What an executor's runner has in hand, and whom it tells how that ended."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Sequence
+
+    from supervisor.worker.delivery import Delivery
+
+
+class HandlerTimeoutError(Exception):
+    """The handler did not end within its `timeout_s`."""
+
+
+class Settle(Protocol):
+    """Who decides what becomes of a delivery."""
+
+    def done(self, delivery: Delivery) -> None:
+        """The handler returned."""
+
+    def failed(self, delivery: Delivery, error: BaseException) -> None:
+        """The handler raised, or the message did not fit it."""
+
+    def progress(self) -> None:
+        """There is room again."""
+
+
+class Runner:
+    """A task and what it has in hand."""
+
+    __slots__ = ("current", "started_s", "task", "timed_out", "wake")
+
+    def __init__(self) -> None:
+        self.current: Sequence[Delivery] = ()
+        self.started_s = 0.0
+        self.timed_out = False
+        self.wake: asyncio.Future[None] | None = None
+        self.task: asyncio.Task[None]
