@@ -1,0 +1,1 @@
+"""The example: what happens when a user was created. Each module holds one group's handlers."""
