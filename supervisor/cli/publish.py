@@ -135,7 +135,8 @@ class _Sender:
         failure: Exception | None = None
         self.tally.unsure = len(chunk)
         try:
-            packed = [pack_command((b"XADD", stream, b"*", *fields)) for fields in chunk]
+            commands: list[Any] = [(b"XADD", stream, b"*", *fields) for fields in chunk]
+            packed = [pack_command(words) for words in commands]
             await link.send_packed_command(packed, check_health=False)
             for _ in chunk:
                 try:

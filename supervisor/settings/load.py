@@ -107,11 +107,13 @@ def _tree(layer: Layer, root: Path) -> dict[str, Any]:
 
 def _table(tree: dict[str, Any], path: KeyPath) -> dict[str, Any] | None:
     """The table at `path`, made where it is missing; None where a plain value stands in its way."""
+    table: Any = tree
     for part in path:
-        tree = tree.setdefault(part, {})
-        if not isinstance(tree, dict):
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
             return None
-    return tree
+    found: dict[str, Any] = table
+    return found
 
 
 def _origins(settings: Settings, layer: Layer) -> dict[str, str]:

@@ -1,0 +1,139 @@
+"""`supervisor api`: the HTTP service alone, under uvicorn.
+
+The application is the package `supervisor_api`, which is how the folder api/ is installed; in a checkout
+that is not installed it is loaded from that folder under the same name. `api` itself is never
+imported: that name belongs to the user's project.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import ipaddress
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from supervisor.cli.common import command, config_option, load_settings, redis_option
+from supervisor.errors import EXIT_FAILED, EXIT_OK, ConfigError, SupervisorError
+
+if TYPE_CHECKING:
+    import socket
+
+    from supervisor.settings.load import Loaded
+    from supervisor.settings.model import Settings
+
+PACKAGE = "supervisor_api"
+#: Open event streams are cut after this: uvicorn alone would wait for them for ever.
+GRACE_S = 2
+BACKLOG = 2048
+
+
+@command("""\
+    supervisor api
+    supervisor api --bind 127.0.0.1:9000 --redis redis://10.0.0.5:6379/0""")
+@config_option
+@click.option("--bind", metavar="HOST:PORT", help="Where to listen, in place of api.bind.")
+@redis_option
+def api(config: Path | None, bind: str | None, redis: str | None) -> int:
+    """Run the HTTP service alone: publish, history, health, status. For hosts without workers."""
+    loaded = load_settings(config, {"api.bind": bind, "redis.url": redis})
+    return serve(loaded)
+
+
+def serve(loaded: Loaded) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code. Raises ConfigError for an address that must not be used."""
+    import uvicorn
+
+    from supervisor.log import service_logger
+
+    host, port = address_of(loaded.settings.api.bind)
+    if not loaded.settings.api.token and not is_loopback(host):
+        raise ConfigError(
+            f"api.bind = {loaded.settings.api.bind!r}: anybody who reaches that address could publish;"
+            " set api.token (SUPERVISOR_API__TOKEN), or listen on 127.0.0.1"
+        )
+    listening = _listen(host, port)
+    app = application().create_app(loaded)
+    configuration = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=GRACE_S,
+        server_header=False,
+    )
+    service_logger(loaded.settings, "api").info("listening", url=f"http://{loaded.settings.api.bind}")
+    uvicorn_log = logging.getLogger("uvicorn")
+    uvicorn_log.handlers, uvicorn_log.propagate = [_ToOwnLog(loaded.settings)], False
+    # uvicorn raises a signal again when it has shut down; a wanted end is no death by signal.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(EXIT_OK))
+    server = uvicorn.Server(configuration)
+    server.run(sockets=[listening])
+    return EXIT_OK if server.started else EXIT_FAILED
+
+
+def application() -> Any:
+    """The module with `create_app(loaded)`. Raises SupervisorError when it is not there."""
+    if importlib.util.find_spec(PACKAGE) is None:
+        folder = Path(__file__).parents[2] / "api"
+        spec = importlib.util.spec_from_file_location(
+            PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        if spec is None or spec.loader is None or not folder.is_dir():
+            raise SupervisorError(f"the HTTP service is not installed: there is no package {PACKAGE} and no {folder}")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[PACKAGE] = module
+        spec.loader.exec_module(module)
+    return importlib.import_module(f"{PACKAGE}.app")
+
+
+def address_of(bind: str) -> tuple[str, int]:
+    """(host, port) of `host:port`, brackets around an IPv6 host removed."""
+    host, _, port = bind.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach that address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there, so that a taken port is one clear error before anything is imported."""
+    import socket
+
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(BACKLOG)
+    except OSError as error:
+        raise SupervisorError(f"api.bind: can't listen on {host}:{port}: {error.strerror or error}") from None
+    return listening
+
+
+class _ToOwnLog(logging.Handler):
+    """uvicorn's log through the supervisor's: the same lines, on stderr."""
+
+    def __init__(self, settings: Settings) -> None:
+        from supervisor.log import service_logger
+
+        super().__init__(logging.DEBUG if settings.log.level == "debug" else logging.WARNING)
+        self._log = service_logger(settings, "api")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand it on with its level."""
+        self._log.log(record.levelno, record.getMessage(), exc_info=record.exc_info)

@@ -1,0 +1,205 @@
+"""`supervisor doctor`: what is wrong with this set-up, and what to do about it.
+
+Each check is a function that yields findings; none changes anything, and none stops the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from supervisor.cli.common import command, config_option, dumps, json_option, load_settings
+from supervisor.errors import EXIT_FAILED, EXIT_OK, ConfigError, HandlerError, SupervisorError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from redis.asyncio import Redis
+
+    from supervisor.settings.load import Loaded
+    from supervisor.settings.model import Settings
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+_COLOURS = {OK: "green", WARN: "yellow", FAIL: "red"}
+PYTHON_MIN = (3, 11)
+REDIS_MIN = (6, 2)
+OPEN_FILES_MIN = 1024
+OLDEST_WARN_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report; `remedy` says what to do when `level` is not ok."""
+
+    level: str
+    text: str
+    remedy: str = ""
+
+
+@command("""\
+    supervisor doctor
+    supervisor doctor --config production.toml --json""")
+@config_option
+@json_option
+def doctor(config: Path | None, as_json: bool) -> int:
+    """Check Python, configuration, handlers, Redis and this machine. Exits with 1 when something fails."""
+    findings = []
+    for finding in _all(config):
+        findings.append(finding)
+        if not as_json:
+            click.echo(f"{click.style(f'[{finding.level}]', fg=_COLOURS[finding.level])} {finding.text}")
+            if finding.remedy:
+                click.echo(f"       {finding.remedy}")
+    if as_json:
+        click.echo(dumps([asdict(finding) for finding in findings], pretty=True))
+    return EXIT_FAILED if any(finding.level == FAIL for finding in findings) else EXIT_OK
+
+
+def _all(config: Path | None) -> Iterator[Finding]:
+    yield from _python()
+    try:
+        loaded = load_settings(config)
+    except ConfigError as error:
+        yield Finding(FAIL, str(error), "`supervisor config show` lists all keys")
+        return
+    yield Finding(OK, f"configuration: {loaded.path or 'no config.toml, the defaults hold'}")
+    yield from _machine(loaded.settings)
+    pairs: list[tuple[str, str]] = []
+    yield from _handlers(loaded, pairs)
+    yield from asyncio.run(_redis(loaded.settings, pairs))
+
+
+def _python() -> Iterator[Finding]:
+    found = platform.python_version()
+    if sys.version_info < PYTHON_MIN:
+        yield Finding(FAIL, f"Python {found}", f"Python {'.'.join(map(str, PYTHON_MIN))} or newer is needed")
+    else:
+        yield Finding(OK, f"Python {found} on {platform.system()}")
+    if find_spec("hiredis") is None:
+        yield Finding(FAIL, "hiredis is not installed", 'pip install "redis[hiredis]"')
+    else:
+        yield Finding(OK, "hiredis is installed")
+    ours = Path(__file__).parents[1]
+    others = [Path(entry) / "supervisor" / "supervisord.py" for entry in sys.path]
+    if clash := [path for path in others if path.is_file()]:
+        yield Finding(
+            FAIL,
+            f"supervisord is installed too, at {clash[0].parent}; this is {ours}: both have the same package name",
+            "give each an environment of its own: python -m venv .venv",
+        )
+    else:
+        yield Finding(OK, "no supervisord in this environment")
+
+
+def _machine(settings: Settings) -> Iterator[Finding]:
+    from supervisor.settings.place import place_of
+
+    place = place_of(settings)
+    existing = next(path for path in (place.state_dir, *place.state_dir.parents) if path.exists())
+    if os.access(existing, os.W_OK | os.X_OK) and existing.is_dir():
+        yield Finding(OK, f"state_dir {place.state_dir} can be written")
+    else:
+        yield Finding(FAIL, f"state_dir {place.state_dir} can't be written", "set state_dir to a folder of this user")
+    if place.control.parent == place.state_dir:
+        yield Finding(OK, f"control socket {place.control}")
+    else:
+        yield Finding(OK, f"control socket {place.control}: the path of state_dir is too long for one")
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < OPEN_FILES_MIN:
+        yield Finding(WARN, f"at most {soft} open files (hard limit {hard})", f"ulimit -n {OPEN_FILES_MIN}")
+    else:
+        yield Finding(OK, "open files: " + ("unlimited" if soft == resource.RLIM_INFINITY else f"up to {soft:,}"))
+
+
+def _handlers(loaded: Loaded, pairs: list[tuple[str, str]]) -> Iterator[Finding]:
+    from supervisor.status import configured_pairs
+
+    try:
+        pairs += configured_pairs(loaded.settings, loaded.root)
+    except HandlerError as error:
+        yield Finding(FAIL, f"handlers: {error}", "`supervisor start` leaves with 4 until this is mended")
+        return
+    listed = ", ".join(f"{stream} / {group}" for stream, group in pairs)
+    yield Finding(OK, f"handlers: {len(pairs)} ({listed})")
+
+
+async def _redis(settings: Settings, pairs: list[tuple[str, str]]) -> list[Finding]:
+    from supervisor.cli.redis import open_redis
+
+    try:
+        async with open_redis(settings) as redis:
+            return [finding async for finding in _server(settings, redis, pairs)]
+    except SupervisorError as error:
+        if not settings.redis.url:
+            return [_embedded()]
+        return [Finding(FAIL, str(error), "check redis.url, the network, and that the server runs")]
+
+
+def _embedded() -> Finding:
+    from supervisor.arbiter.embedded import find_binary
+
+    try:
+        binary = find_binary()
+    except SupervisorError as error:
+        return Finding(FAIL, f"no redis.url, and no server to embed: {error}", "set redis.url or install redis-server")
+    return Finding(OK, f"Redis: `supervisor start` will start {binary}")
+
+
+async def _server(settings: Settings, redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[Finding]:
+    from supervisor.broker.connect import describe, masked
+    from supervisor.settings.place import redis_url
+
+    server = await describe(redis)
+    where = f"{server.version} at {masked(redis_url(settings))}"
+    if _version(server.version) < REDIS_MIN:
+        yield Finding(FAIL, where, f"Redis {'.'.join(map(str, REDIS_MIN))} or newer is needed")
+    else:
+        yield Finding(OK, where)
+    if server.durability in ("none", "rdb"):
+        cost = "everything" if server.durability == "none" else "what came after the last snapshot"
+        yield Finding(WARN, f"durability {server.durability}: a crash of Redis loses {cost}", "appendonly yes")
+    else:
+        yield Finding(OK, f"durability {server.durability}")
+    info: dict[str, Any] = await redis.info("memory")
+    policy, limit = info.get("maxmemory_policy", "noeviction"), info.get("maxmemory", 0)
+    if policy != "noeviction":
+        level = FAIL if limit else WARN
+        yield Finding(level, f"maxmemory-policy {policy}: a full Redis drops streams", "maxmemory-policy noeviction")
+    else:
+        yield Finding(OK, "maxmemory-policy noeviction")
+    async for finding in _groups(redis, pairs):
+        yield finding
+
+
+async def _groups(redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[Finding]:
+    from supervisor.broker.inspect import groups
+    from supervisor.cli.tables import duration, lag_text
+
+    for info in await groups(redis, pairs):
+        name = f"{info.stream} / {info.group}"
+        text = f"{name}: lag {lag_text(info.lag, info.lag_at_least)}, pending {info.pending:,}, dead {info.dead:,}"
+        if not info.exists:
+            yield Finding(OK, f"{name}: the group is made at the first start")
+        elif (info.oldest_s or 0) > OLDEST_WARN_S:
+            yield Finding(
+                WARN, f"{text}, the oldest waits for {duration(info.oldest_s)}", "`supervisor pending` shows why"
+            )
+        elif info.dead:
+            yield Finding(WARN, text, "its dead letters say why they were given up")
+        else:
+            yield Finding(OK, text)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    number = text.rpartition(" ")[2]
+    return tuple(int(part) for part in number.split(".") if part.isdigit())

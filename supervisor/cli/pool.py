@@ -1,0 +1,159 @@
+"""`supervisor scale|restart|stop|pause|resume`: asks the arbiter, and waits for it where it was told to."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from supervisor.cli.common import command, config_option, load_settings, talk
+from supervisor.errors import EXIT_DRAIN, EXIT_OK, NotRunningError, SupervisorError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from supervisor.settings.place import Place
+
+POLL_S = 0.05
+#: An arbiter that re-executes itself does not answer for a moment.
+SILENCE_LIMIT_S = 5.0
+WORKERS_MAX = 256
+
+wait_option = click.option("--wait", is_flag=True, help="Wait until it is done, and show how it goes.")
+timeout_option = click.option(
+    "--timeout", "timeout_s", type=float, default=120.0, show_default=True, metavar="S", help="Wait at most so long."
+)
+
+
+@command("""\
+    supervisor scale 16
+    supervisor scale 2 --wait""")
+@click.argument("workers", type=click.IntRange(0, WORKERS_MAX), metavar="N")
+@wait_option
+@timeout_option
+@config_option
+def scale(workers: int, wait: bool, timeout_s: float, config: Path | None) -> int:
+    """Have N workers. New ones start at once; those that are too many finish what they have in hand."""
+    place = _place(config)
+    _ask(place, "scale", workers=workers)
+    if not wait:
+        talk(f"scaling to {workers} workers; `supervisor status` shows them")
+        return EXIT_OK
+
+    def left(status: dict[str, Any]) -> int:
+        states = {worker["slot"]: worker["state"] for worker in status["workers"]}
+        missing = sum(1 for slot in range(workers) if states.get(slot) != "READY")
+        return missing + sum(1 for slot in states if slot >= workers)
+
+    return _watch(place, left, timeout_s, f"scaling to {workers} workers")
+
+
+@command("""\
+    supervisor restart
+    supervisor restart --wait            until every worker is a new one, the exit code tells""")
+@wait_option
+@timeout_option
+@config_option
+def restart(wait: bool, timeout_s: float, config: Path | None) -> int:
+    """Replace the workers one after the other, with configuration and handlers read afresh."""
+    place = _place(config)
+    before = {worker["slot"]: worker["incarnation"] for worker in _ask(place, "status")["workers"]}
+    _ask(place, "restart")
+    if not wait:
+        talk("restarting; `supervisor status` shows how far it is")
+        return EXIT_OK
+
+    def left(status: dict[str, Any]) -> int:
+        return sum(
+            worker["state"] != "READY" or worker["incarnation"] <= before.get(worker["slot"], 0)
+            for worker in status["workers"]
+        )
+
+    return _watch(place, left, timeout_s, "restarting the workers")
+
+
+@command("""\
+    supervisor stop
+    supervisor stop --timeout 60""")
+@click.option("--timeout", "timeout_s", type=float, metavar="S", help="Wait so long.  [default: pool.drain_s and 5 s]")
+@config_option
+def stop(timeout_s: float | None, config: Path | None) -> int:
+    """End the pool: what runs is finished, nothing new is taken. Returns when the process is gone."""
+    import psutil
+
+    from supervisor.settings.place import place_of
+
+    settings = load_settings(config).settings
+    place = place_of(settings)
+    limit_s = settings.pool.drain_s + 5.0 if timeout_s is None else timeout_s
+    try:
+        # Taken before it is asked to leave, so that its number can't mean another process.
+        process = psutil.Process(_ask(place, "status")["pid"])
+        _ask(place, "stop")
+        process.wait(limit_s)
+    except psutil.NoSuchProcess:
+        pass
+    except psutil.TimeoutExpired:
+        talk(
+            f"the supervisor (pid {process.pid}) still drains after {limit_s:g} s; `supervisor status` shows what runs"
+        )
+        return EXIT_DRAIN
+    talk("stopped")
+    return EXIT_OK
+
+
+@command("""\
+    supervisor pause
+    supervisor pause && ./migrate && supervisor resume""")
+@config_option
+def pause(config: Path | None) -> None:
+    """Have the workers take nothing new until `supervisor resume`; what runs is finished."""
+    _ask(_place(config), "pause")
+    talk("paused; `supervisor resume` goes on")
+
+
+@command("""\
+    supervisor resume""")
+@config_option
+def resume(config: Path | None) -> None:
+    """Go on after `supervisor pause`."""
+    _ask(_place(config), "resume")
+    talk("resumed")
+
+
+def _place(config: Path | None) -> Place:
+    from supervisor.settings.place import place_of
+
+    return place_of(load_settings(config).settings)
+
+
+def _ask(place: Place, cmd: str, **args: Any) -> dict[str, Any]:
+    from supervisor.control.client import request
+
+    return request(place, cmd, **args)
+
+
+def _watch(place: Place, left: Callable[[dict[str, Any]], int], timeout_s: float, what: str) -> int:
+    """Poll until nothing is left. Raises SupervisorError when it takes too long."""
+    started_s = heard_s = time.monotonic()
+    told = -1
+    while True:
+        now_s = time.monotonic()
+        try:
+            status = _ask(place, "status")
+        except NotRunningError:
+            if now_s - heard_s > SILENCE_LIMIT_S:
+                raise
+        else:
+            heard_s = now_s
+            count = left(status)
+            if count != told:
+                talk(f"{what}: {count} to go" if count else f"{what}: done in {now_s - started_s:.1f} s")
+                told = count
+            if not count:
+                return EXIT_OK
+        if now_s - started_s > timeout_s:
+            raise SupervisorError(f"{what}: not done after {timeout_s:g} s; `supervisor status` shows why")
+        time.sleep(POLL_S)

@@ -1,0 +1,1 @@
+"""Being here, it makes pytest import `handlers` from this folder."""

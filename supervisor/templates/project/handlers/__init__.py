@@ -1,0 +1,1 @@
+"""The handlers of this project: every module in this folder is loaded."""
