@@ -82,6 +82,38 @@ class NotRunningError(SupervisorError):
     exit_code = EXIT_DOWN
 
 
+class EncodeError(UsageError):
+    """A message that can't be stored as fields; `field` is the name of the one at fault, if it is one."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class PublishError(SupervisorError):
+    """A message that was not, or perhaps not, published.
+
+    `code` is Redis's own word where it has one (OOM, READONLY, WRONGTYPE, LOADING ...), UNREACHABLE where
+    it could not be asked, FULL where too many messages wait for it already.
+    """
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class PublishRefusedError(PublishError):
+    """Surely not stored: it may be published again."""
+
+
+class PublishUnknownError(PublishError):
+    """Sent, but no answer came: stored or not. Only a publish with a key may be repeated without a duplicate."""
+
+
+class IdempotencyError(PublishError):
+    """The key was used before, for another payload."""
+
+
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     """`, did you mean 'x'?` when something in `allowed` is close to `word`, else nothing."""
     close = get_close_matches(word, list(allowed), n=1, cutoff=0.6)

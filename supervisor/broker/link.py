@@ -1,0 +1,72 @@
+"""One connection of the publisher: whole pipelines out, replies in, in order.
+
+It tells apart what was never sent from what may have been: `open` fails before a byte of the pipeline
+is written. A link that the server closed while it was idle is made anew.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+
+from supervisor.broker.connect import connection
+from supervisor.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from redis.asyncio import Redis
+    from redis.asyncio.connection import AbstractConnection
+
+#: What a link that fails raises; timeouts are OSErrors.
+LOST = (RedisError, OSError)
+
+
+class Link:
+    """Used by one task at a time."""
+
+    def __init__(self, source: str | Redis, *, connect_timeout_s: float) -> None:
+        """`source`: a URL, or a client whose server and credentials are used; its own connections are not."""
+        self._connection = (
+            connection(source, connect_timeout_s=connect_timeout_s, name="supervisor-publisher")
+            if isinstance(source, str)
+            else _like(source)
+        )
+
+    async def open(self) -> None:
+        """Connect, if need be. Raises redis-py's errors and OSError; nothing was sent then."""
+        reader = self._connection._reader
+        if reader is not None and (reader.at_eof() or reader.exception() is not None):
+            await self._connection.disconnect(nowait=True)
+        await self._connection.connect()
+
+    async def replies(self, packed: Sequence[bytes]) -> AsyncIterator[Any]:
+        """Send packed commands; their replies in order, the server's errors among them as exceptions.
+
+        Raises redis-py's errors and OSError when the link fails: the rest is then unknown.
+        """
+        await self._connection.send_packed_command(packed, check_health=False)
+        for _ in packed:
+            try:
+                yield await self._connection.read_response(disable_decoding=True, timeout=math.inf)
+            except ResponseError as error:
+                yield error
+
+    async def drop(self) -> None:
+        """Close it; replies that are still to come are lost."""
+        await self._connection.disconnect(nowait=True)
+
+
+def _like(client: Redis) -> AbstractConnection:
+    pool = getattr(client, "connection_pool", None)
+    if pool is None or not hasattr(pool, "make_connection"):
+        raise UsageError(f"a publisher needs a URL or a redis.asyncio.Redis, not {type(client).__name__}")
+    made: AbstractConnection = pool.make_connection()
+    made.retry = Retry(NoBackoff(), 0)
+    # redis-py wraps each send in a Task when there is a timeout; the publisher has its own.
+    made.socket_timeout = None
+    return made
