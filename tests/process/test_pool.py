@@ -1,0 +1,245 @@
+"""The pool as a user runs it: real processes on real servers, killed while they work."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.pool import Pool
+from tests.support.waiting import eventually
+
+StartPool = Callable[..., Pool]
+
+#: Each delivery is a line in a file of the worker's own, written in one call: it survives the worker.
+RECORD = """
+    import os, time
+    from supervisor import Message, handler
+
+    def record(text):
+        fd = os.open(f"seen.{os.getpid()}", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+        os.write(fd, f"{text} {time.monotonic_ns()}\\n".encode())
+        os.close(fd)
+"""
+
+SIMPLE = (
+    RECORD
+    + """
+    @handler("events", group="workers")
+    async def handle(message: Message) -> None:
+        record(message.fields["n"])
+"""
+)
+
+
+def seen(pool: Pool) -> collections.Counter[str]:
+    lines = [line for path in pool.folder.glob("seen.*") for line in path.read_text().splitlines()]
+    return collections.Counter(line.split()[0] for line in lines)
+
+
+def test_an_embedded_server_serves_and_keeps_its_data(start_pool: StartPool) -> None:
+    pool = start_pool(SIMPLE, workers=2)
+    assert pool.command("publish", "events", "n=1").returncode == 0
+    eventually(lambda: seen(pool) == {"1": 1})
+    assert pool.stop() == 0
+    pool.start()
+    read = pool.command("read", "events", "--json")
+    assert [json.loads(line)["fields"] for line in read.stdout.splitlines()] == [{"n": "1"}]
+    assert seen(pool) == {"1": 1}
+
+
+def test_ctrl_c_ends_everything_within_two_seconds(start_pool: StartPool) -> None:
+    pool = start_pool(SIMPLE, workers=4)
+    began_s = time.monotonic()
+    os.killpg(pool.pid, signal.SIGINT)
+    assert pool.wait() == 0
+    assert time.monotonic() - began_s < 2
+    pool.assert_nothing_left()
+
+
+def test_a_killed_worker_is_replaced_and_its_messages_run_again_at_once(
+    start_pool: StartPool, redis_server: Any
+) -> None:
+    pool = start_pool(
+        RECORD
+        + """
+    import asyncio
+    @handler("events", group="workers")
+    async def handle(message: Message) -> None:
+        record(message.fields["n"])
+        if not os.path.exists("go"):
+            await asyncio.Event().wait()
+""",
+        redis_url=redis_server.url,
+        workers=1,
+    )
+    pool.command("publish", "events", "n=1")
+    eventually(lambda: seen(pool) == {"1": 1})
+    (pool.folder / "go").touch()
+    dead = pool.worker_pids()[0]
+    killed_ns = time.monotonic_ns()
+    os.kill(dead, signal.SIGKILL)
+    eventually(lambda: seen(pool) == {"1": 2}, interval_s=0.002)
+    again_ns = max(
+        int(line.split()[1]) for path in pool.folder.glob("seen.*") for line in path.read_text().splitlines()
+    )
+    assert pool.worker_pids()[0] != dead
+    assert (again_ns - killed_ns) / 1e6 < 1000
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_while_workers_are_killed_every_half_second(
+    start_pool: StartPool, redis_server: Any, tmp_path: Path
+) -> None:
+    count = 100_000
+    pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=4)
+    feed = tmp_path / "feed.ndjson"
+    feed.write_text("".join(f'{{"n": {n}}}\n' for n in range(count)))
+    publish = subprocess.Popen(
+        [sys.executable, "-m", "supervisor", "publish", "events", "--json", str(feed), "--quiet",
+         "--config", str(pool.config), "--redis", redis_server.url],
+        cwd=pool.folder, stdout=subprocess.DEVNULL, env={**os.environ, "REDIS_URL": redis_server.url},
+    )  # fmt: skip
+    kills = 0
+    redis = redis_server.sync()
+
+    def settled() -> bool:
+        if publish.poll() is None:
+            return False
+        [group] = redis.xinfo_groups("events")
+        return bool(redis.xlen("events") == count and group["pending"] == 0 and group["lag"] == 0)
+
+    until_s = time.monotonic() + 90
+    while not settled():
+        assert time.monotonic() < until_s, pool.output[-3000:]
+        time.sleep(0.5)  # the rhythm of the fault, not a wait for an event
+        pids = pool.worker_pids()
+        if pids and kills < 20:
+            os.kill(random.choice(list(pids.values())), signal.SIGKILL)
+            kills += 1
+    assert publish.returncode == 0
+    assert kills > 0
+    counts = seen(pool)
+    assert {str(n) for n in range(count)} == set(counts)
+    assert sum(worker["restarts"] for worker in pool.status()["workers"]) >= kills
+
+
+def test_a_message_that_kills_its_process_is_the_only_dead_letter(start_pool: StartPool, redis_server: Any) -> None:
+    pool = start_pool(
+        RECORD
+        + """
+    @handler("events", group="workers")
+    async def handle(message: Message) -> None:
+        if message.fields["n"] == "100":
+            record("death")
+            os._exit(1)
+        record(message.fields["n"])
+""",
+        redis_url=redis_server.url,
+        workers=2,
+    )
+    redis = redis_server.sync()
+    for n in range(200):
+        redis.xadd("events", {"n": n})
+    dead = "supervisor:{events}:workers:dead"
+    eventually(lambda: redis.xlen(dead) == 1, 60)
+    eventually(lambda: redis.xpending("events", "workers")["pending"] == 0, 30)
+    [(_, letter)] = redis.xrange(dead)
+    assert letter[b"field:n"] == b"100"
+    assert letter[b"reason"] == b"crashed the worker"
+    counts = seen(pool)
+    assert 1 <= counts.pop("death") <= 4
+    assert len(counts) == 199
+
+
+@pytest.mark.parametrize("every", [1, 10])
+def test_slow_messages_are_shared_out(start_pool: StartPool, redis_server: Any, every: int) -> None:
+    pool = start_pool(
+        RECORD
+        + f"""
+    @handler("events", group="workers")
+    async def handle(message: Message) -> None:
+        if int(message.fields["n"]) % {every} == 0:
+            time.sleep(0.05)
+        record(message.fields["n"])
+""",
+        redis_url=redis_server.url,
+        workers=8,
+    )
+    redis = redis_server.sync()
+    count = 400 * every
+    pipeline = redis.pipeline()
+    for n in range(count):
+        pipeline.xadd("events", {"n": n})
+    began_ns = time.monotonic_ns()
+    pipeline.execute()
+    eventually(lambda: len(seen(pool)) == count, 30, 0.1)
+    last_ns = max(int(line.split()[1]) for path in pool.folder.glob("seen.*") for line in path.read_text().splitlines())
+    ideal_s = 400 * 0.05 / 8
+    assert (last_ns - began_ns) / 1e9 < 1.3 * ideal_s
+
+
+def test_a_burst_drains_what_is_there_and_leaves(start_pool: StartPool, redis_server: Any) -> None:
+    redis = redis_server.sync()
+    for n in range(500):
+        redis.xadd("events", {"n": n})
+    pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=2, args=("--burst",), ready=False)
+    assert pool.wait() == 0
+    assert len(seen(pool)) == 500
+    assert redis.xpending("events", "workers")["pending"] == 0
+
+
+def test_each_message_reaches_one_worker_of_each_group(start_pool: StartPool, redis_server: Any) -> None:
+    pool = start_pool(
+        RECORD
+        + """
+    @handler("events", group="mail")
+    async def mail(message: Message) -> None:
+        record("mail:" + message.fields["n"])
+
+    @handler("events", group="count")
+    def count(message: dict[str, str]) -> None:
+        record("count:" + message["n"])
+""",
+        redis_url=redis_server.url,
+        workers=3,
+    )
+    redis = redis_server.sync()
+    for n in range(100):
+        redis.xadd("events", {"n": n})
+    eventually(lambda: len(seen(pool)) == 200)
+    assert set(seen(pool).values()) == {1}
+
+
+def test_a_handler_that_does_not_import_is_named_and_ends_with_4(start_pool: StartPool, redis_server: Any) -> None:
+    pool = start_pool("import nothing_of_this_name\n", redis_url=redis_server.url, ready=False)
+    assert pool.wait() == 4
+    assert "handlers.py:1" in pool.output
+    assert "Traceback" not in pool.output
+
+
+def test_redis_that_does_not_answer_ends_with_3(start_pool: StartPool) -> None:
+    pool = start_pool(
+        SIMPLE, redis_url="redis://127.0.0.1:1", ready=False, env={"SUPERVISOR_REDIS__CONNECT_TIMEOUT_S": "0.5"}
+    )
+    assert pool.wait() == 3
+    assert "127.0.0.1:1" in pool.output
+
+
+def test_a_project_with_an_api_package_of_its_own_does_not_clash(start_pool: StartPool, tmp_path: Path) -> None:
+    own = tmp_path / "project0" / "api"
+    own.mkdir(parents=True)
+    (own / "__init__.py").write_text("raise RuntimeError('the user\\'s own package was imported')\n")
+    pool = start_pool(SIMPLE, workers=1)
+    pool.command("publish", "events", "n=1")
+    eventually(lambda: seen(pool) == {"1": 1})
