@@ -78,7 +78,7 @@ def logger(settings: Settings, **bound: Any) -> Any:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if is_human(settings) else "iso", utc=not is_human(settings)),
         structlog.processors.format_exc_info,
-        _without_nothing,
+        _tidy,
     ]
     if is_human(settings):
         processors.append(structlog.dev.ConsoleRenderer(colors=has_colours(), pad_event_to=0, sort_keys=False))
@@ -135,5 +135,7 @@ def complainer(log: Any) -> Callable[[str, BaseException], None]:
     return complain
 
 
-def _without_nothing(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in event.items() if value is not None}
+def _tidy(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+    """The same things first on every line, and nothing that says nothing."""
+    first = {key: event.pop(key) for key in ("timestamp", "level", "event") if key in event}
+    return {**first, **{key: value for key, value in event.items() if value is not None}}

@@ -1,0 +1,331 @@
+"""The arbiter: puts loop, children, pool, services and control socket together, and says what follows from what.
+
+It forks, waits, kills and counts. It speaks to no Redis, makes no thread, and does nothing that can
+block: all that may fail is a child's work.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+from supervisor.arbiter import embedded, fork, reexec, screen, status
+from supervisor.arbiter.check import Check
+from supervisor.arbiter.children import Children
+from supervisor.arbiter.loop import Loop
+from supervisor.arbiter.operations import Operations
+from supervisor.arbiter.pool import Pool
+from supervisor.arbiter.services import API, KEEPER, KEEPER_QUIET_S, NAMES, REDIS, Services
+from supervisor.arbiter.shutdown import Shutdown
+from supervisor.arbiter.singleton import lease_token
+from supervisor.board import Board, Head
+from supervisor.control.server import ControlServer, listen
+from supervisor.core.liveness import NS
+from supervisor.core.slot import Limits, Slot, State
+from supervisor.errors import (
+    EXIT_HANDLERS,
+    EXIT_REDIS,
+    EXIT_RUNNING,
+    EXIT_USAGE,
+    AlreadyRunningError,
+    ConfigError,
+    HandlerError,
+    RedisUnreachableError,
+    SupervisorError,
+)
+from supervisor.log import logger
+from supervisor.settings.place import place_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from supervisor.arbiter.entries import Entries, Specs
+    from supervisor.arbiter.reexec import Inherited
+    from supervisor.settings.load import Loaded
+
+TICK_S = 1.0
+#: Beyond what the boot check itself waits for Redis.
+BOOT_CHECK_SLACK_S = 10.0
+ERRORS: dict[int, type[SupervisorError]] = {
+    EXIT_USAGE: ConfigError,
+    EXIT_REDIS: RedisUnreachableError,
+    EXIT_HANDLERS: HandlerError,
+    EXIT_RUNNING: AlreadyRunningError,
+}
+
+
+class Arbiter:
+    """One pool's arbiter, from the first child to the last."""
+
+    def __init__(
+        self, loaded: Loaded, specs: Specs, entries: Entries, lock_fd: int, inherited: Inherited | None, *, burst: bool
+    ) -> None:
+        """Opens what it needs and starts nothing. Raises ConfigError when the control socket can't be made."""
+        self.loaded, self.settings, self.specs, self.entries = loaded, loaded.settings, specs, entries
+        self.burst = burst
+        self.began_s = time.monotonic()
+        self.place = place_of(self.settings)
+        self.log = logger(self.settings)
+        self.lock_fd = lock_fd
+        self.inherited = inherited
+        self.token = lease_token(self.place)
+        self.board = Board(inherited.board_fd if inherited else None)
+        self.loop = Loop()
+        self.children = Children(self.loop)
+        pool = self.settings.pool
+        limits = Limits(boot_s=pool.boot_limit_s, beat_s=pool.beat_limit_s, drain_s=pool.drain_s)
+        slow = Limits(boot_s=pool.boot_limit_s, beat_s=KEEPER_QUIET_S, drain_s=pool.drain_s)
+        shared = (self.loop, self.children)
+        self.services = Services(self.board, *shared, slow, self.log, self._changed)
+        self.pool = Pool(self.board, self._fork_worker, *shared, limits, self.log, self._changed, burst=burst)
+        self.shutdown = Shutdown(self.pool, self.services)
+        self.operations = Operations(self)
+        self.control = ControlServer(self._listener(), self.place.control, self.loop, self.operations.handle)
+        self.redis: dict[str, Any] = inherited.redis if inherited else {}
+        #: All workers have been READY once.
+        self.began = False
+        self._failure: SupervisorError | None = None
+        self._check: Check | None = None
+        self._succeed = False
+
+    def run(self) -> int:
+        """Until the last child is gone; the exit code. Raises what kept the pool from starting."""
+        fork.become_subreaper()
+        self._obey_signals()
+        self.board.set(Head.ARBITER_PID, os.getpid())
+        self._tick()
+        if self.inherited:
+            self._go_on(self.inherited)
+        else:
+            self.board.set(Head.START_NS, time.monotonic_ns())
+            self._boot()
+        self.loop.run()
+        if self._succeed:
+            self._exec()
+        self.control.close()
+        self.loop.close()
+        if self._failure is not None:
+            raise self._failure
+        return self.shutdown.exit_code
+
+    # Beginning
+
+    def _boot(self) -> None:
+        if not self.settings.redis.url:
+            self._add_server()
+            self.services.turn()
+        limit_s = self.settings.redis.connect_timeout_s + BOOT_CHECK_SLACK_S
+        try:
+            self._check = Check(self.loop, self.children, self._fork_boot, limit_s, self._booted)
+        except (OSError, SupervisorError) as error:
+            self.fail(SupervisorError(f"the boot check can't be started: {error}"))
+
+    def _booted(self, code: int, report: dict[str, Any]) -> None:
+        self._check = None
+        if self.shutdown.begun:
+            self._changed()
+        elif code != 0:
+            words = embedded.last_words(self.place) if self.services.get(REDIS) else ""
+            hint = f"; the last line of {embedded.log_path(self.place)}: {words}" if words else ""
+            self.fail(ERRORS.get(code, SupervisorError)(f"{report.get('error')}{hint if code == EXIT_REDIS else ''}"))
+        else:
+            self.redis = report.get("redis", {})
+            self._open()
+
+    def _open(self) -> None:
+        gc.collect()
+        gc.freeze()
+        self.pool.scale(self.settings.pool.workers)
+        self.services.add(KEEPER, self._fork_keeper)
+        if self.settings.api.enabled:
+            self.services.add(API, self._fork_api)
+        self.services.turn()
+        self.loop.at(time.monotonic() + self.settings.pool.boot_limit_s, self._show)
+
+    def _go_on(self, inherited: Inherited) -> None:
+        """With the children of the image before this one; they are replaced one by one."""
+        self.began = True
+        gc.collect()
+        gc.freeze()
+        spawns = {REDIS: self._fork_server, KEEPER: self._fork_keeper, API: self._fork_api}
+        for slot in inherited.services:
+            self.services.add(NAMES[slot.number], spawns[NAMES[slot.number]], slot)
+        for slot in inherited.workers:
+            self.pool.adopt(slot)
+        self.pool.was_ready = True
+        if self.settings.api.enabled and self.services.get(API) is None:
+            self.services.add(API, self._fork_api)
+        elif not self.settings.api.enabled:
+            self.services.leave(API, time.monotonic() + self.settings.pool.drain_s)
+        configured = self.settings.pool.workers
+        self.services.turn()
+        self.pool.scale(configured if configured != inherited.configured else self.pool.size)
+        self.operations.roll()
+
+    # What follows from what
+
+    def _changed(self) -> None:
+        """Something about some child is different."""
+        if self.shutdown.begun:
+            if self._check is not None:
+                self._check.kill()
+            elif self.shutdown.is_over():
+                self.loop.stop()
+            return
+        if self._check is not None:
+            return
+        self._show_when_ready()
+        self.operations.step()
+        if not self.pool.was_ready and any(slot.state is State.FAILED for slot in self.pool.slots.values()):
+            self.fail(HandlerError("a worker can't start with this configuration; its own words are above"))
+        elif self.burst and self.pool.slots and self.pool.size == 0 and not self.pool.living:
+            self.stop("the burst is done")
+
+    def fail(self, error: SupervisorError) -> None:
+        """Give up: end all, and raise this in the end."""
+        self._failure = self._failure or error
+        self.shutdown.begin(self.settings.pool.drain_s)
+        self.shutdown.hurry()
+        self._changed()
+
+    def stop(self, why: str, drain_s: float | None = None) -> None:
+        """Drain all within `drain_s` (default: as configured) and leave."""
+        self.log.info("draining", why=why, workers=len(self.pool.living) or None)
+        self.shutdown.begin(self.settings.pool.drain_s if drain_s is None else drain_s)
+        self._changed()
+
+    def _end_signal(self, name: str) -> None:
+        if self.shutdown.begun:
+            self._quick(name)
+        else:
+            self.stop(name)
+
+    def _quick(self, name: str) -> None:
+        self.log.info("stopping at once", why=name)
+        self.shutdown.hurry()
+        self._changed()
+
+    def _show_when_ready(self) -> None:
+        wanted = [slot for slot in self.pool.slots.values() if slot.wanted]
+        if self.pool.slots and all(slot.state is State.READY for slot in wanted):
+            self._show()
+
+    def _show(self) -> None:
+        if self.began or self.shutdown.begun:
+            return
+        ready = sum(slot.state is State.READY for slot in self.pool.slots.values())
+        self.began = ready == self.pool.size
+        facts = screen.Facts(
+            redis=self.redis,
+            embedded=self.services.get(REDIS) is not None,
+            ready=ready,
+            workers=self.pool.size,
+            boot_ms=round((time.monotonic() - self.began_s) * 1000),
+            api=self.services.get(API) is not None,
+        )
+        screen.show(self.loaded, self.specs, facts, self.log)
+
+    # Signals and time
+
+    def _obey_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.loop.on_signal(number, lambda number=number: self._end_signal(number.name))  # type: ignore[misc]
+        self.loop.on_signal(signal.SIGQUIT, lambda: self._quick("SIGQUIT"))
+        self.loop.on_signal(signal.SIGHUP, self.operations.restart_by_signal)
+        self.loop.on_signal(signal.SIGTTIN, lambda: self.operations.scale_by(1))
+        self.loop.on_signal(signal.SIGTTOU, lambda: self.operations.scale_by(-1))
+        self.loop.on_signal(signal.SIGUSR1, lambda: self.log.info("status", **self.status()))
+        if self.inherited:  # its predecessor blocked them all before it left
+            signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+    def _tick(self) -> None:
+        self.board.set(Head.TICK_NS, time.monotonic_ns())
+        self.control.tidy()
+        self.loop.at(time.monotonic() + TICK_S, self._tick)
+
+    # Looking at it
+
+    def status(self) -> dict[str, Any]:
+        """What `status --json` shows, but for the groups, which only Redis knows."""
+        rolled = self.operations.rolling.slot if self.operations.rolling else None
+        return {
+            "state": status.state(
+                self.pool, self.services, stopping=self.shutdown.begun, began=self.began, rolled=rolled
+            ),
+            "pid": os.getpid(),
+            "uptime_s": round((time.monotonic_ns() - self.board.get(Head.START_NS)) / NS, 3),
+            "burst": self.burst,
+            "paused": bool(self.board.get(Head.PAUSED)),
+            "breaker_open": self.pool.breaker.is_open,
+            "redis": self.redis,
+            "workers": status.workers(self.pool),
+            "services": status.services(self.services),
+            "operation": self.operations.describe(),
+            "last_operation": self.operations.last,
+        }
+
+    # Children
+
+    def fork(self, name: str, body: Callable[[], int]) -> int:
+        """A child without any of the arbiter's descriptors. Raises OSError, ForkUnsafeError."""
+        control = self.control.fds()
+        close = [*self.loop.fds(), *self.children.fds(), *control, self.lock_fd]
+        return fork.fork_child(body, name=name, close=close, own_sockets=control)
+
+    def _fork_worker(self, slot: int) -> int:
+        entry, settings, specs = self.entries.worker, self.settings, self.specs
+        return self.fork(f"worker {slot}", lambda: entry(settings, specs, self.board, slot, self.burst))
+
+    def _fork_keeper(self) -> int:
+        return self.fork("keeper", lambda: self.entries.keeper(self.settings, self.specs, self.board, self.token))
+
+    def _fork_boot(self, out_fd: int) -> int:
+        return self.fork("boot", lambda: self.entries.boot(self.settings, self.specs, self.token, out_fd))
+
+    def _fork_api(self) -> int:
+        command, environment = self.entries.api(self.loaded)
+        return self.fork("api", lambda: fork.exec_command(command, environment))
+
+    def _fork_server(self) -> int:
+        binary = embedded.find_binary()
+        return self.fork("redis", lambda: embedded.become_server(binary, self.settings, self.place))
+
+    def _add_server(self) -> None:
+        embedded.find_binary()
+        embedded.make_folders(self.place)
+        self.services.add(REDIS, self._fork_server)
+
+    def _listener(self) -> socket.socket:
+        if self.inherited:
+            return socket.socket(fileno=self.inherited.listener_fd)
+        try:
+            return listen(self.place.control)
+        except OSError as error:
+            raise ConfigError(f"state_dir: the control socket {self.place.control}: {error.strerror}") from None
+
+    # Successor
+
+    def succeed(self) -> None:
+        """Leave the loop and replace the process's image."""
+        self._succeed = True
+        self.loop.stop()
+
+    def _exec(self) -> None:
+        keep: list[Slot] = [slot for slot in self.pool.slots.values() if slot.wanted or slot.living]
+        self.control.close(keep_listening=True)
+        self.loop.close()
+        reexec.exec_successor(
+            reexec.Inherited(
+                board_fd=self.board.fd,
+                lock_fd=self.lock_fd,
+                listener_fd=self.control.listener.fileno(),
+                workers=keep,
+                services=list(self.services.slots.values()),
+                configured=self.settings.pool.workers,
+                redis=self.redis,
+            )
+        )

@@ -1,0 +1,66 @@
+"""What runs in the children: the doors from the arbiter into worker, keeper, boot check and HTTP service."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from supervisor.board import Board
+from supervisor.handling.load import HandlerSpec
+from supervisor.settings.model import Settings
+
+if TYPE_CHECKING:
+    from supervisor.settings.load import Loaded
+
+Specs = Sequence[HandlerSpec]
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """The bodies of forked children, each returning its exit code, and the command of the HTTP service."""
+
+    #: (settings, specs, lease token, descriptor for its findings as JSON)
+    boot: Callable[[Settings, Specs, str, int], int]
+    #: (settings, specs, board, slot, burst)
+    worker: Callable[[Settings, Specs, Board, int, bool], int]
+    #: (settings, specs, board, lease token)
+    keeper: Callable[[Settings, Specs, Board, str], int]
+    #: Arguments and environment of the HTTP service.
+    api: Callable[[Loaded], tuple[list[str], dict[str, str]]]
+
+
+def real_entries() -> Entries:
+    """The supervisor's own. Imports all that the forked children need, so that they share it."""
+    from supervisor.keeper import boot
+    from supervisor.keeper import main as keeper
+    from supervisor.worker import main as worker
+
+    def run_worker(settings: Settings, specs: Specs, board: Board, slot: int, burst: bool) -> int:
+        return worker.run(settings, specs, board, slot, burst=burst)
+
+    return Entries(boot=boot.run, worker=run_worker, keeper=keeper.run, api=api_command)
+
+
+def api_command(loaded: Loaded) -> tuple[list[str], dict[str, str]]:
+    """`supervisor api` with the settings of this pool: what flags have changed goes by environment."""
+    words = [sys.executable, "-m", "supervisor", "api", "--bind", loaded.settings.api.bind]
+    if loaded.path is not None:
+        words += ["--config", str(loaded.path)]
+    return words, {**os.environ, **_flags_as_environment(loaded)}
+
+
+def _flags_as_environment(loaded: Loaded) -> dict[str, str]:
+    found = {}
+    for key, origin in loaded.origins.items():
+        if not origin.startswith("flag "):
+            continue
+        value: Any = loaded.settings
+        for part in key.split("."):
+            value = getattr(value, part)
+        name = "SUPERVISOR_" + key.upper().replace(".", "__")
+        found[name] = value if isinstance(value, str) else json.dumps(value)
+    return found

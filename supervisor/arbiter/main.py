@@ -1,0 +1,45 @@
+"""`supervisor start`: what happens before the arbiter's loop, in its order.
+
+Everything that can be wrong with configuration and handlers is found here, before anything is started.
+"""
+
+from __future__ import annotations
+
+import gc
+from typing import TYPE_CHECKING
+
+from supervisor.arbiter import fork, reexec
+from supervisor.arbiter.arbiter import Arbiter
+from supervisor.arbiter.entries import real_entries
+from supervisor.arbiter.singleton import acquire
+from supervisor.errors import EXIT_OK, HandlerError
+from supervisor.handling.load import load_handlers
+from supervisor.settings.place import place_of
+
+if TYPE_CHECKING:
+    from supervisor.arbiter.entries import Entries
+    from supervisor.settings.load import Loaded
+
+
+def run(loaded: Loaded, *, burst: bool = False, entries: Entries | None = None) -> int:
+    """Run the pool until it is told to stop; the exit code.
+
+    `entries` stand in for what runs in the children. Raises AlreadyRunningError, HandlerError,
+    RedisUnreachableError, ConfigError when the pool can't be started.
+    """
+    # What the collector does not touch stays shared with the children; they turn it on again.
+    gc.disable()
+    inherited = reexec.take_over()
+    wanted = reexec.preflight_asked()
+    if wanted is not None:
+        reexec.agree(wanted, loaded.settings)
+        load_handlers(loaded.settings, loaded.root)
+        return EXIT_OK
+    lock_fd = inherited.lock_fd if inherited else acquire(place_of(loaded.settings))
+    specs = load_handlers(loaded.settings, loaded.root)
+    entries = entries or real_entries()
+    try:
+        fork.check_safe([inherited.listener_fd] if inherited else [])
+    except fork.ForkUnsafeError as error:
+        raise HandlerError(str(error)) from None
+    return Arbiter(loaded, specs, entries, lock_fd, inherited, burst=burst).run()

@@ -1,0 +1,144 @@
+"""The workers: their words on the board, the breaker, scaling."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from supervisor.arbiter.crew import Crew
+from supervisor.board import SLOTS_MAX, Word
+from supervisor.core import restart
+from supervisor.core.restart import Breaker, Kind
+from supervisor.core.slot import Sign, Slot, State
+from supervisor.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from supervisor.board import Board
+
+
+class Pool(Crew):
+    """All workers of the pool."""
+
+    hands_over = True
+
+    def __init__(self, board: Board, fork: Callable[[int], int], *args: Any, **options: Any) -> None:
+        """`fork` starts the worker of a slot and gives its pid; the rest is `Crew`'s."""
+        super().__init__(*args, **options)
+        self.board = board
+        self.breaker = Breaker()
+        #: Some worker has been READY since the pool began: from now on a bad one is no reason to give up.
+        self.was_ready = False
+        self._fork = fork
+
+    # Scaling
+
+    @property
+    def size(self) -> int:
+        """How many workers there shall be."""
+        return sum(slot.wanted for slot in self.slots.values())
+
+    def scale(self, workers: int) -> None:
+        """Have so many workers: the highest slots leave, or new ones come. Raises UsageError."""
+        if not 0 <= workers <= SLOTS_MAX:
+            raise UsageError(f"workers = {workers}: it must be between 0 and {SLOTS_MAX}")
+        for number in range(max(workers, len(self.slots))):
+            slot = self.slots.get(number, Slot(number))
+            slot = replace(slot, wanted=number < workers)
+            if not slot.wanted and slot.state is State.FAILED:
+                slot = replace(slot, state=State.EMPTY)
+            self.slots[number] = slot
+        self.turn()
+
+    # What Crew asks
+
+    def spawn(self, number: int) -> int:
+        """Clean the slot's words, then fork."""
+        words, slot = self.board.slot(number), self.slots[number]
+        words.clear_worker_words()
+        words.set(Word.LEAVE, 0)
+        words.set(Word.INCARNATION, slot.incarnation + 1)
+        words.set(Word.SPAWN_NS, time.monotonic_ns())
+        pid = self._fork(number)
+        words.set(Word.PID, pid)
+        return pid
+
+    def name(self, number: int) -> dict[str, Any]:
+        """By slot."""
+        return {"slot": number}
+
+    def sign(self, slot: Slot) -> Sign:
+        """What the worker's own words say."""
+        words = self.board.slot(slot.number)
+        return self._judge.sign(
+            slot.number,
+            ready=bool(words.get(Word.READY_NS)),
+            beat_ns=words.get(Word.BEAT_NS),
+            deadline_ns=words.get(Word.DEADLINE_NS),
+        )
+
+    def deadline_ns(self, number: int) -> int:
+        """From the board."""
+        return self.board.slot(number).get(Word.DEADLINE_NS)
+
+    def starts_at_s(self, slot: Slot, now_s: float) -> float:
+        """The breaker holds back those that crashed."""
+        left = slot.last_exit
+        if left is None or left.kind is not Kind.CRASH:
+            return now_s
+        return restart.permitted_s(self.breaker, slot.number, now_s)
+
+    def has_started(self, slot: Slot) -> None:
+        """Count it; with the breaker open this one is the canary."""
+        self.board.slot(slot.number).set(Word.RESTARTS, slot.restarts)
+        if slot.last_exit is not None and slot.last_exit.kind is Kind.CRASH:
+            self.breaker = restart.started(self.breaker, slot.number)
+
+    def has_left(self, before: Slot, after: Slot) -> None:
+        """Count crashes; tell the others when a slot has left for good."""
+        self.board.slot(before.number).set(Word.PID, 0)
+        left = after.last_exit
+        if left is not None and left.kind is Kind.CRASH and not self.stopping:
+            was_open = self.breaker.is_open
+            self.breaker = restart.crashed(self.breaker, before.number, self.size, time.monotonic())
+            if self.breaker.is_open and not was_open:
+                self.log.error(
+                    "workers crash too often: only one at a time is tried until it stays up",
+                    crashes=len(self.breaker.crashed_s),
+                    within_s=restart.WINDOW_S,
+                )
+        else:
+            self.breaker = restart.gone(self.breaker, before.number)
+        if after.state is State.EMPTY and not self.stopping:
+            self._poke()
+
+    def told_to_leave(self, slot: Slot) -> None:
+        """One that leaves for good hands what waits to the lowest that stays."""
+        heirs = [other.number for other in self.living if other.wanted and other.number != slot.number]
+        leaves = not slot.wanted and not self.stopping and heirs
+        self.board.slot(slot.number).set(Word.LEAVE, 1 + min(heirs) if leaves else 0)
+
+    def in_hand(self, number: int) -> list[str]:
+        """The ids on the board."""
+        return [f"{ms}-{seq}" for ms, seq in self.board.slot(number).ids_in_hand()]
+
+    # Turning
+
+    def turn(self) -> None:
+        """As every crew; then see whether the canary has proved itself."""
+        super().turn()
+        was_open, now_s = self.breaker.is_open, time.monotonic()
+        for slot in self.slots.values():
+            if slot.ready_s is not None:
+                self.was_ready = True
+                self.breaker = restart.ready(self.breaker, slot.number, now_s - slot.ready_s)
+        if was_open and not self.breaker.is_open:
+            self.log.info("a worker has stayed up: all are started again")
+            super().turn()
+
+    def _poke(self) -> None:
+        for slot in self.living:
+            words = self.board.slot(slot.number)
+            words.set(Word.SWEEP, words.get(Word.SWEEP) + 1)

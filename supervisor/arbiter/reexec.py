@@ -1,0 +1,146 @@
+"""Code and configuration afresh without a new process: the arbiter execs itself and goes on with its children.
+
+1. First the same command line is run as a preflight that only reads configuration and handlers: when
+   that fails, nothing has changed.
+2. Then the process image is replaced: pid, children, lock, control socket and board stay. What must be
+   known of the children goes through an inherited memory file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from supervisor.arbiter.fork import exec_command
+from supervisor.board import LAYOUT_VERSION
+from supervisor.core.restart import Exit, History, Kind
+from supervisor.core.slot import Slot, State
+from supervisor.errors import ConfigError
+
+if TYPE_CHECKING:
+    from supervisor.settings.model import Settings
+
+# Not SUPERVISOR_*: those are settings, and an unknown one is refused.
+STATE_VARIABLE = "_SUPERVISOR_STATE_FD"
+PREFLIGHT_VARIABLE = "_SUPERVISOR_PREFLIGHT"
+STATE_VERSION = 1
+PREFLIGHT_LIMIT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """What an arbiter hands to its successor in the same process."""
+
+    board_fd: int
+    lock_fd: int
+    listener_fd: int
+    workers: list[Slot]
+    services: list[Slot]
+    #: How many workers the settings asked for, as opposed to `scale`.
+    configured: int
+    redis: dict[str, Any]
+
+
+def identity(settings: Settings) -> dict[str, Any]:
+    """What a running pool can't change: to take it over, the successor must agree on it."""
+    return {
+        "state_dir": str(settings.state_dir),
+        "redis.url": settings.redis.url,
+        "pool.host": settings.pool.host,
+        "pool.name": settings.pool.name,
+        "internal layout": [STATE_VERSION, LAYOUT_VERSION],
+    }
+
+
+# The preflight
+
+
+def preflight_asked() -> dict[str, Any] | None:
+    """In the preflight: the identity to agree with. Else None."""
+    text = os.environ.pop(PREFLIGHT_VARIABLE, None)
+    found: dict[str, Any] | None = json.loads(text) if text else None
+    return found
+
+
+def agree(wanted: dict[str, Any], settings: Settings) -> None:
+    """Raises ConfigError when the pool would be another one."""
+    own = identity(settings)
+    changed = [name for name in wanted if wanted[name] != own.get(name)]
+    if changed:
+        raise ConfigError(f"{', '.join(changed)} changed since the pool was started: stop and start it for that")
+
+
+def exec_preflight(settings: Settings) -> NoReturn:
+    """In a forked child: become the preflight. What it has to say goes to stderr."""
+    os.dup2(2, 1)
+    exec_command(_command(), {**os.environ, PREFLIGHT_VARIABLE: json.dumps(identity(settings))})
+
+
+# Handing over
+
+
+def exec_successor(state: Inherited) -> NoReturn:
+    """Replace this process's image. Raises OSError, and then nothing has changed but the signal mask."""
+    fd = _state_file()
+    os.write(fd, _encode(state))
+    os.lseek(fd, 0, os.SEEK_SET)
+    for kept in (fd, state.board_fd, state.lock_fd, state.listener_fd):
+        os.set_inheritable(kept, True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Handlers end with the image, and the default of most signals is death: they wait for the successor's.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    command = _command()
+    os.execve(command[0], command, {**os.environ, STATE_VARIABLE: str(fd)})
+
+
+def take_over() -> Inherited | None:
+    """In the successor: what was handed over. Else None."""
+    text = os.environ.pop(STATE_VARIABLE, None)
+    if text is None:
+        return None
+    with os.fdopen(int(text), "rb") as file:
+        state = _decode(file.read())
+    for fd in (state.board_fd, state.lock_fd, state.listener_fd):
+        os.set_inheritable(fd, False)
+    return state
+
+
+def _command() -> list[str]:
+    return [sys.executable, *sys.orig_argv[1:]]
+
+
+def _state_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("supervisor-state", os.MFD_CLOEXEC)
+    fd, path = tempfile.mkstemp(prefix="supervisor-state-")
+    os.unlink(path)
+    return fd
+
+
+def _encode(state: Inherited) -> bytes:
+    def plain(value: object) -> object:
+        if isinstance(value, State | Kind):
+            return value.value
+        raise TypeError(type(value).__name__)
+
+    return json.dumps(asdict(state), default=plain).encode()
+
+
+def _decode(data: bytes) -> Inherited:
+    found = json.loads(data)
+    found["workers"] = [_slot(slot) for slot in found["workers"]]
+    found["services"] = [_slot(slot) for slot in found["services"]]
+    return Inherited(**found)
+
+
+def _slot(found: dict[str, Any]) -> Slot:
+    left = found["last_exit"]
+    if left is not None:
+        left = Exit(**{**left, "kind": Kind(left["kind"])})
+    return Slot(**{**found, "state": State(found["state"]), "history": History(**found["history"]), "last_exit": left})

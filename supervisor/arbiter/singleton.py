@@ -1,0 +1,58 @@
+"""One arbiter a state directory: the lock, and the token that proves to Redis that the pool is the same one.
+
+The lock is the kernel's, so nothing that dies leaves it behind; the pid in the file is for people.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from typing import TYPE_CHECKING
+
+from supervisor.errors import AlreadyRunningError, ConfigError
+
+if TYPE_CHECKING:
+    from supervisor.settings.place import Place
+
+TOKEN_BYTES = 16
+
+
+def acquire(place: Place) -> int:
+    """Take the lock; its descriptor, which holds it until it is closed.
+
+    Raises AlreadyRunningError, and ConfigError when the state directory can't be used.
+    """
+    try:
+        place.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(place.lock, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ConfigError(f"state_dir: {place.state_dir}: {error.strerror}") from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(fd, 20, 0).decode(errors="replace").strip()
+        os.close(fd)
+        raise AlreadyRunningError(
+            f"a supervisor{f' (pid {owner})' if owner else ''} already runs with the state directory {place.state_dir};"
+            " `supervisor stop` ends it, another state_dir (and [pool] name) makes a second pool"
+        ) from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, str(os.getpid()).encode(), 0)
+    return fd
+
+
+def lease_token(place: Place) -> str:
+    """The token of this state directory, made at its first use. Raises ConfigError when it can't be kept."""
+    try:
+        if place.token.exists() and (token := place.token.read_text().strip()):
+            return token
+        token = secrets.token_hex(TOKEN_BYTES)
+        draft = place.token.with_suffix(".new")
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(fd, "w") as file:
+            file.write(token)
+        draft.replace(place.token)
+        return token
+    except OSError as error:
+        raise ConfigError(f"state_dir: {place.token}: {error.strerror}") from None

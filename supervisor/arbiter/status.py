@@ -1,0 +1,102 @@
+"""What `status` shows, put together from slots and board when it is asked for."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from supervisor.arbiter.services import NAMES
+from supervisor.board import Head, Word
+from supervisor.core.liveness import NS
+from supervisor.core.slot import Slot, State
+
+if TYPE_CHECKING:
+    from supervisor.arbiter.pool import Pool
+    from supervisor.arbiter.services import Services
+    from supervisor.board import Board
+
+
+def state(pool: Pool, services: Services, *, stopping: bool, began: bool, rolled: int | None) -> str:
+    """One word for the whole; `began`: all were READY once; `rolled`: the slot that is being replaced on purpose."""
+    if stopping:
+        return "draining"
+    wanted = [slot for slot in pool.slots.values() if slot.wanted and slot.number != rolled]
+    ready = [slot for slot in pool.slots.values() if slot.state is State.READY]
+    troubled = any(slot.state in (State.BACKOFF, State.FAILED) for slot in [*wanted, *services.slots.values()])
+    if not began and not troubled:
+        return "starting"
+    if wanted and not ready:
+        return "down"
+    if troubled or pool.breaker.is_open or _is_cut_off(pool.board):
+        return "degraded"
+    living = all(slot.living for slot in services.slots.values())
+    return "healthy" if living and all(slot.state is State.READY for slot in wanted) else "degraded"
+
+
+def workers(pool: Pool) -> list[dict[str, Any]]:
+    """One entry a slot in use."""
+    return [_worker(pool.board, slot) for slot in pool.slots.values() if slot.wanted or slot.state is not State.EMPTY]
+
+
+def services(crew: Services) -> list[dict[str, Any]]:
+    """One entry a service."""
+    return [
+        {
+            "name": NAMES[slot.number],
+            "pid": slot.pid or None,
+            "state": slot.state.value,
+            "restarts": slot.restarts,
+            "last_exit": _last_exit(slot),
+        }
+        for slot in sorted(crew.slots.values(), key=lambda slot: slot.number)
+    ]
+
+
+def _worker(board: Board, slot: Slot) -> dict[str, Any]:
+    words = board.slot(slot.number)
+    beat_ns, ready_ns, spawn_ns = (words.get(w) for w in (Word.BEAT_NS, Word.READY_NS, Word.SPAWN_NS))
+    rss_bytes, pss_bytes = _memory(slot.pid) if slot.living else (None, None)
+    return {
+        "slot": slot.number,
+        "pid": slot.pid or None,
+        "state": slot.state.value,
+        "incarnation": slot.incarnation,
+        "restarts": slot.restarts,
+        "last_exit": _last_exit(slot),
+        "uptime_s": round(time.monotonic() - slot.spawned_s, 3) if slot.living else None,
+        "boot_ms": round((ready_ns - spawn_ns) / 1e6, 1) if slot.living and ready_ns else None,
+        "beat_age_s": round((time.monotonic_ns() - beat_ns) / NS, 3) if slot.living and beat_ns else None,
+        "rss_bytes": rss_bytes,
+        "pss_bytes": pss_bytes,
+        "in_flight": words.get(Word.IN_FLIGHT) if slot.living else 0,
+        "waiting": words.get(Word.WAITING) if slot.living else 0,
+        "done": words.get(Word.DONE),
+        "failed": words.get(Word.FAILED),
+        "dead": words.get(Word.DEAD),
+    }
+
+
+def _last_exit(slot: Slot) -> dict[str, Any] | None:
+    left = slot.last_exit
+    if left is None:
+        return None
+    return {"reason": left.reason, "code": left.code, "signal": left.signal, "uptime_s": round(left.uptime_s, 3)}
+
+
+def _is_cut_off(board: Board) -> bool:
+    return bool(board.get(Head.KEEPER_BEAT_NS)) and not board.get(Head.KEEPER_REDIS_OK)
+
+
+def _memory(pid: int) -> tuple[int | None, int | None]:
+    """(resident, proportional) bytes; None where the system does not tell."""
+    try:
+        process = psutil.Process(pid)
+        try:
+            full = process.memory_full_info()
+        except psutil.AccessDenied:
+            return process.memory_info().rss, None
+    except psutil.Error:
+        return None, None
+    return full.rss, getattr(full, "pss", None)

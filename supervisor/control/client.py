@@ -1,0 +1,56 @@
+"""Asks the arbiter of a pool through its control socket."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+from supervisor.control.protocol import ANSWER_BYTES_MAX, encode
+from supervisor.errors import NotRunningError, SupervisorError
+
+if TYPE_CHECKING:
+    from supervisor.settings.place import Place
+
+
+def request(place: Place, cmd: str, *, timeout_s: float = 5.0, **args: Any) -> dict[str, Any]:
+    """Have the arbiter do `cmd`; what it answers as data.
+
+    Raises NotRunningError when nobody answers within `timeout_s`, and SupervisorError with the
+    arbiter's own words when it refuses.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        try:
+            connection.settimeout(timeout_s)
+            connection.connect(str(place.control))
+            connection.sendall(encode({"cmd": cmd, **args}))
+            answer = json.loads(_read_line(connection, deadline_s))
+        except (OSError, ValueError) as error:
+            raise NotRunningError(f"no supervisor answers on {place.control}: {_why(error)}") from None
+    if not answer.get("ok"):
+        raise SupervisorError(str(answer.get("error", "the supervisor refused without a reason")))
+    data: dict[str, Any] = answer["data"]
+    return data
+
+
+def _read_line(connection: socket.socket, deadline_s: float) -> bytes:
+    received = b""
+    while not received.endswith(b"\n"):
+        connection.settimeout(max(0.001, deadline_s - time.monotonic()))
+        chunk = connection.recv(65536)
+        received += chunk
+        if not chunk or len(received) > ANSWER_BYTES_MAX:
+            raise ConnectionError("it hung up before it had answered")
+    return received
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such socket"
+    if isinstance(error, ConnectionRefusedError):
+        return "the one that made it is gone"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return str(error)

@@ -1,0 +1,171 @@
+"""When a child that left is started again: at once, after a backoff, or only as the pool's canary.
+
+1. What an exit means (`classify`), and how long its slot waits (`plan`).
+2. The pool's breaker: when children crash faster than one slot's backoff explains, only one canary at
+   a time is tried, until one stays up.
+
+Pure: time and chance are handed in.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from supervisor.core.backoff import backoff_s
+from supervisor.errors import EXIT_OK, WORKER_CONFIG, WORKER_PLANNED, WORKER_TEMPFAIL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: A crash within this time of its start counts as "still crashing".
+YOUNG_S = 10.0
+#: READY for this long, and the crashes before are forgotten.
+FORGIVEN_AFTER_S = 60.0
+BACKOFF_BASE_S = 0.1
+BACKOFF_MAX_S = 30.0
+#: The breaker counts the crashes of this long.
+WINDOW_S = 60.0
+CRASHES_MIN = 10
+CRASHES_PER_WORKER = 3
+#: How long the breaker waits before each canary; the last one repeats.
+CANARY_AFTER_S = (5.0, 10.0, 20.0, 40.0, 60.0)
+#: A canary that is READY for this long closes the breaker.
+CANARY_PROVES_S = 30.0
+#: Why a child is killed that has not drained in time: no fault that a restart could mend.
+OVERRAN = "drain"
+#: The signal number of SIGTERM, which POSIX fixes.
+SIGTERM = 15
+
+
+class Kind(Enum):
+    """What an exit means for the slot."""
+
+    #: It was told to leave, or has done all that there was: no fault.
+    DONE = "done"
+    #: It left to be replaced.
+    PLANNED = "planned"
+    #: It can't ever start like this.
+    CONFIG = "config"
+    #: Something that it needs is missing; no fault of its own.
+    DEPENDENCY = "dependency"
+    CRASH = "crash"
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a child left."""
+
+    kind: Kind
+    #: One word for logs and status: drained, done, recycled, config, dependency, exit, signal, hung, deadline, boot...
+    reason: str
+    #: The exit code, None when a signal ended it.
+    code: int | None
+    signal: int | None
+    uptime_s: float
+
+
+def classify(code: int | None, signal: int | None, *, told: bool, doomed: str, burst: bool) -> tuple[Kind, str]:
+    """What an exit means, and the word for it.
+
+    `told`: it was asked to drain. `doomed`: why the arbiter killed it, else empty. In a burst, exit
+    code 0 means that nothing is left to do.
+    """
+    if doomed:
+        return (Kind.DONE if doomed == OVERRAN else Kind.CRASH), doomed
+    # SIGTERM between fork and the worker's own handlers ends a worker that has nothing in hand yet.
+    if told and (code == EXIT_OK or signal == SIGTERM):
+        return Kind.DONE, "drained"
+    if code == WORKER_PLANNED:
+        return Kind.PLANNED, "recycled"
+    if code == EXIT_OK and burst:
+        return Kind.DONE, "done"
+    if code == WORKER_CONFIG:
+        return Kind.CONFIG, "config"
+    if code == WORKER_TEMPFAIL:
+        return Kind.DEPENDENCY, "dependency"
+    return Kind.CRASH, "exit" if signal is None else "signal"
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a slot's earlier exits leave behind."""
+
+    #: Young crashes in a row.
+    crashes: int = 0
+    #: Exits in a row for want of a dependency.
+    misses: int = 0
+
+
+def plan(history: History, left: Exit, ready_for_s: float, random: Callable[[], float]) -> tuple[History, float]:
+    """The slot's new history and how long it waits before its next start, in seconds."""
+    if left.kind is Kind.DEPENDENCY:
+        misses = history.misses + 1
+        return replace(history, misses=misses), backoff_s(misses, BACKOFF_BASE_S, BACKOFF_MAX_S, random)
+    if left.kind is not Kind.CRASH:
+        return replace(history, misses=0), 0.0
+    if ready_for_s >= FORGIVEN_AFTER_S:
+        return History(), 0.0
+    if left.uptime_s >= YOUNG_S:
+        return replace(history, misses=0), 0.0
+    crashes = history.crashes + 1
+    wait_s = 0.0 if crashes == 1 else backoff_s(crashes - 1, BACKOFF_BASE_S, BACKOFF_MAX_S, random)
+    return History(crashes=crashes), min(wait_s, BACKOFF_MAX_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Breaker:
+    """The whole pool's guard against a crash loop that no single slot shows."""
+
+    #: When workers crashed, within the last `WINDOW_S`.
+    crashed_s: tuple[float, ...] = ()
+    is_open: bool = False
+    #: Canaries that crashed since it opened.
+    lost: int = 0
+    #: The slot that is being tried.
+    canary: int | None = None
+    next_canary_s: float = 0.0
+
+
+def crashed(breaker: Breaker, slot: int, workers: int, now_s: float) -> Breaker:
+    """Count a crash; may open the breaker, or put off its next canary."""
+    recent = tuple(at_s for at_s in breaker.crashed_s if at_s > now_s - WINDOW_S)
+    allowed = max(CRASHES_MIN, CRASHES_PER_WORKER * workers)
+    # One more than is allowed says all; a pool that crashes for days needs no longer list.
+    recent = (*recent, now_s)[-(allowed + 1) :]
+    breaker = replace(breaker, crashed_s=recent)
+    if not breaker.is_open:
+        if len(recent) <= allowed:
+            return breaker
+        return replace(breaker, is_open=True, lost=0, canary=None, next_canary_s=now_s + CANARY_AFTER_S[0])
+    if breaker.canary != slot:
+        return breaker
+    lost = breaker.lost + 1
+    wait_s = CANARY_AFTER_S[min(lost, len(CANARY_AFTER_S) - 1)]
+    return replace(breaker, lost=lost, canary=None, next_canary_s=now_s + wait_s)
+
+
+def permitted_s(breaker: Breaker, slot: int, now_s: float) -> float:
+    """When this slot may start: now or later; infinity while another slot is the canary."""
+    if not breaker.is_open or breaker.canary == slot:
+        return now_s
+    return math.inf if breaker.canary is not None else max(now_s, breaker.next_canary_s)
+
+
+def started(breaker: Breaker, slot: int) -> Breaker:
+    """A slot that had to ask starts: with the breaker open it is the canary."""
+    return replace(breaker, canary=slot) if breaker.is_open else breaker
+
+
+def ready(breaker: Breaker, slot: int, ready_for_s: float) -> Breaker:
+    """A slot is READY for that long; a canary that proves itself closes the breaker."""
+    if breaker.is_open and breaker.canary == slot and ready_for_s >= CANARY_PROVES_S:
+        return Breaker()
+    return breaker
+
+
+def gone(breaker: Breaker, slot: int) -> Breaker:
+    """A slot left without a crash: if it was the canary, the next one may be tried."""
+    return replace(breaker, canary=None) if breaker.canary == slot else breaker
