@@ -43,13 +43,11 @@ def figures(pids: list[int]) -> tuple[list[int], list[int], list[int]]:
 
 
 def pool_sample(running: RedisServer, workers: int) -> Sample:
-    """Start a pool; ms from the command to the line that says READY, as its start screen shows it."""
+    """Start a pool; ms from the command to the line that says how many are ready."""
     with project(HANDLER, redis_url=running.url, workers=workers) as pool:
         begun = time.perf_counter()
         pool.start(ready=False)
-        eventually(
-            lambda: re.search(rf"\b{workers}/{workers}\b", pool.output), 30, 0.002, "the start screen says READY"
-        )
+        eventually(lambda: re.search(rf'"ready": {workers}\b', pool.output), 30, 0.002, "the start screen says READY")
         took_ms = (time.perf_counter() - begun) * 1000
         return took_ms, *figures([worker["pid"] for worker in pool.wait_ready()["workers"]])
 

@@ -21,6 +21,8 @@ from tests.support.pool import Pool
 from tests.support.waiting import eventually
 
 GROUP = "recovery"
+#: A worker is killed when it has at least this many messages in hand.
+HELD_MIN = 4
 HANDLER = f"""
 import asyncio, os, time
 from supervisor import Message, handler
@@ -57,7 +59,7 @@ def one_round(pool: Pool, client: redis_py.Redis, slot: int, messages: int) -> t
     """Kill the worker in `slot`: ms to the first and to the last of its messages, and how many it had."""
     log = pool.folder / "runs"
     held = in_hand(client, slot)
-    while not held:
+    while len(held) < HELD_MIN:
         for _ in range(messages):
             client.xadd(STREAM, {"n": "1"})
         eventually(lambda: len({ids for _, ids, _ in runs(log)}) == client.xlen(STREAM), 20, 0.05, "all were started")

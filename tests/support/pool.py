@@ -55,10 +55,10 @@ class Pool:
         self.base_url = f"http://127.0.0.1:{self.port}" if api else ""
         self._words = ["start", "--config", str(self.config), "--workers", str(workers)]
         self._words += ["--bind", f"127.0.0.1:{self.port}"] if api else ["--no-api"]
-        self._words += ["--redis", redis_url] if redis_url else []
         self._words += args
         self._mark = uuid.uuid4().hex
-        self._env = clean_environment() | (env or {})
+        # In the environment, so that every command finds the same Redis.
+        self._env = clean_environment() | ({"SUPERVISOR_REDIS__URL": redis_url} if redis_url else {}) | (env or {})
         self.process: subprocess.Popen[bytes] | None = None
 
     # Starting and ending
