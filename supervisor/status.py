@@ -79,6 +79,8 @@ def _pairs(told: dict[str, Any], settings: Settings, root: Path | None) -> list[
 
 def _with_memory(worker: dict[str, Any]) -> dict[str, Any]:
     """The worker with its resident and its proportional memory, None where the system does not tell."""
+    if "rss_bytes" in worker:
+        return worker
     found: dict[str, Any] = {"rss_bytes": None, "pss_bytes": None}
     if worker.get("pid"):
         try:

@@ -5,7 +5,6 @@ Each check is a function that yields findings; none changes anything, and none s
 
 from __future__ import annotations
 
-import asyncio
 import os
 import platform
 import sys
@@ -64,6 +63,8 @@ def doctor(config: Path | None, as_json: bool) -> int:
 
 
 def _all(config: Path | None) -> Iterator[Finding]:
+    import asyncio
+
     yield from _python()
     try:
         loaded = load_settings(config)

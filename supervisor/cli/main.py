@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 EXIT_INTERRUPTED = 130
+PROGRAM = "supervisor"
+#: click's own name for it: `_SUPERVISOR_COMPLETE=bash_source supervisor` prints what a shell wants to source.
+COMPLETION = "_SUPERVISOR_COMPLETE"
 
 #: Command -> the module that holds it, in the order in which `--help` lists them.
 COMMANDS = {
@@ -93,10 +96,14 @@ def run(args: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. stderr says what went wrong."""
     try:
         _refuse_supervisord()
-        code: Any = cli.main(
-            args=list(args) if args is not None else None, prog_name="supervisor", standalone_mode=False
-        )
+        if COMPLETION in os.environ:
+            cli.main(prog_name=PROGRAM)  # prints a shell's completions and exits
+        # Not `cli.main`: that turns a closed pipe into exit code 1.
+        with cli.make_context(PROGRAM, list(sys.argv[1:] if args is None else args)) as context:
+            code: Any = cli.invoke(context)
         sys.stdout.flush()
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
     except click.ClickException as error:
         error.show()
         return EXIT_USAGE if isinstance(error, click.UsageError) else EXIT_FAILED

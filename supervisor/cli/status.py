@@ -72,11 +72,17 @@ def _print_workers(workers: Sequence[dict[str, Any]]) -> None:
             size(worker["rss_bytes"]),
             size(worker["pss_bytes"]),
             *(f"{worker[key]:,}" for key in ("in_flight", "done", "failed", "dead")),
-            str(worker["last_exit"] or "-"),
+            _exit_text(worker["last_exit"]),
         ]
         for worker in workers
     ]
     print_table([*columns, "last exit"], rows, numbers=numbers)
+
+
+def _exit_text(left: dict[str, Any] | None) -> str:
+    from supervisor.cli.tables import duration
+
+    return f"{left['reason']} after {duration(left['uptime_s'])}" if left else "-"
 
 
 def print_groups(groups: Sequence[dict[str, Any]]) -> None:

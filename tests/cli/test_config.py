@@ -1,0 +1,125 @@
+"""`config`, `doctor` and `init`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.run import data, environment, run
+
+HANDLERS = """\
+from supervisor import handler
+
+@handler("events:x", group="g")
+def handle(fields: dict[str, str]) -> None: ...
+"""
+
+
+def test_show_tells_where_each_value_came_from(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(
+        '[pool]\nworkers = 3\n[stream."events:x"]\ntimeout_s = 2\n[api]\ntoken = "t0p"\n'
+    )
+    env = {"SUPERVISOR_POOL__NAME": "blue", "REDIS_URL": "redis://user:hunter2@host"}
+    rows = {
+        row["key"]: (row["value"], row["origin"])
+        for row in data(run("config", "show", "--json", cwd=tmp_path, env=env))
+    }
+    config = tmp_path / "config.toml"
+    assert rows["pool.workers"] == (3, f"{config}:2")
+    assert rows["pool.name"] == ("blue", "environment SUPERVISOR_POOL__NAME")
+    assert rows["pool.drain_s"] == (25.0, "default")
+    assert rows['stream."events:x".timeout_s'] == (2.0, f"{config}:4")
+    assert rows["redis.url"] == ("redis://user:***@host", "environment REDIS_URL")
+    assert rows["api.token"] == ("***", f"{config}:6")
+    table = run("config", "show", cwd=tmp_path, env=env).stdout
+    assert "t0p" not in table and "hunter2" not in table
+    assert [line.split() for line in table.splitlines() if line.startswith("pool.workers ")] == [
+        ["pool.workers", "3", f"{config}:2"]
+    ]
+
+
+def test_check_names_the_handlers(tmp_path: Path) -> None:
+    (tmp_path / "handlers.py").write_text(HANDLERS)
+    found = data(run("config", "check", "--json", cwd=tmp_path))
+    assert found == {"config": None, "handlers": [{"stream": "events:x", "group": "g", "handler": "handlers.handle"}]}
+
+
+def findings(folder: Path, redis_url: str = "") -> tuple[int, dict[str, list[str]]]:
+    done = run("doctor", "--json", cwd=folder, redis_url=redis_url)
+    found: dict[str, list[str]] = {"ok": [], "warn": [], "fail": []}
+    for finding in data(done):
+        found[finding["level"]].append(finding["text"])
+        assert finding["level"] == "ok" or finding["remedy"]
+    return done.returncode, found
+
+
+def test_doctor_finds_a_healthy_set_up(tmp_path: Path, durable_server) -> None:
+    (tmp_path / "handlers.py").write_text(HANDLERS)
+    code, found = findings(tmp_path, durable_server.url)
+    assert (code, found["fail"], found["warn"]) == (0, [], [])
+    assert any("durability everysec" in text for text in found["ok"])
+    assert any("events:x / g: the group is made at the first start" in text for text in found["ok"])
+
+
+def test_doctor_finds_what_is_wrong_with_redis(tmp_path: Path, redis_server) -> None:
+    (tmp_path / "handlers.py").write_text(HANDLERS)
+    with redis_server.sync() as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        client.config_set("maxmemory", "100mb")
+        client.xadd("events:x", {"a": "1"}, id="1-1")
+        client.xgroup_create("events:x", "g", "0")
+    code, found = findings(tmp_path, redis_server.url)
+    assert code == 1
+    assert ["maxmemory-policy" in text for text in found["fail"]] == [True]
+    assert any("durability none" in text for text in found["warn"])
+    assert any("events:x / g: lag 1, pending 0, dead 0, the oldest waits for" in text for text in found["warn"])
+
+
+def test_doctor_finds_what_is_wrong_with_the_project(tmp_path: Path) -> None:
+    (tmp_path / "handlers.py").write_text("1 / 0\n")
+    (tmp_path / "config.toml").write_text('state_dir = "handlers.py/state"\n')
+    code, found = findings(tmp_path, "redis://127.0.0.1:1")
+    assert code == 1
+    for part in ("ZeroDivisionError", "handlers.py/state can't be written", "127.0.0.1:1 can't be reached"):
+        assert any(part in text for text in found["fail"]), part
+
+
+def test_doctor_says_so_when_the_configuration_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("[pool]\nworker = 3\n")
+    code, found = findings(tmp_path)
+    assert code == 1
+    assert "did you mean 'workers'" in found["fail"][0]
+
+
+def test_init_writes_a_project_once(tmp_path: Path) -> None:
+    done = run("init", "new", cwd=tmp_path)
+    assert done.returncode == 0
+    made = {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "new").rglob("*") if path.is_file()}
+    assert set(done.stdout.split()) == made
+    assert {"new/config.toml", "new/handlers/users.py", "new/tests/test_handlers.py", "new/.gitignore"} <= made
+    assert data(run("config", "check", "--json", cwd=tmp_path / "new"))["handlers"][0]["group"] == "welcome"
+
+
+def test_init_overwrites_nothing(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("# mine\n")
+    done = run("init", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "config.toml" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
+    assert (tmp_path / "config.toml").read_text() == "# mine\n"
+
+
+@pytest.mark.slow
+def test_the_tests_of_a_new_project_pass(tmp_path: Path) -> None:
+    assert run("init", "new", cwd=tmp_path).returncode == 0
+    words = [
+        sys.executable,
+        "-c",
+        "import sys, pytest; sys.exit(pytest.main(['-q', '-p', 'no:anyio', '-p', 'no:valkey']))",
+    ]
+    done = subprocess.run(words, cwd=tmp_path / "new", env=environment(""), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 passed" in done.stdout

@@ -1,0 +1,160 @@
+"""What holds for all commands: help, suggestions, errors and exit codes, output for people and for programs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from supervisor.cli.main import COMMANDS, cli, main
+from tests.cli.run import COMMAND, data, environment, run
+
+TWO_LEVELS = [[name] for name in COMMANDS] + [["config", "show"], ["config", "check"]]
+
+
+@pytest.mark.parametrize("words", [[], *TWO_LEVELS], ids=" ".join)
+def test_help_begins_with_examples(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([*words, "--help"])
+    text = capsys.readouterr().out
+    assert left.value.code == 0
+    assert text.index("Usage:") < text.index("Examples:") < text.index("Options:")
+    assert f"supervisor {' '.join(words)}".strip() in text.partition("Examples:")[2]
+
+
+def test_every_command_has_json_where_it_prints_data() -> None:
+    context = click.Context(cli)
+    with_json = {
+        name
+        for name in COMMANDS
+        if any("--json" in parameter.opts for parameter in (cli.get_command(context, name) or cli).params)
+    }
+    assert with_json == {"status", "streams", "pending", "publish", "read", "tail", "doctor", "version"}
+
+
+def test_bare_command_shows_help(tmp_path: Path) -> None:
+    done = run(cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Usage: supervisor")
+    assert all(f"\n  {name} " in done.stdout for name in COMMANDS)
+
+
+def test_help_and_version_import_nothing_heavy(tmp_path: Path) -> None:
+    program = (
+        "import sys; from supervisor.cli.main import run\n"
+        "assert run(['--help']) == 0 and run(['start', '--help']) == 0 and run(['version']) == 0\n"
+        "heavy = {'redis', 'pydantic', 'rich', 'fastapi', 'uvicorn', 'asyncio', 'structlog'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [(["strat"], "did you mean 'start'"), (["start", "--worker", "1"], "--workers"), (["config", "chek"], "check")],
+)
+def test_typos_are_answered_with_a_suggestion(words: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    seen = capsys.readouterr()
+    assert (left.value.code, seen.out) == (2, "")
+    assert hint in seen.err
+
+
+def test_a_wrong_configuration_exits_with_2(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("[pool]\nworker = 3\n")
+    for words in (["start"], ["status"], ["config", "show"], ["config", "check"], ["read", "s"]):
+        done = run(*words, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, ""), words
+        assert f"error: {tmp_path}/config.toml:2: pool.worker: unknown key, did you mean 'workers'?" in done.stderr
+
+
+def test_an_unreachable_redis_exits_with_3(tmp_path: Path) -> None:
+    for words in (["publish", "s", "a=1"], ["read", "s"], ["tail", "s"], ["streams", "s"], ["pending", "s", "g"]):
+        done = run(*words, cwd=tmp_path, redis_url="redis://:hunter2@127.0.0.1:1")
+        assert (done.returncode, done.stdout) == (3, ""), words
+        assert "error: Redis at redis://:***@127.0.0.1:1 can't be reached" in done.stderr
+        assert "hunter2" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_without_a_url_the_embedded_server_is_explained(tmp_path: Path) -> None:
+    done = run("read", "s", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "embedded server runs only while `supervisor start` does" in done.stderr
+
+
+def test_broken_handlers_exit_with_4(tmp_path: Path) -> None:
+    (tmp_path / "handlers.py").write_text("import json\nimport no_such_module\n")
+    done = run("config", "check", cwd=tmp_path)
+    assert done.returncode == 4
+    assert f"error: {tmp_path}/handlers.py:2: ModuleNotFoundError" in done.stderr
+
+
+def test_without_a_pool_the_control_commands_exit_with_8(tmp_path: Path) -> None:
+    for words in (["scale", "3"], ["restart"], ["stop"], ["pause"], ["resume"]):
+        done = run(*words, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (8, ""), words
+        assert "error: no supervisor answers on" in done.stderr
+
+
+def test_a_refusal_of_redis_is_told_in_its_words(tmp_path: Path, redis_url: str) -> None:
+    assert run("publish", "s", "a=1", cwd=tmp_path, redis_url=redis_url).returncode == 0
+    for words in (["read", "key"], ["publish", "key", "a=1"], ["streams", "key"]):
+        subprocess_set(redis_url)
+        done = run(*words, cwd=tmp_path, redis_url=redis_url)
+        assert (done.returncode, done.stdout) == (1, ""), words
+        assert "WRONGTYPE" in done.stderr and "Traceback" not in done.stderr
+
+
+def subprocess_set(url: str) -> None:
+    import redis
+
+    with redis.Redis.from_url(url) as client:
+        client.set("key", "not a stream")
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path, redis_url: str) -> None:
+    lines = "\n".join('{"text": "' + "x" * 1000 + '"}' for _ in range(2000))
+    assert run("publish", "s", "--json", "-", "-q", cwd=tmp_path, redis_url=redis_url, stdin=lines).returncode == 0
+    program = " ".join(COMMAND) + " read s | head -n 1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", program],
+        cwd=tmp_path,
+        env=environment(redis_url),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_a_pipe_gets_no_colours_and_no_cut_lines(tmp_path: Path) -> None:
+    url = "redis://" + "very-long-host-name." * 15 + "example:6379"
+    done = run("config", "show", cwd=tmp_path, redis_url=url, env={"COLUMNS": "40", "FORCE_COLOR": ""})
+    assert "\x1b" not in done.stdout
+    assert any(url in line and line.endswith("environment REDIS_URL") for line in done.stdout.splitlines())
+
+
+def test_supervisord_in_the_same_environment_is_refused(tmp_path: Path) -> None:
+    import supervisor
+
+    mixed = tmp_path / "supervisor"
+    mixed.mkdir()
+    for path in Path(supervisor.__file__).parent.iterdir():
+        (mixed / path.name).symlink_to(path)
+    (mixed / "supervisord.py").write_text("")
+    program = "import sys; from supervisor.cli.main import main; sys.argv = ['supervisor', 'version']; main()"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "error: supervisord is installed in this environment" in done.stderr
+
+
+def test_version_names_what_matters(tmp_path: Path) -> None:
+    found = data(run("version", "--json", cwd=tmp_path))
+    assert set(found) == {"supervisor", "python", "redis-py", "hiredis", "uvloop"}
+    assert found["python"].startswith(f"{sys.version_info.major}.{sys.version_info.minor}")

@@ -1,0 +1,273 @@
+"""Where settings come from, which source wins, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+import json
+import socket
+import tomllib
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from supervisor.errors import ConfigError
+from supervisor.settings.load import Loaded, load
+from supervisor.settings.model import Settings
+from supervisor.settings.sources import leaves
+
+SHIPPED = Path(__file__).parents[2] / "config.toml"
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "config.toml"
+    path.write_text(text)
+    return path
+
+
+def refused(path: Path | None, flags: dict[str, Any] | None = None, environ: dict[str, str] | None = None) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(path, flags or {}, environ or {})
+    return str(caught.value).splitlines()
+
+
+def all_keys() -> dict[tuple[str, ...], Any]:
+    return {
+        path: value for path, value in leaves(Settings().model_dump(mode="json")) if path[0] not in ("app", "stream")
+    }
+
+
+def test_the_shipped_file_holds_every_key_with_its_default() -> None:
+    text = SHIPPED.read_text()
+    shipped = dict(leaves(tomllib.loads(text)))
+    assert shipped.pop(("app", "smtp_url")) == ""
+    expected = all_keys()
+    del expected[("pool", "host")]  # differs from machine to machine, so it is shown commented out
+    assert "\n# host = " in text
+    assert shipped == expected
+
+
+def test_each_key_of_the_shipped_file_has_a_comment() -> None:
+    lines = SHIPPED.read_text().splitlines()
+    bare = [line for above, line in pairwise(lines) if " = " in line and not above.startswith("#")]
+    assert bare == []
+
+
+def test_the_shipped_file_is_loaded_as_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = load(SHIPPED, environ={}).settings
+    monkeypatch.chdir(tmp_path)
+    defaults = load(environ={}).settings
+    without = {"state_dir", "app"}
+    assert shipped.model_dump(exclude=without) == defaults.model_dump(exclude=without)
+    assert shipped.pool.host == socket.gethostname()
+
+
+def test_flags_beat_environment_beats_file_beats_default(tmp_path: Path) -> None:
+    path = written(tmp_path, "[pool]\nworkers = 3\n")
+    environ = {"SUPERVISOR_POOL__WORKERS": "4"}
+    seen = [
+        load(written(tmp_path, ""), environ={}),
+        load(written(tmp_path, "[pool]\nworkers = 3\n"), environ={}),
+        load(path, environ=environ),
+        load(path, {"pool.workers": 5}, environ),
+    ]
+    assert [loaded.settings.pool.workers for loaded in seen] == [8, 3, 4, 5]
+    assert [loaded.origins["pool.workers"] for loaded in seen] == [
+        "default",
+        f"{path}:2",
+        "environment SUPERVISOR_POOL__WORKERS",
+        "flag --workers",
+    ]
+
+
+def test_a_flag_that_was_not_given_changes_nothing(tmp_path: Path) -> None:
+    assert load(written(tmp_path, "[pool]\nworkers = 3\n"), {"pool.workers": None}, {}).settings.pool.workers == 3
+
+
+def test_every_key_has_an_origin_with_its_line(tmp_path: Path) -> None:
+    lines = ["# a comment with = and [brackets]"]
+    expected = {}
+    path = tmp_path / "config.toml"
+    for number, ((*table, key), value) in enumerate(all_keys().items(), 2):
+        dotted = ".".join([*table, key])
+        lines.append(f"{dotted} = {json.dumps(value)}")
+        expected[dotted] = f"{path}:{number}"
+    path.write_text("\n".join(lines))
+    assert load(path, environ={}).origins == expected
+
+
+def test_every_setting_has_a_variable(tmp_path: Path) -> None:
+    environ = {}
+    for path, value in all_keys().items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        environ["SUPERVISOR_" + "__".join(path).upper()] = text
+    loaded = load(written(tmp_path, ""), environ=environ)
+    assert set(loaded.origins.values()) == {f"environment {name}" for name in environ}
+    assert loaded.settings.model_dump(exclude={"state_dir"}) == Settings().model_dump(exclude={"state_dir"})
+
+
+@pytest.mark.parametrize("text", ["a,b", " a , b ,", '["a", "b"]'])
+def test_lists_from_the_environment(tmp_path: Path, text: str) -> None:
+    assert load(written(tmp_path, ""), environ={"SUPERVISOR_HANDLERS": text}).settings.handlers == ["a", "b"]
+
+
+def test_common_names_are_understood_and_ours_win(tmp_path: Path) -> None:
+    path = written(tmp_path, '[redis]\nurl = "redis://file"\n[app]\nsmtp_url = "smtp://file"\n')
+    common = {"REDIS_URL": "redis://common", "SMTP_URL": "smtp://common"}
+    ours = {"SUPERVISOR_REDIS__URL": "redis://ours", "SUPERVISOR_APP__SMTP_URL": "smtp://ours"}
+
+    def urls(environ: dict[str, str]) -> tuple[str, str]:
+        settings = load(path, environ=environ).settings
+        return settings.redis.url, settings.app["smtp_url"]
+
+    assert urls({}) == ("redis://file", "smtp://file")
+    assert urls(common) == ("redis://common", "smtp://common")
+    assert urls(common | ours) == ("redis://ours", "smtp://ours")
+    assert urls({"REDIS_URL": "", "SMTP_URL": ""}) == ("redis://file", "smtp://file")
+    assert load(path, environ=common).origins["redis.url"] == "environment REDIS_URL"
+
+
+def test_an_app_variable_takes_the_type_of_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, "[app]\nlimit = 3\non = false\n")
+    environ = {"SUPERVISOR_APP__LIMIT": "5", "SUPERVISOR_APP__ON": "yes", "SUPERVISOR_APP__NEW": "5"}
+    assert load(path, environ=environ).settings.app == {"limit": 5, "on": True, "new": "5"}
+
+
+def test_all_errors_are_told_at_once(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        """\
+handler = ["a"]
+[pool]
+workers = "8"
+
+[api]
+bind = "nowhere"
+[stream."events:user_created"]
+max_delivery = 3
+[stream."events:user_created".group."b"]
+timeout_s = -1
+""",
+    )
+    head, *lines = refused(path, {"pool.drain_s": 0}, {"SUPERVISOR_LOG__LEVEL": "inf", "SUPERVISOR_WORKERS": "3"})
+    assert head == "8 errors in the configuration:"
+    found = "\n".join(lines)
+    for expected in (
+        f"{path}:1: handler: unknown key, did you mean 'handlers'?",
+        f'{path}:3: pool.workers = "8": must be a valid integer',
+        "flag pool.drain_s: pool.drain_s = 0: must be greater than 0",
+        f'{path}:6: api.bind = "nowhere": must be host:port',
+        f"{path}:8: stream.\"events:user_created\".max_delivery: unknown key, did you mean 'max_deliveries'?",
+        f'{path}:10: stream."events:user_created".group.b.timeout_s = -1: must be greater than 0',
+        'environment SUPERVISOR_LOG__LEVEL: log.level = "inf": must be',
+        "did you mean 'info'?",
+        "environment SUPERVISOR_WORKERS: there is no such setting, did you mean 'SUPERVISOR_POOL__WORKERS'?",
+    ):
+        assert expected in found
+    assert len(lines) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("SUPERVISOR_POOL__WORKER", "SUPERVISOR_POOL__WORKERS"),
+        ("SUPERVISOR_REDIS_URL", "SUPERVISOR_REDIS__URL"),
+        ("SUPERVISOR_BIND", "SUPERVISOR_API__BIND"),
+        ("SUPERVISOR_HANDLER", "SUPERVISOR_HANDLERS"),
+    ],
+)
+def test_a_mistyped_variable_is_refused(tmp_path: Path, name: str, meant: str) -> None:
+    (line,) = refused(written(tmp_path, ""), environ={name: "1"})
+    assert line.startswith(f"environment {name}: there is no such setting, did you mean {meant!r}?")
+
+
+def test_variables_that_others_set_are_left_alone(tmp_path: Path) -> None:
+    environ = {
+        # supervisord sets these for its children,
+        "SUPERVISOR_ENABLED": "1",
+        "SUPERVISOR_PROCESS_NAME": "pool",
+        "SUPERVISOR_GROUP_NAME": "pool",
+        "SUPERVISOR_SERVER_URL": "unix:///run/supervisor.sock",
+        # and Kubernetes these, for a Service that is called supervisor-api.
+        "SUPERVISOR_API_SERVICE_HOST": "10.0.0.1",
+        "SUPERVISOR_API_SERVICE_PORT_HTTP": "80",
+        "SUPERVISOR_API_PORT": "tcp://10.0.0.1:80",
+        "SUPERVISOR_API_PORT_80_TCP_ADDR": "10.0.0.1",
+    }
+    assert set(load(written(tmp_path, ""), environ=environ).origins.values()) == {"default"}
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("a = \n", 1), ("[pool]\nworkers = 3\nworkers = 4\n", 3), ('[pool]\n\nname = "x\n', 3), ("[pool\n", 1)],
+)
+def test_bad_toml_names_its_line(tmp_path: Path, text: str, line: int) -> None:
+    path = written(tmp_path, text)
+    assert refused(path)[0].startswith(f"{path}:{line}: not valid TOML: ")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    assert refused(tmp_path / "other.toml")[0].startswith(f"{tmp_path / 'other.toml'}: there is no such file")
+
+
+def test_a_table_where_a_value_belongs_and_the_other_way(tmp_path: Path) -> None:
+    lines = refused(written(tmp_path, "pool = 3\n[redis.url]\nhost = 1\n"))
+    assert any("pool = 3: must be a table, [pool]" in line for line in lines)
+    assert any("redis.url" in line and "must be a valid string" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("redis.url", "localhost:6379"),
+        ("api.bind", "127.0.0.1:65536"),
+        ("api.bind", "127.0.0.1:0"),
+        ("api.bind", "8000"),
+        ("pool.host", "a:b"),
+        ("pool.host", ""),
+        ("pool.workers", True),
+        ("pool.workers", 257),
+        ("pool.drain_s", float("inf")),
+        ("consumer.start", "now"),
+    ],
+)
+def test_values_out_of_range(key: str, value: Any, tmp_path: Path) -> None:
+    (line,) = refused(written(tmp_path, ""), {key: value})
+    assert f"{key} = " in line and "must be" in line
+
+
+def test_errors_keep_secrets(tmp_path: Path) -> None:
+    text = '[redis]\nurl = "http://user:hunter2@host"\n[api]\ntoken = 4711\n'
+    found = "\n".join(refused(written(tmp_path, text)))
+    assert "redis.url" in found and "api.token" in found
+    assert "hunter2" not in found and "4711" not in found
+
+
+def test_state_dir_is_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "project").mkdir()
+    path = written(tmp_path / "project", 'state_dir = "state"\n')
+    monkeypatch.chdir(tmp_path)
+    assert load(Path("project/config.toml"), environ={}).settings.state_dir == tmp_path / "project" / "state"
+    assert load(path.parent, environ={}).path == path
+    assert load(path, environ={}).root == path.parent
+    alone = load(environ={})
+    assert (alone.path, alone.root, alone.settings.state_dir) == (None, tmp_path, tmp_path / ".supervisor")
+
+
+def test_the_file_of_the_working_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, "[pool]\nworkers = 3\n")
+    monkeypatch.chdir(tmp_path)
+    loaded = load(environ={})
+    assert isinstance(loaded, Loaded)
+    assert (loaded.path, loaded.settings.pool.workers) == (path, 3)
+
+
+def test_settings_never_change() -> None:
+    def frozen(model: type[BaseModel]) -> None:
+        assert model.model_config.get("frozen") and model.model_config.get("extra") == "forbid", model
+        for field in model.model_fields.values():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                frozen(field.annotation)
+
+    frozen(Settings)
