@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from supervisor.context import context
 from supervisor.messages import BatchError, Message, Reject, Retry
+from supervisor.publisher import Publisher
 from supervisor.version import __version__
 
 if TYPE_CHECKING:
     from supervisor.handling.registry import handler
 
-__all__ = ["BatchError", "Message", "Reject", "Retry", "__version__", "context", "handler"]
+__all__ = ["BatchError", "Message", "Publisher", "Reject", "Retry", "__version__", "context", "handler"]
 
 
 def __getattr__(name: str) -> Any:
