@@ -4,24 +4,26 @@ The names below are the public ones. The distribution is called differently from
 `supervisor` on the package index is supervisord; the two can't share an environment.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from supervisor.context import context
 from supervisor.messages import BatchError, Message, Reject, Retry
-from supervisor.publisher import Publisher
 from supervisor.version import __version__
 
 if TYPE_CHECKING:
     from supervisor.handling.registry import handler
+    from supervisor.publisher import Publisher
 
 __all__ = ["BatchError", "Message", "Publisher", "Reject", "Retry", "__version__", "context", "handler"]
 
+#: Imported when first asked for: they bring pydantic and redis-py, which `supervisor --help` need not wait for.
+_LAZY = {"handler": "supervisor.handling.registry", "Publisher": "supervisor.publisher"}
+
 
 def __getattr__(name: str) -> Any:
-    """Import `handler` when it is first asked for: it brings pydantic, which most commands never need."""
-    if name != "handler":
+    """The public names of `_LAZY`."""
+    if name not in _LAZY:
         raise AttributeError(f"module 'supervisor' has no attribute {name!r}")
-    from supervisor.handling.registry import handler
-
-    globals()["handler"] = handler
-    return handler
+    found = globals()[name] = getattr(import_module(_LAZY[name]), name)
+    return found
