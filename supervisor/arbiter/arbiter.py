@@ -262,6 +262,7 @@ class Arbiter:
             "paused": bool(self.board.get(Head.PAUSED)),
             "breaker_open": self.pool.breaker.is_open,
             "redis": self.redis,
+            "consumers": [[spec.stream, spec.group] for spec in self.specs],
             "workers": status.workers(self.pool),
             "services": status.services(self.services),
             "operation": self.operations.describe(),
