@@ -96,17 +96,8 @@ def run(args: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. stderr says what went wrong."""
     try:
         _refuse_supervisord()
-        if COMPLETION in os.environ:
-            cli.main(prog_name=PROGRAM)  # prints a shell's completions and exits
-        # Not `cli.main`: that turns a closed pipe into exit code 1.
-        with cli.make_context(PROGRAM, list(sys.argv[1:] if args is None else args)) as context:
-            code: Any = cli.invoke(context)
+        code = _invoke(list(sys.argv[1:] if args is None else args))
         sys.stdout.flush()
-    except click.exceptions.Exit as leave:
-        return leave.exit_code
-    except click.ClickException as error:
-        error.show()
-        return EXIT_USAGE if isinstance(error, click.UsageError) else EXIT_FAILED
     except SupervisorError as error:
         return _say(str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
@@ -119,6 +110,21 @@ def run(args: Sequence[str] | None = None) -> int:
         if not _is_redis_down(error):
             raise
         return _say(f"Redis: {error}", EXIT_REDIS)
+    return code
+
+
+def _invoke(args: list[str]) -> int:
+    """What click's own `main` does, but for closed pipes, which it turns into exit code 1."""
+    if COMPLETION in os.environ:
+        cli.main(prog_name=PROGRAM)  # prints what the shell asks for, and exits
+    try:
+        with cli.make_context(PROGRAM, args) as context:
+            code: Any = cli.invoke(context)
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except click.ClickException as error:
+        error.show()
+        return EXIT_USAGE if isinstance(error, click.UsageError) else EXIT_FAILED
     return code if isinstance(code, int) else EXIT_OK
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 POLL_S = 0.05
 #: An arbiter that re-executes itself does not answer for a moment.
 SILENCE_LIMIT_S = 5.0
+#: An embedded Redis is stopped after the drain, and writes its data then.
+LEAVE_LIMIT_S = 10.0
 WORKERS_MAX = 256
 
 wait_option = click.option("--wait", is_flag=True, help="Wait until it is done, and show how it goes.")
@@ -37,7 +39,7 @@ timeout_option = click.option(
 def scale(workers: int, wait: bool, timeout_s: float, config: Path | None) -> int:
     """Have N workers. New ones start at once; those that are too many finish what they have in hand."""
     place = _place(config)
-    _ask(place, "scale", workers=workers)
+    _ask(place, "scale", n=workers)
     if not wait:
         talk(f"scaling to {workers} workers; `supervisor status` shows them")
         return EXIT_OK
@@ -66,10 +68,11 @@ def restart(wait: bool, timeout_s: float, config: Path | None) -> int:
         return EXIT_OK
 
     def left(status: dict[str, Any]) -> int:
-        return sum(
-            worker["state"] != "READY" or worker["incarnation"] <= before.get(worker["slot"], 0)
-            for worker in status["workers"]
-        )
+        last = status["last_operation"]
+        if status["operation"] is None and last and not last["ok"]:
+            raise SupervisorError(f"restarting the workers: {last['error']}")
+        old = [worker for worker in status["workers"] if worker["incarnation"] <= before.get(worker["slot"], 0)]
+        return len(old) or int(status["operation"] is not None)
 
     return _watch(place, left, timeout_s, "restarting the workers")
 
@@ -77,21 +80,24 @@ def restart(wait: bool, timeout_s: float, config: Path | None) -> int:
 @command("""\
     supervisor stop
     supervisor stop --timeout 60""")
-@click.option("--timeout", "timeout_s", type=float, metavar="S", help="Wait so long.  [default: pool.drain_s and 5 s]")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="S", help="In place of pool.drain_s.")
 @config_option
 def stop(timeout_s: float | None, config: Path | None) -> int:
-    """End the pool: what runs is finished, nothing new is taken. Returns when the process is gone."""
+    """End the pool: nothing new is taken, what runs is finished, or ended when the drain's time is over.
+
+    Returns when the process is gone.
+    """
     import psutil
 
     from supervisor.settings.place import place_of
 
     settings = load_settings(config).settings
     place = place_of(settings)
-    limit_s = settings.pool.drain_s + 5.0 if timeout_s is None else timeout_s
+    limit_s = (settings.pool.drain_s if timeout_s is None else timeout_s) + LEAVE_LIMIT_S
     try:
         # Taken before it is asked to leave, so that its number can't mean another process.
         process = psutil.Process(_ask(place, "status")["pid"])
-        _ask(place, "stop")
+        _ask(place, "stop", **({} if timeout_s is None else {"timeout_s": timeout_s}))
         process.wait(limit_s)
     except psutil.NoSuchProcess:
         pass
