@@ -243,3 +243,42 @@ def test_a_project_with_an_api_package_of_its_own_does_not_clash(start_pool: Sta
     pool = start_pool(SIMPLE, workers=1)
     pool.command("publish", "events", "n=1")
     eventually(lambda: seen(pool) == {"1": 1})
+
+
+def test_scaling_down_hands_waiting_retries_to_a_sibling(start_pool: StartPool, redis_server: Any) -> None:
+    pool = start_pool(
+        RECORD
+        + """
+    @handler("events", group="workers", retry_base_s=3600)
+    async def fail(message: Message) -> None:
+        record("call")
+        raise ValueError("later")
+""",
+        redis_url=redis_server.url,
+        workers=3,
+    )
+    redis = redis_server.sync()
+    for n in range(60):
+        redis.xadd("events", {"n": n})
+    eventually(lambda: seen(pool)["call"] == 60)
+    done = pool.command("scale", "1", "--wait")
+    assert done.returncode == 0, done.stderr
+    consumers = {c["name"]: c["pending"] for c in redis.xinfo_consumers("events", "workers")}
+    assert list(consumers.values()) == [60]
+    assert next(iter(consumers)).endswith(b":0")
+    assert seen(pool)["call"] == 60
+
+
+def test_a_rolling_restart_brings_new_code_and_loses_nothing(start_pool: StartPool, redis_server: Any) -> None:
+    pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=2)
+    arbiter, before = pool.pid, pool.worker_pids()
+    pool.command("publish", "events", "n=old")
+    eventually(lambda: seen(pool)["old"] == 1)
+    code = pool.folder / "handlers.py"
+    code.write_text(code.read_text().replace('record(message.fields["n"])', 'record("new-" + message.fields["n"])'))
+    done = pool.command("restart", "--wait")
+    assert done.returncode == 0, done.stderr
+    assert pool.status()["pid"] == arbiter
+    assert not set(before.values()) & set(pool.worker_pids().values())
+    pool.command("publish", "events", "n=1")
+    eventually(lambda: seen(pool)["new-1"] == 1)
