@@ -1,0 +1,92 @@
+"""Puts the HTTP service together: routes, errors, the gate, and a lifespan that needs no Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+
+from supervisor.version import __version__
+
+from . import inventory, probes, problems, streams, tail, users
+from .gate import Gate
+from .service import Service
+from .shapes import PROBLEM_SCHEMA
+
+if TYPE_CHECKING:
+    from supervisor.settings.load import Loaded
+
+_TAGS = [
+    {"name": "streams", "description": "Publish, read history, follow"},
+    {"name": "users", "description": "The example's producer"},
+    {"name": "status", "description": "The pool, its streams and groups"},
+    {"name": "probes", "description": "For load balancers and orchestrators"},
+    {"name": "problems", "description": "What errors mean"},
+]
+
+
+def create_app(loaded: Loaded) -> FastAPI:
+    """The application for these settings. It starts when Redis is down, and answers 503 until it is up."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.service = service = Service(loaded)
+        _end_with_signals(service)
+        try:
+            yield
+        finally:
+            await service.close()
+
+    app = FastAPI(
+        title="Supervisor",
+        version=__version__,
+        summary="A pool of workers for Redis Streams: publish, history, health, status",
+        openapi_tags=_TAGS,
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    problems.install(app)
+    # The longest addresses first: a stream's name may hold slashes.
+    for module in (users, tail, streams, inventory, probes):
+        app.include_router(module.router)
+    app.add_middleware(Gate, settings=loaded.settings.api)
+    _describe(app)
+    return app
+
+
+def _describe(app: FastAPI) -> None:
+    """Add the problem document to the OpenAPI description."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = generate()
+        schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+        schemas.setdefault("Problem", PROBLEM_SCHEMA)
+        if app.state._state.get("token"):
+            schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _end_with_signals(service: Service) -> None:
+    """Let the signal that ends the server also end the streams that it would otherwise wait for."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before = signal.getsignal(number)
+        if not callable(before):
+            continue
+
+        def stop(received: int, frame: FrameType | None, before: Any = before) -> None:
+            loop.call_soon_threadsafe(service.stopping.set)
+            before(received, frame)
+
+        signal.signal(number, stop)

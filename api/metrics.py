@@ -1,0 +1,82 @@
+"""The status document as Prometheus text. Pure."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from supervisor.version import __version__
+
+STATES = ("healthy", "starting", "degraded", "draining", "down")
+Sample = tuple[Mapping[str, object], float | int | bool | None]
+#: name, type, help, key in a group's entry
+_OF_GROUP = (
+    ("supervisor_stream_lag_messages", "Entries not yet delivered to the group.", "lag"),
+    ("supervisor_stream_lag_is_lower_bound", "1: the lag is at least that.", "lag_at_least"),
+    ("supervisor_stream_pending_messages", "Messages delivered and not settled.", "pending"),
+    ("supervisor_stream_retrying_messages", "Messages that failed and wait for a retry.", "retrying"),
+    ("supervisor_stream_oldest_seconds", "Age of the oldest entry that is not settled.", "oldest_s"),
+    ("supervisor_dead_messages", "Dead letters.", "dead"),
+)
+_OF_WORKER = (
+    ("supervisor_worker_restarts_total", "counter", "Starts after the first.", "restarts"),
+    ("supervisor_worker_resident_memory_bytes", "gauge", "Resident memory.", "rss_bytes"),
+    ("supervisor_worker_beat_age_seconds", "gauge", "Since the last sign of life.", "beat_age_s"),
+    ("supervisor_worker_in_flight_messages", "gauge", "Messages in hand.", "in_flight"),
+)
+
+
+def render(state: Mapping[str, Any]) -> str:
+    """The text of /metrics. What is not known is left out, never shown as 0."""
+    redis, workers, groups = state["redis"], state["workers"], state["groups"]
+    build = {"version": __version__, "python": platform.python_version(), "redis": redis.get("version") or "unknown"}
+    lines = [
+        *_family("supervisor_build_info", "gauge", "The versions in use.", [(build, 1)]),
+        *_family("supervisor_redis_up", "gauge", "1: Redis answers.", [({}, "error" not in redis)]),
+        *_family(
+            "supervisor_state", "gauge", "1 for the state.", [({"state": s}, s == state["state"]) for s in STATES]
+        ),
+        *_family("supervisor_uptime_seconds", "gauge", "Of the pool.", [({}, state.get("uptime_s"))]),
+        *_family(
+            "supervisor_workers",
+            "gauge",
+            "Workers by state.",
+            [({"state": name}, count) for name, count in sorted(Counter(w["state"] for w in workers).items())],
+        ),
+        *_family(
+            "supervisor_messages_settled_total",
+            "counter",
+            "Deliveries by how they ended.",
+            [
+                ({"slot": worker["slot"], "outcome": outcome}, worker.get(outcome))
+                for worker in workers
+                for outcome in ("done", "failed", "dead")
+            ],
+        ),
+    ]
+    for name, kind, text, key in _OF_WORKER:
+        lines += _family(name, kind, text, [({"slot": worker["slot"]}, worker.get(key)) for worker in workers])
+    for name, text, key in _OF_GROUP:
+        labels = [({"stream": group["stream"], "group": group["group"]}, group.get(key)) for group in groups]
+        lines += _family(name, "gauge", text, labels)
+    return "\n".join([*lines, ""])
+
+
+def _family(name: str, kind: str, text: str, samples: Iterable[Sample]) -> list[str]:
+    known = [(labels, value) for labels, value in samples if value is not None]
+    if not known:
+        return []
+    head = [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+    return head + [f"{name}{_labels(labels)} {float(value):.12g}" for labels, value in known]
+
+
+def _labels(labels: Mapping[str, object]) -> str:
+    if not labels:
+        return ""
+    return "{" + ",".join(f'{name}="{_escape(str(value))}"' for name, value in labels.items()) + "}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

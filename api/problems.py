@@ -1,0 +1,199 @@
+"""Errors as RFC 9457 problem documents, everywhere: our own, the framework's, Redis's and bugs.
+
+One table says which kinds there are. Each has a page at its `type`, so that who meets one can read on.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
+
+from supervisor.broker.coalesce import FULL
+from supervisor.broker.codes import UNREACHABLE, code_of
+from supervisor.errors import (
+    EncodeError,
+    IdempotencyError,
+    PublishError,
+    PublishRefusedError,
+    PublishUnknownError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from fastapi import FastAPI, Request
+    from starlette.types import Scope
+
+MEDIA_TYPE = "application/problem+json"
+#: Clients that were refused together shall not come back together.
+RETRY_AFTER_S = range(1, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of problem."""
+
+    status: int
+    title: str
+    #: For the page: what happened and what to do.
+    text: str
+
+
+KINDS = {
+    "bad-request": Kind(400, "Bad request", "The request can't be understood; `detail` says why."),
+    "malformed-json": Kind(400, "The body is not JSON", "Send valid JSON in UTF-8; `detail` says where it breaks off."),
+    "unauthorized": Kind(401, "A token is needed", "Send `Authorization: Bearer <token>` with the token in [api] token."),
+    "cross-site": Kind(403, "Refused from another site", "A browser sent this for a page of another origin."),
+    "not-found": Kind(404, "Not found", "There is nothing at this address, or no longer."),
+    "method-not-allowed": Kind(405, "Method not allowed", "The header Allow names the methods of this address."),
+    "wrong-type": Kind(409, "The key is no stream", "Redis holds another type of value under that name."),
+    "body-too-large": Kind(413, "The body is too large", "Send less at once, or raise [api] max_body_bytes."),
+    "media-type": Kind(415, "The media type is not taken", "Set Content-Type to one of those that `detail` names."),
+    "invalid": Kind(422, "The request is not valid", "`errors` lists what is wrong, by JSON pointer or parameter."),
+    "idempotency-key-reused": Kind(
+        422, "The Idempotency-Key stands for another message", "A key is kept for 24 hours; take a new one."
+    ),
+    "internal": Kind(500, "Internal error", "A bug: the service's log has the traceback, under the same request id."),
+    "redis-unavailable": Kind(
+        503, "Redis can't be reached", "Nothing was stored. Try again after the time in Retry-After."
+    ),
+    "redis-refused": Kind(
+        503, "Redis refuses for now", "Out of memory, loading, read-only or the like. Nothing was stored; try again later."
+    ),
+    "outcome-unknown": Kind(
+        503,
+        "The answer of Redis was lost",
+        "The message may have been stored. Repeat the request only with the Idempotency-Key that it carried.",
+    ),
+    "busy": Kind(503, "Too much waits already", "Too many requests wait for Redis, or too many clients follow streams."),
+    "not-ready": Kind(503, "Not ready", "The service can't do its work yet, or for now."),
+}
+_OF_STATUS = {400: "bad-request", 401: "unauthorized", 404: "not-found", 405: "method-not-allowed", 413: "body-too-large"}
+_OF_STATUS |= {415: "media-type", 422: "invalid", 500: "internal", 503: "not-ready"}
+
+
+class Problem(HTTPException):
+    """Raise it to answer with a problem of that kind."""
+
+    def __init__(
+        self,
+        kind: str,
+        detail: str = "",
+        *,
+        errors: Sequence[Mapping[str, Any]] = (),
+        headers: Mapping[str, str] | None = None,
+        code: str = "",
+    ) -> None:
+        self.kind = kind
+        self.errors = list(errors)
+        #: For programs: the kind, or Redis's own word.
+        self.code = code or kind
+        status = KINDS[kind].status
+        more = {"Retry-After": str(secrets.choice(RETRY_AFTER_S))} if status == 503 else {}
+        super().__init__(status, detail, headers={**more, **(headers or {})})
+
+
+def response(scope: Scope, problem: Problem) -> Response:
+    """The problem as an answer to the request of `scope`."""
+    kind = KINDS[problem.kind]
+    body: dict[str, Any] = {
+        "type": f"/problems/{problem.kind}",
+        "title": kind.title,
+        "status": problem.status_code,
+        "detail": problem.detail or kind.text,
+        "instance": scope["path"],
+        "code": problem.code,
+        "request_id": scope.get("request_id", ""),
+    }
+    if problem.errors:
+        body["errors"] = problem.errors
+    headers = dict(problem.headers or {})
+    headers["X-Request-Id"] = body["request_id"]
+    return Response(_json(body), problem.status_code, headers, MEDIA_TYPE)
+
+
+def of_code(code: str, detail: str) -> Problem:
+    """What a word of Redis means for the client."""
+    if code == UNREACHABLE:
+        return Problem("redis-unavailable", detail, code=code)
+    if code == FULL:
+        return Problem("busy", detail, code=code)
+    if code == "WRONGTYPE":
+        return Problem("wrong-type", detail, code=code)
+    return Problem("redis-refused", detail, code=code)
+
+
+def of_error(error: Exception) -> Problem:
+    """The problem that stands for any exception."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, HTTPException):
+        return _of_http(error)
+    if isinstance(error, RequestValidationError):
+        return _of_validation(error)
+    if isinstance(error, PublishError):
+        return _of_publish(error)
+    if isinstance(error, EncodeError):
+        pointer = [{"pointer": pointer_of(error.field), "detail": str(error)}] if error.field else []
+        return Problem("invalid", str(error), errors=pointer)
+    if isinstance(error, UsageError):
+        return Problem("invalid", str(error))
+    if isinstance(error, RedisError | TimeoutError):
+        return of_code(code_of(error), str(error) or "no answer in time")
+    return Problem("internal")
+
+
+def pointer_of(*parts: object) -> str:
+    """A JSON pointer as a URI fragment, as RFC 9457 shows it."""
+    return "#" + "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+
+
+def install(app: FastAPI) -> None:
+    """Answer all exceptions of the app with problems."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        return response(request.scope, of_error(error))
+
+    for kind in (HTTPException, RequestValidationError, PublishError, UsageError, RedisError, TimeoutError, Exception):
+        app.add_exception_handler(kind, answer)
+
+
+def _of_http(error: HTTPException) -> Problem:
+    kind = _OF_STATUS.get(error.status_code, "bad-request" if error.status_code < 500 else "internal")
+    detail = "" if error.detail in ("Not Found", "Method Not Allowed") else str(error.detail)
+    return Problem(kind, detail, headers=error.headers)
+
+
+def _of_publish(error: PublishError) -> Problem:
+    if isinstance(error, IdempotencyError):
+        return Problem("idempotency-key-reused", str(error))
+    if isinstance(error, PublishUnknownError):
+        return Problem("outcome-unknown", str(error), code=error.code)
+    assert isinstance(error, PublishRefusedError)
+    return of_code(error.code, str(error))
+
+
+def _of_validation(error: RequestValidationError) -> Problem:
+    found: list[dict[str, str]] = []
+    for item in error.errors():
+        where, *path = item["loc"]
+        if item["type"] == "json_invalid":
+            return Problem("malformed-json", f"{item['msg']}: {item.get('ctx', {}).get('error', '')}".rstrip(": "))
+        place = {"pointer": pointer_of(*path)} if where == "body" else {"parameter": ".".join(map(str, path))}
+        found.append({**place, "detail": item["msg"]})
+    return Problem("invalid", "; ".join(entry["detail"] for entry in found), errors=found)
+
+
+def _json(body: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:  # a lone surrogate in what the client sent
+        return orjson.dumps({k: v.encode(errors="replace").decode() if isinstance(v, str) else v for k, v in body.items()})
