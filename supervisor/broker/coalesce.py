@@ -14,11 +14,11 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hiredis import pack_command  # type: ignore[attr-defined]
 from redis.exceptions import NoScriptError
 
 from supervisor.broker.codes import UNREACHABLE, code_of
 from supervisor.broker.link import LOST
+from supervisor.broker.wire import pack_command
 from supervisor.errors import PublishError, PublishRefusedError, PublishUnknownError
 
 if TYPE_CHECKING:
