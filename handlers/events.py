@@ -1,5 +1,7 @@
 """The events that the handlers take."""
 
+from datetime import datetime
+
 from pydantic import BaseModel, EmailStr
 
 
@@ -9,3 +11,5 @@ class UserCreated(BaseModel):
     user_id: int
     email: EmailStr
     name: str | None = None
+    #: When it happened, by the producer's clock; a producer may leave it out.
+    created_at: datetime | None = None
