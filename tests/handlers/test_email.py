@@ -74,9 +74,10 @@ async def test_a_file_without_a_server(tmp_path: Path) -> None:
 async def test_an_address_that_is_not_ascii(tmp_path: Path) -> None:
     enter(surroundings(tmp_path))
     await send_welcome_email(UserCreated(user_id=8, email="jürgen@example.com", name="Jürgen"))
-    assert "Jürgen" in email.message_from_bytes(
-        (tmp_path / "mail" / "8.eml").read_bytes(), policy=email.policy.SMTP
-    ).get_content()
+    assert (
+        "Jürgen"
+        in email.message_from_bytes((tmp_path / "mail" / "8.eml").read_bytes(), policy=email.policy.SMTP).get_content()
+    )
 
 
 async def test_by_smtp(tmp_path: Path, smtp: Controller, mailbox: Mailbox) -> None:
@@ -94,7 +95,7 @@ async def test_credentials_of_the_url(tmp_path: Path, mailbox: Mailbox) -> None:
 
     def authenticate(server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
         seen.append(data)
-        return AuthResult(success=data.password == b"p@ss")
+        return AuthResult(success=data.password == b"p@ss", handled=False)
 
     controller = Controller(
         mailbox,
@@ -132,5 +133,3 @@ async def test_no_server_there(tmp_path: Path) -> None:
     enter(surroundings(tmp_path, smtp_url=f"smtp://127.0.0.1:{free_port()}"))
     with pytest.raises(aiosmtplib.SMTPConnectError):
         await send_welcome_email(EVENT)
-
-
