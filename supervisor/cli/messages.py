@@ -113,7 +113,8 @@ class _Reader:
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _CUT
                 if self._ended or not cut:
-                    line = self._line + self._text.count("\n", self._at, error.pos)
+                    # The line that lacks something, not the one after it where that was noticed.
+                    line = self._line + self._text[self._at : error.pos].rstrip().count("\n")
                     raise UsageError(f"{self.name}:{line}: not valid JSON: {error.msg}") from None
                 self._more(wanted)
                 wanted *= 2  # so that a long message is not tried once for each piece

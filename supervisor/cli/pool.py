@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    import psutil
+
     from supervisor.settings.place import Place
 
-POLL_S = 0.05
+POLL_S = 0.02
 #: An arbiter that re-executes itself does not answer for a moment.
 SILENCE_LIMIT_S = 5.0
 #: An embedded Redis is stopped after the drain, and writes its data then.
@@ -94,20 +96,27 @@ def stop(timeout_s: float | None, config: Path | None) -> int:
     settings = load_settings(config).settings
     place = place_of(settings)
     limit_s = (settings.pool.drain_s if timeout_s is None else timeout_s) + LEAVE_LIMIT_S
-    try:
-        # Taken before it is asked to leave, so that its number can't mean another process.
-        process = psutil.Process(_ask(place, "status")["pid"])
-        _ask(place, "stop", **({} if timeout_s is None else {"timeout_s": timeout_s}))
-        process.wait(limit_s)
-    except psutil.NoSuchProcess:
-        pass
-    except psutil.TimeoutExpired:
-        talk(
-            f"the supervisor (pid {process.pid}) still drains after {limit_s:g} s; `supervisor status` shows what runs"
-        )
-        return EXIT_DRAIN
+    # Taken before it is asked to leave, so that its number can't mean another process.
+    process = psutil.Process(_ask(place, "status")["pid"])
+    _ask(place, "stop", **({} if timeout_s is None else {"timeout_s": timeout_s}))
+    until_s = time.monotonic() + limit_s
+    while not _has_left(process):
+        if time.monotonic() > until_s:
+            talk(f"the supervisor (pid {process.pid}) still runs after {limit_s:g} s; `supervisor status` shows why")
+            return EXIT_DRAIN
+        time.sleep(POLL_S)
     talk("stopped")
     return EXIT_OK
+
+
+def _has_left(process: psutil.Process) -> bool:
+    """A zombie has: when its parent takes note is the parent's affair."""
+    import psutil
+
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 @command("""\
