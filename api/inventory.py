@@ -19,8 +19,10 @@ router = APIRouter(prefix="/v1", tags=["status"])
     "/streams",
     operation_id="list_streams",
     summary="The streams that have handlers",
-    responses={200: {"content": {"application/json": {"example": {"streams": []}}}}}
-    | problems("wrong-type", "redis-unavailable"),
+    responses={
+        200: {"content": {"application/json": {"example": {"streams": []}}}},
+        **problems("wrong-type", "redis-unavailable"),
+    },
 )
 async def streams(service: ServiceDep, redis: RedisDep) -> Response:
     """Length, first and last id, and all groups of each, also those of others."""
@@ -34,7 +36,7 @@ async def streams(service: ServiceDep, redis: RedisDep) -> Response:
     "/groups",
     operation_id="list_groups",
     summary="The groups that have handlers",
-    responses={200: {"content": {"application/json": {"example": {"groups": []}}}}} | problems("redis-unavailable"),
+    responses={200: {"content": {"application/json": {"example": {"groups": []}}}}, **problems("redis-unavailable")},
 )
 async def groups(service: ServiceDep) -> Response:
     """Lag, pending, oldest and dead letters of each."""

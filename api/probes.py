@@ -21,7 +21,10 @@ from .shapes import json_response, problems
 router = APIRouter()
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Verbose = Annotated[str | None, Query(description="Say why, a line for each part")]
-_TEXT = {200: {"content": {"text/plain": {"example": "ok"}}}, 503: {"content": {"text/plain": {"example": "failed"}}}}
+_TEXT: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/plain": {"example": "ok"}}},
+    503: {"content": {"text/plain": {"example": "failed"}}},
+}
 _NO_CACHE = {"Cache-Control": "no-store"}
 
 
@@ -56,7 +59,9 @@ def _answer(checks: list[tuple[str, str]], verbose: str | None) -> Response:
     return PlainTextResponse(text, 200 if good else 503, _NO_CACHE)
 
 
-@router.get("/livez", tags=["probes"], operation_id="livez", responses={200: _TEXT[200]}, summary="Is the process alive?")
+@router.get(
+    "/livez", tags=["probes"], operation_id="livez", responses={200: _TEXT[200]}, summary="Is the process alive?"
+)
 async def livez(verbose: Verbose = None) -> Response:
     """200 whenever the service answers at all."""
     return _answer([("process", "")], verbose)
@@ -113,7 +118,7 @@ async def metrics(service: ServiceDep) -> Response:
     tags=["status"],
     operation_id="list_workers",
     summary="The workers of this host's pool",
-    responses={200: {"content": {"application/json": {"example": {"state": "healthy", "workers": []}}}}} | problems(),
+    responses={200: {"content": {"application/json": {"example": {"state": "healthy", "workers": []}}}}, **problems()},
 )
 async def workers(service: ServiceDep) -> Response:
     """Empty where no pool runs."""
@@ -126,7 +131,7 @@ async def workers(service: ServiceDep) -> Response:
     tags=["problems"],
     operation_id="read_problem",
     summary="About a kind of problem",
-    responses={200: {"content": {"text/plain": {"example": "Not found"}}}} | problems("not-found"),
+    responses={200: {"content": {"text/plain": {"example": "Not found"}}}, **problems("not-found")},
 )
 async def problem(kind: str) -> Response:
     """What it means and what to do."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -50,7 +51,9 @@ class Kind:
 KINDS = {
     "bad-request": Kind(400, "Bad request", "The request can't be understood; `detail` says why."),
     "malformed-json": Kind(400, "The body is not JSON", "Send valid JSON in UTF-8; `detail` says where it breaks off."),
-    "unauthorized": Kind(401, "A token is needed", "Send `Authorization: Bearer <token>` with the token in [api] token."),
+    "unauthorized": Kind(
+        401, "A token is needed", "Send `Authorization: Bearer <token>` with the token in [api] token."
+    ),
     "cross-site": Kind(403, "Refused from another site", "A browser sent this for a page of another origin."),
     "not-found": Kind(404, "Not found", "There is nothing at this address, or no longer."),
     "method-not-allowed": Kind(405, "Method not allowed", "The header Allow names the methods of this address."),
@@ -66,17 +69,27 @@ KINDS = {
         503, "Redis can't be reached", "Nothing was stored. Try again after the time in Retry-After."
     ),
     "redis-refused": Kind(
-        503, "Redis refuses for now", "Out of memory, loading, read-only or the like. Nothing was stored; try again later."
+        503,
+        "Redis refuses for now",
+        "Out of memory, loading, read-only or the like. Nothing was stored; try again later.",
     ),
     "outcome-unknown": Kind(
         503,
         "The answer of Redis was lost",
         "The message may have been stored. Repeat the request only with the Idempotency-Key that it carried.",
     ),
-    "busy": Kind(503, "Too much waits already", "Too many requests wait for Redis, or too many clients follow streams."),
+    "busy": Kind(
+        503, "Too much waits already", "Too many requests wait for Redis, or too many clients follow streams."
+    ),
     "not-ready": Kind(503, "Not ready", "The service can't do its work yet, or for now."),
 }
-_OF_STATUS = {400: "bad-request", 401: "unauthorized", 404: "not-found", 405: "method-not-allowed", 413: "body-too-large"}
+_OF_STATUS = {
+    400: "bad-request",
+    401: "unauthorized",
+    404: "not-found",
+    405: "method-not-allowed",
+    413: "body-too-large",
+}
 _OF_STATUS |= {415: "media-type", 422: "invalid", 500: "internal", 503: "not-ready"}
 
 
@@ -97,7 +110,7 @@ class Problem(HTTPException):
         #: For programs: the kind, or Redis's own word.
         self.code = code or kind
         status = KINDS[kind].status
-        more = {"Retry-After": str(secrets.choice(RETRY_AFTER_S))} if status == 503 else {}
+        more = {"Retry-After": str(secrets.choice(RETRY_AFTER_S))} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
         super().__init__(status, detail, headers={**more, **(headers or {})})
 
 
@@ -131,7 +144,7 @@ def of_code(code: str, detail: str) -> Problem:
     return Problem("redis-refused", detail, code=code)
 
 
-def of_error(error: Exception) -> Problem:
+def of_error(error: Exception) -> Problem:  # noqa: PLR0911 - a table of exceptions
     """The problem that stands for any exception."""
     if isinstance(error, Problem):
         return error
@@ -167,7 +180,9 @@ def install(app: FastAPI) -> None:
 
 
 def _of_http(error: HTTPException) -> Problem:
-    kind = _OF_STATUS.get(error.status_code, "bad-request" if error.status_code < 500 else "internal")
+    kind = _OF_STATUS.get(
+        error.status_code, "bad-request" if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR else "internal"
+    )
     detail = "" if error.detail in ("Not Found", "Method Not Allowed") else str(error.detail)
     return Problem(kind, detail, headers=error.headers)
 
@@ -196,4 +211,6 @@ def _json(body: dict[str, Any]) -> bytes:
     try:
         return orjson.dumps(body)
     except orjson.JSONEncodeError:  # a lone surrogate in what the client sent
-        return orjson.dumps({k: v.encode(errors="replace").decode() if isinstance(v, str) else v for k, v in body.items()})
+        return orjson.dumps(
+            {k: v.encode(errors="replace").decode() if isinstance(v, str) else v for k, v in body.items()}
+        )

@@ -55,7 +55,9 @@ def _accepted(description: str, example: dict[str, Any], *, location: bool) -> d
     headers = {"Idempotency-Replayed": {"description": "true: it had been stored before", "schema": {"type": "string"}}}
     if location:
         headers["Location"] = {"description": "Where the message can be read", "schema": {"type": "string"}}
-    return {202: {"description": description, "headers": headers, "content": {"application/json": {"example": example}}}}
+    return {
+        202: {"description": description, "headers": headers, "content": {"application/json": {"example": example}}}
+    }
 
 
 @router.post(
@@ -97,7 +99,7 @@ async def publish(
 async def publish_batch(
     stream: WritableStream, request: Request, publisher: PublisherDep, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """A JSON array, or one object a line (application/x-ndjson). All are checked before any is stored; all or none are."""
+    """A JSON array, or one object a line (application/x-ndjson). All are checked before any is stored."""
     media_type = check_media_type(request, "application/json", NDJSON)
     body = await request.body()
     messages = _lines(body) if media_type == NDJSON else _array(body)
@@ -112,8 +114,10 @@ async def publish_batch(
     "/{stream:path}/messages",
     operation_id="read_messages",
     summary="Read a range of history",
-    responses={200: {"content": {"application/json": {"example": {"messages": [], "next": None}}}}}
-    | problems("invalid", "wrong-type", "redis-unavailable"),
+    responses={
+        200: {"content": {"application/json": {"example": {"messages": [], "next": None}}}},
+        **problems("invalid", "wrong-type", "redis-unavailable"),
+    },
 )
 async def read_messages(
     stream: Stream,
@@ -124,6 +128,7 @@ async def read_messages(
     reverse: Annotated[bool, Query(description="Newest first")] = False,
 ) -> Response:
     """`next` is the address of the following page, null after the last one. A stream that does not exist is empty."""
+    rows: Any
     if reverse:
         rows = await redis.xrevrange(stream, max=end, min=start, count=count + 1)
     else:
@@ -142,12 +147,14 @@ async def read_messages(
     "/{stream:path}/messages/{entry_id}",
     operation_id="read_message",
     summary="Read one message",
-    responses={200: {"content": {"application/json": {"example": {"id": EXAMPLE_ID, "fields": {"user_id": "1"}}}}}}
-    | problems("not-found", "invalid", "wrong-type", "redis-unavailable"),
+    responses={
+        200: {"content": {"application/json": {"example": {"id": EXAMPLE_ID, "fields": {"user_id": "1"}}}}},
+        **problems("not-found", "invalid", "wrong-type", "redis-unavailable"),
+    },
 )
 async def read_message(stream: Stream, entry_id: EntryId, redis: RedisDep) -> Response:
     """By the id that publishing it gave."""
-    rows = await redis.xrange(stream, min=entry_id, max=entry_id)
+    rows: Any = await redis.xrange(stream, min=entry_id, max=entry_id)
     if not rows:
         raise Problem("not-found", f"stream {stream!r} has no entry {entry_id}")
     return json_response(as_message(*rows[0]))
@@ -155,7 +162,10 @@ async def read_message(stream: Stream, entry_id: EntryId, redis: RedisDep) -> Re
 
 def as_message(entry: bytes, fields: dict[bytes, bytes]) -> dict[str, Any]:
     """An entry for JSON; bytes that are not UTF-8 are shown as \\xNN."""
-    shown = {name.decode(errors="backslashreplace"): value.decode(errors="backslashreplace") for name, value in fields.items()}
+    shown = {
+        name.decode(errors="backslashreplace"): value.decode(errors="backslashreplace")
+        for name, value in fields.items()
+    }
     return {"id": entry.decode(), "fields": shown}
 
 
@@ -185,7 +195,7 @@ def _array(body: bytes) -> list[dict[str, str]]:
 
 
 def _lines(body: bytes) -> list[dict[str, str]]:
-    found = []
+    found: list[Any] = []
     for number, line in enumerate(body.split(b"\n"), 1):
         if not line.strip():
             continue

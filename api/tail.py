@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
@@ -81,7 +81,7 @@ async def tail(
         service.tails -= 1
 
 
-async def _entries(service: Service, stream: str, after: str) -> AsyncIterator[tuple[bytes, dict[bytes, bytes]]]:
+async def _entries(service: Service, stream: str, after: str) -> AsyncGenerator[tuple[bytes, dict[bytes, bytes]], None]:
     redis = client(service.url, timeout_s=_CLIENT_LIMIT_S, connect_timeout_s=service.limit_s)
     stopping = asyncio.create_task(service.stopping.wait())
     failures = 0
@@ -104,7 +104,8 @@ async def _entries(service: Service, stream: str, after: str) -> AsyncIterator[t
 
 async def _read(redis: Redis, stream: str, after: str, stopping: asyncio.Task[Any]) -> list[Any]:
     """The next entries; none when none came or the service stops. A read outside of a group may be cancelled."""
-    reading = asyncio.create_task(redis.xread({stream: after}, count=COUNT, block=BLOCK_MS))
+    reads: Any = redis.xread({stream: after}, count=COUNT, block=BLOCK_MS)
+    reading: asyncio.Task[Any] = asyncio.create_task(reads)
     try:
         await asyncio.wait([reading, stopping], return_when=asyncio.FIRST_COMPLETED)
         if not reading.done():

@@ -55,7 +55,9 @@ return {user_id, event_id}
 class NewUser(BaseModel):
     """A registration."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"email": "ada@example.com", "name": "Ada"}})
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"example": {"email": "ada@example.com", "name": "Ada"}}
+    )
 
     email: EmailStr
     name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
@@ -103,11 +105,11 @@ async def create_user(new: NewUser, publisher: PublisherDep) -> Response:
     "/registrations",
     operation_id="registrations",
     summary="Registrations per day",
-    responses={200: {"content": {"application/json": {"example": {"2026-11-24": 3}}}}} | problems("redis-unavailable"),
+    responses={200: {"content": {"application/json": {"example": {"2026-11-24": 3}}}}, **problems("redis-unavailable")},
 )
 async def registrations(redis: RedisDep) -> dict[str, int]:
     """What the group `analytics` has counted, by UTC day."""
-    counted = await redis.hgetall(REGISTRATIONS_KEY)
+    counted: dict[Any, Any] = await redis.hgetall(REGISTRATIONS_KEY)
     return {day.decode(): int(count) for day, count in sorted(counted.items())}
 
 
