@@ -137,5 +137,5 @@ def complainer(log: Any) -> Callable[[str, BaseException], None]:
 
 def _tidy(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
     """The same things first on every line, and nothing that says nothing."""
-    first = {key: event.pop(key) for key in ("timestamp", "level", "event") if key in event}
+    first: dict[str, Any] = {key: event.pop(key) for key in ("timestamp", "level", "event") if key in event}
     return {**first, **{key: value for key, value in event.items() if value is not None}}

@@ -19,7 +19,7 @@ from tests.support.pool import Pool
 from tests.support.servers import AnyServer, default_flavour, start_server
 
 #: Quick ones first: a broken rule shows before the first process is started.
-ORDER = ("unit", "redis", "http", "process", "guide")
+ORDER = ("unit", "redis", "http", "cli", "process", "guide")
 
 
 def pytest_report_header() -> str:

@@ -14,8 +14,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from supervisor.arbiter import embedded, fork, reexec, screen, status
-from supervisor.arbiter.check import Check
+from supervisor.arbiter.check import ERRORS, Check
 from supervisor.arbiter.children import Children
+from supervisor.arbiter.forks import Forks
 from supervisor.arbiter.loop import Loop
 from supervisor.arbiter.operations import Operations
 from supervisor.arbiter.pool import Pool
@@ -26,39 +27,23 @@ from supervisor.board import Board, Head
 from supervisor.control.server import ControlServer, listen
 from supervisor.core.liveness import NS
 from supervisor.core.slot import Limits, Slot, State
-from supervisor.errors import (
-    EXIT_HANDLERS,
-    EXIT_REDIS,
-    EXIT_RUNNING,
-    EXIT_USAGE,
-    AlreadyRunningError,
-    ConfigError,
-    HandlerError,
-    RedisUnreachableError,
-    SupervisorError,
-)
-from supervisor.log import logger
+from supervisor.errors import EXIT_REDIS, ConfigError, HandlerError, SupervisorError
+from supervisor.log import Limiter, logger
 from supervisor.settings.place import place_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from supervisor.arbiter.entries import Entries, Specs
     from supervisor.arbiter.reexec import Inherited
     from supervisor.settings.load import Loaded
 
 TICK_S = 1.0
+#: At the end, for what workers left behind and what was killed with them.
+REST_S = 0.2
 #: Beyond what the boot check itself waits for Redis.
 BOOT_CHECK_SLACK_S = 10.0
-ERRORS: dict[int, type[SupervisorError]] = {
-    EXIT_USAGE: ConfigError,
-    EXIT_REDIS: RedisUnreachableError,
-    EXIT_HANDLERS: HandlerError,
-    EXIT_RUNNING: AlreadyRunningError,
-}
 
 
-class Arbiter:
+class Arbiter(Forks):
     """One pool's arbiter, from the first child to the last."""
 
     def __init__(
@@ -70,11 +55,12 @@ class Arbiter:
         self.began_s = time.monotonic()
         self.place = place_of(self.settings)
         self.log = logger(self.settings)
+        self._limiter = Limiter()
         self.lock_fd = lock_fd
         self.inherited = inherited
         self.token = lease_token(self.place)
         self.board = Board(inherited.board_fd if inherited else None)
-        self.loop = Loop()
+        self.loop = Loop(self._wrong_turn)
         self.children = Children(self.loop)
         pool = self.settings.pool
         limits = Limits(boot_s=pool.boot_limit_s, beat_s=pool.beat_limit_s, drain_s=pool.drain_s)
@@ -108,6 +94,7 @@ class Arbiter:
             self._exec()
         self.control.close()
         self.loop.close()
+        self.children.reap_rest(REST_S)
         if self._failure is not None:
             raise self._failure
         return self.shutdown.exit_code
@@ -192,6 +179,14 @@ class Arbiter:
         self.shutdown.hurry()
         self._changed()
 
+    def _wrong_turn(self, error: Exception) -> None:
+        """A bug of the arbiter's own: told, and the children live on; but a pool that never was is given up."""
+        held_back = self._limiter.held_back(repr(error))
+        if held_back is not None:
+            self.log.error("internal error", held_back=held_back or None, exc_info=error)
+        if not self.began and not self.shutdown.begun:
+            self.fail(SupervisorError(f"internal error while starting: {error!r}"))
+
     def stop(self, why: str, drain_s: float | None = None) -> None:
         """Drain all within `drain_s` (default: as configured) and leave."""
         self.log.info("draining", why=why, workers=len(self.pool.living) or None)
@@ -268,37 +263,6 @@ class Arbiter:
             "operation": self.operations.describe(),
             "last_operation": self.operations.last,
         }
-
-    # Children
-
-    def fork(self, name: str, body: Callable[[], int]) -> int:
-        """A child without any of the arbiter's descriptors. Raises OSError, ForkUnsafeError."""
-        control = self.control.fds()
-        close = [*self.loop.fds(), *self.children.fds(), *control, self.lock_fd]
-        return fork.fork_child(body, name=name, close=close, own_sockets=control)
-
-    def _fork_worker(self, slot: int) -> int:
-        entry, settings, specs = self.entries.worker, self.settings, self.specs
-        return self.fork(f"worker {slot}", lambda: entry(settings, specs, self.board, slot, self.burst))
-
-    def _fork_keeper(self) -> int:
-        return self.fork("keeper", lambda: self.entries.keeper(self.settings, self.specs, self.board, self.token))
-
-    def _fork_boot(self, out_fd: int) -> int:
-        return self.fork("boot", lambda: self.entries.boot(self.settings, self.specs, self.token, out_fd))
-
-    def _fork_api(self) -> int:
-        command, environment = self.entries.api(self.loaded)
-        return self.fork("api", lambda: fork.exec_command(command, environment))
-
-    def _fork_server(self) -> int:
-        binary = embedded.find_binary()
-        return self.fork("redis", lambda: embedded.become_server(binary, self.settings, self.place))
-
-    def _add_server(self) -> None:
-        embedded.find_binary()
-        embedded.make_folders(self.place)
-        self.services.add(REDIS, self._fork_server)
 
     def _listener(self) -> socket.socket:
         if self.inherited:

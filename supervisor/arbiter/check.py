@@ -12,6 +12,18 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any
 
+from supervisor.errors import (
+    EXIT_HANDLERS,
+    EXIT_REDIS,
+    EXIT_RUNNING,
+    EXIT_USAGE,
+    AlreadyRunningError,
+    ConfigError,
+    HandlerError,
+    RedisUnreachableError,
+    SupervisorError,
+)
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -19,6 +31,15 @@ if TYPE_CHECKING:
     from supervisor.arbiter.loop import Loop
 
 REPORT_BYTES_MAX = 1024 * 1024
+
+
+#: What the exit code of the check stands for.
+ERRORS: dict[int, type[SupervisorError]] = {
+    EXIT_USAGE: ConfigError,
+    EXIT_REDIS: RedisUnreachableError,
+    EXIT_HANDLERS: HandlerError,
+    EXIT_RUNNING: AlreadyRunningError,
+}
 
 
 class Check:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import selectors
 import signal
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from supervisor.arbiter.loop import Loop
 
+LOOK_S = 0.005
 #: (exit code, None) or (None, signal number)
 Status = tuple[int | None, int | None]
 
@@ -56,6 +58,14 @@ class Children:
         self.send(pid, signal.SIGKILL)
         if pid in self._callbacks:
             _kill_group(pid)
+
+    def reap_rest(self, limit_s: float) -> None:
+        """At the very end: wait a moment for the killed grandchildren that came here, so that none is left a zombie."""
+        until_s = time.monotonic() + limit_s
+        with contextlib.suppress(ChildProcessError):
+            while time.monotonic() < until_s:
+                if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                    time.sleep(LOOK_S)
 
     def _look(self) -> None:
         """SIGCHLD is only a hint: several may have become one, and it may be about an orphan."""

@@ -32,6 +32,8 @@ STARTING_TURN_S = 0.01
 class Crew:
     """Children that are started, watched, restarted and stopped by the same rules."""
 
+    #: What the log calls one of them.
+    noun = "child"
     #: How soon to look again when nothing is due.
     turn_s = 0.25
     #: A slot that is no longer wanted must not end with a crash: a successor hands over what it had.
@@ -190,19 +192,19 @@ class Crew:
             before, status, time.monotonic(), random.random, burst=self._burst, final=final and not before.wanted
         )
         self.slots[number] = after
-        self._tell(before, after)
+        self._tell(before, after, time.monotonic())
         self.has_left(before, after)
-        self._changed()
         self.turn()
+        self._changed()
 
-    def _tell(self, before: Slot, after: Slot) -> None:
+    def _tell(self, before: Slot, after: Slot, now_s: float) -> None:
         left = after.last_exit
         if left is None:
             return
         fault = left.reason not in ("drained", "done", "recycled")
         tell = self.log.warning if fault else self.log.info
         tell(
-            "left",
+            f"{self.noun} left",
             **self.name(before.number),
             pid=before.pid,
             reason=left.reason,
@@ -210,9 +212,7 @@ class Crew:
             code=left.code,
             uptime_s=round(left.uptime_s, 3),
             in_hand=(self.in_hand(before.number) or None) if fault else None,
-            next_start_s=round(max(0.0, after.next_start_s - time.monotonic()), 3)
-            if after.state is State.BACKOFF
-            else None,
+            next_start_s=round(max(0.0, after.next_start_s - now_s), 3) if after.state is State.BACKOFF else None,
         )
 
     def _schedule(self) -> None:

@@ -40,8 +40,9 @@ class Timer:
 class Loop:
     """Watches descriptors, keeps timers, hands out signals."""
 
-    def __init__(self) -> None:
-        """Makes its selector and its wakeup pipe; takes no signal yet."""
+    def __init__(self, failed: Callable[[Exception], None]) -> None:
+        """Makes its selector and its wakeup pipe; takes no signal yet. `failed` hears what callbacks raise."""
+        self._failed = failed
         self._selector = selectors.DefaultSelector()
         self._timers: list[tuple[float, int, Timer]] = []
         self._count = itertools.count()
@@ -86,9 +87,9 @@ class Loop:
         """Turn until `stop`."""
         while not self._stopped:
             for key, events in self._selector.select(self._patience_s()):
-                # One callback may close the descriptor of the next.
-                if self._selector.get_map().get(key.fd) is not None:
-                    key.data(events)
+                # One callback may close the descriptor of the next, whose number then may be another's.
+                if self._selector.get_map().get(key.fd) is key:
+                    self._call(key.data, events)
             self._run_timers()
 
     def stop(self) -> None:
@@ -116,7 +117,14 @@ class Loop:
         while self._timers and (self._timers[0][2].cancelled or self._timers[0][0] <= now_s):
             timer = heapq.heappop(self._timers)[2]
             if not timer.cancelled:
-                timer.callback()
+                self._call(timer.callback)
+
+    def _call(self, callback: Callable[..., None], *args: int) -> None:
+        try:
+            callback(*args)
+        except Exception as error:
+            # One wrong turn must not cost the pool: the others go on, and the log has the reason.
+            self._failed(error)
 
     def _woken(self, _events: int) -> None:
         try:
@@ -128,7 +136,7 @@ class Loop:
         for number in [*children, *(n for n in numbers if n != signal.SIGCHLD)]:
             callback = self._signals.get(number)
             if callback is not None:
-                callback()
+                self._call(callback)
 
 
 def _noted(_number: int, _frame: object) -> None:

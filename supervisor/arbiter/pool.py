@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 class Pool(Crew):
     """All workers of the pool."""
 
+    noun = "worker"
     hands_over = True
 
     def __init__(self, board: Board, fork: Callable[[int], int], *args: Any, **options: Any) -> None:

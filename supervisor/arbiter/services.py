@@ -28,6 +28,7 @@ KEEPER_QUIET_S = 60.0
 class Services(Crew):
     """The services that were added."""
 
+    noun = "service"
     turn_s = 5.0
 
     def __init__(self, board: Board, *args: Any, **options: Any) -> None:

@@ -73,7 +73,7 @@ class Coalescer:
 
     async def transaction(self, commands: Sequence[Sequence[str | bytes | int]]) -> Any:
         """All of the commands or none; the list of their replies. Raises as `command` does."""
-        return await self._submit([pack_command(c) for c in (("MULTI",), *commands, ("EXEC",))])
+        return await self._submit([pack_command(tuple(c)) for c in (("MULTI",), *commands, ("EXEC",))])
 
     async def script(
         self, script: Script, keys: Sequence[str], *arguments: str | bytes | int, repeatable: bool = False

@@ -100,7 +100,9 @@ class Publisher:
         )
         return PublishedBatch([entry.decode() for entry in entries])
 
-    async def evaluate(self, script: Script, keys: Sequence[str], *arguments: str | int, repeatable: bool = False) -> Any:
+    async def evaluate(
+        self, script: Script, keys: Sequence[str], *arguments: str | int, repeatable: bool = False
+    ) -> Any:
         """A script of the caller's own, in the same pipeline as the publishes around it; its raw reply.
 
         `repeatable`: it may be sent again when its answer was lost. Raises as `publish` does.

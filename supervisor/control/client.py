@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from supervisor.settings.place import Place
 
 
-def request(place: Place, cmd: str, *, timeout_s: float = 5.0, **args: Any) -> dict[str, Any]:
+def request(place: Place, cmd: str, *, patience_s: float = 5.0, **args: Any) -> dict[str, Any]:
     """Have the arbiter do `cmd`; what it answers as data.
 
-    Raises NotRunningError when nobody answers within `timeout_s`, and SupervisorError with the
+    Raises NotRunningError when nobody answers within `patience_s`, and SupervisorError with the
     arbiter's own words when it refuses.
     """
-    deadline_s = time.monotonic() + timeout_s
+    deadline_s = time.monotonic() + patience_s
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
-            connection.settimeout(timeout_s)
+            connection.settimeout(patience_s)
             connection.connect(str(place.control))
             connection.sendall(encode({"cmd": cmd, **args}))
             answer = json.loads(_read_line(connection, deadline_s))

@@ -15,18 +15,22 @@ import selectors
 import socket
 import struct
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from supervisor.control.protocol import ANSWER_BYTES_MAX, LINE_BYTES_MAX, decode_request, encode
 from supervisor.errors import SupervisorError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 CLIENTS_MAX = 8
 #: A client that neither sends a whole request nor takes its answer for this long is dropped.
 PATIENCE_S = 2.0
+
+
+#: (command, arguments) -> what to answer
+Handle = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 
 class Watcher(Protocol):
@@ -72,13 +76,7 @@ class Client:
 class ControlServer:
     """Serves the control socket within somebody else's loop."""
 
-    def __init__(
-        self,
-        listener: socket.socket,
-        path: Path,
-        loop: Watcher,
-        handle: Callable[[str, dict[str, Any]], dict[str, Any]],
-    ) -> None:
+    def __init__(self, listener: socket.socket, path: Path, loop: Watcher, handle: Handle) -> None:
         """`handle(cmd, args)` gives the data to answer; its SupervisorError becomes the error."""
         self.listener = listener
         self._path = path
@@ -154,6 +152,9 @@ class ControlServer:
             return encode({"ok": True, "data": self._handle(cmd, arguments)})
         except SupervisorError as error:
             return encode({"ok": False, "error": str(error)})
+        except Exception as error:
+            # The client is told, the loop goes on: whatever a client sends must not end the pool.
+            return encode({"ok": False, "error": f"internal error: {error!r}"})
 
     def _flush(self, client: Client) -> None:
         fd = client.connection.fileno()

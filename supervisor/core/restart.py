@@ -54,6 +54,13 @@ class Kind(Enum):
     CRASH = "crash"
 
 
+_MEANINGS = {
+    WORKER_PLANNED: (Kind.PLANNED, "recycled"),
+    WORKER_CONFIG: (Kind.CONFIG, "config"),
+    WORKER_TEMPFAIL: (Kind.DEPENDENCY, "dependency"),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Exit:
     """How a child left."""
@@ -78,15 +85,11 @@ def classify(code: int | None, signal: int | None, *, told: bool, doomed: str, b
     # SIGTERM between fork and the worker's own handlers ends a worker that has nothing in hand yet.
     if told and (code == EXIT_OK or signal == SIGTERM):
         return Kind.DONE, "drained"
-    if code == WORKER_PLANNED:
-        return Kind.PLANNED, "recycled"
     if code == EXIT_OK and burst:
         return Kind.DONE, "done"
-    if code == WORKER_CONFIG:
-        return Kind.CONFIG, "config"
-    if code == WORKER_TEMPFAIL:
-        return Kind.DEPENDENCY, "dependency"
-    return Kind.CRASH, "exit" if signal is None else "signal"
+    if signal is not None or code is None:
+        return Kind.CRASH, "signal"
+    return _MEANINGS.get(code, (Kind.CRASH, "exit"))
 
 
 @dataclass(frozen=True, slots=True)

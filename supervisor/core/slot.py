@@ -140,12 +140,10 @@ def doom(slot: Slot, reason: str, now_s: float, *, dump: bool) -> tuple[Slot, Ac
 
 def advance(slot: Slot, sign: Sign, limits: Limits, now_s: float) -> tuple[Slot, Action]:
     """What time and the child's signs of life make of the slot."""
-    if slot.state is State.EMPTY:
-        return slot, Action.START if slot.wanted else Action.NONE
-    if slot.state is State.BACKOFF:
-        return slot, Action.START if now_s >= slot.next_start_s else Action.NONE
-    if slot.state is State.FAILED:
-        return slot, Action.NONE
+    if not slot.living:
+        empty, waits = slot.state is State.EMPTY, slot.state is State.BACKOFF
+        due = (empty and slot.wanted) or (waits and now_s >= slot.next_start_s)
+        return slot, Action.START if due else Action.NONE
     if slot.doomed:
         return _kill_when_due(slot, now_s)
     reason = _wrong(slot, sign, limits, now_s)

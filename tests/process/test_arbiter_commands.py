@@ -1,0 +1,229 @@
+"""What may be asked of a running arbiter: scaling, rolling restarts, pausing; and its control socket under abuse."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from supervisor.control.client import request
+from supervisor.errors import EXIT_OK, NotRunningError, SupervisorError
+from tests.support.standins import HANDLERS, Standins, now_s
+from tests.support.waiting import eventually
+
+Make = Callable[..., Standins]
+
+
+@pytest.fixture
+def standins(tmp_path: Path) -> Iterator[Make]:
+    made: list[Standins] = []
+
+    def make(**options: Any) -> Standins:
+        made.append(Standins(tmp_path / f"p{len(made)}", **options))
+        return made[-1]
+
+    yield make
+    for pool in made:
+        with pool:
+            pass
+
+
+# Scaling
+
+
+def test_scaling_down_and_up_again(standins: Make) -> None:
+    pool = standins(workers=4).start()
+    before = pool.pids()
+    assert pool.ask("scale", n=2) == {"workers": 2, "before": 4}
+    eventually(lambda: len(pool.status()["workers"]) == 2)
+    assert pool.pids() == {0: before[0], 1: before[1]}
+    left = pool.notes("left")
+    assert sorted(note["slot"] for note in left) == [2, 3]
+    assert {note["leave"] for note in left} == {1}, "slot 0 inherits what waits"
+    pool.ask("scale", n=5)
+    pool.wait_ready()
+    assert sorted(pool.pids()) == [0, 1, 2, 3, 4]
+    assert pool.stop() == EXIT_OK
+    swept = {note["slot"]: note["sweep"] for note in pool.notes("left")[2:]}
+    assert swept[0] == swept[1] == 2, "those who stayed were poked once for each that left"
+
+
+def test_a_slot_that_crashes_while_it_should_leave_hands_over_by_a_successor(standins: Make) -> None:
+    pool = standins(workers=2, orders={"1": "stubborn"}, pool="drain_s = 30.0").start()
+    pid = pool.pids()[1]
+    pool.order({})
+    pool.ask("scale", n=1)
+    eventually(lambda: pool.worker(1)["state"] == "DRAINING")
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: len(pool.status()["workers"]) == 1)
+    assert [note["slot"] for note in pool.notes("left")] == [1], "a second incarnation left in order"
+    assert len(pool.notes("spawned")) == 3
+
+
+def test_signals_scale_by_one(standins: Make) -> None:
+    pool = standins(workers=1).start()
+    pool.send(signal.SIGTTIN)
+    eventually(lambda: len(pool.pids()) == 2)
+    pool.wait_ready()
+    pool.send(signal.SIGTTOU)
+    eventually(lambda: list(pool.pids()) == [0])
+    pool.send(signal.SIGUSR1)
+    eventually(lambda: pool.events("status"))
+
+
+@pytest.mark.parametrize("wrong", [-1, 257, "2", None, True, 1.5])
+def test_scaling_to_nonsense_is_refused(standins: Make, wrong: object) -> None:
+    pool = standins(workers=1).start()
+    with pytest.raises(SupervisorError, match=r"scale|workers"):
+        pool.ask("scale", n=wrong)
+    assert len(pool.pids()) == 1
+
+
+def test_pause_and_resume(standins: Make) -> None:
+    pool = standins(workers=1).start()
+    assert pool.ask("pause") == {"paused": True}
+    assert pool.status()["paused"] is True
+    assert pool.ask("resume") == {"paused": False}
+    assert pool.status()["paused"] is False
+
+
+def test_stop_by_command_with_a_deadline_of_its_own(standins: Make) -> None:
+    pool = standins(workers=2, orders={"*": "stubborn"}, pool="drain_s = 60.0").start()
+    began_s = now_s()
+    pool.ask("stop", timeout_s=0.5)
+    pool.wait()
+    assert now_s() - began_s < 2
+    with pytest.raises(NotRunningError):
+        pool.ask("ping")
+
+
+# Rolling restart
+
+
+def test_a_restart_reads_code_and_configuration_afresh_in_the_same_process(standins: Make) -> None:
+    pool = standins(workers=3, api=True).start()
+    arbiter, before, status = pool.pid, pool.pids(), pool.status()
+    services = {service["name"]: service["pid"] for service in status["services"]}
+    fds = pool.fds()
+    (pool.folder / "handlers.py").write_text(HANDLERS.replace('"group"', '"another"'))
+    pool.config.write_text(pool.config.read_text().replace("workers = 3", "workers = 4"))
+    assert pool.ask("restart") == {"accepted": True}
+    eventually(lambda: (pool.status()["last_operation"] or {}).get("kind") == "restart", 20)
+    after = pool.wait_ready()
+    assert after["last_operation"] == {"kind": "restart", "ok": True, "error": None}
+    assert after["pid"] == arbiter and psutil.pid_exists(arbiter)
+    assert sorted(pool.pids()) == [0, 1, 2, 3]
+    assert not set(before.values()) & set(pool.pids().values())
+    assert after["uptime_s"] > status["uptime_s"]
+    for service in after["services"]:
+        assert service["pid"] != services[service["name"]] and service["restarts"] == 1
+    # One at a time: the next is told to leave only when the one before is READY again.
+    spawned = [n["at_s"] for n in pool.notes("spawned") if n["pid"] not in before.values() and n["slot"] < 3]
+    left = sorted(n["at_s"] for n in pool.notes("left"))
+    assert left[1] > spawned[0] and left[2] > spawned[1]
+    assert {note["terms"] for note in pool.notes("left")} == {1}
+    assert pool.zombies() == [] and pool.fds() <= fds + 1  # one worker more
+    assert pool.stop() == EXIT_OK
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("handlers.py", "import no_such_module\n", "no_such_module"),
+        ("config.toml", "workers = 3\n", "unusable"),
+        ("config.toml", '[redis]\nurl = "redis://elsewhere"\n', "redis.url"),
+    ],
+)
+def test_unusable_code_or_configuration_changes_nothing(standins: Make, file: str, text: str, words: str) -> None:
+    pool = standins(workers=2).start()
+    before = pool.pids()
+    (pool.folder / file).write_text(text)
+    pool.send(signal.SIGHUP)
+    eventually(lambda: pool.events("not restarted"), 20)
+    assert words in pool.err
+    assert pool.pids() == before and pool.status()["last_operation"]["ok"] is False
+    os.kill(before[0], signal.SIGKILL)  # and the pool goes on with what it has
+    eventually(lambda: pool.worker(0)["restarts"] == 1)
+
+
+def test_a_restart_stops_at_the_first_worker_that_does_not_stay_up(standins: Make) -> None:
+    pool = standins(workers=3).start()
+    before = pool.pids()
+    pool.order({"*": "crash"})
+    pool.send(signal.SIGHUP)
+    eventually(lambda: (pool.status()["last_operation"] or {}).get("ok") is False, 20)
+    after = pool.pids()
+    assert (after[1], after[2]) == (before[1], before[2])
+
+
+def test_a_storm_of_restarts_and_a_stop_in_the_middle(standins: Make) -> None:
+    pool = standins(workers=3).start()
+    for _ in range(100):
+        pool.send(signal.SIGHUP)
+    eventually(lambda: (pool.status()["operation"] or {}).get("phase") == "rolling", 20)
+    pool.send(signal.SIGTERM)
+    assert pool.wait() == EXIT_OK
+    assert not pool.processes()
+
+
+# The socket
+
+
+def test_clients_that_misbehave_cost_nobody_else_anything(standins: Make) -> None:
+    pool = standins(workers=1).start()
+    before = pool.fds()
+    path = str(pool.place.control)
+
+    def connect() -> socket.socket:
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(5)
+        client.connect(path)
+        return client
+
+    nonsense = [b"\xff\x00", b"[1]", b"{}", b'{"cmd": "nonsense"}', b'{"cmd":"ping","x":1}', b"[" * 60000]
+    for garbage in nonsense:
+        with connect() as client:
+            client.sendall(garbage + b"\n")
+            answer = json.loads(client.makefile().readline())
+            assert answer["ok"] is False and answer["error"]
+    with connect() as greedy:
+        greedy.sendall(b"x" * 70000)
+        with contextlib.suppress(ConnectionResetError):
+            assert greedy.recv(1) == b"", "a line without end is hung up on"
+    with connect() as several:
+        several.sendall(b'{"cmd": "ping"}\n{"cmd": "ping"}\n')
+        reader = several.makefile()
+        assert [json.loads(reader.readline())["ok"] for _ in range(2)] == [True, True]
+    silent = [connect() for _ in range(8)]
+    with connect() as ninth:
+        assert ninth.recv(1) == b"", "eight at a time"
+    os.kill(pool_pid := _worker_pid(pool), signal.SIGKILL)
+    eventually(lambda: len(pool.notes("spawned")) == 2, 5, what=f"{pool_pid} is replaced whoever is connected")
+    for client in silent:  # each has two seconds
+        assert client.recv(1) == b""
+        client.close()
+    assert pool.wait_ready()["workers"][0]["restarts"] == 1
+    eventually(lambda: pool.fds() <= before, 5)
+
+
+def test_nobody_answers(tmp_path: Path) -> None:
+    place = Standins(tmp_path / "none").place
+    with pytest.raises(NotRunningError, match="no such socket"):
+        request(place, "ping")
+    place.control.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as leftover:
+        leftover.bind(str(place.control))
+    with pytest.raises(NotRunningError, match="is gone"):
+        request(place, "ping")
+
+
+def _worker_pid(pool: Standins) -> int:
+    return pool.notes("spawned")[0]["pid"]

@@ -1,0 +1,193 @@
+"""An arbiter whose children are stand-ins: they speak to no Redis and behave as a file says.
+
+Run as `python -m tests.support.standin_main CONFIG [--burst]`. The file `orders.json` beside CONFIG maps
+a slot (or "*") to a behaviour, and is read by each new worker. All else is the real arbiter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from supervisor.arbiter.entries import Entries
+from supervisor.arbiter.main import run
+from supervisor.board import Board, Head, Word
+from supervisor.cli.main import run as run_cli
+from supervisor.errors import EXIT_OK, SupervisorError
+from supervisor.settings.load import Loaded, load
+from supervisor.settings.model import Settings
+
+FOLDER = Path(sys.argv[1]).parent
+BEAT_S = 0.02
+
+
+class Worker:
+    """One stand-in worker."""
+
+    def __init__(self, board: Board, slot: int, burst: bool) -> None:
+        self.board, self.words, self.slot, self.burst = board, board.slot(slot), slot, burst
+        self.terms = 0
+        orders = json.loads((FOLDER / "orders.json").read_text())
+        self.behaviour = orders.get(str(slot), orders.get("*", "good"))
+        signal.signal(signal.SIGTERM, self._count)
+
+    def _count(self, *_: object) -> None:
+        self.terms += 1
+
+    def beat(self) -> None:
+        self.words.set(Word.BEAT_NS, time.monotonic_ns())
+
+    def run(self) -> int:
+        note("spawned", self.slot, terms=0)
+        before = getattr(self, f"before_{self.behaviour}", None)
+        if before is not None:
+            before()
+        self.beat()
+        self.words.set(Word.READY_NS, time.monotonic_ns())
+        code = getattr(self, f"do_{self.behaviour}", self.do_good)()
+        note("left", self.slot, terms=self.terms, leave=self.words.get(Word.LEAVE), sweep=self.words.get(Word.SWEEP))
+        return code
+
+    def until_told(self) -> None:
+        while not self.terms:
+            self.beat()
+            time.sleep(BEAT_S)
+
+    def do_good(self) -> int:
+        self.until_told()
+        time.sleep(0.1)  # so that a second signal would be seen
+        return EXIT_OK
+
+    def do_stubborn(self) -> int:
+        self.words.set(Word.IN_FLIGHT, 1)
+        while True:
+            self.beat()
+            time.sleep(BEAT_S)
+
+    def do_hang(self) -> int:
+        if self.words.get(Word.INCARNATION) > 1:
+            return self.do_good()
+        while True:
+            time.sleep(3600)
+
+    def do_overdue(self) -> int:
+        if self.words.get(Word.INCARNATION) > 1:
+            return self.do_good()
+        self.words.set(Word.DEADLINE_NS, time.monotonic_ns() + 200_000_000)
+        return self.do_stubborn()
+
+    def do_long(self) -> int:
+        """A deadline some seconds ahead, set once."""
+        self.words.set(Word.DEADLINE_NS, time.monotonic_ns() + 2_000_000_000)
+        return self.do_good()
+
+    def before_boot_hang(self) -> None:
+        if self.words.get(Word.INCARNATION) == 1:
+            time.sleep(3600)
+
+    def do_exit0(self) -> int:
+        return EXIT_OK if self.burst or self.words.get(Word.INCARNATION) == 1 else self.do_good()
+
+    def do_recycle(self) -> int:
+        return 80 if self.words.get(Word.INCARNATION) < 4 else self.do_good()
+
+    def before_config(self) -> None:
+        os._exit(78)
+
+    def do_config_later(self) -> int:
+        return 78 if self.words.get(Word.INCARNATION) > 1 else self.do_good()
+
+    def before_crash(self) -> None:
+        os._exit(3)
+
+    def do_crash_soon(self) -> int:
+        until_s = time.monotonic() + 0.3
+        while time.monotonic() < until_s and not self.terms:
+            self.beat()
+            time.sleep(BEAT_S)
+        return 0 if self.terms else 3
+
+    def do_grandchild(self) -> int:
+        child = subprocess.Popen(["sleep", "3600"])
+        note("grandchild", self.slot, grandchild=child.pid)
+        return self.do_good()
+
+    def do_row(self) -> int:
+        row = self.board.slot(self.slot).row("events", "group")
+        assert row is not None
+        row.set_started(1234, 5)
+        return self.do_good()
+
+
+def note(what: str, slot: int, **more: Any) -> None:
+    """Append a line for the test; one write, so lines of several processes stay whole."""
+    line = json.dumps({"what": what, "slot": slot, "pid": os.getpid(), "at_s": time.monotonic(), **more}) + "\n"
+    fd = os.open(FOLDER / "notes", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(fd, line.encode())
+    os.close(fd)
+
+
+def worker(_settings: Settings, _specs: Any, board: Board, slot: int, burst: bool) -> int:
+    return Worker(board, slot, burst).run()
+
+
+def keeper(_settings: Settings, _specs: Any, board: Board, token: str) -> int:
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _frame: told.append(number))
+    note("keeper", -1, token=token)
+    while not told:
+        board.set(Head.KEEPER_REDIS_OK, 1)
+        board.set(Head.KEEPER_BEAT_NS, time.monotonic_ns())
+        time.sleep(BEAT_S)
+    return EXIT_OK
+
+
+def boot(_settings: Settings, _specs: Any, _token: str, out_fd: int) -> int:
+    answer = {"redis": {"url": "redis://nowhere", "version": "Redis 0", "durability": "none"}, "streams": ["events"]}
+    os.write(out_fd, json.dumps(answer).encode())
+    return EXIT_OK
+
+
+def boot_refused(_settings: Settings, _specs: Any, _token: str, out_fd: int) -> int:
+    os.write(out_fd, json.dumps({"error": "Redis at redis://nowhere does not answer"}).encode())
+    return 3
+
+
+def boot_silent(_settings: Settings, _specs: Any, _token: str, _out_fd: int) -> int:
+    while True:
+        time.sleep(3600)
+
+
+def api(_loaded: Loaded) -> tuple[list[str], dict[str, str]]:
+    text = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(0)); time.sleep(3600)"
+    return [sys.executable, "-c", text], dict(os.environ)
+
+
+def main() -> int:
+    loaded = load(Path(sys.argv[1]))
+    tricks = loaded.settings.app
+    kept: list[Any] = []
+    if tricks.get("thread"):
+        kept.append(threading.Thread(target=time.sleep, args=(3600,), daemon=True, name="stranger"))
+        kept[-1].start()
+    if tricks.get("socket"):
+        kept.append(socket.socket())
+    entry = {"refused": boot_refused, "silent": boot_silent}.get(tricks.get("boot", ""), boot)
+    try:
+        return run(loaded, burst="--burst" in sys.argv, entries=Entries(entry, worker, keeper, api))
+    except SupervisorError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    assert run_cli  # what the real command imports is imported here too: it must not make a fork unsafe
+    sys.exit(main())
