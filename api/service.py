@@ -141,7 +141,7 @@ class Service:
         if not self.place.control.exists():
             return None, ""
         try:
-            return ask_arbiter(self.place, "status", timeout_s=PULSE_LIMIT_S), ""
+            return ask_arbiter(self.place, "status", patience_s=PULSE_LIMIT_S), ""
         except SupervisorError as error:
             return None, str(error)
 
