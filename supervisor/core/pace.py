@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: A message that holds the loop longer than this share of `hold_s` ends reading ahead.
+#: A message that holds the loop longer than this share of `hold_s` is slow, and ends reading ahead.
 SLOW_SHARE = 0.1
+#: After so many quick messages a slow one is forgotten: where one in ten is slow, the next is not far.
+FORGOTTEN_AFTER = 100
 _SMOOTHING = 0.3
 
 
@@ -25,6 +27,9 @@ class Pace:
     read_ahead: bool = False
     #: Smoothed time that one message holds the loop.
     per_message_s: float = 0.0
+    #: The longest hold of the last slow messages, 0 when they are forgotten.
+    slow_s: float = 0.0
+    _quick: int = 0
 
     def observe(self, ran: int, busy_s: float, slowest_s: float) -> None:
         """`ran` messages held the loop for `busy_s` in all and one of them for `slowest_s`."""
@@ -33,14 +38,18 @@ class Pace:
         mean_s = busy_s / ran
         self.per_message_s += _SMOOTHING * (mean_s - self.per_message_s) if self.per_message_s else mean_s
         if slowest_s > self.hold_s * SLOW_SHARE:
-            self.read_ahead = False
-            self.count = max(1, min(self.count // 2, int(self.hold_s / slowest_s)))
+            self.slow_s, self._quick = max(self.slow_s, slowest_s), 0
             self.per_message_s = max(self.per_message_s, mean_s)
-            return
-        self.read_ahead = True
+            self.count //= 2
+        else:
+            self._quick += ran
+            if self._quick >= FORGOTTEN_AFTER:
+                self.slow_s = 0.0
+            self.count *= 2
+        self.read_ahead = not self.slow_s
         # Reading ahead holds two batches: the one in hand and the one on the wire.
-        fits = int(self.hold_s / 2 / max(self.per_message_s, 1e-9))
-        self.count = max(1, min(self.count * 2, self.batch_size, fits))
+        fits = self.hold_s / self.slow_s if self.slow_s else self.hold_s / 2 / max(self.per_message_s, 1e-9)
+        self.count = max(1, min(self.count, self.batch_size, int(fits)))
 
     def came_short(self, got: int) -> None:
         """A read of `count` brought only `got`: no backlog, so the next burst is taken in small bites.

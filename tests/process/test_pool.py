@@ -189,6 +189,29 @@ def test_slow_messages_are_shared_out(start_pool: StartPool, redis_server: Any, 
     assert (last_ns - began_ns) / 1e9 < 1.3 * ideal_s
 
 
+def test_a_few_slow_ones_among_quick_ones_are_shared_out_too(start_pool: StartPool, redis_server: Any) -> None:
+    pool = start_pool(
+        RECORD
+        + """
+    @handler("events", group="workers")
+    async def handle(message: Message) -> None:
+        if int(message.fields["n"]) % 10 == 0:
+            time.sleep(0.05)
+            record(message.fields["n"])
+""",
+        redis_url=redis_server.url,
+        workers=8,
+    )
+    pipeline = redis_server.sync().pipeline()
+    for n in range(400):
+        pipeline.xadd("events", {"n": n})
+    pipeline.execute()
+    eventually(lambda: len(seen(pool)) == 40, 30, 0.1)
+    shares = [len(path.read_text().splitlines()) for path in pool.folder.glob("seen.*")]
+    assert len(shares) == 8
+    assert max(shares) <= 7, "five would be even"
+
+
 def test_a_burst_drains_what_is_there_and_leaves(start_pool: StartPool, redis_server: Any) -> None:
     redis = redis_server.sync()
     for n in range(500):

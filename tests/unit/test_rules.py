@@ -74,9 +74,10 @@ def test_pace_never_holds_more_than_the_present_pace_allows(seen: list[tuple[int
         slowest_s = busy_s * share
         pace.observe(ran, busy_s, slowest_s)
         assert 1 <= pace.count <= 100
-        if slowest_s > 0.01:
+        if slowest_s > 0.01 or pace.slow_s:
             assert not pace.read_ahead
-            assert pace.count == 1 or pace.count * slowest_s <= 0.1 + 1e-9
+            assert pace.slow_s >= slowest_s > 0.01 or slowest_s <= 0.01
+            assert pace.count == 1 or pace.count * pace.slow_s <= 0.1 + 1e-9
         else:
             assert pace.count == 1 or 2 * pace.count * pace.per_message_s <= 0.1 + 1e-9
 
@@ -88,6 +89,11 @@ def test_pace_grows_while_quick_and_falls_at_once() -> None:
     assert (pace.count, pace.read_ahead) == (100, True)
     pace.observe(100, 0.05, 0.05)
     assert (pace.count, pace.read_ahead) == (2, False)
+    pace.observe(2, 4e-6, 2e-6)
+    assert (pace.count, pace.read_ahead) == (2, False), "where one was slow, the next may be near"
+    for _ in range(60):
+        pace.observe(pace.count, pace.count * 2e-6, 2e-6)
+    assert (pace.count, pace.read_ahead) == (100, True)
     pace.count = 100
     pace.came_short(1)
     assert pace.count == 2
