@@ -141,9 +141,11 @@ class Service:
         if not self.place.control.exists():
             return None, ""
         try:
-            return ask_arbiter(self.place, "status", patience_s=PULSE_LIMIT_S), ""
+            told = ask_arbiter(self.place, "status", patience_s=PULSE_LIMIT_S)
         except SupervisorError as error:
             return None, str(error)
+        del told["redis_url"]  # with its password
+        return told, ""
 
 
 def service_of(request: Request) -> Service:

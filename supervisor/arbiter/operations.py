@@ -15,6 +15,7 @@ from supervisor.arbiter.rolling import Rolling
 from supervisor.arbiter.services import API, KEEPER
 from supervisor.board import Head
 from supervisor.errors import SupervisorError, UsageError, did_you_mean
+from supervisor.settings.place import redis_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,7 +66,8 @@ class Operations:
         return {}
 
     def _status(self) -> dict[str, Any]:
-        return self._arbiter.status()
+        # Whole, with its password: it goes to the owner of the socket, and into no log.
+        return {**self._arbiter.status(), "redis_url": redis_url(self._arbiter.settings)}
 
     def _scale(self, n: object) -> dict[str, Any]:
         if not isinstance(n, int) or isinstance(n, bool):
