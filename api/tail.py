@@ -2,18 +2,20 @@
 
 A tail has a connection of its own, waits out a Redis that is gone, and ends when the service is told
 to stop, so that an open browser never holds up a shutdown.
+
+It is one coroutine that writes to the socket. FastAPI's own event streams put a task group between
+the two, which logs a traceback whenever a client leaves while something is being sent to it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Depends, Header
-from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi.responses import StreamingResponse
 from redis.exceptions import RedisError, ResponseError
 
 from supervisor.broker.connect import client
@@ -25,6 +27,7 @@ from .streams import as_message
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
+    from starlette.types import Receive, Scope, Send
 
 router = APIRouter(prefix="/v1/streams", tags=["streams"])
 #: Each is a connection to Redis.
@@ -34,8 +37,14 @@ COUNT = 100
 #: What the browser waits before it comes again, and how this service comes back to Redis.
 RETRY_MS = 2_000
 BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+#: A proxy takes a connection that is silent for long as dead.
+PING_S = 15.0
 _CLIENT_LIMIT_S = BLOCK_MS / 1000 + 3
+_CANCEL_AGAIN_S = 0.05
 _FIRST_ID = "0-0"
+_MEDIA_TYPE = "text/event-stream"
+_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+_EXAMPLE = 'id: 1764000000000-0\ndata: {"id":"1764000000000-0","fields":{"user_id":"1"}}\n\n'
 
 
 async def _begin(
@@ -63,56 +72,88 @@ async def _begin(
     "/{stream:path}/tail",
     operation_id="tail",
     summary="Follow a stream",
-    response_class=EventSourceResponse,
-    responses=problems("invalid", "wrong-type", "redis-unavailable", "busy"),
+    response_class=StreamingResponse,
+    responses={
+        200: {"content": {_MEDIA_TYPE: {"schema": {"type": "string"}, "example": _EXAMPLE}}},
+        **problems("invalid", "wrong-type", "redis-unavailable", "busy"),
+    },
 )
-async def tail(
-    stream: Stream, service: ServiceDep, after: Annotated[str, Depends(_begin)]
-) -> AsyncIterator[ServerSentEvent]:
+async def tail(stream: Stream, service: ServiceDep, after: Annotated[str, Depends(_begin)]) -> StreamingResponse:
     """Server-sent events: what is published from now on, or after Last-Event-ID. The data is `{"id", "fields"}`."""
-    service.tails += 1
-    try:
-        yield ServerSentEvent(retry=RETRY_MS, comment="following")
-        async with contextlib.aclosing(_entries(service, stream, after)) as entries:
-            async for entry, fields in entries:
-                message = as_message(entry, fields)
-                yield ServerSentEvent(id=message["id"], raw_data=orjson.dumps(message).decode())
-    finally:
-        service.tails -= 1
+    return _Tail(service, stream, after)
 
 
-async def _entries(service: Service, stream: str, after: str) -> AsyncGenerator[tuple[bytes, dict[bytes, bytes]], None]:
-    redis = client(service.url, timeout_s=_CLIENT_LIMIT_S, connect_timeout_s=service.limit_s)
-    stopping = asyncio.create_task(service.stopping.wait())
-    failures = 0
-    try:
-        while not service.stopping.is_set():
+class _Tail(StreamingResponse):
+    def __init__(self, service: Service, stream: str, after: str) -> None:
+        super().__init__((), headers=_HEADERS, media_type=_MEDIA_TYPE)
+        self._service = service
+        self._stream = stream
+        self._after = after
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send until the client leaves or the service is told to stop."""
+        service = self._service
+        service.tails += 1
+        ends = [asyncio.create_task(_left(receive)), asyncio.create_task(service.stopping.wait())]
+        redis = client(service.url, timeout_s=_CLIENT_LIMIT_S, connect_timeout_s=service.limit_s)
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await _write(send, f"retry: {RETRY_MS}\n: following\n\n")
+            await self._follow(redis, send, ends)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            service.tails -= 1
+            for end in ends:
+                end.cancel()
+            await redis.aclose()
+
+    async def _follow(self, redis: Redis, send: Send, ends: list[asyncio.Task[Any]]) -> None:
+        failures = 0
+        sent_s = time.monotonic()
+        while not any(end.done() for end in ends):
+            rows: list[Any] = []
             try:
-                rows = await _read(redis, stream, after, stopping)
+                rows = await _read(redis, self._stream, self._after, ends)
+                failures = 0
             except (RedisError, OSError):
-                await asyncio.wait([stopping], timeout=BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
+                await asyncio.wait(
+                    ends, timeout=BACKOFF_S[min(failures, len(BACKOFF_S) - 1)], return_when=asyncio.FIRST_COMPLETED
+                )
                 failures += 1
+            if rows:
+                messages = [as_message(entry, fields) for entry, fields in rows]
+                await _write(send, "".join(f"id: {m['id']}\ndata: {orjson.dumps(m).decode()}\n\n" for m in messages))
+                self._after = messages[-1]["id"]
+            elif time.monotonic() - sent_s >= PING_S:
+                await _write(send, ": ping\n\n")
+            else:
                 continue
-            failures = 0
-            for entry, fields in rows:
-                yield entry, fields
-                after = entry.decode()
-    finally:
-        stopping.cancel()
-        await redis.aclose()
+            sent_s = time.monotonic()
 
 
-async def _read(redis: Redis, stream: str, after: str, stopping: asyncio.Task[Any]) -> list[Any]:
-    """The next entries; none when none came or the service stops. A read outside of a group may be cancelled."""
+async def _write(send: Send, text: str) -> None:
+    await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+
+
+async def _left(receive: Receive) -> None:
+    """Return when the client has hung up."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _read(redis: Redis, stream: str, after: str, ends: list[asyncio.Task[Any]]) -> list[Any]:
+    """The next entries; none when none came or it is to end. A read outside of a group may be cancelled."""
     reads: Any = redis.xread({stream: after}, count=COUNT, block=BLOCK_MS)
     reading: asyncio.Task[Any] = asyncio.create_task(reads)
     try:
-        await asyncio.wait([reading, stopping], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([reading, *ends], return_when=asyncio.FIRST_COMPLETED)
         if not reading.done():
             return []
         reply = reading.result()
         return reply[0][1] if reply else []
     finally:
-        if not reading.done():
+        while not reading.done():  # a cancel that comes while it connects may be swallowed
             reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
+            await asyncio.wait([reading], timeout=_CANCEL_AGAIN_S)
+        if not reading.cancelled():
+            reading.exception()

@@ -1,0 +1,100 @@
+"""`supervisor api` as a process of its own, for tests: started, asked, stopped."""
+
+from __future__ import annotations
+
+import subprocess
+import textwrap
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from tests.cli.run import spawn
+from tests.support.servers import free_port
+from tests.support.waiting import eventually
+
+STREAM = "events:user_created"
+PROBLEM = "application/problem+json"
+HANDLERS = """
+from supervisor import handler
+
+@handler("events:user_created", group="mail")
+async def mail(message: dict[str, str]) -> None: ...
+"""
+
+
+class Service:
+    """The HTTP service alone, in a folder of its own, on a free loopback port."""
+
+    def __init__(self, folder: Path, redis_url: str, *, config: str = "", ready: bool = True) -> None:
+        """Start it; with `ready`, wait until it answers."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.toml").write_text(textwrap.dedent(config))
+        (folder / "handlers.py").write_text(HANDLERS)
+        self._err = folder / "err"
+        self.base_url = f"http://127.0.0.1:{free_port()}"
+        self.http = httpx.Client(base_url=self.base_url, timeout=10, trust_env=False)
+        with self._err.open("wb") as err:
+            bind = self.base_url.removeprefix("http://")
+            self.process = spawn(
+                "api", "--bind", bind, cwd=folder, redis_url=redis_url,
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=err,
+            )  # fmt: skip
+        if ready:
+            eventually(self._answers, 30, what=f"{self.base_url} answers")
+
+    def stop(self, limit_s: float = 10) -> int:
+        """SIGTERM; the exit code."""
+        self.process.terminate()
+        return self.process.wait(limit_s)
+
+    @property
+    def log(self) -> str:
+        """What it has written."""
+        return self._err.read_text(errors="replace")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.http.close()
+        try:
+            code = self.stop()
+            assert code == 0, f"the service left with {code}\n{self.log}"
+            assert "Traceback" not in self.log, self.log
+        except (AssertionError, subprocess.TimeoutExpired) as left:
+            if error is None:
+                raise
+            error.add_note(str(left))
+        finally:
+            self.process.kill()
+            self.process.wait()
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, self.log
+        return self.http.get("/livez").status_code == 200
+
+
+def problem(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
+    """The answer's problem document, checked to be a whole one of that kind."""
+    assert (answer.status_code, answer.headers["content-type"]) == (status, PROBLEM), answer.text
+    body: dict[str, Any] = answer.json()
+    assert body["type"] == f"/problems/{kind}"
+    assert body["status"] == status
+    assert body["title"] and body["detail"]
+    assert body["instance"] == answer.request.url.path
+    assert body["request_id"] == answer.headers["x-request-id"]
+    if status == 503:
+        assert int(answer.headers["retry-after"]) >= 1
+    return body
+
+
+def timed(http: httpx.Client, method: str, address: str, **options: Any) -> tuple[float, httpx.Response]:
+    """(milliseconds, answer)."""
+    began_s = time.perf_counter()
+    answer = http.request(method, address, **options)
+    return (time.perf_counter() - began_s) * 1000, answer

@@ -1,0 +1,175 @@
+"""Following a stream over HTTP: server-sent events, across outages of Redis and to the service's end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+import redis as redis_py
+
+from tests.http.service import STREAM, Service, problem
+from tests.support.waiting import eventually
+
+TAIL = f"/v1/streams/{STREAM}/tail"
+NDJSON = {"content-type": "application/x-ndjson"}
+
+
+class Events:
+    """What an open tail has received, read by a thread of its own."""
+
+    def __init__(self, answer: httpx.Response) -> None:
+        self.answer = answer
+        self.lines: list[str] = []
+        self.ended = False
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    @property
+    def messages(self) -> list[tuple[str, str]]:
+        """(id, the field n) of each message; the event's id must be the message's."""
+        events = [block.splitlines() for block in "\n".join(self.lines).split("\n\n")]
+        found = []
+        for event in events:
+            fields = dict(line.split(": ", 1) for line in event if not line.startswith(":") and ": " in line)
+            if "data" in fields:
+                message = json.loads(fields["data"])
+                assert message["id"] == fields["id"]
+                found.append((message["id"], message["fields"]["n"]))
+        return found
+
+    @property
+    def numbers(self) -> list[str]:
+        return [n for _, n in self.messages]
+
+    def leave(self) -> None:
+        """Hang up; closing alone would wait for the thread that reads."""
+        with contextlib.suppress(OSError):
+            self.answer.extensions["network_stream"].get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+        self._thread.join(10)
+
+    def _read(self) -> None:
+        try:
+            for line in self.answer.iter_lines():
+                self.lines.append(line)
+        except httpx.HTTPError as error:
+            self.lines.append(f"error: {error!r}")
+        self.ended = True
+
+
+@contextmanager
+def following(service: Service, last_event_id: str = "") -> Iterator[Events]:
+    """A tail whose first line has come: it follows from here on."""
+    headers = {"last-event-id": last_event_id} if last_event_id else {}
+    with (
+        httpx.Client(base_url=service.base_url, timeout=30, trust_env=False) as http,
+        http.stream("GET", TAIL, headers=headers) as answer,
+    ):
+        assert answer.status_code == 200, answer.read()
+        events = Events(answer)
+        eventually(lambda: ": following" in events.lines, what="it follows")
+        try:
+            yield events
+        finally:
+            events.leave()
+
+
+def test_new_messages_come_as_events(service: Service, store: redis_py.Redis) -> None:
+    store.xadd(STREAM, {"n": "old"})
+    with following(service) as events:
+        ids = [store.xadd(STREAM, {"n": n}) for n in range(3)]
+        eventually(lambda: len(events.messages) == 3)
+        assert events.messages == [(entry, str(n)) for n, entry in enumerate(ids)]
+        assert "retry: 2000" in events.lines
+    headers = events.answer.headers
+    assert headers["content-type"].startswith("text/event-stream")
+    assert (headers["cache-control"], headers["x-accel-buffering"]) == ("no-cache", "no")
+
+
+def test_a_stream_that_does_not_exist_yet_is_followed_from_its_first_entry(
+    service: Service, store: redis_py.Redis
+) -> None:
+    with following(service) as events:
+        store.xadd(STREAM, {"n": 0})
+        eventually(lambda: events.numbers == ["0"])
+
+
+def test_last_event_id_goes_on_where_the_client_was(service: Service, store: redis_py.Redis) -> None:
+    ids = [store.xadd(STREAM, {"n": n}) for n in range(250)]
+    with following(service, ids[9]) as events:
+        eventually(lambda: len(events.messages) == 240)
+        store.xadd(STREAM, {"n": 250})
+        eventually(lambda: len(events.messages) == 241)
+    assert events.numbers == [str(n) for n in range(10, 251)]
+
+
+def test_each_client_gets_everything(service: Service, store: redis_py.Redis) -> None:
+    with following(service) as one, following(service) as other:
+        for n in range(20):
+            store.xadd(STREAM, {"n": n})
+        eventually(lambda: len(one.messages) == len(other.messages) == 20)
+
+
+def test_what_can_not_be_followed_is_a_problem_and_no_stream(service: Service, store: redis_py.Redis) -> None:
+    problem(service.http.get(TAIL, headers={"last-event-id": "yesterday"}), 422, "invalid")
+    store.set(STREAM, "text")
+    problem(service.http.get(TAIL), 409, "wrong-type")
+
+
+def test_a_client_that_leaves_frees_its_connection(service: Service, store: redis_py.Redis) -> None:
+    def reading() -> int:
+        return sum(client["cmd"].startswith("xread") for client in store.client_list())
+
+    with following(service):
+        eventually(lambda: reading() == 1)
+    eventually(lambda: reading() == 0, what="no connection reads")
+
+
+def test_clients_that_leave_in_the_middle_of_a_flood_are_no_errors(service: Service, store: redis_py.Redis) -> None:
+    flood = [json.dumps({"n": n, "text": "x" * 1000}) for n in range(300)]
+    for _ in range(10):
+        with following(service) as events:
+            service.http.post(f"/v1/streams/{STREAM}/messages:batch", content="\n".join(flood), headers=NDJSON)
+            eventually(lambda: events.messages, interval_s=0.001)
+        assert 0 < len(events.messages) <= 300
+    assert "Traceback" not in service.log, service.log
+
+
+def test_nothing_is_missed_across_a_crash_of_redis(durable_server: Any, start_service: Callable[..., Service]) -> None:
+    service = start_service(durable_server.url)
+    with following(service) as events:
+        with durable_server.sync() as client:
+            client.xadd(STREAM, {"n": 0})
+        eventually(lambda: events.numbers == ["0"])
+        durable_server.kill()
+        problem(service.http.get(TAIL), 503, "redis-unavailable")
+        durable_server.start()
+        with durable_server.sync() as client:
+            for n in range(1, 4):
+                client.xadd(STREAM, {"n": n})
+        eventually(lambda: len(events.messages) == 4)
+        assert events.numbers == ["0", "1", "2", "3"]
+        assert not events.ended
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_open_tails_do_not_hold_up_the_end(
+    redis_url: str, start_service: Callable[..., Service], number: signal.Signals
+) -> None:
+    service = start_service(redis_url)
+    with following(service) as one, following(service) as other:
+        began_s = time.monotonic()
+        service.process.send_signal(number)
+        assert service.process.wait(10) == 0
+        took_s = time.monotonic() - began_s
+        eventually(lambda: one.ended and other.ended)
+        assert not any(line.startswith("error") for line in one.lines + other.lines)
+    assert took_s < 1.5
