@@ -16,7 +16,7 @@ from .problems import KINDS, MEDIA_TYPE, Problem
 
 STREAM_CHARACTERS_MAX = 512
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_ID = re.compile(r"(\d{1,20})(?:-(\d{1,20}))?")
+_ID = re.compile(r"([0-9]{1,20})(?:-([0-9]{1,20}))?")
 _ID_MAX = 2**64 - 1
 #: Names that are the supervisor's own: dead letters and the like are not to be written by clients.
 _OWN_PREFIX = "supervisor:"

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, EmailStr, Field
 
@@ -30,6 +30,10 @@ STREAM = "events:user_created"
 LAST_ID_KEY = f"users:{{{STREAM}}}:last_id"
 USERS_KEY = f"users:{{{STREAM}}}:by_id"
 REGISTRATIONS_KEY = f"registrations:{{{STREAM}}}:by_day"
+#: The highest number that JSON's readers take as it is.
+USER_ID_MAX = 2**53
+COUNT_MAX = 1_000
+UserId = Annotated[int, Path(ge=1, le=USER_ID_MAX)]
 
 #: KEYS stream, last id, users; ARGV e-mail, name, time. Gives the user's id and the event's.
 #: All that can fail comes before the first write: the types of the keys are seen by reading them, and XADD is first.
@@ -79,6 +83,15 @@ class CreatedUser(User):
     event_id: str
 
 
+class Users(BaseModel):
+    """A page of users, the newest first."""
+
+    total: int
+    users: list[User]
+    #: The address of the following page, null after the last one.
+    next: str | None
+
+
 async def _only_json(request: Request) -> None:
     check_media_type(request, "application/json")
 
@@ -102,6 +115,31 @@ async def create_user(new: NewUser, publisher: PublisherDep) -> Response:
 
 
 @router.get(
+    "",
+    response_model=Users,
+    operation_id="list_users",
+    summary="Users, the newest first",
+    responses=problems("invalid", "wrong-type", "redis-unavailable"),
+)
+async def list_users(
+    redis: RedisDep,
+    count: Annotated[int, Query(ge=1, le=COUNT_MAX)] = 100,
+    before: Annotated[int | None, Query(ge=1, le=USER_ID_MAX, description="Only users with a lower id")] = None,
+) -> Response:
+    """How many there are, and a page of them."""
+    pipe = redis.pipeline()
+    pipe.get(LAST_ID_KEY)
+    pipe.hlen(USERS_KEY)
+    last, total = await pipe.execute()
+    newest = min(int(last or 0), before - 1 if before else USER_ID_MAX)
+    numbers = range(newest, max(0, newest - count), -1)
+    records: list[bytes | None] = await redis.execute_command("HMGET", USERS_KEY, *numbers) if numbers else []
+    users = [{"name": None, **orjson.loads(record)} for record in records if record is not None]
+    following = f"/users?count={count}&before={numbers[-1]}" if numbers and numbers[-1] > 1 else None
+    return json_response({"total": total, "users": users, "next": following})
+
+
+@router.get(
     "/registrations",
     operation_id="registrations",
     summary="Registrations per day",
@@ -120,7 +158,7 @@ async def registrations(redis: RedisDep) -> dict[str, int]:
     summary="Read a user",
     responses=problems("not-found", "invalid", "redis-unavailable"),
 )
-async def read_user(user_id: Annotated[int, Path(ge=1, le=2**53)], redis: RedisDep) -> Response:
+async def read_user(user_id: UserId, redis: RedisDep) -> Response:
     """By the id that registering gave."""
     record = await redis.hget(USERS_KEY, str(user_id))
     if record is None:
