@@ -14,8 +14,9 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-import tempfile
 from enum import IntEnum
+
+from supervisor.memory_file import memory_file
 
 MAGIC = 0x5355505256534F52
 LAYOUT_VERSION = 1
@@ -44,6 +45,9 @@ class Head(IntEnum):
     #: The keeper's last finished turn and whether Redis answered it.
     KEEPER_BEAT_NS = 8
     KEEPER_REDIS_OK = 9
+    #: What the keeper last counted as not yet delivered, over all groups, and when (0: never).
+    BACKLOG = 10
+    BACKLOG_NS = 11
 
 
 class Word(IntEnum):
@@ -215,7 +219,9 @@ class Board:
         """Map a new file, or with `fd` the one of a predecessor (raises ValueError if it is none)."""
         size = (HEADER_WORDS + SLOTS_MAX * SLOT_STRIDE) * WORD_BYTES
         fresh = fd is None
-        self.fd = _memory_file(size) if fd is None else fd
+        self.fd = memory_file("board") if fd is None else fd
+        if fresh:
+            os.ftruncate(self.fd, size)
         self._map = mmap.mmap(self.fd, size)
         self._words = memoryview(self._map).cast("Q")
         if fresh:
@@ -235,13 +241,3 @@ class Board:
     def slot(self, slot: int) -> SlotBoard:
         """The words of one slot."""
         return SlotBoard(self._words, slot)
-
-
-def _memory_file(size: int) -> int:
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("supervisor-board", os.MFD_CLOEXEC)
-    else:  # macOS: an unlinked file does the same
-        fd, path = tempfile.mkstemp(prefix="supervisor-board-")
-        os.unlink(path)
-    os.ftruncate(fd, size)
-    return fd

@@ -18,14 +18,16 @@ from supervisor.arbiter.check import ERRORS, Check
 from supervisor.arbiter.children import Children
 from supervisor.arbiter.forks import Forks
 from supervisor.arbiter.loop import Loop
+from supervisor.arbiter.notify import Notify
 from supervisor.arbiter.operations import Operations
 from supervisor.arbiter.pool import Pool
 from supervisor.arbiter.services import API, KEEPER, KEEPER_QUIET_S, NAMES, REDIS, Services
 from supervisor.arbiter.shutdown import Shutdown
 from supervisor.arbiter.singleton import lease_token
+from supervisor.arbiter.stacks import Stacks
+from supervisor.arbiter.upkeep import Autoscaler, Recycler
 from supervisor.board import Board, Head
 from supervisor.control.server import ControlServer, listen
-from supervisor.core.liveness import NS
 from supervisor.core.slot import Limits, Slot, State
 from supervisor.errors import EXIT_REDIS, ConfigError, HandlerError, SupervisorError
 from supervisor.log import Limiter, logger
@@ -62,14 +64,17 @@ class Arbiter(Forks):
         self.board = Board(inherited.board_fd if inherited else None)
         self.loop = Loop(self._wrong_turn)
         self.children = Children(self.loop)
+        self.stacks = Stacks(inherited.stack_fds if inherited else None)
         pool = self.settings.pool
         limits = Limits(boot_s=pool.boot_limit_s, beat_s=pool.beat_limit_s, drain_s=pool.drain_s)
         slow = Limits(boot_s=pool.boot_limit_s, beat_s=KEEPER_QUIET_S, drain_s=pool.drain_s)
-        shared = (self.loop, self.children)
+        shared = (self.loop, self.children, self.stacks)
         self.services = Services(self.board, *shared, slow, self.log, self._changed)
         self.pool = Pool(self.board, self._fork_worker, *shared, limits, self.log, self._changed, burst=burst)
         self.shutdown = Shutdown(self.pool, self.services)
         self.operations = Operations(self)
+        self.notify = Notify()
+        self._upkeep = (Recycler(self), Autoscaler(self))
         self.control = ControlServer(self._listener(), self.place.control, self.loop, self.operations.handle)
         self.redis: dict[str, Any] = inherited.redis if inherited else {}
         #: All workers have been READY once.
@@ -126,7 +131,7 @@ class Arbiter(Forks):
     def _open(self) -> None:
         gc.collect()
         gc.freeze()
-        self.pool.scale(self.settings.pool.workers)
+        self.pool.scale(self.settings.pool.first_workers)
         self.services.add(KEEPER, self._fork_keeper)
         if self.settings.api.enabled:
             self.services.add(API, self._fork_api)
@@ -136,6 +141,7 @@ class Arbiter(Forks):
     def _go_on(self, inherited: Inherited) -> None:
         """With the children of the image before this one; they are replaced one by one."""
         self.began = True
+        self.notify.ready()
         gc.collect()
         gc.freeze()
         spawns = {REDIS: self._fork_server, KEEPER: self._fork_keeper, API: self._fork_api}
@@ -184,11 +190,12 @@ class Arbiter(Forks):
         held_back = self._limiter.held_back(repr(error))
         if held_back is not None:
             self.log.error("internal error", held_back=held_back or None, exc_info=error)
-        if not self.began and not self.shutdown.begun:
+        if not self.pool.was_ready and not self.shutdown.begun:
             self.fail(SupervisorError(f"internal error while starting: {error!r}"))
 
     def stop(self, why: str, drain_s: float | None = None) -> None:
         """Drain all within `drain_s` (default: as configured) and leave."""
+        self.notify.stopping()
         self.log.info("draining", why=why, workers=len(self.pool.living) or None)
         self.shutdown.begin(self.settings.pool.drain_s if drain_s is None else drain_s)
         self._changed()
@@ -214,6 +221,8 @@ class Arbiter(Forks):
             return
         ready = sum(slot.state is State.READY for slot in self.pool.slots.values())
         self.began = ready == self.pool.size
+        if self.began:
+            self.notify.ready()
         facts = screen.Facts(
             redis=self.redis,
             embedded=self.services.get(REDIS) is not None,
@@ -240,29 +249,19 @@ class Arbiter(Forks):
     def _tick(self) -> None:
         self.board.set(Head.TICK_NS, time.monotonic_ns())
         self.control.tidy()
-        self.loop.at(time.monotonic() + TICK_S, self._tick)
+        if self.notify.watchdog_s is not None:
+            self.notify.alive()
+        self.notify.status(status.sentence(self))
+        self.loop.at(time.monotonic() + min(TICK_S, self.notify.watchdog_s or TICK_S), self._tick)
+        if self.began and not self.shutdown.begun:
+            for upkeep in self._upkeep:
+                upkeep.look()
 
     # Looking at it
 
     def status(self) -> dict[str, Any]:
         """What `status --json` shows, but for the groups, which only Redis knows."""
-        rolled = self.operations.rolling.slot if self.operations.rolling else None
-        return {
-            "state": status.state(
-                self.pool, self.services, stopping=self.shutdown.begun, began=self.began, rolled=rolled
-            ),
-            "pid": os.getpid(),
-            "uptime_s": round((time.monotonic_ns() - self.board.get(Head.START_NS)) / NS, 3),
-            "burst": self.burst,
-            "paused": bool(self.board.get(Head.PAUSED)),
-            "breaker_open": self.pool.breaker.is_open,
-            "redis": self.redis,
-            "consumers": [[spec.stream, spec.group] for spec in self.specs],
-            "workers": status.workers(self.pool),
-            "services": status.services(self.services),
-            "operation": self.operations.describe(),
-            "last_operation": self.operations.last,
-        }
+        return status.document(self)
 
     def _listener(self) -> socket.socket:
         if self.inherited:
@@ -283,6 +282,8 @@ class Arbiter(Forks):
         keep: list[Slot] = [slot for slot in self.pool.slots.values() if slot.wanted or slot.living]
         self.control.close(keep_listening=True)
         self.loop.close()
+        self.notify.reloading()
+        os.environ.update(self.notify.environment())
         reexec.exec_successor(
             reexec.Inherited(
                 board_fd=self.board.fd,
@@ -292,5 +293,6 @@ class Arbiter(Forks):
                 services=list(self.services.slots.values()),
                 configured=self.settings.pool.workers,
                 redis=self.redis,
+                stack_fds=self.stacks.by_name,
             )
         )

@@ -88,7 +88,6 @@ class Check:
 
     def _overdue(self) -> None:
         self._late = True
-        self._children.send(self.pid, signal.SIGUSR2)
         self.kill()
 
     def _gone(self, status: Status) -> None:

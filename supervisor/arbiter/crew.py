@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from supervisor.arbiter.oom import OomKills
 from supervisor.core import slot as slots
 from supervisor.core.liveness import NS, Judge
 from supervisor.core.slot import Action, Limits, Sign, Slot, State
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from supervisor.arbiter.children import Children, Status
     from supervisor.arbiter.loop import Loop, Timer
+    from supervisor.arbiter.stacks import Stacks
 
 #: How often to look whether a child that starts is READY.
 STARTING_TURN_S = 0.01
@@ -43,6 +45,7 @@ class Crew:
         self,
         loop: Loop,
         children: Children,
+        stacks: Stacks,
         limits: Limits,
         log: Any,
         changed: Callable[[], None],
@@ -55,6 +58,8 @@ class Crew:
         self.log = log
         self._loop = loop
         self._children = children
+        self._stacks = stacks
+        self._oom_kills = OomKills()
         self._limits = limits
         self._changed = changed
         self._burst = burst
@@ -78,6 +83,10 @@ class Crew:
 
     def name(self, number: int) -> dict[str, Any]:
         """What the log calls the slot."""
+        raise NotImplementedError
+
+    def process_name(self, number: int) -> str:
+        """What the process itself is called, for instance in `ps`."""
         raise NotImplementedError
 
     def starts_at_s(self, slot: Slot, now_s: float) -> float:
@@ -137,6 +146,7 @@ class Crew:
                 slot = self.slots[number]
                 sign = self.sign(slot) if slot.living else Sign()
                 self._do(number, *slots.advance(slot, sign, self._limits, now_s))
+                self._tell_ready(slot, self.slots[number])
             self._schedule()
         finally:
             self._turning = False
@@ -164,6 +174,7 @@ class Crew:
             self.log.warning("no sign of life", **self.name(number), pid=slot.pid, reason=slot.doomed)
             self._children.send(slot.pid, signal.SIGUSR2)
         elif action is Action.KILL:
+            self._tell_stack(slot)
             self._children.kill(slot.pid)
 
     def told_to_leave(self, slot: Slot) -> None:
@@ -179,6 +190,7 @@ class Crew:
             self.slots[slot.number] = slots.not_spawned(slot, time.monotonic(), random.random)
             return
         self.slots[slot.number] = slots.spawned(slot, pid, time.monotonic())
+        self._teller(slot)(f"{self.noun} started", **self.name(slot.number), pid=pid, incarnation=slot.incarnation + 1)
         self.has_started(self.slots[slot.number])
         self._children.add(pid, partial(self._gone, slot.number))
 
@@ -192,15 +204,35 @@ class Crew:
             before, status, time.monotonic(), random.random, burst=self._burst, final=final and not before.wanted
         )
         self.slots[number] = after
-        self._tell(before, after, time.monotonic())
+        self._tell_stack(before)
+        self._tell_exit(before, after, time.monotonic())
         self.has_left(before, after)
         self.turn()
         self._changed()
 
-    def _tell(self, before: Slot, after: Slot, now_s: float) -> None:
+    # The log
+
+    def _teller(self, slot: Slot) -> Callable[..., None]:
+        """The first start of all is on the screen; each later one is news."""
+        tell: Callable[..., None] = self.log.info if slot.incarnation else self.log.debug
+        return tell
+
+    def _tell_ready(self, before: Slot, after: Slot) -> None:
+        if before.state is State.STARTING and after.state is State.READY and after.ready_s is not None:
+            ready_ms = round((after.ready_s - after.spawned_s) * 1000)
+            tell = self._teller(replace(after, incarnation=after.incarnation - 1))
+            tell(f"{self.noun} ready", **self.name(after.number), pid=after.pid, ready_ms=ready_ms)
+
+    def _tell_stack(self, slot: Slot) -> None:
+        stack = self._stacks.take(self.process_name(slot.number))
+        if stack:
+            self.log.warning(f"{self.noun}'s last stack", **self.name(slot.number), pid=slot.pid, stack=stack)
+
+    def _tell_exit(self, before: Slot, after: Slot, now_s: float) -> None:
         left = after.last_exit
         if left is None:
             return
+        from_outside = left.reason == "signal" and left.signal == signal.SIGKILL
         fault = left.reason not in ("drained", "done", "recycled")
         tell = self.log.warning if fault else self.log.info
         tell(
@@ -210,6 +242,8 @@ class Crew:
             reason=left.reason,
             signal=None if left.signal is None else signal.Signals(left.signal).name,
             code=left.code,
+            perhaps="the kernel's out-of-memory killer" if from_outside else None,
+            oom_kills=self._oom_kills.new() if from_outside else None,
             uptime_s=round(left.uptime_s, 3),
             in_hand=(self.in_hand(before.number) or None) if fault else None,
             next_start_s=round(max(0.0, after.next_start_s - now_s), 3) if after.state is State.BACKOFF else None,

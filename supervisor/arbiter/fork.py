@@ -64,11 +64,14 @@ def check_safe(own_sockets: Iterable[int] = ()) -> None:
         )
 
 
-def fork_child(body: Callable[[], int], *, name: str, close: Sequence[int], own_sockets: Iterable[int] = ()) -> int:
+def fork_child(
+    body: Callable[[], int], *, name: str, stack_fd: int, close: Sequence[int], own_sockets: Iterable[int] = ()
+) -> int:
     """Fork; the child runs `body` and exits with what it returns. The child's pid.
 
-    `close` are descriptors that the child must not have. It leads a process group of its own. Raises
-    OSError when the system has no process to give, ForkUnsafeError.
+    It writes its stacks to `stack_fd` when SIGUSR2 asks for them or it crashes in C. `close` are
+    descriptors that it must not have. It leads a process group of its own. Raises OSError when the
+    system has no process to give, ForkUnsafeError.
     """
     check_safe(own_sockets)
     sys.stdout.flush()
@@ -79,7 +82,7 @@ def fork_child(body: Callable[[], int], *, name: str, close: Sequence[int], own_
     try:
         pid = os.fork()
         if pid == 0:
-            _run_child(body, name, close, parent)
+            _run_child(body, name, stack_fd, close, parent)
         # Both sides do it, so that it is done for whoever looks first.
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)
@@ -97,11 +100,11 @@ def exec_command(arguments: Sequence[str], environment: Mapping[str, str]) -> No
     os._exit(EXIT_NO_COMMAND)
 
 
-def _run_child(body: Callable[[], int], name: str, close: Sequence[int], parent: int) -> NoReturn:
+def _run_child(body: Callable[[], int], name: str, stack_fd: int, close: Sequence[int], parent: int) -> NoReturn:
     code = EXIT_FAILED
     try:
         signal.set_wakeup_fd(-1)
-        _clean(name, close, parent)
+        _clean(name, stack_fd, close, parent)
         code = body()
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else EXIT_FAILED
@@ -114,7 +117,7 @@ def _run_child(body: Callable[[], int], name: str, close: Sequence[int], parent:
         os._exit(code)
 
 
-def _clean(name: str, close: Sequence[int], parent: int) -> None:
+def _clean(name: str, stack_fd: int, close: Sequence[int], parent: int) -> None:
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         with contextlib.suppress(OSError, ValueError):
             signal.signal(number, signal.SIG_DFL)
@@ -122,8 +125,9 @@ def _clean(name: str, close: Sequence[int], parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     for fd in close:
-        with contextlib.suppress(OSError):
-            os.close(fd)
+        if fd != stack_fd:
+            with contextlib.suppress(OSError):
+                os.close(fd)
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before it could be tied to
         os._exit(EXIT_FAILED)
@@ -134,7 +138,8 @@ def _clean(name: str, close: Sequence[int], parent: int) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    faulthandler.register(signal.SIGUSR2, file=2, all_threads=True, chain=False)
+    faulthandler.enable(file=stack_fd)
+    faulthandler.register(signal.SIGUSR2, file=stack_fd, all_threads=True, chain=False)
     random.seed()
     gc.enable()
     signal.pthread_sigmask(signal.SIG_SETMASK, [])

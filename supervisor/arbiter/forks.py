@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from supervisor.arbiter import embedded, fork
-from supervisor.arbiter.services import REDIS
+from supervisor.arbiter import embedded, fork, slot_lock
+from supervisor.arbiter.pool import worker_name
+from supervisor.arbiter.services import API, KEEPER, REDIS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from supervisor.arbiter.entries import Entries, Specs
     from supervisor.arbiter.loop import Loop
     from supervisor.arbiter.services import Services
+    from supervisor.arbiter.stacks import Stacks
     from supervisor.board import Board
     from supervisor.control.server import ControlServer
     from supervisor.settings.load import Loaded
@@ -33,6 +35,7 @@ class Forks:
     loop: Loop
     children: Children
     services: Services
+    stacks: Stacks
     control: ControlServer
     lock_fd: int
     token: str
@@ -40,27 +43,30 @@ class Forks:
 
     def fork(self, name: str, body: Callable[[], int]) -> int:
         """A child without any of the arbiter's descriptors. Raises OSError, ForkUnsafeError."""
-        control = self.control.fds()
-        close = [*self.loop.fds(), *self.children.fds(), *control, self.lock_fd]
-        return fork.fork_child(body, name=name, close=close, own_sockets=control)
+        control, stack_fd = self.control.fds(), self.stacks.fresh(name)
+        close = [*self.loop.fds(), *self.children.fds(), *self.stacks.fds(), *control, self.lock_fd]
+        return fork.fork_child(body, name=name, stack_fd=stack_fd, close=close, own_sockets=control)
 
     def _fork_worker(self, slot: int) -> int:
-        entry, settings, specs = self.entries.worker, self.settings, self.specs
-        return self.fork(f"worker {slot}", lambda: entry(settings, specs, self.board, slot, self.burst))
+        return self.fork(worker_name(slot), lambda: self._become_worker(slot))
+
+    def _become_worker(self, slot: int) -> int:
+        slot_lock.hold(self.place, slot)
+        return self.entries.worker(self.settings, self.specs, self.board, slot, self.burst)
 
     def _fork_keeper(self) -> int:
-        return self.fork("keeper", lambda: self.entries.keeper(self.settings, self.specs, self.board, self.token))
+        return self.fork(KEEPER, lambda: self.entries.keeper(self.settings, self.specs, self.board, self.token))
 
     def _fork_boot(self, out_fd: int) -> int:
         return self.fork("boot", lambda: self.entries.boot(self.settings, self.specs, self.token, out_fd))
 
     def _fork_api(self) -> int:
         command, environment = self.entries.api(self.loaded)
-        return self.fork("api", lambda: fork.exec_command(command, environment))
+        return self.fork(API, lambda: fork.exec_command(command, environment))
 
     def _fork_server(self) -> int:
         binary = embedded.find_binary()
-        return self.fork("redis", lambda: embedded.become_server(binary, self.settings, self.place))
+        return self.fork(REDIS, lambda: embedded.become_server(binary, self.settings, self.place))
 
     def _add_server(self) -> None:
         embedded.find_binary()

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from supervisor.board import Board
 
 
+def worker_name(slot: int) -> str:
+    """What the process in a slot is called."""
+    return f"worker {slot}"
+
+
 class Pool(Crew):
     """All workers of the pool."""
 
@@ -69,6 +74,10 @@ class Pool(Crew):
     def name(self, number: int) -> dict[str, Any]:
         """By slot."""
         return {"slot": number}
+
+    def process_name(self, number: int) -> str:
+        """By slot, too."""
+        return worker_name(number)
 
     def sign(self, slot: Slot) -> Sign:
         """What the worker's own words say."""

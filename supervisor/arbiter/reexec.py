@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,6 +20,7 @@ from supervisor.board import LAYOUT_VERSION
 from supervisor.core.restart import Exit, History, Kind
 from supervisor.core.slot import Slot, State
 from supervisor.errors import ConfigError
+from supervisor.memory_file import memory_file
 
 if TYPE_CHECKING:
     from supervisor.settings.model import Settings
@@ -44,6 +44,8 @@ class Inherited:
     #: How many workers the settings asked for, as opposed to `scale`.
     configured: int
     redis: dict[str, Any]
+    #: Name of a child -> the memory file that it writes its stacks into.
+    stack_fds: dict[str, int]
 
 
 def identity(settings: Settings) -> dict[str, Any]:
@@ -86,10 +88,10 @@ def exec_preflight(settings: Settings) -> NoReturn:
 
 def exec_successor(state: Inherited) -> NoReturn:
     """Replace this process's image. Raises OSError, and then nothing has changed but the signal mask."""
-    fd = _state_file()
+    fd = memory_file("state")
     os.write(fd, _encode(state))
     os.lseek(fd, 0, os.SEEK_SET)
-    for kept in (fd, state.board_fd, state.lock_fd, state.listener_fd):
+    for kept in (fd, state.board_fd, state.lock_fd, state.listener_fd, *state.stack_fds.values()):
         os.set_inheritable(kept, True)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -106,21 +108,13 @@ def take_over() -> Inherited | None:
         return None
     with os.fdopen(int(text), "rb") as file:
         state = _decode(file.read())
-    for fd in (state.board_fd, state.lock_fd, state.listener_fd):
+    for fd in (state.board_fd, state.lock_fd, state.listener_fd, *state.stack_fds.values()):
         os.set_inheritable(fd, False)
     return state
 
 
 def _command() -> list[str]:
     return [sys.executable, *sys.orig_argv[1:]]
-
-
-def _state_file() -> int:
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("supervisor-state", os.MFD_CLOEXEC)
-    fd, path = tempfile.mkstemp(prefix="supervisor-state-")
-    os.unlink(path)
-    return fd
 
 
 def _encode(state: Inherited) -> bytes:

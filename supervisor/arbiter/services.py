@@ -62,6 +62,10 @@ class Services(Crew):
         """By its word."""
         return {"service": NAMES[number]}
 
+    def process_name(self, number: int) -> str:
+        """The same word."""
+        return NAMES[number]
+
     def restart(self, name: str, drain_s: float) -> None:
         """Have the service's child leave and a new one take its place."""
         if self.get(name) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,44 @@ from supervisor.core.liveness import NS
 from supervisor.core.slot import Slot, State
 
 if TYPE_CHECKING:
+    from supervisor.arbiter.arbiter import Arbiter
     from supervisor.arbiter.pool import Pool
     from supervisor.arbiter.services import Services
-    from supervisor.board import Board
+    from supervisor.board import Board, SlotBoard
+
+
+def document(arbiter: Arbiter) -> dict[str, Any]:
+    """The pool as the arbiter sees it."""
+    operations, board, pool = arbiter.operations, arbiter.board, arbiter.pool
+    return {
+        "state": whole_state(arbiter),
+        "pid": os.getpid(),
+        "uptime_s": round((time.monotonic_ns() - board.get(Head.START_NS)) / NS, 3),
+        "burst": arbiter.burst,
+        "paused": bool(board.get(Head.PAUSED)),
+        "breaker_open": pool.breaker.is_open,
+        "redis": arbiter.redis,
+        "consumers": [[spec.stream, spec.group] for spec in arbiter.specs],
+        "workers": workers(pool),
+        "services": services(arbiter.services),
+        "operation": operations.describe(),
+        "last_operation": operations.last,
+    }
+
+
+def sentence(arbiter: Arbiter) -> str:
+    """The pool in one line, for `systemctl status`."""
+    slots = arbiter.pool.slots.values()
+    ready = sum(slot.state is State.READY for slot in slots)
+    return f"{whole_state(arbiter)}: {ready} of {arbiter.pool.size} workers ready"
+
+
+def whole_state(arbiter: Arbiter) -> str:
+    """`state` of the whole, as it is now."""
+    operations = arbiter.operations
+    rolled = operations.rolling.slot if operations.rolling else None
+    stopping, began = arbiter.shutdown.begun, arbiter.began
+    return state(arbiter.pool, arbiter.services, stopping=stopping, began=began, rolled=rolled)
 
 
 def state(pool: Pool, services: Services, *, stopping: bool, began: bool, rolled: int | None) -> str:
@@ -56,7 +92,7 @@ def services(crew: Services) -> list[dict[str, Any]]:
 
 def _worker(board: Board, slot: Slot) -> dict[str, Any]:
     words = board.slot(slot.number)
-    beat_ns, ready_ns, spawn_ns = (words.get(w) for w in (Word.BEAT_NS, Word.READY_NS, Word.SPAWN_NS))
+    ready_ns, spawn_ns = words.get(Word.READY_NS), words.get(Word.SPAWN_NS)
     rss_bytes, pss_bytes = _memory(slot.pid) if slot.living else (None, None)
     return {
         "slot": slot.number,
@@ -67,7 +103,9 @@ def _worker(board: Board, slot: Slot) -> dict[str, Any]:
         "last_exit": _last_exit(slot),
         "uptime_s": round(time.monotonic() - slot.spawned_s, 3) if slot.living else None,
         "boot_ms": round((ready_ns - spawn_ns) / 1e6, 1) if slot.living and ready_ns else None,
-        "beat_age_s": round((time.monotonic_ns() - beat_ns) / NS, 3) if slot.living and beat_ns else None,
+        "beat_age_s": _age_s(words, Word.BEAT_NS) if slot.living else None,
+        "fetch_age_s": _age_s(words, Word.FETCH_NS) if slot.living else None,
+        "settle_age_s": _age_s(words, Word.SETTLE_NS) if slot.living else None,
         "rss_bytes": rss_bytes,
         "pss_bytes": pss_bytes,
         "in_flight": words.get(Word.IN_FLIGHT) if slot.living else 0,
@@ -76,6 +114,12 @@ def _worker(board: Board, slot: Slot) -> dict[str, Any]:
         "failed": words.get(Word.FAILED),
         "dead": words.get(Word.DEAD),
     }
+
+
+def _age_s(words: SlotBoard, word: Word) -> float | None:
+    """How long ago that was; None: never in this incarnation."""
+    at_ns = words.get(word)
+    return round((time.monotonic_ns() - at_ns) / NS, 3) if at_ns else None
 
 
 def _last_exit(slot: Slot) -> dict[str, Any] | None:

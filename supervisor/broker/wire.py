@@ -8,6 +8,8 @@ first use and again at the first use after it was lost.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from typing import TYPE_CHECKING, Any
 
 import hiredis
@@ -36,9 +38,10 @@ REPLY_SLACK_S = 3.0
 class Wire:
     """One connection for commands that do not block."""
 
-    def __init__(self, url: str, *, name: str = "", connect_timeout_s: float = 5.0, reply_timeout_s: float = 5.0):
+    def __init__(self, url: str, *, name: str = "", connect_timeout_s: float = 5.0, limit_s: float = 5.0):
+        """`limit_s`: after that a command, or a pipeline of them, has failed."""
         self._connection = connection(url, connect_timeout_s=connect_timeout_s, name=name)
-        self._reply_timeout_s = reply_timeout_s
+        self._limit_s = limit_s
         self._lock = asyncio.Lock()
 
     async def call(self, *arguments: Argument) -> Any:
@@ -63,9 +66,11 @@ class Wire:
         """
         async with self._lock:
             try:
-                await self._connection.connect()
-                await self._connection.send_packed_command(packed, check_health=False)
-                return [await self._reply() for _ in packed]
+                # One limit for all of it: a server that does not even take what is sent must not hold us either.
+                async with asyncio.timeout(self._limit_s):
+                    await self._connection.connect()
+                    await self._connection.send_packed_command(packed, check_health=False)
+                    return [await self._reply() for _ in packed]
             except BaseException:
                 await self._connection.disconnect(nowait=True)
                 raise
@@ -76,7 +81,7 @@ class Wire:
 
     async def _reply(self) -> Any:
         try:
-            return await self._connection.read_response(disable_decoding=True, timeout=self._reply_timeout_s)
+            return await self._connection.read_response(disable_decoding=True)
         except ResponseError as error:
             return error
 
@@ -96,6 +101,8 @@ class BlockingReader:
         self.client_id = 0
         #: A read is on the wire and its reply not yet taken.
         self.outstanding = False
+        #: When that read must have been answered or given up, by `time.monotonic`.
+        self.due_s = math.inf
 
     async def connect(self) -> None:
         """Connect and learn the id by which the server knows this connection."""
@@ -110,6 +117,7 @@ class BlockingReader:
         command = (*self._head, count, *block, "STREAMS", self._stream, start)
         self._timeout_s = (block_ms or 0) / 1000 + REPLY_SLACK_S
         self.outstanding = True
+        self.due_s = time.monotonic() + self._timeout_s
         await self._connection.send_packed_command(pack_command(command), check_health=False)
 
     async def receive(self) -> list[list[Any]]:

@@ -1,7 +1,7 @@
 """The keeper: the service that does a pool's housekeeping in Redis.
 
-It renews the pool's lease. It is a child of the arbiter that may be lost at any time: all it knows is
-in Redis, and its successor goes on from there.
+It renews the pool's lease, and counts the backlog where the number of workers follows it. It is a child
+of the arbiter that may be lost at any time: all it knows is in Redis, and its successor goes on from there.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import uvloop
 from redis.exceptions import RedisError
 
 from supervisor.board import Head
+from supervisor.broker import inspect
 from supervisor.broker.connect import client
 from supervisor.errors import EXIT_OK
 from supervisor.keeper.lease import RENEW_S, drop, take
@@ -31,23 +32,26 @@ if TYPE_CHECKING:
     from supervisor.handling.load import HandlerSpec
     from supervisor.settings.model import Settings
 
+#: How often the backlog is counted.
+BACKLOG_S = 1.0
+
 
 def run(settings: Settings, specs: Sequence[HandlerSpec], board: Board, token: str) -> int:
     """Keep house until told to stop; the exit code."""
-    return uvloop.run(_main(settings, board, token))
+    return uvloop.run(_main(settings, specs, board, token))
 
 
-async def _main(settings: Settings, board: Board, token: str) -> int:
+async def _main(settings: Settings, specs: Sequence[HandlerSpec], board: Board, token: str) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
-    keeper = Keeper(settings, board, token)
+    keeper = Keeper(settings, specs, board, token)
     parent = os.getppid()
     while not stop.is_set() and os.getppid() == parent:
         await keeper.once()
         try:
-            await asyncio.wait_for(stop.wait(), RENEW_S)
+            await asyncio.wait_for(stop.wait(), keeper.turn_s)
         except TimeoutError:
             continue
     await keeper.close()
@@ -57,8 +61,11 @@ async def _main(settings: Settings, board: Board, token: str) -> int:
 class Keeper:
     """What is done at each turn."""
 
-    def __init__(self, settings: Settings, board: Board, token: str) -> None:
+    def __init__(self, settings: Settings, specs: Sequence[HandlerSpec], board: Board, token: str) -> None:
         """`token` is the lease's."""
+        self._groups = [(spec.stream, spec.group) for spec in specs] if settings.pool.workers_max else []
+        #: How long to wait between two turns.
+        self.turn_s = BACKLOG_S if self._groups else RENEW_S
         self._pool = pool_id(settings.pool.host, settings.pool.name)
         self._redis = client(redis_url(settings), connect_timeout_s=settings.redis.connect_timeout_s)
         self._board = board
@@ -71,12 +78,19 @@ class Keeper:
         try:
             if not await take(self._redis, self._pool, self._token):
                 self._log.error("another pool has taken this one's name", pool=self._pool)
+            if self._groups:
+                await self._count_backlog()
         except (RedisError, OSError) as error:
             self._board.set(Head.KEEPER_REDIS_OK, 0)
             self._complain("renew the lease", error)
         else:
             self._board.set(Head.KEEPER_REDIS_OK, 1)
         self._board.set(Head.KEEPER_BEAT_NS, time.monotonic_ns())
+
+    async def _count_backlog(self) -> None:
+        found = await inspect.groups(self._redis, self._groups)
+        self._board.set(Head.BACKLOG, sum(group.lag for group in found))
+        self._board.set(Head.BACKLOG_NS, time.monotonic_ns())
 
     async def close(self) -> None:
         """Give the lease back."""

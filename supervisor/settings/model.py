@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 import socket
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -50,6 +50,17 @@ class PoolSettings(Section):
     """`[pool]`: the worker processes."""
 
     workers: Annotated[int, Field(ge=0, le=256)] = 8
+    #: With `workers_max` set, the pool has between these many workers, as the backlog asks for.
+    workers_min: Annotated[int, Field(ge=1, le=256)] = 1
+    workers_max: Annotated[int, Field(ge=0, le=256)] = 0
+    #: A backlog that would take longer calls for more workers.
+    backlog_limit_s: Seconds = 10.0
+    #: A worker is replaced when its own memory has grown by so many megabytes since it was READY; 0: never.
+    recycle_growth_mb: Annotated[int, Field(ge=0)] = 0
+    #: ... when it has done so many messages; 0: never.
+    recycle_messages: Annotated[int, Field(ge=0)] = 0
+    #: ... when it is so old; 0: never.
+    recycle_age_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     #: This host's name in consumer names.
     host: str = Field(default_factory=_host_name, pattern=r"^[^\s:{}]+$", description=_NAME)
     #: Tells pools apart that run on one host.
@@ -60,6 +71,17 @@ class PoolSettings(Section):
     beat_limit_s: Seconds = 5.0
     #: A worker that is not READY after this long is killed.
     boot_limit_s: Seconds = 15.0
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.workers_max and self.workers_max < self.workers_min:
+            raise ValueError(f"workers_max = {self.workers_max} must be 0 or at least workers_min = {self.workers_min}")
+        return self
+
+    @property
+    def first_workers(self) -> int:
+        """How many to start with."""
+        return min(max(self.workers, self.workers_min), self.workers_max) if self.workers_max else self.workers
 
 
 class ConsumerSettings(Section):

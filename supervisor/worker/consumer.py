@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ _RECONNECT_MAX_S = 2.0
 _BURST_POLL_S = 0.2
 #: Acks that may wait for confirmation, in batches, before reading stops.
 _BACKLOG_BATCHES = 8
+#: A read gives itself up when its time is over; one that has not after this long never will.
+READ_SLACK_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,12 @@ class Consumer:
     def opened(self) -> bool:
         """Connected, its group made and its pending list read at least once."""
         return self._own.opened
+
+    @property
+    def due_s(self) -> float:
+        """When something of it must have come to an end, by `time.monotonic`; infinity while nothing has to."""
+        reading_s = self._reader.due_s + READ_SLACK_S if self._reader.outstanding and not self.cut_off else math.inf
+        return min(reading_s, self.executor.due_s)
 
     def _deliver(self, deliveries: list[Delivery]) -> None:
         self.executor.submit(deliveries)
@@ -187,9 +196,8 @@ class Consumer:
         self.waiting.stop()
         await self._reader.close()
         await self.executor.abort()
-        if heir is None:
-            return
-        await self._own.hand_over(list(self.waiting.ids()), self._around.name, heir)
+        if heir is not None:
+            await self._own.hand_over(list(self.waiting.ids()), self._around.name, heir)
 
     # Reading.
 

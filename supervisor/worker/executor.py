@@ -12,9 +12,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextvars import copy_context
-from time import perf_counter
+from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from supervisor.worker.calls import Calls
 from supervisor.worker.meter import Meter, Timed
 from supervisor.worker.runner import HandlerTimeoutError, Runner, Settle
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 #: After a stretch of this length without a wait, the loop gets a turn: for beats, acks and retries.
 STRETCH_S_MAX = 0.01
 _WATCH_S_MAX = 0.5
+#: A handler that was cancelled at its time limit has so long to end.
+END_S = 5.0
 
 
 class Executor:
@@ -36,8 +40,8 @@ class Executor:
     def __init__(self, spec: HandlerSpec, settle: Settle, threads: Threads, threads_max: int) -> None:
         self._spec = spec
         self._settle = settle
-        self._threads = threads
         self._loop = asyncio.get_running_loop()
+        self._calls = Calls(threads, self._loop)
         self._limit = spec.options.concurrency if spec.is_async else min(spec.options.concurrency, threads_max)
         self._unit = spec.options.batch_size if spec.batch else 1
         self._runners_max = max(1, self._limit // self._unit)
@@ -70,6 +74,12 @@ class Executor:
     def room(self) -> int:
         """How many more deliveries could be run at once."""
         return max(self._limit, self._unit) - self.in_hand
+
+    @property
+    def due_s(self) -> float:
+        """When what runs longest must be over, by `time.monotonic`; beyond that it can't be ended from within."""
+        began = [runner.started_s for runner in self._active if runner.current]
+        return min(*began, self._calls.oldest_s, inf) + self._spec.options.timeout_s + END_S
 
     def ids(self) -> Iterable[bytes]:
         """The ids in hand."""
@@ -114,7 +124,7 @@ class Executor:
         """The hot path: about a microsecond a message on top of the handler."""
         spec, ready, meter, done = self._spec, self._ready, self.meter, self._settle.done
         function, decode, stream, group = spec.function, spec.decode, spec.stream, spec.group
-        now_s = perf_counter()
+        now_s = monotonic()
         while ready:
             delivery = ready.popleft()
             if not ready:
@@ -131,13 +141,13 @@ class Executor:
             else:
                 done(delivery)
             runner.current = ()
-            now_s = perf_counter()
+            now_s = monotonic()
             meter.ran += 1
             if meter.steps == steps and now_s - runner.started_s > meter.slowest_s:
                 meter.slowest_s = now_s - runner.started_s
             if now_s - meter.step_began_s > STRETCH_S_MAX:
                 await self._yield()
-                now_s = perf_counter()
+                now_s = monotonic()
 
     async def _run_units(self, runner: Runner) -> None:
         """Batches, and single messages of plain functions."""
@@ -148,19 +158,19 @@ class Executor:
                 self._kick_soon()
             ran, steps = len(unit), meter.steps
             runner.current = unit
-            runner.started_s = perf_counter()
+            runner.started_s = monotonic()
             try:
-                await self._call(unit)
+                await self._call(runner, unit)
             except asyncio.CancelledError as error:
                 self._cancelled(runner, error)
             except (Exception, SystemExit, KeyboardInterrupt) as error:
                 self._raised(unit, error)
             runner.current = ()
             meter.ran += ran
-            held_s = perf_counter() - runner.started_s
+            held_s = monotonic() - runner.started_s
             if meter.steps == steps or not self._spec.is_async:
                 meter.slowest_s = max(meter.slowest_s, held_s / ran)
-            if perf_counter() - meter.step_began_s > STRETCH_S_MAX:
+            if monotonic() - meter.step_began_s > STRETCH_S_MAX:
                 await self._yield()
 
     async def _yield(self) -> None:
@@ -169,19 +179,19 @@ class Executor:
         self._yielding -= 1
         self._kick_soon()
 
-    async def _call(self, unit: list[Delivery]) -> None:
+    async def _call(self, runner: Runner, unit: list[Delivery]) -> None:
         spec = self._spec
         if spec.batch:
-            await self._call_batch(unit)
+            await self._call_batch(runner, unit)
             return
         argument = spec.decode(unit[0].message(spec.stream, spec.group))
         if spec.is_async:
             await spec.function(argument)
         else:
-            await self._in_thread(argument)
+            await self._in_thread(runner, argument)
         self._settle.done(unit[0])
 
-    async def _call_batch(self, unit: list[Delivery]) -> None:
+    async def _call_batch(self, runner: Runner, unit: list[Delivery]) -> None:
         spec = self._spec
         fitting: dict[str, Delivery] = {}
         arguments = []
@@ -198,13 +208,13 @@ class Executor:
         if spec.is_async:
             await spec.function(arguments)
         else:
-            await self._in_thread(arguments)
+            await self._in_thread(runner, arguments)
         for delivery in unit:
             self._settle.done(delivery)
 
-    async def _in_thread(self, argument: Any) -> None:
-        context = copy_context()
-        await self._loop.run_in_executor(self._threads, context.run, self._spec.function, argument)
+    async def _in_thread(self, runner: Runner, argument: Any) -> None:
+        runner.started_s = inf  # its time begins when a thread is free
+        await self._calls.run(self._spec.function, argument, runner)
 
     def _cancelled(self, runner: Runner, error: asyncio.CancelledError) -> None:
         if self._aborting:
@@ -271,7 +281,7 @@ class Executor:
 
     def _check_times(self) -> None:
         self._watch = None
-        overdue_s = perf_counter() - self._spec.options.timeout_s
+        overdue_s = monotonic() - self._spec.options.timeout_s
         for runner in self._active:
             if runner.current and runner.started_s < overdue_s:
                 runner.timed_out = True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import os
 import signal
 import time
@@ -86,10 +87,18 @@ class Beat:
         if lag_ns > self._words.get(Word.LOOP_LAG_NS_MAX):
             self._words.set(Word.LOOP_LAG_NS_MAX, lag_ns)
         self._words.set(Word.BEAT_NS, time.monotonic_ns())
+        self._words.set(Word.DEADLINE_NS, self._deadline_ns())
         self._runtime.report()
         self._obey()
         self._due_s = now_s + BEAT_S
         self._timer = self._loop.call_later(BEAT_S, self)
+
+    def _deadline_ns(self) -> int:
+        """Not before the next beat, unless it has passed: until then what is due may be long done."""
+        due_s, now_s = self._runtime.due_s, time.monotonic()
+        if due_s == math.inf:
+            return 0
+        return int((due_s if due_s <= now_s else max(due_s, now_s + 2 * BEAT_S)) * 1e9)
 
     def ready(self) -> None:
         """Everything is connected and adopted."""

@@ -7,7 +7,7 @@ reading a step, and many messages that never wait share a step.
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from time import perf_counter
+from time import monotonic
 from typing import Any
 
 
@@ -46,7 +46,7 @@ class Timed(Coroutine[Any, Any, None]):
         try:
             return self._coroutine.send(value)
         finally:
-            self._meter.busy_s += perf_counter() - began_s
+            self._meter.busy_s += monotonic() - began_s
 
     def throw(self, *error: Any) -> Any:
         """Run to the next wait from an exception."""
@@ -54,7 +54,7 @@ class Timed(Coroutine[Any, Any, None]):
         try:
             return self._coroutine.throw(*error)
         finally:
-            self._meter.busy_s += perf_counter() - began_s
+            self._meter.busy_s += monotonic() - began_s
 
     def close(self) -> None:
         """End the coroutine."""
@@ -65,7 +65,7 @@ class Timed(Coroutine[Any, Any, None]):
         return self._coroutine.__await__()
 
     def _begin(self) -> float:
-        began_s = perf_counter()
+        began_s = monotonic()
         self._meter.steps += 1
         self._meter.step_began_s = began_s
         return began_s

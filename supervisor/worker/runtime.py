@@ -7,6 +7,7 @@ the process's business, not its own.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -106,6 +107,11 @@ class Runtime:
     def cut_off(self) -> bool:
         """Some consumer waits for Redis to answer."""
         return any(consumer.cut_off for consumer in self.consumers)
+
+    @property
+    def due_s(self) -> float:
+        """When what is under way must have come to an end, by `time.monotonic`; infinity while nothing has to."""
+        return min((consumer.due_s for consumer in self.consumers), default=math.inf)
 
     def report(self) -> None:
         """Write state and figures to the board."""

@@ -1,0 +1,45 @@
+"""Whether the kernel's out-of-memory killer was at work in this cgroup: its own counter, where it can be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+#: cgroup v2, as the kernel's Documentation/admin-guide/cgroup-v2.rst has it.
+ROOT = Path("/sys/fs/cgroup")
+OWN = Path("/proc/self/cgroup")
+
+
+class OomKills:
+    """Counts the kills since the last look."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        """`path` is a cgroup's `memory.events`; default: that of this process."""
+        self._path = path or _own_events()
+        self._seen = self._read() or 0
+
+    def new(self) -> int | None:
+        """How many since the last look, None where nobody counts."""
+        count = self._read()
+        if count is None:
+            return None
+        found, self._seen = count - self._seen, count
+        return found
+
+    def _read(self) -> int | None:
+        try:
+            lines = self._path.read_text().splitlines() if self._path else []
+        except OSError:
+            return None
+        counts = dict(line.split(" ", 1) for line in lines if " " in line)
+        return int(counts["oom_kill"]) if "oom_kill" in counts else None
+
+
+def _own_events() -> Path | None:
+    try:
+        lines = OWN.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("0::"):
+            return ROOT / line[3:].lstrip("/") / "memory.events"
+    return None

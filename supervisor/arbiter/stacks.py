@@ -1,0 +1,44 @@
+"""Where children write their Python stacks, when they are asked for them or crash in C.
+
+A memory file a child: no disk that can be full or slow, and what a dead one has written is still there.
+The child's faulthandler writes, the arbiter reads when the child has left.
+"""
+
+from __future__ import annotations
+
+import os
+
+from supervisor.memory_file import memory_file
+
+#: The first lines of a dump are the innermost frames of the first thread; the rest can be had with less.
+BYTES_MAX = 16_384
+
+
+class Stacks:
+    """The memory files of all children, by name."""
+
+    def __init__(self, inherited: dict[str, int] | None = None) -> None:
+        """`inherited`: those of a predecessor in this process, whose children still write into them."""
+        self.by_name: dict[str, int] = dict(inherited or {})
+
+    def fresh(self, name: str) -> int:
+        """An empty file for a child that is about to start; its descriptor. Raises OSError."""
+        fd = self.by_name.get(name)
+        if fd is None:
+            fd = self.by_name[name] = memory_file("stacks")
+        os.ftruncate(fd, 0)
+        os.lseek(fd, 0, os.SEEK_SET)
+        return fd
+
+    def take(self, name: str) -> str:
+        """What the child has written; empty when nothing."""
+        fd = self.by_name.get(name)
+        if fd is None:
+            return ""
+        text = os.pread(fd, BYTES_MAX, 0).decode(errors="replace").strip()
+        os.ftruncate(fd, 0)
+        return text
+
+    def fds(self) -> list[int]:
+        """All of them; a forked child closes those of others."""
+        return list(self.by_name.values())
