@@ -29,6 +29,7 @@ COMPLETION = "_SUPERVISOR_COMPLETE"
 COMMANDS = {
     "start": "start",
     "status": "status",
+    "top": "top",
     "scale": "pool",
     "restart": "pool",
     "stop": "pool",
@@ -118,7 +119,7 @@ def _invoke(args: list[str]) -> int:
     if COMPLETION in os.environ:
         cli.main(prog_name=PROGRAM)  # prints what the shell asks for, and exits
     try:
-        with cli.make_context(PROGRAM, args) as context:
+        with cli.make_context(PROGRAM, args, color=_colours()) as context:
             code: Any = cli.invoke(context)
     except click.exceptions.Exit as leave:
         return leave.exit_code
@@ -129,8 +130,13 @@ def _invoke(args: list[str]) -> int:
 
 
 def _say(text: str, code: int) -> int:
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {text}", err=True)
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {text}", err=True, color=_colours())
     return code
+
+
+def _colours() -> bool | None:
+    """Whether to use colours; None leaves it to click, which looks for a terminal (no-color.org)."""
+    return False if os.environ.get("NO_COLOR") else None
 
 
 def _is_redis_down(error: Exception) -> bool:

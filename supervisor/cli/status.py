@@ -10,7 +10,7 @@ from supervisor.cli.common import command, config_option, dumps, json_option, lo
 from supervisor.errors import EXIT_DEGRADED, EXIT_DOWN, EXIT_OK
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 _COLOURS = {"healthy": "green", "starting": "yellow", "draining": "yellow", "degraded": "red", "down": "red"}
@@ -33,34 +33,40 @@ def status(config: Path | None, as_json: bool) -> int:
     if as_json:
         click.echo(dumps(found, pretty=True))
     else:
-        _print(found)
+        click.echo(show(found))
+        if found["state"] == "down":
+            talk("`supervisor start` starts it")
     return _EXIT_CODES.get(found["state"], EXIT_OK)
 
 
-def _print(found: dict[str, Any]) -> None:
+def show(found: dict[str, Any], *, rates: Mapping[int, float] | None = None) -> str:
+    """The document as text for people; `rates`: slot -> messages a second, where they are known."""
     from supervisor.cli.tables import duration
 
     state = click.style(found["state"], fg=_COLOURS.get(found["state"]), bold=True)
     about = f"pid {found['pid']}, up {duration(found['uptime_s'])}" if found["pid"] else found.get("reason", "")
-    click.echo(f"{state}  {about}")
     redis = found["redis"]
     server = f"{redis['version']}, durability {redis['durability']}" if redis["version"] else redis.get("error", "?")
-    click.echo(f"redis    {redis['url']}  {server}")
+    lines = [f"{state}  {about}", f"redis    {redis['url']}  {server}"]
+    lines += [_operation(found["operation"])] if found.get("operation") else []
+    lines += ["paused: no worker takes anything new until `supervisor resume`"] if found.get("paused") else []
     if found["workers"]:
-        click.echo()
-        _print_workers(found["workers"])
+        lines += ["", _workers(found["workers"], rates)]
     if found["groups"]:
-        click.echo()
-        print_groups(found["groups"])
-    if found["state"] == "down":
-        talk("`supervisor start` starts it")
+        lines += ["", groups_table(found["groups"])]
+    return "\n".join(lines)
 
 
-def _print_workers(workers: Sequence[dict[str, Any]]) -> None:
-    from supervisor.cli.tables import duration, print_table, size
+def _operation(operation: dict[str, Any]) -> str:
+    done = f", {operation['done']} of {operation['total']} workers" if "done" in operation else ""
+    return f"{operation['kind']}  {operation['phase']}{done}"
 
-    numbers = ["slot", "pid", "boot", "restarts", "beat", "rss", "pss", "running", "done", "failed", "dead"]
+
+def _workers(workers: Sequence[dict[str, Any]], rates: Mapping[int, float] | None) -> str:
+    from supervisor.cli.tables import duration, size, table_text
+
     columns = ["slot", "pid", "state", "boot", "restarts", "beat", "rss", "pss", "running", "done", "failed", "dead"]
+    columns += ["per s"] if rates is not None else []
     rows = [
         [
             str(worker["slot"]),
@@ -72,11 +78,12 @@ def _print_workers(workers: Sequence[dict[str, Any]]) -> None:
             size(worker["rss_bytes"]),
             size(worker["pss_bytes"]),
             *(f"{worker[key]:,}" for key in ("in_flight", "done", "failed", "dead")),
+            *([f"{rates.get(worker['slot'], 0.0):,.0f}"] if rates is not None else []),
             _exit_text(worker["last_exit"]),
         ]
         for worker in workers
     ]
-    print_table([*columns, "last exit"], rows, numbers=numbers)
+    return table_text([*columns, "last exit"], rows, numbers=[name for name in columns if name != "state"])
 
 
 def _exit_text(left: dict[str, Any] | None) -> str:
@@ -85,9 +92,9 @@ def _exit_text(left: dict[str, Any] | None) -> str:
     return f"{left['reason']} after {duration(left['uptime_s'])}" if left else "-"
 
 
-def print_groups(groups: Sequence[dict[str, Any]]) -> None:
+def groups_table(groups: Sequence[dict[str, Any]]) -> str:
     """The table of groups that `status` and `streams` show."""
-    from supervisor.cli.tables import duration, lag_text, print_table
+    from supervisor.cli.tables import duration, lag_text, table_text
 
     numbers = ["lag", "pending", "retrying", "consumers", "oldest", "dead"]
     rows = [
@@ -103,4 +110,4 @@ def print_groups(groups: Sequence[dict[str, Any]]) -> None:
         ]
         for group in groups
     ]
-    print_table(["stream", "group", *numbers], rows, numbers=numbers)
+    return table_text(["stream", "group", *numbers], rows, numbers=numbers)

@@ -76,7 +76,7 @@ async def _pairs(loaded: Loaded) -> list[tuple[str, str]]:
 
 
 def _print(found: list[dict[str, Any]]) -> None:
-    from supervisor.cli.status import print_groups
+    from supervisor.cli.status import groups_table
     from supervisor.cli.tables import print_table
 
     rows = []
@@ -86,7 +86,7 @@ def _print(found: list[dict[str, Any]]) -> None:
     print_table(["stream", "length", "first", "last"], rows, numbers=["length"])
     if groups := [group for item in found for group in item["groups"]]:
         click.echo()
-        print_groups(groups)
+        click.echo(groups_table(groups))
     elif found:
         talk("no group reads here yet")
 

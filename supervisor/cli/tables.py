@@ -17,6 +17,13 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, number
     """Print to stdout; the columns named in `numbers` are set to the right. Piped, no line is cut."""
     import sys
 
+    sys.stdout.write(table_text(columns, rows, numbers=numbers) + "\n")
+
+
+def table_text(columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[str] = ()) -> str:
+    """The table as it would be printed."""
+    import sys
+
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -33,7 +40,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, number
     console = Console(width=width, soft_wrap=False, highlight=False)
     with console.capture() as captured:
         console.print(table)
-    sys.stdout.write("\n".join(line.rstrip() for line in captured.get().strip("\n").split("\n")) + "\n")
+    return "\n".join(line.rstrip() for line in captured.get().strip("\n").split("\n"))
 
 
 def duration(seconds: float | None) -> str:
