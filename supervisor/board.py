@@ -59,7 +59,8 @@ class Word(IntEnum):
     RESTARTS = 3
     #: Raised by the arbiter or the keeper: read your own pending list again.
     SWEEP = 4
-    #: Set before a slot is drained for good: 1 + the slot that inherits its waiting retries.
+    #: Set before a slot is drained for good: 1 + the slot that inherits what it still has. A worker that finds
+    #: it set when it starts only hands over: its predecessor could not.
     LEAVE = 5
 
     BEAT_NS = 8

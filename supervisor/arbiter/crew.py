@@ -38,8 +38,6 @@ class Crew:
     noun = "child"
     #: How soon to look again when nothing is due.
     turn_s = 0.25
-    #: A slot that is no longer wanted must not end with a crash: a successor hands over what it had.
-    hands_over = False
 
     def __init__(
         self,
@@ -92,6 +90,10 @@ class Crew:
     def starts_at_s(self, slot: Slot, now_s: float) -> float:
         """When a slot that is due may start, seen from the whole crew; now, later or never."""
         return now_s
+
+    def heir(self, number: int) -> int | None:
+        """The slot that takes over what this one has in hand when it leaves for good; None: nobody can."""
+        return None
 
     def has_left(self, before: Slot, after: Slot) -> None:
         """A child has left; `after` is the slot as it is now."""
@@ -199,7 +201,7 @@ class Crew:
 
     def _gone(self, number: int, status: Status) -> None:
         before = self.slots[number]
-        final = self.stopping or not self.hands_over
+        final = self.stopping or self.heir(number) is None
         after = slots.exited(
             before, status, time.monotonic(), random.random, burst=self._burst, final=final and not before.wanted
         )

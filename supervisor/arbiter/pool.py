@@ -28,7 +28,6 @@ class Pool(Crew):
     """All workers of the pool."""
 
     noun = "worker"
-    hands_over = True
 
     def __init__(self, board: Board, fork: Callable[[int], int], *args: Any, **options: Any) -> None:
         """`fork` starts the worker of a slot and gives its pid; the rest is `Crew`'s."""
@@ -64,7 +63,7 @@ class Pool(Crew):
         """Clean the slot's words, then fork."""
         words, slot = self.board.slot(number), self.slots[number]
         words.clear_worker_words()
-        words.set(Word.LEAVE, 0)
+        words.set(Word.LEAVE, self._leave_word(slot))
         words.set(Word.INCARNATION, slot.incarnation + 1)
         words.set(Word.SPAWN_NS, time.monotonic_ns())
         pid = self._fork(number)
@@ -125,10 +124,16 @@ class Pool(Crew):
             self._poke()
 
     def told_to_leave(self, slot: Slot) -> None:
-        """One that leaves for good hands what waits to the lowest that stays."""
-        heirs = [other.number for other in self.living if other.wanted and other.number != slot.number]
-        leaves = not slot.wanted and not self.stopping and heirs
-        self.board.slot(slot.number).set(Word.LEAVE, 1 + min(heirs) if leaves else 0)
+        """One that leaves for good hands over what it has."""
+        self.board.slot(slot.number).set(Word.LEAVE, self._leave_word(slot))
+
+    def heir(self, number: int) -> int | None:
+        """The lowest that stays."""
+        return min((slot.number for slot in self.living if slot.wanted and slot.number != number), default=None)
+
+    def _leave_word(self, slot: Slot) -> int:
+        heir = None if slot.wanted or self.stopping else self.heir(slot.number)
+        return 0 if heir is None else 1 + heir
 
     def in_hand(self, number: int) -> list[str]:
         """The ids on the board."""

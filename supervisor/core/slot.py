@@ -207,11 +207,11 @@ def exited(
 ) -> Slot:
     """Its process is gone with (exit code, signal): where the slot goes from here.
 
-    A slot that is no longer wanted, but lost its child to a crash, starts once more unless `final`:
-    what the child had in hand is handed over by a successor, or by nobody.
+    A slot that is no longer wanted, but whose child crashed or did not drain in time, starts once more
+    unless `final`: what the child had in hand is handed over by a successor, or by nobody.
     """
     code, signal = status
-    told = slot.state is State.DRAINING
+    told = slot.state is State.DRAINING or not slot.wanted
     kind, reason = classify(code, signal, told=told, doomed=slot.doomed, burst=burst)
     uptime_s = now_s - slot.spawned_s
     left = Exit(kind, reason, code, signal, uptime_s)
@@ -220,7 +220,8 @@ def exited(
     slot = replace(slot, pid=0, ready_s=None, last_exit=left, history=history, doomed="", kill_s=math.inf)
     slot = replace(slot, drain_until_s=math.inf)
     if final or kind is Kind.DONE:
-        if slot.wanted and told and not final:
+        again = slot.wanted if told else False
+        if not final and (again or (reason == OVERRAN and not slot.wanted)):
             return replace(slot, state=State.BACKOFF, next_start_s=now_s)
         return replace(slot, state=State.EMPTY, wanted=False)
     if kind is Kind.CONFIG:

@@ -192,12 +192,12 @@ class Consumer:
             await self._changed.wait()
 
     async def leave(self, heir: str | None) -> None:
-        """Close; with `heir`, hand what waits for a retry to that consumer and delete this one."""
+        """Close; with `heir`, hand what is still pending to that consumer and delete this one."""
         self.waiting.stop()
         await self._reader.close()
         await self.executor.abort()
         if heir is not None:
-            await self._own.hand_over(list(self.waiting.ids()), self._around.name, heir)
+            await self._own.hand_over(self._around.name, heir)
 
     # Reading.
 

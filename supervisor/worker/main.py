@@ -56,7 +56,8 @@ async def _main(settings: Settings, specs: Sequence[HandlerSpec], board: Board, 
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, beat.drain)
     beat()
-    await runtime.run(beat.ready)
+    if not words.get(Word.LEAVE):
+        await runtime.run(beat.ready)
     leave = words.get(Word.LEAVE)
     await runtime.close(consumer_name(pool, leave - 1) if leave else None)
     beat.stop()

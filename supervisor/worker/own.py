@@ -64,11 +64,15 @@ class OwnList:
         self.opened = True
         return sort_out(found, records, started, int(time.time() * 1000))
 
-    async def hand_over(self, ids: Sequence[bytes], consumer: str, heir: str) -> None:
-        """Give `ids` to the consumer `heir` and delete `consumer`, unless it still holds something."""
+    async def hand_over(self, consumer: str, heir: str) -> None:
+        """Give all that `consumer` holds to the consumer `heir`, and delete it."""
         stream, group = self._keys.stream, self._keys.group
-        for at in range(0, len(ids), _PAGE):
-            await self._wire.call("XCLAIM", stream, group, heir, 0, *ids[at : at + _PAGE], "JUSTID")
+        start = "-"
+        while pending := await self._wire.call("XPENDING", stream, group, start, "+", _PAGE, consumer):
+            ids = [entry[0] for entry in pending]
+            # JUSTID: a change of hands is no delivery.
+            await self._wire.call("XCLAIM", stream, group, heir, 0, *ids, "JUSTID")
+            start = "(" + ids[-1].decode()
         await self._wire.script(DELETE_CONSUMER, [stream], group, consumer)
 
     async def _read_all(self, reader: BlockingReader, known: AbstractSet[bytes]) -> list[Delivery]:

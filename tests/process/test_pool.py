@@ -47,6 +47,11 @@ def seen(pool: Pool) -> collections.Counter[str]:
     return collections.Counter(line.split()[0] for line in lines)
 
 
+def consumers(redis: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = redis.xinfo_consumers("events", "workers")
+    return found
+
+
 def test_an_embedded_server_serves_and_keeps_its_data(start_pool: StartPool) -> None:
     pool = start_pool(SIMPLE, workers=2)
     assert pool.command("publish", "events", "n=1").returncode == 0
@@ -290,6 +295,37 @@ def test_scaling_down_hands_waiting_retries_to_a_sibling(start_pool: StartPool, 
     assert list(consumers.values()) == [60]
     assert next(iter(consumers)).endswith(b":0")
     assert seen(pool)["call"] == 60
+
+
+def test_what_overruns_the_drain_of_a_slot_that_leaves_goes_to_a_sibling(
+    start_pool: StartPool, redis_server: Any
+) -> None:
+    pool = start_pool(
+        RECORD
+        + """
+    import asyncio, pathlib
+    @handler("events", group="workers", timeout_s=600)
+    async def handle(message: Message) -> None:
+        record("call")
+        while not pathlib.Path("release").exists():
+            await asyncio.sleep(0.02)
+        record("end")
+""",
+        redis_url=redis_server.url,
+        workers=3,
+        config="[pool]\ndrain_s = 0.5\n",
+    )
+    redis = redis_server.sync()
+    for n in range(60):
+        redis.xadd("events", {"n": n})
+    eventually(lambda: seen(pool)["call"] == 60)
+    done = pool.command("scale", "1", "--wait")
+    assert done.returncode == 0, done.stderr
+    # All that the two had in hand runs again, in the worker that stayed.
+    eventually(lambda: {c["name"].decode()[-2:]: c["pending"] for c in consumers(redis)} == {":0": 60})
+    (pool.folder / "release").touch()
+    eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)
+    assert seen(pool)["end"] == 60 < seen(pool)["call"]
 
 
 def test_a_rolling_restart_brings_new_code_and_loses_nothing(start_pool: StartPool, redis_server: Any) -> None:
