@@ -15,7 +15,7 @@ ARGS ?= --workers 8
 PYTEST_ARGS ?=
 LINTED := supervisor api handlers tests benchmarks
 
-.PHONY: help install run test lint format bench constraints clean
+.PHONY: help install run test faults lint format bench constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ run: $(VENV)/.installed ## install, then run the pool in the foreground
 
 test: $(VENV)/.installed-dev ## install what the tests need, then run them all
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+faults: $(VENV)/.installed-dev ## kill, freeze and starve the pool in every way, and show what it costs
+	@$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check $(LINTED)

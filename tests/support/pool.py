@@ -7,6 +7,7 @@ bears it is still alive, whoever its parent is by then.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -20,6 +21,9 @@ from typing import Any, Self
 
 import psutil
 
+from supervisor.control.client import request
+from supervisor.settings.load import load
+from supervisor.settings.place import Place, place_of
 from tests.support.servers import free_port
 from tests.support.waiting import eventually
 
@@ -191,6 +195,30 @@ class Pool:
         assert done.stdout.strip(), f"status exited with {done.returncode}: {done.stderr}"
         found: dict[str, Any] = json.loads(done.stdout)
         return found
+
+    @functools.cached_property
+    def place(self) -> Place:
+        """Where it keeps its files; taken while its configuration is whole."""
+        return place_of(load(self.config, environ={}).settings)
+
+    def ask(self, cmd: str, **args: Any) -> dict[str, Any]:
+        """Ask the arbiter itself, without a process of the command line and without Redis."""
+        return request(self.place, cmd, **args)
+
+    def worker(self, slot: int) -> dict[str, Any]:
+        """What the arbiter says of a slot."""
+        found: dict[str, Any] = next(w for w in self.ask("status")["workers"] if w["slot"] == slot)
+        return found
+
+    def pids(self) -> dict[int, int]:
+        """As `worker_pids`, asked of the arbiter itself."""
+        return {worker["slot"]: worker["pid"] for worker in self.ask("status")["workers"] if worker["pid"]}
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The log's lines of one event."""
+        text = (self.folder / "err").read_text(errors="replace")
+        lines = [json.loads(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
+        return [line for line in lines if line["event"] == name]
 
     def worker_pids(self) -> dict[int, int]:
         """Slot -> pid of the workers that run now."""

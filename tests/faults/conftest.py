@@ -1,0 +1,85 @@
+"""The fault suite's frame: each case gets its pools from here, and is failed when one of them kept anything.
+
+1. `start_pool` (real Redis) and `standins` (no Redis) start pools. When the case is over, a running
+   arbiter must hold no more descriptors and threads than when it was READY, and no zombie; then it is
+   ended, and no process and no socket file of it may be left.
+2. `bound` measures; the table at the end of the session shows all that was measured.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.faults import Bounds, Row, Watch, show
+from tests.support.pool import Pool
+from tests.support.standins import Standins
+
+ROWS = pytest.StashKey[list[Row]]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Show what was measured."""
+    show(config.stash.get(ROWS, []), terminalreporter)
+
+
+@pytest.fixture
+def bound(request: pytest.FixtureRequest) -> Bounds:
+    """`bound.check(what, values, bound)`, `with bound.within(what, bound_ms)`."""
+    rows = request.config.stash.setdefault(ROWS, [])
+    return Bounds(request.node.name.removeprefix("test_"), rows)
+
+
+@pytest.fixture
+def watch() -> Iterator[Watch]:
+    """Measures pools that the fixtures could not: `watch.measure(pool)` once it is READY, or READY anew."""
+    watching = Watch()
+    yield watching
+    watching.assert_ended()
+
+
+# `watch` comes first, so that it looks last: after the pools were closed.
+@pytest.fixture
+def start_pool(watch: Watch, start_pool: Callable[..., Pool]) -> Iterator[Callable[..., Pool]]:
+    """A real pool, as in tests/conftest.py, that is watched."""
+
+    def start(handlers: str, *, ready: bool = True, **options: Any) -> Pool:
+        pool = start_pool(handlers, ready=ready, **options)
+        watch.add(pool)
+        if ready:
+            watch.measure(pool)
+        return pool
+
+    yield start
+    watch.assert_flat()
+
+
+@pytest.fixture
+def standins(watch: Watch, tmp_path: Path) -> Iterator[Callable[..., Standins]]:
+    """Start an arbiter with stand-in children: `standins(workers=2, orders=..., pool=..., ready=True)`."""
+    made: list[Standins] = []
+
+    def start(*, ready: bool = True, **options: Any) -> Standins:
+        pool = Standins(tmp_path / f"p{len(made)}", **options)
+        made.append(pool)
+        watch.add(pool)
+        pool.start(ready=ready)
+        if ready:
+            watch.measure(pool)
+        return pool
+
+    yield start
+    try:
+        watch.assert_flat()
+        for pool in made:
+            if pool.process is not None and pool.process.poll() is None:
+                pool.send(signal.SIGQUIT)
+                pool.wait()
+    finally:
+        for pool in made:
+            with pool:
+                pass
