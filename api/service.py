@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 from fastapi import Depends, Request
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
+from supervisor.broker.codes import code_of
 from supervisor.broker.connect import client
 from supervisor.broker.publisher import Publisher
 from supervisor.control.client import request as ask_arbiter
@@ -36,6 +37,8 @@ FRESH_S = 1.0
 PULSE_LIMIT_S = 0.15
 #: The same for the whole state.
 STATUS_LIMIT_S = 0.2
+#: A script that could write is refused wherever a write is (full, a replica, disk trouble), whatever it does.
+_WRITES_NOTHING = "#!lua\nreturn 1"
 
 
 class Cached(Generic[T]):
@@ -107,10 +110,11 @@ class Service:
 
     async def state(self) -> dict[str, Any]:
         """The document of `supervisor status --json`; what can't be had in time is missing from it."""
-        found = await self.status.get(STATUS_LIMIT_S)
+        found: dict[str, Any] | None
+        # Both at once: one after the other would take too long when neither can be had.
+        found, pulse = await asyncio.gather(self.status.get(STATUS_LIMIT_S), self.pulse.get(STATUS_LIMIT_S))
         if found is not None:
             return found
-        pulse = await self.pulse.get(PULSE_LIMIT_S)
         told = dict((pulse and pulse.pool) or {"state": "down", "pid": None, "uptime_s": None, "workers": []})
         told["redis"] = {"url": None, "version": None, "durability": None, "error": "no answer in time"}
         if told["state"] == "healthy":
@@ -126,13 +130,17 @@ class Service:
         await self.redis.aclose()
 
     async def _feel(self) -> Pulse:
-        ping, told = await asyncio.gather(self._ping(), asyncio.to_thread(self._ask))
-        return Pulse(ping, *told)
+        trouble, told = await asyncio.gather(self._would_write(), asyncio.to_thread(self._ask))
+        return Pulse(trouble, *told)
 
-    async def _ping(self) -> str:
+    async def _would_write(self) -> str:
+        """Why Redis would not take a write now; empty: it would."""
         try:
             async with asyncio.timeout(PULSE_LIMIT_S):
-                await self.redis.ping()
+                await self.redis.execute_command("EVAL", _WRITES_NOTHING, 0)
+        except ResponseError as error:
+            # Before Redis 7 the script has no flags and does not compile: it answers, and no more is known.
+            return "" if code_of(error) == "ERR" else f"{code_of(error)}: {error}"
         except (RedisError, OSError) as error:
             return str(error) or "no answer in time"
         return ""

@@ -1,0 +1,192 @@
+"""Redis is killed, frozen, full, read-only or not there yet: 503 in time, and as before when it is back."""
+
+from __future__ import annotations
+
+import statistics
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.http.service import STREAM, Service, problem, timed
+from tests.support.servers import AnyServer, default_flavour, start_server
+from tests.support.waiting import eventually
+
+#: The contract, in milliseconds.
+LIMIT_MS = 250
+TIMES = 3
+MESSAGES = f"/v1/streams/{STREAM}/messages"
+#: Address, body, whether it carries a key.
+WRITES: tuple[tuple[str, Any, bool], ...] = (
+    (MESSAGES, {"n": 1}, False),
+    (MESSAGES, {"n": 1}, True),
+    (f"{MESSAGES}:batch", [{"n": 1}, {"n": 2}], False),
+    ("/users", {"email": "ada@example.com"}, False),
+)
+READS = (MESSAGES, f"{MESSAGES}/1-1", "/users", "/users/1", "/users/registrations", "/v1/streams", "/v1/groups")
+TAIL = f"/v1/streams/{STREAM}/tail"
+#: Stored by WRITES once.
+STORED = 5
+
+
+@pytest.fixture(scope="module")
+def _pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[AnyServer, Service]]:
+    with (
+        start_server(default_flavour()) as server,
+        Service(tmp_path_factory.mktemp("outage"), server.url) as service,
+    ):
+        yield server, service
+
+
+@pytest.fixture
+def server(_pair: tuple[AnyServer, Service]) -> AnyServer:
+    """A server that each test leaves as it found it: running, and empty at first."""
+    with _pair[0].sync() as client:
+        client.flushall()
+    return _pair[0]
+
+
+@pytest.fixture
+def service(_pair: tuple[AnyServer, Service], server: AnyServer) -> Service:
+    """Its service, which works."""
+    check_works(_pair[1])
+    return _pair[1]
+
+
+def write(http: httpx.Client, address: str, body: Any, with_key: bool) -> tuple[float, httpx.Response]:
+    """(milliseconds, answer); each time another key, since one that was used is answered by a full Redis too."""
+    headers = {"idempotency-key": uuid.uuid4().hex} if with_key else {}
+    return timed(http, "POST", address, json=body, headers=headers)
+
+
+def in_time(ask: Callable[[], tuple[float, httpx.Response]]) -> list[httpx.Response]:
+    """The answers of TIMES times; half of them within the limit: a slow turn of a busy machine is not the service's."""
+    took_ms, answers = zip(*(ask() for _ in range(TIMES)), strict=True)
+    assert statistics.median(took_ms) < LIMIT_MS, (answers[0].request.url.path, took_ms)
+    return list(answers)
+
+
+def check_refused(service: Service, *kinds: str, code: str, reads: bool = True) -> None:
+    """Every write, and every read, is refused in time with one of these problems; several at once."""
+
+    def check(ask: Callable[[], tuple[float, httpx.Response]]) -> None:
+        for answer in in_time(ask):
+            kind = answer.json()["type"].removeprefix("/problems/")
+            assert kind in kinds
+            assert problem(answer, 503, kind)["code"] == code
+
+    with ThreadPoolExecutor(4) as threads:
+        done = [threads.submit(check, lambda w=words: write(service.http, *w)) for words in WRITES]
+        for address in (*READS, TAIL) if reads else ():
+            done.append(threads.submit(check, lambda a=address: timed(service.http, "GET", a)))
+        for one in done:
+            one.result()
+
+
+def check_works(service: Service) -> None:
+    """All of it works, at the latest two seconds from now."""
+    eventually(lambda: service.http.get("/readyz").status_code == 200, 2)
+    eventually(lambda: service.http.get("/v1/groups").status_code == 200, 2)
+    for words in WRITES:
+        assert write(service.http, *words)[1].is_success
+    for address in READS:
+        assert service.http.get(address).status_code == (404 if address.endswith("1-1") else 200)
+
+
+def not_ready(service: Service) -> str:
+    """Wait until /readyz says so; its reasons."""
+
+    def reasons() -> str:
+        answer = service.http.get("/readyz?verbose")
+        return answer.text if answer.status_code == 503 else ""
+
+    return eventually(reasons, 3)
+
+
+def test_a_killed_redis_is_a_503_at_once_and_forgotten_when_it_is_back(server: Any, service: Service) -> None:
+    server.kill()
+    check_refused(service, "redis-unavailable", code="UNREACHABLE", reads=False)
+    assert "[-]redis failed: " in not_ready(service)
+    eventually(lambda: service.http.get("/health").status_code == 503, 3)
+    assert service.http.get("/health").json()["state"] == "down"
+    assert "supervisor_redis_up 0" in service.http.get("/metrics").text
+    assert (service.http.get("/livez").status_code, service.http.get("/startupz").status_code) == (200, 200)
+    check_refused(service, "redis-unavailable", code="UNREACHABLE")
+    server.start()
+    check_works(service)
+    with server.sync() as client:
+        assert client.xlen(STREAM) == STORED, "what was refused is stored later"
+
+
+def test_a_frozen_redis_is_a_503_in_time(server: Any, service: Service) -> None:
+    def first_refusal() -> float:
+        ms, answer = timed(service.http, "GET", "/health")
+        return ms if answer.status_code == 503 else 0
+
+    server.pause()
+    try:
+        check_refused(service, "outcome-unknown", "redis-unavailable", code="UNREACHABLE", reads=False)
+        # The first who asks when what was known is too old; one measurement, so with some room.
+        assert eventually(first_refusal, 3) < LIMIT_MS + 50
+        assert service.http.get("/health").json()["state"] == "down"
+        check_refused(service, "outcome-unknown", "redis-unavailable", code="UNREACHABLE")
+        assert "[-]redis failed: no answer in time" in not_ready(service)
+        for address in ("/livez", "/readyz", "/health", "/metrics", "/v1/workers"):
+            in_time(lambda a=address: timed(service.http, "GET", a))
+    finally:
+        server.resume()
+    check_works(service)
+
+
+def test_a_lost_answer_is_not_stored_twice_under_its_key(server: Any, service: Service) -> None:
+    def publish() -> httpx.Response:
+        return service.http.post(MESSAGES, json={"n": "once"}, headers={"idempotency-key": "k"})
+
+    server.pause()
+    try:
+        found = problem(publish(), 503, "outcome-unknown")
+        assert "Idempotency-Key" in service.http.get(found["type"]).text
+    finally:
+        server.resume()
+    answer = eventually(lambda: answer if (answer := publish()).status_code == 202 else None, 3)
+    assert answer is not None
+    with server.sync(decode_responses=True) as client:
+        assert [entry for entry, fields in client.xrange(STREAM) if fields.get("n") == "once"] == [answer.json()["id"]]
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "undo"),
+    [
+        ("CONFIG SET maxmemory 1", "OOM", "CONFIG SET maxmemory 0"),
+        ("REPLICAOF 127.0.0.1 1", "READONLY", "REPLICAOF NO ONE"),
+    ],
+    ids=["full", "replica"],
+)
+def test_a_redis_that_takes_no_writes_still_reads_and_says_why(
+    server: Any, service: Service, command: str, code: str, undo: str
+) -> None:
+    with server.sync() as client:
+        client.execute_command(*command.split())
+        try:
+            check_refused(service, "redis-refused", code=code, reads=False)
+            assert f"[-]redis failed: {code}" in not_ready(service)
+            assert len(service.http.get(MESSAGES).json()["messages"]) == STORED == client.xlen(STREAM)
+        finally:
+            client.execute_command(*undo.split())
+    check_works(service)
+
+
+def test_it_starts_without_redis_and_is_ready_when_it_comes(
+    redis_server: Any, start_service: Callable[..., Service]
+) -> None:
+    redis_server.kill()
+    service = start_service(redis_server.url)
+    answers = {probe: service.http.get(probe).status_code for probe in ("/livez", "/readyz", "/startupz")}
+    assert answers == {"/livez": 200, "/readyz": 503, "/startupz": 503}
+    check_refused(service, "redis-unavailable", code="UNREACHABLE")
+    redis_server.start()
+    eventually(lambda: service.http.get("/startupz").status_code == 200, 3)
+    check_works(service)
