@@ -51,13 +51,8 @@ def serve(loaded: Loaded) -> int:
 
     from supervisor.log import service_logger
 
-    host, port = address_of(loaded.settings.api.bind)
-    if not loaded.settings.api.token and not is_loopback(host):
-        raise ConfigError(
-            f"api.bind = {loaded.settings.api.bind!r}: anybody who reaches that address could publish;"
-            " set api.token (SUPERVISOR_API__TOKEN), or listen on 127.0.0.1"
-        )
-    listening = _listen(host, port)
+    check_bind(loaded.settings)
+    listening = _listen(*address_of(loaded.settings.api.bind))
     app = application().create_app(loaded)
     configuration = uvicorn.Config(
         app,
@@ -92,6 +87,15 @@ def application() -> Any:
         sys.modules[PACKAGE] = module
         spec.loader.exec_module(module)
     return importlib.import_module(f"{PACKAGE}.app")
+
+
+def check_bind(settings: Settings) -> None:
+    """Raise ConfigError for an address that others can reach, unless a token is needed there."""
+    if not settings.api.token and not is_loopback(address_of(settings.api.bind)[0]):
+        raise ConfigError(
+            f"api.bind = {settings.api.bind!r}: anybody who reaches that address could publish;"
+            " set api.token (SUPERVISOR_API__TOKEN), or listen on 127.0.0.1"
+        )
 
 
 def address_of(bind: str) -> tuple[str, int]:

@@ -60,8 +60,11 @@ def show(config: Path | None, as_json: bool) -> None:
 def check(config: Path | None, as_json: bool) -> None:
     """Check the configuration and import the handlers: exit 2 when the first is wrong, 4 when the second fails."""
     loaded = load_settings(config)
+    from supervisor.cli.api import check_bind
     from supervisor.handling.load import load_handlers
 
+    if loaded.settings.api.enabled:
+        check_bind(loaded.settings)
     specs = load_handlers(loaded.settings, loaded.root)
     if as_json:
         handlers = [{"stream": spec.stream, "group": spec.group, "handler": spec.name} for spec in specs]

@@ -44,6 +44,11 @@ def start(
         "api.enabled": False if no_api else None,
     }
     loaded = load_settings(config, flags)
+    if loaded.settings.api.enabled:
+        from supervisor.cli.api import check_bind
+
+        # Here, and not only in the service: the pool would start that again and again.
+        check_bind(loaded.settings)
     from supervisor.arbiter.main import run
 
     return run(loaded, burst=burst)
