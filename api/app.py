@@ -18,6 +18,7 @@ from . import inventory, probes, problems, streams, tail, users
 from .gate import Gate
 from .service import Service
 from .shapes import PROBLEM_SCHEMA
+from .shapes import problems as problem_answers
 
 if TYPE_CHECKING:
     from supervisor.settings.load import Loaded
@@ -61,13 +62,19 @@ def create_app(loaded: Loaded) -> FastAPI:
 
 
 def _describe(app: FastAPI) -> None:
-    """Add the problem document to the OpenAPI description."""
+    """Add the problem document to the OpenAPI description, in place of FastAPI's own form of a bad request."""
     generate = app.openapi
+    invalid = problem_answers("invalid")[422]
 
     def openapi() -> dict[str, Any]:
         schema = generate()
         schemas = schema.setdefault("components", {}).setdefault("schemas", {})
         schemas.setdefault("Problem", PROBLEM_SCHEMA)
+        for operation in [operation for path in schema["paths"].values() for operation in path.values()]:
+            if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+                operation["responses"]["422"] = invalid
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
         if app.state._state.get("token"):
             schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         return schema

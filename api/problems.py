@@ -15,11 +15,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from supervisor.broker.coalesce import FULL
 from supervisor.broker.codes import UNREACHABLE, code_of
 from supervisor.errors import (
-    EncodeError,
     IdempotencyError,
     PublishError,
     PublishRefusedError,
@@ -28,7 +28,7 @@ from supervisor.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from fastapi import FastAPI, Request
     from starlette.types import Scope
@@ -144,24 +144,10 @@ def of_code(code: str, detail: str) -> Problem:
     return Problem("redis-refused", detail, code=code)
 
 
-def of_error(error: Exception) -> Problem:  # noqa: PLR0911 - a table of exceptions
+def of_error(error: Exception) -> Problem:
     """The problem that stands for any exception."""
-    if isinstance(error, Problem):
-        return error
-    if isinstance(error, HTTPException):
-        return _of_http(error)
-    if isinstance(error, RequestValidationError):
-        return _of_validation(error)
-    if isinstance(error, PublishError):
-        return _of_publish(error)
-    if isinstance(error, EncodeError):
-        pointer = [{"pointer": pointer_of(error.field), "detail": str(error)}] if error.field else []
-        return Problem("invalid", str(error), errors=pointer)
-    if isinstance(error, UsageError):
-        return Problem("invalid", str(error))
-    if isinstance(error, RedisError | TimeoutError):
-        return of_code(code_of(error), str(error) or "no answer in time")
-    return Problem("internal")
+    answer = next((answer for kind, answer in _ANSWERS if isinstance(error, kind)), None)
+    return answer(error) if answer else Problem("internal")
 
 
 def pointer_of(*parts: object) -> str:
@@ -175,7 +161,7 @@ def install(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> Response:
         return response(request.scope, of_error(error))
 
-    for kind in (HTTPException, RequestValidationError, PublishError, UsageError, RedisError, TimeoutError, Exception):
+    for kind in (*(kind for kind, _ in _ANSWERS), Exception):
         app.add_exception_handler(kind, answer)
 
 
@@ -205,6 +191,26 @@ def _of_validation(error: RequestValidationError) -> Problem:
         place = {"pointer": pointer_of(*path)} if where == "body" else {"parameter": ".".join(map(str, path))}
         found.append({**place, "detail": item["msg"]})
     return Problem("invalid", "; ".join(entry["detail"] for entry in found), errors=found)
+
+
+def _of_usage(error: UsageError) -> Problem:
+    field = getattr(error, "field", None)
+    return Problem(
+        "invalid", str(error), errors=[{"pointer": pointer_of(field), "detail": str(error)}] if field else []
+    )
+
+
+#: The exceptions that are no bugs, the special ones first. All others are logged.
+_ANSWERS: tuple[tuple[type[Exception], Callable[[Any], Problem]], ...] = (
+    (Problem, lambda problem: problem),
+    (HTTPException, _of_http),
+    (RequestValidationError, _of_validation),
+    (PublishError, _of_publish),
+    (UsageError, _of_usage),
+    (ClientDisconnect, lambda _: Problem("bad-request", "the client left before it had sent all")),
+    (RedisError, lambda error: of_code(code_of(error), str(error) or "no answer in time")),
+    (TimeoutError, lambda error: of_code(code_of(error), str(error) or "no answer in time")),
+)
 
 
 def _json(body: dict[str, Any]) -> bytes:
