@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 from fastapi import APIRouter
@@ -25,11 +27,24 @@ router = APIRouter(prefix="/v1", tags=["status"])
     },
 )
 async def streams(service: ServiceDep, redis: RedisDep) -> Response:
-    """Length, first and last id, and all groups of each, also those of others."""
-    found = await _groups(service)
-    names = list(dict.fromkeys(group["stream"] for group in found))
-    infos = await inspect.streams(redis, names) if names else []
-    return json_response({"streams": [info.as_dict() for info in infos]})
+    """What `supervisor streams --json` prints: each with all its groups, also those that others made."""
+    async with asyncio.timeout(service.limit_s):
+        own = [(group["stream"], group["group"]) for group in await _groups(service)]
+        infos = await inspect.streams(redis, sorted({stream for stream, _ in own})) if own else []
+        members = [(info.stream, group) for info in infos for group in info.groups]
+        groups = await inspect.groups(redis, sorted({*own, *members}))
+    return json_response({"streams": [_stream(info, groups) for info in infos]})
+
+
+def _stream(info: inspect.StreamInfo, groups: Iterable[inspect.GroupInfo]) -> dict[str, Any]:
+    return {
+        "stream": info.stream,
+        "exists": info.exists,
+        "length": info.length,
+        "first_id": info.first_id or None,
+        "last_id": info.last_id or None,
+        "groups": [group.as_dict() for group in groups if group.stream == info.stream],
+    }
 
 
 @router.get(

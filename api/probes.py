@@ -122,7 +122,7 @@ async def metrics(service: ServiceDep) -> Response:
 )
 async def workers(service: ServiceDep) -> Response:
     """Empty where no pool runs."""
-    state = await service.state()
+    state = _seen_from_here(service, await service.state())
     return json_response({key: state.get(key, []) for key in ("state", "workers", "services")}, 200, _NO_CACHE)
 
 
