@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fastapi import FastAPI
 
 from supervisor import Message, handler
 from supervisor.errors import UsageError
 from supervisor.fastapi import lifespan
-from tests.support.waiting import eventually_async
+from tests.support.pool import clean_environment
+from tests.support.servers import free_port
+from tests.support.waiting import eventually, eventually_async
 
 
 async def test_consumers_start_and_stop_with_the_app(redis: Any, redis_url: str) -> None:
@@ -24,17 +30,74 @@ async def test_consumers_start_and_stop_with_the_app(redis: Any, redis_url: str)
     def count(message: dict[str, str]) -> None:
         seen["count"].append(message["n"])
 
+    async def all_read() -> bool:
+        return len(await redis.xinfo_consumers("events", "mail")) == 3
+
+    async def connected() -> list[str]:
+        return [client["name"] for client in await redis.client_list() if "supervisor-" in client["name"]]
+
+    async def disconnected() -> bool:
+        return not await connected()
+
     app = FastAPI(lifespan=lifespan(mail, count, consumers=3, redis_url=redis_url))
     for n in range(30):
         await redis.xadd("events", {"n": n})
     async with app.router.lifespan_context(app):
         await eventually_async(lambda: len(seen["mail"]) == 30 and len(seen["count"]) == 30)
-        assert len(await redis.xinfo_consumers("events", "mail")) >= 1
+        await eventually_async(all_read)
+        assert len(await connected()) >= 3
     assert len(set(seen["mail"])) == 30
     for group in ("mail", "count"):
         assert (await redis.xpending("events", group))["pending"] == 0
-    named = [c for c in await redis.client_list() if "supervisor-" in c["name"]]
-    assert named == []
+    await eventually_async(disconnected, 2)
+
+
+APP = """
+import asyncio
+from pathlib import Path
+from fastapi import FastAPI
+from supervisor import handler
+from supervisor.fastapi import lifespan
+
+@handler("events", group="mail")
+async def mail(message: dict[str, str]) -> None:
+    Path("began").touch()
+    while not Path("go").exists():
+        await asyncio.sleep(0.01)
+    Path("done").write_text(message["n"])
+
+app = FastAPI(lifespan=lifespan(mail, consumers=2))
+
+@app.get("/hello")
+async def hello() -> str:
+    return "world"
+"""
+
+
+def test_an_app_under_uvicorn_finishes_what_is_in_hand_before_it_leaves(tmp_path: Path, redis_server: Any) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    address = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "uvicorn", "app:app", "--port", address.rpartition(":")[2]]
+    env = clean_environment() | {"REDIS_URL": redis_server.url}
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        eventually(lambda: httpx.get(f"http://{address}/hello", trust_env=False).json() == "world", 30)
+        with redis_server.sync() as redis:
+            redis.xadd("events", {"n": 1})
+            eventually((tmp_path / "began").exists)
+            process.terminate()
+            eventually(lambda: "Waiting for application shutdown" in (tmp_path / "log").read_text())
+            assert process.poll() is None and not (tmp_path / "done").exists()
+            (tmp_path / "go").touch()
+            process.wait(10)
+            assert (tmp_path / "done").read_text() == "1"
+            assert redis.xpending("events", "mail")["pending"] == 0
+        log_text = (tmp_path / "log").read_text()
+        assert "Application shutdown complete" in log_text and "Traceback" not in log_text, log_text
+    finally:
+        process.kill()
+        process.wait()
 
 
 async def test_without_a_redis_url_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
