@@ -7,37 +7,18 @@ live pools of one name would share consumers and so each other's pending message
 
 from __future__ import annotations
 
-import os
-import secrets
 from typing import TYPE_CHECKING, Any
 
 from supervisor.broker.scripts import DROP_LEASE, TAKE_LEASE
 from supervisor.names import host_key
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from redis.asyncio import Redis
 
 #: After this long without a renewal the pool counts as dead.
 LEASE_MS = 10_000
 #: Renewed three times in a lease, so that one lost renewal costs nothing.
 RENEW_S = LEASE_MS / 3000
-
-
-def read_token(path: Path) -> str:
-    """The token kept at `path`, made at the first call."""
-    try:
-        return path.read_text().strip()
-    except FileNotFoundError:
-        pass
-    path.parent.mkdir(parents=True, exist_ok=True)
-    token = secrets.token_hex(16)
-    draft = path.with_suffix(f".{os.getpid()}")
-    draft.write_text(token)
-    draft.chmod(0o600)
-    draft.rename(path)
-    return token
 
 
 async def take(redis: Redis, pool: str, token: str) -> bool:
