@@ -5,6 +5,7 @@ Whatever takes long is begun and goes on by itself; `status` shows it. Nobody wa
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from typing import TYPE_CHECKING, Any
@@ -50,9 +51,10 @@ class Operations:
         if command is None:
             raise UsageError(f"there is no command {cmd!r}{did_you_mean(cmd, self._commands)}")
         try:
-            return command(**args)
+            inspect.signature(command).bind(**args)
         except TypeError:
             raise UsageError(f"{cmd}: wrong arguments: {', '.join(args) or 'none'}") from None
+        return command(**args)
 
     def describe(self) -> dict[str, Any] | None:
         """The operation that is under way."""

@@ -1,0 +1,35 @@
+"""The control socket's commands: what is wrong with a request, and what is wrong with us."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from supervisor.arbiter.operations import Operations
+from supervisor.errors import UsageError
+
+
+def operations(scale: Any) -> Operations:
+    """The commands of an arbiter of which only the pool's `scale` is there."""
+    arbiter: Any = SimpleNamespace(
+        pool=SimpleNamespace(size=1, slots={0: None}, scale=scale),
+        shutdown=SimpleNamespace(begun=False),
+        log=SimpleNamespace(info=lambda *_words, **_more: None),
+    )
+    return Operations(arbiter)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"n": 1, "m": 2}, {"workers": 1}, {"self": 1, "n": 1}])
+def test_arguments_that_a_command_does_not_take_are_named(arguments: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="scale: wrong arguments"):
+        operations(lambda _workers: None).handle("scale", arguments)
+
+
+def test_a_bug_in_a_command_is_not_blamed_on_the_client() -> None:
+    def broken(_workers: int) -> None:
+        raise TypeError("a bug of ours")
+
+    with pytest.raises(TypeError, match="a bug of ours"):
+        operations(broken).handle("scale", {"n": 2})
