@@ -190,7 +190,7 @@ class RowBoard:
         return int(self._words[self._at + Row.STARTED_MS]), int(self._words[self._at + Row.STARTED_SEQ])
 
     def set_started(self, ms: int, seq: int) -> None:
-        """Say, before the call, that the handler of this id starts."""
+        """Say, before the call, that the handler of this id starts; (0, 0): nothing is in hand."""
         self._words[self._at + Row.STARTED_MS] = ms
         self._words[self._at + Row.STARTED_SEQ] = seq
 

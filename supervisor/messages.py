@@ -9,10 +9,14 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from supervisor.errors import SupervisorError
+from supervisor.errors import SupervisorError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+
+#: A year.
+AFTER_S_MAX = 31_536_000
 
 
 class Message:
@@ -64,11 +68,14 @@ class Message:
 class Retry(SupervisorError):
     """Raise it to have the message delivered again after `after_s` seconds.
 
-    Without `after_s` the configured backoff applies. It counts as an attempt.
+    Without `after_s` the configured backoff applies. It counts as an attempt. Raises UsageError for an
+    `after_s` that is no time.
     """
 
     def __init__(self, reason: str = "asked for a retry", *, after_s: float | None = None) -> None:
         super().__init__(reason)
+        if after_s is not None and not (isinstance(after_s, int | float) and 0 <= after_s <= AFTER_S_MAX):
+            raise UsageError(f"Retry: after_s = {after_s!r} must be a number of seconds from 0 to {AFTER_S_MAX}")
         self.after_s = after_s
 
 

@@ -32,6 +32,18 @@ return acked
 """
 )
 
+#: KEYS stream, retries; ARGV group, id, record. Writes nothing for a message that is settled already: the
+#: command may come late, when it had to be repeated.
+RETRY_LATER = Script(
+    """
+if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1) == 0 then
+  return 0
+end
+redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
+return 1
+"""
+)
+
 #: KEYS stream, retries, crashes, dead; ARGV group, id, then the dead letter's names and values.
 #: Writes nothing when the message is no longer pending: somebody else has settled it.
 DEAD_LETTER = Script(

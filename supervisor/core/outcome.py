@@ -38,7 +38,7 @@ def outcome_of(error: BaseException, failed_before: int, options: Options, rando
     """What follows from a handler's exception, the `failed_before + 1`th failure of its message."""
     attempts = failed_before + 1
     if isinstance(error, Reject):
-        return Dead(str(error), attempts)
+        return Dead(_words(error), attempts)
     if attempts >= options.max_deliveries:
         return Dead(f"failed {attempts} times, the last time with {summary(error)}", attempts)
     if isinstance(error, Retry) and error.after_s is not None:
@@ -48,5 +48,12 @@ def outcome_of(error: BaseException, failed_before: int, options: Options, rando
 
 def summary(error: BaseException) -> str:
     """An exception in one line, as logs and dead letters name it."""
-    text = " ".join(str(error).split())
+    text = " ".join(_words(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # its own __str__ is broken
+        return ""

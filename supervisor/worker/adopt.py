@@ -21,14 +21,15 @@ class Adopted:
     plain: list[Delivery] = field(default_factory=list)
     #: Perhaps running at the crash: run one at a time.
     suspects: list[Delivery] = field(default_factory=list)
-    #: Failed before: (delivery, seconds until it is due).
+    #: Failed before and not due at the crash: (delivery, seconds until it is due).
     waiting: list[tuple[Delivery, float]] = field(default_factory=list)
 
 
 def sort_out(found: list[Delivery], records: list[bytes | None], started: tuple[int, int], now_ms: int) -> Adopted:
     """Sort the pending `found`; `records` are their entries in the retries hash, in the same order.
 
-    `started` is the highest id whose handler the predecessor had started.
+    `started` is the highest id whose handler the predecessor had started. What failed before keeps its
+    record while it runs again: when it is due, it may have been running at the crash like any other.
     """
     adopted = Adopted()
     for delivery, record in zip(found, records, strict=True):
@@ -36,8 +37,11 @@ def sort_out(found: list[Delivery], records: list[bytes | None], started: tuple[
             attempts, _, due_ms = record.partition(b":")
             delivery.failed_before = int(attempts)
             delivery.recorded = True
-            adopted.waiting.append((delivery, max(0.0, (int(due_ms) - now_ms) / 1000)))
-        elif parse_id(delivery.id) <= started:
+            wait_s = max(0.0, (int(due_ms) - now_ms) / 1000)
+            if wait_s > 0 or parse_id(delivery.id) > started:
+                adopted.waiting.append((delivery, wait_s))
+                continue
+        if parse_id(delivery.id) <= started:
             adopted.suspects.append(delivery)
         else:
             adopted.plain.append(delivery)

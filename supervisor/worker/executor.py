@@ -16,6 +16,7 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from supervisor.worker.batch import verdicts
 from supervisor.worker.calls import Calls
 from supervisor.worker.meter import Meter, Timed
 from supervisor.worker.runner import HandlerTimeoutError, Runner, Settle
@@ -92,6 +93,10 @@ class Executor:
         self._ready.extend(deliveries)
         self._advance()
 
+    def give_back(self) -> None:
+        """Start nothing more of what is ready; it stays pending."""
+        self._ready.clear()
+
     async def abort(self) -> None:
         """Cancel what runs; it stays pending."""
         self._aborting = True
@@ -140,7 +145,7 @@ class Executor:
                 self._settle.failed(delivery, error)
             else:
                 done(delivery)
-            runner.current = ()
+            runner.finish()
             now_s = monotonic()
             meter.ran += 1
             if meter.steps == steps and now_s - runner.started_s > meter.slowest_s:
@@ -165,7 +170,7 @@ class Executor:
                 self._cancelled(runner, error)
             except (Exception, SystemExit, KeyboardInterrupt) as error:
                 self._raised(unit, error)
-            runner.current = ()
+            runner.finish()
             meter.ran += ran
             held_s = monotonic() - runner.started_s
             if meter.steps == steps or not self._spec.is_async:
@@ -220,22 +225,17 @@ class Executor:
         if self._aborting:
             raise error
         if runner.timed_out:
-            runner.timed_out = False
-            runner.task.uncancel()
             limit_s = self._spec.options.timeout_s
             self._raised(runner.current, HandlerTimeoutError(f"not done within timeout_s = {limit_s:g}"))
         else:  # the handler awaited something that was cancelled
             self._raised(runner.current, error)
 
     def _raised(self, unit: Sequence[Delivery], error: BaseException) -> None:
-        failed = getattr(error, "failed", None) if self._spec.batch else None
-        for delivery in unit:
-            if failed is None:
-                self._settle.failed(delivery, error)
-            elif (own := failed.get(delivery.id.decode())) is not None:
-                self._settle.failed(delivery, own)
-            else:
+        for delivery, own in verdicts(unit, error) if self._spec.batch else ((delivery, error) for delivery in unit):
+            if own is None:
                 self._settle.done(delivery)
+            else:
+                self._settle.failed(delivery, own)
 
     # Who runs: at most `_limit` deliveries in runners, one more runner whenever a message waits.
 
@@ -244,8 +244,10 @@ class Executor:
             self._activate()
 
     def _activate(self) -> None:
-        if self._idle:
+        while self._idle:
             runner = self._idle.pop()
+            if runner.task.done():  # somebody has cancelled it from outside
+                continue
             self._active.add(runner)
             if runner.wake is not None and not runner.wake.done():
                 runner.wake.set_result(None)
@@ -257,6 +259,10 @@ class Executor:
     async def _guard(self, runner: Runner) -> None:
         try:
             await self._run(runner)
+        except asyncio.CancelledError:
+            raise  # at the end, or a handler has cancelled the task that it once ran in
+        except BaseException as error:
+            self._settle.broke(error)
         finally:
             self._active.discard(runner)
             if self._ready and not self._aborting:
@@ -283,7 +289,7 @@ class Executor:
         self._watch = None
         overdue_s = monotonic() - self._spec.options.timeout_s
         for runner in self._active:
-            if runner.current and runner.started_s < overdue_s:
+            if runner.current and not runner.timed_out and runner.started_s < overdue_s:
                 runner.timed_out = True
                 runner.task.cancel()
         if self._active:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import traceback
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 
 #: The message's own fields keep their names behind this, so that none clashes with ours.
 FIELD_PREFIX = b"field:"
+#: More fields than this don't go through one call of a Lua script; they are kept as one field of JSON, bytes that
+#: are not UTF-8 in it as Python's surrogateescape has them.
+FIELDS_MAX = 3_000
+FIELDS_JSON = b"fields_json"
 #: The end of a traceback is where the error is.
 TRACEBACK_CHARS_MAX = 8_000
 
@@ -28,12 +33,24 @@ def dead_letter(
     now_ms: int,
 ) -> list[Argument]:
     """The names and values of the dead letter's entry, flat as XADD wants them."""
-    letter: list[Argument] = ["id", delivery.id, "reason", reason, "deliveries", attempts]
+    letter: list[Argument] = ["id", delivery.id, "reason", _utf8(reason), "deliveries", attempts]
     letter += ["handler", handler, "worker", worker, "dead_at_ms", now_ms]
     if error is not None:
         text = "".join(traceback.format_exception(error))
-        letter += ["error", summary(error), "traceback", text[-TRACEBACK_CHARS_MAX:]]
+        letter += ["error", _utf8(summary(error)), "traceback", _utf8(text[-TRACEBACK_CHARS_MAX:])]
     pairs = iter(delivery.flat)
-    for name, value in zip(pairs, pairs, strict=True):
+    fields = list(zip(pairs, pairs, strict=True))
+    if len(fields) > FIELDS_MAX:
+        return [*letter, FIELDS_JSON, json.dumps({_escaped(name): _escaped(value) for name, value in fields})]
+    for name, value in fields:
         letter += [FIELD_PREFIX + name, value]
     return letter
+
+
+def _utf8(text: str) -> bytes:
+    """Half a surrogate pair, which any JSON may bring, has no UTF-8; it is shown as it would be typed."""
+    return text.encode(errors="backslashreplace")
+
+
+def _escaped(value: bytes) -> str:
+    return value.decode(errors="surrogateescape")

@@ -10,7 +10,7 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from supervisor.board import SlotBoard, Word
+from supervisor.board import Word
 from supervisor.core.outcome import Dead, outcome_of
 from supervisor.worker.letter import dead_letter
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from supervisor.handling.load import HandlerSpec
     from supervisor.worker.delivery import Delivery
-    from supervisor.worker.settler import Keys, Settler
+    from supervisor.worker.settler import Keys
+    from supervisor.worker.surroundings import Surroundings
     from supervisor.worker.waiting import Waiting
 
 
@@ -30,24 +31,23 @@ class Outcomes:
         self,
         spec: HandlerSpec,
         keys: Keys,
-        settler: Settler,
+        around: Surroundings,
         waiting: Waiting,
-        board: SlotBoard,
-        worker: str,
         progress: Callable[[], None],
     ) -> None:
-        """`progress` is called when there is room for more; `worker` is the consumer's name."""
+        """`progress` is called when there is room for more."""
         self._spec = spec
         self._keys = keys
-        self._settler = settler
+        self._settler = around.settler
         self._waiting = waiting
-        self._board = board
-        self._worker = worker
+        self._board = around.board
+        self._worker = around.name
         self._loop = asyncio.get_running_loop()
         self._flush_due = False
         #: Done in this turn of the loop.
         self.acks: list[bytes] = []
         self.progress = progress
+        self.broke = around.broke
 
     def done(self, delivery: Delivery) -> None:
         """The handler returned."""

@@ -19,7 +19,6 @@ from supervisor.worker.adopt import Adopted, sort_out
 from supervisor.worker.delivery import Delivery
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from collections.abc import Set as AbstractSet
 
     from supervisor.broker.wire import BlockingReader, Wire
@@ -100,11 +99,12 @@ class OwnList:
     async def _charge_crash(self, found: list[Delivery], outcomes: Outcomes) -> list[Delivery]:
         """Count the crash against the message that was alone in hand; too many make it a dead letter."""
         alone = self._row.alone()
-        self._row.set_alone(0, 0)
         charged = next((delivery for delivery in found if parse_id(delivery.id) == alone), None)
         if charged is None:
+            self._row.set_alone(0, 0)
             return found
         crashes = int(await self._wire.call("HINCRBY", self._keys.crashes, charged.id, 1))
+        self._row.set_alone(0, 0)  # now that it is counted
         if crashes < self._spec.options.max_crashes:
             return found
         outcomes.bury(charged, Dead(CRASHED, crashes), None)

@@ -27,6 +27,9 @@ class Settle(Protocol):
     def progress(self) -> None:
         """There is room again."""
 
+    def broke(self, error: BaseException) -> None:
+        """Not the handler but what runs it has failed: a bug that must not leave the worker idle."""
+
 
 class Runner:
     """A task and what it has in hand."""
@@ -36,6 +39,15 @@ class Runner:
     def __init__(self) -> None:
         self.current: Sequence[Delivery] = ()
         self.started_s = 0.0
+        #: It was cancelled, because its message is out of time.
         self.timed_out = False
         self.wake: asyncio.Future[None] | None = None
         self.task: asyncio.Task[None]
+
+    def finish(self) -> None:
+        """What was in hand is settled; if it was cancelled, the next message must not be taken for cancelled too."""
+        self.current = ()
+        if self.timed_out:
+            self.timed_out = False
+            while self.task.cancelling():
+                self.task.uncancel()

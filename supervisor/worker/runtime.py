@@ -1,4 +1,4 @@
-"""All consumers of one worker: opens them, runs suspects alone, reads, drains.
+"""All consumers of one worker: has each live its life, runs suspects alone, drains.
 
 It is the same in a forked worker and in a FastAPI app's lifespan; signals, beats and exit codes are
 the process's business, not its own.
@@ -17,8 +17,10 @@ from supervisor.broker.wire import Wire
 from supervisor.context import Context, enter
 from supervisor.errors import HandlerError
 from supervisor.settings.place import redis_url
-from supervisor.worker.consumer import Consumer, Surroundings
+from supervisor.worker.consumer import Consumer
+from supervisor.worker.gate import Gate
 from supervisor.worker.settler import Settler
+from supervisor.worker.surroundings import Surroundings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,12 +57,16 @@ class Runtime:
             wire=self._wire,
             settler=self.settler,
             board=board,
+            gate=Gate(),
             threads=self._threads,
             threads_max=settings.consumer.threads,
             connect_timeout_s=connect_timeout_s,
             complain=complain,
+            broke=self._broke,
             burst=burst,
         )
+        self._gate = around.gate
+        self._bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         enter(self._context)
         self.consumers = [Consumer(spec, around, _row(board, spec)) for spec in specs]
         self.stopping = False
@@ -73,9 +79,13 @@ class Runtime:
         own code raises: that is a bug and must end the process, never leave it idle.
         """
         async with asyncio.TaskGroup() as group:
-            settling = group.create_task(self.settler.run())
-            await self._work(ready)
-            settling.cancel()
+            others = [group.create_task(self.settler.run()), group.create_task(self._until_bug())]
+            async with asyncio.TaskGroup() as consumers:
+                for consumer in self.consumers:
+                    consumers.create_task(self._live(consumer, ready))
+            await self._finish()
+            for task in others:
+                task.cancel()
 
     async def drain(self) -> None:
         """Take nothing new; `run` ends when what is in hand is done."""
@@ -93,14 +103,14 @@ class Runtime:
     def sweep(self) -> None:
         """Have every consumer read its own pending list again: somebody handed it messages."""
         for consumer in self.consumers:
-            consumer.sweep_wanted = True
+            consumer.intake.sweep_wanted = True
             self._soon(consumer)
 
     def pause(self, paused: bool) -> None:
         """Stop or go on reading; what is in hand goes on."""
         for consumer in self.consumers:
-            if consumer.paused != paused:
-                consumer.paused = paused
+            if consumer.intake.paused != paused:
+                consumer.intake.paused = paused
                 self._soon(consumer)
 
     @property
@@ -132,33 +142,38 @@ class Runtime:
             return WorkerState.ADOPT
         return WorkerState.WORK if in_flight else WorkerState.IDLE
 
-    async def _work(self, ready: Callable[[], None]) -> None:
-        async with asyncio.TaskGroup() as group:
-            opening = [(consumer, group.create_task(consumer.open())) for consumer in self.consumers]
-        ready()
-        found = [(consumer, task.result()) for consumer, task in opening]
-        for consumer, adopted in found:
-            consumer.start(adopted)
-        await self._run_suspects([(consumer, adopted.suspects) for consumer, adopted in found if adopted.suspects])
-        async with asyncio.TaskGroup() as group:
-            for consumer in self.consumers:
-                group.create_task(consumer.run())
-        await self._finish()
+    async def _live(self, consumer: Consumer, ready: Callable[[], None]) -> None:
+        adopted = await consumer.open()
+        await consumer.start(adopted)
+        if all(other.opened for other in self.consumers):
+            ready()
+        if adopted.suspects:
+            await self._run_suspects(consumer, adopted.suspects)
+        await consumer.run()
 
-    async def _run_suspects(self, suspects: Sequence[tuple[Consumer, Sequence[Delivery]]]) -> None:
-        """One at a time, after all that was only read: the next crash then names its message."""
-        if not suspects:
-            return
-        await self._finish()
-        for consumer, found in suspects:
-            for delivery in found:
+    async def _run_suspects(self, consumer: Consumer, suspects: Sequence[Delivery]) -> None:
+        """One at a time with nothing else in hand, after all that was only read: the next crash names its message."""
+        async with self._gate.closed():
+            for other in self.consumers:
+                other.waiting.hold()
+            await self._finish()
+            for delivery in suspects:
                 if self.stopping:
                     return
                 await consumer.run_alone(delivery)
+            for other in self.consumers:
+                other.waiting.release()
+
+    async def _until_bug(self) -> None:
+        await self._bug
+
+    def _broke(self, error: BaseException) -> None:
+        if not self._bug.done():
+            self._bug.set_exception(error)
 
     async def _finish(self) -> None:
         for consumer in self.consumers:
-            await consumer.executor_idle()
+            await consumer.intake.idle()
         await self.settler.flush()
 
     def _soon(self, consumer: Consumer) -> None:

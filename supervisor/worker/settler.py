@@ -3,7 +3,8 @@
 1. One pipelined write a turn for everything that was decided since the last one, with one variadic
    XACK per group.
 2. What was sent and not confirmed is sent again after a lost connection: all of it may be repeated.
-3. What the server refuses (OOM, READONLY) is kept and tried again; the message stays pending until then.
+3. What the server refuses is kept and tried again; the message stays pending until then. A server that
+   refuses for now (READONLY) gets all of it again, a command that it refuses otherwise (OOM) holds up no other.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from dataclasses import dataclass
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from supervisor.board import SlotBoard, Word
-from supervisor.broker.scripts import ACK_RETRIED, DEAD_LETTER
+from supervisor.broker.scripts import ACK_RETRIED, DEAD_LETTER, RETRY_LATER
 from supervisor.broker.wire import pack_command
 from supervisor.core.backoff import backoff_s
+from supervisor.core.faults import passes
 from supervisor.names import crashes_key, dead_key, retries_key
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 _RETRY_BASE_S = 0.1
 _RETRY_MAX_S = 2.0
+_REFUSED_MAX_S = 30.0
 #: Lua's unpack takes about 8,000 arguments; a command of this many ids stays far from any limit.
 _IDS_MAX = 1_000
 
@@ -59,6 +62,8 @@ class _Item:
     ids: tuple[bytes, ...] = ()
     #: Sent before without an answer: its count then says nothing.
     again: bool = False
+    #: How often the server refused it.
+    refusals: int = 0
 
 
 class Settler:
@@ -69,9 +74,11 @@ class Settler:
         self._wire = wire
         self._board = board
         self._complain = complain
+        self._loop = asyncio.get_running_loop()
         self._acks: dict[Keys, list[bytes]] = {}
         self._items: list[_Item] = []
         self._unconfirmed: list[_Item] = []
+        self._refused: dict[int, _Item] = {}
         self._wakeup = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -79,11 +86,12 @@ class Settler:
     @property
     def backlog(self) -> int:
         """How many ids wait for their ack to be sent or confirmed."""
-        return sum(map(len, self._acks.values())) + sum(len(item.ids) for item in self._unconfirmed)
+        items = (*self._unconfirmed, *self._refused.values())
+        return sum(map(len, self._acks.values())) + sum(len(item.ids) for item in items)
 
     def ids(self) -> set[bytes]:
         """The ids that are decided but not confirmed."""
-        items = (*self._items, *self._unconfirmed)
+        items = (*self._items, *self._unconfirmed, *self._refused.values())
         waiting = {entry for acks in self._acks.values() for entry in acks}
         return waiting.union(*(item.ids for item in items))
 
@@ -98,7 +106,8 @@ class Settler:
 
     def retry_later(self, keys: Keys, entry: bytes, attempts: int, due_ms: int) -> None:
         """Note in Redis how often this failed and when it is due (Unix ms); it stays pending."""
-        self._items.append(_Item(("HSET", keys.retries, entry, f"{attempts}:{due_ms}")))
+        arguments = (RETRY_LATER.text, 2, keys.stream, keys.retries, keys.group, entry, f"{attempts}:{due_ms}")
+        self._items.append(_Item(("EVAL", *arguments)))
         self._wake()
 
     def dead(self, keys: Keys, entry: bytes, letter: Sequence[Argument]) -> None:
@@ -107,7 +116,7 @@ class Settler:
         self._script(DEAD_LETTER, script_keys, (keys.group, entry, *letter), entry)
 
     async def flush(self) -> None:
-        """Wait until everything decided so far is confirmed."""
+        """Wait until everything decided so far is confirmed, but for what the server refuses: that stays pending."""
         await self._idle.wait()
 
     async def run(self) -> None:
@@ -119,16 +128,16 @@ class Settler:
             self._unconfirmed += self._take()
             while self._unconfirmed:
                 try:
-                    refused = await self._send(self._unconfirmed)
+                    replies = await self._wire.pipeline([pack_command(item.arguments) for item in self._unconfirmed])
                 except (RedisError, OSError) as error:
-                    refused = None
                     self._complain("settle", error)
                     for item in self._unconfirmed:
                         item.again = True
-                if refused is not None:
-                    self._unconfirmed = refused
+                    failures += 1
+                else:
+                    self._unconfirmed = self._judge(self._unconfirmed, replies)
+                    failures = failures + 1 if self._unconfirmed else 0
                     self._board.set(Word.SETTLE_NS, monotonic_ns())
-                failures = failures + 1 if self._unconfirmed else 0
                 if failures:
                     await asyncio.sleep(backoff_s(failures, _RETRY_BASE_S, _RETRY_MAX_S, random.random))
                     self._unconfirmed += self._take()
@@ -153,14 +162,29 @@ class Settler:
                 items.append(_Item(("XACK", keys.stream, keys.group, *part), ids=part))
         return items
 
-    async def _send(self, items: list[_Item]) -> list[_Item]:
-        replies = await self._wire.pipeline([pack_command(item.arguments) for item in items])
-        return [item for item, reply in zip(items, replies, strict=True) if not self._confirmed(item, reply)]
-
-    def _confirmed(self, item: _Item, reply: Any) -> bool:
-        if isinstance(reply, Exception):
+    def _judge(self, items: list[_Item], replies: list[Any]) -> list[_Item]:
+        """Those that have to be sent again with the next; what is refused for good tries again by itself."""
+        again = []
+        for item, reply in zip(items, replies, strict=True):
+            if not isinstance(reply, Exception):
+                self._confirmed(item, reply)
+                continue
             self._complain("settle", reply)
-            return False
+            if isinstance(reply, ResponseError) and passes(reply):
+                again.append(item)
+            else:
+                self._put_off(item)
+        return again
+
+    def _confirmed(self, item: _Item, reply: Any) -> None:
         if item.arguments[0] == "XACK" and not item.again and reply < len(item.ids):
             self._board.add(Word.LOST_CLAIM, len(item.ids) - reply)
-        return True
+
+    def _put_off(self, item: _Item) -> None:
+        item.refusals += 1
+        self._refused[id(item)] = item
+        self._loop.call_later(backoff_s(item.refusals, _RETRY_BASE_S, _REFUSED_MAX_S, random.random), self._retry, item)
+
+    def _retry(self, item: _Item) -> None:
+        self._items.append(self._refused.pop(id(item)))
+        self._wakeup.set()

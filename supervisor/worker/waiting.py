@@ -22,6 +22,7 @@ class Waiting:
         self._heap: list[tuple[float, int, Delivery]] = []
         self._order = count()
         self._timer: asyncio.TimerHandle | None = None
+        self._held = False
 
     def __len__(self) -> int:
         """How many wait."""
@@ -36,15 +37,21 @@ class Waiting:
         heapq.heappush(self._heap, (self._loop.time() + delay_s, next(self._order), delivery))
         self._set_timer()
 
-    def stop(self) -> None:
-        """Hand over nothing more; who waits stays pending in Redis."""
+    def hold(self) -> None:
+        """Hand over nothing until `release`; who waits stays pending in Redis."""
+        self._held = True
+        self._set_timer()
+
+    def release(self) -> None:
+        """Go on, with what became due meanwhile first."""
+        self._held = False
+        self._set_timer()
+
+    def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-    def _set_timer(self) -> None:
-        self.stop()
-        if self._heap:
+        if self._heap and not self._held:
             self._timer = self._loop.call_at(self._heap[0][0], self._due)
 
     def _due(self) -> None:

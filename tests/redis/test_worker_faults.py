@@ -1,0 +1,233 @@
+"""What a worker must survive of its handlers and of its server, on real servers; nothing may be lost or run twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from redis.asyncio import Redis
+
+from supervisor import BatchError, Message, Retry, handler
+from supervisor.board import Board, Word
+from supervisor.names import dead_key
+from tests.redis.test_worker import GROUP, STREAM, Worker, pending, working
+from tests.support.waiting import eventually_async
+
+
+async def test_a_retry_that_was_running_at_a_crash_is_a_suspect(redis_url: str, redis: Redis) -> None:
+    """It raised first, and so has a record as if it waited; at the crash it ran beside an innocent one."""
+    board, runs = Board(), Counter[str]()
+    hold = asyncio.Event()
+
+    @handler(STREAM, group=GROUP, retry_base_s=0.05)
+    async def handle(message: Message) -> None:
+        name = message.fields["n"]
+        runs[name] += 1
+        if name == "bad" and runs[name] == 1:
+            raise ValueError("the first time")
+        await hold.wait()
+
+    first = Worker(redis_url, [handle], board)
+    await redis.xadd(STREAM, {"n": "innocent"})
+    await redis.xadd(STREAM, {"n": "bad"})
+    await eventually_async(lambda: runs["bad"] == 2)
+    await first.vanish()  # as if "bad" had killed the process in its second run
+
+    together: list[int] = []
+    running = 0
+
+    @handler(STREAM, group=GROUP)
+    async def watch(message: Message) -> None:
+        nonlocal running
+        running += 1
+        together.append(running)
+        await asyncio.sleep(0.05)
+        running -= 1
+
+    second = Worker(redis_url, [watch], board)
+    await eventually_async(lambda: len(together) == 2)
+    await second.stop()
+    assert together == [1, 1], "each suspect runs alone"
+
+
+async def test_waiting_retries_keep_out_of_the_way_of_suspects(redis_url: str, redis: Redis) -> None:
+    board, hold = Board(), asyncio.Event()
+
+    @handler(STREAM, group=GROUP, retry_base_s=0.3)
+    async def handle(message: Message) -> None:
+        if message.fields["n"] == "later":
+            raise ValueError("again")
+        await hold.wait()
+
+    first = Worker(redis_url, [handle], board)
+    for n in ("later", "slow"):
+        await redis.xadd(STREAM, {"n": n})
+    await eventually_async(lambda: board.slot(0).get(Word.FAILED) == 1)
+    await first.vanish()
+    log: list[str] = []
+
+    @handler(STREAM, group=GROUP)
+    async def watch(message: Message) -> None:
+        log.append(f"+{message.fields['n']}")
+        await asyncio.sleep(0.6)  # longer than the retry waits
+        log.append(f"-{message.fields['n']}")
+
+    second = Worker(redis_url, [watch], board)
+    await eventually_async(lambda: len(log) == 4)
+    await second.stop()
+    assert log == ["+slow", "-slow", "+later", "-later"]
+
+
+async def test_a_drain_lets_no_retry_start_and_cancels_nothing(redis_url: str, redis: Redis) -> None:
+    ended: list[str] = []
+
+    @handler(STREAM, group=GROUP, retry_base_s=0.01, retry_max_s=0.02, max_deliveries=10_000)
+    async def handle(message: Message) -> None:
+        try:
+            await asyncio.sleep(0.003)
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+        raise ValueError("again")
+
+    for _ in range(40):
+        await redis.xadd(STREAM, {"n": 1})
+    for _ in range(10):
+        board = Board()
+        worker = Worker(redis_url, [handle], board)
+        await eventually_async(lambda board=board: board.slot(0).get(Word.FAILED) > 100)  # type: ignore[misc]
+        await worker.stop()
+    assert ended == []
+    assert await pending(redis) == 40
+
+
+async def test_only_a_batch_error_acks_the_others(redis_url: str, redis: Redis) -> None:
+    class ForeignError(Exception):
+        failed: dict[str, BaseException] = {}
+
+    calls = 0
+
+    @handler(STREAM, group=GROUP, retry_base_s=3600)
+    async def handle(messages: list[Message]) -> None:
+        nonlocal calls
+        calls += 1
+        raise ForeignError if calls == 1 else BatchError({"1-1": ValueError("of no message here")})
+
+    for _ in range(2):
+        board = Board()
+        await redis.xadd(STREAM, {"n": 1})
+        async with working(redis_url, handle) as worker:
+            await eventually_async(lambda worker=worker: worker.board.get(Word.FAILED) >= 1)  # type: ignore[misc]
+            assert worker.board.get(Word.DONE) == 0
+        del board
+    assert calls == 2
+    assert await pending(redis) == 2
+
+
+async def test_nonsense_in_a_retry_is_a_failure_like_any_other(redis_url: str, redis: Redis) -> None:
+    @handler(STREAM, group=GROUP, max_deliveries=1)
+    async def handle(message: Message) -> None:
+        raise Retry(after_s={"text": "1", "inf": float("inf"), "past": -1}[message.fields["n"]])  # type: ignore[arg-type]
+
+    async with working(redis_url, handle) as worker:
+        for n in ("text", "inf", "past"):
+            await redis.xadd(STREAM, {"n": n})
+        await eventually_async(lambda: worker.board.get(Word.DEAD) == 3)
+    letters = await redis.xrange(dead_key(STREAM, GROUP))
+    assert all(b"after_s" in fields[b"reason"] for _, fields in letters)
+
+
+async def test_words_that_no_utf8_can_hold_end_no_worker(redis_url: str, redis: Redis) -> None:
+    class SilentError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    @handler(STREAM, group=GROUP, max_deliveries=1)
+    async def handle(message: Message) -> None:
+        raise SilentError if message.fields["n"] == "silent" else ValueError("half a pair: \ud800")
+
+    async with working(redis_url, handle) as worker:
+        await redis.xadd(STREAM, {"n": "surrogate"})
+        await redis.xadd(STREAM, {"n": "silent"})
+        await eventually_async(lambda: worker.board.get(Word.DEAD) == 2)
+    reasons = [fields[b"reason"] for _, fields in await redis.xrange(dead_key(STREAM, GROUP))]
+    assert b"\\ud800" in reasons[0] and b"SilentError" in reasons[1]
+
+
+async def test_a_message_of_many_fields_can_die(redis_url: str, redis: Redis) -> None:
+    @handler(STREAM, group=GROUP, max_deliveries=1)
+    async def handle(message: Message) -> None:
+        raise ValueError("no")
+
+    async with working(redis_url, handle) as worker:
+        await redis.xadd(STREAM, {f"name{n}": f"value{n}" for n in range(6000)})
+        await eventually_async(lambda: worker.board.get(Word.DEAD) == 1)
+        await worker.runtime.settler.flush()
+        assert await pending(redis) == 0
+    assert await redis.xlen(dead_key(STREAM, GROUP)) == 1
+
+
+async def test_what_the_server_refuses_holds_up_nothing_else(redis_url: str, redis: Redis) -> None:
+    @handler(STREAM, group=GROUP, max_deliveries=1)
+    async def handle(message: Message) -> None:
+        if message.fields["n"] == "bad":
+            raise ValueError("no")
+
+    await redis.set(dead_key(STREAM, GROUP), "no stream")
+    async with working(redis_url, handle) as worker:
+        await redis.xadd(STREAM, {"n": "bad"})
+        await eventually_async(lambda: any(b"WRONGTYPE" in str(e).encode() for _, e in worker.faults))
+        for _ in range(3000):
+            await redis.xadd(STREAM, {"n": "good"})
+        await eventually_async(lambda: worker.board.get(Word.DONE) == 3000, 5)
+        assert await pending(redis) <= 2, "the acks did not wait for the letter"
+        await redis.delete(dead_key(STREAM, GROUP))
+
+        async def written() -> bool:
+            return int(await redis.xlen(dead_key(STREAM, GROUP))) == 1
+
+        await eventually_async(written)
+
+
+async def test_one_broken_stream_stops_no_other(redis_url: str, redis: Redis) -> None:
+    seen: list[str] = []
+
+    @handler("broken", group=GROUP)
+    async def never(message: Message) -> None: ...
+
+    @handler(STREAM, group=GROUP)
+    async def handle(message: Message) -> None:
+        seen.append(message.id)
+
+    await redis.set("broken", "no stream")
+    async with working(redis_url, never, handle) as worker:
+        await redis.xadd(STREAM, {"n": 1})
+        await eventually_async(lambda: len(seen) == 1)
+        assert worker.faults
+        await redis.delete("broken")
+        await eventually_async(lambda: worker.ready.is_set())
+
+
+async def test_a_handler_that_is_out_of_time_is_cancelled_once(redis_url: str, redis: Redis) -> None:
+    cleaned: list[str] = []
+    cancelling: list[int] = []
+
+    @handler(STREAM, group=GROUP, timeout_s=0.2, concurrency=1, retry_base_s=3600)
+    async def handle(message: Message) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if message.fields["n"] == "next":
+            cancelling.append(task.cancelling())
+            return
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.3)
+            cleaned.append("whole")
+
+    async with working(redis_url, handle) as worker:
+        await redis.xadd(STREAM, {"n": "slow"})
+        await eventually_async(lambda: worker.board.get(Word.FAILED) == 1)
+        await redis.xadd(STREAM, {"n": "next"})
+        await eventually_async(lambda: worker.board.get(Word.DONE) == 1)
+    assert (cleaned, cancelling) == (["whole"], [0])
