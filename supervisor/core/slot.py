@@ -166,7 +166,7 @@ def _wrong(slot: Slot, sign: Sign, limits: Limits, now_s: float) -> str:
     """Why the child must go, or nothing."""
     if slot.state is State.DRAINING and now_s >= slot.drain_until_s:
         return OVERRAN
-    if slot.state is State.STARTING and not sign.ready and now_s - slot.spawned_s > limits.boot_s:
+    if slot.state is State.STARTING and not sign.ready and now_s >= slot.spawned_s + limits.boot_s:
         return "boot"
     if sign.quiet_s > limits.beat_s:
         return "hung"
