@@ -15,16 +15,14 @@ def test_what_is_published_can_be_read_again(tmp_path: Path, redis_url: str) -> 
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    ids = [supervisor("publish", STREAM, f"user_id={n}", f"email=user{n}@example.com").strip() for n in range(1, 4)]
-    assert ids == sorted(ids) and len(set(ids)) == 3
+    ids = [supervisor("publish", STREAM, f"user_id={n}", f"email=user{n}@example.com").strip() for n in range(1, 3)]
+    assert ids == sorted(ids) and len(set(ids)) == 2
 
-    first_two = supervisor("read", STREAM, "--from", "0", "--count", "2")
-    assert first_two == (
-        f"{ids[0]}  user_id=1 email=user1@example.com\n"
-        f"{ids[1]}  user_id=2 email=user2@example.com\n"
-    )  # fmt: skip
+    first = f"{ids[0]}  user_id=1 email=user1@example.com\n"
+    assert supervisor("read", STREAM, "--from", "0", "--count", "1") == first
     # Reading takes nothing away.
-    assert supervisor("read", STREAM, "--from", "0", "--count", "2") == first_two
+    both = supervisor("read", STREAM, "--from", "0", "--count", "2")
+    assert both == f"{first}{ids[1]}  user_id=2 email=user2@example.com\n"
 
 
 def test_a_range_of_history(tmp_path: Path, redis_server) -> None:
@@ -39,4 +37,3 @@ def test_a_range_of_history(tmp_path: Path, redis_server) -> None:
 
     assert hours("--from", f"{9 * hour_ms}", "--to", f"{12 * hour_ms}") == [9, 10, 11, 12]
     assert hours("--from", f"({9 * hour_ms}-0", "--to", f"{12 * hour_ms}", "--count", "2") == [10, 11]
-    assert hours("--reverse", "--count", "3") == [24, 23, 22]

@@ -25,6 +25,11 @@ async def mail(message: dict[str, str]) -> None: ...
 """
 
 
+def browser(base_url: str) -> httpx.Client:
+    """A client. Not told to verify certificates: loading them takes longer than most tests here."""
+    return httpx.Client(base_url=base_url, timeout=10, trust_env=False, verify=False)
+
+
 class Service:
     """The HTTP service alone, in a folder of its own, on a free loopback port."""
 
@@ -35,7 +40,7 @@ class Service:
         (folder / "handlers.py").write_text(HANDLERS)
         self._err = folder / "err"
         self.base_url = f"http://127.0.0.1:{free_port()}"
-        self.http = httpx.Client(base_url=self.base_url, timeout=10, trust_env=False)
+        self.http = browser(self.base_url)
         with self._err.open("wb") as err:
             bind = self.base_url.removeprefix("http://")
             self.process = spawn(

@@ -23,8 +23,10 @@ TOKEN = "s3cret"
 BODY_MAX = 1_048_576
 
 
-@pytest.mark.parametrize("command", ["api", "start", "config check"])
-@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "192.0.2.1"])
+@pytest.mark.parametrize(
+    ("command", "host"),
+    [("api", "0.0.0.0"), ("api", "[::]"), ("start", "192.0.2.1"), ("config check", "0.0.0.0")],
+)
 def test_only_loopback_without_a_token(tmp_path: Path, command: str, host: str) -> None:
     (tmp_path / "handlers.py").write_text(HANDLERS)
     bind = f"{host}:{free_port()}"

@@ -78,7 +78,7 @@ def check_refused(service: Service, *kinds: str, code: str, reads: bool = True) 
             assert kind in kinds
             assert problem(answer, 503, kind)["code"] == code
 
-    with ThreadPoolExecutor(4) as threads:
+    with ThreadPoolExecutor(8) as threads:
         done = [threads.submit(check, lambda w=words: write(service.http, *w)) for words in WRITES]
         for address in (*READS, TAIL) if reads else ():
             done.append(threads.submit(check, lambda a=address: timed(service.http, "GET", a)))
@@ -134,7 +134,7 @@ def test_a_frozen_redis_is_a_503_in_time(server: Any, service: Service) -> None:
         assert service.http.get("/health").json()["state"] == "down"
         check_refused(service, "outcome-unknown", "redis-unavailable", code="UNREACHABLE")
         assert "[-]redis failed: no answer in time" in not_ready(service)
-        for address in ("/livez", "/readyz", "/health", "/metrics", "/v1/workers"):
+        for address in ("/livez", "/readyz", "/health"):
             in_time(lambda a=address: timed(service.http, "GET", a))
     finally:
         server.resume()
@@ -157,25 +157,15 @@ def test_a_lost_answer_is_not_stored_twice_under_its_key(server: Any, service: S
         assert [entry for entry, fields in client.xrange(STREAM) if fields.get("n") == "once"] == [answer.json()["id"]]
 
 
-@pytest.mark.parametrize(
-    ("command", "code", "undo"),
-    [
-        ("CONFIG SET maxmemory 1", "OOM", "CONFIG SET maxmemory 0"),
-        ("REPLICAOF 127.0.0.1 1", "READONLY", "REPLICAOF NO ONE"),
-    ],
-    ids=["full", "replica"],
-)
-def test_a_redis_that_takes_no_writes_still_reads_and_says_why(
-    server: Any, service: Service, command: str, code: str, undo: str
-) -> None:
+def test_a_full_redis_takes_no_writes_still_reads_and_says_why(server: Any, service: Service) -> None:
     with server.sync() as client:
-        client.execute_command(*command.split())
+        client.config_set("maxmemory", 1)
         try:
-            check_refused(service, "redis-refused", code=code, reads=False)
-            assert f"[-]redis failed: {code}" in not_ready(service)
+            check_refused(service, "redis-refused", code="OOM", reads=False)
+            assert "[-]redis failed: OOM" in not_ready(service)
             assert len(service.http.get(MESSAGES).json()["messages"]) == STORED == client.xlen(STREAM)
         finally:
-            client.execute_command(*undo.split())
+            client.config_set("maxmemory", 0)
     check_works(service)
 
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 import redis as redis_py
 
-from tests.http.service import STREAM, problem, timed
+from tests.http.service import STREAM, browser, problem, timed
 from tests.support.pool import Pool
 from tests.support.servers import AnyServer, default_flavour, start_server
 from tests.support.waiting import eventually
@@ -43,7 +43,6 @@ def _pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[AnyServer,
 @pytest.fixture
 def pool(_pair: tuple[AnyServer, Pool]) -> Pool:
     """A pool of two workers with its HTTP service, healthy."""
-    _pair[1].wait_ready()
     return _pair[1]
 
 
@@ -56,7 +55,7 @@ def server(_pair: tuple[AnyServer, Pool]) -> Any:
 @pytest.fixture
 def web(pool: Pool) -> Iterator[httpx.Client]:
     """A client of its service."""
-    with httpx.Client(base_url=pool.base_url, timeout=10, trust_env=False) as client:
+    with browser(pool.base_url) as client:
         eventually(lambda: client.get("/readyz").status_code == 200)
         yield client
 
@@ -108,7 +107,7 @@ def test_health_is_what_status_prints(pool: Pool, web: httpx.Client) -> None:
     assert [list(worker) for worker in health["workers"]] == [list(worker) for worker in status["workers"]]
     workers = web.get("/v1/workers").json()
     assert [(w["slot"], w["pid"], w["state"]) for w in workers["workers"]] == [
-        (slot, pid, "READY") for slot, pid in pool.worker_pids().items()
+        (worker["slot"], worker["pid"], "READY") for worker in status["workers"]
     ]
     assert {service["name"] for service in workers["services"]} == {"keeper", "api"}
 
@@ -182,7 +181,7 @@ def test_an_arbiter_that_hangs_is_told_in_time(pool: Pool, web: httpx.Client) ->
     try:
         told = until_503(web, "/readyz?verbose")
         assert "[+]redis ok\n[-]workers failed: no supervisor answers on" in told.text
-        for address in ("/readyz", "/health", "/v1/groups"):
+        for address in ("/readyz", "/health"):
             assert min(timed(web, "GET", address)[0] for _ in range(3)) < 250, address
         assert web.post(MESSAGES, json={"n": 1}).status_code == 202
     finally:
