@@ -141,8 +141,10 @@ def doom(slot: Slot, reason: str, now_s: float, *, dump: bool) -> tuple[Slot, Ac
 def advance(slot: Slot, sign: Sign, limits: Limits, now_s: float) -> tuple[Slot, Action]:
     """What time and the child's signs of life make of the slot."""
     if not slot.living:
-        empty, waits = slot.state is State.EMPTY, slot.state is State.BACKOFF
-        due = (empty and slot.wanted) or (waits and now_s >= slot.next_start_s)
+        if slot.state is State.EMPTY and slot.wanted:
+            # The arbiter may hold the start back; then the slot is seen to wait, and asks again.
+            slot = replace(slot, state=State.BACKOFF, next_start_s=now_s)
+        due = slot.state is State.BACKOFF and now_s >= slot.next_start_s
         return slot, Action.START if due else Action.NONE
     if slot.doomed:
         return _kill_when_due(slot, now_s)
