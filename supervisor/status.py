@@ -13,9 +13,10 @@ import psutil
 from redis.exceptions import RedisError
 
 from supervisor.broker import inspect
-from supervisor.broker.connect import client, describe, masked
+from supervisor.broker.connect import client, describe
 from supervisor.control.client import request
 from supervisor.errors import HandlerError, NotRunningError
+from supervisor.settings.masking import masked
 from supervisor.settings.place import place_of, redis_url
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection, ConnectionPool, parse_url
@@ -21,6 +20,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from supervisor.errors import ConfigError
+from supervisor.settings.masking import masked
 
 if TYPE_CHECKING:
     from redis.asyncio.client import Redis as RedisClient
@@ -40,10 +40,18 @@ def _options(url: str, connect_timeout_s: float) -> dict[str, Any]:
     try:
         options: dict[str, Any] = dict(parse_url(url))
     except ValueError as error:
-        raise ConfigError(f"redis.url: {masked(url)!r}: {error}") from None
+        raise ConfigError(f"redis.url: {masked(url)!r}: {_reason(error)}") from None
     options.setdefault("socket_connect_timeout", connect_timeout_s)
     options.update(protocol=2, decode_responses=False, retry=Retry(NoBackoff(), 0))
     return options
+
+
+def _reason(error: ValueError) -> str:
+    """redis-py's words where they quote nothing: the others may hold a piece of the password."""
+    text = str(error)
+    if text.startswith(("Redis URL must specify", "Invalid value for")):
+        return text
+    return "it can't be taken apart; in user and password, write @ : / ? # as %40 %3A %2F %3F %23"
 
 
 def client(url: str, *, timeout_s: float = 5.0, connect_timeout_s: float = 5.0) -> RedisClient:
@@ -68,15 +76,6 @@ def connection(url: str, *, connect_timeout_s: float = 5.0, name: str = "") -> A
     if name:
         made.client_name = name
     return made
-
-
-def masked(url: str) -> str:
-    """The URL with its password as `***`, for logs and status."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    user, _, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}"))
 
 
 async def describe(redis: RedisClient) -> Server:

@@ -157,7 +157,8 @@ def _embedded() -> Finding:
 
 
 async def _server(settings: Settings, redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[Finding]:
-    from supervisor.broker.connect import describe, masked
+    from supervisor.broker.connect import describe
+    from supervisor.settings.masking import masked
     from supervisor.settings.place import redis_url
 
     server = await describe(redis)

@@ -9,8 +9,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from supervisor.broker.connect import client, masked
+from supervisor.broker.connect import client
 from supervisor.errors import RedisUnreachableError, SupervisorError
+from supervisor.settings.masking import masked
 from supervisor.settings.place import redis_url
 
 if TYPE_CHECKING:

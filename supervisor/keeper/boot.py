@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
-from supervisor.broker.connect import client, describe, masked
+from supervisor.broker.connect import client, describe
 from supervisor.core.backoff import backoff_s
 from supervisor.errors import (
     EXIT_OK,
@@ -26,6 +26,7 @@ from supervisor.errors import (
 )
 from supervisor.keeper.lease import take
 from supervisor.names import pool_id
+from supervisor.settings.masking import masked
 from supervisor.settings.place import redis_url
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """What is wrong with a value, in words: where it stands, what it is, what is allowed.
 
-Turns pydantic's errors into lines for people. Secrets are masked here, for errors and `config show`.
+Turns pydantic's errors into lines for people. Secrets are left out, in errors and in `config show`.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
-from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel
 
 from supervisor.errors import did_you_mean
+from supervisor.settings.masking import is_secret, masked
 from supervisor.settings.model import Settings
 from supervisor.settings.sources import dotted
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
     from supervisor.settings.sources import KeyPath, Layer
 
-#: Parts of key names whose values are nobody's business.
-_SECRET_WORDS = ("token", "password", "secret", "api_key")
-
 
 def explain(error: ValidationError, layer: Layer) -> list[str]:
     """One line for each thing that is wrong, with the place it was found in."""
@@ -34,12 +31,12 @@ def explain(error: ValidationError, layer: Layer) -> list[str]:
 
 def shown(path: KeyPath, value: Any) -> str:
     """The value as TOML would write it, without its secrets."""
-    if any(word in path[-1].lower() for word in _SECRET_WORDS) and value:
+    if is_secret(path[-1]) and value:
         return '"***"'
     if isinstance(value, Path):
         value = str(value)
     if isinstance(value, str) and "://" in value:
-        value = _without_password(value)
+        value = masked(value)
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
@@ -84,14 +81,3 @@ def _fields(table: KeyPath) -> dict[str, FieldInfo]:
             parts = parts[1:]
         model = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
     return model.model_fields if model is not None else {}
-
-
-def _without_password(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return url
-    if parts.password is None:
-        return url
-    user, _, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}"))
