@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 DUMP_S = 0.25
 #: SIGKILL is sent again after this long; a process in an uninterruptible call takes its time.
 KILL_AGAIN_S = 1.0
-#: A slot that shall leave, but crashes before it has handed over, is started again so often.
+#: A slot that shall leave, but loses its child before it has handed over, is started again so often.
 HAND_OVER_TRIES = 3
 
 
@@ -92,6 +92,8 @@ class Slot:
     doomed: str = ""
     kill_s: float = math.inf
     next_start_s: float = 0.0
+    #: Children that it lost since it is not wanted any more.
+    hand_overs: int = 0
     history: History = field(default_factory=History)
     last_exit: Exit | None = None
 
@@ -220,17 +222,26 @@ def exited(
     ready_for_s = 0.0 if slot.ready_s is None else now_s - slot.ready_s
     history, wait_s = plan(slot.history, left, ready_for_s, random)
     slot = replace(slot, pid=0, ready_s=None, last_exit=left, history=history, doomed="", kill_s=math.inf)
-    slot = replace(slot, drain_until_s=math.inf)
-    if final or kind is Kind.DONE:
-        again = slot.wanted if told else False
-        if not final and (again or (reason == OVERRAN and not slot.wanted)):
-            return replace(slot, state=State.BACKOFF, next_start_s=now_s)
+    slot = replace(slot, drain_until_s=math.inf, next_start_s=now_s + wait_s)
+    if final or (kind is Kind.DONE and not told):
         return replace(slot, state=State.EMPTY, wanted=False)
-    if kind is Kind.CONFIG:
-        return replace(slot, state=State.FAILED)
-    if not slot.wanted and history.crashes > HAND_OVER_TRIES:
-        return replace(slot, state=State.EMPTY)
-    return replace(slot, state=State.BACKOFF, next_start_s=now_s + wait_s)
+    return _wanted_next(slot, kind) if slot.wanted else _unwanted_next(slot, left)
+
+
+def _wanted_next(slot: Slot, kind: Kind) -> Slot:
+    return replace(slot, state=State.FAILED if kind is Kind.CONFIG else State.BACKOFF, hand_overs=0)
+
+
+def _unwanted_next(slot: Slot, left: Exit) -> Slot:
+    """It is over when the child has handed over, or when its successors have failed to as often as may be.
+
+    One that only lacks a dependency did not fail.
+    """
+    tries = slot.hand_overs + (left.kind is not Kind.DEPENDENCY)
+    handed_over = left.kind is Kind.DONE and left.reason != OVERRAN
+    if handed_over or left.kind is Kind.CONFIG or tries > HAND_OVER_TRIES:
+        return replace(slot, state=State.EMPTY, hand_overs=0)
+    return replace(slot, state=State.BACKOFF, hand_overs=tries)
 
 
 def not_spawned(slot: Slot, now_s: float, random: Callable[[], float]) -> Slot:
