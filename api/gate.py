@@ -1,11 +1,13 @@
-"""What every request passes first: its id, the token, the origin, the size of its body.
+"""What every request passes first: its id, the name it asked for, the token, the origin, the size of its body.
 
 A plain ASGI middleware, since Starlette's own class costs more than the rest of a request.
 """
 
 from __future__ import annotations
 
+import functools
 import hmac
+import ipaddress
 import re
 import secrets
 from typing import TYPE_CHECKING
@@ -21,6 +23,7 @@ PROBES = frozenset({"/livez", "/readyz", "/startupz"})
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 #: What a browser says of a request that the user or our own pages made.
 _OWN_SITE = frozenset({b"same-origin", b"none"})
+_HOST = re.compile(r"(\[[^\[\]]+\]|[^:\[\]]+)(?::\d*)?")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -32,6 +35,8 @@ class Gate:
         self._app = app
         self._max_body_bytes = settings.max_body_bytes
         self._token = settings.token.encode()
+        #: Nobody needs to prove anything, since only this machine can connect: then a request must be meant for it.
+        self._only_here = not settings.token and _is_here(settings.bind.encode())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -60,6 +65,9 @@ class Gate:
             await self._app(scope, self._counted(receive), marked)
 
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> Problem | None:
+        host = headers.get(b"host")
+        if self._only_here and host is not None and not _is_here(host):
+            return _not_here(host)
         path = scope["path"]
         if self._token and path not in PROBES and not path.startswith("/problems/"):
             kind, _, token = headers.get(b"authorization", b"").partition(b" ")
@@ -91,3 +99,27 @@ class Gate:
 
     def _too_large(self) -> Problem:
         return Problem("body-too-large", f"at most {self._max_body_bytes} bytes", headers={"Connection": "close"})
+
+
+@functools.lru_cache(maxsize=64)
+def _is_here(host: bytes) -> bool:
+    """Whether a Host header, with or without a port, can only mean the machine that sent it."""
+    found = _HOST.fullmatch(host.decode("latin-1").strip().lower())
+    if found is None:
+        return False
+    name = found[1].strip("[]").removesuffix(".")
+    if name == "localhost" or name.endswith(".localhost"):  # RFC 6761, 6.3
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _not_here(host: bytes) -> Problem:
+    """A page whose own name was made to point to this machine is of the same origin to the browser."""
+    return Problem(
+        "cross-site",
+        f"Host: {host.decode(errors='replace')} does not name this machine, and there is no token;"
+        " ask for localhost, or set [api] token",
+    )
