@@ -104,13 +104,13 @@ class History:
 
 def plan(history: History, left: Exit, ready_for_s: float, random: Callable[[], float]) -> tuple[History, float]:
     """The slot's new history and how long it waits before its next start, in seconds."""
+    if ready_for_s >= FORGIVEN_AFTER_S:
+        history = History()
     if left.kind is Kind.DEPENDENCY:
         misses = history.misses + 1
         return replace(history, misses=misses), backoff_s(misses, BACKOFF_BASE_S, BACKOFF_MAX_S, random)
     if left.kind is not Kind.CRASH:
         return replace(history, misses=0), 0.0
-    if ready_for_s >= FORGIVEN_AFTER_S:
-        return History(), 0.0
     if left.uptime_s >= YOUNG_S:
         return replace(history, misses=0), 0.0
     crashes = history.crashes + 1
