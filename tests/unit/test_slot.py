@@ -1,0 +1,253 @@
+"""A slot's life under any sequence of events: nothing ends it but an exit, and nothing leaves it stuck."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from supervisor.core import slot as slots
+from supervisor.core.restart import FORGIVEN_AFTER_S, OVERRAN, YOUNG_S, Kind
+from supervisor.core.slot import DUMP_S, HAND_OVER_TRIES, KILL_AGAIN_S, Action, Limits, Sign, Slot, State
+from supervisor.errors import EXIT_FAILED, EXIT_OK, WORKER_CONFIG, WORKER_PLANNED, WORKER_TEMPFAIL
+
+LIMITS = Limits(boot_s=15.0, beat_s=5.0, drain_s=25.0)
+SIGTERM, SIGKILL, SIGSEGV = 15, 9, 11
+#: What a process can end with: (exit code, signal). The last one is what nobody could find out.
+STATUSES = (
+    *((code, None) for code in (EXIT_OK, EXIT_FAILED, WORKER_TEMPFAIL, WORKER_CONFIG, WORKER_PLANNED, 255)),
+    *((None, signal) for signal in (SIGTERM, SIGKILL, SIGSEGV)),
+    (None, None),
+)
+Times = st.one_of(st.sampled_from([0.0, 0.01, 0.25, 1.0, YOUNG_S, FORGIVEN_AFTER_S]), st.floats(0, 100))
+Signs = st.builds(
+    Sign, ready=st.booleans(), quiet_s=st.sampled_from([0.0, 0.5, 5.0, 5.01, math.inf]), overdue=st.booleans()
+)
+
+
+def backoff_bounds(tries: int) -> tuple[float, float]:
+    """What the contract promises: 0.1, 0.2, 0.4 ... 30 s, each ±20 %."""
+    plain = min(30.0, 0.1 * 2 ** (tries - 1))
+    return 0.8 * plain, 1.2 * plain
+
+
+class Life(RuleBasedStateMachine):
+    """Plays the arbiter, the clock and the child at once; keeps its own count of what was promised."""
+
+    @initialize(burst=st.booleans(), chance=st.floats(0, 0.999))
+    def begin(self, burst: bool, chance: float) -> None:
+        self.slot, self.now_s, self.pid = Slot(0), 1000.0, 100
+        self.burst, self.chance = burst, chance
+        self.alive = False
+        self.crashes = self.misses = 0
+
+    def keeps_its_child(self, before: Slot) -> None:
+        if before.living:
+            assert (self.slot.living, self.slot.pid) == (True, before.pid), "only an exit ends a living state"
+            assert self.slot.incarnation == before.incarnation
+
+    def act(self, action: Action, *, start: str = "spawn") -> None:
+        """As the arbiter does; it may be unable to make a process, or hold the start back."""
+        if action is not Action.START:
+            return
+        assert not self.alive, "two processes in one slot"
+        if start == "spawn":
+            self.pid += 1
+            self.slot = slots.spawned(self.slot, self.pid, self.now_s)
+            self.alive = True
+        elif start == "fail":
+            self.slot = slots.not_spawned(self.slot, self.now_s, lambda: self.chance)
+            self.crashes, self.misses = max(1, self.crashes) + 1, 0
+            self.waits(backoff_bounds(self.crashes - 1))
+
+    def waits(self, bounds: tuple[float, float]) -> None:
+        assert self.slot.state is State.BACKOFF
+        wait_s = self.slot.next_start_s - self.now_s
+        assert bounds[0] - 1e-9 <= wait_s <= bounds[1] + 1e-9
+
+    @rule(by_s=Times)
+    def time_passes(self, by_s: float) -> None:
+        self.now_s += by_s
+
+    @rule(sign=Signs, start=st.sampled_from(["spawn", "spawn", "spawn", "fail", "hold"]))
+    def look(self, sign: Sign, start: str) -> None:
+        before = self.slot
+        self.slot, action = slots.advance(before, sign, LIMITS, self.now_s)
+        self.keeps_its_child(before)
+        if before.doomed:
+            assert action is (Action.KILL if self.now_s >= before.kill_s else Action.NONE)
+        elif before.state is State.DRAINING and self.now_s >= before.drain_until_s:
+            assert (action, self.slot.doomed) == (Action.KILL, OVERRAN)
+        elif before.living and (sign.overdue or sign.quiet_s > LIMITS.beat_s):
+            assert action is Action.DUMP
+            assert self.slot.doomed
+        elif self.slot.state is State.READY:
+            assert self.slot.wanted, "a READY child that shall leave is told"
+        elif not before.living and before.wanted:
+            assert action is Action.START or before.state is State.FAILED or self.now_s < before.next_start_s
+        self.act(action, start=start)
+        if self.slot.wanted and not self.alive and self.slot.state is not State.FAILED:
+            assert slots.due_s(self.slot, LIMITS) < math.inf, "a start that is held back is asked for again"
+
+    @precondition(lambda self: max(self.now_s, slots.due_s(self.slot, LIMITS)) < math.inf)
+    @rule()
+    def sleep_until_due(self) -> None:
+        """The arbiter sleeps until then: if there is nothing to do, it turns without end."""
+        self.now_s = max(self.now_s, slots.due_s(self.slot, LIMITS))
+        before = self.slot
+        self.slot, action = slots.advance(before, Sign(ready=False), LIMITS, self.now_s)
+        self.keeps_its_child(before)
+        assert action is not Action.NONE
+        self.act(action)
+
+    @rule(within_s=Times)
+    def drain(self, within_s: float) -> None:
+        before = self.slot
+        self.slot, action = slots.drain(before, self.now_s + within_s)
+        self.keeps_its_child(before)
+        assert action is (Action.TERMINATE if before.state in (State.STARTING, State.READY) else Action.NONE), (
+            "told once, and only who is there"
+        )
+        if before.living:
+            assert self.slot.state is State.DRAINING
+            assert self.slot.drain_until_s <= self.now_s + within_s
+
+    @rule(dump=st.booleans())
+    def doom(self, dump: bool) -> None:
+        before = self.slot
+        self.slot, action = slots.doom(before, "quick", self.now_s, dump=dump)
+        self.keeps_its_child(before)
+        if before.living and not before.doomed:
+            assert action is (Action.DUMP if dump else Action.KILL)
+            assert self.slot.kill_s == self.now_s + (DUMP_S if dump else KILL_AGAIN_S)
+        else:
+            assert (self.slot, action) == (before, Action.NONE)
+
+    @rule(by_s=Times)
+    def freeze(self, by_s: float) -> None:
+        before, self.slot = self.slot, slots.postpone(self.slot, by_s)
+        self.keeps_its_child(before)
+        assert slots.due_s(self.slot, LIMITS) >= slots.due_s(before, LIMITS)
+
+    @rule(wanted=st.booleans())
+    def scale(self, wanted: bool) -> None:
+        gives_up = not wanted and self.slot.state is State.FAILED
+        self.slot = replace(self.slot, wanted=wanted, state=State.EMPTY if gives_up else self.slot.state)
+
+    @precondition(lambda self: self.alive)
+    @rule(status=st.sampled_from(STATUSES), final=st.booleans())
+    def exit(self, status: tuple[int | None, int | None], final: bool) -> None:
+        before, self.alive = self.slot, False
+        final = final and not before.wanted
+        self.slot = slots.exited(before, status, self.now_s, lambda: self.chance, burst=self.burst, final=final)
+        left = self.slot.last_exit
+        assert left is not None
+        assert (left.code, left.signal) == status
+        if before.doomed:
+            assert left.reason == before.doomed
+        if before.ready_s is not None and self.now_s - before.ready_s >= FORGIVEN_AFTER_S:
+            self.crashes = self.misses = 0
+        wait = self.promised_wait(left.kind, self.now_s - before.spawned_s)
+        assert not final or self.slot.state is State.EMPTY
+        assert (self.slot.state is State.FAILED) == (left.kind is Kind.CONFIG and before.wanted)
+        if before.wanted and self.slot.state is State.EMPTY:
+            assert (left.kind, self.burst) == (Kind.DONE, True), "only a burst is done unasked"
+        if self.slot.state is State.BACKOFF:
+            self.waits(wait)
+
+    @precondition(lambda self: not self.alive and self.slot.wanted and self.slot.state is not State.FAILED)
+    @rule(ready=st.booleans(), lived_s=Times, told=st.booleans(), status=st.sampled_from(STATUSES))
+    def live(self, ready: bool, lived_s: float, told: bool, status: tuple[int | None, int | None]) -> None:
+        """A whole incarnation: what comes of a row of them is seen only when there are many."""
+        self.now_s = max(self.now_s, self.slot.next_start_s)
+        self.look(Sign(ready=False), "spawn")
+        self.look(Sign(ready=ready), "spawn")
+        self.time_passes(lived_s)
+        if told:
+            self.drain(LIMITS.drain_s)
+        self.exit(status, final=False)
+
+    def promised_wait(self, kind: Kind, uptime_s: float) -> tuple[float, float]:
+        if kind is Kind.DEPENDENCY:
+            self.misses += 1
+            return backoff_bounds(self.misses)
+        self.misses = 0
+        if kind is Kind.CRASH and uptime_s < YOUNG_S:
+            self.crashes += 1
+            return backoff_bounds(self.crashes - 1) if self.crashes > 1 else (0.0, 0.0)
+        return 0.0, 0.0
+
+    @invariant()
+    def is_sound(self) -> None:
+        slot = self.slot
+        assert slot.living == self.alive == bool(slot.pid)
+        if slot.doomed:
+            assert slot.living
+            assert slot.kill_s <= self.now_s + KILL_AGAIN_S
+        if slot.state is State.DRAINING:
+            assert slots.due_s(slot, LIMITS) < math.inf, "a drain ends"
+        if slot.state is State.FAILED:
+            assert slot.last_exit is not None
+            assert slot.last_exit.kind is Kind.CONFIG
+            assert slot.wanted
+        if not slot.living:
+            assert (slot.ready_s, slot.doomed) == (None, "")
+            assert slot.kill_s == slot.drain_until_s == math.inf
+
+    def teardown(self) -> None:
+        """From wherever it came: once it is not wanted, a child that obeys nothing but SIGKILL ends it."""
+        if not hasattr(self, "slot"):
+            return
+        self.scale(wanted=False)
+        assert ends_empty(self.slot, self.now_s, iter(["stubborn"] * 10)) <= 1 + HAND_OVER_TRIES
+
+
+Life.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestLife = Life.TestCase
+
+
+#: How a child takes SIGTERM: (exit code, signal) and how much later. Who is not here waits for SIGKILL.
+MANNERS = {
+    "obeys": ((EXIT_OK, None), 0.0),
+    "crashes": ((EXIT_FAILED, None), 0.3),
+    "fails late": ((None, SIGSEGV), YOUNG_S),
+    "gives up": ((WORKER_PLANNED, None), 0.0),
+}
+LOSERS = ["crashes", "fails late", "gives up", "stubborn", "never ready"]
+
+
+def ends_empty(slot: Slot, now_s: float, manners: Iterator[str]) -> int:
+    """Let the arbiter sleep from one due time to the next until the slot is EMPTY; how many children that took."""
+    children, manner = int(slot.living), next(manners)
+    for _ in range(200):
+        if slot.state is State.EMPTY:
+            return children
+        slot, action = slots.advance(slot, Sign(ready=manner != "never ready"), LIMITS, now_s)
+        if action is Action.START:
+            slot, children, manner = slots.spawned(slot, 7, now_s), children + 1, next(manners)
+        elif action is Action.TERMINATE and manner in MANNERS:
+            status, after_s = MANNERS[manner]
+            now_s += after_s
+            slot = slots.exited(slot, status, now_s, lambda: 0.5)
+        elif action is Action.KILL:
+            slot = slots.exited(slot, (None, SIGKILL), now_s, lambda: 0.5)
+        else:
+            now_s = max(now_s, slots.due_s(slot, LIMITS))
+            assert now_s < math.inf, f"it waits for nothing: {slot}"
+    raise AssertionError(f"never EMPTY: {slot}")
+
+
+@settings(deadline=None)
+@given(st.sampled_from(["obeys", *LOSERS]), st.lists(st.sampled_from(LOSERS), min_size=9, max_size=9), st.booleans())
+def test_a_slot_that_is_not_wanted_ends_empty_whatever_its_children_do(
+    first: str, others: list[str], ready: bool
+) -> None:
+    slot = slots.spawned(Slot(0), 7, 0.0)
+    if ready:
+        slot, _ = slots.advance(slot, Sign(), LIMITS, 0.1)
+    children = ends_empty(replace(slot, wanted=False), 0.1, iter([first, *others]))
+    assert children == (1 if first == "obeys" else 1 + HAND_OVER_TRIES), "what a child had in hand is handed over"
