@@ -147,6 +147,13 @@ class SlotBoard:
             self._words[self._base + word] = 0
         self._words[self._base + Word.WAITING] = 0
 
+    def clear_marks(self) -> None:
+        """Nothing that was in hand is to be suspected: its worker has left, or was ended, for another reason."""
+        for index in range(ROWS_MAX):
+            at = self._base + SLOT_WORDS + index * ROW_WORDS
+            for word in (Row.STARTED_MS, Row.STARTED_SEQ, Row.ALONE_MS, Row.ALONE_SEQ):
+                self._words[at + word] = 0
+
     def row(self, stream: str, group: str) -> RowBoard | None:
         """The row of a consumer, taken if it has none yet; None when all rows are in use."""
         key = row_key(stream, group)

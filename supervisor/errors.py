@@ -118,3 +118,17 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     """`, did you mean 'x'?` when something in `allowed` is close to `word`, else nothing."""
     close = get_close_matches(word, list(allowed), n=1, cutoff=0.6)
     return f", did you mean {close[0]!r}?" if close else ""
+
+
+def summary(error: BaseException) -> str:
+    """An exception in one line, as logs and dead letters name it."""
+    text = " ".join(words(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def words(error: BaseException) -> str:
+    """What an exception says, even when it can't."""
+    try:
+        return str(error)
+    except Exception:  # its own __str__ is broken
+        return ""

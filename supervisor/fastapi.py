@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from supervisor.board import SLOTS_MAX, Board
 from supervisor.errors import SupervisorError, UsageError
 from supervisor.handling.load import load_handlers, specs_of
-from supervisor.log import complainer, worker_logger
+from supervisor.log import Complaints, worker_logger
 from supervisor.names import consumer_name, pool_id
 from supervisor.settings.load import load
 from supervisor.worker.runtime import Runtime
@@ -73,7 +73,7 @@ class _Crew:
         self._drain_s = settings.pool.drain_s
         self._runtimes = [
             Runtime(
-                settings, specs, board.slot(slot), consumer_name(pool, slot), complainer(worker_logger(settings, slot))
+                settings, specs, board.slot(slot), consumer_name(pool, slot), Complaints(worker_logger(settings, slot))
             )
             for slot in range(consumers)
         ]

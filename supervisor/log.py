@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from supervisor.errors import summary
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -123,16 +125,30 @@ class Limiter:
         return count
 
 
-def complainer(log: Any) -> Callable[[str, BaseException], None]:
-    """`complain(what, error)`: a warning, at most one in five seconds for each (what, kind of error)."""
-    limiter = Limiter()
+class Complaints:
+    """Tells of faults, each kind at most once in five seconds, and when one is over."""
 
-    def complain(what: str, error: BaseException) -> None:
-        held_back = limiter.held_back(f"{what}: {type(error).__name__}")
-        if held_back is not None:
-            log.warning(what, error=f"{type(error).__name__}: {error}", held_back=held_back or None)
+    def __init__(self, log: Any) -> None:
+        """`log` is a structlog logger."""
+        self._log = log
+        self._limiter = Limiter()
+        self._open: set[str] = set()
 
-    return complain
+    def __call__(
+        self, what: str, error: BaseException, *, level: str = "warning", where: str = "", **details: object
+    ) -> None:
+        """`what` happened; `where` tells apart what shall be told apart, the `details` come with the line."""
+        self._open.add(what)
+        repeated = self._limiter.held_back(f"{what} {where} {type(error).__name__}")
+        if repeated is not None:
+            tell = getattr(self._log, level)
+            tell(what, error=summary(error), repeated=repeated or None, **{"where": where or None, **details})
+
+    def over(self, what: str) -> None:
+        """`what` was complained of, and goes well again."""
+        if what in self._open:
+            self._open.discard(what)
+            self._log.info("works again", what=what)
 
 
 def _tidy(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:

@@ -120,6 +120,8 @@ class Pool(Crew):
                 )
         else:
             self.breaker = restart.gone(self.breaker, before.number)
+            if not self.stopping:
+                self.board.slot(before.number).clear_marks()
         if after.state is State.EMPTY and not self.stopping:
             self._poke()
 

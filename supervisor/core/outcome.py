@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from supervisor.core.backoff import backoff_s
+from supervisor.errors import summary, words
 from supervisor.messages import Reject, Retry
 
 if TYPE_CHECKING:
@@ -38,22 +39,9 @@ def outcome_of(error: BaseException, failed_before: int, options: Options, rando
     """What follows from a handler's exception, the `failed_before + 1`th failure of its message."""
     attempts = failed_before + 1
     if isinstance(error, Reject):
-        return Dead(_words(error), attempts)
+        return Dead(words(error), attempts)
     if attempts >= options.max_deliveries:
         return Dead(f"failed {attempts} times, the last time with {summary(error)}", attempts)
     if isinstance(error, Retry) and error.after_s is not None:
         return Later(max(0.0, error.after_s), attempts)
     return Later(backoff_s(attempts, options.retry_base_s, options.retry_max_s, random), attempts)
-
-
-def summary(error: BaseException) -> str:
-    """An exception in one line, as logs and dead letters name it."""
-    text = " ".join(_words(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _words(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # its own __str__ is broken
-        return ""

@@ -47,6 +47,8 @@ class ModelDecoder:
 
     def __init__(self, annotation: object) -> None:
         adapter: TypeAdapter[Any] = TypeAdapter(annotation)  # type: ignore[arg-type]
+        # Else a name that can't be resolved would only show at the first message.
+        adapter.rebuild(raise_errors=True)
         self._validate = adapter.validate_python
         #: Fields that were seen to need JSON: tried so first, to validate once and not twice.
         self._json: set[str] = set()

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from pydantic import PydanticUserError
+
 from supervisor.core.options import Options, resolve
 from supervisor.errors import HandlerError, did_you_mean
 from supervisor.handling.decode import Decoder, make_decoder, split_batch
@@ -86,10 +88,15 @@ def _spec(settings: Settings, function: Callable[..., Any], declaration: Declara
     annotation = first_parameter(function, declaration.where)
     batch, item = split_batch(annotation)
     name = f"{function.__module__}.{function.__qualname__}"
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise HandlerError(f"{declaration.where}: {name} is a generator (it has `yield`), which nobody would run")
     try:
         decode = make_decoder(item)
     except TypeError as error:
         raise HandlerError(f"{declaration.where}: {name}: the first parameter's annotation {error}") from None
+    except (PydanticUserError, NameError) as error:
+        said = str(error).partition("\n")[0]
+        raise HandlerError(f"{declaration.where}: {name}: pydantic can't validate {item!r}: {said}") from None
     return HandlerSpec(
         stream=declaration.stream,
         group=declaration.group,

@@ -21,7 +21,7 @@ from supervisor.broker import inspect
 from supervisor.broker.connect import client
 from supervisor.errors import EXIT_OK
 from supervisor.keeper.lease import RENEW_S, drop, take
-from supervisor.log import complainer, service_logger
+from supervisor.log import Complaints, service_logger
 from supervisor.names import pool_id
 from supervisor.settings.place import redis_url
 
@@ -71,7 +71,7 @@ class Keeper:
         self._board = board
         self._token = token
         self._log = service_logger(settings, "keeper")
-        self._complain = complainer(self._log)
+        self._complain = Complaints(self._log)
 
     async def once(self) -> None:
         """One turn; a fault of Redis is told and waits for the next."""
@@ -82,7 +82,7 @@ class Keeper:
                 await self._count_backlog()
         except (RedisError, OSError) as error:
             self._board.set(Head.KEEPER_REDIS_OK, 0)
-            self._complain("renew the lease", error)
+            self._complain("can't renew the lease", error)
         else:
             self._board.set(Head.KEEPER_REDIS_OK, 1)
         self._board.set(Head.KEEPER_BEAT_NS, time.monotonic_ns())

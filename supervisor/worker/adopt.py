@@ -21,6 +21,8 @@ class Adopted:
     plain: list[Delivery] = field(default_factory=list)
     #: Perhaps running at the crash: run one at a time.
     suspects: list[Delivery] = field(default_factory=list)
+    #: A crash was charged to the message that was marked as running alone.
+    charged: bool = False
     #: Failed before and not due at the crash: (delivery, seconds until it is due).
     waiting: list[tuple[Delivery, float]] = field(default_factory=list)
 

@@ -5,6 +5,7 @@ Nobody can end a thread: a call that is given up by who awaits it goes on, and o
 
 from __future__ import annotations
 
+import inspect
 from contextvars import copy_context
 from math import inf
 from time import monotonic
@@ -39,8 +40,16 @@ class Calls:
         def body() -> None:
             runner.started_s = self._began[call] = monotonic()
             try:
-                context.run(function, argument)
+                _must_be_done(context.run(function, argument))
             finally:
                 del self._began[call]
 
         await self._loop.run_in_executor(self._threads, body)
+
+
+def _must_be_done(result: object) -> None:
+    """What a plain function has only promised never happens: that must not pass for done."""
+    if inspect.iscoroutine(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
+        if not inspect.isasyncgen(result):
+            result.close()
+        raise TypeError(f"the handler returned a {type(result).__name__} and did nothing: make it `async def`")

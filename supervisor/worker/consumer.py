@@ -49,6 +49,7 @@ class Consumer:
         self.spec = spec
         self._around = around
         self._row = row
+        self._what = f"can't read {spec.stream} as {spec.group}"
         keys = Keys.of(spec.stream, spec.group)
         self._reader = BlockingReader(
             around.redis_url, spec.stream, spec.group, around.name, connect_timeout_s=around.connect_timeout_s
@@ -95,6 +96,7 @@ class Consumer:
                     return Adopted()
             else:
                 self.cut_off = False
+                self._around.complain.over(self._what)
                 return adopted
 
     async def start(self, adopted: Adopted) -> None:
@@ -103,6 +105,10 @@ class Consumer:
         for delivery, delay_s in adopted.waiting:
             self.waiting.add(delivery, delay_s)
         self._start_unsorted(adopted.plain)
+
+    async def charge(self, delivery: Delivery) -> bool:
+        """Count a crash against a suspect; True when it was one too many and it became a dead letter."""
+        return await self._own.charge(delivery, self._outcomes)
 
     async def run_alone(self, delivery: Delivery) -> None:
         """Run a suspect with nothing else in hand, marked, and see it settled."""
@@ -200,6 +206,6 @@ class Consumer:
         if self.intake.stopping:
             return
         self.cut_off = True
-        self._around.complain(f"read {self.spec.stream} as {self.spec.group}", error)
+        self._around.complain(self._what, error)
         self._around.board.add(Word.RECONNECTS, 1)
         await self.intake.pause_s(backoff_s(max(1, failures), _RECONNECT_BASE_S, _RECONNECT_MAX_S, random.random))

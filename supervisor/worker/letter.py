@@ -6,7 +6,7 @@ import json
 import traceback
 from typing import TYPE_CHECKING
 
-from supervisor.core.outcome import summary
+from supervisor.errors import summary
 
 if TYPE_CHECKING:
     from supervisor.broker.wire import Argument

@@ -11,6 +11,7 @@ import gc
 import math
 import os
 import signal
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ import uvloop
 
 from supervisor.board import Head, Word
 from supervisor.errors import EXIT_OK, WORKER_CONFIG, HandlerError
-from supervisor.log import complainer, worker_logger
+from supervisor.log import Complaints, worker_logger
 from supervisor.names import consumer_name, pool_id
 from supervisor.worker.runtime import Runtime
 
@@ -37,6 +38,8 @@ BEAT_S = 0.5
 
 def run(settings: Settings, specs: Sequence[HandlerSpec], board: Board, slot: int, *, burst: bool = False) -> int:
     """Work until told to drain, or in a burst until nothing is left; the exit code."""
+    # A `print` shall be seen, and must not be lost with the process.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     gc.enable()
     gc.set_threshold(_GC_THRESHOLD, 10, 10)
     try:
@@ -49,7 +52,7 @@ def run(settings: Settings, specs: Sequence[HandlerSpec], board: Board, slot: in
 async def _main(settings: Settings, specs: Sequence[HandlerSpec], board: Board, slot: int, *, burst: bool) -> int:
     pool = pool_id(settings.pool.host, settings.pool.name)
     words = board.slot(slot)
-    complain = complainer(worker_logger(settings, slot))
+    complain = Complaints(worker_logger(settings, slot))
     runtime = Runtime(settings, specs, words, consumer_name(pool, slot), complain, burst=burst)
     beat = Beat(board, slot, runtime)
     loop = asyncio.get_running_loop()

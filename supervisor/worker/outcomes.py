@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from supervisor.board import Word
 from supervisor.core.outcome import Dead, outcome_of
+from supervisor.errors import SupervisorError
 from supervisor.worker.letter import dead_letter
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Outcomes:
         self._settler = around.settler
         self._waiting = waiting
         self._board = around.board
+        self._complain = around.complain
         self._worker = around.name
         self._loop = asyncio.get_running_loop()
         self._flush_due = False
@@ -70,6 +72,17 @@ class Outcomes:
         delivery.failed_before = outcome.attempts
         delivery.recorded = True
         self._waiting.add(delivery, outcome.delay_s)
+        self._complain(
+            "handler failed",
+            error,
+            where=self._spec.name,
+            stream=self._spec.stream,
+            group=self._spec.group,
+            id=delivery.id.decode(),
+            attempt=f"{outcome.attempts}/{self._spec.options.max_deliveries}",
+            next_s=round(outcome.delay_s, 1),
+            exc_info=error,
+        )
         due_ms = int((time.time() + outcome.delay_s) * 1000)
         self._settler.retry_later(self._keys, delivery.id, outcome.attempts, due_ms)
 
@@ -86,6 +99,18 @@ class Outcomes:
         )
         self._settler.dead(self._keys, delivery.id, letter)
         self._board.add(Word.DEAD, 1)
+        self._complain(
+            "message given up",
+            error or SupervisorError(outcome.reason),
+            level="error",
+            where=self._spec.name,
+            stream=self._spec.stream,
+            group=self._spec.group,
+            id=delivery.id.decode(),
+            reason=outcome.reason,
+            dead=self._keys.dead,
+            exc_info=error,
+        )
 
     def _flush_acks(self) -> None:
         self._flush_due = False

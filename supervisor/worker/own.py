@@ -55,13 +55,23 @@ class OwnList:
     async def sweep(self, reader: BlockingReader, known: AbstractSet[bytes], outcomes: Outcomes) -> Adopted:
         """All that is pending but `known`, sorted by what is to be done with it."""
         found = await self._read_all(reader, known)
-        if not self.opened:
-            found = await self._charge_crash(found, outcomes)
+        charged = not self.opened and await self._charge_marked(found, outcomes)
         started = (0, 0) if self.opened else self._row.started()
         self._board.add(Word.ADOPTED, len(found))
         records = await self._records([delivery.id for delivery in found])
         self.opened = True
-        return sort_out(found, records, started, int(time.time() * 1000))
+        adopted = sort_out(found, records, started, int(time.time() * 1000))
+        adopted.charged = charged
+        return adopted
+
+    async def charge(self, delivery: Delivery, outcomes: Outcomes) -> bool:
+        """Count a crash against the message; True when it was one too many and it became a dead letter."""
+        crashes = int(await self._wire.call("HINCRBY", self._keys.crashes, delivery.id, 1))
+        delivery.recorded = True
+        if crashes < self._spec.options.max_crashes:
+            return False
+        outcomes.bury(delivery, Dead(CRASHED, crashes), None)
+        return True
 
     async def hand_over(self, consumer: str, heir: str) -> None:
         """Give all that `consumer` holds to the consumer `heir`, and delete it."""
@@ -96,16 +106,14 @@ class OwnList:
             records += await self._wire.call("HMGET", self._keys.retries, *ids[at : at + _PAGE])
         return records
 
-    async def _charge_crash(self, found: list[Delivery], outcomes: Outcomes) -> list[Delivery]:
-        """Count the crash against the message that was alone in hand; too many make it a dead letter."""
+    async def _charge_marked(self, found: list[Delivery], outcomes: Outcomes) -> bool:
+        """Charge the message that was marked as running alone at the crash, if there is one."""
         alone = self._row.alone()
-        charged = next((delivery for delivery in found if parse_id(delivery.id) == alone), None)
-        if charged is None:
-            self._row.set_alone(0, 0)
-            return found
-        crashes = int(await self._wire.call("HINCRBY", self._keys.crashes, charged.id, 1))
-        self._row.set_alone(0, 0)  # now that it is counted
-        if crashes < self._spec.options.max_crashes:
-            return found
-        outcomes.bury(charged, Dead(CRASHED, crashes), None)
-        return [delivery for delivery in found if delivery is not charged]
+        for delivery in found:
+            if parse_id(delivery.id) == alone:
+                if await self.charge(delivery, outcomes):
+                    found.remove(delivery)
+                self._row.set_alone(0, 0)  # now that it is counted
+                return True
+        self._row.set_alone(0, 0)
+        return False

@@ -12,6 +12,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from redis.exceptions import RedisError
+
 from supervisor.board import Word, WorkerState
 from supervisor.broker.wire import Wire
 from supervisor.context import Context, enter
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from supervisor.board import RowBoard, SlotBoard
     from supervisor.handling.load import HandlerSpec
+    from supervisor.log import Complaints
     from supervisor.settings.model import Settings
     from supervisor.worker.delivery import Delivery
 
@@ -40,7 +43,7 @@ class Runtime:
         specs: Sequence[HandlerSpec],
         board: SlotBoard,
         name: str,
-        complain: Callable[[str, BaseException], None],
+        complain: Complaints,
         *,
         burst: bool = False,
     ) -> None:
@@ -66,6 +69,9 @@ class Runtime:
             burst=burst,
         )
         self._gate = around.gate
+        #: What a predecessor may have crashed with, over all consumers; and whether one of them is known already.
+        self._suspects: list[Delivery] = []
+        self._charged = False
         self._bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         enter(self._context)
         self.consumers = [Consumer(spec, around, _row(board, spec)) for spec in specs]
@@ -144,6 +150,8 @@ class Runtime:
 
     async def _live(self, consumer: Consumer, ready: Callable[[], None]) -> None:
         adopted = await consumer.open()
+        self._suspects += adopted.suspects
+        self._charged |= adopted.charged
         await consumer.start(adopted)
         if all(other.opened for other in self.consumers):
             ready()
@@ -160,9 +168,20 @@ class Runtime:
             for delivery in suspects:
                 if self.stopping:
                     return
-                await consumer.run_alone(delivery)
+                if not await self._charge_if_lone(consumer, delivery):
+                    await consumer.run_alone(delivery)
             for other in self.consumers:
                 other.waiting.release()
+
+    async def _charge_if_lone(self, consumer: Consumer, delivery: Delivery) -> bool:
+        """Nothing else was in hand at the crash, so it is known already which message it was."""
+        known = len(self._suspects) == 1 and not self._charged and all(other.opened for other in self.consumers)
+        if not known:
+            return False
+        try:
+            return await consumer.charge(delivery)
+        except (RedisError, OSError):  # not charged this time; Redis is gone again, of which others tell
+            return False
 
     async def _until_bug(self) -> None:
         await self._bug

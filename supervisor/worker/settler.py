@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
@@ -30,10 +29,12 @@ if TYPE_CHECKING:
 
     from supervisor.broker.scripts import Script
     from supervisor.broker.wire import Argument, Wire
+    from supervisor.log import Complaints
 
 _RETRY_BASE_S = 0.1
 _RETRY_MAX_S = 2.0
 _REFUSED_MAX_S = 30.0
+_WHAT = "can't settle"
 #: Lua's unpack takes about 8,000 arguments; a command of this many ids stays far from any limit.
 _IDS_MAX = 1_000
 
@@ -69,8 +70,8 @@ class _Item:
 class Settler:
     """The worker's one writer of outcomes."""
 
-    def __init__(self, wire: Wire, board: SlotBoard, complain: Callable[[str, BaseException], None]) -> None:
-        """`complain(what, error)` logs a fault; it limits its own rate."""
+    def __init__(self, wire: Wire, board: SlotBoard, complain: Complaints) -> None:
+        """`complain` logs what Redis refuses."""
         self._wire = wire
         self._board = board
         self._complain = complain
@@ -127,17 +128,8 @@ class Settler:
             self._wakeup.clear()
             self._unconfirmed += self._take()
             while self._unconfirmed:
-                try:
-                    replies = await self._wire.pipeline([pack_command(item.arguments) for item in self._unconfirmed])
-                except (RedisError, OSError) as error:
-                    self._complain("settle", error)
-                    for item in self._unconfirmed:
-                        item.again = True
-                    failures += 1
-                else:
-                    self._unconfirmed = self._judge(self._unconfirmed, replies)
-                    failures = failures + 1 if self._unconfirmed else 0
-                    self._board.set(Word.SETTLE_NS, monotonic_ns())
+                await self._send()
+                failures = failures + 1 if self._unconfirmed else 0
                 if failures:
                     await asyncio.sleep(backoff_s(failures, _RETRY_BASE_S, _RETRY_MAX_S, random.random))
                     self._unconfirmed += self._take()
@@ -162,6 +154,19 @@ class Settler:
                 items.append(_Item(("XACK", keys.stream, keys.group, *part), ids=part))
         return items
 
+    async def _send(self) -> None:
+        try:
+            replies = await self._wire.pipeline([pack_command(item.arguments) for item in self._unconfirmed])
+        except (RedisError, OSError) as error:
+            self._complain(_WHAT, error)
+            for item in self._unconfirmed:
+                item.again = True
+            return
+        self._unconfirmed = self._judge(self._unconfirmed, replies)
+        self._board.set(Word.SETTLE_NS, monotonic_ns())
+        if not self._unconfirmed and not self._refused:
+            self._complain.over(_WHAT)
+
     def _judge(self, items: list[_Item], replies: list[Any]) -> list[_Item]:
         """Those that have to be sent again with the next; what is refused for good tries again by itself."""
         again = []
@@ -169,7 +174,7 @@ class Settler:
             if not isinstance(reply, Exception):
                 self._confirmed(item, reply)
                 continue
-            self._complain("settle", reply)
+            self._complain(_WHAT, reply)
             if isinstance(reply, ResponseError) and passes(reply):
                 again.append(item)
             else:

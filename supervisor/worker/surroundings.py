@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from supervisor.board import SlotBoard
     from supervisor.broker.wire import Wire
+    from supervisor.log import Complaints
     from supervisor.worker.gate import Gate
     from supervisor.worker.settler import Settler
 
@@ -29,8 +30,8 @@ class Surroundings:
     threads: Threads
     threads_max: int
     connect_timeout_s: float
-    #: Logs a fault of Redis; limits its own rate.
-    complain: Callable[[str, BaseException], None]
+    #: Logs faults of Redis and of handlers; limits its own rate.
+    complain: Complaints
     #: Ends the worker for a bug of its own.
     broke: Callable[[BaseException], None]
     #: Read what is there and end.

@@ -8,11 +8,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import structlog
 from pydantic import BaseModel
 
 from supervisor import BatchError, Message, Reject, Retry, handler
 from supervisor.board import Board, Word
 from supervisor.handling.load import specs_of
+from supervisor.log import Complaints
 from supervisor.names import crashes_key, dead_key, retries_key
 from supervisor.settings.model import Settings
 from supervisor.worker.runtime import Runtime
@@ -25,6 +27,17 @@ class Event(BaseModel):
     number: int
 
 
+class Faults(Complaints):
+    """Keeps what it is told of."""
+
+    def __init__(self, told: list[tuple[str, BaseException]]) -> None:
+        super().__init__(structlog.get_logger())
+        self._told = told
+
+    def __call__(self, what: str, error: BaseException, **_: Any) -> None:
+        self._told.append((what, error))
+
+
 class Worker:
     """A runtime in this process, with the faults it complained of."""
 
@@ -34,7 +47,7 @@ class Worker:
         self.board = board.slot(0)
         self.ready = asyncio.Event()
         specs = specs_of(settings, functions)
-        self.runtime = Runtime(settings, specs, self.board, "host:0", lambda *fault: self.faults.append(fault))
+        self.runtime = Runtime(settings, specs, self.board, "host:0", Faults(self.faults))
         self.task = asyncio.create_task(self.runtime.run(self.ready.set))
 
     async def stop(self, heir: str | None = None) -> None:

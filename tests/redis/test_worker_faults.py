@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from typing import ClassVar
 
 from redis.asyncio import Redis
 
@@ -103,7 +104,7 @@ async def test_a_drain_lets_no_retry_start_and_cancels_nothing(redis_url: str, r
 
 async def test_only_a_batch_error_acks_the_others(redis_url: str, redis: Redis) -> None:
     class ForeignError(Exception):
-        failed: dict[str, BaseException] = {}
+        failed: ClassVar[dict[str, BaseException]] = {}
 
     calls = 0
 
@@ -205,7 +206,7 @@ async def test_one_broken_stream_stops_no_other(redis_url: str, redis: Redis) ->
         await eventually_async(lambda: len(seen) == 1)
         assert worker.faults
         await redis.delete("broken")
-        await eventually_async(lambda: worker.ready.is_set())
+        await eventually_async(worker.ready.is_set)
 
 
 async def test_a_handler_that_is_out_of_time_is_cancelled_once(redis_url: str, redis: Redis) -> None:

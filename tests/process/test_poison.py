@@ -1,0 +1,59 @@
+"""A message that ends the process that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from supervisor.names import dead_key
+from tests.process.test_pool import RECORD, seen
+from tests.support.pool import Pool
+from tests.support.waiting import eventually
+
+StartPool = Callable[..., Pool]
+
+
+def test_a_lone_killer_has_three_deaths(start_pool: StartPool, redis_server: Any) -> None:
+    pool = start_pool(
+        RECORD
+        + """
+    @handler("events", group="workers")
+    async def handle(message: Message) -> None:
+        record("call")
+        os._exit(3)
+""",
+        redis_url=redis_server.url,
+        workers=2,
+    )
+    redis = redis_server.sync()
+    redis.xadd("events", {"n": "1"})
+    eventually(lambda: redis.xlen(dead_key("events", "workers")) == 1, 20)
+    eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)
+    assert seen(pool)["call"] == 3
+    ((_, letter),) = redis.xrange(dead_key("events", "workers"))
+    assert letter[b"reason"] == b"crashed the worker"
+
+
+def test_an_end_at_the_drain_limit_is_no_crash(start_pool: StartPool, redis_server: Any) -> None:
+    """A long job meets several restarts; being ended by them must not make it a dead letter."""
+    pool = start_pool(
+        RECORD
+        + """
+    import asyncio
+    @handler("events", group="workers", timeout_s=600)
+    async def handle(message: Message) -> None:
+        record("call")
+        await asyncio.sleep(600)
+""",
+        redis_url=redis_server.url,
+        workers=1,
+        config="[pool]\ndrain_s = 0.3\n",
+    )
+    redis = redis_server.sync()
+    redis.xadd("events", {"n": "1"})
+    for times in range(1, 5):
+        eventually(lambda times=times: seen(pool)["call"] == times)
+        done = pool.command("restart", "--wait")
+        assert done.returncode == 0, done.stderr
+    eventually(lambda: seen(pool)["call"] == 5)
+    assert redis.xlen(dead_key("events", "workers")) == 0
