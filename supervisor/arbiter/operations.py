@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from supervisor.arbiter.arbiter import Arbiter
 
+PREFLIGHT = "preflight"
+
 
 class Operations:
     """The pool's commands."""
@@ -168,10 +170,11 @@ class Operations:
             self.restart()
 
     def _fork_preflight(self, _out_fd: int) -> int:
-        return self._arbiter.fork("preflight", lambda: reexec.exec_preflight(self._arbiter.settings))
+        return self._arbiter.fork(PREFLIGHT, lambda: reexec.exec_preflight(self._arbiter.settings))
 
     def _judged(self, code: int, report: dict[str, Any]) -> None:
         self._preflight = None
+        self._arbiter.stacks.drop(PREFLIGHT)
         if self._arbiter.shutdown.begun:
             return
         if code == 0:

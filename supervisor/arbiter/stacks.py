@@ -39,6 +39,12 @@ class Stacks:
         os.ftruncate(fd, 0)
         return text
 
+    def drop(self, name: str) -> None:
+        """Give back the file of a child that is gone and comes no more."""
+        fd = self.by_name.pop(name, None)
+        if fd is not None:
+            os.close(fd)
+
     def fds(self) -> list[int]:
         """All of them; a forked child closes those of others."""
         return list(self.by_name.values())
