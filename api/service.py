@@ -22,7 +22,7 @@ from supervisor.broker.publisher import Publisher
 from supervisor.control.client import request as ask_arbiter
 from supervisor.errors import SupervisorError
 from supervisor.settings.place import Place, place_of, redis_url
-from supervisor.status import collect
+from supervisor.status import collect, with_memory
 
 from .problems import Problem
 
@@ -119,7 +119,7 @@ class Service:
         told["redis"] = {"url": None, "version": None, "durability": None, "error": "no answer in time"}
         if told["state"] == "healthy":
             told["state"] = "degraded"
-        return {**told, "groups": []}
+        return {**told, "workers": await with_memory(told["workers"]), "groups": []}
 
     async def close(self) -> None:
         """End what is under way and disconnect."""

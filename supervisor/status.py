@@ -7,6 +7,7 @@ beyond one word, `state`. It starts nothing and changes nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -20,6 +21,7 @@ from supervisor.settings.masking import masked
 from supervisor.settings.place import place_of, redis_url
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from supervisor.settings.model import Settings
@@ -46,7 +48,7 @@ async def collect(settings: Settings, root: Path | None = None) -> dict[str, Any
         server["error"] = str(error) or type(error).__name__
     finally:
         await redis.aclose()
-    workers = [_with_memory(worker) for worker in told.pop("workers", [])]
+    workers = await with_memory(told.pop("workers", []))
     state = "degraded" if "error" in server and told["state"] == "healthy" else told["state"]
     head = {"state": state, "pid": told["pid"], "uptime_s": told["uptime_s"], "redis": server}
     rest = {key: value for key, value in told.items() if key not in ("redis", "redis_url", "consumers")}
@@ -58,6 +60,19 @@ def configured_pairs(settings: Settings, root: Path) -> list[tuple[str, str]]:
     from supervisor.handling.load import load_handlers
 
     return [(spec.stream, spec.group) for spec in load_handlers(settings, root)]
+
+
+async def with_memory(workers: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The workers with their resident and their proportional memory, None where the system does not tell.
+
+    The kernel walks through all pages of a process for it, while the process may have to wait. So whoever
+    wants to know looks, in a thread, and never the arbiter.
+    """
+
+    def look() -> list[dict[str, Any]]:
+        return [{**worker, **_memory(worker.get("pid"))} for worker in workers]
+
+    return await asyncio.to_thread(look)
 
 
 def _ask_arbiter(settings: Settings) -> dict[str, Any]:
@@ -78,16 +93,11 @@ def _pairs(told: dict[str, Any], settings: Settings, root: Path | None) -> list[
         return []
 
 
-def _with_memory(worker: dict[str, Any]) -> dict[str, Any]:
-    """The worker with its resident and its proportional memory, None where the system does not tell."""
-    if "rss_bytes" in worker:
-        return worker
-    found: dict[str, Any] = {"rss_bytes": None, "pss_bytes": None}
-    if worker.get("pid"):
-        try:
-            process = psutil.Process(worker["pid"])
+def _memory(pid: int | None) -> dict[str, int | None]:
+    found: dict[str, int | None] = {"rss_bytes": None, "pss_bytes": None}
+    if pid:
+        with contextlib.suppress(psutil.Error, OSError):  # it has just left, or belongs to somebody else
+            process = psutil.Process(pid)
             found["rss_bytes"] = process.memory_info().rss
             found["pss_bytes"] = getattr(process.memory_full_info(), "pss", None)
-        except (psutil.Error, OSError):  # it has just left, or belongs to somebody else
-            pass
-    return {**worker, **found}
+    return found

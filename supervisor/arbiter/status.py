@@ -6,8 +6,6 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from supervisor.arbiter.services import NAMES
 from supervisor.board import Head, Word
 from supervisor.core.liveness import NS
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def document(arbiter: Arbiter) -> dict[str, Any]:
-    """The pool as the arbiter sees it."""
+    """The pool as the arbiter sees it, from what it has at hand: whoever asks must not hold it up."""
     operations, board, pool = arbiter.operations, arbiter.board, arbiter.pool
     return {
         "state": whole_state(arbiter),
@@ -93,7 +91,6 @@ def services(crew: Services) -> list[dict[str, Any]]:
 def _worker(board: Board, slot: Slot) -> dict[str, Any]:
     words = board.slot(slot.number)
     ready_ns, spawn_ns = words.get(Word.READY_NS), words.get(Word.SPAWN_NS)
-    rss_bytes, pss_bytes = _memory(slot.pid) if slot.living else (None, None)
     return {
         "slot": slot.number,
         "pid": slot.pid or None,
@@ -106,8 +103,6 @@ def _worker(board: Board, slot: Slot) -> dict[str, Any]:
         "beat_age_s": _age_s(words, Word.BEAT_NS) if slot.living else None,
         "fetch_age_s": _age_s(words, Word.FETCH_NS) if slot.living else None,
         "settle_age_s": _age_s(words, Word.SETTLE_NS) if slot.living else None,
-        "rss_bytes": rss_bytes,
-        "pss_bytes": pss_bytes,
         "in_flight": words.get(Word.IN_FLIGHT) if slot.living else 0,
         "waiting": words.get(Word.WAITING) if slot.living else 0,
         "done": words.get(Word.DONE),
@@ -131,16 +126,3 @@ def _last_exit(slot: Slot) -> dict[str, Any] | None:
 
 def _is_cut_off(board: Board) -> bool:
     return bool(board.get(Head.KEEPER_BEAT_NS)) and not board.get(Head.KEEPER_REDIS_OK)
-
-
-def _memory(pid: int) -> tuple[int | None, int | None]:
-    """(resident, proportional) bytes; None where the system does not tell."""
-    try:
-        process = psutil.Process(pid)
-        try:
-            full = process.memory_full_info()
-        except psutil.AccessDenied:
-            return process.memory_info().rss, None
-    except psutil.Error:
-        return None, None
-    return full.rss, getattr(full, "pss", None)

@@ -40,7 +40,7 @@ def test_a_pool_starts_shows_itself_and_leaves_nothing(standins: Make) -> None:
     assert status["pid"] == pool.pid
     assert status["redis"]["version"] == "Redis 0"
     for worker in status["workers"]:
-        assert worker["rss_bytes"] > 0 and worker["pss_bytes"] > 0 and worker["boot_ms"] > 0
+        assert worker["boot_ms"] > 0
         assert worker["last_exit"] is None and worker["restarts"] == 0 and worker["incarnation"] == 1
     assert pool.events("started")[0]["ready"] == 3
     assert pool.place.control.stat().st_mode & 0o777 == 0o600
