@@ -10,7 +10,7 @@ import asyncio
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
@@ -25,7 +25,7 @@ from supervisor.worker.settler import Settler
 from supervisor.worker.surroundings import Surroundings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from supervisor.board import RowBoard, SlotBoard
     from supervisor.handling.load import HandlerSpec
@@ -76,6 +76,7 @@ class Runtime:
         enter(self._context)
         self.consumers = [Consumer(spec, around, _row(board, spec)) for spec in specs]
         self.stopping = False
+        self._finished = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, ready: Callable[[], None]) -> None:
@@ -84,12 +85,16 @@ class Runtime:
         `ready` is called once, when everything is connected and adopted. Raises what a consumer's
         own code raises: that is a bug and must end the process, never leave it idle.
         """
+        owner = asyncio.current_task()
         async with asyncio.TaskGroup() as group:
-            others = [group.create_task(self.settler.run()), group.create_task(self._until_bug())]
+            settling = self._unbroken(self.settler.run(), owner)
+            others = [group.create_task(settling, name="settler"), group.create_task(self._until_bug())]
             async with asyncio.TaskGroup() as consumers:
                 for consumer in self.consumers:
-                    consumers.create_task(self._live(consumer, ready))
+                    living = self._unbroken(self._live(consumer, ready), owner)
+                    consumers.create_task(living, name=f"consumer {consumer.spec.stream} {consumer.spec.group}")
             await self._finish()
+            self._finished = True
             for task in others:
                 task.cancel()
 
@@ -182,6 +187,16 @@ class Runtime:
             return await consumer.charge(delivery)
         except (RedisError, OSError):  # not charged this time; Redis is gone again, of which others tell
             return False
+
+    async def _unbroken(self, work: Coroutine[Any, Any, None], owner: asyncio.Task[Any] | None) -> None:
+        """A task group takes a task that a handler has cancelled for one that is done; the others would go on alone."""
+        try:
+            await work
+        except asyncio.CancelledError:
+            if self._finished or owner is None or owner.cancelling():
+                raise
+            task = asyncio.current_task()
+            raise RuntimeError(f"{task and task.get_name()} was cancelled, perhaps by a handler") from None
 
     async def _until_bug(self) -> None:
         await self._bug
