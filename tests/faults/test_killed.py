@@ -10,35 +10,18 @@ from typing import Any
 
 from tests.support.faults import Bounds, board_of, incarnations, ready_again_ms
 from tests.support.pool import Pool
+from tests.support.recording import RECORD, SIMPLE, records, seen, times_ns
+from tests.support.standins import Standins
+from tests.support.waiting import eventually
 
 StartPool = Callable[..., Pool]
-
-#: Each delivery is a line in a file of the worker's own, written in one call: it survives the worker.
-RECORD = """
-    import os, time
-    from supervisor import Message, handler
-
-    def record(text):
-        fd = os.open(f"seen.{os.getpid()}", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-        os.write(fd, f"{text} {time.monotonic_ns()}\\n".encode())
-        os.close(fd)
-"""
-
-SIMPLE = (
-    RECORD
-    + """
-    @handler("events", group="workers")
-    async def handle(message: Message) -> None:
-        record(message.fields["n"])
-"""
-)
 
 
 def test_01_kill9_one(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
     # Each slot is killed once: what is measured is the restart, not the backoff of one that crashes again.
     pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=10)
     board, before = board_of(pool.pid), pool.pids()
-    times = []
+    times: list[float] = []
     for slot, pid in before.items():
         was = incarnations(board, [slot])
         killed_ns = time.monotonic_ns()
@@ -48,12 +31,14 @@ def test_01_kill9_one(start_pool: StartPool, redis_server: Any, bound: Bounds) -
     after = pool.wait_ready()["workers"]
     assert all(worker["last_exit"]["signal"] == signal.SIGKILL for worker in after)
     assert all(worker["pid"] != before[worker["slot"]] and worker["restarts"] == 1 for worker in after)
+    for line in pool.events("worker left"):
+        assert line["pid"] == before[line["slot"]] and line["signal"] == "SIGKILL" and line["next_start_s"] == 0
 
 
 def test_02_kill9_all(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
-    times = []
-    for _ in range(3):  # three pools: the second time, a slot would wait for its backoff
-        pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=8, config=f'[pool]\nname = "p{len(times)}"\n')
+    times: list[float] = []
+    for number in range(3):  # three pools: the second time, a slot would wait for its backoff
+        pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=8, config=f'[pool]\nname = "p{number}"\n')
         board, before = board_of(pool.pid), pool.pids()
         was = incarnations(board, list(before))
         killed_ns = time.monotonic_ns()
@@ -63,5 +48,94 @@ def test_02_kill9_all(start_pool: StartPool, redis_server: Any, bound: Bounds) -
         after = pool.wait_ready()["workers"]
         assert [worker["last_exit"]["signal"] for worker in after] == [signal.SIGKILL] * 8
         assert not set(before.values()) & {worker["pid"] for worker in after}
-        pool.stop()
+        assert pool.stop() == 0
     bound.check("kill -9 of all 8 until all are READY", times, 300)
+
+
+def test_03_kill9_during_batch(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
+    held = 50
+    pool = start_pool(
+        RECORD
+        + """
+    import asyncio
+    @handler("events", group="workers")
+    async def handle(message: Message) -> None:
+        record(message.fields["n"])
+        if not os.path.exists("go"):
+            await asyncio.Event().wait()
+        record("done")
+""",
+        redis_url=redis_server.url,
+        workers=1,
+    )
+    redis = redis_server.sync()
+    for n in range(held):
+        redis.xadd("events", {"n": n})
+    eventually(lambda: len(seen(pool)) == held)
+    assert redis.xpending("events", "workers")["pending"] == held
+    (pool.folder / "go").touch()
+    dead = pool.pids()[0]
+    killed_ns = time.monotonic_ns()
+    os.kill(dead, signal.SIGKILL)
+    eventually(lambda: seen(pool)["done"] == held, interval_s=0.005)
+    bound.check(
+        f"kill -9 until all {held} in hand have run again", (max(times_ns(pool, "done")) - killed_ns) / 1e6, 1000
+    )
+    counts = seen(pool)
+    assert all(counts[str(n)] == 2 for n in range(held)), "once by the dead worker, once by its successor"
+    assert {pid for pid, text, _ in records(pool) if text == "done"} == {pool.pids()[0]}
+    eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)
+    assert len(redis.xinfo_consumers("events", "workers")) == 1
+    assert pool.worker(0)["last_exit"]["signal"] == signal.SIGKILL
+
+
+def test_04_segv_ctypes(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
+    pool = start_pool(
+        RECORD
+        + """
+    import ctypes
+    @handler("events", group="workers")
+    async def handle(message: Message) -> None:
+        record(message.fields["n"])
+        if not os.path.exists("crashed"):
+            open("crashed", "w").close()
+            ctypes.string_at(0)
+""",
+        redis_url=redis_server.url,
+        workers=2,
+    )
+    board = board_of(pool.pid)
+    was = incarnations(board, [0, 1])
+    for n in range(2):
+        redis_server.sync().xadd("events", {"n": n})
+    left = eventually(lambda: pool.events("worker left"))[0]
+    assert left["signal"] == "SIGSEGV" and left["reason"] == "signal" and left["in_hand"]
+    crashed_ns = min(at_ns for pid, _, at_ns in records(pool) if pid == left["pid"])
+    slot = left["slot"]
+    took_ms = ready_again_ms(board, {slot: was[slot]}, crashed_ns)[slot]
+    bound.check("SIGSEGV until READY", took_ms, 300)
+    [line] = pool.events("worker's last stack")
+    assert "Segmentation fault" in line["stack"] and "handlers.py" in line["stack"] and "string_at" in line["stack"]
+    eventually(lambda: sum(seen(pool).values()) == 3)
+    eventually(lambda: redis_server.sync().xpending("events", "workers")["pending"] == 0)
+    assert pool.wait_ready()["workers"][1 - slot]["restarts"] == 0
+
+
+def test_05_exit0_unexpected(standins: Callable[..., Standins], bound: Bounds) -> None:
+    # Behind the barrier, the first incarnations leave with code 0 and nobody asked them to.
+    pool = standins(workers=4, orders={"*": "exit0"}, ready=False)
+    eventually(lambda: len(pool.notes("spawned")) == 8)
+    status = pool.wait_ready()
+    for worker in status["workers"]:
+        assert (worker["last_exit"]["reason"], worker["last_exit"]["code"]) == ("exit", 0)
+        assert worker["incarnation"] == 2 and worker["restarts"] == 1
+    left = {note["pid"]: note for note in pool.notes("left")}
+    times = []
+    for first in pool.notes("spawned"):
+        if first["pid"] in left:
+            again = [
+                n["at_s"] for n in pool.notes("spawned") if n["slot"] == first["slot"] and n["pid"] != first["pid"]
+            ]
+            times.append((again[0] - left[first["pid"]]["at_s"]) * 1000)
+    bound.check("exit 0 unasked until its successor runs", times, 100)
+    assert [line["next_start_s"] for line in pool.events("worker left")] == [0] * 4, "a crash, but the first"

@@ -108,12 +108,29 @@ class Worker:
     def before_crash(self) -> None:
         os._exit(3)
 
-    def do_crash_soon(self) -> int:
-        until_s = time.monotonic() + 0.3
+    def do_crash_soon(self, after_s: float = 0.3) -> int:
+        until_s = time.monotonic() + after_s
         while time.monotonic() < until_s and not self.terms:
             self.beat()
             time.sleep(BEAT_S)
         return 0 if self.terms else 3
+
+    def do_crash_late(self) -> int:
+        return self.do_crash_soon(2.0)
+
+    def do_crash_in_turn(self) -> int:
+        """Slots 0 and 1 crash by turns; whose file exists has the turn."""
+        turn = FOLDER / f"turn{self.slot}"
+        if self.slot == 0 and self.words.get(Word.INCARNATION) == 1:
+            turn.touch()
+        while not turn.exists() and not self.terms:
+            self.beat()
+            time.sleep(BEAT_S)
+        if self.terms:
+            return EXIT_OK
+        turn.rename(FOLDER / f"turn{1 - self.slot}")
+        note("turn", self.slot)
+        return 3
 
     def do_grandchild(self) -> int:
         child = subprocess.Popen(["sleep", "3600"])

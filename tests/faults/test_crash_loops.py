@@ -1,0 +1,133 @@
+"""Workers that crash again and again: what it costs, and what it must not stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+
+from supervisor.core.backoff import backoff_s
+from tests.support.faults import Bounds, Watch
+from tests.support.pool import Pool
+from tests.support.recording import RECORD, records, seen
+from tests.support.standins import Standins, now_s
+from tests.support.waiting import eventually
+
+Make = Callable[..., Standins]
+
+
+def until(at_s: float) -> None:
+    """The time itself is what is waited for."""
+    eventually(lambda: now_s() >= at_s, at_s - now_s() + 5, 0.05)
+
+
+def cpu_s(pool: Standins) -> float:
+    return sum(psutil.Process(pool.pid).cpu_times()[:2])
+
+
+def spawns(pool: Standins, from_s: float, for_s: float) -> int:
+    return sum(from_s <= note["at_s"] <= from_s + for_s for note in pool.notes("spawned"))
+
+
+@pytest.mark.slow
+def test_14_crash_loop_all(standins: Make, watch: Watch, bound: Bounds) -> None:
+    # Two pools at the same time: how much it costs, and that the cause, once mended, is the end of it.
+    two = standins(workers=2, orders={"*": "crash_soon"}, ready=False)
+    four = standins(workers=4, orders={"*": "crash_soon"}, ready=False)
+    began_s = eventually(lambda: two.notes("spawned"))[0]["at_s"]
+    used_s = cpu_s(two)
+
+    eventually(lambda: four.status()["breaker_open"] and not four.pids(), 20)
+    assert four.status()["state"] in ("down", "degraded")
+    # max(10, 3 × 4) crashes are allowed, one more opens it; the others may have been under way.
+    spawned = len(four.notes("spawned"))
+    assert 13 <= spawned <= 13 + 4
+    four.order({})  # the canary stays up
+    eventually(lambda: any(worker["state"] == "READY" for worker in four.status()["workers"]), 10)
+    assert len(four.notes("spawned")) == spawned + 1
+    assert four.status()["state"] == "degraded"
+
+    until(began_s + 15)
+    used_s = cpu_s(two) - used_s
+    count = spawns(two, began_s, 15)
+    assert count >= 10, "they crashed, and were started again"
+    bound.check("spawns of two workers that crash after 0.3 s, in 15 s", count, 16, "")
+    bound.check("the arbiter's share of a CPU meanwhile", used_s / 15 * 100, 5, "%")
+    status = two.status()
+    assert status["breaker_open"] is True and status["state"] in ("down", "degraded")
+    assert {worker["last_exit"]["reason"] for worker in status["workers"]} == {"exit"}
+    assert two.events("workers crash too often: only one at a time is tried until it stays up")
+
+
+@pytest.mark.slow
+def test_15_crash_loop_alternating(standins: Make, bound: Bounds) -> None:
+    # Never the same worker twice in a row, and each for no longer than its turn takes.
+    pool = standins(workers=3, orders={"0": "crash_in_turn", "1": "crash_in_turn"}, ready=False)
+    began_s = eventually(lambda: pool.notes("turn"))[0]["at_s"]
+    eventually(lambda: pool.status()["breaker_open"], 15)
+    opened_s = now_s()
+    until(opened_s + 3)
+    turns = [note["slot"] for note in pool.notes("turn")]
+    assert len(turns) >= 11 and all(turns[n] != turns[n + 1] for n in range(len(turns) - 1))
+    bound.check("spawns of 3 workers of which two crash in turn, until the breaker opens", len(turns) + 3, 16, "")
+    assert opened_s - began_s > 1, "each waited for its backoff"
+    assert not [note for note in pool.notes("spawned") if note["at_s"] > opened_s + 0.1], "then nobody is started"
+    status = pool.status()
+    assert status["state"] == "degraded", "the third works on"
+    assert pool.worker(2)["state"] == "READY" and pool.worker(2)["restarts"] == 0
+
+
+@pytest.mark.slow
+def test_16_crash_loop_2s_uptime(standins: Make, bound: Bounds) -> None:
+    # READY, and at work for two seconds each time: that must not reset the backoff.
+    pool = standins(workers=4, orders={"*": "crash_late"})
+    eventually(lambda: pool.status()["breaker_open"], 20)
+    opened_s = now_s()
+    waits: dict[int, list[float]] = {}
+    for line in pool.events("worker left"):
+        assert line["code"] == 3 and line["uptime_s"] >= 2
+        waits.setdefault(line["slot"], []).append(line["next_start_s"])
+    for found in waits.values():
+        for crash, wait_s in enumerate(found[1:], 1):
+            longest_s = backoff_s(crash, 0.1, 30.0, lambda: 1.0)
+            assert longest_s * 0.6 <= wait_s <= longest_s, found
+    bound.check("spawns of 4 workers that crash after 2 s, until the breaker opens", len(pool.notes("spawned")), 17, "")
+    until(opened_s + 2.5)
+    assert spawns(pool, opened_s + 0.1, 60) == 0
+    assert pool.status()["state"] in ("down", "degraded")
+
+
+def test_17_poison_message_in_batch_200(start_pool: Callable[..., Pool], redis_server: Any, bound: Bounds) -> None:
+    redis = redis_server.sync()
+    redis.xgroup_create("events", "workers", "0", mkstream=True)
+    for n in range(200):  # they are there before the first read, which so brings all of them
+        redis.xadd("events", {"n": n})
+    pool = start_pool(
+        RECORD
+        + """
+    @handler("events", group="workers", batch_size=200, concurrency=200)
+    async def handle(message: Message) -> None:
+        if message.fields["n"] == "100":
+            record("death")
+            os._exit(1)
+        record(message.fields["n"])
+""",
+        redis_url=redis_server.url,
+        workers=1,
+        ready=False,
+    )
+    dead = "supervisor:{events}:workers:dead"
+    eventually(lambda: redis.xlen(dead) == 1, 30)
+    eventually(lambda: redis.xpending("events", "workers")["pending"] == 0, 30)
+    [(_, letter)] = redis.xrange(dead)
+    assert letter[b"field:n"] == b"100"
+    assert letter[b"reason"] == b"crashed the worker"
+    counts = seen(pool)
+    deaths = [at_ns for _, text, at_ns in records(pool) if text == "death"]
+    bound.check("deaths by one poison message among 200", counts.pop("death"), 4, "")
+    bound.check("its first death until its last", (deaths[-1] - deaths[0]) / 1e6, 2000)
+    assert len(counts) == 199
+    assert sum(counts.values()) <= 199 + 100, "what ran before it ran again once, at most"
+    pool.wait_ready()

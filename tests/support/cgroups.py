@@ -1,0 +1,63 @@
+"""A memory cgroup with a limit, of version 1 or 2, where this machine lets a test make one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.waiting import eventually
+
+ROOT = Path("/sys/fs/cgroup")
+
+
+class MemoryGroup:
+    """One that was made, with nobody in it."""
+
+    def __init__(self, path: Path, limit: str, events: str) -> None:
+        self._path = path
+        self._limit = path / limit
+        self._events = path / events
+
+    def limit(self, limit_bytes: int) -> None:
+        """No more than this for all of its processes."""
+        self._limit.write_text(str(limit_bytes))
+        for swap in ("memory.memsw.limit_in_bytes", "memory.swap.max"):
+            with contextlib.suppress(OSError):
+                (self._path / swap).write_text("0" if swap.endswith("max") else str(limit_bytes))
+
+    def take(self, pid: int) -> None:
+        """Move a process here; what it forks is born here."""
+        (self._path / "cgroup.procs").write_text(str(pid))
+
+    def oom_kills(self) -> int:
+        """How many the kernel has killed here for want of memory."""
+        lines = self._events.read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+
+
+@contextlib.contextmanager
+def memory_group() -> Iterator[MemoryGroup]:
+    """A new one; removed when its processes are gone. Skips the test where none can be made."""
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    own = {line.split(":")[1]: line.split(":")[2] for line in lines}
+    if "memory" in own:
+        parent, words = ROOT / "memory" / own["memory"].lstrip("/"), ("memory.limit_in_bytes", "memory.oom_control")
+    else:
+        parent, words = ROOT / own.get("", "/").lstrip("/"), ("memory.max", "memory.events")
+    path = parent / f"test-{uuid.uuid4().hex}"
+    try:
+        path.mkdir()
+    except OSError as error:
+        pytest.skip(f"no memory cgroup can be made here: {error}")
+    try:
+        if not os.access(path / words[0], os.W_OK) or "oom_kill " not in (path / words[1]).read_text():
+            pytest.skip(f"the memory controller is not enabled in {path}")
+        yield MemoryGroup(path, *words)
+    finally:
+        eventually(lambda: not (path / "cgroup.procs").read_text().strip(), what="the cgroup is empty")
+        eventually(lambda: path.rmdir() is None, what="the cgroup is removed")

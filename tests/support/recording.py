@@ -1,0 +1,47 @@
+"""Handlers that write down each delivery where it survives their worker, and what they wrote."""
+
+from __future__ import annotations
+
+import collections
+
+from tests.support.pool import Pool
+
+#: Each delivery is a line in a file of the worker's own, written in one call: it survives the worker.
+RECORD = """
+    import os, time
+    from supervisor import Message, handler
+
+    def record(text):
+        fd = os.open(f"seen.{os.getpid()}", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+        os.write(fd, f"{text} {time.monotonic_ns()}\\n".encode())
+        os.close(fd)
+"""
+
+SIMPLE = (
+    RECORD
+    + """
+    @handler("events", group="workers")
+    async def handle(message: Message) -> None:
+        record(message.fields["n"])
+"""
+)
+
+
+def records(pool: Pool) -> list[tuple[int, str, int]]:
+    """All that was recorded, oldest first: pid, text, monotonic ns."""
+    found = []
+    for path in pool.folder.glob("seen.*"):
+        for line in path.read_text().splitlines():
+            text, at_ns = line.split()
+            found.append((int(path.suffix[1:]), text, int(at_ns)))
+    return sorted(found, key=lambda row: row[2])
+
+
+def seen(pool: Pool) -> collections.Counter[str]:
+    """How often each text was recorded."""
+    return collections.Counter(text for _, text, _ in records(pool))
+
+
+def times_ns(pool: Pool, text: str) -> list[int]:
+    """When this text was recorded."""
+    return [at_ns for _, found, at_ns in records(pool) if found == text]
