@@ -25,6 +25,7 @@ BLOCK_MS = 5_000
 REPLY_SLACK_S = 3.0
 RECONNECT_BASE_S = 0.05
 RECONNECT_MAX_S = 2.0
+CANCEL_AGAIN_S = 0.05
 
 
 @command("""\
@@ -95,9 +96,7 @@ class _Reader:
         failures = 0
         while True:
             try:
-                reply = await self._redis.execute_command(
-                    "XREAD", "COUNT", count, "BLOCK", BLOCK_MS, "STREAMS", self._stream, self.last_id
-                )
+                reply = await self._read(count)
             except LOST as error:
                 if not failures:
                     talk(f"{unreachable(self._settings, error)}\nwaiting for it, to go on after {self.last_id}")
@@ -111,6 +110,22 @@ class _Reader:
                 entries: list[Any] = reply[0][1]
                 self.last_id = entries[-1][0].decode()
                 return entries
+
+    async def _read(self, count: int) -> Any:
+        """One read, in a task of its own: redis-py swallows a cancel, and so Ctrl-C, that comes while it sends."""
+        import asyncio
+
+        words = ("XREAD", "COUNT", count, "BLOCK", BLOCK_MS, "STREAMS", self._stream, self.last_id)
+        reading = asyncio.ensure_future(self._redis.execute_command(*words))
+        try:
+            await asyncio.wait([reading])
+            return reading.result()
+        finally:
+            while not reading.done():
+                reading.cancel()
+                await asyncio.wait([reading], timeout=CANCEL_AGAIN_S)
+            if not reading.cancelled():
+                reading.exception()
 
     async def close(self) -> None:
         await self._redis.aclose()

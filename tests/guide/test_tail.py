@@ -57,6 +57,29 @@ def test_tail_follows_what_is_new_and_survives_a_crash_of_redis(tmp_path: Path, 
     assert err.read_text().splitlines()[-1] == "connected again"
 
 
+def test_ctrl_c_ends_tails_of_a_busy_stream(tmp_path: Path, redis_server) -> None:
+    outs = [tmp_path / f"out{n}" for n in range(4)]
+    tails = []
+    for out in outs:
+        with out.open("wb") as stdout:
+            tails.append(spawn("tail", STREAM, cwd=tmp_path, redis_url=redis_server.url, stdout=stdout))
+    try:
+        with redis_server.sync() as client:
+            for tail, out in zip(tails, outs, strict=True):
+                # Busy when it comes, since a cancelled send may go unnoticed: each is told in the middle of a flood.
+                eventually(lambda o=out: client.xadd(STREAM, {"n": 1}) and o.stat().st_size, interval_s=0.0005)
+                for _ in range(100):
+                    client.xadd(STREAM, {"n": 1})
+                tail.send_signal(signal.SIGINT)
+                for _ in range(100):
+                    client.xadd(STREAM, {"n": 1})
+            assert [tail.wait(10) for tail in tails] == [130] * len(tails)
+    finally:
+        for tail in tails:
+            tail.kill()
+            tail.communicate()
+
+
 def publish(server, text: str) -> None:
     with server.sync() as client:
         client.xadd(STREAM, {"text": text})
