@@ -42,9 +42,9 @@ def test_a_port_that_is_taken_is_one_clear_line(tmp_path: Path, redis_url: str) 
         other.listen()
         bind = f"127.0.0.1:{other.getsockname()[1]}"
         done = run("api", "--bind", bind, cwd=tmp_path, redis_url=redis_url)
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"error: api.bind: can't listen on {bind}: ")
-    assert "Traceback" not in done.stderr
+    assert done.returncode in {1, 2}
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: ") and bind in line
 
 
 @pytest.fixture(scope="module")
