@@ -24,13 +24,18 @@ _OF_WORKER = (
     ("supervisor_worker_restarts_total", "counter", "Starts after the first.", "restarts"),
     ("supervisor_worker_resident_memory_bytes", "gauge", "Resident memory.", "rss_bytes"),
     ("supervisor_worker_beat_age_seconds", "gauge", "Since the last sign of life.", "beat_age_s"),
+    ("supervisor_worker_loop_lag_seconds", "gauge", "The longest that its loop was held up.", "loop_lag_s_max"),
     ("supervisor_worker_in_flight_messages", "gauge", "Messages in hand.", "in_flight"),
+    ("supervisor_worker_reconnects_total", "counter", "Connections to Redis that were lost.", "reconnects"),
+    ("supervisor_reclaimed_total", "counter", "Messages of a dead worker, or handed over.", "adopted"),
+    ("supervisor_trimmed_messages_total", "counter", "Messages gone from the stream while pending.", "trimmed"),
 )
 
 
 def render(state: Mapping[str, Any]) -> str:
     """The text of /metrics. What is not known is left out, never shown as 0."""
-    redis, workers, groups = state["redis"], state["workers"], state["groups"]
+    redis, groups = state["redis"], state["groups"]
+    workers = [{**worker, "loop_lag_s_max": _seconds(worker.get("loop_lag_ms_max"))} for worker in state["workers"]]
     build = {"version": __version__, "python": platform.python_version(), "redis": redis.get("version") or "unknown"}
     lines = [
         *_family("supervisor_build_info", "gauge", "The versions in use.", [(build, 1)]),
@@ -48,11 +53,11 @@ def render(state: Mapping[str, Any]) -> str:
         *_family(
             "supervisor_messages_settled_total",
             "counter",
-            "Deliveries by how they ended.",
+            "Deliveries by how they ended; lost_claim: done, but the ack came too late.",
             [
                 ({"slot": worker["slot"], "outcome": outcome}, worker.get(outcome))
                 for worker in workers
-                for outcome in ("done", "failed", "dead")
+                for outcome in ("done", "failed", "dead", "lost_claim")
             ],
         ),
     ]
@@ -62,6 +67,10 @@ def render(state: Mapping[str, Any]) -> str:
         labels = [({"stream": group["stream"], "group": group["group"]}, group.get(key)) for group in groups]
         lines += _family(name, "gauge", text, labels)
     return "\n".join([*lines, ""])
+
+
+def _seconds(ms: float | None) -> float | None:
+    return None if ms is None else ms / 1000
 
 
 def _family(name: str, kind: str, text: str, samples: Iterable[Sample]) -> list[str]:

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from supervisor.arbiter.services import NAMES
-from supervisor.board import Head, Word
+from supervisor.board import Head, Word, WorkerState
 from supervisor.core.liveness import NS
 from supervisor.core.slot import Slot, State
 
@@ -108,6 +108,18 @@ def _worker(board: Board, slot: Slot) -> dict[str, Any]:
         "done": words.get(Word.DONE),
         "failed": words.get(Word.FAILED),
         "dead": words.get(Word.DEAD),
+        # What it is doing, and since when.
+        "activity": WorkerState(words.get(Word.STATE)).name.lower() if slot.living else None,
+        "activity_s": _age_s(words, Word.STATE_SINCE_NS) if slot.living else None,
+        # Acks that came too late: somebody else has settled the message.
+        "lost_claim": words.get(Word.LOST_CLAIM),
+        # Messages that were gone from the stream while they were pending.
+        "trimmed": words.get(Word.TRIMMED),
+        "reconnects": words.get(Word.RECONNECTS),
+        # Messages found in its own pending list: a predecessor's, or handed over.
+        "adopted": words.get(Word.ADOPTED),
+        "batches": words.get(Word.BATCHES),
+        "loop_lag_ms_max": round(words.get(Word.LOOP_LAG_NS_MAX) / 1e6, 1) if slot.living else None,
     }
 
 
