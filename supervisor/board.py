@@ -34,9 +34,7 @@ class Head(IntEnum):
 
     MAGIC = 0
     VERSION = 1
-    #: The arbiter's pid, the time of its last turn and of its start (CLOCK_MONOTONIC).
-    ARBITER_PID = 2
-    TICK_NS = 3
+    #: The time of the arbiter's start (CLOCK_MONOTONIC).
     START_NS = 4
     #: Not 0: every child shall drain.
     SHUTDOWN = 5
@@ -56,7 +54,6 @@ class Word(IntEnum):
     PID = 0
     INCARNATION = 1
     SPAWN_NS = 2
-    RESTARTS = 3
     #: Raised by the arbiter or the keeper: read your own pending list again.
     SWEEP = 4
     #: Set before a slot is drained for good: 1 + the slot that inherits what it still has. A worker that finds

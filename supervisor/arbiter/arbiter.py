@@ -87,7 +87,6 @@ class Arbiter(Forks):
         """Until the last child is gone; the exit code. Raises what kept the pool from starting."""
         fork.become_subreaper()
         self._obey_signals()
-        self.board.set(Head.ARBITER_PID, os.getpid())
         self._tick()
         if self.inherited:
             self._go_on(self.inherited)
@@ -247,7 +246,6 @@ class Arbiter(Forks):
             signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
     def _tick(self) -> None:
-        self.board.set(Head.TICK_NS, time.monotonic_ns())
         self.control.tidy()
         if self.notify.watchdog_s is not None:
             self.notify.alive()

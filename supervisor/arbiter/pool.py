@@ -100,8 +100,7 @@ class Pool(Crew):
         return restart.permitted_s(self.breaker, slot.number, now_s)
 
     def has_started(self, slot: Slot) -> None:
-        """Count it; with the breaker open this one is the canary."""
-        self.board.slot(slot.number).set(Word.RESTARTS, slot.restarts)
+        """With the breaker open this one is the canary."""
         if slot.last_exit is not None and slot.last_exit.kind is Kind.CRASH:
             self.breaker = restart.started(self.breaker, slot.number)
 
