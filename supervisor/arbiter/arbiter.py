@@ -13,15 +13,17 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from supervisor.arbiter import embedded, fork, reexec, screen, status
+from supervisor.arbiter import embedded, fork, reexec, status
+from supervisor.arbiter.announcer import Announcer
 from supervisor.arbiter.check import ERRORS, Check
 from supervisor.arbiter.children import Children
+from supervisor.arbiter.door import LEFTOVER_S, Door
 from supervisor.arbiter.forks import Forks
 from supervisor.arbiter.loop import Loop
 from supervisor.arbiter.notify import Notify
 from supervisor.arbiter.operations import Operations
 from supervisor.arbiter.pool import Pool
-from supervisor.arbiter.services import API, KEEPER, KEEPER_QUIET_S, NAMES, REDIS, Services
+from supervisor.arbiter.services import API, BOOT_S, KEEPER, KEEPER_QUIET_S, NAMES, REDIS, Services
 from supervisor.arbiter.shutdown import Shutdown
 from supervisor.arbiter.singleton import lease_token
 from supervisor.arbiter.stacks import Stacks
@@ -30,6 +32,7 @@ from supervisor.board import Board, Head
 from supervisor.control.server import ControlServer, listen
 from supervisor.core.slot import Limits, Slot, State
 from supervisor.errors import EXIT_REDIS, ConfigError, HandlerError, SupervisorError
+from supervisor.listening import pool_bind
 from supervisor.log import Limiter, logger
 from supervisor.settings.place import place_of
 
@@ -61,18 +64,22 @@ class Arbiter(Forks):
         self.lock_fd = lock_fd
         self.inherited = inherited
         self.token = lease_token(self.place)
+        self.door = Door(pool_bind(self.settings), inherited.door if inherited else None)
+        if self.door.bind and not inherited:
+            self.door.open(LEFTOVER_S)
         self.board = Board(inherited.board_fd if inherited else None)
         self.loop = Loop(self._wrong_turn)
         self.children = Children(self.loop)
         self.stacks = Stacks(inherited.stack_fds if inherited else None)
         pool = self.settings.pool
         limits = Limits(boot_s=pool.boot_limit_s, beat_s=pool.beat_limit_s, drain_s=pool.drain_s)
-        slow = Limits(boot_s=pool.boot_limit_s, beat_s=KEEPER_QUIET_S, drain_s=pool.drain_s)
+        slow = Limits(boot_s=BOOT_S, beat_s=KEEPER_QUIET_S, drain_s=pool.drain_s)
         shared = (self.loop, self.children, self.stacks)
         self.services = Services(self.board, *shared, slow, self.log, self._changed)
         self.pool = Pool(self.board, self._fork_worker, *shared, limits, self.log, self._changed, burst=burst)
         self.shutdown = Shutdown(self.pool, self.services)
         self.operations = Operations(self)
+        self.announcer = Announcer(self)
         self.notify = Notify()
         self._upkeep = (Recycler(self), Autoscaler(self))
         self.control = ControlServer(self._listener(), self.place.control, self.loop, self.operations.handle)
@@ -133,9 +140,9 @@ class Arbiter(Forks):
         self.pool.scale(self.settings.pool.first_workers)
         self.services.add(KEEPER, self._fork_keeper)
         if self.settings.api.enabled:
-            self.services.add(API, self._fork_api)
+            self.services.add(API, self._fork_api, is_ready=self.door.is_served)
         self.services.turn()
-        self.loop.at(time.monotonic() + self.settings.pool.boot_limit_s, self._show)
+        self.loop.at(time.monotonic() + self.settings.pool.boot_limit_s, self.announcer.show)
 
     def _go_on(self, inherited: Inherited) -> None:
         """With the children of the image before this one; they are replaced one by one."""
@@ -145,12 +152,13 @@ class Arbiter(Forks):
         gc.freeze()
         spawns = {REDIS: self._fork_server, KEEPER: self._fork_keeper, API: self._fork_api}
         for slot in inherited.services:
-            self.services.add(NAMES[slot.number], spawns[NAMES[slot.number]], slot)
+            is_ready = self.door.is_served if NAMES[slot.number] == API else lambda: True
+            self.services.add(NAMES[slot.number], spawns[NAMES[slot.number]], slot, is_ready)
         for slot in inherited.workers:
             self.pool.adopt(slot)
         self.pool.was_ready = True
         if self.settings.api.enabled and self.services.get(API) is None:
-            self.services.add(API, self._fork_api)
+            self.services.add(API, self._fork_api, is_ready=self.door.is_served)
         elif not self.settings.api.enabled:
             self.services.leave(API, time.monotonic() + self.settings.pool.drain_s)
         configured = self.settings.pool.workers
@@ -170,7 +178,7 @@ class Arbiter(Forks):
             return
         if self._check is not None:
             return
-        self._show_when_ready()
+        self.announcer.look()
         self.operations.step()
         if not self.pool.was_ready and any(slot.state is State.FAILED for slot in self.pool.slots.values()):
             self.fail(HandlerError("a worker can't start with this configuration; its own words are above"))
@@ -180,6 +188,7 @@ class Arbiter(Forks):
     def fail(self, error: SupervisorError) -> None:
         """Give up: end all, and raise this in the end."""
         self._failure = self._failure or error
+        self.door.close()
         self.shutdown.begin(self.settings.pool.drain_s)
         self.shutdown.hurry()
         self._changed()
@@ -195,6 +204,7 @@ class Arbiter(Forks):
     def stop(self, why: str, drain_s: float | None = None) -> None:
         """Drain all within `drain_s` (default: as configured) and leave."""
         self.notify.stopping()
+        self.door.close()
         self.log.info("draining", why=why, workers=len(self.pool.living) or None)
         self.shutdown.begin(self.settings.pool.drain_s if drain_s is None else drain_s)
         self._changed()
@@ -209,28 +219,6 @@ class Arbiter(Forks):
         self.log.info("stopping at once", why=name)
         self.shutdown.hurry()
         self._changed()
-
-    def _show_when_ready(self) -> None:
-        wanted = [slot for slot in self.pool.slots.values() if slot.wanted]
-        if self.pool.slots and all(slot.state is State.READY for slot in wanted):
-            self._show()
-
-    def _show(self) -> None:
-        if self.began or self.shutdown.begun:
-            return
-        ready = sum(slot.state is State.READY for slot in self.pool.slots.values())
-        self.began = ready == self.pool.size
-        if self.began:
-            self.notify.ready()
-        facts = screen.Facts(
-            redis=self.redis,
-            embedded=self.services.get(REDIS) is not None,
-            ready=ready,
-            workers=self.pool.size,
-            boot_ms=round((time.monotonic() - self.began_s) * 1000),
-            api=self.services.get(API) is not None,
-        )
-        screen.show(self.loaded, self.specs, facts, self.log)
 
     # Signals and time
 
@@ -292,5 +280,6 @@ class Arbiter(Forks):
                 configured=self.settings.pool.workers,
                 redis=self.redis,
                 stack_fds=self.stacks.by_name,
+                door=self.door.state(),
             )
         )

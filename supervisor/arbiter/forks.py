@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from supervisor.arbiter.children import Children
+    from supervisor.arbiter.door import Door
     from supervisor.arbiter.entries import Entries, Specs
     from supervisor.arbiter.loop import Loop
     from supervisor.arbiter.services import Services
@@ -37,15 +38,18 @@ class Forks:
     services: Services
     stacks: Stacks
     control: ControlServer
+    door: Door
     lock_fd: int
     token: str
     burst: bool
 
     def fork(self, name: str, body: Callable[[], int]) -> int:
-        """A child without any of the arbiter's descriptors. Raises OSError, ForkUnsafeError."""
+        """A child without the arbiter's descriptors, but the service has its door. Raises OSError, ForkUnsafeError."""
         control, stack_fd = self.control.fds(), self.stacks.fresh(name)
         close = [*self.loop.fds(), *self.children.fds(), *self.stacks.fds(), *control, self.lock_fd]
-        return fork.fork_child(body, name=name, stack_fd=stack_fd, close=close, own_sockets=control)
+        close += [] if name == API else self.door.fds()
+        own = [*control, *self.door.sockets()]
+        return fork.fork_child(body, name=name, stack_fd=stack_fd, close=close, own_sockets=own)
 
     def _fork_worker(self, slot: int) -> int:
         return self.fork(worker_name(slot), lambda: self._become_worker(slot))
@@ -61,8 +65,10 @@ class Forks:
         return self.fork("boot", lambda: self.entries.boot(self.settings, self.specs, self.token, out_fd))
 
     def _fork_api(self) -> int:
+        self.door.open()
+        self.door.renew()
         command, environment = self.entries.api(self.loaded)
-        return self.fork(API, lambda: fork.exec_command(command, environment))
+        return self.fork(API, lambda: fork.exec_command(command, environment | self.door.hand_on()))
 
     def _fork_server(self) -> int:
         binary = embedded.find_binary()

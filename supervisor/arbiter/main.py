@@ -39,7 +39,7 @@ def run(loaded: Loaded, *, burst: bool = False, entries: Entries | None = None) 
     specs = load_handlers(loaded.settings, loaded.root)
     entries = entries or real_entries()
     try:
-        fork.check_safe([inherited.listener_fd] if inherited else [])
+        fork.check_safe(inherited.sockets if inherited else [])
     except fork.ForkUnsafeError as error:
         raise HandlerError(str(error)) from None
     return Arbiter(loaded, specs, entries, lock_fd, inherited, burst=burst).run()

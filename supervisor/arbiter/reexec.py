@@ -20,6 +20,7 @@ from supervisor.board import LAYOUT_VERSION
 from supervisor.core.restart import Exit, History, Kind
 from supervisor.core.slot import Slot, State
 from supervisor.errors import ConfigError
+from supervisor.listening import listen, pool_bind
 from supervisor.memory_file import memory_file
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 # Not SUPERVISOR_*: those are settings, and an unknown one is refused.
 STATE_VARIABLE = "_SUPERVISOR_STATE_FD"
 PREFLIGHT_VARIABLE = "_SUPERVISOR_PREFLIGHT"
-STATE_VERSION = 1
+STATE_VERSION = 2
 PREFLIGHT_LIMIT_S = 60.0
 
 
@@ -46,6 +47,19 @@ class Inherited:
     redis: dict[str, Any]
     #: Name of a child -> the memory file that it writes its stacks into.
     stack_fds: dict[str, int]
+    #: `Door.state`: the HTTP service's listening socket.
+    door: dict[str, Any] | None
+
+    @property
+    def sockets(self) -> list[int]:
+        """Those of its descriptors that are sockets."""
+        return [self.listener_fd, *([self.door["fd"]] if self.door else [])]
+
+    @property
+    def fds(self) -> list[int]:
+        """All that the successor goes on with."""
+        door = [self.door["ready_fd"]] if self.door else []
+        return [self.board_fd, self.lock_fd, *self.sockets, *door, *self.stack_fds.values()]
 
 
 def identity(settings: Settings) -> dict[str, Any]:
@@ -63,24 +77,28 @@ def identity(settings: Settings) -> dict[str, Any]:
 
 
 def preflight_asked() -> dict[str, Any] | None:
-    """In the preflight: the identity to agree with. Else None."""
+    """In the preflight: what to agree with. Else None."""
     text = os.environ.pop(PREFLIGHT_VARIABLE, None)
     found: dict[str, Any] | None = json.loads(text) if text else None
     return found
 
 
 def agree(wanted: dict[str, Any], settings: Settings) -> None:
-    """Raises ConfigError when the pool would be another one."""
-    own = identity(settings)
-    changed = [name for name in wanted if wanted[name] != own.get(name)]
+    """Raises ConfigError when the pool would be another one, or a new address of its service is taken."""
+    own, before = identity(settings), wanted["identity"]
+    changed = [name for name in before if before[name] != own.get(name)]
     if changed:
         raise ConfigError(f"{', '.join(changed)} changed since the pool was started: stop and start it for that")
+    bind = pool_bind(settings)
+    if bind and bind != wanted["bind"]:
+        listen(bind).close()
 
 
 def exec_preflight(settings: Settings) -> NoReturn:
     """In a forked child: become the preflight. What it has to say goes to stderr."""
     os.dup2(2, 1)
-    exec_command(_command(), {**os.environ, PREFLIGHT_VARIABLE: json.dumps(identity(settings))})
+    wanted = {"identity": identity(settings), "bind": pool_bind(settings)}
+    exec_command(_command(), {**os.environ, PREFLIGHT_VARIABLE: json.dumps(wanted)})
 
 
 # Handing over
@@ -91,7 +109,7 @@ def exec_successor(state: Inherited) -> NoReturn:
     fd = memory_file("state")
     os.write(fd, _encode(state))
     os.lseek(fd, 0, os.SEEK_SET)
-    for kept in (fd, state.board_fd, state.lock_fd, state.listener_fd, *state.stack_fds.values()):
+    for kept in (fd, *state.fds):
         os.set_inheritable(kept, True)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -108,7 +126,7 @@ def take_over() -> Inherited | None:
         return None
     with os.fdopen(int(text), "rb") as file:
         state = _decode(file.read())
-    for fd in (state.board_fd, state.lock_fd, state.listener_fd, *state.stack_fds.values()):
+    for fd in state.fds:
         os.set_inheritable(fd, False)
     return state
 

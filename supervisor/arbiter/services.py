@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from supervisor.arbiter.crew import Crew
 from supervisor.board import Head
 from supervisor.core.liveness import NS
-from supervisor.core.slot import Sign, Slot, doom
+from supervisor.core.slot import Sign, Slot, State, doom
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +23,8 @@ API = "api"
 NAMES = (REDIS, KEEPER, API)
 #: A keeper that has not finished a turn for this long is stuck, whatever Redis does: its own timeouts are shorter.
 KEEPER_QUIET_S = 60.0
+#: The HTTP service imports much, and on a machine that is busy this takes its time.
+BOOT_S = 60.0
 
 
 class Services(Crew):
@@ -36,11 +38,15 @@ class Services(Crew):
         super().__init__(*args, **options)
         self._board = board
         self._spawns: dict[int, Callable[[], int]] = {}
+        self._are_ready: dict[int, Callable[[], bool]] = {}
 
-    def add(self, name: str, spawn: Callable[[], int], slot: Slot | None = None) -> None:
+    def add(
+        self, name: str, spawn: Callable[[], int], slot: Slot | None = None, is_ready: Callable[[], bool] = lambda: True
+    ) -> None:
         """Have this service run from the next turn on, or go on with the process of a predecessor."""
         number = NAMES.index(name)
         self._spawns[number] = spawn
+        self._are_ready[number] = is_ready
         self.adopt(slot or Slot(number))
 
     def get(self, name: str) -> Slot | None:
@@ -52,11 +58,16 @@ class Services(Crew):
         return self._spawns[number]()
 
     def sign(self, slot: Slot) -> Sign:
-        """The keeper beats; the others answer for themselves."""
+        """The keeper beats, the HTTP service says when it serves, the server is watched by nobody here."""
         if NAMES[slot.number] != KEEPER:
-            return Sign()
+            return Sign(ready=self._are_ready[slot.number]())
         beat_ns = max(self._board.get(Head.KEEPER_BEAT_NS), int(slot.spawned_s * NS))
         return self._judge.sign(slot.number, ready=True, beat_ns=beat_ns, deadline_ns=0)
+
+    def has_left(self, before: Slot, after: Slot) -> None:
+        """One that has left for good is none of the pool's services any more."""
+        if after.state is State.EMPTY and not after.wanted:
+            del self.slots[before.number]
 
     def name(self, number: int) -> dict[str, Any]:
         """By its word."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import ipaddress
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from supervisor.cli.common import command, config_option, load_settings, redis_option
-from supervisor.errors import EXIT_FAILED, EXIT_OK, ConfigError, SupervisorError
+from supervisor.errors import EXIT_FAILED, EXIT_OK, SupervisorError
 
 if TYPE_CHECKING:
     import socket
+
+    import uvicorn
 
     from supervisor.settings.load import Loaded
     from supervisor.settings.model import Settings
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 PACKAGE = "supervisor_api"
 #: Open event streams are cut after this: uvicorn alone would wait for them for ever.
 GRACE_S = 2
-BACKLOG = 2048
+#: What comes on connections that are open already is still answered for so long.
+LAST_S = 0.1
 
 
 @command("""\
@@ -49,10 +52,11 @@ def serve(loaded: Loaded) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. Raises ConfigError for an address that must not be used."""
     import uvicorn
 
+    from supervisor.listening import check_bind, given, listen
     from supervisor.log import service_logger
 
     check_bind(loaded.settings)
-    listening = _listen(*address_of(loaded.settings.api.bind))
+    listening, ready_fd = given() or (listen(loaded.settings.api.bind), None)
     app = application().create_app(loaded)
     configuration = uvicorn.Config(
         app,
@@ -69,9 +73,31 @@ def serve(loaded: Loaded) -> int:
     # uvicorn raises a signal again when it has shut down; a wanted end is no death by signal.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(EXIT_OK))
-    server = uvicorn.Server(configuration)
+    server = _server(configuration, ready_fd)
     server.run(sockets=[listening])
     return EXIT_OK if server.started else EXIT_FAILED
+
+
+def _server(configuration: uvicorn.Config, ready_fd: int | None) -> uvicorn.Server:
+    """uvicorn's server that says when it serves, and takes its leave from its clients more gently."""
+    import asyncio
+
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started and ready_fd is not None:
+                os.write(ready_fd, b"1")
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            # uvicorn alone would cut connections whose first request is still on its way.
+            for server in self.servers:
+                server.close()
+            await asyncio.sleep(LAST_S)
+            await super().shutdown(sockets)
+
+    return Server(configuration)
 
 
 def application() -> Any:
@@ -87,46 +113,6 @@ def application() -> Any:
         sys.modules[PACKAGE] = module
         spec.loader.exec_module(module)
     return importlib.import_module(f"{PACKAGE}.app")
-
-
-def check_bind(settings: Settings) -> None:
-    """Raise ConfigError for an address that others can reach, unless a token is needed there."""
-    if not settings.api.token and not is_loopback(address_of(settings.api.bind)[0]):
-        raise ConfigError(
-            f"api.bind = {settings.api.bind!r}: anybody who reaches that address could publish;"
-            " set api.token (SUPERVISOR_API__TOKEN), or listen on 127.0.0.1"
-        )
-
-
-def address_of(bind: str) -> tuple[str, int]:
-    """(host, port) of `host:port`, brackets around an IPv6 host removed."""
-    host, _, port = bind.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach that address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there, so that a taken port is one clear error before anything is imported."""
-    import socket
-
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(BACKLOG)
-    except OSError as error:
-        raise SupervisorError(f"api.bind: can't listen on {host}:{port}: {error.strerror or error}") from None
-    return listening
 
 
 class _ToOwnLog(logging.Handler):

@@ -60,8 +60,8 @@ def show(config: Path | None, as_json: bool) -> None:
 def check(config: Path | None, as_json: bool) -> None:
     """Check the configuration and import the handlers: exit 2 when the first is wrong, 4 when the second fails."""
     loaded = load_settings(config)
-    from supervisor.cli.api import check_bind
     from supervisor.handling.load import load_handlers
+    from supervisor.listening import check_bind
 
     if loaded.settings.api.enabled:
         check_bind(loaded.settings)

@@ -56,14 +56,16 @@ def scale(workers: int, wait: bool, timeout_s: float, config: Path | None) -> in
 
 @command("""\
     supervisor restart
-    supervisor restart --wait            until every worker is a new one, the exit code tells""")
+    supervisor restart --wait            until every process is a new one, the exit code tells""")
 @wait_option
 @timeout_option
 @config_option
 def restart(wait: bool, timeout_s: float, config: Path | None) -> int:
-    """Replace the workers one after the other, with configuration and handlers read afresh."""
+    """Replace the workers one after the other, then the services, with configuration and handlers read afresh."""
     place = _place(config)
-    before = {worker["slot"]: worker["incarnation"] for worker in _ask(place, "status")["workers"]}
+    status = _ask(place, "status")
+    before = {worker["slot"]: worker["incarnation"] for worker in status["workers"]}
+    pids = {service["name"]: service["pid"] for service in status["services"]}
     _ask(place, "restart")
     if not wait:
         talk("restarting; `supervisor status` shows how far it is")
@@ -74,7 +76,10 @@ def restart(wait: bool, timeout_s: float, config: Path | None) -> int:
         if status["operation"] is None and last and not last["ok"]:
             raise SupervisorError(f"restarting the workers: {last['error']}")
         old = [worker for worker in status["workers"] if worker["incarnation"] <= before.get(worker["slot"], 0)]
-        return len(old) or int(status["operation"] is not None)
+        # The embedded Redis stays.
+        waited = [s for s in status["services"] if s["name"] != "redis"]
+        late = [s for s in waited if s["state"] != "READY" or s["pid"] == pids.get(s["name"])]
+        return len(old) + len(late) or int(status["operation"] is not None)
 
     return _watch(place, left, timeout_s, "restarting the workers")
 

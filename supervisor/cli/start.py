@@ -45,7 +45,7 @@ def start(
     }
     loaded = load_settings(config, flags)
     if loaded.settings.api.enabled:
-        from supervisor.cli.api import check_bind
+        from supervisor.listening import check_bind
 
         # Here, and not only in the service: the pool would start that again and again.
         check_bind(loaded.settings)

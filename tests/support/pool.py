@@ -41,14 +41,14 @@ class Pool:
         redis_url: str = "",
         workers: int = 2,
         config: str = "",
-        api: bool = False,
+        api: bool | None = False,
         args: tuple[str, ...] = (),
         env: dict[str, str] | None = None,
     ) -> None:
         """Write config.toml (`config` is its text) and handlers.py; start nothing yet.
 
         Without `redis_url` the pool starts its embedded server. With `api` the HTTP service listens
-        on a free port, see `base_url`.
+        on a free port, see `base_url`; None leaves it to `config`.
         """
         self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ class Pool:
         self.port = free_port() if api else 0
         self.base_url = f"http://127.0.0.1:{self.port}" if api else ""
         self._words = ["start", "--config", str(self.config), "--workers", str(workers)]
-        self._words += ["--bind", f"127.0.0.1:{self.port}"] if api else ["--no-api"]
+        self._words += ["--bind", f"127.0.0.1:{self.port}"] if api else ["--no-api"] if api is False else []
         self._words += args
         self._mark = uuid.uuid4().hex
         # In the environment, so that every command finds the same Redis.

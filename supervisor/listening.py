@@ -1,0 +1,91 @@
+"""Where the HTTP service listens: the address, whether it may be used, and the socket itself.
+
+The service binds it when it runs alone. In a pool the arbiter does, before anything is started, and
+hands it to each incarnation of the service: so a taken port is one clear error, and no connection is
+refused while the service restarts.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from supervisor.errors import ConfigError
+
+if TYPE_CHECKING:
+    from supervisor.settings.model import Settings
+
+#: `<descriptor of the socket>,<descriptor of a file to write into when the service serves>`.
+#: Not SUPERVISOR_*: those are settings, and an unknown one is refused.
+VARIABLE = "_SUPERVISOR_HTTP_FDS"
+BACKLOG = 2048
+_PORT_MAX = 65535
+
+
+def check_bind(settings: Settings) -> None:
+    """Raise ConfigError for an address that others can reach, unless a token is needed there."""
+    if not settings.api.token and not is_loopback(address_of(settings.api.bind)[0]):
+        raise ConfigError(
+            f"api.bind = {settings.api.bind!r}: anybody who reaches that address could publish;"
+            " set api.token (SUPERVISOR_API__TOKEN), or listen on 127.0.0.1"
+        )
+
+
+def pool_bind(settings: Settings) -> str:
+    """Where a pool's service listens; empty where a pool has none."""
+    return settings.api.bind if settings.api.enabled else ""
+
+
+def address_of(bind: str) -> tuple[str, int]:
+    """(host, port) of `host:port`, brackets around an IPv6 host removed."""
+    host, _, port = bind.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach that address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def listen(bind: str) -> socket.socket:
+    """A socket that listens there. Raises ConfigError that says what to do when the port is taken."""
+    host, port = address_of(bind)
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(BACKLOG)
+        except OSError:
+            listening.close()
+            raise
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            other = f"{bind.rpartition(':')[0]}:{port + 1 if port < _PORT_MAX else port - 1}"
+            raise TakenError(f"{bind} is taken; use --bind {other} or [api] bind") from None
+        raise ConfigError(f"api.bind: can't listen on {bind}: {error.strerror or error}") from None
+    return listening
+
+
+class TakenError(ConfigError):
+    """Another process listens there."""
+
+
+def given() -> tuple[socket.socket, int] | None:
+    """The socket and the file that the arbiter has handed over, if it has."""
+    text = os.environ.pop(VARIABLE, None)
+    if text is None:
+        return None
+    fd, ready_fd = map(int, text.split(","))
+    for one in (fd, ready_fd):
+        os.set_inheritable(one, False)
+    return socket.socket(fileno=fd), ready_fd
