@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _COLOURS = {"healthy": "green", "starting": "yellow", "draining": "yellow", "degraded": "red", "down": "red"}
-_EXIT_CODES = {"degraded": EXIT_DEGRADED, "down": EXIT_DOWN}
 
 
 @command("""\
@@ -23,7 +22,7 @@ _EXIT_CODES = {"degraded": EXIT_DEGRADED, "down": EXIT_DOWN}
 @config_option
 @json_option
 def status(config: Path | None, as_json: bool) -> int:
-    """Show the workers and the groups. Exits with 6 when the pool is degraded, with 8 when none runs."""
+    """Show the workers and the groups. Exits with 6 when the pool does not do its work, with 8 when none runs."""
     import asyncio
 
     from supervisor.status import collect
@@ -34,9 +33,11 @@ def status(config: Path | None, as_json: bool) -> int:
         click.echo(dumps(found, pretty=True))
     else:
         click.echo(show(found))
-        if found["state"] == "down":
+        if found["pid"] is None:
             talk("`supervisor start` starts it")
-    return _EXIT_CODES.get(found["state"], EXIT_OK)
+    if found["pid"] is None:
+        return EXIT_DOWN
+    return EXIT_DEGRADED if found["state"] in ("degraded", "down") else EXIT_OK
 
 
 def show(found: dict[str, Any], *, rates: Mapping[int, float] | None = None) -> str:
