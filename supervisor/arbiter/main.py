@@ -12,13 +12,17 @@ from supervisor.arbiter import fork, reexec
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.arbiter.entries import real_entries
 from supervisor.arbiter.singleton import acquire
-from supervisor.errors import EXIT_OK, HandlerError
+from supervisor.control import farewell
+from supervisor.errors import EXIT_FAILED, EXIT_OK, HandlerError, SupervisorError
 from supervisor.handling.load import load_handlers
 from supervisor.settings.place import place_of
 
 if TYPE_CHECKING:
     from supervisor.arbiter.entries import Entries
     from supervisor.settings.load import Loaded
+
+#: Why the exit code is not 0 after a drain.
+WORK_LEFT = "the drain's time was over: work was left, which stays pending and runs again"
 
 
 def run(loaded: Loaded, *, burst: bool = False, entries: Entries | None = None) -> int:
@@ -42,4 +46,18 @@ def run(loaded: Loaded, *, burst: bool = False, entries: Entries | None = None) 
         fork.check_safe(inherited.sockets if inherited else [])
     except fork.ForkUnsafeError as error:
         raise HandlerError(str(error)) from None
-    return Arbiter(loaded, specs, entries, lock_fd, inherited, burst=burst).run()
+    return _run(Arbiter(loaded, specs, entries, lock_fd, inherited, burst=burst))
+
+
+def _run(arbiter: Arbiter) -> int:
+    """To the end, which is told to whoever waits for it."""
+    try:
+        code = arbiter.run()
+    except SupervisorError as error:
+        farewell.leave(arbiter.place, error.exit_code, str(error))
+        raise
+    except Exception as error:
+        farewell.leave(arbiter.place, EXIT_FAILED, repr(error))
+        raise
+    farewell.leave(arbiter.place, code, "" if code == EXIT_OK else WORK_LEFT)
+    return code

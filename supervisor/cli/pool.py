@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from supervisor.cli.common import command, config_option, load_settings, talk
-from supervisor.errors import EXIT_DRAIN, EXIT_OK, NotRunningError, SupervisorError
+from supervisor.errors import EXIT_DRAIN, EXIT_FAILED, EXIT_OK, NotRunningError, SupervisorError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    import psutil
 
     from supervisor.settings.place import Place
 
@@ -23,6 +21,8 @@ POLL_S = 0.02
 SILENCE_LIMIT_S = 5.0
 #: An embedded Redis is stopped after the drain, and writes its data then.
 LEAVE_LIMIT_S = 10.0
+#: The socket is gone before the last child is, and what the supervisor has to say comes after it.
+FAREWELL_LIMIT_S = 2.0
 WORKERS_MAX = 256
 
 wait_option = click.option("--wait", is_flag=True, help="Wait until it is done, and show how it goes.")
@@ -92,36 +92,66 @@ def restart(wait: bool, timeout_s: float, config: Path | None) -> int:
 def stop(timeout_s: float | None, config: Path | None) -> int:
     """End the pool: nothing new is taken, what runs is finished, or ended when the drain's time is over.
 
-    Returns when the process is gone.
+    Returns when the process is gone, with 7 when it left work, else with its own exit code.
     """
-    import psutil
-
     from supervisor.settings.place import place_of
 
     settings = load_settings(config).settings
     place = place_of(settings)
     limit_s = (settings.pool.drain_s if timeout_s is None else timeout_s) + LEAVE_LIMIT_S
-    # Taken before it is asked to leave, so that its number can't mean another process.
-    process = psutil.Process(_ask(place, "status")["pid"])
+    pid = _ask(place, "status")["pid"]
+    has_left = _end_of(pid, place)
+    asked_s = time.time()
     _ask(place, "stop", **({} if timeout_s is None else {"timeout_s": timeout_s}))
     until_s = time.monotonic() + limit_s
-    while not _has_left(process):
+    while not has_left():
         if time.monotonic() > until_s:
-            talk(f"the supervisor (pid {process.pid}) still runs after {limit_s:g} s; `supervisor status` shows why")
+            talk(f"the supervisor (pid {pid}) still runs after {limit_s:g} s; `supervisor status` shows why")
             return EXIT_DRAIN
         time.sleep(POLL_S)
-    talk("stopped")
-    return EXIT_OK
+    return _tell_end(place, pid, asked_s)
 
 
-def _has_left(process: psutil.Process) -> bool:
-    """A zombie has: when its parent takes note is the parent's affair."""
+def _end_of(pid: int, place: Place) -> Callable[[], bool]:
+    """Tells whether the process has left. Make it before that is asked to, so that its number can't mean another."""
     import psutil
 
     try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+        process = psutil.Process(pid)
     except psutil.NoSuchProcess:
-        return True
+        # In another container, seen through a shared folder: then its silence has to do.
+        return lambda: not _answers(place)
+
+    def has_left() -> bool:
+        """A zombie has: when its parent takes note is the parent's affair."""
+        try:
+            return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    return has_left
+
+
+def _answers(place: Place) -> bool:
+    try:
+        _ask(place, "ping")
+    except NotRunningError:
+        return False
+    return True
+
+
+def _tell_end(place: Place, pid: int, since_s: float) -> int:
+    """Say how it ended, and return what it returned."""
+    from supervisor.control import farewell
+
+    until_s = time.monotonic() + FAREWELL_LIMIT_S
+    while (said := farewell.find(place, pid, since_s)) is None:
+        if time.monotonic() > until_s:
+            talk(f"the supervisor (pid {pid}) is gone, but has not said how it ended: it was killed, or has crashed")
+            return EXIT_FAILED
+        time.sleep(POLL_S)
+    talk("stopped" if said.exit_code == EXIT_OK else f"stopped, but {said.reason}")
+    return said.exit_code
 
 
 @command("""\

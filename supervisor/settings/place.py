@@ -24,6 +24,8 @@ class Place:
     control: Path
     lock: Path
     token: Path
+    #: How the last pool has ended.
+    farewell: Path
     #: A lock file a slot.
     slots: Path
     redis_dir: Path
@@ -38,6 +40,7 @@ def place_of(settings: Settings) -> Place:
         control=_socket_path(state, "control.sock"),
         lock=state / "lock",
         token=state / "token",
+        farewell=state / "farewell.json",
         slots=state / "slots",
         redis_dir=state / "redis",
         redis_socket=_socket_path(state, "redis/redis.sock"),

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
+import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from supervisor.errors import EXIT_DEGRADED, EXIT_DOWN
-from tests.cli.run import data, run
+from supervisor.errors import EXIT_DEGRADED, EXIT_DOWN, EXIT_DRAIN, EXIT_FAILED, EXIT_OK
+from supervisor.settings.place import Place
+from tests.cli.run import data, run, spawn
 from tests.support.standins import Standins
 from tests.support.waiting import eventually
 
@@ -49,3 +55,70 @@ def test_only_where_no_supervisor_runs_status_says_how_to_start_one(tmp_path: Pa
     told = run("status", cwd=tmp_path, redis_url="redis://127.0.0.1:1")
     assert told.returncode == EXIT_DOWN
     assert "`supervisor start` starts it" in told.stderr
+
+
+# stop
+
+
+def test_stop_tells_that_the_drain_left_work(standins: Make) -> None:
+    pool = standins(workers=2, orders={"0": "stubborn"}, pool="drain_s = 0.5").start()
+    done = run("stop", cwd=pool.folder)
+    assert done.returncode == EXIT_DRAIN
+    assert "work was left" in done.stderr and "stopped\n" not in done.stderr
+    assert pool.wait() == EXIT_DRAIN
+
+
+def test_stop_tells_that_all_was_done(standins: Make) -> None:
+    pool = standins(workers=2).start()
+    done = run("stop", cwd=pool.folder)
+    assert (done.returncode, done.stderr) == (EXIT_OK, "stopped\n")
+    assert pool.wait() == EXIT_OK
+
+
+def test_stop_of_a_supervisor_that_is_killed_meanwhile_does_not_say_that_all_is_well(standins: Make) -> None:
+    pool = standins(workers=1, orders={"*": "stubborn"}, pool="drain_s = 60").start()
+    # What an earlier one left behind, with the same number: in a container they all have it.
+    word = {"pid": pool.pid, "exit_code": 0, "reason": "drained", "at_s": time.time() - 60}
+    pool.place.farewell.write_text(json.dumps(word))
+    with spawn("stop", cwd=pool.folder) as stopping:
+        eventually(lambda: pool.status()["state"] == "draining")
+        pool.send(signal.SIGKILL)
+        _, told = stopping.communicate(timeout=20)
+    assert stopping.returncode == EXIT_FAILED
+    assert b"has not said how it ended" in told
+    assert pool.wait() == -signal.SIGKILL
+
+
+class Unseen(threading.Thread):
+    """Answers as an arbiter whose process can't be seen from here, as from outside of its container."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(daemon=True)
+        self.place, self.asked = place, list[str]()
+        gone = subprocess.Popen(["true"])
+        gone.wait()
+        self.pid = gone.pid
+        place.control.parent.mkdir(parents=True)
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(place.control))
+        self.listener.listen()
+
+    def run(self) -> None:
+        with self.listener:
+            while "stop" not in self.asked:
+                connection, _ = self.listener.accept()
+                with connection:
+                    self.asked.append(json.loads(connection.makefile().readline())["cmd"])
+                    connection.sendall(json.dumps({"ok": True, "data": {"pid": self.pid}}).encode() + b"\n")
+            word = {"pid": self.pid, "exit_code": EXIT_DRAIN, "reason": "", "at_s": time.time()}
+            self.place.farewell.write_text(json.dumps(word))
+
+
+def test_stop_of_a_supervisor_whose_process_is_not_to_be_seen(tmp_path: Path) -> None:
+    pool = Standins(tmp_path / "none")
+    unseen = Unseen(pool.place)
+    unseen.start()
+    done = run("stop", cwd=pool.folder)
+    unseen.join(5)
+    assert unseen.asked == ["status", "stop"]
+    assert (done.returncode, "Traceback" in done.stderr) == (EXIT_DRAIN, False)
