@@ -46,6 +46,8 @@ class Head(IntEnum):
     #: What the keeper last counted as not yet delivered, over all groups, and when (0: never).
     BACKLOG = 10
     BACKLOG_NS = 11
+    #: How many workers there shall be: the slots below this number.
+    WORKERS = 12
 
 
 class Word(IntEnum):

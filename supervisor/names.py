@@ -8,6 +8,9 @@ one, else its whole name as the tag.
 from __future__ import annotations
 
 PREFIX = "supervisor"
+#: A hash: id of a pool that has ever held a lease -> when its keeper was last seen, Unix ms. So a consumer that only
+#: looks like one of ours is left alone.
+POOLS_KEY = f"{PREFIX}:pools"
 
 
 def hash_tag(stream: str) -> str:
@@ -47,6 +50,11 @@ def retries_key(stream: str, group: str) -> str:
 def idempotency_key(stream: str, key: str) -> str:
     """The id of the message that was published to `stream` under the client's `key`."""
     return f"{_stream_key(stream)}:idempotency:{key}"
+
+
+def reaper_key(stream: str, group: str) -> str:
+    """Who reaps in this group now: the token of a pool, expiring."""
+    return f"{_stream_key(stream)}:{group}:reaper"
 
 
 def host_key(pool_id: str) -> str:

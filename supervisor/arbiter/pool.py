@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from supervisor.arbiter.crew import Crew
-from supervisor.board import SLOTS_MAX, Word
+from supervisor.board import SLOTS_MAX, Head, Word
 from supervisor.core import restart
 from supervisor.core.restart import Breaker, Kind
 from supervisor.core.slot import Sign, Slot, State
@@ -49,6 +49,7 @@ class Pool(Crew):
         """Have so many workers: the highest slots leave, or new ones come. Raises UsageError."""
         if not 0 <= workers <= SLOTS_MAX:
             raise UsageError(f"workers = {workers}: it must be between 0 and {SLOTS_MAX}")
+        self.board.set(Head.WORKERS, workers)
         for number in range(max(workers, len(self.slots))):
             slot = self.slots.get(number, Slot(number))
             slot = replace(slot, wanted=number < workers)

@@ -8,6 +8,7 @@ first use and again at the first use after it was lost.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,8 @@ def pack_command(arguments: tuple[Argument, ...]) -> bytes:
 
 #: How much longer than the server's own BLOCK a reply may take before the link counts as dead.
 REPLY_SLACK_S = 3.0
+#: For all that is said before the first read.
+CONNECT_LIMIT_S = 10.0
 
 
 class Wire:
@@ -94,7 +97,8 @@ class BlockingReader:
     """
 
     def __init__(self, url: str, stream: str, group: str, consumer: str, *, connect_timeout_s: float = 5.0):
-        self._connection = connection(url, connect_timeout_s=connect_timeout_s, name=f"supervisor-{consumer}")
+        self._name = f"supervisor-{consumer}"
+        self._connection = connection(url, connect_timeout_s=connect_timeout_s, name=self._name)
         self._head = ("XREADGROUP", "GROUP", group, consumer, "COUNT")
         self._stream = stream
         self._timeout_s = REPLY_SLACK_S
@@ -105,11 +109,19 @@ class BlockingReader:
         self.due_s = math.inf
 
     async def connect(self) -> None:
-        """Connect and learn the id by which the server knows this connection."""
+        """Connect and learn the id by which the server knows this connection; the one before is ended there too.
+
+        A server that has not noticed a lost connection would still hand entries to its blocked read.
+        """
         await self.close()
-        await self._connection.connect()
-        await self._connection.send_packed_command(pack_command(("CLIENT", "ID")), check_health=False)
-        self.client_id = int(await self._connection.read_response(timeout=REPLY_SLACK_S))
+        async with asyncio.timeout(CONNECT_LIMIT_S):
+            await self._connection.connect()
+            before, self.client_id = self.client_id, int(await self._ask("CLIENT", "ID"))
+            if before:
+                with contextlib.suppress(ResponseError):  # forbidden by an ACL: a later look finds what went astray
+                    # The name is looked at: a server that restarted counts its ids anew.
+                    if f"name={self._name} ".encode() in await self._ask("CLIENT", "LIST", "ID", before):
+                        await self._ask("CLIENT", "KILL", "ID", before)
 
     async def send(self, count: int, *, block_ms: int | None = None, start: str = ">") -> None:
         """Put a read on the wire. `start`: `>` for new entries, an id for one's own pending ones after it."""
@@ -125,9 +137,15 @@ class BlockingReader:
 
         An entry that was deleted while pending comes as `[id, None]`.
         """
-        reply = await self._connection.read_response(disable_decoding=True, timeout=self._timeout_s)
+        # Not redis-py's own timeout, which answers None and leaves the reply to be taken for the next one's.
+        async with asyncio.timeout(self._timeout_s):
+            reply = await self._connection.read_response(disable_decoding=True)
         self.outstanding = False
         return reply[0][1] if reply else []
+
+    async def _ask(self, *arguments: Argument) -> Any:
+        await self._connection.send_packed_command(pack_command(arguments), check_health=False)
+        return await self._connection.read_response(disable_decoding=True)
 
     async def close(self) -> None:
         """Drop the connection; a read on the wire is forgotten, its entries stay pending."""

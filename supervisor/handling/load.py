@@ -23,6 +23,7 @@ from supervisor.core.options import Options, resolve
 from supervisor.errors import HandlerError, did_you_mean
 from supervisor.handling.decode import Decoder, make_decoder, split_batch
 from supervisor.handling.registry import ATTRIBUTE, Declaration, first_parameter
+from supervisor.names import dead_key
 
 if TYPE_CHECKING:
     from supervisor.settings.model import Settings
@@ -80,6 +81,15 @@ def make_specs(settings: Settings, functions: list[tuple[Callable[..., Any], Dec
             raise HandlerError(
                 f"{declaration.where}: stream {key[0]!r}, group {key[1]!r} already has a handler at {other[1].where};"
                 " each message goes to one member of a group, so give one of them a group of its own"
+            )
+    dead: dict[str, Declaration] = {}
+    for stream, group in sorted(taken):
+        declaration = taken[stream, group][1]
+        other_place = dead.setdefault(dead_key(stream, group), declaration)
+        if other_place is not declaration:
+            raise HandlerError(
+                f"{declaration.where}: stream {stream!r}, group {group!r} would keep its dead letters where"
+                f" {other_place.where} does ({dead_key(stream, group)}); rename one of the groups"
             )
     return [_spec(settings, *taken[key]) for key in sorted(taken)]
 

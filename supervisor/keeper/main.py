@@ -1,7 +1,8 @@
 """The keeper: the service that does a pool's housekeeping in Redis.
 
-It renews the pool's lease, and counts the backlog where the number of workers follows it. It is a child
-of the arbiter that may be lost at any time: all it knows is in Redis, and its successor goes on from there.
+It renews the pool's lease, takes over from consumers whose owner is gone, and counts the backlog where the
+number of workers follows it. It is a child of the arbiter that may be lost at any time: all it knows is in
+Redis, and its successor goes on from there.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from supervisor.broker import inspect
 from supervisor.broker.connect import client
 from supervisor.errors import EXIT_OK
 from supervisor.keeper.lease import RENEW_S, drop, take
+from supervisor.keeper.reaper import Reaper
 from supervisor.log import Complaints, service_logger
 from supervisor.names import pool_id
 from supervisor.settings.place import redis_url
@@ -63,25 +65,29 @@ class Keeper:
 
     def __init__(self, settings: Settings, specs: Sequence[HandlerSpec], board: Board, token: str) -> None:
         """`token` is the lease's."""
-        self._groups = [(spec.stream, spec.group) for spec in specs] if settings.pool.workers_max else []
+        self._groups = [(spec.stream, spec.group) for spec in specs]
+        self._autoscaled = bool(settings.pool.workers_max)
         #: How long to wait between two turns.
-        self.turn_s = BACKLOG_S if self._groups else RENEW_S
+        self.turn_s = BACKLOG_S if self._autoscaled else RENEW_S
         self._pool = pool_id(settings.pool.host, settings.pool.name)
         self._redis = client(redis_url(settings), connect_timeout_s=settings.redis.connect_timeout_s)
         self._board = board
         self._token = token
         self._log = service_logger(settings, "keeper")
         self._complain = Complaints(self._log)
+        self._reaper = Reaper(self._redis, self._pool, token, board, self._groups, self._log)
 
     async def once(self) -> None:
         """One turn; a fault of Redis is told and waits for the next."""
         try:
             if not await take(self._redis, self._pool, self._token):
                 self._log.error("another pool has taken this one's name", pool=self._pool)
-            if self._groups:
+            if self._autoscaled:
                 await self._count_backlog()
+            await self._reaper.look()
         except (RedisError, OSError) as error:
             self._board.set(Head.KEEPER_REDIS_OK, 0)
+            self._reaper.lost_sight()
             self._complain("can't renew the lease", error)
         else:
             self._board.set(Head.KEEPER_REDIS_OK, 1)

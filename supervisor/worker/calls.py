@@ -41,6 +41,8 @@ class Calls:
             runner.started_s = self._began[call] = monotonic()
             try:
                 _must_be_done(context.run(function, argument))
+            except (StopIteration, GeneratorExit) as error:  # they mean something else to who awaits this
+                raise RuntimeError(f"the handler raised {type(error).__name__}") from error
             finally:
                 del self._began[call]
 

@@ -139,10 +139,9 @@ class Executor:
             steps = meter.steps
             try:
                 await function(decode(delivery.message(stream, group)))
-            except asyncio.CancelledError as error:
-                self._cancelled(runner, error)
-            except (Exception, SystemExit, KeyboardInterrupt) as error:
-                self._settle.failed(delivery, error)
+            except BaseException as error:
+                if not self._went_wrong(runner, error):
+                    return
             else:
                 done(delivery)
             runner.finish()
@@ -166,10 +165,9 @@ class Executor:
             runner.started_s = monotonic()
             try:
                 await self._call(runner, unit)
-            except asyncio.CancelledError as error:
-                self._cancelled(runner, error)
-            except (Exception, SystemExit, KeyboardInterrupt) as error:
-                self._raised(unit, error)
+            except BaseException as error:
+                if not self._went_wrong(runner, error):
+                    return
             runner.finish()
             meter.ran += ran
             held_s = monotonic() - runner.started_s
@@ -180,8 +178,10 @@ class Executor:
 
     async def _yield(self) -> None:
         self._yielding += 1
-        await asyncio.sleep(0)
-        self._yielding -= 1
+        try:
+            await asyncio.sleep(0)
+        finally:
+            self._yielding -= 1
         self._kick_soon()
 
     async def _call(self, runner: Runner, unit: list[Delivery]) -> None:
@@ -221,14 +221,17 @@ class Executor:
         runner.started_s = inf  # its time begins when a thread is free
         await self._calls.run(self._spec.function, argument, runner)
 
-    def _cancelled(self, runner: Runner, error: asyncio.CancelledError) -> None:
+    def _went_wrong(self, runner: Runner, error: BaseException) -> bool:
+        """Settle what is in hand by what its handler raised; False when the runner has to end. Raises at the end."""
         if self._aborting:
             raise error
-        if runner.timed_out:
-            limit_s = self._spec.options.timeout_s
-            self._raised(runner.current, HandlerTimeoutError(f"not done within timeout_s = {limit_s:g}"))
-        else:  # the handler awaited something that was cancelled
-            self._raised(runner.current, error)
+        if runner.timed_out and isinstance(error, asyncio.CancelledError):
+            error = HandlerTimeoutError(f"not done within timeout_s = {self._spec.options.timeout_s:g}")
+        self._raised(runner.current, error)
+        if isinstance(error, GeneratorExit):  # a coroutine that was told to close may await nothing more
+            runner.finish()
+            return False
+        return True
 
     def _raised(self, unit: Sequence[Delivery], error: BaseException) -> None:
         for delivery, own in verdicts(unit, error) if self._spec.batch else ((delivery, error) for delivery in unit):
@@ -259,7 +262,7 @@ class Executor:
     async def _guard(self, runner: Runner) -> None:
         try:
             await self._run(runner)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             raise  # at the end, or a handler has cancelled the task that it once ran in
         except BaseException as error:
             self._settle.broke(error)

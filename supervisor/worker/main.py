@@ -21,6 +21,7 @@ from supervisor.board import Head, Word
 from supervisor.errors import EXIT_OK, WORKER_CONFIG, HandlerError
 from supervisor.log import Complaints, worker_logger
 from supervisor.names import consumer_name, pool_id
+from supervisor.worker.runner import begin_process
 from supervisor.worker.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def run(settings: Settings, specs: Sequence[HandlerSpec], board: Board, slot: in
     """Work until told to drain, or in a burst until nothing is left; the exit code."""
     # A `print` shall be seen, and must not be lost with the process.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    begin_process()
     gc.enable()
     gc.set_threshold(_GC_THRESHOLD, 10, 10)
     try:

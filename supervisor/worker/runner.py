@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -31,6 +32,20 @@ class Settle(Protocol):
         """Not the handler but what runs it has failed: a bug that must not leave the worker idle."""
 
 
+class _Forked:
+    """Whether this process is a copy of the worker, which a handler has forked."""
+
+    here = False
+
+
+os.register_at_fork(after_in_child=lambda: setattr(_Forked, "here", True))
+
+
+def begin_process() -> None:
+    """This process is the worker itself."""
+    _Forked.here = False
+
+
 class Runner:
     """A task and what it has in hand."""
 
@@ -46,6 +61,8 @@ class Runner:
 
     def finish(self) -> None:
         """What was in hand is settled; if it was cancelled, the next message must not be taken for cancelled too."""
+        if _Forked.here:  # what comes back here from a handler's os.fork must not work on as the worker's twin
+            os._exit(1)
         self.current = ()
         if self.timed_out:
             self.timed_out = False

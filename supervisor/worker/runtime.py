@@ -75,6 +75,7 @@ class Runtime:
         self._bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         enter(self._context)
         self.consumers = [Consumer(spec, around, _row(board, spec)) for spec in specs]
+        self.settler.progress = self._progress
         self.stopping = False
         self._finished = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -204,6 +205,10 @@ class Runtime:
     def _broke(self, error: BaseException) -> None:
         if not self._bug.done():
             self._bug.set_exception(error)
+
+    def _progress(self) -> None:
+        for consumer in self.consumers:
+            consumer.progress()
 
     async def _finish(self) -> None:
         for consumer in self.consumers:

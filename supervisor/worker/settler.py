@@ -25,7 +25,7 @@ from supervisor.core.faults import passes
 from supervisor.names import crashes_key, dead_key, retries_key
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from supervisor.broker.scripts import Script
     from supervisor.broker.wire import Argument, Wire
@@ -53,6 +53,10 @@ class Keys:
     def of(cls, stream: str, group: str) -> Keys:
         """All keys that settling touches."""
         return cls(stream, group, retries_key(stream, group), crashes_key(stream, group), dead_key(stream, group))
+
+
+def _nothing() -> None:
+    pass
 
 
 @dataclass(slots=True)
@@ -83,6 +87,8 @@ class Settler:
         self._wakeup = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        #: Called when something was confirmed: there is room for more.
+        self.progress: Callable[[], None] = _nothing
 
     @property
     def backlog(self) -> int:
@@ -164,6 +170,7 @@ class Settler:
             return
         self._unconfirmed = self._judge(self._unconfirmed, replies)
         self._board.set(Word.SETTLE_NS, monotonic_ns())
+        self.progress()
         if not self._unconfirmed and not self._refused:
             self._complain.over(_WHAT)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from redis.asyncio import Redis
 
@@ -232,3 +233,118 @@ async def test_a_handler_that_is_out_of_time_is_cancelled_once(redis_url: str, r
         await redis.xadd(STREAM, {"n": "next"})
         await eventually_async(lambda: worker.board.get(Word.DONE) == 1)
     assert (cleaned, cancelling) == (["whole"], [0])
+
+
+async def test_two_busy_streams_starve_nobody(redis_url: str, redis: Redis) -> None:
+    """Acks of both wait at the same settler; each must go on when they are confirmed."""
+    count = 10_000
+    async with redis.pipeline(transaction=False) as pipe:
+        for stream in ("one", "two"):
+            for _ in range(count):
+                pipe.xadd(stream, {"n": 1})
+        await pipe.execute()
+
+    @handler("one", group=GROUP)
+    async def first(message: Message) -> None: ...
+
+    @handler("two", group=GROUP)
+    async def second(message: Message) -> None: ...
+
+    for attempt in range(3):
+        async with working(redis_url, first, second) as worker:
+            await eventually_async(lambda worker=worker: worker.board.get(Word.DONE) == 2 * count, 10)  # type: ignore[misc]
+        for stream in ("one", "two"):
+            await redis.xgroup_setid(stream, GROUP, "0") if attempt < 2 else None
+
+
+async def test_a_lost_settling_connection_does_not_stop_the_reading(redis_url: str, redis: Redis) -> None:
+    count = 30_000
+    async with redis.pipeline(transaction=False) as pipe:
+        for _ in range(count):
+            pipe.xadd(STREAM, {"n": 1})
+        await pipe.execute()
+
+    @handler(STREAM, group=GROUP)
+    async def handle(message: Message) -> None: ...
+
+    async with working(redis_url, handle) as worker:
+        await eventually_async(lambda: worker.board.get(Word.DONE) > 500)
+        for row in await redis.client_list():
+            if row["cmd"].lower().startswith(("xack", "xpending", "client")) or "xack" in row["cmd"]:
+                await redis.client_kill_filter(_id=row["id"])
+        await eventually_async(lambda: any("settle" in what for what, _ in worker.faults))
+
+        async def none_left() -> bool:
+            (group,) = await redis.xinfo_groups(STREAM)
+            return group["entries-read"] == count and group["pending"] == 0
+
+        await eventually_async(none_left, 20)
+
+
+async def test_a_frozen_server_shifts_no_reply(redis_server: Any, redis: Redis) -> None:
+    """A reply that comes after its reader gave up must not be taken for the next one's."""
+    seen: Counter[str] = Counter()
+
+    @handler(STREAM, group=GROUP, timeout_s=600)
+    async def handle(message: Message) -> None:
+        seen[message.fields["n"]] += 1
+
+    async with working(redis_server.url, handle, consumer={"block_ms": 200}) as worker:
+        await eventually_async(worker.ready.is_set)
+        redis_server.pause()
+        await eventually_async(lambda: bool(worker.faults), 20)
+        redis_server.resume()
+        for n in range(50):
+            await redis.xadd(STREAM, {"n": n})
+        await eventually_async(lambda: len(seen) == 50)
+        await worker.runtime.settler.flush()
+        assert set(seen.values()) == {1}
+        assert await pending(redis) == 0
+
+
+async def test_whatever_a_handler_raises_is_a_failure(redis_url: str, redis: Redis) -> None:
+    class OwnError(BaseException):
+        pass
+
+    def error_of(name: str) -> BaseException:
+        group = BaseExceptionGroup("both", [OwnError(), ValueError()])
+        return {"generator": GeneratorExit(), "own": OwnError(), "group": group, "stop": StopIteration()}[name]
+
+    @handler(STREAM, group="async", retry_base_s=3600)
+    async def handle(message: Message) -> None:
+        if message.fields["n"] != "stop":  # in a coroutine Python itself makes it a RuntimeError
+            raise error_of(message.fields["n"])
+        raise ValueError
+
+    @handler(STREAM, group="plain", retry_base_s=3600, timeout_s=30)
+    def block(message: Message) -> None:
+        raise error_of(message.fields["n"])
+
+    async with working(redis_url, handle, block) as worker:
+        for n in ("generator", "own", "group", "stop"):
+            await redis.xadd(STREAM, {"n": n})
+        await eventually_async(lambda: worker.board.get(Word.FAILED) == 8, 5)
+
+
+async def test_a_cancel_that_comes_late_hits_no_other_message(redis_url: str, redis: Redis) -> None:
+    done: list[str] = []
+
+    @handler(STREAM, group=GROUP, concurrency=1, retry_base_s=3600)
+    async def handle(message: Message) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if message.fields["n"] == "timer":  # a time limit made by hand, never taken back
+            asyncio.get_running_loop().call_later(0.1, task.cancel)
+        if message.fields["n"] == "self":
+            time.sleep(0.02)
+            task.cancel()
+        done.append(message.fields["n"])
+
+    async with working(redis_url, handle) as worker:
+        for name in ("timer", "self"):
+            await redis.xadd(STREAM, {"n": name})
+            await asyncio.sleep(0.3)  # lets the cancel come while nothing is in hand
+        for n in range(10):
+            await redis.xadd(STREAM, {"n": n})
+        await eventually_async(lambda: worker.board.get(Word.DONE) + worker.board.get(Word.FAILED) == 12, 5)
+        assert worker.board.get(Word.DONE) >= 11

@@ -67,8 +67,10 @@ class Pool:
 
     # Starting and ending
 
-    def start(self, *, ready: bool = True, limit_s: float = 30.0) -> Self:
-        """Start it; with `ready`, wait until every worker is READY and the pool says healthy."""
+    def start(self, *, ready: bool = True, limit_s: float = 30.0, workers: int | None = None) -> Self:
+        """Start it, with another number of workers; with `ready`, wait until all are READY and the pool is healthy."""
+        if workers is not None:
+            self._words[self._words.index("--workers") + 1] = str(workers)
         assert self.process is None, "the pool runs already"
         with (self.folder / "out").open("ab") as out, (self.folder / "err").open("ab") as err:
             self.process = subprocess.Popen(

@@ -1,0 +1,32 @@
+"""Whose messages may be taken over: those of consumers whose owner is proven to be gone. Pure.
+
+A consumer is named `<pool>:<slot>`. Idle time is never a proof: a worker that waits on an empty stream
+looks idle, and a handler that runs for an hour is busy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Set
+
+
+def owner_of(consumer: str) -> tuple[str, int] | None:
+    """(pool, slot) of a consumer that is named as ours are; None: somebody else's."""
+    pool, _, slot = consumer.rpartition(":")
+    return (pool, int(slot)) if pool and slot.isascii() and slot.isdigit() else None
+
+
+def ownerless(consumers: Iterable[str], own_pool: str, held_slots: Set[int], dead_pools: Set[str]) -> list[str]:
+    """The consumers to take from.
+
+    `held_slots`: of the own pool, the slots that have a process or shall have one again. `dead_pools`:
+    pools that are known to have lived and hold no lease.
+    """
+    found = []
+    for name in consumers:
+        owner = owner_of(name)
+        if owner is None:
+            continue
+        pool, slot = owner
+        if (pool == own_pool and slot not in held_slots) or (pool != own_pool and pool in dead_pools):
+            found.append(name)
+    return found
