@@ -27,6 +27,7 @@ from supervisor.arbiter.services import API, BOOT_S, KEEPER, KEEPER_QUIET_S, NAM
 from supervisor.arbiter.shutdown import Shutdown
 from supervisor.arbiter.singleton import lease_token
 from supervisor.arbiter.stacks import Stacks
+from supervisor.arbiter.terminal import Terminal
 from supervisor.arbiter.upkeep import Autoscaler, Recycler
 from supervisor.board import Board, Head
 from supervisor.control.server import ControlServer, listen
@@ -80,6 +81,7 @@ class Arbiter(Forks):
         self.shutdown = Shutdown(self.pool, self.services)
         self.operations = Operations(self)
         self.announcer = Announcer(self)
+        self.terminal = Terminal()
         self.notify = Notify()
         self._upkeep = (Recycler(self), Autoscaler(self))
         self.control = ControlServer(self._listener(), self.place.control, self.loop, self.operations.handle)
@@ -215,6 +217,12 @@ class Arbiter(Forks):
         else:
             self.stop(name)
 
+    def _hang_up(self) -> None:
+        if not self.terminal.is_gone():
+            self.operations.restart_by_signal()
+        elif not self.shutdown.begun:
+            self.stop("the terminal was closed")
+
     def _quick(self, name: str) -> None:
         self.log.info("stopping at once", why=name)
         self.shutdown.hurry()
@@ -226,7 +234,7 @@ class Arbiter(Forks):
         for number in (signal.SIGTERM, signal.SIGINT):
             self.loop.on_signal(number, lambda number=number: self._end_signal(number.name))  # type: ignore[misc]
         self.loop.on_signal(signal.SIGQUIT, lambda: self._quick("SIGQUIT"))
-        self.loop.on_signal(signal.SIGHUP, self.operations.restart_by_signal)
+        self.loop.on_signal(signal.SIGHUP, self._hang_up)
         self.loop.on_signal(signal.SIGTTIN, lambda: self.operations.scale_by(1))
         self.loop.on_signal(signal.SIGTTOU, lambda: self.operations.scale_by(-1))
         self.loop.on_signal(signal.SIGUSR1, lambda: self.log.info("status", **self.status()))

@@ -1,0 +1,118 @@
+"""A pool on a terminal: what it says there, and what becomes of it when the terminal is closed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.pool import MARK, Pool
+from tests.support.waiting import eventually
+
+HANDLERS = """
+    import asyncio
+    from supervisor import handler
+
+    @handler("events", group="g")
+    async def handle(message: dict[str, str]) -> None:
+        print("begun", flush=True)
+        await asyncio.sleep(float(message["for_s"]))
+"""
+
+
+class Terminal:
+    """A terminal with a pool in it, whose session the pool leads; what was printed there is in `text`."""
+
+    def __init__(self, pool: Pool, *words: str) -> None:
+        self._master, self._slave = os.openpty()
+        self.pool = pool
+        for name in ("out", "err"):
+            (pool.folder / name).touch()
+        self._printed = bytearray()
+        command = [sys.executable, "-m", "supervisor", *pool._words, *words]
+        pool.process = subprocess.Popen(
+            # Who leads a session and opens a terminal has it as its own.
+            ["sh", "-c", 'exec "$@" <"$0" >"$0" 2>&1', os.ttyname(self._slave), *command],
+            cwd=pool.folder,
+            env=pool._env | {MARK: pool._mark, "NO_COLOR": "1", "TERM": "xterm", "COLUMNS": "110"},
+            start_new_session=True,
+        )
+        self._closing = threading.Event()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        """Without ever being in a read, which would keep the terminal open."""
+        with contextlib.suppress(OSError):  # the last process has closed its side
+            while not self._closing.is_set():
+                if select.select([self._master], [], [], 0.05)[0]:
+                    self._printed += os.read(self._master, 65536)
+
+    @property
+    def text(self) -> str:
+        return self._printed.decode(errors="replace").replace("\r\n", "\n")
+
+    def type(self, keys: bytes) -> None:
+        os.write(self._master, keys)
+
+    def close(self) -> None:
+        """Close the window."""
+        if not self._closing.is_set():
+            self._closing.set()
+            self._reader.join()
+            os.close(self._master)
+            os.close(self._slave)
+
+
+@pytest.fixture
+def open_terminal(tmp_path: Path, redis_url: str) -> Iterator[Callable[..., Terminal]]:
+    made: list[Terminal] = []
+
+    def make(*words: str, handlers: str = HANDLERS, **options: Any) -> Terminal:
+        options.setdefault("redis_url", redis_url)
+        made.append(Terminal(Pool(tmp_path / f"project{len(made)}", handlers, **options), *words))
+        return made[-1]
+
+    yield make
+    for terminal in made:
+        try:
+            terminal.pool.close()
+        finally:
+            terminal.close()
+
+
+Open = Callable[..., Terminal]
+
+
+def test_closing_the_terminal_drains_the_pool(open_terminal: Open) -> None:
+    terminal = open_terminal()
+    pool = terminal.pool
+    pool.wait_ready()
+    assert pool.command("publish", "events", "for_s=1").returncode == 0
+    eventually(lambda: "begun" in terminal.text)
+    terminal.close()
+    assert pool.wait(10) == 0
+    pool.assert_nothing_left()
+    with_redis = pool.command("streams", "--json")
+    assert json.loads(with_redis.stdout)[0]["groups"][0]["pending"] == 0, "what ran was finished"
+
+
+def test_a_hangup_with_the_terminal_still_there_reads_the_code_afresh(open_terminal: Open) -> None:
+    pool = open_terminal().pool
+    pool.wait_ready()
+    before = set(pool.pids().values())
+    pool.send(signal.SIGHUP)
+    eventually(lambda: (pool.ask("status")["last_operation"] or {}).get("ok"), 20)
+    assert before.isdisjoint(pool.pids().values())
+    # The successor in the same process knows of the terminal, too.
+    assert pool.process is not None and pool.process.poll() is None
