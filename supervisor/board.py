@@ -83,6 +83,8 @@ class Word(IntEnum):
     RECONNECTS = 23
     BATCHES = 24
     ADOPTED = 25
+    #: 1 + the exit code with which the worker is about to leave.
+    SAID = 26
 
 
 class Row(IntEnum):
@@ -144,7 +146,8 @@ class SlotBoard:
         """
         for word in range(Word.BEAT_NS, Word.IN_FLIGHT + 1):
             self._words[self._base + word] = 0
-        self._words[self._base + Word.WAITING] = 0
+        for word in (Word.WAITING, Word.SAID):
+            self._words[self._base + word] = 0
 
     def clear_marks(self) -> None:
         """Nothing that was in hand is to be suspected: its worker has left, or was ended, for another reason."""

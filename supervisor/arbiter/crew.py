@@ -98,6 +98,10 @@ class Crew:
     def has_left(self, before: Slot, after: Slot) -> None:
         """A child has left; `after` is the slot as it is now."""
 
+    def said(self, number: int, code: int | None) -> bool:
+        """Whether the slot's child itself has chosen this exit code."""
+        return True
+
     def in_hand(self, number: int) -> list[str] | None:
         """The ids of what the slot's child has, or had, in hand."""
         return None
@@ -202,9 +206,8 @@ class Crew:
     def _gone(self, number: int, status: Status) -> None:
         before = self.slots[number]
         final = self.stopping or self.heir(number) is None
-        after = slots.exited(
-            before, status, time.monotonic(), random.random, burst=self._burst, final=final and not before.wanted
-        )
+        final, said, now_s = final and not before.wanted, self.said(number, status[0]), time.monotonic()
+        after = slots.exited(before, status, now_s, random.random, burst=self._burst, final=final, said=said)
         self.slots[number] = after
         self._tell_stack(before)
         self._tell_exit(before, after, time.monotonic())

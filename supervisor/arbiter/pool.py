@@ -137,6 +137,10 @@ class Pool(Crew):
         heir = None if slot.wanted or self.stopping else self.heir(slot.number)
         return 0 if heir is None else 1 + heir
 
+    def said(self, number: int, code: int | None) -> bool:
+        """It notes the code on the board before it leaves; a handler that ends the process does not."""
+        return code is None or self.board.slot(number).get(Word.SAID) == 1 + code
+
     def in_hand(self, number: int) -> list[str]:
         """The ids on the board."""
         return [f"{ms}-{seq}" for ms, seq in self.board.slot(number).ids_in_hand()]

@@ -34,6 +34,8 @@ CRASHES_PER_WORKER = 3
 CANARY_AFTER_S = (5.0, 10.0, 20.0, 40.0, 60.0)
 #: A canary that is READY for this long closes the breaker.
 CANARY_PROVES_S = 30.0
+#: Nobody crashed and nobody was tried for this long: then none waits to be tried, for whom it would stay open.
+CALM_S = CANARY_AFTER_S[-1] + CANARY_PROVES_S
 #: Why a child is killed that has not drained in time: no fault that a restart could mend.
 OVERRAN = "drain"
 #: The signal number of SIGTERM, which POSIX fixes.
@@ -74,14 +76,19 @@ class Exit:
     uptime_s: float
 
 
-def classify(code: int | None, signal: int | None, *, told: bool, doomed: str, burst: bool) -> tuple[Kind, str]:
+def classify(
+    code: int | None, signal: int | None, *, told: bool, doomed: str, burst: bool, said: bool = True
+) -> tuple[Kind, str]:
     """What an exit means, and the word for it.
 
-    `told`: it was asked to drain. `doomed`: why the arbiter killed it, else empty. In a burst, exit
-    code 0 means that nothing is left to do.
+    `told`: it was asked to drain. `doomed`: why the arbiter killed it, else empty. `said`: the exit code
+    is the child's own word, and not that of a handler that has called `os._exit`. In a burst, exit code 0
+    means that nothing is left to do.
     """
     if doomed:
         return (Kind.DONE if doomed == OVERRAN else Kind.CRASH), doomed
+    if code is not None and not said:
+        return Kind.CRASH, "exit"
     # SIGTERM between fork and the worker's own handlers ends a worker that has nothing in hand yet.
     if told and (code == EXIT_OK or signal == SIGTERM):
         return Kind.DONE, "drained"
@@ -130,6 +137,8 @@ class Breaker:
     #: The slot that is being tried.
     canary: int | None = None
     next_canary_s: float = 0.0
+    #: A slot that was READY when the calm began, and for how long it had been.
+    calm: tuple[int, float] | None = None
 
 
 def crashed(breaker: Breaker, slot: int, workers: int, now_s: float) -> Breaker:
@@ -138,7 +147,7 @@ def crashed(breaker: Breaker, slot: int, workers: int, now_s: float) -> Breaker:
     allowed = max(CRASHES_MIN, CRASHES_PER_WORKER * workers)
     # One more than is allowed says all; a pool that crashes for days needs no longer list.
     recent = (*recent, now_s)[-(allowed + 1) :]
-    breaker = replace(breaker, crashed_s=recent)
+    breaker = replace(breaker, crashed_s=recent, calm=None)
     if not breaker.is_open:
         if len(recent) <= allowed:
             return breaker
@@ -159,16 +168,26 @@ def permitted_s(breaker: Breaker, slot: int, now_s: float) -> float:
 
 def started(breaker: Breaker, slot: int) -> Breaker:
     """A slot that had to ask starts: with the breaker open it is the canary."""
-    return replace(breaker, canary=slot) if breaker.is_open else breaker
+    return replace(breaker, canary=slot, calm=None) if breaker.is_open else breaker
 
 
 def ready(breaker: Breaker, slot: int, ready_for_s: float) -> Breaker:
-    """A slot is READY for that long; a canary that proves itself closes the breaker."""
-    if breaker.is_open and breaker.canary == slot and ready_for_s >= CANARY_PROVES_S:
-        return Breaker()
-    return breaker
+    """A slot is READY for that long; a canary that proves itself closes the breaker, and so does a long calm.
+
+    The calm is for a canary that was told to leave: who had crashed then runs, or is no longer wanted.
+    """
+    if not breaker.is_open:
+        return breaker
+    if breaker.canary is not None:
+        return Breaker() if breaker.canary == slot and ready_for_s >= CANARY_PROVES_S else breaker
+    if breaker.calm is None:
+        return replace(breaker, calm=(slot, ready_for_s))
+    watched, since_s = breaker.calm
+    return Breaker() if watched == slot and ready_for_s - since_s >= CALM_S else breaker
 
 
 def gone(breaker: Breaker, slot: int) -> Breaker:
     """A slot left without a crash: if it was the canary, the next one may be tried."""
-    return replace(breaker, canary=None) if breaker.canary == slot else breaker
+    canary = None if breaker.canary == slot else breaker.canary
+    calm = None if breaker.calm is not None and breaker.calm[0] == slot else breaker.calm
+    return replace(breaker, canary=canary, calm=calm)

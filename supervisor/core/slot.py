@@ -208,15 +208,17 @@ def exited(
     *,
     burst: bool = False,
     final: bool = False,
+    said: bool = True,
 ) -> Slot:
     """Its process is gone with (exit code, signal): where the slot goes from here.
 
     A slot that is no longer wanted, but whose child crashed or did not drain in time, starts once more
-    unless `final`: what the child had in hand is handed over by a successor, or by nobody.
+    unless `final`: what the child had in hand is handed over by a successor, or by nobody. `said`: see
+    `classify`.
     """
     code, signal = status
     told = slot.state is State.DRAINING or not slot.wanted
-    kind, reason = classify(code, signal, told=told, doomed=slot.doomed, burst=burst)
+    kind, reason = classify(code, signal, told=told, doomed=slot.doomed, burst=burst, said=said)
     uptime_s = now_s - slot.spawned_s
     left = Exit(kind, reason, code, signal, uptime_s)
     ready_for_s = 0.0 if slot.ready_s is None else now_s - slot.ready_s

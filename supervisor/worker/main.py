@@ -45,10 +45,12 @@ def run(settings: Settings, specs: Sequence[HandlerSpec], board: Board, slot: in
     gc.enable()
     gc.set_threshold(_GC_THRESHOLD, 10, 10)
     try:
-        return uvloop.run(_main(settings, specs, board, slot, burst=burst))
+        code = uvloop.run(_main(settings, specs, board, slot, burst=burst))
     except HandlerError as error:
         worker_logger(settings, slot).error("worker can't start", error=str(error))
-        return WORKER_CONFIG
+        code = WORKER_CONFIG
+    board.slot(slot).set(Word.SAID, 1 + code)
+    return code
 
 
 async def _main(settings: Settings, specs: Sequence[HandlerSpec], board: Board, slot: int, *, burst: bool) -> int:

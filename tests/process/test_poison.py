@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from supervisor.names import dead_key
 from tests.process.test_pool import RECORD, seen
 from tests.support.pool import Pool
@@ -57,3 +59,29 @@ def test_an_end_at_the_drain_limit_is_no_crash(start_pool: StartPool, redis_serv
         assert done.returncode == 0, done.stderr
     eventually(lambda: seen(pool)["call"] == 5)
     assert redis.xlen(dead_key("events", "workers")) == 0
+
+
+@pytest.mark.parametrize("code", [0, 78, 80])
+def test_an_exit_code_that_a_handler_chose_means_a_crash(start_pool: StartPool, redis_server: Any, code: int) -> None:
+    """78 would say that the worker can never start, 0 in a burst that all is done, 80 that it was recycled."""
+    pool = start_pool(
+        RECORD
+        + """
+    @handler("events", group="workers")
+    async def handle(message: Message) -> None:
+        record("call")
+        if message.fields["n"] != "good":
+            os._exit(int(message.fields["n"]))
+""",
+        redis_url=redis_server.url,
+        workers=1,
+        args=("--burst",),
+        ready=False,
+    )
+    redis = redis_server.sync()
+    for n in (code, "good"):
+        redis.xadd("events", {"n": n})
+    assert pool.wait() == 0
+    assert redis.xlen(dead_key("events", "workers")) == 1
+    assert redis.xinfo_groups("events")[0]["lag"] == 0
+    assert redis.xpending("events", "workers")["pending"] == 0

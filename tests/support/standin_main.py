@@ -53,6 +53,7 @@ class Worker:
         self.beat()
         self.words.set(Word.READY_NS, time.monotonic_ns())
         code = getattr(self, f"do_{self.behaviour}", self.do_good)()
+        self.words.set(Word.SAID, 1 + code)
         note("left", self.slot, terms=self.terms, leave=self.words.get(Word.LEAVE), sweep=self.words.get(Word.SWEEP))
         return code
 
@@ -100,6 +101,7 @@ class Worker:
         return 80 if self.words.get(Word.INCARNATION) < 4 else self.do_good()
 
     def before_config(self) -> None:
+        self.words.set(Word.SAID, 1 + 78)
         os._exit(78)
 
     def do_config_later(self) -> int:
