@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from tests.support.flavours import flavours
 from tests.support.pool import Pool
 from tests.support.servers import AnyServer, default_flavour, start_server
+from tests.support.standins import Standins
 
 #: Quick ones first: a broken rule shows before the first process is started.
 ORDER = ("unit", "redis", "http", "cli", "process", "guide")
@@ -98,3 +99,18 @@ def start_pool(tmp_path: Path) -> Iterator[Callable[..., Pool]]:
             failures.append(error)
     if failures:
         raise failures[0]
+
+
+@pytest.fixture
+def standins(tmp_path: Path) -> Iterator[Callable[..., Standins]]:
+    """An arbiter with stand-in children, not started: `standins(workers=2, orders={...}, pool="...")`."""
+    made: list[Standins] = []
+
+    def make(**options: Any) -> Standins:
+        made.append(Standins(tmp_path / f"p{len(made)}", **options))
+        return made[-1]
+
+    yield make
+    for pool in made:
+        with pool:
+            pass

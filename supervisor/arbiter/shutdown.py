@@ -1,4 +1,8 @@
-"""The way out: one monotonic deadline, all children at once, the server last."""
+"""The way out: one monotonic deadline, workers and HTTP service at once, then the keeper, then the server.
+
+The keeper holds the pool's lease. While one worker still works on what is pending, no other pool may take
+the name: so the lease goes only when the last worker has.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
 SERVER_S = 2.0
 #: But never more than this part of it.
 SERVER_PART = 0.2
+#: What each of those that leave last gets at least, also when the workers have used up all the time.
+LAST_S = 0.4
 QUICK = "quick"
 
 
@@ -30,7 +36,6 @@ class Shutdown:
         self._services = services
         self._until_s = 0.0
         self._ending: list[int] = []
-        self._server_told = False
         self.begun = False
 
     def begin(self, drain_s: float) -> None:
@@ -44,32 +49,29 @@ class Shutdown:
         board = self._pool.board
         board.set(Head.SHUTDOWN, 1)
         reserve_s = min(SERVER_S, drain_s * SERVER_PART) if self._services.lives(REDIS) else 0.0
-        for name in (API, KEEPER):
-            self._services.leave(name, self._until_s - reserve_s)
+        self._services.leave(API, self._until_s - reserve_s)
         self._pool.stop(self._until_s - reserve_s)
         self._turn()
 
     def hurry(self) -> None:
-        """End all at once."""
+        """End all at once; keeper and server leave by themselves, and soon."""
         if not self.begun:
             self.begin(SERVER_S)
         self._until_s = min(self._until_s, time.monotonic() + SERVER_S)
-        for name in (API, KEEPER):
-            self._services.end(name)
+        self._services.end(API)
         self._pool.kill(QUICK)
         self._turn()
 
     def is_over(self) -> bool:
-        """Whether nothing is left; tells the server to go when it is its turn."""
-        if not self.begun or self._pool.living or self._services.lives(API, KEEPER):
+        """Whether nothing is left; tells keeper and server to go when it is their turn."""
+        if not self.begun or self._pool.living:
             return False
-        if not self._services.lives(REDIS):
-            return True
-        if not self._server_told:
-            self._server_told = True
-            self._services.leave(REDIS, max(self._until_s, time.monotonic() + SERVER_S * SERVER_PART))
+        for name in (KEEPER, REDIS):
+            self._services.leave(name, max(self._until_s, time.monotonic() + LAST_S))
             self._services.turn()
-        return False
+            if self._services.lives(API, name):
+                return False
+        return True
 
     @property
     def exit_code(self) -> int:

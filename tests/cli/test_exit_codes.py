@@ -9,11 +9,8 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 from supervisor.errors import EXIT_DEGRADED, EXIT_DOWN, EXIT_DRAIN, EXIT_FAILED, EXIT_OK
 from supervisor.settings.place import Place
@@ -22,20 +19,6 @@ from tests.support.standins import Standins
 from tests.support.waiting import eventually
 
 Make = Callable[..., Standins]
-
-
-@pytest.fixture
-def standins(tmp_path: Path) -> Iterator[Make]:
-    made: list[Standins] = []
-
-    def make(**options: Any) -> Standins:
-        made.append(Standins(tmp_path / f"p{len(made)}", **options))
-        return made[-1]
-
-    yield make
-    for pool in made:
-        with pool:
-            pass
 
 
 def test_a_supervisor_without_a_ready_worker_is_degraded_and_not_absent(standins: Make) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import psutil
 import pytest
@@ -16,20 +14,6 @@ from tests.support.standins import Standins, is_gone, now_s
 from tests.support.waiting import eventually
 
 Make = Callable[..., Standins]
-
-
-@pytest.fixture
-def standins(tmp_path: Path) -> Iterator[Make]:
-    made: list[Standins] = []
-
-    def make(**options: Any) -> Standins:
-        made.append(Standins(tmp_path / f"p{len(made)}", **options))
-        return made[-1]
-
-    yield make
-    for pool in made:
-        with pool:
-            pass
 
 
 def test_a_pool_starts_shows_itself_and_leaves_nothing(standins: Make) -> None:

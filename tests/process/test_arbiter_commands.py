@@ -7,9 +7,8 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -20,20 +19,6 @@ from tests.support.standins import HANDLERS, Standins, now_s
 from tests.support.waiting import eventually
 
 Make = Callable[..., Standins]
-
-
-@pytest.fixture
-def standins(tmp_path: Path) -> Iterator[Make]:
-    made: list[Standins] = []
-
-    def make(**options: Any) -> Standins:
-        made.append(Standins(tmp_path / f"p{len(made)}", **options))
-        return made[-1]
-
-    yield make
-    for pool in made:
-        with pool:
-            pass
 
 
 # Scaling

@@ -1,0 +1,80 @@
+"""The pool's lease in Redis: held for as long as one worker works, and never by two pools."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+
+from supervisor.errors import EXIT_DRAIN, EXIT_OK
+from supervisor.keeper.lease import LEASE_MS
+from supervisor.names import host_key
+from tests.support.pool import Pool
+from tests.support.servers import AnyServer
+from tests.support.standins import Standins
+from tests.support.waiting import eventually
+
+StartPool = Callable[..., Pool]
+HOST = '[pool]\nhost = "here"\ndrain_s = 30\n'
+LEASE = host_key("here")
+HANDLERS = """
+    import asyncio, pathlib
+    from supervisor import handler
+
+    @handler("events", group="g")
+    async def handle(message: dict[str, str]) -> None:
+        n = message["n"]
+        pathlib.Path("began" + n).touch()
+        while not pathlib.Path("go").exists():
+            await asyncio.sleep(0.01)
+        pathlib.Path("done" + n).touch()
+"""
+
+
+def keeper(pool: Pool | Standins) -> psutil.Process:
+    services = pool.ask("status")["services"]
+    return psutil.Process(next(service["pid"] for service in services if service["name"] == "keeper"))
+
+
+def busy(pool: Pool, redis: Any) -> None:
+    """Have the pool work on a message that does not end by itself."""
+    redis.xadd("events", {"n": "1"})
+    eventually((pool.folder / "began1").exists)
+    eventually(lambda: any(worker["in_flight"] for worker in pool.ask("status")["workers"]))
+
+
+def test_the_lease_is_held_until_the_last_worker_has_left(start_pool: StartPool, redis_server: AnyServer) -> None:
+    redis = redis_server.sync()
+    pool = start_pool(HANDLERS, redis_url=redis_server.url, workers=2, config=HOST)
+    busy(pool, redis)
+    pool.send(signal.SIGTERM)
+    eventually(lambda: pool.ask("status")["state"] == "draining" and len(pool.pids()) == 1)
+    redis.pexpire(LEASE, 10 * LEASE_MS)
+    eventually(lambda: 0 < redis.pttl(LEASE) <= LEASE_MS, what="the lease is renewed while a worker drains")
+    (pool.folder / "go").touch()
+    assert pool.wait() == EXIT_OK
+    assert (pool.folder / "done1").exists()
+    assert redis.exists(LEASE) == 0
+
+
+def test_the_keeper_goes_after_workers_that_had_to_be_killed(standins: Callable[..., Standins]) -> None:
+    pool = standins(workers=2, orders={"*": "stubborn"}, pool="drain_s = 0.5").start()
+    pid = keeper(pool).pid
+    assert pool.stop() == EXIT_DRAIN
+    lines = [json.loads(line) for line in pool.err.splitlines() if line.startswith("{")]
+    left = [line for line in lines if line["event"].endswith(" left")]
+    assert [line.get("service") for line in left] == [None, None, "keeper"]
+    assert (left[-1]["pid"], left[-1]["reason"]) == (pid, "drained")
+
+
+def test_a_quick_stop_gives_the_lease_back_too(start_pool: StartPool, redis_server: AnyServer) -> None:
+    redis = redis_server.sync()
+    pool = start_pool(HANDLERS, redis_url=redis_server.url, workers=1, config=HOST)
+    busy(pool, redis)
+    assert redis.exists(LEASE) == 1
+    pool.send(signal.SIGQUIT)
+    assert pool.wait() == EXIT_DRAIN
+    assert redis.exists(LEASE) == 0
