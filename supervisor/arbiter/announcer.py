@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from supervisor.arbiter import screen
 from supervisor.arbiter.services import API, REDIS
+from supervisor.board import Word
 from supervisor.core.slot import State
+from supervisor.errors import EXIT_OK
+from supervisor.log import is_human
+from supervisor.settings.masking import masked
+from supervisor.settings.place import redis_url
 
 if TYPE_CHECKING:
     from supervisor.arbiter.arbiter import Arbiter
+
+#: A start or an end that takes longer is explained.
+PATIENCE_S = 1.0
+#: What is in hand is mostly finished at once.
+DRAIN_PATIENCE_S = 0.3
 
 
 class Announcer:
@@ -19,6 +29,24 @@ class Announcer:
     def __init__(self, arbiter: Arbiter) -> None:
         """Speaks for `arbiter`."""
         self._arbiter = arbiter
+
+    # The beginning
+
+    def booting(self) -> None:
+        """The boot check has begun, and may have to wait for Redis."""
+        self._arbiter.loop.at(time.monotonic() + PATIENCE_S, self._tell_of_redis)
+
+    def _tell_of_redis(self) -> None:
+        if not self._arbiter.redis and not self._arbiter.shutdown.begun:
+            settings = self._arbiter.settings
+            url, limit_s = masked(redis_url(settings)), settings.redis.connect_timeout_s
+            sentence = f"waiting for Redis at {url}, at most {limit_s:g} s"
+            self._say(sentence, "waiting for Redis", url=url, limit_s=limit_s)
+
+    def begin(self) -> None:
+        """The first workers are about to start. A burst may be over before all are READY, so it is shown now."""
+        if self._arbiter.burst:
+            self._show(0, self._arbiter.settings.pool.first_workers)
 
     def look(self) -> None:
         """Show the screen when all workers are READY for the first time."""
@@ -35,12 +63,55 @@ class Announcer:
         arbiter.began = ready == arbiter.pool.size
         if arbiter.began:
             arbiter.notify.ready()
+        if not arbiter.burst:
+            self._show(ready, arbiter.pool.size)
+
+    def _show(self, ready: int, workers: int) -> None:
+        arbiter = self._arbiter
         facts = screen.Facts(
             redis=arbiter.redis,
             embedded=arbiter.services.get(REDIS) is not None,
             ready=ready,
-            workers=arbiter.pool.size,
+            workers=workers,
             boot_ms=round((time.monotonic() - arbiter.began_s) * 1000),
             api=arbiter.services.get(API) is not None,
+            burst=arbiter.burst,
         )
         screen.show(arbiter.loaded, arbiter.specs, facts, arbiter.log)
+
+    # The end
+
+    def draining(self, why: str, limit_s: float) -> None:
+        """The pool is told to leave within `limit_s`."""
+        arbiter = self._arbiter
+        if not arbiter.shutdown.begun:
+            arbiter.loop.at(time.monotonic() + DRAIN_PATIENCE_S, lambda: self._tell_of_work(limit_s))
+        arbiter.log.info("draining", why=why, workers=len(arbiter.pool.living) or None)
+
+    def _tell_of_work(self, limit_s: float) -> None:
+        pool = self._arbiter.pool
+        in_hand = [pool.board.slot(slot.number).get(Word.IN_FLIGHT) for slot in pool.living if not slot.doomed]
+        workers, messages = sum(map(bool, in_hand)), sum(in_hand)
+        if workers:
+            sentence = (
+                f"waiting for {counted(workers, 'worker')} ({counted(messages, 'message')}), at most {limit_s:g} s;"
+                " Ctrl-C again ends at once"
+            )
+            self._say(sentence, "waiting for workers", workers=workers, messages=messages, limit_s=limit_s)
+
+    def stopped(self, code: int) -> None:
+        """The last child is gone."""
+        left = "some messages were not finished: they stay pending for the next start"
+        self._arbiter.log.info("stopped", left=None if code == EXIT_OK else left)
+
+    def _say(self, sentence: str, event: str, **fields: Any) -> None:
+        """The sentence for people; for programs an event of one name and its fields."""
+        if is_human(self._arbiter.settings):
+            self._arbiter.log.info(sentence)
+        else:
+            self._arbiter.log.info(event, **fields)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 worker`, `2 workers`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

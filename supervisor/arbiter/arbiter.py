@@ -110,6 +110,7 @@ class Arbiter(Forks):
         self.children.reap_rest(REST_S)
         if self._failure is not None:
             raise self._failure
+        self.announcer.stopped(self.shutdown.exit_code)
         return self.shutdown.exit_code
 
     # Beginning
@@ -120,6 +121,7 @@ class Arbiter(Forks):
             self.services.turn()
         limit_s = self.settings.redis.connect_timeout_s + BOOT_CHECK_SLACK_S
         try:
+            self.announcer.booting()
             self._check = Check(self.loop, self.children, self._fork_boot, limit_s, self._booted)
         except (OSError, SupervisorError) as error:
             self.fail(SupervisorError(f"the boot check can't be started: {error}"))
@@ -139,6 +141,7 @@ class Arbiter(Forks):
     def _open(self) -> None:
         gc.collect()
         gc.freeze()
+        self.announcer.begin()
         self.pool.scale(self.settings.pool.first_workers)
         self.services.add(KEEPER, self._fork_keeper)
         if self.settings.api.enabled:
@@ -185,7 +188,7 @@ class Arbiter(Forks):
         if not self.pool.was_ready and any(slot.state is State.FAILED for slot in self.pool.slots.values()):
             self.fail(HandlerError("a worker can't start with this configuration; its own words are above"))
         elif self.burst and self.pool.slots and self.pool.size == 0 and not self.pool.living:
-            self.stop("the burst is done")
+            self.stop("nothing is left")
 
     def fail(self, error: SupervisorError) -> None:
         """Give up: end all, and raise this in the end."""
@@ -207,8 +210,9 @@ class Arbiter(Forks):
         """Drain all within `drain_s` (default: as configured) and leave."""
         self.notify.stopping()
         self.door.close()
-        self.log.info("draining", why=why, workers=len(self.pool.living) or None)
-        self.shutdown.begin(self.settings.pool.drain_s if drain_s is None else drain_s)
+        limit_s = self.settings.pool.drain_s if drain_s is None else drain_s
+        self.announcer.draining(why, limit_s)
+        self.shutdown.begin(limit_s)
         self._changed()
 
     def _end_signal(self, name: str) -> None:

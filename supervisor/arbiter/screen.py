@@ -32,6 +32,8 @@ class Facts:
     #: From the arbiter's start until the last worker was READY.
     boot_ms: int
     api: bool
+    #: Nothing is READY yet, and the pool leaves by itself.
+    burst: bool = False
 
 
 def show(loaded: Loaded, specs: Sequence[HandlerSpec], facts: Facts, log: Any) -> None:
@@ -45,9 +47,10 @@ def show(loaded: Loaded, specs: Sequence[HandlerSpec], facts: Facts, log: Any) -
             redis=facts.redis,
             embedded=facts.embedded,
             groups=[f"{spec.stream} {spec.group}" for spec in specs],
-            ready=facts.ready,
+            ready=None if facts.burst else facts.ready,
             workers=facts.workers,
-            boot_ms=facts.boot_ms,
+            boot_ms=None if facts.burst else facts.boot_ms,
+            burst=facts.burst or None,
             api=f"http://{settings.api.bind}" if facts.api else None,
             state_dir=str(settings.state_dir),
         )
@@ -85,13 +88,9 @@ def lines(loaded: Loaded, specs: Sequence[HandlerSpec], facts: Facts, *, colours
     for spec in specs:
         streams.setdefault(spec.stream, []).append(spec.group)
     shown += [line("stream", f"{stream} → {', '.join(groups)}") for stream, groups in streams.items()]
-    shown.append(
-        line(
-            "workers",
-            paint(GREEN if ok else YELLOW, f"{facts.ready}/{facts.workers} ready") + f" in {facts.boot_ms} ms",
-        )
-    )
+    ready = paint(GREEN if ok else YELLOW, f"{facts.ready}/{facts.workers} ready") + f" in {facts.boot_ms} ms"
+    shown.append(line("workers", f"{facts.workers}, until nothing is left" if facts.burst else ready))
     if facts.api:
         shown.append(line("http", f"http://{settings.api.bind}  (docs at /docs, health at /readyz)"))
-    shown += [line("state", str(settings.state_dir)), line("", "Ctrl-C to drain")]
+    shown += [line("state", str(settings.state_dir)), line("", "Ctrl-C drains and leaves")]
     return shown

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--handlers", multiple=True, metavar="MODULE", help="A handler module; may be given several times.")
 @click.option("--bind", metavar="HOST:PORT", help="Where the HTTP service listens, in place of api.bind.")
 @click.option("--no-api", is_flag=True, help="Start no HTTP service.")
-@click.option("--burst", is_flag=True, help="Handle what is there, then leave.")
+@click.option("--burst", is_flag=True, help="Handle what is there, then leave; without HTTP service.")
 def start(
     config: Path | None,
     workers: int | None,
@@ -41,7 +41,8 @@ def start(
         "redis.url": redis,
         "handlers": list(handlers) or None,
         "api.bind": bind,
-        "api.enabled": False if no_api else None,
+        # A burst is no service: whoever starts one wants it to leave.
+        "api.enabled": False if no_api or burst else None,
     }
     loaded = load_settings(config, flags)
     if loaded.settings.api.enabled:

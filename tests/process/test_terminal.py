@@ -7,6 +7,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -116,3 +117,48 @@ def test_a_hangup_with_the_terminal_still_there_reads_the_code_afresh(open_termi
     assert before.isdisjoint(pool.pids().values())
     # The successor in the same process knows of the terminal, too.
     assert pool.process is not None and pool.process.poll() is None
+
+
+def test_a_drain_says_once_what_it_waits_for_and_that_it_is_over(open_terminal: Open) -> None:
+    terminal = open_terminal(config="[pool]\ndrain_s = 20")
+    pool = terminal.pool
+    pool.wait_ready()
+    assert pool.command("publish", "events", "--json", "-", stdin='[{"for_s": 2}, {"for_s": 2}]').returncode == 0
+    eventually(lambda: terminal.text.count("begun") == 2)
+    terminal.type(b"\x03")
+    assert pool.wait(10) == 0
+    lines = eventually(lambda: terminal.text.splitlines() if "stopped" in terminal.text else None)
+    (waiting,) = [line for line in lines if "waiting for" in line]
+    workers = "1 worker" if "1 worker" in waiting else "2 workers"
+    assert f"waiting for {workers} (2 messages), at most 20 s; Ctrl-C again ends at once" in waiting
+    assert "stopped" in lines[-1] and "Traceback" not in terminal.text
+
+
+def test_a_drain_with_nothing_in_hand_waits_for_nobody(open_terminal: Open) -> None:
+    terminal = open_terminal()
+    terminal.pool.wait_ready()
+    terminal.type(b"\x03")
+    assert terminal.pool.wait(10) == 0
+    eventually(lambda: "stopped" in terminal.text)
+    assert "waiting for" not in terminal.text
+
+
+def test_a_burst_shows_itself_first_and_has_no_http_service(open_terminal: Open) -> None:
+    terminal = open_terminal("--burst", api=None)
+    assert terminal.pool.wait(20) == 0
+    text = eventually(lambda: terminal.text if "stopped" in terminal.text else None)
+    assert "2, until nothing is left" in text and "ready" not in text.partition("worker left")[0]
+    assert text.index("supervisor 0.") < text.index("worker left") < text.index("why='nothing is left'")
+    assert "http://" not in text and "listening" not in text
+
+
+def test_a_start_that_waits_for_redis_says_so(open_terminal: Open) -> None:
+    with socket.socket() as silent:  # takes connections and never answers
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"redis://:hunter2@127.0.0.1:{silent.getsockname()[1]}"
+        terminal = open_terminal(redis_url=url)
+        eventually(lambda: f"waiting for Redis at {url.replace('hunter2', '***')}, at most 5 s" in terminal.text)
+        terminal.type(b"\x03")
+        assert terminal.pool.wait(20) == 0
+    assert "hunter2" not in terminal.text
