@@ -115,7 +115,7 @@ class Consumer:
         delivery.recorded = True
         self._row.set_alone(*parse_id(delivery.id))
         self.executor.submit([delivery])
-        await self.intake.idle()
+        await self.finish()
         await self._around.settler.flush()
         self._row.set_alone(0, 0)
 
@@ -134,6 +134,11 @@ class Consumer:
                 # Known ids are skipped, so what is still in hand here is not run twice.
                 await self._adopt(await self.open())
                 self._sweep_again()
+
+    async def finish(self) -> None:
+        """Wait until nothing is in hand and all that was done is with the settler, also of this turn of the loop."""
+        await self.intake.idle()
+        self._outcomes.flush_acks()
 
     async def stop_reading(self) -> None:
         """Take nothing new: a blocked read is ended at the server, and what it brought is still run.

@@ -60,7 +60,7 @@ class Outcomes:
         self.acks.append(delivery.id)
         if not self._flush_due:
             self._flush_due = True
-            self._loop.call_soon(self._flush_acks)
+            self._loop.call_soon(self.flush_acks)
 
     def failed(self, delivery: Delivery, error: BaseException) -> None:
         """The handler raised: retry with backoff, or give the message up."""
@@ -112,7 +112,8 @@ class Outcomes:
             exc_info=error,
         )
 
-    def _flush_acks(self) -> None:
+    def flush_acks(self) -> None:
+        """Hand what was done to the settler."""
         self._flush_due = False
         acks, self.acks = self.acks, []
         if acks:

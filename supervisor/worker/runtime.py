@@ -212,7 +212,7 @@ class Runtime:
 
     async def _finish(self) -> None:
         for consumer in self.consumers:
-            await consumer.intake.idle()
+            await consumer.finish()
         await self.settler.flush()
 
     def _soon(self, consumer: Consumer) -> None:
