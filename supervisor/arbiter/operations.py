@@ -169,8 +169,8 @@ class Operations:
             self._again = False
             self.restart()
 
-    def _fork_preflight(self, _out_fd: int) -> int:
-        return self._arbiter.fork(PREFLIGHT, lambda: reexec.exec_preflight(self._arbiter.settings))
+    def _fork_preflight(self, out_fd: int) -> int:
+        return self._arbiter.fork(PREFLIGHT, lambda: reexec.exec_preflight(self._arbiter.settings, out_fd))
 
     def _judged(self, code: int, report: dict[str, Any]) -> None:
         self._preflight = None
@@ -180,7 +180,7 @@ class Operations:
         if code == 0:
             self._arbiter.succeed()
         else:
-            self._end(f"the new code or configuration is unusable ({report.get('error')}); nothing was changed")
+            self._end(f"nothing was changed, since the new code or configuration is unusable: {report.get('error')}")
 
     def _end(self, error: str) -> None:
         self.last = {"kind": "restart", "ok": not error, "error": error or None}

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -19,11 +20,13 @@ from supervisor.arbiter.fork import exec_command
 from supervisor.board import LAYOUT_VERSION
 from supervisor.core.restart import Exit, History, Kind
 from supervisor.core.slot import Slot, State
-from supervisor.errors import ConfigError
+from supervisor.errors import ConfigError, SupervisorError
 from supervisor.listening import listen, pool_bind
 from supervisor.memory_file import memory_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from supervisor.settings.model import Settings
 
 # Not SUPERVISOR_*: those are settings, and an unknown one is refused.
@@ -94,10 +97,24 @@ def agree(wanted: dict[str, Any], settings: Settings) -> None:
         listen(bind).close()
 
 
-def exec_preflight(settings: Settings) -> NoReturn:
-    """In a forked child: become the preflight. What it has to say goes to stderr."""
+@contextlib.contextmanager
+def reporting() -> Iterator[None]:
+    """In the preflight: have the arbiter hear what is wrong, in place of stderr. Elsewhere it changes nothing."""
+    text = os.environ.get(PREFLIGHT_VARIABLE)
+    try:
+        yield
+    except SupervisorError as error:
+        if text is None:
+            raise
+        os.write(json.loads(text)["out_fd"], json.dumps({"error": str(error)}).encode())
+        raise SystemExit(error.exit_code) from None
+
+
+def exec_preflight(settings: Settings, out_fd: int) -> NoReturn:
+    """In a forked child: become the preflight. What handlers print goes to stderr, its finding to `out_fd`."""
     os.dup2(2, 1)
-    wanted = {"identity": identity(settings), "bind": pool_bind(settings)}
+    os.set_inheritable(out_fd, True)
+    wanted = {"identity": identity(settings), "bind": pool_bind(settings), "out_fd": out_fd}
     exec_command(_command(), {**os.environ, PREFLIGHT_VARIABLE: json.dumps(wanted)})
 
 

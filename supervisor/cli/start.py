@@ -44,12 +44,15 @@ def start(
         # A burst is no service: whoever starts one wants it to leave.
         "api.enabled": False if no_api or burst else None,
     }
-    loaded = load_settings(config, flags)
-    if loaded.settings.api.enabled:
-        from supervisor.listening import check_bind
+    from supervisor.arbiter.reexec import reporting
 
-        # Here, and not only in the service: the pool would start that again and again.
-        check_bind(loaded.settings)
-    from supervisor.arbiter.main import run
+    with reporting():
+        loaded = load_settings(config, flags)
+        if loaded.settings.api.enabled:
+            from supervisor.listening import check_bind
 
-    return run(loaded, burst=burst)
+            # Here, and not only in the service: the pool would start that again and again.
+            check_bind(loaded.settings)
+        from supervisor.arbiter.main import run
+
+        return run(loaded, burst=burst)

@@ -127,7 +127,10 @@ def test_restart_with_broken_code_fails_and_changes_nothing(pool) -> None:
     (pool.folder / "handlers.py").write_text("1 / 0\n")
     done = run("restart", "--wait", cwd=pool.folder, redis_url=pool.url)
     assert done.returncode == 1
-    assert "error: restarting the workers: " in done.stderr
+    place = f"{pool.folder}/handlers.py:1: ZeroDivisionError: division by zero"
+    assert "error: restarting the workers: nothing was changed" in done.stderr and place in done.stderr
+    assert place in status(pool)[1]["last_operation"]["error"]
+    assert "Traceback" not in pool.output
     assert [worker["pid"] for worker in status(pool)[1]["workers"]] == [worker["pid"] for worker in before]
 
 
