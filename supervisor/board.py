@@ -40,6 +40,8 @@ class Head(IntEnum):
     SHUTDOWN = 5
     #: Not 0: workers take nothing new.
     PAUSED = 6
+    #: Not 0: the keeper has found another pool's token in this pool's lease. Never taken back.
+    NAME_TAKEN = 7
     #: The keeper's last finished turn and whether Redis answered it.
     KEEPER_BEAT_NS = 8
     KEEPER_REDIS_OK = 9

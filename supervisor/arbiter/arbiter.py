@@ -25,7 +25,7 @@ from supervisor.arbiter.operations import Operations
 from supervisor.arbiter.pool import Pool
 from supervisor.arbiter.services import API, BOOT_S, KEEPER, KEEPER_QUIET_S, NAMES, REDIS, Services
 from supervisor.arbiter.shutdown import Shutdown
-from supervisor.arbiter.singleton import lease_token
+from supervisor.arbiter.singleton import lease_token, name_taken
 from supervisor.arbiter.stacks import Stacks
 from supervisor.arbiter.terminal import Terminal
 from supervisor.arbiter.upkeep import Autoscaler, Recycler
@@ -190,9 +190,12 @@ class Arbiter(Forks):
         elif self.burst and self.pool.slots and self.pool.size == 0 and not self.pool.living:
             self.stop("nothing is left")
 
-    def fail(self, error: SupervisorError) -> None:
-        """Give up: end all, and raise this in the end."""
+    def fail(self, error: SupervisorError, *, drain: bool = False) -> None:
+        """Give up: end all at once, or drain, and raise this in the end."""
         self._failure = self._failure or error
+        if drain:
+            self.stop(str(error))
+            return
         self.door.close()
         self.shutdown.begin(self.settings.pool.drain_s)
         self.shutdown.hurry()
@@ -254,6 +257,8 @@ class Arbiter(Forks):
         if self.began and not self.shutdown.begun:
             for upkeep in self._upkeep:
                 upkeep.look()
+        if self.board.get(Head.NAME_TAKEN) and not self.shutdown.begun:
+            self.fail(name_taken(self.settings), drain=True)
 
     # Looking at it
 

@@ -11,8 +11,10 @@ import secrets
 from typing import TYPE_CHECKING
 
 from supervisor.errors import AlreadyRunningError, ConfigError
+from supervisor.names import pool_id
 
 if TYPE_CHECKING:
+    from supervisor.settings.model import Settings
     from supervisor.settings.place import Place
 
 TOKEN_BYTES = 16
@@ -56,3 +58,12 @@ def lease_token(place: Place) -> str:
         return token
     except OSError as error:
         raise ConfigError(f"state_dir: {place.token}: {error.strerror}") from None
+
+
+def name_taken(settings: Settings) -> AlreadyRunningError:
+    """What to say when another pool has come to live under this one's name."""
+    return AlreadyRunningError(
+        f"another pool has taken the name {pool_id(settings.pool.host, settings.pool.name)!r} on this Redis while this"
+        " one could not renew its lease; consumers are named after the pool, so give one of the two a name of its own:"
+        " [pool] name = ... or SUPERVISOR_POOL__NAME"
+    )

@@ -80,11 +80,10 @@ class Keeper:
     async def once(self) -> None:
         """One turn; a fault of Redis is told and waits for the next."""
         try:
-            if not await take(self._redis, self._pool, self._token):
-                self._log.error("another pool has taken this one's name", pool=self._pool)
-            if self._autoscaled:
-                await self._count_backlog()
-            await self._reaper.look()
+            if await take(self._redis, self._pool, self._token):
+                await self._keep_house()
+            else:
+                self._give_up()
         except (RedisError, OSError) as error:
             self._board.set(Head.KEEPER_REDIS_OK, 0)
             self._reaper.lost_sight()
@@ -92,6 +91,17 @@ class Keeper:
         else:
             self._board.set(Head.KEEPER_REDIS_OK, 1)
         self._board.set(Head.KEEPER_BEAT_NS, time.monotonic_ns())
+
+    async def _keep_house(self) -> None:
+        if self._autoscaled:
+            await self._count_backlog()
+        await self._reaper.look()
+
+    def _give_up(self) -> None:
+        """The lease is another pool's: this one was silent for too long. The arbiter sees to the rest."""
+        if not self._board.get(Head.NAME_TAKEN):
+            self._log.error("another pool has taken this one's name", pool=self._pool)
+            self._board.set(Head.NAME_TAKEN, 1)
 
     async def _count_backlog(self) -> None:
         found = await inspect.groups(self._redis, self._groups)

@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from supervisor.errors import EXIT_DRAIN, EXIT_OK
+from supervisor.errors import EXIT_DRAIN, EXIT_OK, EXIT_RUNNING
 from supervisor.keeper.lease import LEASE_MS
 from supervisor.names import host_key
 from tests.support.pool import Pool
@@ -18,7 +18,7 @@ from tests.support.standins import Standins
 from tests.support.waiting import eventually
 
 StartPool = Callable[..., Pool]
-HOST = '[pool]\nhost = "here"\ndrain_s = 30\n'
+HOST = '[pool]\nhost = "here"\ndrain_s = 15\n'
 LEASE = host_key("here")
 HANDLERS = """
     import asyncio, pathlib
@@ -78,3 +78,44 @@ def test_a_quick_stop_gives_the_lease_back_too(start_pool: StartPool, redis_serv
     pool.send(signal.SIGQUIT)
     assert pool.wait() == EXIT_DRAIN
     assert redis.exists(LEASE) == 0
+
+
+def test_a_pool_whose_name_was_taken_meanwhile_drains_and_says_why(
+    start_pool: StartPool, redis_server: AnyServer
+) -> None:
+    redis = redis_server.sync()
+    first = start_pool(HANDLERS, redis_url=redis_server.url, workers=1, config=HOST)
+    busy(first, redis)
+    late = keeper(first)
+    late.suspend()  # as on a machine that is frozen, or cut off from Redis, for longer than the lease lasts
+    eventually(lambda: late.status() == psutil.STATUS_STOPPED)
+    redis.pexpire(LEASE, 1)
+    second = start_pool(HANDLERS, redis_url=redis_server.url, workers=1, config=HOST)
+    mine = redis.get(LEASE)
+    assert mine == second.place.token.read_bytes() != first.place.token.read_bytes()
+    late.resume()
+    eventually(lambda: first.ask("status")["state"] == "draining")
+    assert first.exit_code() is None, "what is in hand is finished first"
+    for pool in (first, second):
+        (pool.folder / "go").touch()
+    assert first.wait() == EXIT_RUNNING
+    assert (first.folder / "done1").exists()
+    assert "'here'" in first.output and "[pool] name" in first.output
+    assert len(first.events("another pool has taken this one's name")) == 1
+    assert redis.get(LEASE) == mine
+    assert second.wait_ready()["pid"] == second.pid
+
+
+def test_a_lease_that_has_run_out_or_was_lost_with_its_server_is_taken_again(
+    start_pool: StartPool, redis_server: AnyServer
+) -> None:
+    pool = start_pool(HANDLERS, redis_url=redis_server.url, workers=1, config=HOST)
+    token, pids = pool.place.token.read_bytes(), pool.pids()
+    with redis_server.sync() as redis:
+        redis.delete(LEASE)
+        eventually(lambda: redis.get(LEASE) == token)
+    redis_server.restart()  # without persistence: the lease is gone, too
+    with redis_server.sync() as redis:
+        eventually(lambda: redis.get(LEASE) == token, 20)
+    assert pool.wait_ready()["pid"] == pool.pid
+    assert pool.pids() == pids and not pool.events("draining")
