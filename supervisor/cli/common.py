@@ -57,6 +57,16 @@ def load_settings(config: Path | None, flags: Mapping[str, Any] | None = None) -
     return load(config, flags or {})
 
 
+def load_settings_anyway(config: Path | None) -> Loaded:
+    """The settings for a command that asks a pool that runs; what is wrong with them is only told."""
+    from supervisor.settings.load import load_anyway
+
+    loaded, errors = load_anyway(config)
+    for error in errors:
+        talk(f"{click.style('warning:', fg='yellow', bold=True)} {error}")
+    return loaded
+
+
 def dumps(value: object, *, pretty: bool = False) -> str:
     """The value as JSON text."""
     import orjson

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import command, config_option, load_settings, talk
+from supervisor.cli.common import command, config_option, load_settings_anyway, talk
 from supervisor.errors import EXIT_DRAIN, EXIT_FAILED, EXIT_OK, NotRunningError, SupervisorError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def stop(timeout_s: float | None, config: Path | None) -> int:
     """
     from supervisor.settings.place import place_of
 
-    settings = load_settings(config).settings
+    settings = load_settings_anyway(config).settings
     place = place_of(settings)
     limit_s = (settings.pool.drain_s if timeout_s is None else timeout_s) + LEAVE_LIMIT_S
     pid = _ask(place, "status")["pid"]
@@ -176,7 +176,7 @@ def resume(config: Path | None) -> None:
 def _place(config: Path | None) -> Place:
     from supervisor.settings.place import place_of
 
-    return place_of(load_settings(config).settings)
+    return place_of(load_settings_anyway(config).settings)
 
 
 def _ask(place: Place, cmd: str, **args: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import command, config_option, dumps, json_option, load_settings, talk
+from supervisor.cli.common import command, config_option, dumps, json_option, load_settings_anyway, talk
 from supervisor.errors import EXIT_DEGRADED, EXIT_DOWN, EXIT_OK
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def status(config: Path | None, as_json: bool) -> int:
 
     from supervisor.status import collect
 
-    loaded = load_settings(config)
+    loaded = load_settings_anyway(config)
     found = asyncio.run(collect(loaded.settings, loaded.root))
     if as_json:
         click.echo(dumps(found, pretty=True))

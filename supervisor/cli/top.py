@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import command, config_option, dumps, json_option, load_settings
+from supervisor.cli.common import command, config_option, dumps, json_option, load_settings_anyway
 from supervisor.errors import EXIT_OK
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @json_option
 def top(interval_s: float, count: int | None, config: Path | None, as_json: bool) -> int:
     """Watch workers and groups until Ctrl-C. With --json, or piped, each look is printed after the other."""
-    looks = _looks(load_settings(config), interval_s, count)
+    looks = _looks(load_settings_anyway(config), interval_s, count)
     if as_json:
         for found, _ in looks:
             click.echo(dumps(found))

@@ -18,7 +18,16 @@ from pydantic import ValidationError
 from supervisor.errors import ConfigError
 from supervisor.settings.explain import explain
 from supervisor.settings.model import Settings
-from supervisor.settings.sources import Given, KeyPath, Layer, dotted, environment_layer, file_layer, leaves
+from supervisor.settings.sources import (
+    Given,
+    KeyPath,
+    Layer,
+    dotted,
+    environment_layer,
+    file_layer,
+    leaves,
+    salvaged_layer,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,6 +81,45 @@ def load(
     if errors:
         raise ConfigError("\n".join([f"{len(errors)} errors in the configuration:", *errors] if errors[1:] else errors))
     return Loaded(settings, path, _origins(settings, layer))
+
+
+def load_anyway(config: Path | None = None, environ: Mapping[str, str] = os.environ) -> tuple[Loaded, list[str]]:
+    """The settings without what is wrong with them, and what that is, one line each.
+
+    For those who ask a pool that runs: they need to find it, and a mistake made since it was started
+    must not keep them from it. Raises ConfigError only when there is no such file.
+    """
+    path = _config_path(config)
+    errors: list[str] = []
+    layer: Layer = {}
+    if path is not None:
+        try:
+            layer = file_layer(path)
+        except ConfigError as error:
+            errors.append(str(error))
+            layer = salvaged_layer(path)
+    from_environment, unknown = environment_layer(environ, layer)
+    layer.update(from_environment)
+    errors += unknown
+    root = path.parent if path else Path.cwd()
+    while True:
+        try:
+            settings = Settings.model_validate(_tree(layer, root), strict=True)
+        except ValidationError as error:
+            errors += explain(error, layer)
+            wrong = [tuple(str(part) for part in details["loc"]) for details in error.errors()]
+            right = {key: given for key, given in layer.items() if not any(_touches(key, path) for path in wrong)}
+            if len(right) == len(layer):
+                raise ConfigError("\n".join(errors)) from None
+            layer = right
+        else:
+            return Loaded(settings, path, _origins(settings, layer)), list(dict.fromkeys(errors))
+
+
+def _touches(key: KeyPath, wrong: KeyPath) -> bool:
+    """The key is what is wrong, a part of it, or the table that it is in."""
+    shorter = min(len(key), len(wrong))
+    return key[:shorter] == wrong[:shorter]
 
 
 def _config_path(config: Path | None) -> Path | None:

@@ -6,6 +6,7 @@ that an environment variable which names no setting is refused.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import tomllib
@@ -72,6 +73,20 @@ def file_layer(path: Path) -> Layer:
     for key, value in leaves(tables):
         line = next((f":{lines[key[:n]]}" for n in range(len(key), 0, -1) if key[:n] in lines), "")
         layer[key] = Given(value, f"{path}{line}")
+    return layer
+
+
+def salvaged_layer(path: Path) -> Layer:
+    """What tells where the pool is, from a file that is not valid TOML: its keys are looked at line by line."""
+    layer: Layer = {}
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if line.lstrip().startswith("["):
+                break
+            with contextlib.suppress(tomllib.TOMLDecodeError):
+                found = tomllib.loads(line)
+                if "state_dir" in found:
+                    layer["state_dir",] = Given(found["state_dir"], f"{path}:{number}")
     return layer
 
 

@@ -32,7 +32,7 @@ def test_every_command_has_json_where_it_prints_data() -> None:
         for name in COMMANDS
         if any("--json" in parameter.opts for parameter in (cli.get_command(context, name) or cli).params)
     }
-    assert with_json == {"status", "streams", "pending", "publish", "read", "tail", "doctor", "version"}
+    assert with_json == {"status", "top", "streams", "pending", "publish", "read", "tail", "doctor", "version"}
 
 
 def test_bare_command_shows_help(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_typos_are_answered_with_a_suggestion(words: list[str], hint: str, capsy
 
 def test_a_wrong_configuration_exits_with_2(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("[pool]\nworker = 3\n")
-    for words in (["start"], ["status"], ["config", "show"], ["config", "check"], ["read", "s"]):
+    for words in (["start"], ["api"], ["config", "show"], ["config", "check"], ["read", "s"]):
         done = run(*words, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, ""), words
         assert f"error: {tmp_path}/config.toml:2: pool.worker: unknown key, did you mean 'workers'?" in done.stderr

@@ -158,6 +158,39 @@ def test_stop_returns_when_the_process_is_gone(pool) -> None:
     assert run("stop", cwd=pool.folder, redis_url=pool.url).returncode == 8
 
 
+MISTAKES = [
+    ("state_dir = 'here'\n[pool]\nworker = 3\n", "pool.worker: unknown key, did you mean 'workers'?"),
+    ("state_dir = 'here'\nhandlers = 1\n[pool]\nworkers = 'three'\n[api]\nbind = 'nowhere'\n", "api.bind = "),
+    ("state_dir = 'here'\n[pool\nworkers = 3\n", "not valid TOML"),
+]
+
+
+@pytest.mark.parametrize(("config", "words"), MISTAKES, ids=["unknown", "values", "syntax"])
+def test_a_mistake_in_the_configuration_keeps_nobody_from_a_pool_that_runs(
+    start_pool, redis_server, config: str, words: str
+) -> None:
+    pool = start_pool(HANDLERS, redis_url=redis_server.url, config="state_dir = 'here'")
+    pool.config.write_text(config)
+
+    def asked(*command: str) -> Any:
+        done = run(*command, cwd=pool.folder)
+        assert done.returncode == 0, done.stderr
+        assert f"warning: {pool.config}:" in done.stderr and words in done.stderr
+        assert done.stderr.count(words) == 1 and "error:" not in done.stderr
+        return done
+
+    found = data(asked("status", "--json"))
+    assert (found["state"], found["pid"], found["redis"]["url"]) == ("healthy", pool.pid, redis_server.url)
+    asked("top", "--count", "1")
+    asked("scale", "1", "--wait")
+    asked("pause")
+    asked("resume")
+    refused = run("restart", "--wait", cwd=pool.folder)
+    assert refused.returncode == 1 and words in refused.stderr.partition("nothing was changed")[2]
+    asked("stop")
+    assert pool.wait() == 0
+
+
 def test_api_refuses_an_open_address_without_a_token(tmp_path: Path) -> None:
     for bind in ("0.0.0.0:0", "0.0.0.0:8000", "[::]:8000", "example.org:8000"):
         done = run("api", "--bind", bind, cwd=tmp_path)
