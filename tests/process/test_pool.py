@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import json
 import os
 import random
@@ -17,34 +16,10 @@ from typing import Any
 import pytest
 
 from tests.support.pool import Pool
+from tests.support.recording import RECORD, SIMPLE, seen
 from tests.support.waiting import eventually
 
 StartPool = Callable[..., Pool]
-
-#: Each delivery is a line in a file of the worker's own, written in one call: it survives the worker.
-RECORD = """
-    import os, time
-    from supervisor import Message, handler
-
-    def record(text):
-        fd = os.open(f"seen.{os.getpid()}", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-        os.write(fd, f"{text} {time.monotonic_ns()}\\n".encode())
-        os.close(fd)
-"""
-
-SIMPLE = (
-    RECORD
-    + """
-    @handler("events", group="workers")
-    async def handle(message: Message) -> None:
-        record(message.fields["n"])
-"""
-)
-
-
-def seen(pool: Pool) -> collections.Counter[str]:
-    lines = [line for path in pool.folder.glob("seen.*") for line in path.read_text().splitlines()]
-    return collections.Counter(line.split()[0] for line in lines)
 
 
 def consumers(redis: Any) -> list[dict[str, Any]]:
@@ -70,36 +45,6 @@ def test_ctrl_c_ends_everything_within_two_seconds(start_pool: StartPool) -> Non
     assert pool.wait() == 0
     assert time.monotonic() - began_s < 2
     pool.assert_nothing_left()
-
-
-def test_a_killed_worker_is_replaced_and_its_messages_run_again_at_once(
-    start_pool: StartPool, redis_server: Any
-) -> None:
-    pool = start_pool(
-        RECORD
-        + """
-    import asyncio
-    @handler("events", group="workers")
-    async def handle(message: Message) -> None:
-        record(message.fields["n"])
-        if not os.path.exists("go"):
-            await asyncio.Event().wait()
-""",
-        redis_url=redis_server.url,
-        workers=1,
-    )
-    pool.command("publish", "events", "n=1")
-    eventually(lambda: seen(pool) == {"1": 1})
-    (pool.folder / "go").touch()
-    dead = pool.worker_pids()[0]
-    killed_ns = time.monotonic_ns()
-    os.kill(dead, signal.SIGKILL)
-    eventually(lambda: seen(pool) == {"1": 2}, interval_s=0.002)
-    again_ns = max(
-        int(line.split()[1]) for path in pool.folder.glob("seen.*") for line in path.read_text().splitlines()
-    )
-    assert pool.worker_pids()[0] != dead
-    assert (again_ns - killed_ns) / 1e6 < 1000
 
 
 @pytest.mark.slow
@@ -137,34 +82,6 @@ def test_nothing_is_lost_while_workers_are_killed_every_half_second(
     counts = seen(pool)
     assert {str(n) for n in range(count)} == set(counts)
     assert sum(worker["restarts"] for worker in pool.status()["workers"]) >= kills
-
-
-def test_a_message_that_kills_its_process_is_the_only_dead_letter(start_pool: StartPool, redis_server: Any) -> None:
-    pool = start_pool(
-        RECORD
-        + """
-    @handler("events", group="workers")
-    async def handle(message: Message) -> None:
-        if message.fields["n"] == "100":
-            record("death")
-            os._exit(1)
-        record(message.fields["n"])
-""",
-        redis_url=redis_server.url,
-        workers=2,
-    )
-    redis = redis_server.sync()
-    for n in range(200):
-        redis.xadd("events", {"n": n})
-    dead = "supervisor:{events}:workers:dead"
-    eventually(lambda: redis.xlen(dead) == 1, 60)
-    eventually(lambda: redis.xpending("events", "workers")["pending"] == 0, 30)
-    [(_, letter)] = redis.xrange(dead)
-    assert letter[b"field:n"] == b"100"
-    assert letter[b"reason"] == b"crashed the worker"
-    counts = seen(pool)
-    assert 1 <= counts.pop("death") <= 4
-    assert len(counts) == 199
 
 
 @pytest.mark.parametrize("every", [1, 10])
@@ -247,13 +164,6 @@ def test_each_message_reaches_one_worker_of_each_group(start_pool: StartPool, re
         redis.xadd("events", {"n": n})
     eventually(lambda: len(seen(pool)) == 200)
     assert set(seen(pool).values()) == {1}
-
-
-def test_a_handler_that_does_not_import_is_named_and_ends_with_4(start_pool: StartPool, redis_server: Any) -> None:
-    pool = start_pool("import nothing_of_this_name\n", redis_url=redis_server.url, ready=False)
-    assert pool.wait() == 4
-    assert "handlers.py:1" in pool.output
-    assert "Traceback" not in pool.output
 
 
 def test_redis_that_does_not_answer_ends_with_3(start_pool: StartPool) -> None:

@@ -1,0 +1,245 @@
+"""Signals at the wrong moment: while the arbiter forks, restarts or drains, and many at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from supervisor.board import Word
+from supervisor.errors import EXIT_DRAIN, EXIT_OK
+from tests.support.faults import Bounds, Watch, board_of, zombies
+from tests.support.pool import Pool
+from tests.support.recording import RECORD, SIMPLE, seen
+from tests.support.standins import ROOT, Standins, is_gone, now_s
+from tests.support.waiting import eventually
+
+StartPool = Callable[..., Pool]
+Make = Callable[..., Standins]
+
+
+def test_25_sigterm_mid_batch(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
+    pool = start_pool(
+        RECORD
+        + """
+    import asyncio
+    @handler("events", group="workers", concurrency=20)
+    async def handle(message: Message) -> None:
+        record("begun")
+        await asyncio.sleep(0.5)
+        record("done")
+
+    @handler("plain", group="workers", concurrency=4)
+    def plain(message: Message) -> None:
+        record("begun")
+        time.sleep(0.5)
+        record("done")
+""",
+        redis_url=redis_server.url,
+        workers=2,
+    )
+    redis = redis_server.sync()
+    for stream, count in (("events", 70), ("plain", 20)):  # more than they have in hand
+        for n in range(count):
+            redis.xadd(stream, {"n": n})
+    eventually(lambda: seen(pool)["begun"] >= 2 * (20 + 4))
+    assert seen(pool)["done"] < seen(pool)["begun"]
+    with bound.within("SIGTERM until it has left, half a second of work in hand", 1500):
+        pool.send(signal.SIGTERM)
+        assert pool.wait() == EXIT_OK
+    counts = seen(pool)
+    assert counts["begun"] == counts["done"] < 90, "what was begun was finished, and no more"
+    assert {line["reason"] for line in pool.events("worker left")} == {"drained"}
+    acked = 0
+    for stream in ("events", "plain"):
+        [group] = redis.xinfo_groups(stream)
+        acked += group["entries-read"] - group["pending"]
+    assert acked == counts["done"], "acked is what was done, and nothing else"
+    # What had only been read is there for the next.
+    pool.start()
+    eventually(lambda: seen(pool)["done"] == 90, 30, 0.1)
+    assert seen(pool)["begun"] == 90
+
+
+def test_26_sigterm_in_fork_window(bound: Bounds) -> None:
+    # Each signal takes effect in the process that it was sent to, and in no other.
+    storms = {
+        ("child", 1000): {"heard": 0, "ends": {"SIGTERM": 1000}},
+        ("parent", 1000): {"heard": 1000, "ends": {"code 7": 1000}},
+        ("handler", 200): {"heard": 0, "ends": {"code 9": 200}},
+    }
+    with bound.within("2,200 forks with a SIGTERM inside", 30_000):
+        running = {
+            storm: subprocess.Popen(
+                [sys.executable, "-m", "tests.support.fork_window", *map(str, storm)],
+                cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+            for storm in storms
+        }  # fmt: skip
+        ended = {storm: (*process.communicate(timeout=60), process.returncode) for storm, process in running.items()}
+    for storm, (out, err, code) in ended.items():
+        assert (code, err) == (0, "")
+        assert json.loads(out) == storms[storm], storm
+
+
+def test_26_sigterm_in_fork_window_of_a_pool(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
+    # A real pool at work: each worker is killed, and its successor gets a SIGTERM as soon as it has a pid.
+    pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=8)
+    board, before, arbiter = board_of(pool.pid), pool.pids(), pool.pid
+    redis, count = redis_server.sync(), 0
+    delays: list[float] = []
+    for slot, pid in before.items():
+        for _ in range(100):
+            redis.xadd("events", {"n": count})
+            count += 1
+        words = board.slot(slot)
+        os.kill(pid, signal.SIGKILL)
+        until_s = now_s() + 5
+        while words.get(Word.PID) in (pid, 0):  # no sleep: it is hit while it cleans up after the fork
+            assert now_s() < until_s
+        born = words.get(Word.PID)
+        os.kill(born, signal.SIGTERM)
+        delays.append((time.monotonic_ns() - words.get(Word.SPAWN_NS)) / 1e6)
+        eventually(lambda born=born: is_gone(born), 5, 0.001)
+    status = pool.wait_ready()
+    bound.check("SIGTERM after the fork began", delays, 1000)
+    assert status["pid"] == arbiter and not pool.events("draining")
+    assert [worker["restarts"] for worker in status["workers"]] == [2] * 8
+    for worker in status["workers"]:
+        assert (worker["last_exit"]["signal"], worker["last_exit"]["code"]) in ((signal.SIGTERM, None), (None, 0))
+    eventually(lambda: set(seen(pool)) == {str(n) for n in range(count)}, what="none is lost")
+    eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)
+    assert "Traceback" not in pool.output
+
+
+def test_27_term_during_rolling_restart(standins: Make, bound: Bounds) -> None:
+    # In each of its phases: the check of the new code, the exec, the start of the new image, the first slots.
+    pools = [standins(workers=3, ready=False) for _ in range(6)]
+    for pool in pools:
+        pool.wait_ready()
+    times = []
+    for number, pool in enumerate(pools):
+        status = pool.status
+        pool.send(signal.SIGHUP)
+        if number < 3:  # by time: 50, 200, 350 ms lie in the check, or in the exec
+            at_s = now_s() + 0.05 + 0.15 * number
+            eventually(lambda at_s=at_s: now_s() >= at_s, interval_s=0.002)
+        elif number == 3:
+            # The new image has no handler yet: the signal waits for it.
+            eventually(lambda pool=pool: pool.notes("left") or is_starting(pool), interval_s=0.001)
+        else:
+            done = number - 4
+            eventually(lambda status=status, done=done: (status()["operation"] or {}).get("done", -1) >= done, 10)
+        sent_s = now_s()
+        pool.send(signal.SIGTERM)
+        assert pool.wait() == EXIT_OK, pool.err
+        times.append((now_s() - sent_s) * 1000)
+        assert not pool.processes()
+        assert {note["terms"] for note in pool.notes("left")} == {1}, "one SIGTERM each, however many reasons"
+        spawned, left = ({note["pid"] for note in pool.notes(what)} for what in ("spawned", "left"))
+        assert left <= spawned
+    bound.check("SIGTERM in a rolling restart until all have left", times, 3000)
+
+
+def is_starting(pool: Standins) -> bool:
+    """Whether the arbiter's image was just replaced: it has no handlers of signals yet."""
+    text = Path(f"/proc/{pool.pid}/status").read_text()
+    lines = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
+    term = 1 << (signal.SIGTERM - 1)
+    return bool(int(lines["SigBlk"], 16) & term) and not int(lines["SigCgt"], 16) & term
+
+
+def test_28_hup_storm(standins: Make, watch: Watch, bound: Bounds) -> None:
+    pool = standins(workers=3)
+    arbiter, before = pool.pid, pool.pids()
+    began_s = now_s()
+    for _ in range(100):
+        pool.send(signal.SIGHUP)
+        time.sleep(0.02)  # so that they do not become one, and meet every phase of a restart
+    eventually(lambda: not set(pool.pids().values()) & set(before.values()) and pool.wait_ready(), 30, 0.05)
+    eventually(lambda: settled(pool), 20, 0.05)
+    bound.check("100 SIGHUP until all is as it was", (now_s() - began_s) * 1000, 20_000)
+    restarts = len(pool.events("restarted"))
+    bound.check("restarts for 100 SIGHUP", restarts, 3, "")
+    assert restarts >= 1 and not pool.events("not restarted")
+    assert pool.status()["pid"] == arbiter
+    assert len(pool.notes("spawned")) == 3 + 3 * restarts, "each restart replaced each worker once"
+    assert {note["terms"] for note in pool.notes("left")} == {1}
+
+
+def settled(pool: Standins) -> bool:
+    """No restart is under way, and none follows."""
+    first = len(pool.events("restarted"))
+    until_s = now_s() + 0.5
+    while now_s() < until_s:
+        if pool.status()["operation"] is not None:
+            return False
+        time.sleep(0.02)
+    return len(pool.events("restarted")) == first
+
+
+def test_29_sigchld_coalesced(standins: Make, bound: Bounds) -> None:
+    pool = standins(workers=32)
+    before = pool.pids()
+    pool.send(signal.SIGSTOP)  # so that it finds all of them dead at once, behind one SIGCHLD
+    eventually(lambda: psutil.Process(pool.pid).status() == psutil.STATUS_STOPPED)
+    for pid in before.values():
+        os.kill(pid, signal.SIGKILL)
+    eventually(lambda: len(zombies(pool.pid)) == 32)
+    with bound.within("32 dead at once until all are READY again", 2000):
+        pool.send(signal.SIGCONT)
+        pool.wait_ready()
+    assert not zombies(pool.pid)
+    workers = pool.status()["workers"]
+    assert [worker["restarts"] for worker in workers] == [1] * 32
+    assert all(worker["last_exit"]["signal"] == signal.SIGKILL for worker in workers)
+    assert len(pool.events("worker left")) == 32 and not set(before.values()) & set(pool.pids().values())
+
+
+@pytest.mark.parametrize("wedged", [1, 6])
+def test_30_drain_timeout_wedged_worker(standins: Make, bound: Bounds, wedged: int) -> None:
+    orders = {str(slot): "stubborn" for slot in range(wedged)}
+    pool = standins(workers=8, orders=orders, pool="drain_s = 1.0")
+    began_s = now_s()
+    assert pool.stop() == EXIT_DRAIN
+    took_ms = (now_s() - began_s) * 1000
+    bound.check(f"SIGTERM until it has left, {wedged} of 8 wedged, limit 1 s", took_ms, 2000)
+    assert took_ms > 900
+    reasons = [line["reason"] for line in pool.events("worker left")]
+    assert sorted(reasons) == ["drain"] * wedged + ["drained"] * (8 - wedged)
+    assert {line.get("signal") for line in pool.events("worker left") if line["reason"] == "drain"} == {"SIGKILL"}
+
+
+def test_30_drain_timeout_wedged_worker_loops(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
+    # Real workers whose loops do not even hear the signal.
+    pool = start_pool(
+        RECORD
+        + """
+    @handler("events", group="workers", concurrency=1, batch_size=1)
+    async def handle(message: Message) -> None:
+        record("blocks")
+        time.sleep(3600)
+""",
+        redis_url=redis_server.url,
+        workers=3,
+        config="[pool]\ndrain_s = 1.0\nbeat_limit_s = 60\n",
+    )
+    redis = redis_server.sync()
+    for n in range(20):
+        redis.xadd("events", {"n": n})
+    eventually(lambda: seen(pool)["blocks"] == 3)
+    with bound.within("SIGTERM until it has left, 3 of 3 loops blocked, limit 1 s", 2000):
+        pool.send(signal.SIGTERM)
+        assert pool.wait() == EXIT_DRAIN
+    assert [line["reason"] for line in pool.events("worker left")] == ["drain"] * 3
+    [group] = redis.xinfo_groups("events")
+    assert group["pending"] >= 3 and group["entries-read"] == group["pending"], "nothing is acked that was not done"

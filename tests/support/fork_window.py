@@ -1,0 +1,99 @@
+"""Forks children as the arbiter does, with its own loop and its own fork, each with a SIGTERM inside the fork.
+
+Run as `python -m tests.support.fork_window MODE COUNT`; it prints what was heard and how the children ended.
+
+- child: the signal is there when the new process begins, before a line of the supervisor's runs in it.
+- parent: the signal comes to the arbiter while it forks.
+- handler: the child has a loop and a handler of its own, as a worker has, when its signal comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections import Counter
+
+from supervisor.arbiter.children import Children, Status
+from supervisor.arbiter.fork import fork_child
+from supervisor.arbiter.loop import Loop
+from supervisor.memory_file import memory_file
+
+CODE_RAN = 7
+CODE_HEARD = 9
+#: In the end, for what the loop has not been told yet.
+REST_S = 0.2
+
+
+def plain() -> int:
+    """A child that does nothing, slowly enough for a signal that was lost to show."""
+    return CODE_RAN
+
+
+def with_handler() -> int:
+    """A child that waits for its SIGTERM in a loop of its own."""
+
+    async def main() -> int:
+        told = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(told.wait(), 10)
+        return CODE_HEARD
+
+    return asyncio.run(main())
+
+
+class Storm:
+    """One after the other."""
+
+    def __init__(self, mode: str, count: int) -> None:
+        self.left = count
+        self.heard = 0
+        self.ends: Counter[str] = Counter()
+        self.body = with_handler if mode == "handler" else plain
+        self.loop = Loop(self._failed)
+        self.loop.on_signal(signal.SIGTERM, self._hear)
+        self.children = Children(self.loop)
+        self.stack_fd = memory_file("stacks")
+        if mode == "child":
+            os.register_at_fork(after_in_child=self._hit)
+        elif mode == "parent":
+            os.register_at_fork(before=self._hit)
+
+    def _hit(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _hear(self) -> None:
+        self.heard += 1
+
+    def _failed(self, error: Exception) -> None:
+        raise error
+
+    def fork(self) -> None:
+        self.left -= 1
+        close = [*self.loop.fds(), *self.children.fds()]
+        pid = fork_child(self.body, name="child", stack_fd=self.stack_fd, close=close)
+        self.children.add(pid, self._gone)
+
+    def _gone(self, status: Status) -> None:
+        code, number = status
+        self.ends[f"code {code}" if number is None else signal.Signals(number).name] += 1
+        now_s = time.monotonic()
+        if self.left:
+            self.loop.at(now_s, self.fork)
+        else:
+            self.loop.at(now_s + REST_S, self.loop.stop)
+
+
+def main() -> None:
+    storm = Storm(sys.argv[1], int(sys.argv[2]))
+    storm.fork()
+    storm.loop.run()
+    print(json.dumps({"heard": storm.heard, "ends": storm.ends}))
+
+
+if __name__ == "__main__":
+    main()
