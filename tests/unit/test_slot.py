@@ -142,16 +142,20 @@ class Life(RuleBasedStateMachine):
         self.slot = replace(self.slot, wanted=wanted, state=State.EMPTY if gives_up else self.slot.state)
 
     @precondition(lambda self: self.alive)
-    @rule(status=st.sampled_from(STATUSES), final=st.booleans())
-    def exit(self, status: tuple[int | None, int | None], final: bool) -> None:
+    @rule(status=st.sampled_from(STATUSES), final=st.booleans(), said=st.booleans())
+    def exit(self, status: tuple[int | None, int | None], final: bool, said: bool = True) -> None:
         before, self.alive = self.slot, False
-        final = final and not before.wanted
-        self.slot = slots.exited(before, status, self.now_s, lambda: self.chance, burst=self.burst, final=final)
+        final, said = final and not before.wanted, said or status[0] is None
+        self.slot = slots.exited(
+            before, status, self.now_s, lambda: self.chance, burst=self.burst, final=final, said=said
+        )
         left = self.slot.last_exit
         assert left is not None
         assert (left.code, left.signal) == status
         if before.doomed:
             assert left.reason == before.doomed
+        elif not said:
+            assert left.kind is Kind.CRASH, "a handler has ended the process"
         elif before.state is State.DRAINING or not before.wanted:
             assert (left.kind is Kind.DONE) == (status in ((EXIT_OK, None), (None, SIGTERM)))
         if before.ready_s is not None and self.now_s - before.ready_s >= FORGIVEN_AFTER_S:

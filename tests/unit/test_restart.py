@@ -1,0 +1,300 @@
+"""Crash loops: how often a whole pool starts its workers, and that its breaker neither leaks nor sticks.
+
+The pool is the arbiter's own (`arbiter.pool`), with its slots, backoffs and timers. Only clock and
+children are played, so that minutes pass in milliseconds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import signal
+from bisect import insort
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from operator import attrgetter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from supervisor.arbiter import crew, pool
+from supervisor.arbiter.loop import Timer
+from supervisor.arbiter.pool import Pool
+from supervisor.arbiter.stacks import Stacks
+from supervisor.board import Board, Word
+from supervisor.core import restart
+from supervisor.core.restart import CALM_S, CANARY_AFTER_S, CANARY_PROVES_S, WINDOW_S, Breaker, Kind
+from supervisor.core.slot import Limits, State
+from supervisor.errors import EXIT_FAILED, EXIT_OK, WORKER_PLANNED, WORKER_TEMPFAIL
+
+LIMITS = Limits(boot_s=15.0, beat_s=5.0, drain_s=25.0)
+BOARD, CHANCE = Board(), random.Random()
+#: The last one: a loop wakes a little after the time it slept for.
+BOOT_S, EXIT_S, LATE_S = 0.1, 0.01, 1e-6
+TURNS_PER_S_MAX = 150
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a child goes: READY or never, and what it leaves with so long after its start."""
+
+    leaves_s: float = math.inf
+    code: int = EXIT_FAILED
+    ready: bool = True
+
+
+WELL, CRASH = Way(), Way(0.3)
+well, crash = lambda _slot: WELL, lambda _slot: CRASH
+
+
+class World:
+    """A pool in simulated time: its clock, its loop and its children."""
+
+    last: World
+
+    def __init__(self, workers: int, way: Callable[[int], Way], seed: int = 1) -> None:
+        """`way` says, by slot, how the child goes that is started next."""
+        World.last = self
+        self.now_s, self.way = 1000.0, way
+        CHANCE.seed(seed)
+        self.starts_s: list[float] = []
+        self.crashes_s: list[float] = []
+        self.canaries_s: list[float] = []
+        self._due: list[Timer] = []
+        self._pids, self._slots = itertools.count(100), dict[int, int]()
+        self._gone: dict[int, Callable[[Any], None]] = {}
+        self.add = self._gone.__setitem__
+        silent = SimpleNamespace(**dict.fromkeys(("debug", "info", "warning", "error"), lambda *_, **__: None))
+        self.pool = Pool(BOARD, self._fork, self, self, Stacks(), LIMITS, silent, lambda: None)
+        self.pool.turn_s = 1.0
+        self.pool.scale(workers)
+
+    def run(self, for_s: float, until: Callable[[], bool] = lambda: False) -> bool:
+        """Let time pass, but not beyond the moment when `until` is true; whether that came."""
+        end_s, turns = self.now_s + for_s, 0
+        while not until():
+            if not self._due or self._due[0].due_s > end_s:
+                self.now_s = end_s
+                return False
+            timer = self._due.pop(0)
+            self.now_s, turns = max(self.now_s, timer.due_s) + LATE_S, turns + 1
+            assert turns < 1000 + TURNS_PER_S_MAX * for_s, "the loop spins"
+            if not timer.cancelled:
+                timer.callback()
+        return True
+
+    def states(self) -> list[State]:
+        return [slot.state for slot in self.pool.slots.values()]
+
+    # What the pool takes for its loop and its children
+
+    def at(self, due_s: float, callback: Callable[[], None]) -> Timer:
+        timer = Timer(due_s, callback)
+        insort(self._due, timer, key=attrgetter("due_s"))
+        return timer
+
+    def send(self, pid: int, number: signal.Signals) -> None:
+        if number is signal.SIGTERM:
+            self.at(self.now_s + EXIT_S, lambda: self._leave(pid, EXIT_OK, None))
+
+    def kill(self, pid: int) -> None:
+        self.at(self.now_s + EXIT_S, lambda: self._leave(pid, None, signal.SIGKILL))
+
+    def _fork(self, number: int) -> int:
+        slot, breaker, way, pid = self.pool.slots[number], self.pool.breaker, self.way(number), next(self._pids)
+        assert not slot.living
+        self._slots[pid] = number
+        self.starts_s.append(self.now_s)
+        if breaker.is_open and slot.last_exit is not None and slot.last_exit.kind is Kind.CRASH:
+            assert breaker.canary is None, "two canaries at a time"
+            self.canaries_s.append(self.now_s)
+        if way.ready:
+            self.at(self.now_s + BOOT_S, lambda: pid in self._gone and BOARD.slot(number).set(Word.READY_NS, 1))
+        if way.leaves_s < math.inf:
+            self.at(self.now_s + way.leaves_s, lambda: self._leave(pid, way.code, None))
+        return pid
+
+    def _leave(self, pid: int, code: int | None, number: int | None) -> None:
+        if pid in self._gone:
+            if code in (EXIT_FAILED, None):
+                self.crashes_s.append(self.now_s)
+            BOARD.slot(self._slots[pid]).set(Word.SAID, 0 if code is None else 1 + code)
+            self._gone.pop(pid)((code, number))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def played_clock() -> Iterator[None]:
+    """The clock of the world that was made last."""
+    clock = SimpleNamespace(monotonic=lambda: World.last.now_s, monotonic_ns=lambda: int(World.last.now_s * 1e9))
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, played in ((crew, "time", clock), (pool, "time", clock), (crew, "random", CHANCE)):
+            patch.setattr(module, name, played)
+        yield
+
+
+def most_within(times_s: list[float], window_s: float) -> int:
+    return max(sum(at_s <= other < at_s + window_s for other in times_s) for at_s in times_s)
+
+
+def loop_of(*lives_s: float) -> Callable[[int], Way]:
+    """Every slot's children crash after these times, one after the other, for ever."""
+    lives: dict[int, Iterator[float]] = defaultdict(lambda: itertools.cycle(lives_s))
+    return lambda slot: Way(next(lives[slot]))
+
+
+@pytest.mark.parametrize(("workers", "most"), [(1, 16), (2, 16), (4, 18), (8, 34)])
+def test_a_pool_that_can_not_live_is_started_only_so_often(workers: int, most: int) -> None:
+    for seed in range(10):
+        world = World(workers, crash, seed)
+        world.run(15)
+        assert workers + 4 < len(world.starts_s) <= most, seed
+        assert world.pool.breaker.is_open == (workers > 1)
+
+
+@pytest.mark.parametrize("lives_s", [(0.3,), (2,), (9.9,), (0.3, 11), (2, 2, 12), (0.3, 0.3, 0.3, 25)])
+@pytest.mark.parametrize("workers", [2, 4])
+def test_slow_and_alternating_crash_loops_are_caught_too(workers: int, lives_s: tuple[float, ...]) -> None:
+    world = World(workers, loop_of(*lives_s))
+    assert world.run(75, until=lambda: world.pool.breaker.is_open)
+    before = len(world.starts_s)
+    world.run(3600)
+    assert 40 < len(world.starts_s) - before < 70, "about one a minute: neither more, nor none"
+    assert most_within(world.starts_s, WINDOW_S) <= 10 + 2 * workers + 1
+    assert most_within(world.starts_s[before + 10 :], WINDOW_S / 2) == 1
+
+
+def test_canaries_are_tried_one_at_a_time_and_ever_later() -> None:
+    world = World(4, crash)
+    world.run(600)
+    # Each but the first waits from when the one before it crashed.
+    waits_s = [after - before - 0.3 for before, after in itertools.pairwise(world.canaries_s)]
+    assert waits_s == pytest.approx([*CANARY_AFTER_S[1:], *[CANARY_AFTER_S[-1]] * 7], abs=0.01)
+    assert world.canaries_s[0] - world.crashes_s[12] == pytest.approx(CANARY_AFTER_S[0], abs=0.01)
+
+
+def test_a_canary_that_stays_up_brings_back_all_others() -> None:
+    world = World(4, crash)
+    assert world.run(60, until=lambda: len(world.canaries_s) == 2)
+    world.way = well
+    assert world.run(60, until=lambda: len(world.canaries_s) == 3)
+    world.run(CANARY_PROVES_S)
+    assert (world.pool.breaker.is_open, world.states().count(State.READY)) == (True, 1)
+    world.run(1.5)
+    assert (world.pool.breaker.is_open, world.states()) == (False, [State.READY] * 4)
+
+
+def test_one_that_always_crashes_is_held_back_and_does_not_stop_the_others() -> None:
+    world = World(3, lambda slot: CRASH if slot == 1 else WELL)
+    assert world.run(100, until=lambda: world.pool.breaker.is_open)
+    before = len(world.starts_s)
+    assert not world.run(3600, until=lambda: not world.pool.breaker.is_open), "those that are well prove nothing"
+    assert [world.pool.slots[number].restarts for number in (0, 2)] == [0, 0]
+    assert 50 < len(world.starts_s) - before < 70
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("after_s", [0.02, 5])
+def test_the_breaker_closes_when_its_canary_is_taken_away(scaled: bool, after_s: float) -> None:
+    world = World(1, crash)
+    assert world.run(100, until=lambda: world.pool.breaker.is_open)
+    world.way = well
+    assert world.run(40, until=lambda: world.pool.breaker.canary is not None)
+    world.run(after_s)
+    world.pool.scale(0) if scaled else world.pool.drain(0, world.now_s + LIMITS.drain_s)
+    assert world.run(1, until=lambda: world.pool.breaker.canary is None)
+    world.pool.scale(2)
+    world.run(150)
+    assert (world.pool.breaker.is_open, set(world.states())) == (False, {State.READY})
+
+
+def test_a_pool_scaled_to_nothing_and_back_starts_what_its_breaker_held_back() -> None:
+    world = World(2, crash)
+    assert world.run(20, until=lambda: world.pool.breaker.is_open)
+    world.pool.scale(0)
+    assert world.run(10, until=lambda: world.states() == [State.EMPTY] * 2), "a canary crashes, and nobody inherits"
+    assert world.pool.breaker.is_open
+    world.way = well
+    world.pool.scale(2)
+    assert world.run(100, until=lambda: world.states() == [State.READY] * 2)
+
+
+EVENTS: dict[str, Callable[[Breaker], Breaker]] = {
+    "another crashes": lambda breaker: restart.crashed(breaker, 1, 2, 1150.0),
+    "a canary": lambda breaker: restart.gone(restart.started(breaker, 1), 1),
+    "it leaves": lambda breaker: restart.gone(breaker, 0),
+}
+
+
+@pytest.mark.parametrize("event", EVENTS.values(), ids=EVENTS)
+def test_a_calm_that_closes_a_breaker_is_unbroken(event: Callable[[Breaker], Breaker]) -> None:
+    breaker = Breaker(crashed_s=(1000.0,), is_open=True)
+    breaker = restart.ready(restart.ready(breaker, 0, 500.0), 0, 500.0 + CALM_S - 1)
+    assert not restart.ready(breaker, 0, 500.0 + CALM_S).is_open
+    assert restart.ready(event(breaker), 0, 500.0 + CALM_S).is_open
+
+
+SICK = [CRASH, Way(2), Way(12), Way(40), Way(0.2, ready=False), Way(ready=False)]
+WAYS = [WELL, *SICK, Way(0.3, WORKER_TEMPFAIL), Way(5, WORKER_PLANNED)]
+
+
+class Pools(RuleBasedStateMachine):
+    """Children that go in every way, while the pool is scaled and restarted under them."""
+
+    @initialize(workers=st.integers(1, 4), seed=st.integers(0, 99))
+    def begin(self, workers: int, seed: int) -> None:
+        self.ways = dict.fromkeys(range(4), CRASH)
+        self.world = World(workers, lambda slot: self.ways[slot], seed)
+
+    @rule(for_s=st.sampled_from([0.2, 1, 5, 10, 30, 65]))
+    def run(self, for_s: float) -> None:
+        self.world.run(for_s)
+
+    @rule(slots=st.sets(st.integers(0, 3), min_size=1), way=st.sampled_from(WAYS))
+    def changes(self, slots: set[int], way: Way) -> None:
+        self.ways |= dict.fromkeys(slots, way)
+
+    @rule(workers=st.integers(0, 4))
+    def scale(self, workers: int) -> None:
+        self.world.pool.scale(workers)
+
+    @rule(number=st.integers(0, 3))
+    def restart(self, number: int) -> None:
+        if number in self.world.pool.slots:
+            self.world.pool.drain(number, self.world.now_s + LIMITS.drain_s)
+
+    @rule()
+    def crash_until_it_opens(self) -> None:
+        self.ways = dict.fromkeys(range(4), CRASH)
+        self.world.run(100, until=lambda: self.world.pool.breaker.is_open)
+
+    @rule(by_s=st.sampled_from([0.01, 1, 20]))
+    def restart_a_canary(self, by_s: float) -> None:
+        """Where there is one: all that can happen to it before it has proved itself."""
+        self.ways = dict.fromkeys(range(4), WELL)
+        if self.world.run(100, until=lambda: self.world.pool.breaker.canary is not None):
+            self.world.run(by_s)
+            self.restart(self.world.pool.breaker.canary or 0)
+
+    @invariant()
+    def only_a_living_canary_holds_the_others_back(self) -> None:
+        canary = self.world.pool.breaker.canary
+        assert canary is None or self.world.pool.slots[canary].living
+
+    def teardown(self) -> None:
+        """From wherever it came, a pool whose workers are well gets all of them back, and says so."""
+        if hasattr(self, "world"):
+            self.ways = dict.fromkeys(range(4), WELL)
+            self.world.run(400)
+            wanted = [slot.wanted for slot in self.world.pool.slots.values()]
+            assert self.world.states() == [State.READY if yes else State.EMPTY for yes in wanted]
+            assert not (self.world.pool.breaker.is_open and any(wanted))
+
+
+Pools.TestCase.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+TestPools = Pools.TestCase
