@@ -42,8 +42,11 @@ format: $(VENV)/.installed-dev ## put the code into ruff's shape
 	$(BIN)/ruff check --fix $(LINTED)
 	$(BIN)/ruff format $(LINTED)
 
-bench: $(VENV)/.installed-dev ## all benchmarks, a few minutes
+bench: $(VENV)/.installed-dev ## all benchmarks but `make peers`, a few minutes
 	@for name in throughput recovery sharing memory producer; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+peers: $(VENV)/.installed-peers ## the supervisor beside others of its kind, a quarter of an hour
+	@$(BIN)/python -m benchmarks.supervisors
 
 clean: ## remove everything that was installed or built here; .supervisor (your data) stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
@@ -64,6 +67,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed constraints-dev.txt
 	@$(PIP) install --no-deps --require-hashes -r constraints-dev.txt
 	@touch $@
 
+$(VENV)/.installed-peers: $(VENV)/.installed-dev constraints-peers.txt
+	@echo "installing the supervisors to compare with into $(VENV)"
+	@$(PIP) install --no-deps --require-hashes -r constraints-peers.txt
+	@touch $@
+
 # Runtime versions are settled first; the second file adds to them and never contradicts them.
 UV = build/uv/bin/uv
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
@@ -74,3 +82,5 @@ constraints: $(VENV)/.python ## settle all versions anew (needs the network)
 	$(COMPILE) --upgrade pyproject.toml build/build-system.in -o constraints.txt
 	$(COMPILE) --upgrade --extra test --extra lint --extra bench --constraint constraints.txt \
 		pyproject.toml build/build-system.in -o constraints-dev.txt
+	$(COMPILE) --upgrade --extra peers --constraint constraints-dev.txt \
+		pyproject.toml -o constraints-peers.txt

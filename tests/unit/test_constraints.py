@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-FILES = ("constraints.txt", "constraints-dev.txt")
+FILES = ("constraints.txt", "constraints-dev.txt", "constraints-peers.txt")
 
 
 def pins(name: str) -> dict[str, str]:
@@ -30,9 +30,10 @@ def test_every_line_is_a_hashed_pin_without_a_place(name: str) -> None:
     assert not re.search(r"://|index-url|find-links|file:", (ROOT / name).read_text())
 
 
-def test_both_files_agree() -> None:
-    runtime, everything = (pins(name) for name in FILES)
+def test_the_files_agree() -> None:
+    runtime, everything, peers = (pins(name) for name in FILES)
     assert {name: everything.get(name) for name in runtime} == runtime
+    assert {name: version for name, version in peers.items() if everything.get(name, version) != version} == {}
 
 
 def test_what_pyproject_asks_for_is_pinned_within_its_range() -> None:
@@ -42,6 +43,7 @@ def test_what_pyproject_asks_for_is_pinned_within_its_range() -> None:
     for file, asked in (
         ("constraints.txt", project["dependencies"] + settings["build-system"]["requires"]),
         ("constraints-dev.txt", project["dependencies"] + extras),
+        ("constraints-peers.txt", project["optional-dependencies"]["peers"]),
     ):
         pinned = pins(file)
         for requirement in map(Requirement, asked):
