@@ -1,4 +1,17 @@
-"""`python -m supervisor`: the same as the `supervisor` command."""
+"""`python -m supervisor`, or `python -P .../supervisor/__main__.py`: the same as the `supervisor` command.
+
+Python would look for modules in the working directory first, and take a project's redis/ or queue.py for
+what is meant; what the project has is importable as soon as its handlers are loaded.
+"""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+if __package__ and not sys.flags.safe_path:
+    sys.path.pop(0)
+elif not __package__ and find_spec("supervisor") is None:  # a checkout that is not installed
+    sys.path.append(str(Path(__file__).parents[1]))
 
 from supervisor.cli.main import main
 

@@ -7,8 +7,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import supervisor
 from supervisor.board import Board
 from supervisor.handling.load import HandlerSpec
 from supervisor.settings.model import Settings
@@ -47,7 +49,9 @@ def real_entries() -> Entries:
 
 def api_command(loaded: Loaded) -> tuple[list[str], dict[str, str]]:
     """`supervisor api` with the settings of this pool: what flags have changed goes by environment."""
-    words = [sys.executable, "-m", "supervisor", "api", "--bind", loaded.settings.api.bind]
+    # By its path, and without the working directory: a project may have a supervisor.py.
+    program = str(Path(supervisor.__file__).with_name("__main__.py"))
+    words = [sys.executable, "-P", program, "api", "--bind", loaded.settings.api.bind]
     if loaded.path is not None:
         words += ["--config", str(loaded.path)]
     return words, {**os.environ, **_flags_as_environment(loaded)}

@@ -6,6 +6,7 @@ are built here too. Everything that is wrong is a HandlerError that names file a
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import pkgutil
@@ -27,6 +28,12 @@ from supervisor.names import dead_key
 
 if TYPE_CHECKING:
     from supervisor.settings.model import Settings
+
+
+#: The packages that pool and commands import only when they need them.
+_OURS = ("redis.asyncio", "hiredis", "uvloop", "psutil", "orjson", "structlog", "rich")
+#: How the folders are called that packages are installed into.
+_INSTALLED = ("site-packages", "dist-packages")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +59,7 @@ def load_handlers(settings: Settings, root: Path) -> list[HandlerSpec]:
 
     `root` (the folder of config.toml) becomes importable. Raises HandlerError.
     """
-    if (entry := str(root)) not in sys.path:
-        sys.path.insert(0, entry)
+    make_importable(root)
     functions: list[tuple[Callable[..., Any], Declaration]] = []
     for name in settings.handlers:
         for module in _modules(name, root):
@@ -64,6 +70,21 @@ def load_handlers(settings: Settings, root: Path) -> list[HandlerSpec]:
             " `supervisor init` makes an example"
         )
     return make_specs(settings, functions)
+
+
+def make_importable(root: Path) -> None:
+    """Have the project's modules found, before what is installed and after the standard library.
+
+    What the supervisor itself needs of the installed packages is imported first: so no file of the project
+    (its own queue.py, a folder redis/) takes the place of what somebody else means.
+    """
+    if (entry := str(root)) in sys.path:
+        return
+    for name in _OURS:
+        with contextlib.suppress(ImportError):  # not there on this system; who needs it will say so
+            importlib.import_module(name)
+    installed = (at for at, path in enumerate(sys.path) if Path(path).name in _INSTALLED)
+    sys.path.insert(next(installed, len(sys.path)), entry)
 
 
 def specs_of(settings: Settings, functions: Iterable[Callable[..., Any]]) -> list[HandlerSpec]:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import textwrap
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,6 +29,7 @@ from tests.support.servers import free_port
 from tests.support.waiting import eventually
 
 MARK = "POOL_TEST_MARK"
+PROGRAM = (sys.executable, "-m", "supervisor")
 
 
 class Pool:
@@ -44,6 +46,7 @@ class Pool:
         api: bool | None = False,
         args: tuple[str, ...] = (),
         env: dict[str, str] | None = None,
+        program: Sequence[str] = PROGRAM,
     ) -> None:
         """Write config.toml (`config` is its text) and handlers.py; start nothing yet.
 
@@ -60,6 +63,7 @@ class Pool:
         self._words = ["start", "--config", str(self.config), "--workers", str(workers)]
         self._words += ["--bind", f"127.0.0.1:{self.port}"] if api else ["--no-api"] if api is False else []
         self._words += args
+        self._program = program
         self._mark = uuid.uuid4().hex
         # In the environment, so that every command finds the same Redis.
         self._env = clean_environment() | ({"SUPERVISOR_REDIS__URL": redis_url} if redis_url else {}) | (env or {})
@@ -74,7 +78,7 @@ class Pool:
         assert self.process is None, "the pool runs already"
         with (self.folder / "out").open("ab") as out, (self.folder / "err").open("ab") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "supervisor", *self._words],
+                [*self._program, *self._words],
                 cwd=self.folder,
                 env=self._env | {MARK: self._mark},
                 stdin=subprocess.DEVNULL,
@@ -186,7 +190,7 @@ class Pool:
     def command(self, *words: str, limit_s: float = 30.0, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run another `supervisor` command on this project, whatever its exit code."""
         return subprocess.run(
-            [sys.executable, "-m", "supervisor", *words, "--config", str(self.config)],
+            [*self._program, *words, "--config", str(self.config)],
             cwd=self.folder, env=self._env, input=stdin, stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True, text=True, timeout=limit_s, check=False,
         )  # fmt: skip
