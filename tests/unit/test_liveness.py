@@ -1,0 +1,195 @@
+"""Who is judged dead, and when: a child that hangs, never one whose judge stood still, whatever the words say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from supervisor.core import slot as slots
+from supervisor.core.liveness import LATE_NS, NS, Judge
+from supervisor.core.restart import OVERRAN
+from supervisor.core.slot import Limits, Slot, State
+
+LIMITS = Limits(boot_s=15.0, beat_s=5.0, drain_s=25.0)
+BEGIN_S = 1000.0
+STEP_S, TURN_S, BEAT_S = 0.05, 0.25, 0.5
+#: The arbiter can't know which part of its last sleep it was frozen; a word may be rounded up to the next beat but one.
+EARLY_S, SLOW_S = 0.3, 2.0
+WORD_MAX = 2**64 - 1
+EVER = math.inf
+
+
+@dataclass
+class Child:
+    """What a worker writes, in seconds of its own: its beat, and when what it does must be done."""
+
+    beats_until_s: float = EVER
+    due_s: float = EVER
+    ready: bool = True
+    #: How long after a thaw its loop is back.
+    wakes_s: float = 0.0
+    beat_ns: int = 0
+    deadline_ns: int = 0
+    next_s: float = BEGIN_S
+
+    def run(self, now_s: float) -> None:
+        if now_s < self.next_s:
+            return
+        self.next_s = now_s + BEAT_S
+        if now_s < self.beats_until_s:
+            due_s = self.due_s if self.due_s <= now_s else max(self.due_s, now_s + 2 * BEAT_S)
+            self.beat_ns = int(now_s * NS)
+            self.deadline_ns = 0 if due_s == EVER else int(due_s * NS)
+
+
+@dataclass
+class Arbiter:
+    """Judges one slot, as `arbiter.crew` does."""
+
+    slot: Slot
+    judge: Judge = field(default_factory=Judge)
+    due_s: float = BEGIN_S
+
+    def run(self, now_s: float, child: Child) -> None:
+        if now_s < self.due_s:
+            return
+        late_ns = self.judge.turn(int(now_s * NS), int(self.due_s * NS), {0: child.deadline_ns})
+        if late_ns:
+            self.slot = slots.postpone(self.slot, late_ns / NS)
+        sign = self.judge.sign(0, ready=child.ready, beat_ns=child.beat_ns, deadline_ns=child.deadline_ns)
+        self.slot, _ = slots.advance(self.slot, sign, LIMITS, now_s)
+        self.due_s = now_s + TURN_S
+
+
+STARTING = slots.spawned(Slot(0), 7, BEGIN_S)
+READY = replace(STARTING, state=State.READY, ready_s=BEGIN_S)
+
+
+@dataclass(frozen=True)
+class Freeze:
+    at_s: float
+    for_s: float
+    #: The whole machine, or only the arbiter.
+    all: bool
+    child_first: bool
+
+
+Freezes = st.lists(
+    st.builds(
+        Freeze,
+        at_s=st.floats(0, 40),
+        for_s=st.sampled_from([1.6, 7.0, 70.0, 4000.0]) | st.floats(1.6, 100),
+        all=st.booleans(),
+        child_first=st.booleans(),
+    ),
+    max_size=3,
+)
+
+
+def judged(slot: Slot, child: Child, freezes: list[Freeze], for_s: float = 60.0) -> tuple[str, float]:
+    """Why the child was doomed, and how many seconds the arbiter itself had run by then."""
+    arbiter, now_s, ran_s = Arbiter(slot), BEGIN_S, 0.0
+    ahead = sorted(freezes, key=lambda freeze: freeze.at_s)
+    while ran_s < for_s and not arbiter.slot.doomed:
+        first = True
+        while ahead and ran_s >= ahead[0].at_s:
+            freeze = ahead.pop(0)
+            for step in range(0 if freeze.all else int(freeze.for_s / BEAT_S)):
+                child.run(now_s + step * BEAT_S)
+            now_s += freeze.for_s
+            first = freeze.child_first
+            child.next_s = max(child.next_s, now_s + (0.0 if first else child.wakes_s))
+        if first:
+            child.run(now_s)
+        arbiter.run(now_s, child)
+        now_s, ran_s = now_s + STEP_S, ran_s + STEP_S
+        child.run(now_s)
+    return arbiter.slot.doomed, ran_s
+
+
+@settings(deadline=None)
+@given(Freezes, st.floats(0, 4))
+def test_a_frozen_machine_kills_nobody(freezes: list[Freeze], wakes_s: float) -> None:
+    assert judged(READY, Child(wakes_s=wakes_s), freezes) == ("", pytest.approx(60.0, abs=0.1))
+
+
+@settings(deadline=None)
+@given(Freezes, st.floats(0.1, 30), st.floats(0, 4))
+@example([Freeze(1.3, 70.0, all=True, child_first=False)], 1.4, 0.0)
+@example([Freeze(0.5, 29.0, all=True, child_first=True)], 30.0, 0.0)
+def test_what_has_a_deadline_gets_all_the_time_back_and_no_more(
+    freezes: list[Freeze], left_s: float, wakes_s: float
+) -> None:
+    reason, ran_s = judged(READY, Child(due_s=BEGIN_S + left_s, wakes_s=wakes_s), freezes)
+    assert reason == "deadline"
+    assert left_s - EARLY_S * len(freezes) <= ran_s <= left_s + SLOW_S
+
+
+@settings(deadline=None)
+@given(Freezes, st.sampled_from(["boot", OVERRAN]))
+def test_boot_and_drain_get_the_time_back_too(freezes: list[Freeze], reason: str) -> None:
+    slot = (
+        STARTING if reason == "boot" else replace(READY, state=State.DRAINING, drain_until_s=BEGIN_S + LIMITS.drain_s)
+    )
+    limit_s = LIMITS.boot_s if reason == "boot" else LIMITS.drain_s
+    found, ran_s = judged(slot, Child(ready=reason != "boot"), freezes)
+    assert found == reason
+    assert limit_s - EARLY_S * len(freezes) <= ran_s <= limit_s + SLOW_S
+
+
+@settings(deadline=None)
+@given(Freezes, st.floats(0, 30))
+def test_one_that_hangs_is_found_soon_all_the_same(freezes: list[Freeze], hangs_after_s: float) -> None:
+    child = Child(beats_until_s=BEGIN_S + hangs_after_s)
+    reason, ran_s = judged(READY, child, freezes)
+    assert reason == "hung"
+    # Each thaw begins the wait anew.
+    assert ran_s <= max([hangs_after_s, *(freeze.at_s for freeze in freezes)]) + LIMITS.beat_s + 1.0
+    assert freezes or ran_s >= hangs_after_s + LIMITS.beat_s - BEAT_S
+
+
+Words = st.integers(0, WORD_MAX) | st.sampled_from([0, 1, int(BEGIN_S * NS), int((BEGIN_S + 1e6) * NS), WORD_MAX])
+
+
+class Scribbled(Child):
+    """Another's hand wrote into its words, and its loop never writes them right."""
+
+    def run(self, now_s: float) -> None: ...
+
+
+@settings(deadline=None)
+@given(Words, Words, st.booleans(), Freezes)
+@example(WORD_MAX, WORD_MAX, True, [])
+@example(0, 0, True, [])
+def test_no_word_makes_a_child_immortal(beat: int, deadline: int, ready: bool, freezes: list[Freeze]) -> None:
+    child = Scribbled(ready=ready, beat_ns=beat, deadline_ns=deadline)
+    reason, ran_s = judged(READY if ready else STARTING, child, freezes)
+    last_s = max((freeze.at_s for freeze in freezes), default=0.0)
+    assert reason
+    assert ran_s <= max(LIMITS.boot_s, last_s + LIMITS.beat_s) + 1.0
+
+
+@pytest.mark.parametrize("word", [0, WORD_MAX])
+def test_a_wrong_word_is_forgotten_when_the_child_writes_again(word: int) -> None:
+    judge, quiet_s = Judge(), []
+    for turn in range(100):
+        now_ns = int((BEGIN_S + turn * TURN_S) * NS)
+        judge.turn(now_ns, now_ns, {})
+        # Wrong for 3 s, right for 1 s, and so on.
+        beat_ns = word if turn % 16 < 12 else now_ns
+        quiet_s.append(judge.sign(0, ready=True, beat_ns=beat_ns, deadline_ns=0).quiet_s)
+    assert 2.5 < max(quiet_s) <= 3.0
+
+
+def test_a_child_whose_clock_is_ahead_lives_as_long_as_it_beats() -> None:
+    judge = Judge()
+    for turn in range(100):
+        now_ns = int((BEGIN_S + turn * TURN_S) * NS)
+        judge.turn(now_ns, now_ns, {})
+        beat_ns = int((BEGIN_S + 1e6 + turn // 2 * BEAT_S) * NS)
+        assert judge.sign(0, ready=True, beat_ns=beat_ns, deadline_ns=0).quiet_s <= BEAT_S
