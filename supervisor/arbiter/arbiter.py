@@ -7,13 +7,12 @@ block: all that may fail is a child's work.
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from supervisor.arbiter import embedded, fork, reexec, status
+from supervisor.arbiter import embedded, fork, status
 from supervisor.arbiter.announcer import Announcer
 from supervisor.arbiter.check import ERRORS, Check
 from supervisor.arbiter.children import Children
@@ -31,7 +30,7 @@ from supervisor.arbiter.terminal import Terminal
 from supervisor.arbiter.upkeep import Autoscaler, Recycler
 from supervisor.board import Board, Head
 from supervisor.control.server import ControlServer, listen
-from supervisor.core.slot import Limits, Slot, State
+from supervisor.core.slot import Limits, State
 from supervisor.errors import EXIT_REDIS, ConfigError, HandlerError, SupervisorError
 from supervisor.listening import pool_bind
 from supervisor.log import Limiter, logger
@@ -90,7 +89,6 @@ class Arbiter(Forks):
         self.began = False
         self._failure: SupervisorError | None = None
         self._check: Check | None = None
-        self._succeed = False
 
     def run(self) -> int:
         """Until the last child is gone; the exit code. Raises what kept the pool from starting."""
@@ -103,8 +101,6 @@ class Arbiter(Forks):
             self.board.set(Head.START_NS, time.monotonic_ns())
             self._boot()
         self.loop.run()
-        if self._succeed:
-            self._exec()
         self.control.close()
         self.loop.close()
         self.children.reap_rest(REST_S)
@@ -247,6 +243,8 @@ class Arbiter(Forks):
         self.loop.on_signal(signal.SIGUSR1, lambda: self.log.info("status", **self.status()))
         if self.inherited:  # its predecessor blocked them all before it left
             signal.pthread_sigmask(signal.SIG_SETMASK, [])
+            for missed in self.inherited.signals:
+                signal.raise_signal(missed)
 
     def _tick(self) -> None:
         self.control.tidy()
@@ -273,30 +271,3 @@ class Arbiter(Forks):
             return listen(self.place.control)
         except OSError as error:
             raise ConfigError(f"state_dir: the control socket {self.place.control}: {error.strerror}") from None
-
-    # Successor
-
-    def succeed(self) -> None:
-        """Leave the loop and replace the process's image."""
-        self._succeed = True
-        self.loop.stop()
-
-    def _exec(self) -> None:
-        keep: list[Slot] = [slot for slot in self.pool.slots.values() if slot.wanted or slot.living]
-        self.control.close(keep_listening=True)
-        self.loop.close()
-        self.notify.reloading()
-        os.environ.update(self.notify.environment())
-        reexec.exec_successor(
-            reexec.Inherited(
-                board_fd=self.board.fd,
-                lock_fd=self.lock_fd,
-                listener_fd=self.control.listener.fileno(),
-                workers=keep,
-                services=list(self.services.slots.values()),
-                configured=self.settings.pool.workers,
-                redis=self.redis,
-                stack_fds=self.stacks.by_name,
-                door=self.door.state(),
-            )
-        )

@@ -126,11 +126,15 @@ class Loop:
             # One wrong turn must not cost the pool: the others go on, and the log has the reason.
             self._failed(error)
 
-    def _woken(self, _events: int) -> None:
+    def take_signals(self) -> list[int]:
+        """The signals that have come and were not handed out."""
         try:
-            numbers = os.read(self._wakeup_read, 4096)
+            return list(os.read(self._wakeup_read, 4096))
         except BlockingIOError:
-            return
+            return []
+
+    def _woken(self, _events: int) -> None:
+        numbers = self.take_signals()
         # Children are looked at once, however many signals told of them.
         children = {signal.SIGCHLD} & set(numbers)
         for number in [*children, *(n for n in numbers if n != signal.SIGCHLD)]:

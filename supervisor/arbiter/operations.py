@@ -177,10 +177,13 @@ class Operations:
         self._arbiter.stacks.drop(PREFLIGHT)
         if self._arbiter.shutdown.begun:
             return
-        if code == 0:
-            self._arbiter.succeed()
-        else:
+        if code != 0:
             self._end(f"nothing was changed, since the new code or configuration is unusable: {report.get('error')}")
+            return
+        try:
+            reexec.succeed(self._arbiter)
+        except OSError as error:
+            self._end(f"nothing was changed, since this process could not be replaced: {error}")
 
     def _end(self, error: str) -> None:
         self.last = {"kind": "restart", "ok": not error, "error": error or None}

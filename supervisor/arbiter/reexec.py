@@ -27,6 +27,7 @@ from supervisor.memory_file import memory_file
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from supervisor.arbiter.arbiter import Arbiter
     from supervisor.settings.model import Settings
 
 # Not SUPERVISOR_*: those are settings, and an unknown one is refused.
@@ -52,6 +53,8 @@ class Inherited:
     stack_fds: dict[str, int]
     #: `Door.state`: the HTTP service's listening socket.
     door: dict[str, Any] | None
+    #: Numbers of signals that have come and were not obeyed.
+    signals: list[int]
 
     @property
     def sockets(self) -> list[int]:
@@ -121,19 +124,51 @@ def exec_preflight(settings: Settings, out_fd: int) -> NoReturn:
 # Handing over
 
 
-def exec_successor(state: Inherited) -> NoReturn:
-    """Replace this process's image. Raises OSError, and then nothing has changed but the signal mask."""
-    fd = memory_file("state")
-    os.write(fd, _encode(state))
-    os.lseek(fd, 0, os.SEEK_SET)
-    for kept in (fd, *state.fds):
-        os.set_inheritable(kept, True)
-    sys.stdout.flush()
-    sys.stderr.flush()
+def succeed(arbiter: Arbiter) -> NoReturn:
+    """Replace this process's image. Raises OSError, and then all is as it was: nothing is closed before."""
     # Handlers end with the image, and the default of most signals is death: they wait for the successor's.
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    command = _command()
-    os.execve(command[0], command, {**os.environ, STATE_VARIABLE: str(fd)})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    signals = arbiter.loop.take_signals()
+    arbiter.notify.reloading()
+    try:
+        _exec(
+            Inherited(
+                board_fd=arbiter.board.fd,
+                lock_fd=arbiter.lock_fd,
+                listener_fd=arbiter.control.listener.fileno(),
+                workers=[slot for slot in arbiter.pool.slots.values() if slot.wanted or slot.living],
+                services=list(arbiter.services.slots.values()),
+                configured=arbiter.settings.pool.workers,
+                redis=arbiter.redis,
+                stack_fds=arbiter.stacks.by_name,
+                door=arbiter.door.state(),
+                signals=signals,
+            ),
+            {**os.environ, **arbiter.notify.environment()},
+        )
+    finally:
+        arbiter.notify.ready()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number in signals:
+            signal.raise_signal(number)
+
+
+def _exec(state: Inherited, environment: dict[str, str]) -> NoReturn:
+    """Every other descriptor is closed by the exec itself."""
+    fd = memory_file("state")
+    try:
+        os.write(fd, _encode(state))
+        os.lseek(fd, 0, os.SEEK_SET)
+        for kept in (fd, *state.fds):
+            os.set_inheritable(kept, True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        command = _command()
+        os.execve(command[0], command, {**environment, STATE_VARIABLE: str(fd)})
+    finally:
+        os.close(fd)
+        for kept in state.fds:
+            os.set_inheritable(kept, False)
 
 
 def take_over() -> Inherited | None:

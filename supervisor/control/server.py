@@ -96,13 +96,11 @@ class ControlServer:
         for client in [c for c in self._clients.values() if c.touched_s < limit_s]:
             self._drop(client)
 
-    def close(self, *, keep_listening: bool = False) -> None:
-        """Hang up on all; unless a successor goes on with the listener, remove the socket if it is still ours."""
+    def close(self) -> None:
+        """Hang up on all, and remove the socket if it is still ours."""
         for client in list(self._clients.values()):
             self._drop(client)
         self._loop.unwatch(self.listener.fileno())
-        if keep_listening:
-            return
         self.listener.close()
         if self._inode and _inode(self._path) == self._inode:
             self._path.unlink(missing_ok=True)

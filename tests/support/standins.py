@@ -48,6 +48,7 @@ class Standins:
         (folder / "handlers.py").write_text(HANDLERS)
         self.order(orders or {})
         self.process: subprocess.Popen[bytes] | None = None
+        self.python = sys.executable
         #: Taken while the configuration is whole: some tests break it.
         self.place: Place = place_of(load(self.config, environ={}).settings)
 
@@ -62,7 +63,7 @@ class Standins:
     def start(self, *, ready: bool = True) -> Self:
         with (self.folder / "err").open("ab") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.standin_main", str(self.config), *self.args],
+                [self.python, "-m", "tests.support.standin_main", str(self.config), *self.args],
                 cwd=ROOT, stdin=subprocess.DEVNULL, stdout=err, stderr=err, start_new_session=True,
                 env=clean_environment() | {MARK: str(self.folder)},
             )  # fmt: skip
