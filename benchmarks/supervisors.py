@@ -34,6 +34,8 @@ from tests.support.servers import RedisServer, free_port
 WORKERS = 2
 LOOP_S = 15.0
 ORPHANS_S = 3.0
+#: After the workers are ready their supervisor may still be busy with its own start (celery: two seconds).
+SETTLE_S = 3.0
 BIN = Path(sys.executable).parent
 
 
@@ -137,7 +139,7 @@ def running(name: str, redis: RedisServer) -> Iterator[Running]:
     words = peer.command.format(port=free_port()).split()
     with redis.sync() as client:
         client.flushall()  # among others the lease of a pool that was killed
-    environment = clean_environment() | {"PEER_URL": redis.url, "PYTHONPATH": str(folder)}
+    environment = clean_environment() | {"PEER_URL": redis.tcp_url, "PYTHONPATH": str(folder)}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [str(BIN / words[0]), *words[1:]],
@@ -152,6 +154,7 @@ def running(name: str, redis: RedisServer) -> Iterator[Running]:
     try:
         if found.wait_ready(set(), 30) == float("inf"):
             raise RuntimeError(f"{name} did not start:\n{(folder / 'log').read_text()[-2000:]}")
+        time.sleep(SETTLE_S)
         yield found
     finally:
         with contextlib.suppress(psutil.Error):
