@@ -15,7 +15,7 @@ ARGS ?= --workers 8
 PYTEST_ARGS ?=
 LINTED := supervisor api handlers tests benchmarks
 
-.PHONY: help install run test faults lint format bench constraints clean
+.PHONY: help install run test faults lint format bench peers constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
