@@ -16,6 +16,8 @@ UP_AFTER_S = 3.0
 #: It must have been nearly nothing for this long.
 DOWN_AFTER_S = 60.0
 DOWN_AFTER_S_MAX = 960.0
+#: Workers that come back later than this after a step down answer another load: the step was right.
+TAKEN_BACK_S = 3600.0
 #: "Nearly nothing": this share of the time that is too long.
 LOW_SHARE = 0.1
 
@@ -36,8 +38,8 @@ class Trend:
 
     high_since_s: float | None = None
     low_since_s: float | None = None
-    #: The last step was one down.
-    went_down: bool = False
+    #: When the last step was made, if it was one down.
+    went_down_s: float | None = None
     down_after_s: float = DOWN_AFTER_S
 
 
@@ -67,8 +69,15 @@ def _high(trend: Trend, workers: int, clear_s: float, bounds: Bounds, now_s: flo
         return trend, workers
     times = min(2.0, clear_s / bounds.clear_s)
     target = min(bounds.workers_max, max(workers + 1, math.ceil(workers * times)))
-    patience_s = min(DOWN_AFTER_S_MAX, trend.down_after_s * 2) if trend.went_down else trend.down_after_s
-    return Trend(high_since_s=now_s, down_after_s=patience_s), target
+    return Trend(high_since_s=now_s, down_after_s=_patience_s(trend, now_s)), target
+
+
+def _patience_s(trend: Trend, now_s: float) -> float:
+    """How long the next step down must wait, now that workers come."""
+    if trend.went_down_s is None:
+        return trend.down_after_s
+    taken_back = now_s - trend.went_down_s < TAKEN_BACK_S
+    return min(DOWN_AFTER_S_MAX, trend.down_after_s * 2) if taken_back else DOWN_AFTER_S
 
 
 def _low(trend: Trend, workers: int, bounds: Bounds, now_s: float) -> tuple[Trend, int]:
@@ -76,4 +85,4 @@ def _low(trend: Trend, workers: int, bounds: Bounds, now_s: float) -> tuple[Tren
     trend = replace(trend, high_since_s=None, low_since_s=since_s)
     if now_s - since_s < trend.down_after_s or workers <= bounds.workers_min:
         return trend, workers
-    return replace(trend, low_since_s=now_s, went_down=True), workers - 1
+    return replace(trend, low_since_s=now_s, went_down_s=now_s), workers - 1
