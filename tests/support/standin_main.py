@@ -1,6 +1,6 @@
 """An arbiter whose children are stand-ins: they speak to no Redis and behave as a file says.
 
-Run as `python -m tests.support.standin_main CONFIG [--burst]`. The file `orders.json` beside CONFIG maps
+Run as `python -P standin_main.py CONFIG [--burst]`. The file `orders.json` beside CONFIG maps
 a slot (or "*") to a behaviour, and is read by each new worker. All else is the real arbiter.
 """
 

@@ -63,7 +63,8 @@ class Standins:
     def start(self, *, ready: bool = True) -> Self:
         with (self.folder / "err").open("ab") as err:
             self.process = subprocess.Popen(
-                [self.python, "-m", "tests.support.standin_main", str(self.config), *self.args],
+                # Without the repository's own folder, whose handlers/ would be found before the project's.
+                [self.python, "-P", str(ROOT / "tests/support/standin_main.py"), str(self.config), *self.args],
                 cwd=ROOT, stdin=subprocess.DEVNULL, stdout=err, stderr=err, start_new_session=True,
                 env=clean_environment() | {MARK: str(self.folder)},
             )  # fmt: skip
