@@ -12,6 +12,7 @@ on with the mapping of its predecessor.
 from __future__ import annotations
 
 import hashlib
+import json
 import mmap
 import os
 from enum import IntEnum
@@ -19,7 +20,6 @@ from enum import IntEnum
 from supervisor.memory_file import memory_file
 
 MAGIC = 0x5355505256534F52
-LAYOUT_VERSION = 1
 SLOTS_MAX = 256
 ROWS_MAX = 64
 WORD_BYTES = 8
@@ -111,6 +111,21 @@ class WorkerState(IntEnum):
     WORK = 3
     WAIT_REDIS = 4
     DRAIN = 5
+
+
+def fingerprint(shape: object) -> int:
+    """A 64-bit number for what `shape` lists, as JSON; another list has another."""
+    text = json.dumps(shape, sort_keys=True)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+#: Derived, so that nobody has to remember to raise it. A word that comes to mean something else gets another name.
+LAYOUT_VERSION = fingerprint(
+    {
+        "sizes": [SLOTS_MAX, ROWS_MAX, WORD_BYTES, HEADER_WORDS, SLOT_WORDS, ROW_WORDS],
+        "words": {kind.__name__: {word.name: word.value for word in kind} for kind in (Head, Word, Row, WorkerState)},
+    }
+)
 
 
 def row_key(stream: str, group: str) -> int:

@@ -13,11 +13,12 @@ import json
 import os
 import signal
 import sys
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
 
 from supervisor.arbiter.fork import exec_command
-from supervisor.board import LAYOUT_VERSION
+from supervisor.board import LAYOUT_VERSION, fingerprint
 from supervisor.core.restart import Exit, History, Kind
 from supervisor.core.slot import Slot, State
 from supervisor.errors import ConfigError, SupervisorError
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 # Not SUPERVISOR_*: those are settings, and an unknown one is refused.
 STATE_VARIABLE = "_SUPERVISOR_STATE_FD"
 PREFLIGHT_VARIABLE = "_SUPERVISOR_PREFLIGHT"
-STATE_VERSION = 2
 PREFLIGHT_LIMIT_S = 60.0
 
 
@@ -68,6 +68,20 @@ class Inherited:
         return [self.board_fd, self.lock_fd, *self.sockets, *door, *self.stack_fds.values()]
 
 
+def shape_of(kind: Any) -> Any:
+    """The names of all that a value of this type is made of."""
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return {field.name: shape_of(hints[field.name]) for field in fields(kind)}
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return {member.name: member.value for member in kind}
+    return [getattr(kind, "__name__", ""), *(shape_of(part) for part in get_args(kind))]
+
+
+#: What a successor must have been built with to understand what it is handed.
+LAYOUT = f"{fingerprint(shape_of(Inherited)):016x}-{LAYOUT_VERSION:016x}"
+
+
 def identity(settings: Settings) -> dict[str, Any]:
     """What a running pool can't change: to take it over, the successor must agree on it."""
     return {
@@ -75,7 +89,6 @@ def identity(settings: Settings) -> dict[str, Any]:
         "redis.url": settings.redis.url,
         "pool.host": settings.pool.host,
         "pool.name": settings.pool.name,
-        "internal layout": [STATE_VERSION, LAYOUT_VERSION],
     }
 
 
@@ -91,6 +104,12 @@ def preflight_asked() -> dict[str, Any] | None:
 
 def agree(wanted: dict[str, Any], settings: Settings) -> None:
     """Raises ConfigError when the pool would be another one, or a new address of its service is taken."""
+    # First, since another version may have said all else in another way.
+    if wanted.get("layout") != LAYOUT:
+        raise ConfigError(
+            "this is another version of supervisor, which can't take over what the running one has in memory:"
+            " stop and start it for that"
+        )
     own, before = identity(settings), wanted["identity"]
     changed = [name for name in before if before[name] != own.get(name)]
     if changed:
@@ -107,9 +126,10 @@ def reporting() -> Iterator[None]:
     try:
         yield
     except SupervisorError as error:
-        if text is None:
+        out_fd = json.loads(text).get("out_fd") if text else None
+        if out_fd is None:
             raise
-        os.write(json.loads(text)["out_fd"], json.dumps({"error": str(error)}).encode())
+        os.write(out_fd, json.dumps({"error": str(error)}).encode())
         raise SystemExit(error.exit_code) from None
 
 
@@ -117,7 +137,7 @@ def exec_preflight(settings: Settings, out_fd: int) -> NoReturn:
     """In a forked child: become the preflight. What handlers print goes to stderr, its finding to `out_fd`."""
     os.dup2(2, 1)
     os.set_inheritable(out_fd, True)
-    wanted = {"identity": identity(settings), "bind": pool_bind(settings), "out_fd": out_fd}
+    wanted = {"layout": LAYOUT, "identity": identity(settings), "bind": pool_bind(settings), "out_fd": out_fd}
     exec_command(_command(), {**os.environ, PREFLIGHT_VARIABLE: json.dumps(wanted)})
 
 

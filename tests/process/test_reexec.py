@@ -1,11 +1,13 @@
-"""The arbiter replaces its own image: what goes with it, and what happens when it can't."""
+"""The arbiter replaces its own image: what goes with it, what happens when it can't, and what it refuses."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,15 @@ import psutil
 import pytest
 
 from supervisor.errors import EXIT_OK
-from tests.support.standins import HANDLERS, Standins
+from tests.support.pool import Pool
+from tests.support.servers import AnyServer
+from tests.support.standins import HANDLERS, ROOT, Standins
 from tests.support.waiting import eventually
 
 Make = Callable[..., Standins]
 
 
-def last_operation(pool: Standins) -> dict[str, Any]:
+def last_operation(pool: Standins | Pool) -> dict[str, Any]:
     """How the restart ended, once it has."""
 
     def ended() -> dict[str, Any] | None:
@@ -35,16 +39,21 @@ def open_to_children(pid: int) -> list[str]:
     """The descriptors, but for the standard ones, that an exec would not close."""
     found = []
     for fd in Path(f"/proc/{pid}/fd").iterdir():
-        flags = next(line for line in Path(f"/proc/{pid}/fdinfo/{fd.name}").read_text().splitlines() if "flags" in line)
-        if int(fd.name) > 2 and not int(flags.split()[1], 8) & os.O_CLOEXEC:
-            found.append(str(fd.readlink()))
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            lines = Path(f"/proc/{pid}/fdinfo/{fd.name}").read_text().splitlines()
+            flags = int(next(line.split()[1] for line in lines if line.startswith("flags:")), 8)
+            if int(fd.name) > 2 and not flags & os.O_CLOEXEC:
+                found.append(str(fd.readlink()))
     return found
 
 
 @pytest.fixture
 def lent_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An interpreter that can be taken away."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    own = tmp_path / "lib"
+    own.mkdir()
+    (own / "supervisor").symlink_to(ROOT / "supervisor")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(own), *(path for path in sys.path if "packages" in path)]))
     link = tmp_path / "python"
     link.symlink_to(sys.executable)
     return link
@@ -102,3 +111,33 @@ def test_a_signal_at_the_very_moment_is_not_lost(standins: Make) -> None:
     assert pool.wait() == EXIT_OK
     assert not pool.processes()
     assert len(pool.notes("spawned")) == 2, "it drained, and started nobody anew"
+
+
+@pytest.fixture
+def own_copy(tmp_path: Path, redis_server: AnyServer) -> Iterator[Pool]:
+    """A pool with a supervisor of its own in its folder, which `-m supervisor` finds first."""
+    pool = Pool(tmp_path / "project", HANDLERS, redis_url=redis_server.url, workers=2)
+    shutil.copytree(ROOT / "supervisor", pool.folder / "supervisor", ignore=shutil.ignore_patterns("__pycache__"))
+    with pool.start():
+        yield pool
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "more"),
+    [
+        ("board.py", "    BACKLOG_NS = 11\n", "    ANOTHER_WORD = 63\n"),
+        ("core/slot.py", "    incarnation: int = 0\n", "    another_field: int = 0\n"),
+        ("core/restart.py", '    PLANNED = "planned"\n', '    ANOTHER_KIND = "another"\n'),
+        ("arbiter/reexec.py", "    configured: int\n", "    another_field: int\n"),
+    ],
+)
+def test_a_supervisor_that_would_not_understand_is_refused(own_copy: Pool, file: str, line: str, more: str) -> None:
+    before = own_copy.pids()
+    source = own_copy.folder / "supervisor" / file
+    assert source.read_text().count(line) == 1
+    source.write_text(source.read_text().replace(line, line + more))
+    done = own_copy.command("restart", "--wait")
+    assert done.returncode == 1
+    assert "another version of supervisor" in done.stderr and "stop and start it for that" in done.stderr
+    assert "another version of supervisor" in last_operation(own_copy)["error"]
+    assert own_copy.pids() == before and own_copy.wait_ready()["pid"] == own_copy.pid
