@@ -171,3 +171,5 @@ def test_bounds_waits_and_steps_hold_under_any_load(
                 assert before - 1 <= workers <= 2 * before
             if workers != before:
                 stepped_s = now_s
+            elif workers < bounds.workers_max:
+                assert now_s - max(high_s, stepped_s) <= UP_AFTER_S, "too few for too long"

@@ -1,0 +1,171 @@
+"""Worn workers are replaced, one at a time, and none that is not worn."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from supervisor.arbiter import upkeep
+from supervisor.board import Board, Word
+from supervisor.core.recycle import GROWN_UP_S, Ceilings, Wear, most_worn
+from supervisor.core.slot import Slot, State
+
+Limit = st.just(0) | st.integers(1, 1000)
+Wears = st.lists(
+    st.builds(Wear, st.integers(0, 9), st.floats(0, 2000), st.integers(0, 2000), st.integers(-500, 2000)),
+    max_size=8,
+    unique_by=lambda wear: wear.slot,
+)
+
+
+def shares(wear: Wear, ceilings: Ceilings) -> dict[str, float]:
+    """How much of each limit is used up."""
+    found = {
+        "memory": (wear.growth_bytes if wear.age_s >= GROWN_UP_S else 0, ceilings.growth_bytes),
+        "messages": (wear.messages, ceilings.messages),
+        "age": (wear.age_s, ceilings.age_s),
+    }
+    return {reason: used / limit for reason, (used, limit) in found.items() if limit}
+
+
+@settings(deadline=None)
+@given(Wears, st.builds(Ceilings, Limit, Limit, Limit))
+def test_the_one_furthest_beyond_a_limit_is_found_and_no_other(workers: list[Wear], ceilings: Ceilings) -> None:
+    found = most_worn(workers, ceilings)
+    worst = max((share for wear in workers for share in shares(wear, ceilings).values()), default=0.0)
+    if worst < 1.0:
+        assert found is None
+    else:
+        assert found is not None
+        slot, reason = found
+        assert shares(next(wear for wear in workers if wear.slot == slot), ceilings)[reason] == worst
+
+
+SECOND_NS = 1_000_000_000
+MEGABYTE = 1_000_000
+RESTART_S = 3.0
+BOARD = Board()
+
+
+class Plant:
+    """Workers that age, grow and work, and the arbiter's own recycler; a second at a time."""
+
+    def __init__(self, workers: int, **limits: float) -> None:
+        self.now_s = 1000.0
+        none = {"recycle_growth_mb": 0, "recycle_messages": 0, "recycle_age_s": 0.0, "drain_s": 25.0}
+        self.slots = {number: self.born(number) for number in range(workers)}
+        self.told: list[dict[str, Any]] = []
+        #: Megabytes a second; messages a second; megabytes that a worker has from the start.
+        self.grows: dict[int, float] = defaultdict(float)
+        self.works: dict[int, int] = defaultdict(int)
+        self.whole_mb = 50.0
+        self.rolling = None
+        self.recycler = upkeep.Recycler(
+            SimpleNamespace(
+                settings=SimpleNamespace(pool=SimpleNamespace(**none | limits)),
+                pool=self,
+                board=BOARD,
+                operations=self,
+                log=SimpleNamespace(info=lambda _event, **told: self.told.append({"at_s": self.now_s, **told})),
+            )
+        )
+
+    def born(self, number: int) -> Slot:
+        pid = number + 100 * int(self.now_s)
+        return Slot(number, State.READY, pid=pid, spawned_s=self.now_s, ready_s=self.now_s)
+
+    def private_bytes(self, pid: int) -> int:
+        slot = self.slots[pid % 100]
+        assert slot.ready_s is not None
+        return int((self.whole_mb + self.grows[slot.number] * (self.now_s - slot.ready_s)) * MEGABYTE)
+
+    def drain(self, number: int, until_s: float) -> None:
+        assert until_s == self.now_s + 25.0
+        assert all(slot.state is State.READY for slot in self.slots.values()), "two are away at the same time"
+        self.slots[number] = replace(self.slots[number], state=State.DRAINING, drain_until_s=self.now_s + RESTART_S)
+
+    def run(self, seconds: int) -> None:
+        for _ in range(seconds):
+            self.now_s += 1
+            for number, slot in self.slots.items():
+                if slot.state is State.READY:
+                    BOARD.slot(number).add(Word.DONE, self.works[number])
+                elif self.now_s >= slot.drain_until_s:
+                    self.slots[number] = self.born(number)
+            self.recycler.look()
+
+
+@pytest.fixture
+def plant(monkeypatch):
+    made: list[Plant] = []
+    monkeypatch.setattr(upkeep, "time", SimpleNamespace(monotonic=lambda: made[-1].now_s))
+    monkeypatch.setattr(upkeep, "_private_bytes", lambda pid: made[-1].private_bytes(pid))
+
+    def make(workers: int, **limits: float) -> Plant:
+        made.append(Plant(workers, **limits))
+        return made[-1]
+
+    return make
+
+
+def test_workers_of_one_age_leave_one_after_the_other(plant) -> None:
+    here = plant(6, recycle_age_s=300.0)
+    here.run(3000)
+    assert {told["reason"] for told in here.told} == {"age"}
+    for number in range(6):
+        left_s = [told["at_s"] for told in here.told if told["slot"] == number]
+        assert 9 <= len(left_s) <= 10
+        lives_s = [after - before - RESTART_S for before, after in zip([997.0, *left_s], left_s, strict=False)]
+        assert all(300 <= life_s <= 300 + 6 * (RESTART_S + 1) for life_s in lives_s)
+
+
+def test_growth_counts_from_ready_and_a_large_worker_is_no_grown_one(plant) -> None:
+    here = plant(4, recycle_growth_mb=100)
+    here.whole_mb = 5000.0
+    here.grows |= {1: 2.0, 2: 0.01}
+    here.run(1000)
+    assert {told["slot"] for told in here.told} == {1}
+    # 50 s to grow, and 3 s to come back.
+    assert 17 <= len(here.told) <= 19
+    assert all(told["growth_mb"] >= 100 for told in here.told)
+
+
+def test_messages_count_from_the_incarnation_s_first(plant) -> None:
+    BOARD.slot(0).set(Word.DONE, 123_456)
+    here = plant(2, recycle_messages=1000)
+    here.works |= {0: 10, 1: 40}
+    here.run(1100)
+    left = [[told for told in here.told if told["slot"] == number] for number in (0, 1)]
+    assert len(left[0]) == pytest.approx(1100 / 104, abs=1.5)
+    assert len(left[1]) == pytest.approx(1100 / 29, abs=3)
+    assert all(1000 <= told["messages"] <= 1000 + 4 * 40 for told in here.told)
+
+
+def test_the_one_that_is_furthest_beyond_goes_first_whatever_its_limit(plant) -> None:
+    here = plant(3, recycle_growth_mb=100, recycle_messages=1000, recycle_age_s=60.0)
+    here.grows[2], here.works[1] = 4.0, 100
+    here.slots[0] = replace(here.slots[0], state=State.DRAINING, drain_until_s=1050.0)
+    here.run(49)
+    assert here.told == [], "not while another is away"
+    here.run(20)
+    assert [(told["slot"], told["reason"]) for told in here.told] == [(1, "messages"), (2, "memory"), (1, "messages")]
+
+
+def test_nobody_is_replaced_without_a_limit_or_during_a_rolling_restart(plant) -> None:
+    here = plant(2)
+    here.grows[0], here.works[1] = 100.0, 1000
+    here.run(100)
+    assert here.told == []
+    here = plant(2, recycle_age_s=10.0)
+    here.rolling = object()
+    here.run(100)
+    assert here.told == []
+    here.rolling = None
+    here.run(1)
+    assert len(here.told) == 1
