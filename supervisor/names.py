@@ -13,6 +13,10 @@ PREFIX = "supervisor"
 POOLS_KEY = f"{PREFIX}:pools"
 
 
+#: Who holds what was put back by hand until a keeper hands it to a worker.
+REPLAY_CONSUMER = f"{PREFIX}:replay"
+
+
 def hash_tag(stream: str) -> str:
     """What Redis Cluster hashes of `stream`: the text in its first non-empty braces, else all of it.
 

@@ -60,6 +60,24 @@ return id
 """
 )
 
+#: KEYS stream, dead, retries, crashes; ARGV group, letter id, message id, consumer. Puts the message back into the
+#: pending list of its group (FORCE: it was acked), as if it had never been tried.
+REPLAY = Script(
+    """
+if #redis.call('XRANGE', KEYS[2], ARGV[2], ARGV[2]) == 0 then
+  return 'gone'
+end
+if #redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3]) == 0 then
+  return 'trimmed'
+end
+redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[4], 0, ARGV[3], 'FORCE', 'JUSTID')
+redis.call('HDEL', KEYS[3], ARGV[3])
+redis.call('HDEL', KEYS[4], ARGV[3])
+redis.call('XDEL', KEYS[2], ARGV[2])
+return 'replayed'
+"""
+)
+
 #: KEYS stream; ARGV group, consumer. -1: it holds pending messages and stays.
 DELETE_CONSUMER = Script(
     """

@@ -37,6 +37,7 @@ COMMANDS = {
     "resume": "pool",
     "streams": "streams",
     "pending": "streams",
+    "dead": "dead",
     "publish": "publish",
     "read": "read",
     "tail": "tail",

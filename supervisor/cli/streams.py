@@ -43,7 +43,7 @@ async def _overview(loaded: Loaded, names: tuple[str, ...]) -> list[dict[str, An
     from supervisor.broker import inspect
     from supervisor.cli.redis import open_redis
 
-    pairs = [] if names else await _pairs(loaded)
+    pairs = [] if names else await handled_pairs(loaded)
     async with open_redis(loaded.settings) as redis:
         infos = await inspect.streams(redis, names or sorted({stream for stream, _ in pairs}))
         members = {(info.stream, group): None for info in infos for group in info.groups}
@@ -61,7 +61,7 @@ def _stream(info: StreamInfo) -> dict[str, Any]:
     }
 
 
-async def _pairs(loaded: Loaded) -> list[tuple[str, str]]:
+async def handled_pairs(loaded: Loaded) -> list[tuple[str, str]]:
     """Those of the running pool, which knows them already; else those of the handlers."""
     from supervisor.control.client import request
     from supervisor.errors import SupervisorError

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Set
 
+from supervisor.names import REPLAY_CONSUMER
+
 
 def owner_of(consumer: str) -> tuple[str, int] | None:
     """(pool, slot) of a consumer that is named as ours are; None: somebody else's."""
@@ -23,6 +25,8 @@ def ownerless(consumers: Iterable[str], own_pool: str, held_slots: Set[int], dea
     """
     found = []
     for name in consumers:
+        if name == REPLAY_CONSUMER:
+            found.append(name)
         owner = owner_of(name)
         if owner is None:
             continue
