@@ -13,6 +13,7 @@ from supervisor.errors import EXIT_OK
 from supervisor.log import is_human
 from supervisor.settings.masking import masked
 from supervisor.settings.place import redis_url
+from supervisor.words import counted
 
 if TYPE_CHECKING:
     from supervisor.arbiter.arbiter import Arbiter
@@ -110,8 +111,3 @@ class Announcer:
             self._arbiter.log.info(sentence)
         else:
             self._arbiter.log.info(event, **fields)
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 worker`, `2 workers`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

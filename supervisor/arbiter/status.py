@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from supervisor.arbiter.services import NAMES
+from supervisor.arbiter.troubles import exit_entry, troubles
 from supervisor.board import Head, Word, WorkerState
 from supervisor.core.liveness import NS
 from supervisor.core.slot import Slot, State
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
 def document(arbiter: Arbiter) -> dict[str, Any]:
     """The pool as the arbiter sees it, from what it has at hand: whoever asks must not hold it up."""
     operations, board, pool = arbiter.operations, arbiter.board, arbiter.pool
+    state = whole_state(arbiter)
     return {
-        "state": whole_state(arbiter),
+        "state": state,
+        "troubles": _troubles(arbiter) if state in ("degraded", "down") else [],
         "pid": os.getpid(),
         "uptime_s": round((time.monotonic_ns() - board.get(Head.START_NS)) / NS, 3),
         "burst": arbiter.burst,
@@ -50,6 +53,12 @@ def whole_state(arbiter: Arbiter) -> str:
     rolled = operations.rolling.slot if operations.rolling else None
     stopping, began = arbiter.shutdown.begun, arbiter.began
     return state(arbiter.pool, arbiter.services, stopping=stopping, began=began, rolled=rolled)
+
+
+def _troubles(arbiter: Arbiter) -> list[str]:
+    rolling = arbiter.operations.rolling
+    cut_off = _is_cut_off(arbiter.board)
+    return troubles(arbiter.pool, arbiter.services, rolled=rolling.slot if rolling else None, cut_off=cut_off)
 
 
 def state(pool: Pool, services: Services, *, stopping: bool, began: bool, rolled: int | None) -> str:
@@ -82,7 +91,7 @@ def services(crew: Services) -> list[dict[str, Any]]:
             "pid": slot.pid or None,
             "state": slot.state.value,
             "restarts": slot.restarts,
-            "last_exit": _last_exit(slot),
+            "last_exit": exit_entry(slot.last_exit),
         }
         for slot in sorted(crew.slots.values(), key=lambda slot: slot.number)
     ]
@@ -97,7 +106,7 @@ def _worker(board: Board, slot: Slot) -> dict[str, Any]:
         "state": slot.state.value,
         "incarnation": slot.incarnation,
         "restarts": slot.restarts,
-        "last_exit": _last_exit(slot),
+        "last_exit": exit_entry(slot.last_exit),
         "uptime_s": round(time.monotonic() - slot.spawned_s, 3) if slot.living else None,
         "boot_ms": round((ready_ns - spawn_ns) / 1e6, 1) if slot.living and ready_ns else None,
         "beat_age_s": _age_s(words, Word.BEAT_NS) if slot.living else None,
@@ -127,13 +136,6 @@ def _age_s(words: SlotBoard, word: Word) -> float | None:
     """How long ago that was; None: never in this incarnation."""
     at_ns = words.get(word)
     return round((time.monotonic_ns() - at_ns) / NS, 3) if at_ns else None
-
-
-def _last_exit(slot: Slot) -> dict[str, Any] | None:
-    left = slot.last_exit
-    if left is None:
-        return None
-    return {"reason": left.reason, "code": left.code, "signal": left.signal, "uptime_s": round(left.uptime_s, 3)}
 
 
 def _is_cut_off(board: Board) -> bool:

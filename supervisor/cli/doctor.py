@@ -185,7 +185,9 @@ async def _server(settings: Settings, redis: Redis, pairs: list[tuple[str, str]]
 
 async def _groups(redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[Finding]:
     from supervisor.broker.inspect import groups
-    from supervisor.cli.tables import duration, lag_text
+    from supervisor.cli.status import read_dead
+    from supervisor.cli.tables import lag_text
+    from supervisor.words import duration
 
     for info in await groups(redis, pairs):
         name = f"{info.stream} / {info.group}"
@@ -197,7 +199,7 @@ async def _groups(redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[F
                 WARN, f"{text}, the oldest waits for {duration(info.oldest_s)}", "`supervisor pending` shows why"
             )
         elif info.dead:
-            yield Finding(WARN, text, "its dead letters say why they were given up")
+            yield Finding(WARN, text, f"why each was given up: {read_dead(info.stream, info.group)}")
         else:
             yield Finding(OK, text)
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+#: The width of the words at the left.
+_LABEL = 8
 _COLOURS = {"healthy": "green", "starting": "yellow", "draining": "yellow", "degraded": "red", "down": "red"}
 
 
@@ -42,29 +44,47 @@ def status(config: Path | None, as_json: bool) -> int:
 
 def show(found: dict[str, Any], *, rates: Mapping[int, float] | None = None) -> str:
     """The document as text for people; `rates`: slot -> messages a second, where they are known."""
-    from supervisor.cli.tables import duration
+    from supervisor.words import duration
 
-    state = click.style(found["state"], fg=_COLOURS.get(found["state"]), bold=True)
+    state = click.style(f"{found['state']:{_LABEL}}", fg=_COLOURS.get(found["state"]), bold=True)
     about = f"pid {found['pid']}, up {duration(found['uptime_s'])}" if found["pid"] else found.get("reason", "")
     redis = found["redis"]
     server = f"{redis['version']}, durability {redis['durability']}" if redis["version"] else redis.get("error", "?")
-    lines = [f"{state}  {about}", f"redis    {redis['url']}  {server}"]
-    lines += [_operation(found["operation"])] if found.get("operation") else []
-    lines += ["paused: no worker takes anything new until `supervisor resume`"] if found.get("paused") else []
+    lines = [f"{state}  {about}", *(_line("", trouble) for trouble in found.get("troubles", ()))]
+    lines.append(_line("redis", f"{server}, at {redis['url']}"))
+    lines += [_line("services", ", ".join(map(_service, found["services"])))] if found.get("services") else []
+    lines += _operations(found.get("operation"), found.get("last_operation"))
+    lines += [_line("paused", "nothing new is taken until `supervisor resume`")] if found.get("paused") else []
     if found["workers"]:
         lines += ["", _workers(found["workers"], rates)]
     if found["groups"]:
         lines += ["", groups_table(found["groups"])]
-    return "\n".join(lines)
+    return "\n".join([*lines, *dead_letters(found["groups"])])
 
 
-def _operation(operation: dict[str, Any]) -> str:
-    done = f", {operation['done']} of {operation['total']} workers" if "done" in operation else ""
-    return f"{operation['kind']}  {operation['phase']}{done}"
+def _line(label: str, text: str) -> str:
+    """What follows a line break stands under the text, not under the label."""
+    return f"{label:{_LABEL}}  " + text.replace("\n", "\n" + " " * (_LABEL + 2))
+
+
+def _operations(now: dict[str, Any] | None, last: dict[str, Any] | None) -> list[str]:
+    if now:
+        done = f", {now['done']} of {now['total']} workers" if "done" in now else ""
+        return [_line(now["kind"], f"{now['phase']}{done}")]
+    return [_line(last["kind"], f"failed: {last['error']}")] if last and not last["ok"] else []
+
+
+def _service(service: dict[str, Any]) -> str:
+    from supervisor.words import counted, exit_text
+
+    left = service["last_exit"]
+    fault = f" ({counted(service['restarts'], 'restart')}, the last: {exit_text(left)})"
+    return f"{service['name']} {service['state']}" + (fault if left and left["reason"] != "drained" else "")
 
 
 def _workers(workers: Sequence[dict[str, Any]], rates: Mapping[int, float] | None) -> str:
-    from supervisor.cli.tables import duration, size, table_text
+    from supervisor.cli.tables import size, table_text
+    from supervisor.words import duration, exit_text
 
     columns = ["slot", "pid", "state", "boot", "restarts", "beat", "rss", "pss", "running", "done", "failed", "dead"]
     columns += ["per s"] if rates is not None else []
@@ -80,22 +100,18 @@ def _workers(workers: Sequence[dict[str, Any]], rates: Mapping[int, float] | Non
             size(worker["pss_bytes"]),
             *(f"{worker[key]:,}" for key in ("in_flight", "done", "failed", "dead")),
             *([f"{rates.get(worker['slot'], 0.0):,.0f}"] if rates is not None else []),
-            _exit_text(worker["last_exit"]),
+            exit_text(worker["last_exit"]),
         ]
         for worker in workers
     ]
-    return table_text([*columns, "last exit"], rows, numbers=[name for name in columns if name != "state"])
-
-
-def _exit_text(left: dict[str, Any] | None) -> str:
-    from supervisor.cli.tables import duration
-
-    return f"{left['reason']} after {duration(left['uptime_s'])}" if left else "-"
+    numbers = [name for name in columns if name != "state"]
+    return table_text([*columns, "last exit"], rows, numbers=numbers, drop=("rss", "boot", "beat", "last exit", "pss"))
 
 
 def groups_table(groups: Sequence[dict[str, Any]]) -> str:
     """The table of groups that `status` and `streams` show."""
-    from supervisor.cli.tables import duration, lag_text, table_text
+    from supervisor.cli.tables import lag_text, table_text
+    from supervisor.words import duration
 
     numbers = ["lag", "pending", "retrying", "consumers", "oldest", "dead"]
     rows = [
@@ -111,4 +127,19 @@ def groups_table(groups: Sequence[dict[str, Any]]) -> str:
         ]
         for group in groups
     ]
-    return table_text(["stream", "group", *numbers], rows, numbers=numbers)
+    return table_text(["stream", "group", *numbers], rows, numbers=numbers, drop=("consumers", "retrying"))
+
+
+def dead_letters(groups: Sequence[dict[str, Any]]) -> list[str]:
+    """How to see the dead letters of each group that has some."""
+    found = [(group["group"], read_dead(group["stream"], group["group"])) for group in groups if group["dead"]]
+    return [line for group, words in found for line in ("", f"dead letters of {group}:", f"  {words}")]
+
+
+def read_dead(stream: str, group: str) -> str:
+    """The command that prints a group's dead letters."""
+    import shlex
+
+    from supervisor.names import dead_key
+
+    return f"supervisor read {shlex.quote(dead_key(stream, group))}"

@@ -125,7 +125,8 @@ async def _pending(loaded: Loaded, stream: str, group: str, count: int) -> list[
 def _print_pending(found: list[dict[str, Any]]) -> None:
     import time
 
-    from supervisor.cli.tables import duration, print_table
+    from supervisor.cli.tables import print_table
+    from supervisor.words import duration
 
     now_ms = time.time() * 1000
     numbers = ["idle", "deliveries", "attempts", "due in"]

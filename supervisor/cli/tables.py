@@ -1,4 +1,4 @@
-"""Tables and durations for people; rich is imported when a table is printed, and obeys NO_COLOR and pipes."""
+"""Tables for people; rich is imported when a table is printed, and obeys NO_COLOR and pipes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_MINUTE_S = 60
-_HOUR_S = 3600
-_DAY_S = 86400
 _KIB = 1024.0
+#: A pipe has no width: whatever cuts or wraps there would break what reads it.
+PIPE_WIDTH = 10_000
+#: Between two columns.
+GAP = 2
+#: A text is not folded into less.
+TEXT_WIDTH_MIN = 12
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[str] = ()) -> None:
@@ -20,8 +23,11 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, number
     sys.stdout.write(table_text(columns, rows, numbers=numbers) + "\n")
 
 
-def table_text(columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[str] = ()) -> str:
-    """The table as it would be printed."""
+def table_text(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[str] = (), drop: Sequence[str] = ()
+) -> str:
+    """The table as it would be printed. On a terminal that is too narrow, the columns of `drop` are left out, first
+    ones first, until the rest fits; then texts are folded, but a number is never cut."""
     import sys
 
     from rich.box import SIMPLE_HEAD
@@ -29,34 +35,40 @@ def table_text(columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        right = column in numbers
-        table.add_column(column, justify="right" if right else "left", no_wrap=right, overflow="fold")
+    widths = [max(map(len, [column, *cells])) for column, cells in zip(columns, _cells(columns, rows), strict=True)]
+    shown = list(range(len(columns)))
+    width = PIPE_WIDTH
+    if sys.stdout.isatty():
+        width = Console().width
+        shown = fitting(columns, widths, drop, width)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for at in shown:
+        right = columns[at] in numbers
+        least = widths[at] if right else min(widths[at], TEXT_WIDTH_MIN)
+        table.add_column(
+            columns[at], justify="right" if right else "left", no_wrap=right, overflow="fold", min_width=least
+        )
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    # A pipe has no width: whatever cuts or wraps there would break what reads it.
-    width = None if sys.stdout.isatty() else 10_000
-    console = Console(width=width, soft_wrap=False, highlight=False)
+        table.add_row(*(Text(row[at]) for at in shown))
+    least = sum(column.min_width or 0 for column in table.columns) + GAP * (len(shown) - 1)
+    console = Console(width=max(width, least), soft_wrap=False, highlight=False)
     with console.capture() as captured:
         console.print(table)
     return "\n".join(line.rstrip() for line in captured.get().strip("\n").split("\n"))
 
 
-def duration(seconds: float | None) -> str:
-    """`45 s`, `3 m 20 s`, `2 h 5 m`, `4 d 3 h`; `-` for none."""
-    if seconds is None:
-        return "-"
-    if seconds < 10:  # noqa: PLR2004 - where a decimal still tells something
-        return f"{seconds:.1f} s"
-    whole = int(seconds)
-    if whole < _MINUTE_S:
-        return f"{whole} s"
-    if whole < _HOUR_S:
-        return f"{whole // _MINUTE_S} m {whole % _MINUTE_S} s"
-    if whole < _DAY_S:
-        return f"{whole // _HOUR_S} h {whole % _HOUR_S // _MINUTE_S} m"
-    return f"{whole // _DAY_S} d {whole % _DAY_S // _HOUR_S} h"
+def fitting(columns: Sequence[str], widths: Sequence[int], drop: Sequence[str], width: int) -> list[int]:
+    """The places of the columns to show: all but the first few of `drop`, so that they fit, if that is enough."""
+    shown = list(range(len(columns)))
+    for name in drop:
+        if sum(widths[at] for at in shown) + GAP * (len(shown) - 1) <= width:
+            break
+        shown = [at for at in shown if columns[at] != name]
+    return shown
+
+
+def _cells(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    return [[row[at] for row in rows] for at in range(len(columns))]
 
 
 def size(count: int | None) -> str:

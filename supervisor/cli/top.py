@@ -79,7 +79,7 @@ def _live(looks: Iterator[tuple[dict[str, Any], dict[int, float]]]) -> None:
     console = Console(highlight=False)
     with Live(console=console, screen=True, auto_refresh=False) as live:
         for found, rates in looks:
-            live.update(Text.from_ansi(_frame(found, rates), no_wrap=True, overflow="crop"), refresh=True)
+            live.update(Text.from_ansi(_frame(found, rates), overflow="fold"), refresh=True)
 
 
 def _frame(found: dict[str, Any], rates: dict[int, float]) -> str:

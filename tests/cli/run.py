@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+import re
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +55,27 @@ def data(done: subprocess.CompletedProcess[str]) -> Any:
 def lines_of(done: subprocess.CompletedProcess[str]) -> list[Any]:
     """The same, one object a line."""
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def run_on_terminal(*words: str, cwd: Path, redis_url: str = "", columns: int = 80, lines: int = 50) -> str:
+    """Run one command on a terminal of that size, without colours; what it printed there."""
+    master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", lines, columns, 0, 0))
+    env = {name: value for name, value in environment(redis_url).items() if name not in ("COLUMNS", "LINES")}
+    process = subprocess.Popen(
+        [*COMMAND, *words],
+        cwd=cwd,
+        env=env | {"NO_COLOR": "1", "TERM": "xterm"},
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+    )
+    os.close(slave)
+    printed = bytearray()
+    with contextlib.suppress(OSError):  # nobody has its other side open any more
+        while chunk := os.read(master, 65536):
+            printed += chunk
+    os.close(master)
+    process.wait(LIMIT_S)
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", printed.decode(errors="replace")).replace("\r\n", "\n")

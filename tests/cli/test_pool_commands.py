@@ -58,7 +58,7 @@ def test_status_for_people(pool) -> None:
     done = run("status", cwd=pool.folder, redis_url=pool.url)
     assert done.returncode == 0
     lines = done.stdout.splitlines()
-    assert lines[0].startswith(f"healthy  pid {pool.pid}, up ")
+    assert lines[0].startswith(f"healthy   pid {pool.pid}, up ")
     assert any(line.split()[:2] == [STREAM, "g"] for line in lines)
     assert sum("READY" in line and line.count("MiB") == 2 for line in lines) == 2
 

@@ -1,0 +1,54 @@
+"""Numbers and facts in words that people read in the log, in `status` and over HTTP."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_MINUTE_S = 60
+_HOUR_S = 3600
+_DAY_S = 86400
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 worker`, `2 workers`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def duration(seconds: float | None) -> str:
+    """`45 s`, `3 m 20 s`, `2 h 5 m`, `4 d 3 h`; `-` for none."""
+    if seconds is None:
+        return "-"
+    if seconds < 10:  # noqa: PLR2004 - where a decimal still tells something
+        return f"{seconds:.1f} s"
+    whole = int(seconds)
+    if whole < _MINUTE_S:
+        return f"{whole} s"
+    if whole < _HOUR_S:
+        return f"{whole // _MINUTE_S} m {whole % _MINUTE_S} s"
+    if whole < _DAY_S:
+        return f"{whole // _HOUR_S} h {whole % _HOUR_S // _MINUTE_S} m"
+    return f"{whole // _DAY_S} d {whole % _DAY_S // _HOUR_S} h"
+
+
+def exit_text(left: Mapping[str, Any] | None) -> str:
+    """How a child left, from its entry in `status`: `SIGKILL after 1.5 s`, `exit 3 after 2 m 5 s`; `-` for not yet."""
+    if left is None:
+        return "-"
+    what = left["reason"]
+    if what == "signal" and left["signal"] is not None:
+        what = signal_name(left["signal"])
+    elif what == "exit":
+        what = f"exit {left['code']}"
+    return f"{what} after {duration(left['uptime_s'])}"
+
+
+def signal_name(number: int) -> str:
+    """`SIGKILL`; the number where the system has no name for it."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
