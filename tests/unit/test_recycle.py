@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from supervisor.arbiter import upkeep
@@ -36,6 +36,7 @@ def shares(wear: Wear, ceilings: Ceilings) -> dict[str, float]:
 
 @settings(deadline=None)
 @given(Wears, st.builds(Ceilings, Limit, Limit, Limit))
+@example([Wear(0, 10.0, 100, 0), Wear(1, 10.0, 99, 0)], Ceilings(messages=100))
 def test_the_one_furthest_beyond_a_limit_is_found_and_no_other(workers: list[Wear], ceilings: Ceilings) -> None:
     found = most_worn(workers, ceilings)
     worst = max((share for wear in workers for share in shares(wear, ceilings).values()), default=0.0)
@@ -105,10 +106,10 @@ class Plant:
 def plant(monkeypatch):
     made: list[Plant] = []
     monkeypatch.setattr(upkeep, "time", SimpleNamespace(monotonic=lambda: made[-1].now_s))
-    monkeypatch.setattr(upkeep, "_private_bytes", lambda pid: made[-1].private_bytes(pid))
 
     def make(workers: int, **limits: float) -> Plant:
         made.append(Plant(workers, **limits))
+        monkeypatch.setattr(upkeep, "_private_bytes", made[-1].private_bytes)
         return made[-1]
 
     return make
