@@ -2,15 +2,20 @@
 
 1. Each process writes straight to the stderr that it inherited, a line at once; nobody passes lines on.
 2. A reader that has stopped reading costs lines, never time: a line that would have to wait is dropped
-   and counted.
+   and counted. All processes share one pipe, so what it had room for may be taken before one writes;
+   only a descriptor of our own that never waits is safe from that.
 3. What may happen at every message is told at most every five seconds.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
 import select
+import stat
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -51,15 +56,28 @@ class StderrLines:
 
 
 def _write(piece: bytes) -> bool:
-    poll = select.poll()
-    poll.register(STDERR, select.POLLOUT)
     try:
+        fd = _unwaiting_stderr()
+        poll = select.poll()
+        poll.register(fd, select.POLLOUT)
         if not poll.poll(0):
             return False
-        os.write(STDERR, piece)
-    except OSError:  # stderr is closed or its disk is full: there is nobody left to tell
+        os.write(fd, piece)
+    except OSError:  # nobody reads, stderr is closed or its disk is full: there is nobody left to tell
         return False
     return True
+
+
+@functools.cache
+def _unwaiting_stderr() -> int:
+    """A pipe is opened anew, for writes that do not wait: how the shared one is open is not ours to change.
+
+    It is made once, before the first fork, and goes with every child.
+    """
+    with contextlib.suppress(OSError):  # it is closed, or another user's
+        if sys.platform == "linux" and stat.S_ISFIFO(os.fstat(STDERR).st_mode):
+            return os.open(f"/proc/self/fd/{STDERR}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    return STDERR
 
 
 def is_human(settings: Settings) -> bool:

@@ -1,0 +1,246 @@
+"""A log that nobody takes: a full disk, a pipe that is not read, a pipe that was closed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.faults import Bounds, Watch, board_of, incarnations, ready_again_ms
+from tests.support.pool import Pool
+from tests.support.recording import RECORD, seen
+from tests.support.standins import ROOT, now_s
+from tests.support.waiting import eventually
+
+StartPool = Callable[..., Pool]
+PIPE_BYTES = 4096
+DROPPED = "lines before this one were dropped"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The folder of the first pool, before it is started."""
+    made = tmp_path / "project0"
+    made.mkdir()
+    return made
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)], capture_output=True, check=False
+    )
+    if done.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+class LogPipe:
+    """A small pipe in the place of the pool's stderr, which is read only when `read` is called."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        os.mkfifo(path)
+        self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        self._write_fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self.text = ""
+
+    def hide(self) -> None:
+        """Once the pool has it: put an empty file in its place, which nobody waits for who looks into it."""
+        self._path.unlink()
+        self._path.touch()
+
+    def read(self) -> str:
+        """All that was read so far."""
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(self._fd, 65536):
+                self.text += chunk.decode()
+        return self.text
+
+    def is_full(self) -> bool:
+        """Whether a write would wait."""
+        poll = select.poll()
+        poll.register(self._write_fd, select.POLLOUT)
+        return not poll.poll(0)
+
+    def close(self) -> None:
+        """As a reader that leaves."""
+        for fd in (self._fd, self._write_fd):
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        self._fd = self._write_fd = -1
+
+
+@pytest.fixture
+def log_pipe(project: Path) -> Iterator[LogPipe]:
+    made = LogPipe(project / "err")
+    yield made
+    made.close()
+
+
+def start_with(start_pool: StartPool, watch: Watch, pipes: list[LogPipe], handlers: str, **options: Any) -> Pool:
+    pool = start_pool(handlers, ready=False, **options)
+    for pipe in pipes:
+        pipe.hide()
+    pool.wait_ready()
+    watch.measure(pool)
+    return pool
+
+
+def check_alive(pool: Pool, redis: Any, bound: Bounds, what: str) -> None:
+    """Workers are replaced, messages handled, questions answered."""
+    board, before = board_of(pool.pid), pool.pids()
+    was = incarnations(board, [1])
+    killed_ns = time.monotonic_ns()
+    os.kill(before[1], signal.SIGKILL)
+    bound.check(f"kill -9 of a worker until READY, {what}", ready_again_ms(board, was, killed_ns)[1], 500)
+    redis.xadd("events", {"n": what})
+    eventually(lambda: seen(pool)[what.replace(" ", "_")] == 1)
+    with bound.within(f"an answer of the arbiter, {what}", 100):
+        pool.ask("ping")
+    other = pool.worker(0)
+    assert other["pid"] == before[0] and other["beat_age_s"] < 1.5
+
+
+WORDS = RECORD + (
+    """
+    @handler("events", group="workers")
+    async def handle(message: Message) -> None:
+        record(message.fields["n"].replace(" ", "_"))
+"""
+)
+
+
+def test_38_disk_full_log(
+    small_disk: Path, project: Path, start_pool: StartPool, redis_server: Any, bound: Bounds
+) -> None:
+    (project / "err").symlink_to(small_disk / "log")
+    pool = start_pool(WORDS, redis_url=redis_server.url, workers=2)
+    filler = small_disk / "filler"
+    with pytest.raises(OSError, match="No space left"):
+        filler.write_bytes(bytes(100_000))
+    for _ in range(20):  # what is left of the last page
+        pool.send(signal.SIGUSR1)
+        pool.ask("ping")
+    size = (small_disk / "log").stat().st_size
+    check_alive(pool, redis_server.sync(), bound, "disk full")
+    pool.send(signal.SIGHUP)
+    eventually(lambda: (pool.ask("status")["last_operation"] or {}).get("ok"), 20)
+    assert (small_disk / "log").stat().st_size == size, "nothing could be written"
+    filler.unlink()
+    check_alive(pool, redis_server.sync(), bound, "room again")
+    eventually(lambda: DROPPED in pool.output)
+    # The first goes on where the last had to stop.
+    [*_, last] = [json.loads(line) for line in new_lines(small_disk / "log", size)[1:] if line.startswith("{")]
+    assert (last["event"], last["pid"]) == ("worker ready", pool.pids()[1])
+
+
+def new_lines(path: Path, offset: int) -> list[str]:
+    return path.read_bytes()[offset:].decode().splitlines()
+
+
+def test_39_stderr_pipe_reader_stalls(
+    log_pipe: LogPipe, start_pool: StartPool, watch: Watch, redis_server: Any, bound: Bounds
+) -> None:
+    pool = start_with(
+        start_pool,
+        watch,
+        [log_pipe],
+        WORDS
+        + """
+    import sys
+    @handler("prints", group="workers")
+    async def prints(message: Message) -> None:
+        record("tries")
+        sys.stderr.write("x" * 20_000 + "\\n")
+        record("printed")
+""",
+        redis_url=redis_server.url,
+        workers=2,
+        config="[pool]\nbeat_limit_s = 1.0\n",
+    )
+    eventually(lambda: pool.send(signal.SIGUSR1) or log_pipe.is_full(), what="the pipe is full")
+    check_alive(pool, redis_server.sync(), bound, "pipe full")
+    # A handler that writes by itself, and waits: its worker is taken for what it is, and nobody else waits.
+    redis_server.sync().xadd("prints", {"n": "1"})
+    tried_s = eventually(lambda: seen(pool)["tries"] == 1 and now_s())
+    left = eventually(lambda: last_exits(pool, "hung"), 5)
+    bound.check("a handler waits for the pipe until its worker was killed", (now_s() - tried_s) * 1000, 2500)
+    assert left[0]["signal"] == signal.SIGKILL
+    assert log_pipe.is_full() and DROPPED not in log_pipe.text
+    eventually(lambda: log_pipe.read() and seen(pool)["printed"] == 1, 20, what="once somebody reads, it goes on")
+    pool.send(signal.SIGUSR1)
+    eventually(lambda: DROPPED in log_pipe.read())
+    pool.send(signal.SIGUSR1)
+    line = eventually(lambda: log_pipe.read().rpartition(DROPPED)[2].partition("\n{")[2].partition("\n")[0])
+    status = json.loads("{" + line)
+    assert status["event"] == "status" and status["pid"] == pool.pid
+    assert all(service["restarts"] == 0 for service in status["services"])
+
+
+def last_exits(pool: Pool, reason: str) -> list[dict[str, Any]]:
+    workers = pool.ask("status")["workers"]
+    return [w["last_exit"] for w in workers if w["last_exit"] and w["last_exit"]["reason"] == reason]
+
+
+def test_39_stderr_pipe_many_writers(bound: Bounds) -> None:
+    # The room that one was told of is taken by another before it writes: it must not wait for the reader.
+    read_fd, write_fd = os.pipe()
+    fcntl.fcntl(read_fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    code = "from supervisor.log import StderrLines\nlines = StderrLines()\nwhile True: lines.msg('x' * 3000)"
+    writers = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=write_fd) for _ in range(4)]
+    try:
+        os.close(write_fd)
+        waiting, rounds, until_s = 0, 0, now_s() + 4
+        while now_s() < until_s:
+            os.read(read_fd, PIPE_BYTES)
+            rounds += 1
+            time.sleep(0.02)  # the reader is slow
+            waiting += any(is_waiting(writer.pid) for writer in writers)
+        assert rounds > 30
+        bound.check(f"of {rounds} times, how often some process waited for the reader", waiting, 0, "")
+    finally:
+        os.close(read_fd)
+        for writer in writers:
+            writer.kill()
+            writer.wait()
+
+
+def is_waiting(pid: int) -> bool:
+    """Whether it sleeps in write(2)."""
+    call = Path(f"/proc/{pid}/syscall").read_text()
+    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return call.startswith("1 0x2 ") and state == "S"
+
+
+def test_40_stderr_epipe(
+    log_pipe: LogPipe, project: Path, start_pool: StartPool, watch: Watch, redis_server: Any, bound: Bounds
+) -> None:
+    out = LogPipe(project / "out")
+    pool = start_with(start_pool, watch, [log_pipe, out], WORDS, redis_url=redis_server.url, workers=2)
+    log_pipe.close()
+    out.close()
+    check_alive(pool, redis_server.sync(), bound, "pipes closed")
+    arbiter, before = pool.pid, pool.pids()
+    pool.send(signal.SIGHUP)
+    operation = eventually(lambda: pool.ask("status")["last_operation"], 20)
+    assert operation["ok"], operation
+    status = pool.wait_ready()
+    assert status["pid"] == arbiter and not set(before.values()) & set(pool.pids().values())
+    check_alive(pool, redis_server.sync(), bound, "pipes closed and restarted")
