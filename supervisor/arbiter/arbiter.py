@@ -172,6 +172,7 @@ class Arbiter(Forks):
     def _changed(self) -> None:
         """Something about some child is different."""
         if self.shutdown.begun:
+            self.operations.abandon()
             if self._check is not None:
                 self._check.kill()
             elif self.shutdown.is_over():

@@ -144,6 +144,11 @@ class Operations:
         except (OSError, SupervisorError) as error:
             self._end(str(error))
 
+    def abandon(self) -> None:
+        """The pool is about to end: nobody waits for the new code any more."""
+        if self._preflight is not None:
+            self._preflight.kill()
+
     def roll(self) -> None:
         """Replace the workers that run now."""
         self.rolling = Rolling(self._arbiter.pool, self._arbiter.settings.pool.drain_s)
