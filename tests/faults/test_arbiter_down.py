@@ -56,7 +56,7 @@ def until(at_s: float) -> None:
 
 
 def test_21_supervisor_kill9(start_pool: StartPool, redis_server: Any, watch: Watch, bound: Bounds) -> None:
-    held = 20
+    held, cycles = 20, 0
     pool = start_pool(
         RECORD
         + """
@@ -72,29 +72,35 @@ def test_21_supervisor_kill9(start_pool: StartPool, redis_server: Any, watch: Wa
         workers=3,
         api=True,
     )
-    redis, gone, again = redis_server.sync(), [], []
-    for cycle in range(3):
+    redis, again = redis_server.sync(), []
+
+    def kill() -> float:
+        """The arbiter, with messages in hand; how long its children lived on."""
+        nonlocal cycles
+        cycles += 1
         (pool.folder / "hold").touch()
         for n in range(held):
-            redis.xadd("events", {"n": f"{cycle}.{n}"})
-        eventually(lambda cycle=cycle: sum(text.startswith(f"{cycle}.") for text in seen(pool)) == held)
+            redis.xadd("events", {"n": f"{cycles}.{n}"})
+        eventually(lambda: sum(text.startswith(f"{cycles}.") for text in seen(pool)) == held)
         pids = children_of(pool)
         assert len(pids) == 5 and redis.xpending("events", "workers")["pending"] == held
         killed_s = time.monotonic()
         pool.send(signal.SIGKILL)
-        eventually(lambda pids=pids: all(map(is_gone, pids)), 5, 0.001)
-        gone.append((time.monotonic() - killed_s) * 1000)
+        eventually(lambda: all(map(is_gone, pids)), 5, 0.001)
+        gone_ms = (time.monotonic() - killed_s) * 1000
         assert pool.wait() == -signal.SIGKILL
         with pytest.raises(NotRunningError):
             pool.ask("ping")
         (pool.folder / "hold").unlink()
         pool.start(ready=False)
-        eventually(lambda cycle=cycle: seen(pool)["done"] == held * (cycle + 1), interval_s=0.005)
+        eventually(lambda: seen(pool)["done"] == held * cycles, interval_s=0.005)
         again.append((time.monotonic() - killed_s) * 1000)
         pool.wait_ready()
         watch.measure(pool)
         assert not set(pids) & set(children_of(pool))
-    bound.check("kill -9 of the arbiter until its 5 children are gone", gone, 100)
+        return gone_ms
+
+    bound.check_sets("kill -9 of the arbiter until its 5 children are gone", lambda: [kill() for _ in range(3)], 100)
     bound.check("... until a new one has handled what was in hand", again, 4000)
     assert all(count == 2 for text, count in seen(pool).items() if text != "done")
     eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)
@@ -143,7 +149,7 @@ def test_23_freeze_tree_thaw_parent_first(
 ) -> None:
     # A whole pool with its embedded server; beside it one with a deadline that would run out while it sleeps.
     pool = start_pool(SIMPLE, workers=4, api=True)
-    doomed = standins(workers=3, orders={"0": "long"}, pool="beat_limit_s = 0.8")
+    doomed = standins(workers=3, orders={"0": "long"}, pool="beat_limit_s = 2.0")
     before, others = children_of(pool), children_of(doomed)
     assert len(before) == 4 + 3
     frozen = [pool.pid, doomed.pid, *before, *others]
@@ -153,7 +159,7 @@ def test_23_freeze_tree_thaw_parent_first(
         parent.send(signal.SIGCONT)
     for parent in (pool, doomed):
         assert eventually(lambda parent=parent: late_lines(parent), 5)[0]["late_s"] > 8
-    until(now_s() + 0.4)  # the children sleep on a little
+    until(now_s() + 1)  # the children sleep on a little
     thawed_s = now_s()
     for pid in [*before, *others]:
         os.kill(pid, signal.SIGCONT)

@@ -17,16 +17,19 @@ StartPool = Callable[..., Pool]
 
 
 def test_12_import_error_first_boot(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
-    times = []
-    for _ in range(3):
-        began_s = time.monotonic()
-        pool = start_pool("import nothing_of_this_name\n", redis_url=redis_server.url, ready=False)
-        assert pool.wait() == EXIT_HANDLERS
-        times.append((time.monotonic() - began_s) * 1000)
-        assert "handlers.py:1" in pool.output and "nothing_of_this_name" in pool.output
-        assert "Traceback" not in pool.output
-        assert not pool.events("worker started")
-    bound.check("start until it has left with 4", times, 1000)
+    def start() -> list[float]:
+        times = []
+        for _ in range(3):
+            began_s = time.monotonic()
+            pool = start_pool("import nothing_of_this_name\n", redis_url=redis_server.url, ready=False)
+            assert pool.wait() == EXIT_HANDLERS
+            times.append((time.monotonic() - began_s) * 1000)
+            assert "handlers.py:1" in pool.output and "nothing_of_this_name" in pool.output
+            assert "Traceback" not in pool.output
+            assert not pool.events("worker started")
+        return times
+
+    bound.check_sets("start until it has left with 4", start, 1000)
 
 
 def test_13_import_error_after_reexec(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:

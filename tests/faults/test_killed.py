@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tests.support.faults import Bounds, board_of, incarnations, ready_again_ms
+from tests.support.faults import Bounds, Watch, board_of, incarnations, ready_again_ms
 from tests.support.pool import Pool
 from tests.support.recording import RECORD, SIMPLE, records, seen, times_ns
 from tests.support.standins import Standins
@@ -17,39 +17,48 @@ from tests.support.waiting import eventually
 StartPool = Callable[..., Pool]
 
 
-def test_01_kill9_one(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
-    # Each slot is killed once: what is measured is the restart, not the backoff of one that crashes again.
-    pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=10)
-    board, before = board_of(pool.pid), pool.pids()
-    times: list[float] = []
-    for slot, pid in before.items():
-        was = incarnations(board, [slot])
-        killed_ns = time.monotonic_ns()
-        os.kill(pid, signal.SIGKILL)
-        times += ready_again_ms(board, was, killed_ns).values()
-    bound.check("kill -9 of one until READY", times, 100)
-    after = pool.wait_ready()["workers"]
-    assert all(worker["last_exit"]["signal"] == signal.SIGKILL for worker in after)
-    assert all(worker["pid"] != before[worker["slot"]] and worker["restarts"] == 1 for worker in after)
-    for line in pool.events("worker left"):
-        assert line["pid"] == before[line["slot"]] and line["signal"] == "SIGKILL" and line["next_start_s"] == 0
-
-
-def test_02_kill9_all(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
-    times: list[float] = []
-    for number in range(3):  # three pools: the second time, a slot would wait for its backoff
-        pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=8, config=f'[pool]\nname = "p{number}"\n')
+def test_01_kill9_one(start_pool: StartPool, redis_server: Any, watch: Watch, bound: Bounds) -> None:
+    def kill_each() -> list[float]:
+        # Each slot is killed once: what is measured is the restart, not the backoff of one that crashes again.
+        pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=10)
         board, before = board_of(pool.pid), pool.pids()
-        was = incarnations(board, list(before))
-        killed_ns = time.monotonic_ns()
-        for pid in before.values():
+        times: list[float] = []
+        for slot, pid in before.items():
+            was = incarnations(board, [slot])
+            killed_ns = time.monotonic_ns()
             os.kill(pid, signal.SIGKILL)
-        times.append(max(ready_again_ms(board, was, killed_ns).values()))
+            times += ready_again_ms(board, was, killed_ns).values()
         after = pool.wait_ready()["workers"]
-        assert [worker["last_exit"]["signal"] for worker in after] == [signal.SIGKILL] * 8
-        assert not set(before.values()) & {worker["pid"] for worker in after}
+        assert all(worker["last_exit"]["signal"] == signal.SIGKILL for worker in after)
+        assert all(worker["pid"] != before[worker["slot"]] and worker["restarts"] == 1 for worker in after)
+        for line in pool.events("worker left"):
+            assert line["pid"] == before[line["slot"]] and line["signal"] == "SIGKILL" and line["next_start_s"] == 0
+        watch.assert_flat()
         assert pool.stop() == 0
-    bound.check("kill -9 of all 8 until all are READY", times, 300)
+        return times
+
+    bound.check_sets("kill -9 of one until READY", kill_each, 100)
+
+
+def test_02_kill9_all(start_pool: StartPool, redis_server: Any, watch: Watch, bound: Bounds) -> None:
+    def kill_all() -> list[float]:
+        times: list[float] = []
+        for _ in range(3):  # three pools: the second time, a slot would wait for its backoff
+            pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=8)
+            board, before = board_of(pool.pid), pool.pids()
+            was = incarnations(board, list(before))
+            killed_ns = time.monotonic_ns()
+            for pid in before.values():
+                os.kill(pid, signal.SIGKILL)
+            times.append(max(ready_again_ms(board, was, killed_ns).values()))
+            after = pool.wait_ready()["workers"]
+            assert [worker["last_exit"]["signal"] for worker in after] == [signal.SIGKILL] * 8
+            assert not set(before.values()) & {worker["pid"] for worker in after}
+            watch.assert_flat()
+            assert pool.stop() == 0
+        return times
+
+    bound.check_sets("kill -9 of all 8 until all are READY", kill_all, 300)
 
 
 def test_03_kill9_during_batch(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:

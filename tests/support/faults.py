@@ -7,7 +7,7 @@ import os
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -143,6 +143,15 @@ class Bounds:
         shown = ", ".join(f"{value:.3g}" for value in values)
         print(f"{self.case}: {what}: {shown} (bound: {bound:g} {unit})")
         assert statistics.median(values) <= bound, f"{what}: {shown} {unit}, beyond {bound:g}"
+
+    def check_sets(self, what: str, measure: Callable[[], Sequence[float]], bound: float, sets: int = 4) -> None:
+        """The same for a bound so tight that whoever else uses this machine can break it: one of the sets must hold."""
+        for left in reversed(range(sets)):
+            values = measure()
+            if statistics.median(values) <= bound or not left:
+                self.check(what, values, bound)
+                return
+            print(f"{self.case}: {what}: {statistics.median(values):.3g} ms; measured once more")
 
     @contextlib.contextmanager
     def within(self, what: str, bound_ms: float) -> Iterator[None]:
