@@ -6,6 +6,7 @@ The child's faulthandler writes, the arbiter reads when the child has left.
 
 from __future__ import annotations
 
+import fcntl
 import os
 
 from supervisor.memory_file import memory_file
@@ -26,8 +27,9 @@ class Stacks:
         fd = self.by_name.get(name)
         if fd is None:
             fd = self.by_name[name] = memory_file("stacks")
+            # What a child has written may be taken while it lives: it goes on at the end, which is then the beginning.
+            fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
         os.ftruncate(fd, 0)
-        os.lseek(fd, 0, os.SEEK_SET)
         return fd
 
     def take(self, name: str) -> str:

@@ -1,14 +1,23 @@
-"""Who is judged dead, and when: a child that hangs, never one whose judge stood still, whatever the words say."""
+"""Who is judged dead, and when: a child that hangs, never one whose judge stood still, whatever the words say.
+
+And the stacks that it leaves behind.
+"""
 
 from __future__ import annotations
 
 import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from supervisor.arbiter.stacks import BYTES_MAX, Stacks
 from supervisor.core import slot as slots
 from supervisor.core.liveness import NS, Judge
 from supervisor.core.restart import OVERRAN
@@ -78,16 +87,8 @@ class Freeze:
     child_first: bool
 
 
-Freezes = st.lists(
-    st.builds(
-        Freeze,
-        at_s=st.floats(0, 40),
-        for_s=st.sampled_from([1.6, 7.0, 70.0, 4000.0]) | st.floats(1.6, 100),
-        all=st.booleans(),
-        child_first=st.booleans(),
-    ),
-    max_size=3,
-)
+Lengths = st.sampled_from([1.6, 7.0, 70.0, 4000.0]) | st.floats(1.6, 100)
+Freezes = st.lists(st.builds(Freeze, st.floats(0, 40), Lengths, st.booleans(), st.booleans()), max_size=3)
 
 
 def judged(slot: Slot, child: Child, freezes: list[Freeze], for_s: float = 60.0) -> tuple[str, float]:
@@ -205,22 +206,94 @@ def test_no_word_makes_a_child_immortal(beat: int, deadline: int, ready: bool, f
     assert ran_s <= max(LIMITS.boot_s, last_s + LIMITS.beat_s) + 1.0
 
 
-@pytest.mark.parametrize("word", [0, WORD_MAX])
-def test_a_wrong_word_is_forgotten_when_the_child_writes_again(word: int) -> None:
-    judge, quiet_s = Judge(), []
+def quiet_s(beat_ns: Callable[[int, int], int]) -> list[float]:
+    """How quiet a READY child seems, turn by turn, that has written this by the turn's number and time."""
+    judge, found = Judge(), []
     for turn in range(100):
         now_ns = int((BEGIN_S + turn * TURN_S) * NS)
         judge.turn(now_ns, now_ns, {})
-        # Wrong for 3 s, right for 1 s, and so on.
-        beat_ns = word if turn % 16 < 12 else now_ns
-        quiet_s.append(judge.sign(0, ready=True, beat_ns=beat_ns, deadline_ns=0).quiet_s)
-    assert 2.5 < max(quiet_s) <= 3.0
+        found.append(judge.sign(0, ready=True, beat_ns=beat_ns(turn, now_ns), deadline_ns=0).quiet_s)
+    return found
+
+
+@pytest.mark.parametrize("word", [0, WORD_MAX])
+def test_a_wrong_word_is_forgotten_when_the_child_writes_again(word: int) -> None:
+    # Wrong for 3 s, right for 1 s, and so on.
+    assert 2.5 < max(quiet_s(lambda turn, now_ns: word if turn % 16 < 12 else now_ns)) <= 3.0
 
 
 def test_a_child_whose_clock_is_ahead_lives_as_long_as_it_beats() -> None:
-    judge = Judge()
-    for turn in range(100):
-        now_ns = int((BEGIN_S + turn * TURN_S) * NS)
-        judge.turn(now_ns, now_ns, {})
-        beat_ns = int((BEGIN_S + 1e6 + turn // 2 * BEAT_S) * NS)
-        assert judge.sign(0, ready=True, beat_ns=beat_ns, deadline_ns=0).quiet_s <= BEAT_S
+    assert max(quiet_s(lambda turn, _now_ns: int((BEGIN_S + 1e6 + turn // 2 * BEAT_S) * NS))) <= BEAT_S
+
+
+# Stacks
+
+
+@pytest.fixture(params=["memfd", "unlinked file"])
+def stacks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stacks]:
+    if request.param == "unlinked file":
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+    elif not hasattr(os, "memfd_create"):
+        pytest.skip("Linux's")
+    found = Stacks()
+    yield found
+    for fd in found.fds():
+        os.close(fd)
+
+
+#: Writes its stacks for each line that it gets, as a worker does for SIGUSR2; in the end it crashes.
+DUMPER = """
+import ctypes, faulthandler, os, signal, sys
+fd = int(sys.argv[1])
+faulthandler.enable(file=fd)
+faulthandler.register(signal.SIGUSR2, file=fd, all_threads=True, chain=False)
+
+def in_hand():
+    for line in sys.stdin:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        print("dumped", flush=True)
+
+in_hand()
+os.kill(os.getpid(), signal.SIGSEGV)
+"""
+
+
+def test_each_dump_of_a_child_is_read_once_and_whole(stacks: Stacks) -> None:
+    fd = stacks.fresh("worker 0")
+    os.write(stacks.fresh("worker 1"), b"another's")
+    child = subprocess.Popen(
+        [sys.executable, "-c", DUMPER, str(fd)], pass_fds=[fd], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        for _ in range(3):
+            child.stdin.write("\n")
+            child.stdin.flush()
+            assert child.stdout.readline() == "dumped\n"
+            text = stacks.take("worker 0")
+            assert text.startswith("Current thread 0x")
+            assert "in in_hand" in text
+            assert stacks.take("worker 0") == ""
+        child.stdin.close()
+        assert child.wait(10) == -signal.SIGSEGV
+    assert stacks.take("worker 0").startswith("Fatal Python error: Segmentation fault")
+    assert stacks.take("worker 1") == "another's"
+
+
+def test_a_successor_starts_with_an_empty_file_in_the_same_place(stacks: Stacks) -> None:
+    fd = stacks.fresh("worker 0")
+    os.write(fd, b"of the one before " * 100)
+    assert stacks.fresh("worker 0") == fd
+    os.write(fd, b"mine")
+    assert not os.get_inheritable(fd)
+    heir = Stacks(stacks.by_name)
+    assert (heir.fds(), heir.take("worker 0")) == ([fd], "mine")
+    assert stacks.take("nobody") == ""
+
+
+def test_a_dump_is_cut_and_never_too_odd_to_read(stacks: Stacks) -> None:
+    os.write(stacks.fresh("worker 0"), b"\xff\xfe first\n" + b"x" * 3 * BYTES_MAX)
+    text = stacks.take("worker 0")
+    assert "first" in text
+    assert len(text) == BYTES_MAX
