@@ -15,15 +15,12 @@ class OomKills:
     def __init__(self, path: Path | None = None) -> None:
         """`path` is a cgroup's `memory.events`; default: that of this process."""
         self._path = path or _own_events()
-        self._seen = self._read() or 0
+        self._seen = self._read()
 
     def new(self) -> int | None:
-        """How many since the last look, None where nobody counts."""
-        count = self._read()
-        if count is None:
-            return None
-        found, self._seen = count - self._seen, count
-        return found
+        """How many since the last look, None where nobody counts, or nobody counted then."""
+        before, self._seen = self._seen, self._read()
+        return None if before is None or self._seen is None else self._seen - before
 
     def _read(self) -> int | None:
         try:
