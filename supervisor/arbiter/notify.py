@@ -31,7 +31,7 @@ class Notify:
         mine = taken["WATCHDOG_PID"] in ("", str(os.getpid()))
         micros = taken["WATCHDOG_USEC"] if path and mine else ""
         #: How often to say that the pool is alive: half of what systemd waits for; None: it does not ask.
-        self.watchdog_s = int(micros) / 2e6 if micros.isdigit() and int(micros) else None
+        self.watchdog_s = int(micros) / 2e6 if micros.isdecimal() and int(micros) else None
         self._told = ""
 
     def environment(self) -> dict[str, str]:
@@ -55,16 +55,18 @@ class Notify:
         self._send("WATCHDOG=1")
 
     def status(self, text: str) -> None:
-        """One line for people, when it is another than before."""
-        if text != self._told:
+        """One line for people, when it is another than the last that got through."""
+        if text != self._told and self._send(f"STATUS={text}"):
             self._told = text
-            self._send(f"STATUS={text}")
 
-    def _send(self, message: str) -> None:
+    def _send(self, message: str) -> bool:
+        """Whether it got through. When systemd is gone, or slow, that is its loss."""
         if not self._address:
-            return
+            return False
         with (
-            contextlib.suppress(OSError),  # systemd is gone, or slow: that is its loss
+            contextlib.suppress(OSError),
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as line,
         ):
             line.sendto(message.encode(), self._address)
+            return True
+        return False

@@ -1,0 +1,296 @@
+"""The small parts around the arbiter: its line to systemd, its look at the kernel's kills, the slots' locks."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from supervisor.arbiter import oom
+from supervisor.arbiter.notify import Notify
+from supervisor.arbiter.oom import OomKills
+from tests.support.waiting import eventually
+
+# Notify
+
+
+class Systemd:
+    """Its end of the line: a real datagram socket."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind("\0" + address[1:] if address.startswith("@") else address)
+        self.socket.settimeout(5)
+
+    def hears(self) -> str:
+        return self.socket.recv(4096).decode()
+
+    def heard(self) -> list[str]:
+        """All that is there, without waiting."""
+        found = []
+        self.socket.setblocking(False)
+        while True:
+            try:
+                found.append(self.hears())
+            except BlockingIOError:
+                return found
+
+
+@pytest.fixture(
+    params=["path", pytest.param("abstract", marks=pytest.mark.skipif(sys.platform != "linux", reason="Linux's"))]
+)
+def systemd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Systemd]:
+    address = str(tmp_path / "notify") if request.param == "path" else f"@supervisor-test-{os.getpid()}"
+    found = Systemd(address)
+    yield found
+    found.socket.close()
+
+
+def open_fds() -> int:
+    return len(os.listdir("/proc/self/fd" if os.path.exists("/proc/self/fd") else "/dev/fd"))
+
+
+def test_systemd_hears_every_word_in_its_own_format(systemd: Systemd) -> None:
+    notify = Notify({"NOTIFY_SOCKET": systemd.address})
+    before = open_fds()
+    notify.ready()
+    assert systemd.hears() == "READY=1"
+    notify.alive()
+    assert systemd.hears() == "WATCHDOG=1"
+    earliest = time.monotonic_ns() // 1000
+    notify.reloading()
+    state, at = systemd.hears().splitlines()
+    assert state == "RELOADING=1"
+    name, _, micros = at.partition("=")
+    assert name == "MONOTONIC_USEC"
+    assert earliest <= int(micros) <= time.monotonic_ns() // 1000
+    notify.stopping()
+    assert systemd.hears() == "STOPPING=1"
+    assert open_fds() == before, "nothing stays open for a fork to inherit"
+
+
+def test_status_is_told_when_it_changes_and_only_then(systemd: Systemd) -> None:
+    notify = Notify({"NOTIFY_SOCKET": systemd.address})
+    for text in ("starting", "starting", "healthy: größer", "healthy: größer", "starting"):
+        notify.status(text)
+    assert systemd.heard() == ["STATUS=starting", "STATUS=healthy: größer", "STATUS=starting"]
+
+
+def test_a_status_that_did_not_get_through_is_told_again(systemd: Systemd) -> None:
+    notify = Notify({"NOTIFY_SOCKET": systemd.address})
+    began_s, texts = time.monotonic(), [f"state {number}" for number in range(2000)]
+    for text in texts:
+        notify.status(text)
+    assert time.monotonic() - began_s < 5, "systemd does not read, and nobody waits for it"
+    heard = systemd.heard()
+    assert heard[0] == "STATUS=state 0"
+    assert len(heard) < len(texts), "it was full"
+    notify.status(texts[-1])
+    assert systemd.heard() == [f"STATUS={texts[-1]}"]
+
+
+def test_a_systemd_that_is_gone_does_no_harm(systemd: Systemd) -> None:
+    notify = Notify({"NOTIFY_SOCKET": systemd.address})
+    systemd.socket.close()
+    before = open_fds()
+    for tell in (notify.ready, notify.alive, notify.reloading, notify.stopping):
+        tell()
+    notify.status("healthy")
+    assert open_fds() == before
+
+
+def test_no_child_speaks_for_the_pool_but_a_successor_does(systemd: Systemd, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"NOTIFY_SOCKET": systemd.address, "WATCHDOG_USEC": "4000000", "WATCHDOG_PID": str(os.getpid())}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    notify = Notify()
+    seen = subprocess.run(["env"], check=True, capture_output=True, text=True).stdout
+    assert "PATH=" in seen
+    assert not [name for name in given if f"{name}=" in seen]
+    os.environ.update(notify.environment())
+    successor = Notify()
+    assert successor.watchdog_s == 2.0
+    successor.ready()
+    assert systemd.hears() == "READY=1"
+    assert not given.keys() & os.environ.keys()
+
+
+OWN = str(os.getpid())
+
+
+@pytest.mark.parametrize(
+    ("micros", "pid", "interval_s"),
+    [
+        ("30000000", "", 15.0),
+        ("500000", OWN, 0.25),
+        ("30000000", "1", None),
+        ("30000000", f" {OWN}", None),
+        ("0", "", None),
+        ("", "", None),
+        ("-5", "", None),
+        ("1e6", "", None),
+        ("²", "", None),
+    ],
+)
+def test_the_watchdog_is_fed_twice_as_often_as_it_asks(micros: str, pid: str, interval_s: float | None) -> None:
+    environ = {"NOTIFY_SOCKET": "/nowhere", "WATCHDOG_USEC": micros, "WATCHDOG_PID": pid, "OTHER": "1"}
+    assert Notify(environ).watchdog_s == interval_s
+    assert environ == {"OTHER": "1"}
+
+
+def test_without_a_socket_nobody_is_told_and_no_watchdog_is_fed() -> None:
+    notify = Notify({"WATCHDOG_USEC": "1000000"})
+    before = open_fds()
+    notify.ready()
+    notify.status("healthy")
+    assert (notify.watchdog_s, open_fds()) == (None, before)
+
+
+# OomKills
+
+
+def write_events(path: Path, kills: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"low 0\nhigh 12\nmax 90\noom 4\noom_kill {kills}\noom_group_kill 3\n")
+
+
+def test_kills_are_counted_from_one_look_to_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "memory.events"
+    write_events(path, 2)
+    kills = OomKills(path)
+    assert kills.new() == 0, "those of before are others'"
+    write_events(path, 5)
+    assert (kills.new(), kills.new()) == (3, 0)
+    path.unlink()
+    assert kills.new() is None
+    write_events(path, 9)
+    assert kills.new() is None, "since when?"
+    write_events(path, 10)
+    assert kills.new() == 1
+
+
+def test_where_nobody_counts_nothing_is_claimed(tmp_path: Path) -> None:
+    path = tmp_path / "memory.events"
+    kills = OomKills(path)
+    write_events(path, 7)
+    assert (kills.new(), kills.new()) == (None, 0), "it could not be read before"
+    path.write_text("low 0\noom 1\n")
+    assert kills.new() is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "counted"),
+    [
+        ("0::/pool.slice/pool.service\n", True),
+        ("12:memory:/x\n0::/pool.slice/pool.service\n", True),
+        ("4:memory:/x\n", False),
+        ("", False),
+    ],
+)
+def test_the_process_s_own_cgroup_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, counted: bool
+) -> None:
+    events = tmp_path / "root" / "pool.slice" / "pool.service" / "memory.events"
+    write_events(events, 1)
+    (tmp_path / "cgroup").write_text(lines)
+    monkeypatch.setattr(oom, "ROOT", tmp_path / "root")
+    monkeypatch.setattr(oom, "OWN", tmp_path / "cgroup")
+    kills = OomKills()
+    write_events(events, 3)
+    assert kills.new() == (2 if counted else None)
+
+
+# Slot locks
+
+#: Holds a slot's lock until its stdin ends; with a third argument it forks a child that outlives it.
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from supervisor.arbiter.slot_lock import hold
+
+print("begins", flush=True)
+hold(SimpleNamespace(slots=Path(sys.argv[1])), int(sys.argv[2]))
+child = 0
+if len(sys.argv) > 3:
+    child = os.fork()
+    if child == 0:
+        print(sys.stdin.readline(), flush=True)
+        os._exit(0)
+print("holds", child, flush=True)
+sys.stdin.readline()
+"""
+
+
+class Holder:
+    """A process that wants a slot."""
+
+    def __init__(self, folder: Path, slot: int, *more: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(folder), str(slot), *more],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert self.line() == "begins"
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def waits(self) -> bool:
+        """Whether the kernel has it in its list of those that wait for a lock."""
+        lines = Path("/proc/locks").read_text().splitlines()
+        return any("->" in line and f" {self.process.pid} " in line for line in lines)
+
+    def __enter__(self) -> Holder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+@pytest.fixture
+def holders() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="tells who waits")
+def test_a_slot_is_held_by_one_process_until_the_kernel_says_that_it_is_dead(
+    holders: ExitStack, tmp_path: Path
+) -> None:
+    folder = tmp_path / "slots"
+    first = holders.enter_context(Holder(folder, 3))
+    assert first.line() == "holds 0"
+    other = holders.enter_context(Holder(folder, 4))
+    assert other.line() == "holds 0", "each slot has a lock of its own"
+    second = holders.enter_context(Holder(folder, 3))
+    eventually(second.waits, 10)
+    first.process.kill()
+    assert second.line() == "holds 0"
+    assert (folder.stat().st_mode & 0o777, (folder / "3.lock").stat().st_mode & 0o777) == (0o700, 0o600)
+
+
+def test_a_grandchild_that_lives_on_does_not_hold_the_slot(holders: ExitStack, tmp_path: Path) -> None:
+    first = holders.enter_context(Holder(tmp_path / "slots", 0, "forks"))
+    assert re.fullmatch(r"holds [1-9]\d*", first.line())
+    first.process.kill()
+    first.process.wait(10)
+    second = holders.enter_context(Holder(tmp_path / "slots", 0))
+    assert second.line() == "holds 0"
+    assert first.process.stdin is not None
+    first.process.stdin.write("are you there?\n")
+    first.process.stdin.flush()
+    assert first.line() == "are you there?"
