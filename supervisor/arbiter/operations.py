@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from supervisor.arbiter.arbiter import Arbiter
 
 PREFLIGHT = "preflight"
+#: Longer than anybody waits, and still a time that can be added to another (an int in JSON may be of any size).
+TIME_S_MAX = 1e9
 
 
 class Operations:
@@ -88,8 +90,8 @@ class Operations:
         return {"accepted": True}
 
     def _stop(self, timeout_s: float | None = None) -> dict[str, Any]:
-        if timeout_s is not None and not (isinstance(timeout_s, int | float) and 0 <= timeout_s < math.inf):
-            raise UsageError(f"stop: timeout_s = {timeout_s!r} must be a number of seconds")
+        if timeout_s is not None and not _is_time(timeout_s):
+            raise UsageError("stop: timeout_s must be a number of seconds")
         self._arbiter.stop("stop", timeout_s)
         return {"stopping": True}
 
@@ -196,3 +198,7 @@ class Operations:
             self._arbiter.log.error("not restarted", error=error)
         else:
             self._arbiter.log.info("restarted", workers=self._arbiter.pool.size)
+
+
+def _is_time(seconds: object) -> bool:
+    return isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds <= TIME_S_MAX

@@ -91,10 +91,12 @@ class ControlServer:
         return [self.listener.fileno(), *self._clients]
 
     def tidy(self) -> None:
-        """Hang up on those who had their time; to be called now and then."""
+        """Hang up on those who had their time, and see that the socket is there; to be called now and then."""
         limit_s = time.monotonic() - PATIENCE_S
         for client in [c for c in self._clients.values() if c.touched_s < limit_s]:
             self._drop(client)
+        if not _inode(self._path):
+            self._listen_anew()
 
     def close(self) -> None:
         """Hang up on all, and remove the socket if it is still ours."""
@@ -104,6 +106,15 @@ class ControlServer:
         self.listener.close()
         if self._inode and _inode(self._path) == self._inode:
             self._path.unlink(missing_ok=True)
+
+    def _listen_anew(self) -> None:
+        """Somebody has deleted the socket, as cleaners of temporary folders do: nobody could steer the pool any more."""
+        with contextlib.suppress(OSError):  # the next time, then
+            listener = listen(self._path)
+            self._loop.unwatch(self.listener.fileno())
+            self.listener.close()
+            self.listener, self._inode = listener, _inode(self._path)
+            self._loop.watch(listener.fileno(), selectors.EVENT_READ, self._accept)
 
     def _accept(self, _events: int) -> None:
         try:
