@@ -108,7 +108,7 @@ class ControlServer:
             self._path.unlink(missing_ok=True)
 
     def _listen_anew(self) -> None:
-        """Somebody has deleted the socket, as cleaners of temporary folders do: nobody could steer the pool any more."""
+        """Somebody has deleted the socket, as cleaners of temporary folders do: nobody could steer the pool."""
         with contextlib.suppress(OSError):  # the next time, then
             listener = listen(self._path)
             self._loop.unwatch(self.listener.fileno())
