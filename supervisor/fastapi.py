@@ -8,26 +8,42 @@ processes and no arbiter here, so a handler that blocks, blocks the app.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import contextlib
+import os
+import random
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from supervisor.board import SLOTS_MAX, Board
+from redis.exceptions import RedisError
+
+from supervisor.board import SLOTS_MAX, Board, Head, Word
+from supervisor.broker.connect import client
+from supervisor.core.backoff import backoff_s
 from supervisor.errors import SupervisorError, UsageError
 from supervisor.handling.load import load_handlers, specs_of
-from supervisor.log import Complaints, worker_logger
-from supervisor.names import consumer_name, pool_id
+from supervisor.keeper.lease import RENEW_S
+from supervisor.keeper.reaper import Reaper
+from supervisor.keeper.seat import Seat
+from supervisor.log import Complaints, logger, worker_logger
+from supervisor.names import consumer_name
 from supervisor.settings.load import load
 from supervisor.worker.runtime import Runtime
 
 if TYPE_CHECKING:
+    from supervisor.board import SlotBoard
     from supervisor.handling.load import HandlerSpec
     from supervisor.settings.model import Settings
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
 #: How often a consumer's figures are written and requests looked at.
 _REPORT_S = 0.5
+_RECONNECT_BASE_S = 0.05
+_RECONNECT_MAX_S = 2.0
 
 
 def lifespan(
@@ -40,10 +56,17 @@ def lifespan(
     """A lifespan that runs `handlers` (or those of config.toml) as `consumers` consumers.
 
     `config`, `redis_url` and the environment say where Redis is, as for the command line; there is
-    no embedded server here. `name` tells this app's consumers apart from a pool's on the same host:
-    two live processes must not share it. Raises UsageError without a Redis URL, HandlerError and
-    ConfigError for what is declared wrongly, all before the app starts.
+    no embedded server here. Raises UsageError without a Redis URL, HandlerError and ConfigError for
+    what is declared wrongly, all before the app starts.
+
+    Each process of the app works under a name of its own, whatever starts it and however many there
+    are (`uvicorn --workers 4`, a rolling deploy): its consumers are `<host>:<name>-<number>:<slot>`
+    with the lowest number that no live process of that `name` has. The number is a lease in Redis; it
+    is given back when the app ends, and runs out ten seconds after the process was killed. What was
+    still pending there is then taken over by the other processes, or by the next that starts.
     """
+    if not re.fullmatch(r"[^\s:{}]+", name):
+        raise UsageError(f"lifespan: name = {name!r}: it must have no spaces, colons and braces")
     if not 1 <= consumers <= SLOTS_MAX:
         raise UsageError(f"lifespan: consumers = {consumers}: allowed are 1 to {SLOTS_MAX}")
 
@@ -65,38 +88,118 @@ def lifespan(
 
 
 class _Crew:
-    """The runtimes of one app."""
+    """The consumers of one process of the app: under a name of their own, from its start to its end."""
 
     def __init__(self, settings: Settings, specs: list[HandlerSpec], consumers: int, name: str) -> None:
-        pool = pool_id(settings.pool.host, name)
-        board = Board()
-        self._drain_s = settings.pool.drain_s
-        self._runtimes = [
-            Runtime(
-                settings, specs, board.slot(slot), consumer_name(pool, slot), Complaints(worker_logger(settings, slot))
-            )
-            for slot in range(consumers)
-        ]
-        self._tasks = [asyncio.create_task(runtime.run(lambda: None)) for runtime in self._runtimes]
-        self._reporting = asyncio.create_task(self._report())
+        self._settings = settings
+        self._specs = specs
+        self._name = name
+        self._board = Board()
+        self._board.set(Head.WORKERS, consumers)
+        self._redis = client(settings.redis.url, connect_timeout_s=settings.redis.connect_timeout_s)
+        self._log = logger(settings, pid=os.getpid())
+        self._complain = Complaints(self._log)
+        self._stopping = asyncio.Event()
+        self._life = self._start(self._live())
 
     async def stop(self) -> None:
         """Finish what is in hand within the drain deadline, then disconnect. Raises what a consumer raised."""
-        for runtime in self._runtimes:
+        self._stopping.set()
+        await self._life
+
+    async def _live(self) -> None:
+        try:
+            while (seat := await self._find_seat()) is not None:
+                await self._work(seat)
+        finally:
+            await self._redis.aclose()
+
+    async def _find_seat(self) -> Seat | None:
+        """A name; None when the app ends first. Waits while Redis is away."""
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                return await Seat.find(self._redis, self._settings.pool.host, self._name)
+            except (RedisError, OSError) as error:
+                failures += 1
+                self._complain("can't take a name", error)
+            await self._pause(backoff_s(failures, _RECONNECT_BASE_S, _RECONNECT_MAX_S, random.random))
+        return None
+
+    async def _work(self, seat: Seat) -> None:
+        """Until the app ends, or the name is another's."""
+        runtimes: list[Runtime] = []
+        tasks: list[asyncio.Task[Any]] = []
+        for slot in range(self._board.get(Head.WORKERS)):
+            words = self._board.slot(slot)
+            words.clear_worker_words()
+            words.clear_marks()
+            complain = Complaints(worker_logger(self._settings, slot))
+            runtime = Runtime(self._settings, self._specs, words, consumer_name(seat.pool, slot), complain)
+            runtimes.append(runtime)
+            # At once: the task keeps the context that the runtime has just set.
+            tasks.append(self._start(runtime.run(partial(_note_ready, words))))
+        reporting, keeping = self._start(self._report(runtimes)), self._start(self._keep(seat))
+        stopping = self._start(self._stopping.wait())
+        await asyncio.wait([keeping, stopping], return_when=asyncio.FIRST_COMPLETED)
+        for runtime in runtimes:
             await runtime.drain()
-        await asyncio.wait(self._tasks, timeout=self._drain_s)
-        self._reporting.cancel()
-        for task in self._tasks:
+        await asyncio.wait(tasks, timeout=self._settings.pool.drain_s)
+        tasks += [reporting, keeping, stopping]
+        for task in tasks:
             task.cancel()
-        results = await asyncio.gather(*self._tasks, self._reporting, return_exceptions=True)
-        for runtime in self._runtimes:
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        for runtime in runtimes:
             await runtime.close()
+        with contextlib.suppress(RedisError, OSError):  # it runs out by itself
+            await seat.leave()
         failed = [result for result in results if isinstance(result, Exception)]
         if failed:
             raise SupervisorError(f"a consumer ended by itself: {failed[0]!r}") from failed[0]
 
-    async def _report(self) -> None:
+    async def _keep(self, seat: Seat) -> None:
+        """Renew the name, and take over from processes that are gone; ends when the name is another's."""
+        groups = [(spec.stream, spec.group) for spec in self._specs]
+        reaper = Reaper(self._redis, seat.pool, seat.token, self._board, groups, self._log)
         while True:
-            for runtime in self._runtimes:
+            try:
+                if not await seat.renew():
+                    self._log.error("another process has taken this one's name: it takes another", name=seat.pool)
+                    return
+                if not self._stopping.is_set():
+                    await reaper.look()
+            except (RedisError, OSError) as error:
+                reaper.lost_sight()
+                self._complain("can't renew the name", error)
+            else:
+                self._complain.over("can't renew the name")
+            await asyncio.sleep(RENEW_S)
+
+    async def _report(self, runtimes: list[Runtime]) -> None:
+        sweeps = [0] * len(runtimes)
+        while True:
+            for slot, runtime in enumerate(runtimes):
                 runtime.report()
+                asked = self._board.slot(slot).get(Word.SWEEP)
+                if asked != sweeps[slot]:
+                    sweeps[slot] = asked
+                    runtime.sweep()
             await asyncio.sleep(_REPORT_S)
+
+    def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """A task that never ends badly without a word: who waits for it may do so at the end of the app."""
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._tell)
+        return task
+
+    def _tell(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.error("consumers of this app have ended by themselves", exc_info=error)
+
+    async def _pause(self, limit_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), limit_s)
+
+
+def _note_ready(words: SlotBoard) -> None:
+    words.set(Word.READY_NS, time.monotonic_ns())
