@@ -102,6 +102,7 @@ class Runtime:
     async def drain(self) -> None:
         """Take nothing new; `run` ends when what is in hand is done."""
         self.stopping = True
+        self.report()  # what a drain waits for is told soon, and the last beat may be half a second old
         await asyncio.gather(*(consumer.stop_reading() for consumer in self.consumers))
 
     async def close(self, heir: str | None = None) -> None:
