@@ -144,6 +144,7 @@ class Operations:
                 arbiter.loop, arbiter.children, self._fork_preflight, reexec.PREFLIGHT_LIMIT_S, self._judged
             )
         except (OSError, SupervisorError) as error:
+            arbiter.stacks.drop(PREFLIGHT)
             self._end(str(error))
 
     def abandon(self) -> None:

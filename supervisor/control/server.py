@@ -9,7 +9,6 @@ What a command does is not its business: `handle` is called for each and answers
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import selectors
 import socket
@@ -97,6 +96,7 @@ class ControlServer:
             self._drop(client)
         if not _inode(self._path):
             self._listen_anew()
+        self._loop.watch(self.listener.fileno(), selectors.EVENT_READ, self._accept)
 
     def close(self) -> None:
         """Hang up on all, and remove the socket if it is still ours."""
@@ -114,14 +114,17 @@ class ControlServer:
             self._loop.unwatch(self.listener.fileno())
             self.listener.close()
             self.listener, self._inode = listener, _inode(self._path)
-            self._loop.watch(listener.fileno(), selectors.EVENT_READ, self._accept)
 
     def _accept(self, _events: int) -> None:
         try:
             connection, _ = self.listener.accept()
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE) and self._clients:
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError:  # no descriptor left: who waits would wake the loop again and again, so that waits for `tidy`
+            if self._clients:
                 self._drop(next(iter(self._clients.values())))
+            else:
+                self._loop.unwatch(self.listener.fileno())
             return
         if len(self._clients) >= CLIENTS_MAX or not _is_allowed(connection):
             connection.close()
