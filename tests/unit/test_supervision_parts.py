@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import socket
@@ -218,7 +219,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from supervisor.arbiter.slot_lock import hold
 
-print("begins", flush=True)
 hold(SimpleNamespace(slots=Path(sys.argv[1])), int(sys.argv[2]))
 child = 0
 if len(sys.argv) > 3:
@@ -231,19 +231,22 @@ sys.stdin.readline()
 """
 
 
+NUMBERS = itertools.count()
+
+
 class Holder:
     """A process that wants a slot."""
 
     def __init__(self, folder: Path, slot: int, *more: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", HOLDER, str(folder), str(slot), *more],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert self.line() == "begins"
+        self.out = Path(f"{folder}.{next(NUMBERS)}.out")
+        with self.out.open("w") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", HOLDER, str(folder), str(slot), *more], stdin=subprocess.PIPE, stdout=out
+            )
 
-    def line(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+    def says(self, line: str) -> None:
+        """Wait for it."""
+        eventually(lambda: re.search(rf"^{line}$", self.out.read_text(), re.MULTILINE), 10, what=line)
 
     def waits(self) -> bool:
         """Whether the kernel has it in its list of those that wait for a lock."""
@@ -255,10 +258,7 @@ class Holder:
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            pipe.close()
+        self.process.communicate()
 
 
 @pytest.fixture
@@ -273,24 +273,23 @@ def test_a_slot_is_held_by_one_process_until_the_kernel_says_that_it_is_dead(
 ) -> None:
     folder = tmp_path / "slots"
     first = holders.enter_context(Holder(folder, 3))
-    assert first.line() == "holds 0"
-    other = holders.enter_context(Holder(folder, 4))
-    assert other.line() == "holds 0", "each slot has a lock of its own"
+    first.says("holds 0")
+    holders.enter_context(Holder(folder, 4)).says("holds 0")
     second = holders.enter_context(Holder(folder, 3))
     eventually(second.waits, 10)
     first.process.kill()
-    assert second.line() == "holds 0"
+    second.says("holds 0")
     assert (folder.stat().st_mode & 0o777, (folder / "3.lock").stat().st_mode & 0o777) == (0o700, 0o600)
 
 
 def test_a_grandchild_that_lives_on_does_not_hold_the_slot(holders: ExitStack, tmp_path: Path) -> None:
     first = holders.enter_context(Holder(tmp_path / "slots", 0, "forks"))
-    assert re.fullmatch(r"holds [1-9]\d*", first.line())
+    first.says(r"holds [1-9]\d*")
     first.process.kill()
     first.process.wait(10)
     second = holders.enter_context(Holder(tmp_path / "slots", 0))
-    assert second.line() == "holds 0"
+    second.says("holds 0")
     assert first.process.stdin is not None
-    first.process.stdin.write("are you there?\n")
+    first.process.stdin.write(b"are you there\n")
     first.process.stdin.flush()
-    assert first.line() == "are you there?"
+    first.says("are you there")
