@@ -36,9 +36,12 @@ GRACE_S = 2
 LAST_S = 0.1
 
 
-@command("""\
+@command(
+    """\
     supervisor api
-    supervisor api --bind 127.0.0.1:9000 --redis redis://10.0.0.5:6379/0""")
+    supervisor api --bind 127.0.0.1:9000 --redis redis://10.0.0.5:6379/0""",
+    short_help="Run the HTTP service alone.",
+)
 @config_option
 @click.option("--bind", metavar="HOST:PORT", help="Where to listen, in place of api.bind.")
 @redis_option

@@ -19,6 +19,7 @@ class _Group(Examples, click.Group):
 @click.group(
     cls=_Group,
     context_settings=CONTEXT,
+    short_help="Show or check the configuration.",
     examples="""\
     supervisor config show            every key, its value and where it came from
     supervisor config check           what is wrong, all at once""",
@@ -27,9 +28,12 @@ def config() -> None:
     """Show or check the configuration."""
 
 
-@command("""\
+@command(
+    """\
     supervisor config show
-    SUPERVISOR_POOL__WORKERS=4 supervisor config show --json""")
+    SUPERVISOR_POOL__WORKERS=4 supervisor config show --json""",
+    short_help="Print every key, its value and where it came from.",
+)
 @config_option
 @json_option
 def show(config: Path | None, as_json: bool) -> None:
@@ -52,9 +56,12 @@ def show(config: Path | None, as_json: bool) -> None:
     print_table(["key", "value", "origin"], [[row["key"], row["value"], row["origin"]] for row in rows])
 
 
-@command("""\
+@command(
+    """\
     supervisor config check
-    supervisor config check --config production.toml""")
+    supervisor config check --config production.toml""",
+    short_help="Check the configuration and import the handlers.",
+)
 @config_option
 @json_option
 def check(config: Path | None, as_json: bool) -> None:

@@ -43,9 +43,12 @@ class Finding:
     remedy: str = ""
 
 
-@command("""\
+@command(
+    """\
     supervisor doctor
-    supervisor doctor --config production.toml --json""")
+    supervisor doctor --config production.toml --json""",
+    short_help="Find what is wrong with this set-up.",
+)
 @config_option
 @json_option
 def doctor(config: Path | None, as_json: bool) -> int:

@@ -14,9 +14,12 @@ TEMPLATES = Path(__file__).parents[1] / "templates" / "project"
 _RENAMED = {"gitignore": ".gitignore"}
 
 
-@command("""\
+@command(
+    """\
     supervisor init myproject
-    supervisor init                     here""")
+    supervisor init                     here""",
+    short_help="Make a new project.",
+)
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=".", metavar="[DIR]")
 def init(folder: Path) -> None:
     """Make a new project: config.toml, an example handler and its tests. Existing files are never touched."""

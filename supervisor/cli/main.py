@@ -16,6 +16,7 @@ import click
 
 from supervisor.cli.common import CONTEXT, Examples
 from supervisor.errors import EXIT_FAILED, EXIT_OK, EXIT_REDIS, EXIT_USAGE, SupervisorError, did_you_mean
+from supervisor.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,6 +47,7 @@ COMMANDS = {
     "doctor": "doctor",
     "init": "init",
     "version": "version",
+    "help": "help",
 }
 
 
@@ -60,7 +62,9 @@ class Commands(Examples, click.Group):
         """The command of that name, None when there is none."""
         if cmd_name not in COMMANDS:
             return None
-        found: click.Command = getattr(import_module(f"supervisor.cli.{COMMANDS[cmd_name]}"), cmd_name)
+        module = import_module(f"supervisor.cli.{COMMANDS[cmd_name]}")
+        # Where the name is one of Python's own, the function bears it with an underscore.
+        found: click.Command = getattr(module, cmd_name, None) or getattr(module, f"{cmd_name}_")
         return found
 
     def resolve_command(
@@ -82,6 +86,7 @@ class Commands(Examples, click.Group):
     supervisor publish events:user_created user_id=1 email=ada@example.com
     supervisor status                     the pool and its streams""",
 )
+@click.version_option(__version__, "--version", "-V", prog_name=PROGRAM, message="%(prog)s %(version)s")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
     """A pool of workers for Redis Streams."""

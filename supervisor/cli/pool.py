@@ -31,9 +31,12 @@ timeout_option = click.option(
 )
 
 
-@command("""\
+@command(
+    """\
     supervisor scale 16
-    supervisor scale 2 --wait""")
+    supervisor scale 2 --wait""",
+    short_help="Change the number of workers.",
+)
 @click.argument("workers", type=click.IntRange(0, WORKERS_MAX), metavar="N")
 @wait_option
 @timeout_option
@@ -54,9 +57,12 @@ def scale(workers: int, wait: bool, timeout_s: float, config: Path | None) -> in
     return _watch(place, left, timeout_s, f"scaling to {workers} workers")
 
 
-@command("""\
+@command(
+    """\
     supervisor restart
-    supervisor restart --wait            until every process is a new one, the exit code tells""")
+    supervisor restart --wait            until every process is a new one, the exit code tells""",
+    short_help="Replace all workers, with code and settings afresh.",
+)
 @wait_option
 @timeout_option
 @config_option
@@ -84,9 +90,12 @@ def restart(wait: bool, timeout_s: float, config: Path | None) -> int:
     return _watch(place, left, timeout_s, "restarting the workers")
 
 
-@command("""\
+@command(
+    """\
     supervisor stop
-    supervisor stop --timeout 60""")
+    supervisor stop --timeout 60""",
+    short_help="Finish what runs, and end the pool.",
+)
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="S", help="In place of pool.drain_s.")
 @config_option
 def stop(timeout_s: float | None, config: Path | None) -> int:
@@ -154,9 +163,12 @@ def _tell_end(place: Place, pid: int, since_s: float) -> int:
     return said.exit_code
 
 
-@command("""\
+@command(
+    """\
     supervisor pause
-    supervisor pause && ./migrate && supervisor resume""")
+    supervisor pause && ./migrate && supervisor resume""",
+    short_help="Take nothing new until `resume`.",
+)
 @config_option
 def pause(config: Path | None) -> None:
     """Have the workers take nothing new until `supervisor resume`; what runs is finished."""
@@ -164,8 +176,11 @@ def pause(config: Path | None) -> None:
     talk("paused; `supervisor resume` goes on")
 
 
-@command("""\
-    supervisor resume""")
+@command(
+    """\
+    supervisor resume""",
+    short_help="Go on after `pause`.",
+)
 @config_option
 def resume(config: Path | None) -> None:
     """Go on after `supervisor pause`."""

@@ -30,10 +30,13 @@ REPLY_LIMIT_S = 10.0
 PROGRESS_EVERY_S = 0.2
 
 
-@command("""\
+@command(
+    """\
     supervisor publish events:user_created user_id=1 email=ada@example.com
     supervisor publish events:user_created --json users.ndjson --quiet
-    other-program | supervisor publish events:user_created --json -""")
+    other-program | supervisor publish events:user_created --json -""",
+    short_help="Append messages to a stream.",
+)
 @click.argument("stream")
 @click.argument("fields", metavar="[KEY=VALUE]...", nargs=-1)
 @click.option(

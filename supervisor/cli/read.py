@@ -21,11 +21,14 @@ _ID = re.compile(r"\(?\d+(-\d+)?")
 _PLAIN = re.compile(r"[^\s\"'\\]+")
 
 
-@command("""\
+@command(
+    """\
     supervisor read events:user_created                       all of it
     supervisor read events:user_created --from 0 --count 10   the first ten
     supervisor read events:user_created --reverse --count 1   the last one
-    supervisor read events:user_created --from 1700000000000 --to 1700003600000 --json""")
+    supervisor read events:user_created --from 1700000000000 --to 1700003600000 --json""",
+    short_help="Print a stream's entries.",
+)
 @click.argument("stream")
 @click.option("--from", "start", default="-", metavar="ID", help="The first id, or Unix ms; (ID for after it.")
 @click.option("--to", "end", default="+", metavar="ID", help="The last id, or Unix ms.")

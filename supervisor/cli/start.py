@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@command("""\
+@command(
+    """\
     supervisor start                                   everything from ./config.toml
     supervisor start --workers 8 --redis redis://10.0.0.5:6379/0
-    supervisor start --burst                           handle what is there, then leave""")
+    supervisor start --burst                           handle what is there, then leave""",
+    short_help="Run the pool in the foreground.",
+)
 @config_option
 @click.option("--workers", type=int, metavar="N", help="Worker processes, in place of pool.workers.")
 @redis_option

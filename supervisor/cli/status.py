@@ -18,9 +18,12 @@ _LABEL = 8
 _COLOURS = {"healthy": "green", "starting": "yellow", "draining": "yellow", "degraded": "red", "down": "red"}
 
 
-@command("""\
+@command(
+    """\
     supervisor status
-    supervisor status --json | jq .state""")
+    supervisor status --json | jq .state""",
+    short_help="Show workers, services and groups, once.",
+)
 @config_option
 @json_option
 def status(config: Path | None, as_json: bool) -> int:

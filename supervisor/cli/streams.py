@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     from supervisor.settings.load import Loaded
 
 
-@command("""\
+@command(
+    """\
     supervisor streams                          those of the handlers
     supervisor streams events:user_created      one stream with all its groups
-    supervisor streams --json""")
+    supervisor streams --json""",
+    short_help="Show streams and how far each group is.",
+)
 @click.argument("names", metavar="[STREAM]...", nargs=-1)
 @config_option
 @redis_option
@@ -91,9 +94,12 @@ def _print(found: list[dict[str, Any]]) -> None:
         talk("no group reads here yet")
 
 
-@command("""\
+@command(
+    """\
     supervisor pending events:user_created email_workers
-    supervisor pending events:user_created email_workers --count 5 --json""")
+    supervisor pending events:user_created email_workers --count 5 --json""",
+    short_help="List the unsettled messages of a group.",
+)
 @click.argument("stream")
 @click.argument("group")
 @click.option("--count", type=click.IntRange(1, 10_000), default=100, show_default=True, help="How many, oldest first.")

@@ -28,10 +28,13 @@ RECONNECT_MAX_S = 2.0
 CANCEL_AGAIN_S = 0.05
 
 
-@command("""\
+@command(
+    """\
     supervisor tail events:user_created                  what comes from now on
     supervisor tail events:user_created --from 0         everything, then what comes
-    supervisor tail events:user_created --json --count 1""")
+    supervisor tail events:user_created --json --count 1""",
+    short_help="Follow a stream.",
+)
 @click.argument("stream")
 @click.option(
     "--from", "start", default="$", show_default=True, metavar="ID", help="$ for now, or the id to go on after."

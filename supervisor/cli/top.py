@@ -18,10 +18,13 @@ if TYPE_CHECKING:
     from supervisor.settings.load import Loaded
 
 
-@command("""\
+@command(
+    """\
     supervisor top
     supervisor top --interval 5
-    supervisor top --json | jq .workers[].done""")
+    supervisor top --json | jq .workers[].done""",
+    short_help="Watch workers and groups, live.",
+)
 @click.option(
     "--interval",
     "interval_s",

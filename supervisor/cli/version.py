@@ -25,9 +25,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-@command("""\
+@command(
+    """\
     supervisor version
-    supervisor version --json""")
+    supervisor version --json""",
+    short_help="Print versions.",
+)
 @json_option
 def version(as_json: bool) -> None:
     """Print the versions of the supervisor and what it stands on."""

@@ -42,6 +42,34 @@ def test_bare_command_shows_help(tmp_path: Path) -> None:
     assert all(f"\n  {name} " in done.stdout for name in COMMANDS)
 
 
+def test_no_summary_is_cut_on_a_narrow_terminal(tmp_path: Path) -> None:
+    for words in (["--help"], ["config", "--help"]):
+        text = run(*words, cwd=tmp_path, env={"COLUMNS": "80"}).stdout.partition("Commands:")[2]
+        assert text and "..." not in text
+    context = click.Context(cli)
+    summaries = {name: getattr(cli.get_command(context, name), "short_help", None) for name in COMMANDS}
+    assert [name for name, text in summaries.items() if not text or len(text) > 55] == []
+
+
+def test_help_is_a_command_too(tmp_path: Path) -> None:
+    for words in ([], ["scale"], ["config"], ["config", "show"]):
+        assert run("help", *words, cwd=tmp_path).stdout == run(*words, "--help", cwd=tmp_path).stdout
+    for words, hint in (
+        (["confg"], "did you mean 'config'"),
+        (["config", "chek"], "did you mean 'check'"),
+        (["scale", "x"], "no commands of its own"),
+    ):
+        done = run("help", *words, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, "") and hint in done.stderr
+
+
+def test_version_by_option(tmp_path: Path) -> None:
+    assert (
+        run("--version", cwd=tmp_path).stdout
+        == f"supervisor {data(run('version', '--json', cwd=tmp_path))['supervisor']}\n"
+    )
+
+
 def test_help_and_version_import_nothing_heavy(tmp_path: Path) -> None:
     program = (
         "import sys; from supervisor.cli.main import run\n"

@@ -1,0 +1,32 @@
+"""`supervisor help`: the same as `--help`, for those who type it that way."""
+
+from __future__ import annotations
+
+import click
+
+from supervisor.cli.common import command
+from supervisor.errors import UsageError, did_you_mean
+
+
+@command(
+    """\
+    supervisor help
+    supervisor help start
+    supervisor help config show""",
+    name="help",
+    short_help="Show the help of the whole, or of one command.",
+)
+@click.argument("words", nargs=-1, metavar="[COMMAND]...")
+@click.pass_context
+def help_(ctx: click.Context, words: tuple[str, ...]) -> None:
+    """Show the help of the whole, or of one command: the same as its --help."""
+    context = ctx.find_root()
+    for word in words:
+        group = context.command
+        if not isinstance(group, click.Group):
+            raise UsageError(f"{context.command_path} has no commands of its own")
+        found = group.get_command(context, word)
+        if found is None:
+            raise UsageError(f"there is no command {word!r}{did_you_mean(word, group.list_commands(context))}")
+        context = click.Context(found, info_name=word, parent=context)
+    click.echo(context.get_help())
