@@ -17,6 +17,7 @@ from typing_extensions import Unpack
 
 from supervisor.core.options import HANDLER_OPTIONS
 from supervisor.errors import HandlerError, did_you_mean
+from supervisor.settings.explain import plain
 from supervisor.settings.model import HandlerOptions
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -104,15 +105,20 @@ def _check_name(where: str, what: str, value: object) -> None:
 
 
 def _check_options(where: str, options: dict[str, Any]) -> None:
+    errors = []
     for name in options:
         if name not in HANDLER_OPTIONS:
             hint = did_you_mean(name, HANDLER_OPTIONS)
-            raise HandlerError(f"{where}: unknown option {name!r}{hint} (known: {', '.join(HANDLER_OPTIONS)})")
+            errors.append(f"{where}: unknown option {name!r}{hint} (known: {', '.join(HANDLER_OPTIONS)})")
     try:
-        HandlerOptions.model_validate(options)
+        HandlerOptions.model_validate({name: options[name] for name in HANDLER_OPTIONS if name in options})
     except ValidationError as error:
-        first = error.errors()[0]
-        raise HandlerError(f"{where}: option {first['loc'][0]} = {first['input']!r}: {first['msg']}") from None
+        for details in error.errors():
+            name = str(details["loc"][0])
+            allowed = plain(details, HandlerOptions.model_fields[name])
+            errors.append(f"{where}: option {name} = {details['input']!r}: {allowed}")
+    if errors:
+        raise HandlerError("\n".join(errors))
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -23,6 +23,25 @@ if TYPE_CHECKING:
 
     from supervisor.settings.sources import KeyPath, Layer
 
+#: How pydantic calls what is wrong, and what a value must be instead.
+_LIMITS = {
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "more than {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "less than {lt}",
+    "finite_number": "a finite number",
+}
+#: The same by the beginning of the name.
+_KINDS = {
+    "int_": "a whole number",
+    "float_": "a number",
+    "bool_": "true or false",
+    "string_": "text, in quotes",
+    "path_": "a path, in quotes",
+    "list_": 'a list, such as ["handlers"]',
+    "dict_": "a table",
+}
+
 
 def explain(error: ValidationError, layer: Layer) -> list[str]:
     """One line for each thing that is wrong, with the place it was found in."""
@@ -57,16 +76,42 @@ def _unknown(path: KeyPath) -> str:
 
 
 def _allowed(details: ErrorDetails, path: KeyPath) -> str:
-    field = _fields(path[:-1]).get(path[-1])
-    if details["type"] == "string_pattern_mismatch" and field is not None and field.description:
-        return f"must be {field.description}"
-    message = details["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     if details["type"] == "model_type":
         return f"must be a table, [{dotted(path)}]"
-    if details["type"] == "literal_error":
-        allowed = [str(value) for value in get_args(field.annotation)] if field is not None else []
-        return message + did_you_mean(str(details["input"]), allowed)
-    return message
+    # An element of a list is told about as the list.
+    at = next((n for n in range(len(path), 0, -1) if path[n - 1] in _fields(path[: n - 1])), 0)
+    return plain(details, _fields(path[: at - 1])[path[at - 1]] if at else None)
+
+
+def plain(details: ErrorDetails, field: FieldInfo | None) -> str:
+    """What a value must be, in words that need no knowledge of pydantic."""
+    kind, context = details["type"], details.get("ctx", {})
+    if kind == "literal_error" and field is not None:
+        allowed = [str(value) for value in get_args(field.annotation)]
+        return f"must be {_one_of(allowed)}{did_you_mean(str(details['input']), allowed)}"
+    if field is not None and field.description:
+        return f"must be {field.description}"
+    if kind in _LIMITS:
+        numbers = {name: f"{value:g}" if isinstance(value, float) else value for name, value in context.items()}
+        return f"must be {_range(field) or _LIMITS[kind].format(**numbers)}"
+    text = next((text for start, text in _KINDS.items() if kind.startswith(start)), "")
+    return f"must be {text}" if text else details["msg"].removeprefix("Value error, ")
+
+
+def _range(field: FieldInfo | None) -> str:
+    """`between 0 and 256`, where both ends are set."""
+    limits = {
+        name: getattr(one, name)
+        for one in (field.metadata if field else ())
+        for name in ("ge", "le")
+        if hasattr(one, name)
+    }
+    return "between {ge:,} and {le:,}".format(**limits) if len(limits) == 2 else ""  # noqa: PLR2004 - both ends
+
+
+def _one_of(words: list[str]) -> str:
+    quoted = [json.dumps(word) for word in words]
+    return " or ".join([", ".join(quoted[:-1]), quoted[-1]]) if quoted[1:] else quoted[0]
 
 
 def _fields(table: KeyPath) -> dict[str, FieldInfo]:
