@@ -1,0 +1,86 @@
+"""Signals that reach others than they are for: the whole group of a terminal, or a child in the arbiter's place."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from supervisor.errors import EXIT_OK
+from tests.support.faults import Bounds
+from tests.support.pool import Pool
+from tests.support.recording import RECORD, SIMPLE, seen
+from tests.support.standins import is_gone
+from tests.support.waiting import eventually
+
+StartPool = Callable[..., Pool]
+ROUNDS = 3
+#: What the arbiter itself does something at.
+NEWS = ("draining", "stopping at once", "restarted", "not restarted", "scaled", "not scaled", "status")
+
+
+def news(pool: Pool) -> list[str]:
+    """What the arbiter says that it was told to do."""
+    return [line["event"] for name in NEWS for line in pool.events(name)]
+
+
+def test_31_ctrl_c_process_group(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
+    pool = start_pool(
+        RECORD
+        + """
+    import asyncio
+    @handler("events", group="workers")
+    async def handle(message: Message) -> None:
+        record("begun")
+        await asyncio.sleep(0.5)
+        record("done")
+""",
+        redis_url=redis_server.url,
+        workers=4,
+        api=True,
+    )
+    for n in range(40):
+        redis_server.sync().xadd("events", {"n": n})
+    eventually(lambda: seen(pool)["begun"] == 40)
+    # The arbiter's group, as a terminal does it, and each of the others, as if they had stayed in it.
+    others = [process.pid for process in pool.processes() if process.pid != pool.pid]
+    assert len(others) == 6 and all(os.getpgid(pid) == pid for pid in others)
+    with bound.within("Ctrl-C for all until it has left, half a second of work in hand", 2500):
+        os.killpg(pool.pid, signal.SIGINT)
+        for pid in others:
+            os.kill(pid, signal.SIGINT)
+        assert pool.wait() == EXIT_OK
+    assert seen(pool) == {"begun": 40, "done": 40}
+    assert redis_server.sync().xpending("events", "workers")["pending"] == 0
+    assert news(pool) == ["draining"] and "Traceback" not in pool.output
+    assert {line["reason"] for line in pool.events("worker left")} == {"drained"}
+
+
+def test_59_python311_signal_leak(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
+    # Loops in the children have handlers for what the arbiter has handlers for; CPython 3.11 could mix them up.
+    pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=6, config="[pool]\nbeat_limit_s = 1.0\n")
+    arbiter, before = pool.pid, pool.pids()
+    keeper = pool.ask("status")["services"][0]
+    numbers = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGQUIT", "SIGTTIN", "SIGTTOU")
+    for slot, name in enumerate(numbers):
+        os.kill(before[slot], getattr(signal, name))
+    with bound.within("6 workers lose to 6 signals until all are READY again", 6000):
+        eventually(lambda: all(map(is_gone, before.values())), 5, what="two of them were stopped, and killed for it")
+        pool.wait_ready()
+    ends = {line["slot"]: (line.get("signal"), line["reason"]) for line in pool.events("worker left")}
+    assert [ends[slot][0] for slot in range(6)] == [None, "SIGHUP", "SIGUSR1", "SIGQUIT", "SIGKILL", "SIGKILL"]
+    # Again and again what nearly every signal of a supervisor is: TERM, to a loop that has a handler for it.
+    for count in range(1, ROUNDS + 1):
+        pids = {slot: pool.pids()[slot] for slot in (0, 1)}
+        for pid in (*pids.values(), pool.ask("status")["services"][0]["pid"]):
+            os.kill(pid, signal.SIGTERM)
+        eventually(lambda pids=pids: all(map(is_gone, pids.values())), 5)
+        eventually(lambda count=count: [pool.worker(slot)["restarts"] for slot in (0, 1)] == [1 + count] * 2)
+        pool.wait_ready()
+    status = pool.ask("status")
+    assert status["pid"] == arbiter and len(status["workers"]) == 6 and news(pool) == []
+    assert status["services"][0]["restarts"] == keeper["restarts"] + ROUNDS
+    # And the arbiter still hears its own.
+    pool.send(signal.SIGUSR1)
+    eventually(lambda: news(pool) == ["status"])
