@@ -95,18 +95,25 @@ def plain(details: ErrorDetails, field: FieldInfo | None) -> str:
         numbers = {name: f"{value:g}" if isinstance(value, float) else value for name, value in context.items()}
         return f"must be {_range(field) or _LIMITS[kind].format(**numbers)}"
     text = next((text for start, text in _KINDS.items() if kind.startswith(start)), "")
+    if kind.startswith(("int_", "float_")):
+        text = f"{text} {_range(field)}".rstrip()
     return f"must be {text}" if text else details["msg"].removeprefix("Value error, ")
 
 
 def _range(field: FieldInfo | None) -> str:
     """`between 0 and 256`, where both ends are set."""
-    limits = {
-        name: getattr(one, name)
-        for one in (field.metadata if field else ())
-        for name in ("ge", "le")
-        if hasattr(one, name)
-    }
+    limits = {}
+    for one in _constraints(field) if field else ():
+        limits.update({name: getattr(one, name) for name in ("ge", "le") if hasattr(one, name)})
     return "between {ge:,} and {le:,}".format(**limits) if len(limits) == 2 else ""  # noqa: PLR2004 - both ends
+
+
+def _constraints(field: FieldInfo) -> list[Any]:
+    """The field's own, and for `Annotated[...] | None` those of what it holds."""
+    found = list(field.metadata)
+    for part in get_args(field.annotation):
+        found += [one for inner in getattr(part, "__metadata__", ()) for one in getattr(inner, "metadata", ())]
+    return found
 
 
 def _one_of(words: list[str]) -> str:

@@ -314,6 +314,6 @@ def test_the_options_of_a_handler_are_refused_in_plain_words_and_all_at_once() -
     assert "unknown option 'concurency', did you mean 'concurrency'?" in told[0]
     assert told[1:] == [
         "option timeout_s = -1: must be more than 0",
-        "option batch_size = 'many': must be between 1 and 10,000",
+        "option batch_size = 'many': must be a whole number between 1 and 10,000",
         'option start = \'now\': must be an entry id such as "0" or "1700000000000-0", or "$" for new entries only',
     ]
