@@ -1,0 +1,104 @@
+"""One pool a state directory and one a name; and what a power loss leaves lying about keeps nobody from starting."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+from redis import Redis
+
+from supervisor.errors import EXIT_RUNNING
+from tests.support.faults import Bounds, Watch
+from tests.support.pool import Pool
+from tests.support.recording import RECORD, SIMPLE, seen
+from tests.support.standins import Standins
+from tests.support.waiting import eventually
+
+StartPool = Callable[..., Pool]
+
+
+def test_45_second_supervisor_same_name(
+    standins: Callable[..., Standins], start_pool: StartPool, redis_server: Any, bound: Bounds
+) -> None:
+    # Four on one state directory at once: one has it, whoever was first, and the others say who.
+    first = standins(workers=1, ready=False)
+    with contextlib.ExitStack() as ended:
+        more = [ended.enter_context(Standins(first.folder, workers=1).start(ready=False)) for _ in range(3)]
+        rivals = [rival for rival in (first, *more) if rival.process]
+        with bound.within("four starts at once until three were refused", 5000):
+            eventually(lambda: sum(rival.process.poll() is not None for rival in rivals) == 3, 10)
+        assert Counter(rival.process.poll() for rival in rivals) == {None: 1, EXIT_RUNNING: 3}
+        [winner] = [rival for rival in rivals if rival.process.poll() is None]
+        assert winner.wait_ready()["pid"] == winner.pid and winner.err.count("already runs") == 3
+        assert winner.stop() == 0
+    # Elsewhere, but with the same name on the same Redis.
+    running = start_pool(SIMPLE, redis_url=redis_server.url, workers=1)
+    before = running.pids()
+    with bound.within("a second pool of the same name until it has left", 3000):
+        second = start_pool(SIMPLE, redis_url=redis_server.url, workers=1, ready=False)
+        assert second.wait() == EXIT_RUNNING
+    assert "[pool] name" in second.output and "Traceback" not in second.output
+    running.wait_ready()
+    assert running.pids() == before and not running.events("another pool has taken this one's name")
+    start_pool(SIMPLE, redis_url=redis_server.url, workers=1, config='[pool]\nname = "second"\n')
+    assert len(redis_server.sync().keys("supervisor:host:*")) == 2
+
+
+def power_loss(pool: Pool) -> None:
+    """All at once, and none can do anything about it."""
+    processes = pool.processes()
+    for process in processes:
+        process.send_signal(signal.SIGSTOP)
+    for process in processes:
+        process.kill()
+    pool.wait()
+    psutil.wait_procs(processes, 5)
+
+
+def test_46_stale_lock_after_power_loss(start_pool: StartPool, watch: Watch, bound: Bounds) -> None:
+    pool = start_pool(
+        RECORD
+        + """
+    import asyncio
+    @handler("events", group="workers")
+    async def handle(message: Message) -> None:
+        record(message.fields["n"])
+        if not os.path.exists("go"):
+            await asyncio.Event().wait()
+        record("done")
+""",
+        workers=2,
+    )
+    redis = Redis(unix_socket_path=str(pool.place.redis_socket))
+    for n in range(5):
+        redis.xadd("events", {"n": n})
+    eventually(lambda: len(seen(pool)) == 5)
+    power_loss(pool)
+    (pool.folder / "go").touch()
+    place = pool.place
+    assert place.control.exists() and place.lock.exists() and place.redis_socket.exists()
+    # The pids in the files are other people's by now, and what was just written is half there.
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as other:
+        for path in (place.lock, place.redis_dir / "lock"):
+            assert path.read_text().isdigit()
+            path.write_text(str(other.pid))
+        place.farewell.write_text('{"pid": ')
+        place.token.with_suffix(".new").write_text("")
+        [log] = place.redis_dir.glob("appendonlydir/*.incr.aof")
+        with log.open("ab") as file:
+            file.write(b"*3\r\n$3\r\nSE")
+        with bound.within("start after the power loss until READY", 5000):
+            pool.start()
+        watch.measure(pool)
+        eventually(lambda: seen(pool)["done"] == 5, what="what was in hand has run again")
+        assert place.lock.read_text() == str(pool.pid) and other.poll() is None
+        eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)
+        other.kill()
+    assert pool.wait_ready()["state"] == "healthy"
+    assert os.stat(place.control).st_mode & 0o777 == 0o600
