@@ -215,7 +215,7 @@ class Life(RuleBasedStateMachine):
         assert ends_empty(self.slot, self.now_s, iter(["stubborn"] * 10)) <= 1 + HAND_OVER_TRIES
 
 
-Life.TestCase.settings = settings(max_examples=250, stateful_step_count=30, deadline=None)
+Life.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
 TestLife = Life.TestCase
 
 
