@@ -18,6 +18,8 @@ from supervisor.handling.load import load_handlers
 from supervisor.settings.place import place_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from supervisor.arbiter.entries import Entries
     from supervisor.settings.load import Loaded
 
@@ -38,15 +40,21 @@ def run(loaded: Loaded, *, burst: bool = False, entries: Entries | None = None) 
     if wanted is not None:
         reexec.agree(wanted, loaded.settings)
         load_handlers(loaded.settings, loaded.root)
+        _check_forkable(())
         return EXIT_OK
     lock_fd = inherited.lock_fd if inherited else acquire(place_of(loaded.settings))
     specs = load_handlers(loaded.settings, loaded.root)
     entries = entries or real_entries()
+    _check_forkable(inherited.sockets if inherited else ())
+    return _run(Arbiter(loaded, specs, entries, lock_fd, inherited, burst=burst))
+
+
+def _check_forkable(own_sockets: Iterable[int]) -> None:
+    """What handler modules did while they were imported. Raises HandlerError."""
     try:
-        fork.check_safe(inherited.sockets if inherited else [])
+        fork.check_safe(own_sockets)
     except fork.ForkUnsafeError as error:
         raise HandlerError(str(error)) from None
-    return _run(Arbiter(loaded, specs, entries, lock_fd, inherited, burst=burst))
 
 
 def _run(arbiter: Arbiter) -> int:
