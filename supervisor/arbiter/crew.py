@@ -118,6 +118,11 @@ class Crew:
         """Have one slot's child finish and leave; it is replaced if the slot is still wanted."""
         self._do(number, *slots.drain(self.slots[number], until_s))
 
+    def start_now(self, number: int) -> None:
+        """Start a slot without a child at once, whatever it waits for or has failed with."""
+        self.slots[number] = slots.due_now(self.slots[number], time.monotonic())
+        self.turn()
+
     def stop(self, until_s: float) -> None:
         """Have all finish and leave by then, and start none anew."""
         self.stopping = True

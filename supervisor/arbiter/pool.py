@@ -56,6 +56,8 @@ class Pool(Crew):
             if not slot.wanted and slot.state is State.FAILED:
                 slot = replace(slot, state=State.EMPTY)
             self.slots[number] = slot
+            if slot.state is State.DRAINING:
+                self.told_to_leave(slot)  # it was to come back, and now is not, or the other way round
         self.turn()
 
     # What Crew asks

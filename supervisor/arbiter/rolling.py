@@ -62,6 +62,8 @@ class Rolling:
         self._current = number, slot.incarnation
         if slot.living:
             self._pool.drain(number, time.monotonic() + self._drain_s)
+        else:
+            self._pool.start_now(number)
 
     def _look(self, number: int, incarnation: int) -> float:
         """How long to wait for this slot; 0 when it is finished, one way or the other."""

@@ -131,6 +131,13 @@ def drain(slot: Slot, until_s: float) -> tuple[Slot, Action]:
     return (slot if slot.wanted else replace(slot, state=State.EMPTY)), Action.NONE
 
 
+def due_now(slot: Slot, now_s: float) -> Slot:
+    """Without a child, and wanted: it starts at the next look, also when it has FAILED or waits for long."""
+    if slot.living or not slot.wanted:
+        return slot
+    return replace(slot, state=State.BACKOFF, next_start_s=now_s)
+
+
 def doom(slot: Slot, reason: str, now_s: float, *, dump: bool) -> tuple[Slot, Action]:
     """It will be killed: at once, or shortly after it was asked for its stacks."""
     if not slot.living or slot.doomed:

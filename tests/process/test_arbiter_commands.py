@@ -202,3 +202,23 @@ def test_nobody_answers(tmp_path: Path) -> None:
 
 def _worker_pid(pool: Standins) -> int:
     return pool.notes("spawned")[0]["pid"]
+
+
+def test_a_restart_mends_a_slot_that_has_failed(standins: Make) -> None:
+    pool = standins(workers=2, orders={"1": "config_later"}).start()
+    os.kill(pool.pids()[1], signal.SIGKILL)
+    eventually(lambda: pool.status()["workers"][1]["state"] == "FAILED")
+    pool.order({})
+    assert pool.ask("restart") == {"accepted": True}
+    after = eventually(lambda: status if (status := pool.status())["last_operation"] else None, 20)
+    assert after is not None and after["last_operation"]["ok"], after["last_operation"]
+    assert {worker["state"] for worker in after["workers"]} == {"READY"}
+
+
+def test_a_slot_that_is_scaled_away_while_it_drains_hands_over(standins: Make) -> None:
+    pool = standins(workers=2, orders={"1": "slow_drain"}, pool="recycle_age_s = 0.5\ndrain_s = 20.0").start()
+    eventually(lambda: pool.status()["workers"][1]["state"] == "DRAINING", 20)
+    pool.ask("scale", n=1)
+    eventually(lambda: len(pool.status()["workers"]) == 1, 20)
+    last = [note for note in pool.notes("left") if note["slot"] == 1][-1]
+    assert last["leave"] == 1, "slot 0 inherits"

@@ -67,6 +67,14 @@ class Worker:
         time.sleep(0.1)  # so that a second signal would be seen
         return EXIT_OK
 
+    def do_slow_drain(self) -> int:
+        self.until_told()
+        until_s = time.monotonic() + 2
+        while time.monotonic() < until_s:
+            self.beat()
+            time.sleep(BEAT_S)
+        return EXIT_OK
+
     def do_stubborn(self) -> int:
         self.words.set(Word.IN_FLIGHT, 1)
         while True:
