@@ -13,6 +13,7 @@ from supervisor.errors import EXIT_OK
 from supervisor.log import is_human
 from supervisor.settings.masking import masked
 from supervisor.settings.place import redis_url
+from supervisor.settings.unread import unread
 from supervisor.words import counted
 
 if TYPE_CHECKING:
@@ -32,6 +33,12 @@ class Announcer:
         self._arbiter = arbiter
 
     # The beginning
+
+    def warn(self) -> None:
+        """Tell of settings that nobody reads."""
+        arbiter = self._arbiter
+        for line in unread(arbiter.loaded, [(spec.stream, spec.group) for spec in arbiter.specs]):
+            arbiter.log.warning(line)
 
     def booting(self) -> None:
         """The boot check has begun, and may have to wait for Redis."""

@@ -60,6 +60,7 @@ def _check_forkable(own_sockets: Iterable[int]) -> None:
 def _run(arbiter: Arbiter) -> int:
     """To the end, which is told to whoever waits for it."""
     try:
+        arbiter.announcer.warn()
         code = arbiter.run()
     except SupervisorError as error:
         farewell.leave(arbiter.place, error.exit_code, str(error))

@@ -34,9 +34,11 @@ class Examples(click.Command):
         super().format_help_text(ctx, formatter)
 
 
-def command(examples: str, **attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
+def command(
+    examples: str, kind: type[Examples] = Examples, **attributes: Any
+) -> Callable[[Callable[..., Any]], click.Command]:
     """`@click.command` with examples, one a line."""
-    return click.command(cls=Examples, examples=examples, context_settings=CONTEXT, **attributes)
+    return click.command(cls=kind, examples=examples, context_settings=CONTEXT, **attributes)
 
 
 config_option = click.option(
@@ -63,7 +65,7 @@ def load_settings_anyway(config: Path | None) -> Loaded:
 
     loaded, errors = load_anyway(config)
     for error in errors:
-        talk(f"{click.style('warning:', fg='yellow', bold=True)} {error}")
+        warn(error)
     return loaded
 
 
@@ -77,3 +79,8 @@ def dumps(value: object, *, pretty: bool = False) -> str:
 def talk(text: str) -> None:
     """Say something to the person, on stderr."""
     click.echo(text, err=True)
+
+
+def warn(text: str) -> None:
+    """Tell of something that is wrong and hinders nothing now, on stderr."""
+    talk(f"{click.style('warning:', fg='yellow', bold=True)} {text}")

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import CONTEXT, Examples, command, config_option, dumps, json_option, load_settings, talk
+from supervisor.cli.common import (
+    CONTEXT,
+    Examples,
+    command,
+    config_option,
+    dumps,
+    json_option,
+    load_settings,
+    talk,
+    warn,
+)
+from supervisor.errors import ConfigError, HandlerError, SupervisorError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,20 +77,33 @@ def show(config: Path | None, as_json: bool) -> None:
 @json_option
 def check(config: Path | None, as_json: bool) -> None:
     """Check the configuration and import the handlers: exit 2 when the first is wrong, 4 when the second fails."""
-    loaded = load_settings(config)
     from supervisor.handling.load import load_handlers
     from supervisor.listening import check_bind
+    from supervisor.settings.unread import unread
+    from supervisor.words import counted
 
-    if loaded.settings.api.enabled:
-        check_bind(loaded.settings)
-    specs = load_handlers(loaded.settings, loaded.root)
+    loaded = load_settings(config)
+    errors: list[SupervisorError] = []
+    try:
+        specs = load_handlers(loaded.settings, loaded.root)
+    except HandlerError as error:
+        errors.append(error)
+    try:
+        if loaded.settings.api.enabled:
+            check_bind(loaded.settings)
+    except ConfigError as error:
+        errors.insert(0, error)
+    if errors:
+        raise type(errors[0])("\n".join(map(str, errors)))
+    for line in unread(loaded, [(spec.stream, spec.group) for spec in specs]):
+        warn(line)
     if as_json:
         handlers = [{"stream": spec.stream, "group": spec.group, "handler": spec.name} for spec in specs]
         click.echo(dumps({"config": str(loaded.path) if loaded.path else None, "handlers": handlers}, pretty=True))
         return
     for spec in specs:
         click.echo(f"{spec.stream}  {spec.group}  {spec.name}")
-    talk(f"{loaded.path or 'no config.toml, defaults hold'}: all right, {len(specs)} handlers")
+    talk(f"{loaded.path or 'no config.toml, defaults hold'}: all right, {counted(len(specs), 'handler')}")
 
 
 config.add_command(show)

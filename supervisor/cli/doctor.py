@@ -126,6 +126,7 @@ def _machine(settings: Settings) -> Iterator[Finding]:
 
 
 def _handlers(loaded: Loaded, pairs: list[tuple[str, str]]) -> Iterator[Finding]:
+    from supervisor.settings.unread import unread
     from supervisor.status import configured_pairs
 
     try:
@@ -135,6 +136,15 @@ def _handlers(loaded: Loaded, pairs: list[tuple[str, str]]) -> Iterator[Finding]
         return
     listed = ", ".join(f"{stream} / {group}" for stream, group in pairs)
     yield Finding(OK, f"handlers: {len(pairs)} ({listed})")
+    for line in unread(loaded, pairs):
+        yield Finding(WARN, line, "correct the name, or remove the override")
+    names = sorted(
+        path.stem for path in loaded.root.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()
+    )
+    for name in sys.stdlib_module_names & set(names):
+        yield Finding(
+            WARN, f"{loaded.root / name}: `import {name}` means the standard library's", "give it another name"
+        )
 
 
 async def _redis(settings: Settings, pairs: list[tuple[str, str]]) -> list[Finding]:
@@ -188,7 +198,7 @@ async def _server(settings: Settings, redis: Redis, pairs: list[tuple[str, str]]
 
 async def _groups(redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[Finding]:
     from supervisor.broker.inspect import groups
-    from supervisor.cli.status import read_dead
+    from supervisor.cli.status import dead_command
     from supervisor.cli.tables import lag_text
     from supervisor.words import duration
 
@@ -202,7 +212,7 @@ async def _groups(redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[F
                 WARN, f"{text}, the oldest waits for {duration(info.oldest_s)}", "`supervisor pending` shows why"
             )
         elif info.dead:
-            yield Finding(WARN, text, f"why each was given up: {read_dead(info.stream, info.group)}")
+            yield Finding(WARN, text, f"why each was given up: {dead_command(info.stream, info.group)}")
         else:
             yield Finding(OK, text)
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import command, config_option, load_settings_anyway, talk
-from supervisor.errors import EXIT_DRAIN, EXIT_FAILED, EXIT_OK, NotRunningError, SupervisorError
+from supervisor.cli.common import Examples, command, config_option, load_settings_anyway, talk
+from supervisor.errors import EXIT_DRAIN, EXIT_FAILED, EXIT_OK, NotRunningError, SupervisorError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,13 +31,30 @@ timeout_option = click.option(
 )
 
 
+def _worker_count(_ctx: click.Context, _parameter: click.Parameter | None, text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > WORKERS_MAX:
+        raise UsageError(f"scale {text}: N must be a whole number from 0 to {WORKERS_MAX}")
+    return int(text)
+
+
+class _Scale(Examples):
+    """`-1` is no option, but a number of workers that makes no sense."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does it, after a look at the first argument."""
+        if args and args[0].removeprefix("-").isdigit():
+            _worker_count(ctx, None, args[0])
+        return super().parse_args(ctx, args)
+
+
 @command(
     """\
     supervisor scale 16
     supervisor scale 2 --wait""",
+    kind=_Scale,
     short_help="Change the number of workers.",
 )
-@click.argument("workers", type=click.IntRange(0, WORKERS_MAX), metavar="N")
+@click.argument("workers", callback=_worker_count, metavar="N")
 @wait_option
 @timeout_option
 @config_option
@@ -197,7 +214,12 @@ def _place(config: Path | None) -> Place:
 def _ask(place: Place, cmd: str, **args: Any) -> dict[str, Any]:
     from supervisor.control.client import request
 
-    return request(place, cmd, **args)
+    try:
+        return request(place, cmd, **args)
+    except NotRunningError as error:
+        # One that is there and silent is not mended by another.
+        hint = "" if isinstance(error.__context__, TimeoutError) else "\n`supervisor start` starts it"
+        raise NotRunningError(f"{error}{hint}") from None
 
 
 def _watch(place: Place, left: Callable[[dict[str, Any]], int], timeout_s: float, what: str) -> int:

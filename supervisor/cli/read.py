@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import command, config_option, dumps, json_option, load_settings, redis_option
+from supervisor.cli.common import command, config_option, dumps, json_option, load_settings, redis_option, talk
 from supervisor.errors import UsageError
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ async def _read(
             bounds = ("XREVRANGE", stream, high, low) if reverse else ("XRANGE", stream, low, high)
             page = await redis.execute_command(*bounds, "COUNT", wanted)
             print_entries(page, as_json)
+            if not page and left == count and not await redis.exists(stream):
+                talk(f"the stream {stream!r} does not exist; `supervisor streams` shows those of the handlers")
             if len(page) < wanted:
                 return
             left = None if left is None else left - len(page)

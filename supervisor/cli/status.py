@@ -135,14 +135,12 @@ def groups_table(groups: Sequence[dict[str, Any]]) -> str:
 
 def dead_letters(groups: Sequence[dict[str, Any]]) -> list[str]:
     """How to see the dead letters of each group that has some."""
-    found = [(group["group"], read_dead(group["stream"], group["group"])) for group in groups if group["dead"]]
+    found = [(group["group"], dead_command(group["stream"], group["group"])) for group in groups if group["dead"]]
     return [line for group, words in found for line in ("", f"dead letters of {group}:", f"  {words}")]
 
 
-def read_dead(stream: str, group: str) -> str:
-    """The command that prints a group's dead letters."""
+def dead_command(stream: str, group: str) -> str:
+    """The command that lists a group's dead letters."""
     import shlex
 
-    from supervisor.names import dead_key
-
-    return f"supervisor read {shlex.quote(dead_key(stream, group))}"
+    return shlex.join(["supervisor", "dead", "list", stream, group])

@@ -115,6 +115,9 @@ def pending(stream: str, group: str, count: int, config: Path | None, redis: str
     if as_json:
         click.echo(dumps(found, pretty=True))
         return
+    if not found:
+        talk("nothing is pending")
+        return
     _print_pending(found)
     if len(found) == count:
         talk(f"the first {count}; --count shows more")

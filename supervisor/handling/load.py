@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from supervisor.settings.model import Settings
 
 
+_INIT = "`supervisor init` makes an example"
 #: The packages that pool and commands import only when they need them.
 _OURS = ("redis.asyncio", "hiredis", "uvloop", "psutil", "orjson", "structlog", "rich")
 #: How the folders are called that packages are installed into.
@@ -65,10 +66,8 @@ def load_handlers(settings: Settings, root: Path) -> list[HandlerSpec]:
         for module in _modules(name, root):
             functions += _declared(vars(module).values())
     if not functions:
-        raise HandlerError(
-            f"handlers = {settings.handlers!r}: no @handler found in {', '.join(settings.handlers) or 'no module'};"
-            " `supervisor init` makes an example"
-        )
+        found = [f"{name} ({_place(sys.modules[name])})" for name in settings.handlers]
+        raise HandlerError(f"no @handler found in {' and '.join(found) or 'no module, handlers = []'}; {_INIT}")
     return make_specs(settings, functions)
 
 
@@ -163,10 +162,15 @@ def _import(name: str, root: Path) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name == name:
             near = did_you_mean(name, [path.stem for path in root.iterdir() if path.suffix == ".py" or path.is_dir()])
-            raise HandlerError(f"handlers: there is no module {name!r} in {root} or on sys.path{near}") from None
+            where = f"handlers: there is no module {name!r} in {root} or among what is installed"
+            raise HandlerError(f"{where}{near or f'; {_INIT}'}") from None
         raise HandlerError(_import_failure(name, error)) from error
     except (Exception, SystemExit) as error:
         raise HandlerError(_import_failure(name, error)) from error
+
+
+def _place(module: ModuleType) -> str:
+    return module.__file__ or ", ".join(getattr(module, "__path__", []))
 
 
 def _import_failure(name: str, error: BaseException) -> str:

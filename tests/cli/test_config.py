@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,46 @@ def test_check_names_the_handlers(tmp_path: Path) -> None:
     (tmp_path / "handlers.py").write_text(HANDLERS)
     found = data(run("config", "check", "--json", cwd=tmp_path))
     assert found == {"config": None, "handlers": [{"stream": "events:x", "group": "g", "handler": "handlers.handle"}]}
+
+
+def test_check_tells_all_that_is_wrong_at_once(tmp_path: Path) -> None:
+    (tmp_path / "handlers.py").write_text("1 / 0\n")
+    (tmp_path / "config.toml").write_text("[api]\nbind = '0.0.0.0:8000'\n")
+    done = run("config", "check", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "api.bind = '0.0.0.0:8000'" in done.stderr and "handlers.py:1: ZeroDivisionError" in done.stderr
+
+
+UNREAD = """\
+[stream."events:y"]
+timeout_s = 1
+[stream."events:x".group.h]
+timeout_s = 1
+[stream."events:x".group.g]
+timeout_s = 1
+"""
+
+
+def test_overrides_that_no_handler_reads_are_told_wherever_one_looks(
+    tmp_path: Path, start_pool, redis_url: str
+) -> None:
+    pool = start_pool(HANDLERS, redis_url=redis_url, workers=1, config=UNREAD)
+    path = f"{tmp_path}/project0/config.toml"
+    wrong = [
+        f"{path}:2: [stream.\"events:y\"]: no handler reads it, did you mean 'events:x'?",
+        f'{path}:4: [stream."events:x".group.h]: no handler is in it',
+    ]
+    assert [line["event"] for line in map(json.loads, pool.lines) if line["level"] == "warning"] == wrong
+    done = pool.command("config", "check")
+    assert done.returncode == 0 and done.stderr.splitlines()[:-1] == [f"warning: {line}" for line in wrong]
+    assert done.stderr.endswith(": all right, 1 handler\n")
+    assert findings(tmp_path / "project0", redis_url)[1]["warn"][:2] == wrong
+
+
+def test_doctor_tells_of_files_that_can_not_be_imported_by_their_name(tmp_path: Path) -> None:
+    (tmp_path / "handlers.py").write_text(HANDLERS)
+    (tmp_path / "queue.py").touch()
+    assert f"{tmp_path}/queue: `import queue` means the standard library's" in findings(tmp_path)[1]["warn"]
 
 
 def findings(folder: Path, redis_url: str = "") -> tuple[int, dict[str, list[str]]]:

@@ -122,11 +122,31 @@ def test_broken_handlers_exit_with_4(tmp_path: Path) -> None:
     assert f"error: {tmp_path}/handlers.py:2: ModuleNotFoundError" in done.stderr
 
 
+def test_a_folder_without_handlers_is_told_what_makes_one(tmp_path: Path) -> None:
+    for words in (["config", "check"], ["start", "--no-api"]):
+        done = run(*words, cwd=tmp_path)
+        assert done.returncode == 4
+        assert f"there is no module 'handlers' in {tmp_path}" in done.stderr
+        assert done.stderr.endswith("; `supervisor init` makes an example\n")
+    (tmp_path / "handlers.py").write_text("x = 1\n")
+    done = run("config", "check", cwd=tmp_path)
+    assert done.returncode == 4
+    assert f"no @handler found in handlers ({tmp_path}/handlers.py); `supervisor init` makes" in done.stderr
+
+
 def test_without_a_pool_the_control_commands_exit_with_8(tmp_path: Path) -> None:
     for words in (["scale", "3"], ["restart"], ["stop"], ["pause"], ["resume"]):
         done = run(*words, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (8, ""), words
         assert "error: no supervisor answers on" in done.stderr
+        assert done.stderr.endswith("\n`supervisor start` starts it\n")
+
+
+@pytest.mark.parametrize("number", ["abc", "-1", "257", "1.5", "", "²"])
+def test_a_number_of_workers_that_makes_no_sense_is_named(tmp_path: Path, number: str) -> None:
+    done = run("scale", number, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: scale {number}: N must be a whole number from 0 to 256\n"
 
 
 def test_a_refusal_of_redis_is_told_in_its_words(tmp_path: Path, redis_url: str) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from supervisor.cli.tables import fitting
-from supervisor.names import dead_key
 from supervisor.words import duration, exit_text
 from tests.cli.run import run, run_on_terminal
 from tests.support.waiting import eventually
@@ -123,12 +122,12 @@ def test_a_failed_restart_is_shown_until_the_next(pool) -> None:
 def test_dead_letters_come_with_the_command_that_shows_them(pool) -> None:
     assert "dead letters" not in "\n".join(show(pool))
     assert run("publish", STREAM, "reject=1", cwd=pool.folder, redis_url=pool.url).returncode == 0
-    command = f"supervisor read '{dead_key(STREAM, 'email_workers')}'"
+    command = f"supervisor dead list {STREAM} email_workers"
     eventually(lambda: "dead letters of email_workers:" in show(pool))
     assert f"  {command}" in show(pool)
     doctor = run("doctor", cwd=pool.folder, redis_url=pool.url).stdout
     assert command in doctor
-    words = command.removeprefix("supervisor ").replace("'", "").split()
+    words = command.removeprefix("supervisor ").split()
     assert "as it was told" in run(*words, cwd=pool.folder, redis_url=pool.url).stdout
 
 

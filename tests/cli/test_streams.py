@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.run import COMMAND, environment, lines_of, run, spawn
+from tests.cli.run import COMMAND, data, environment, lines_of, run, spawn
 from tests.support.waiting import eventually
 
 STREAM = "events:user_created"
@@ -243,3 +243,15 @@ def test_tail_into_a_pipe_that_closes(tmp_path: Path, redis_server) -> None:
             eventually(lambda: client.xadd(STREAM, {"n": 1}) and process.poll() is not None, what="it leaves")
         assert tailing.wait() == 0
     assert len(tailing.out) == 1 and not any("Traceback" in line for line in tailing.err)
+
+
+def test_nothing_to_show_is_said(tmp_path: Path, redis_server) -> None:
+    with redis_server.sync() as client:
+        client.xgroup_create("there", "g", mkstream=True)
+    missing = run("read", "nosuch", cwd=tmp_path, redis_url=redis_server.url)
+    assert (missing.returncode, missing.stdout) == (0, "") and "the stream 'nosuch' does not exist" in missing.stderr
+    empty = run("read", "there", cwd=tmp_path, redis_url=redis_server.url)
+    assert (empty.returncode, empty.stdout, empty.stderr) == (0, "", "")
+    pending = run("pending", "there", "g", cwd=tmp_path, redis_url=redis_server.url)
+    assert (pending.returncode, pending.stdout, pending.stderr) == (0, "", "nothing is pending\n")
+    assert data(run("pending", "there", "g", "--json", cwd=tmp_path, redis_url=redis_server.url)) == []

@@ -1,0 +1,40 @@
+"""Overrides in config.toml that nobody reads: those of streams and groups that no handler has.
+
+Mostly a mistyped name, and then the override seems to hold and does not.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from supervisor.errors import did_you_mean
+from supervisor.settings.sources import dotted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from supervisor.settings.load import Loaded
+    from supervisor.settings.sources import KeyPath
+
+
+def unread(loaded: Loaded, pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """One line for each such override; `pairs` are the handlers' (stream, group)."""
+    groups: dict[str, list[str]] = {}
+    for stream, group in pairs:
+        groups.setdefault(stream, []).append(group)
+    found = []
+    for stream, override in loaded.settings.stream.items():
+        if stream not in groups:
+            found.append(_line(loaded, ("stream", stream), f"no handler reads it{did_you_mean(stream, groups)}"))
+            continue
+        for group in override.group:
+            if group not in groups[stream]:
+                hint = did_you_mean(group, groups[stream])
+                found.append(_line(loaded, ("stream", stream, "group", group), f"no handler is in it{hint}"))
+    return found
+
+
+def _line(loaded: Loaded, table: KeyPath, text: str) -> str:
+    name = dotted(table)
+    origin = next((where for key, where in loaded.origins.items() if key.startswith(f"{name}.")), str(loaded.path))
+    return f"{origin}: [{name}]: {text}"
