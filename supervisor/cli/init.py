@@ -30,8 +30,13 @@ def init(folder: Path) -> None:
     talk(
         f"\nNext:\n{change}"
         "  supervisor start\n"
-        "  supervisor publish events:user_created user_id=1 email=ada@example.com      (in another terminal)\n"
-        "  supervisor status"
+        f"\nIn another terminal:\n{change}"
+        "  supervisor publish events:user_created user_id=1 email=ada@example.com\n"
+        "  supervisor status\n"
+        "  supervisor restart         after a change of a handler\n"
+        "\nREADME.md tells more. The project has tests:\n"
+        "  python -m pip install pytest\n"
+        "  python -m pytest"
     )
 
 

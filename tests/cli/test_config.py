@@ -142,6 +142,16 @@ def test_init_writes_a_project_once(tmp_path: Path) -> None:
     assert set(done.stdout.split()) == made
     assert {"new/config.toml", "new/handlers/users.py", "new/tests/test_handlers.py", "new/.gitignore"} <= made
     assert data(run("config", "check", "--json", cwd=tmp_path / "new"))["handlers"][0]["group"] == "welcome"
+    readme = (tmp_path / "new" / "README.md").read_text()
+    steps = [line.strip() for line in done.stderr.splitlines() if line.startswith("  ")]
+    for step in (
+        "supervisor start",
+        "supervisor status",
+        "supervisor restart",
+        "python -m pip install pytest",
+        "python -m pytest",
+    ):
+        assert step in readme and any(line.startswith(step) for line in steps), step
 
 
 def test_init_overwrites_nothing(tmp_path: Path) -> None:
