@@ -21,6 +21,11 @@ __all__ = ["BatchError", "Message", "Publisher", "Reject", "Retry", "__version__
 _LAZY = {"handler": "supervisor.handling.registry", "Publisher": "supervisor.publisher"}
 
 
+def __dir__() -> list[str]:
+    """With the names that are imported later."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """The public names of `_LAZY`."""
     if name not in _LAZY:

@@ -1,0 +1,23 @@
+"""What `supervisor` offers to the modules of users."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import supervisor
+
+
+def test_all_public_names_are_listed_and_there() -> None:
+    # In a process of its own: here other tests have looked some up already.
+    program = "import supervisor, sys; print(*dir(supervisor)); assert 'redis' not in sys.modules"
+    listed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert {"handler", "Publisher", "Message", "Retry", "context"} <= set(supervisor.__all__) <= set(listed)
+    for name in supervisor.__all__:
+        assert getattr(supervisor, name) is not None
+
+
+def test_from_import_star_brings_them_all() -> None:
+    names: dict[str, object] = {}
+    exec("from supervisor import *", names)
+    assert set(supervisor.__all__) <= set(names)
