@@ -168,11 +168,11 @@ def test_23_freeze_tree_thaw_parent_first(
     pool.wait_ready()
     assert children_of(pool) == before and not left_lines(pool)
     bound.check("healthy workers and services killed after 10 s of sleep", len(left_lines(pool)), 0, "")
-    # Its deadline ran on: 2 s from the start, and what the freeze took.
+    # Its deadline ran on: 5 s from the start, and what the freeze took.
     assert sorted(doomed.pids().values()) == sorted(others[:3])
-    left = eventually(lambda: doomed.worker(0)["last_exit"], 6)
-    assert left["reason"] == "deadline" and left["uptime_s"] > 11
-    assert now_s() - thawed_s < 4
+    left = eventually(lambda: doomed.worker(0)["last_exit"], 9)
+    assert left["reason"] == "deadline" and left["uptime_s"] > 14
+    assert now_s() - thawed_s < 8
     assert {line["slot"] for line in doomed.events("worker left")} == {0}
     doomed.wait_ready()
 

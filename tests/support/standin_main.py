@@ -95,7 +95,7 @@ class Worker:
 
     def do_long(self) -> int:
         """A deadline some seconds ahead, set once."""
-        self.words.set(Word.DEADLINE_NS, time.monotonic_ns() + 2_000_000_000)
+        self.words.set(Word.DEADLINE_NS, time.monotonic_ns() + 5_000_000_000)
         return self.do_good()
 
     def before_boot_hang(self) -> None:
