@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -134,7 +135,7 @@ class Life(RuleBasedStateMachine):
         before, self.slot = self.slot, slots.postpone(self.slot, by_s)
         self.keeps_its_child(before)
         gets_back_s = 0.0 if before.doomed or not before.living else by_s
-        assert slots.due_s(self.slot, LIMITS) == slots.due_s(before, LIMITS) + gets_back_s
+        assert slots.due_s(self.slot, LIMITS) == pytest.approx(slots.due_s(before, LIMITS) + gets_back_s)
 
     @rule(wanted=st.booleans())
     def scale(self, wanted: bool) -> None:
