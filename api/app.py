@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from supervisor.version import __version__
 
-from . import inventory, probes, problems, streams, tail, users
+from . import docs, inventory, probes, problems, streams, tail, users
 from .gate import Gate
 from .service import Service
 from .shapes import PROBLEM_SCHEMA
@@ -51,10 +51,12 @@ def create_app(loaded: Loaded) -> FastAPI:
         openapi_tags=_TAGS,
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=docs.INTERACTIVE,
+        redoc_url=None,
     )
     problems.install(app)
     # The longest addresses first: a stream's name may hold slashes.
-    for module in (users, tail, streams, inventory, probes):
+    for module in (users, tail, streams, inventory, probes, docs):
         app.include_router(module.router)
     app.add_middleware(Gate, settings=loaded.settings.api)
     _describe(app)

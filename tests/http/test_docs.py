@@ -1,0 +1,65 @@
+"""The page about all routes: there without network, whole, and safe to open."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from html import unescape
+from html.parser import HTMLParser
+
+import httpx
+
+from tests.http.service import Service
+
+
+class Page(HTMLParser):
+    """The page's text and addresses, and what is not well-formed."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.tags: set[str] = set()
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.links += [value or "" for name, value in attrs if name in ("href", "src", "action")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_root_leads_to_the_page(http: httpx.Client) -> None:
+    answer = http.get("/")
+    assert (answer.status_code, answer.headers["location"]) == (307, "/docs")
+
+
+def test_the_page_needs_nothing_from_elsewhere_and_lists_all_routes(http: httpx.Client) -> None:
+    answer = http.get("/docs")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+    page = Page(answer.text)
+    assert page.links == ["/openapi.json", "/docs/interactive"] and "script" not in page.tags
+    assert all(http.get(link).status_code == 200 for link in page.links)
+    described = http.get("/openapi.json").json()["paths"]
+    listed = set(re.findall(r"^(GET|POST|PUT|DELETE) (/\S+)", page.text, re.MULTILINE))
+    assert listed == {(method.upper(), path) for path, operations in described.items() for method in operations}
+    assert len(listed) > 15 and not any(path.startswith("/docs") for _, path in listed)
+
+
+def test_its_commands_work(service: Service, http: httpx.Client) -> None:
+    commands = [unescape(text) for text in re.findall(r"<pre>(.*?)</pre>", http.get("/docs").text)]
+    assert len(commands) > 15 and all(command.startswith("curl ") for command in commands)
+    for words in ("-X POST", "/readyz", "/v1/streams/events:user_created/messages "):
+        assert any(words in f"{command} " for command in commands), words
+    publish = next(command for command in commands if "-X POST" in command and "/messages " in command)
+    assert service.base_url in publish
+    done = subprocess.run(
+        [*shlex.split(publish), "-s", "-w", " %{http_code}", "--noproxy", "*"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.endswith(" 202"), done.stdout
