@@ -1,0 +1,139 @@
+"""Restarts under load, and with new code that only shows what it is when it is too late to refuse it."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from supervisor.errors import EXIT_HANDLERS, EXIT_OK
+from tests.support.faults import Bounds, Watch
+from tests.support.pool import Pool
+from tests.support.recording import RECORD, SIMPLE, seen
+from tests.support.standins import now_s
+from tests.support.waiting import eventually
+
+StartPool = Callable[..., Pool]
+
+
+class Load:
+    """Numbered messages, as fast as they are asked for."""
+
+    def __init__(self, redis: Any) -> None:
+        self._redis = redis
+        self.count = 0
+
+    def add(self, messages: int) -> None:
+        pipeline = self._redis.pipeline(transaction=False)
+        for n in range(self.count, self.count + messages):
+            pipeline.xadd("events", {"n": n})
+        pipeline.execute()
+        self.count += messages
+
+
+def operation(pool: Pool) -> dict[str, Any]:
+    found: dict[str, Any] = pool.ask("status")["last_operation"] or {}
+    return found
+
+
+def test_51_reexec_under_load(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
+    pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=3)
+    arbiter, before = pool.pid, pool.pids()
+    redis, load = redis_server.sync(), Load(redis_server.sync())
+    code = (pool.folder / "handlers.py").read_text()
+    for version in (1, 2):
+        new = code.replace('record(message.fields["n"])', f'record(message.fields["n"] + ".{version}")')
+        (pool.folder / "handlers.py").write_text(new)
+        restarted = len(pool.events("restarted"))
+        pool.send(signal.SIGHUP)
+        with bound.within("SIGHUP under load until 3 workers were replaced", 10_000):
+            while len(pool.events("restarted")) == restarted:
+                load.add(250)
+                time.sleep(0.02)  # 12 500 a second at most
+    load.add(max(0, 20_000 - load.count))
+    with bound.within(f"the rest of {load.count} messages", 10_000):
+        eventually(lambda: sum(seen(pool).values()) >= load.count, 30, 0.1)
+    eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)
+    counts = seen(pool)
+    runs = [counts[f"{n}"] + counts[f"{n}.1"] + counts[f"{n}.2"] for n in range(load.count)]
+    assert runs == [1] * load.count, "none is lost and none runs twice"
+    versions = {text.partition(".")[2] for text in counts}
+    assert versions == {"", "1", "2"}, "all three were at work"
+    assert {line["reason"] for line in pool.events("worker left")} == {"drained"}
+    status = pool.wait_ready()
+    assert status["pid"] == arbiter and not set(before.values()) & set(pool.pids().values())
+
+
+def test_52_reexec_new_code_broken(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
+    # It imports; but no worker that is forked from it can run.
+    pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=3)
+    arbiter, before = pool.pid, pool.pids()
+    load = Load(redis_server.sync())
+    code = (pool.folder / "handlers.py").read_text()
+    (pool.folder / "handlers.py").write_text(f"import uvloop\nuvloop.run = None\n{code}")
+    with bound.within("SIGHUP until the restart is given up", 5000):
+        pool.send(signal.SIGHUP)
+        while not operation(pool):
+            load.add(50)
+    assert operation(pool)["ok"] is False and "slot 0 did not stay up" in operation(pool)["error"]
+    status = pool.ask("status")
+    assert status["pid"] == arbiter and {1: before[1], 2: before[2]}.items() <= pool.pids().items(), "two of the old"
+    load.add(500)
+    eventually(lambda: len(seen(pool)) == load.count, 20, 0.05)
+    (pool.folder / "handlers.py").write_text(code)
+    with bound.within("SIGHUP with good code until all are READY", 10_000):
+        pool.send(signal.SIGHUP)
+        eventually(lambda: operation(pool).get("ok"), 20)
+        pool.wait_ready()
+    eventually(lambda: redis_server.sync().xpending("events", "workers")["pending"] == 0)
+    assert set(seen(pool).values()) == {1} and pool.pid == arbiter
+
+
+def test_52_reexec_new_code_hangs(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
+    pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=2)
+    before, load = pool.pids(), Load(redis_server.sync())
+    (pool.folder / "handlers.py").write_text("open('hangs', 'w').close()\nimport time\ntime.sleep(3600)\n")
+    pool.send(signal.SIGHUP)
+    eventually((pool.folder / "hangs").exists)
+    load.add(1000)
+    with bound.within("1000 messages while new code is imported for ever", 3000):
+        eventually(lambda: len(seen(pool)) == load.count)
+    assert pool.ask("status")["operation"] == {"kind": "restart", "phase": "preflight"} and pool.pids() == before
+    with bound.within("SIGTERM until it has left", 3000):
+        pool.send(signal.SIGTERM)
+        assert pool.wait() == EXIT_OK
+
+
+def test_52_reexec_new_code_breaks_at_the_second_import(
+    start_pool: StartPool, watch: Watch, redis_server: Any, bound: Bounds
+) -> None:
+    # What the preflight can't know: the new image has no way back to the old code. All ends, and nothing stays behind.
+    pool = start_pool(
+        RECORD
+        + """
+    import asyncio
+    @handler("events", group="workers")
+    async def handle(message: Message) -> None:
+        record(message.fields["n"])
+        if not os.path.exists("once"):
+            await asyncio.Event().wait()
+        record("done")
+""",
+        redis_url=redis_server.url,
+        workers=2,
+    )
+    load = Load(redis_server.sync())
+    load.add(20)
+    eventually(lambda: len(seen(pool)) == 20)
+    code = (pool.folder / "handlers.py").read_text()
+    (pool.folder / "handlers.py").write_text("open('once', 'x').close()\n" + code)
+    began_s = now_s()
+    pool.send(signal.SIGHUP)
+    assert pool.wait() == EXIT_HANDLERS
+    bound.check("SIGHUP until all has ended with 4", (now_s() - began_s) * 1000, 4000)
+    pool.assert_nothing_left()
+    (pool.folder / "handlers.py").write_text(code)
+    pool.start()
+    watch.measure(pool)
+    eventually(lambda: seen(pool)["done"] == 20, what="what was in hand runs at the next start")
