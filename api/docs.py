@@ -58,11 +58,12 @@ def page(schema: Mapping[str, Any], base: str) -> str:
         for path, operations in schema["paths"].items():
             for method, operation in operations.items():
                 if tag["name"] in operation.get("tags", []):
-                    lines += _operation(path, method.upper(), operation, base)
+                    curl = _curl(path, method.upper(), operation, base, schema)
+                    lines += _operation(path, method.upper(), operation, curl)
     return "\n".join([*lines, "</html>\n"])
 
 
-def _operation(path: str, method: str, operation: Mapping[str, Any], base: str) -> Iterator[str]:
+def _operation(path: str, method: str, operation: Mapping[str, Any], curl: str) -> Iterator[str]:
     yield f"<details><summary><b class=method>{method}</b> <code>{escape(path)}</code>"
     yield f" {escape(operation.get('summary', ''))}</summary>"
     yield f"<p>{escape(operation.get('description', ''))}</p>"
@@ -70,7 +71,7 @@ def _operation(path: str, method: str, operation: Mapping[str, Any], base: str) 
     if parameters:
         rows = "".join(map(_parameter, parameters))
         yield f"<table>{rows}</table>"
-    yield f"<pre>{escape(_curl(path, method, operation, base))}</pre>"
+    yield f"<pre>{escape(curl)}</pre>"
     answers = ((code, answer.get("description", "")) for code, answer in sorted(operation["responses"].items()))
     yield "<table>" + "".join(f"<tr><td>{code}<td>{escape(text)}" for code, text in answers) + "</table></details>"
 
@@ -84,23 +85,25 @@ def _parameter(parameter: Mapping[str, Any]) -> str:
     return f"<tr><td><code>{escape(parameter['name'])}</code><td>{escape(', '.join(facts))}<td>{escape(text)}"
 
 
-def _curl(path: str, method: str, operation: Mapping[str, Any], base: str) -> str:
+def _curl(path: str, method: str, operation: Mapping[str, Any], base: str, schema: Mapping[str, Any]) -> str:
     """A command that asks for it."""
     for parameter in operation.get("parameters", []):
         if parameter["in"] == "path":
             examples = parameter["schema"].get("examples", [])
             path = path.replace(f"{{{parameter['name']}}}", str(examples[0]) if examples else f"<{parameter['name']}>")
-    words = ["curl"] if method == "GET" else ["curl", "-X", method]
+    words = ["curl", "-N"] if path.endswith("/tail") else ["curl"] if method == "GET" else ["curl", "-X", method]
     words.append(shlex.quote(f"{base}{path}") if "<" not in path else f"{base}{path}")
     content = operation.get("requestBody", {}).get("content", {})
     if content:
         kind, media = next(iter(content.items()))
-        words += ["-H", shlex.quote(f"content-type: {kind}"), "-d", shlex.quote(json.dumps(_example(media)))]
+        words += ["-H", shlex.quote(f"content-type: {kind}"), "-d", shlex.quote(json.dumps(_example(media, schema)))]
     return " ".join(words)
 
 
-def _example(media: Mapping[str, Any]) -> Any:
+def _example(media: Mapping[str, Any], schema: Mapping[str, Any]) -> Any:
     """The first example of a body that there is."""
+    if reference := media.get("schema", {}).get("$ref"):
+        media = {"example": {}, **schema["components"]["schemas"][reference.rpartition("/")[2]]}
     if "example" in media:
         return media["example"]
     examples = media.get("examples") or {}
