@@ -97,14 +97,14 @@ def restart(wait: bool, timeout_s: float, config: Path | None) -> int:
     def left(status: dict[str, Any]) -> int:
         last = status["last_operation"]
         if status["operation"] is None and last and not last["ok"]:
-            raise SupervisorError(f"restarting the workers: {last['error']}")
+            raise SupervisorError(f"not restarted: {last['error']}")
         old = [worker for worker in status["workers"] if worker["incarnation"] <= before.get(worker["slot"], 0)]
         # The embedded Redis stays.
         waited = [s for s in status["services"] if s["name"] != "redis"]
         late = [s for s in waited if s["state"] != "READY" or s["pid"] == pids.get(s["name"])]
         return len(old) + len(late) or int(status["operation"] is not None)
 
-    return _watch(place, left, timeout_s, "restarting the workers")
+    return _watch(place, left, timeout_s, "restarting workers and services")
 
 
 @command(

@@ -52,9 +52,12 @@ def show(found: dict[str, Any], *, rates: Mapping[int, float] | None = None) -> 
     state = click.style(f"{found['state']:{_LABEL}}", fg=_COLOURS.get(found["state"]), bold=True)
     about = f"pid {found['pid']}, up {duration(found['uptime_s'])}" if found["pid"] else found.get("reason", "")
     redis = found["redis"]
-    server = f"{redis['version']}, durability {redis['durability']}" if redis["version"] else redis.get("error", "?")
+    if redis["version"]:
+        server = f"{redis['version']}, durability {redis['durability']}, at {redis['url']}"
+    else:
+        server = f"{redis['url']}: {redis.get('error', '?')}"
     lines = [f"{state}  {about}", *(_line("", trouble) for trouble in found.get("troubles", ()))]
-    lines.append(_line("redis", f"{server}, at {redis['url']}"))
+    lines.append(_line("redis", server))
     lines += [_line("services", ", ".join(map(_service, found["services"])))] if found.get("services") else []
     lines += _operations(found.get("operation"), found.get("last_operation"))
     lines += [_line("paused", "nothing new is taken until `supervisor resume`")] if found.get("paused") else []

@@ -128,7 +128,7 @@ def test_restart_with_broken_code_fails_and_changes_nothing(pool) -> None:
     done = run("restart", "--wait", cwd=pool.folder, redis_url=pool.url)
     assert done.returncode == 1
     place = f"{pool.folder}/handlers.py:1: ZeroDivisionError: division by zero"
-    assert "error: restarting the workers: nothing was changed" in done.stderr and place in done.stderr
+    assert "error: not restarted: nothing was changed" in done.stderr and place in done.stderr
     assert place in status(pool)[1]["last_operation"]["error"]
     assert "Traceback" not in pool.output
     assert [worker["pid"] for worker in status(pool)[1]["workers"]] == [worker["pid"] for worker in before]
