@@ -16,13 +16,18 @@ import json
 import mmap
 import os
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 from supervisor.memory_file import memory_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MAGIC = 0x5355505256534F52
 SLOTS_MAX = 256
 ROWS_MAX = 64
 WORD_BYTES = 8
+WORD_MAX = 2**64 - 1
 HEADER_WORDS = 64
 SLOT_WORDS = 64
 ROW_WORDS = 8
@@ -153,8 +158,8 @@ class SlotBoard:
         self._words[self._base + word] = value
 
     def add(self, word: Word, amount: int) -> None:
-        """Count; only for the word's one writer."""
-        self._words[self._base + word] += amount
+        """Count; only for the word's one writer. One that was scribbled over may wrap round; it must not raise."""
+        self._words[self._base + word] = (self._words[self._base + word] + amount) & WORD_MAX
 
     def clear_worker_words(self) -> None:
         """What the arbiter does before it forks: a new incarnation starts with fresh words.
@@ -172,6 +177,15 @@ class SlotBoard:
             at = self._base + SLOT_WORDS + index * ROW_WORDS
             for word in (Row.STARTED_MS, Row.STARTED_SEQ, Row.ALONE_MS, Row.ALONE_SEQ):
                 self._words[at + word] = 0
+
+    def keep_rows(self, consumers: Iterable[tuple[str, str]]) -> None:
+        """Free the rows of all but these (stream, group): of handlers that are no more, or of nobody at all."""
+        keys = {row_key(stream, group) for stream, group in consumers}
+        for index in range(ROWS_MAX):
+            at = self._base + SLOT_WORDS + index * ROW_WORDS
+            if self._words[at] not in keys:
+                for word in range(at, at + ROW_WORDS):
+                    self._words[word] = 0
 
     def row(self, stream: str, group: str) -> RowBoard | None:
         """The row of a consumer, taken if it has none yet; None when all rows are in use."""

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from supervisor.arbiter.services import Services
     from supervisor.board import Board, SlotBoard
 
+_ACTIVITIES = frozenset(WorkerState)
+
 
 def document(arbiter: Arbiter) -> dict[str, Any]:
     """The pool as the arbiter sees it, from what it has at hand: whoever asks must not hold it up."""
@@ -118,7 +120,7 @@ def _worker(board: Board, slot: Slot) -> dict[str, Any]:
         "failed": words.get(Word.FAILED),
         "dead": words.get(Word.DEAD),
         # What it is doing, and since when.
-        "activity": WorkerState(words.get(Word.STATE)).name.lower() if slot.living else None,
+        "activity": _activity(words.get(Word.STATE)) if slot.living else None,
         "activity_s": _age_s(words, Word.STATE_SINCE_NS) if slot.living else None,
         # Acks that came too late: somebody else has settled the message.
         "lost_claim": words.get(Word.LOST_CLAIM),
@@ -130,6 +132,11 @@ def _worker(board: Board, slot: Slot) -> dict[str, Any]:
         "batches": words.get(Word.BATCHES),
         "loop_lag_ms_max": round(words.get(Word.LOOP_LAG_NS_MAX) / 1e6, 1) if slot.living else None,
     }
+
+
+def _activity(state: int) -> str:
+    """A worker may have written anything into its word, and its slot is to be seen all the same."""
+    return WorkerState(state).name.lower() if state in _ACTIVITIES else "unknown"
 
 
 def _age_s(words: SlotBoard, word: Word) -> float | None:

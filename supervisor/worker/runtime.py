@@ -74,6 +74,7 @@ class Runtime:
         self._charged = False
         self._bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         enter(self._context)
+        board.keep_rows((spec.stream, spec.group) for spec in specs)
         self.consumers = [Consumer(spec, around, _row(board, spec)) for spec in specs]
         self.settler.progress = self._progress
         self.stopping = False
