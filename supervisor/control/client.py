@@ -14,25 +14,42 @@ if TYPE_CHECKING:
     from supervisor.settings.place import Place
 
 
+#: Before one who was hung up on asks again.
+AGAIN_S = 0.05
+
+
 def request(place: Place, cmd: str, *, patience_s: float = 5.0, **args: Any) -> dict[str, Any]:
     """Have the arbiter do `cmd`; what it answers as data.
+
+    Who is hung up on asks again: the arbiter serves as many as it can, or has replaced its own image in that
+    moment. Each command may be done twice.
 
     Raises NotRunningError when nobody answers within `patience_s`, and SupervisorError with the
     arbiter's own words when it refuses.
     """
     deadline_s = time.monotonic() + patience_s
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+    while True:
         try:
-            connection.settimeout(patience_s)
-            connection.connect(str(place.control))
-            connection.sendall(encode({"cmd": cmd, **args}))
-            answer = json.loads(_read_line(connection, deadline_s))
+            answer = json.loads(_ask(place, encode({"cmd": cmd, **args}), deadline_s))
+            break
+        except (ConnectionResetError, BrokenPipeError) as error:
+            if time.monotonic() + AGAIN_S > deadline_s:
+                raise _not_running(place, error) from None
+            time.sleep(AGAIN_S)
         except (OSError, ValueError) as error:
-            raise NotRunningError(f"no supervisor answers on {place.control}: {_why(error)}") from None
+            raise _not_running(place, error) from None
     if not answer.get("ok"):
         raise SupervisorError(str(answer.get("error", "the supervisor refused without a reason")))
     data: dict[str, Any] = answer["data"]
     return data
+
+
+def _ask(place: Place, line: bytes, deadline_s: float) -> bytes:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(max(0.001, deadline_s - time.monotonic()))
+        connection.connect(str(place.control))
+        connection.sendall(line)
+        return _read_line(connection, deadline_s)
 
 
 def _read_line(connection: socket.socket, deadline_s: float) -> bytes:
@@ -41,9 +58,15 @@ def _read_line(connection: socket.socket, deadline_s: float) -> bytes:
         connection.settimeout(max(0.001, deadline_s - time.monotonic()))
         chunk = connection.recv(65536)
         received += chunk
-        if not chunk or len(received) > ANSWER_BYTES_MAX:
-            raise ConnectionError("it hung up before it had answered")
+        if not chunk:
+            raise ConnectionResetError("it hung up before it had answered")
+        if len(received) > ANSWER_BYTES_MAX:
+            raise ConnectionError("its answer has no end")
     return received
+
+
+def _not_running(place: Place, error: Exception) -> NotRunningError:
+    return NotRunningError(f"no supervisor answers on {place.control}: {_why(error)}")
 
 
 def _why(error: Exception) -> str:

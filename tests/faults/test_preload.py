@@ -32,7 +32,7 @@ def check_refused(pool: Pool, word: str, code: str, redis: Any, bound: Bounds) -
     arbiter, before = pool.pid, pool.pids()
     good = (pool.folder / "handlers.py").read_text()
     (pool.folder / "handlers.py").write_text("\n".join(line[4:] for line in code.splitlines()) + good)
-    with bound.within("SIGHUP until the new code is refused", 4000):
+    with bound.within("SIGHUP until the new code is refused", 6000):
         pool.send(signal.SIGHUP)
         ended = eventually(lambda: pool.ask("status")["last_operation"], interval_s=0.005)
     assert ended["ok"] is False and word in ended["error"]
@@ -65,6 +65,6 @@ def check_no_start(pool: Pool, word: str, bound: Bounds) -> None:
     """Refused before anything was started."""
     began_s = time.monotonic()
     assert pool.wait() == EXIT_HANDLERS
-    bound.check("start until it has left with 4", (time.monotonic() - began_s) * 1000, 2000)
+    bound.check("start until it has left with 4", (time.monotonic() - began_s) * 1000, 3000)
     assert word in pool.output and "Traceback" not in pool.output
     assert not pool.events("worker started") and not pool.events("started")

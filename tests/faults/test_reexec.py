@@ -50,7 +50,8 @@ def test_51_reexec_under_load(start_pool: StartPool, redis_server: Any, bound: B
         with bound.within("SIGHUP under load until 3 workers were replaced", 10_000):
             while len(pool.events("restarted")) == restarted:
                 load.add(250)
-                time.sleep(0.02)  # 12 500 a second at most
+                pool.ask("ping")  # who asks in the wrong moment waits, and is answered
+                time.sleep(0.02)  # 12 500 messages a second at most
     load.add(max(0, 20_000 - load.count))
     with bound.within(f"the rest of {load.count} messages", 10_000):
         eventually(lambda: sum(seen(pool).values()) >= load.count, 30, 0.1)
@@ -72,17 +73,18 @@ def test_52_reexec_new_code_broken(start_pool: StartPool, redis_server: Any, bou
     load = Load(redis_server.sync())
     code = (pool.folder / "handlers.py").read_text()
     (pool.folder / "handlers.py").write_text(f"import uvloop\nuvloop.run = None\n{code}")
-    with bound.within("SIGHUP until the restart is given up", 5000):
+    with bound.within("SIGHUP until the restart is given up", 10_000):
         pool.send(signal.SIGHUP)
         while not operation(pool):
             load.add(50)
+            time.sleep(0.02)
     assert operation(pool)["ok"] is False and "slot 0 did not stay up" in operation(pool)["error"]
     status = pool.ask("status")
     assert status["pid"] == arbiter and {1: before[1], 2: before[2]}.items() <= pool.pids().items(), "two of the old"
     load.add(500)
     eventually(lambda: len(seen(pool)) == load.count, 20, 0.05)
     (pool.folder / "handlers.py").write_text(code)
-    with bound.within("SIGHUP with good code until all are READY", 10_000):
+    with bound.within("SIGHUP with good code until all are READY", 15_000):
         pool.send(signal.SIGHUP)
         eventually(lambda: operation(pool).get("ok"), 20)
         pool.wait_ready()
@@ -131,7 +133,7 @@ def test_52_reexec_new_code_breaks_at_the_second_import(
     began_s = now_s()
     pool.send(signal.SIGHUP)
     assert pool.wait() == EXIT_HANDLERS
-    bound.check("SIGHUP until all has ended with 4", (now_s() - began_s) * 1000, 4000)
+    bound.check("SIGHUP until all has ended with 4", (now_s() - began_s) * 1000, 6000)
     pool.assert_nothing_left()
     (pool.folder / "handlers.py").write_text(code)
     pool.start()
