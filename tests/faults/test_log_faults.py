@@ -207,7 +207,7 @@ def test_39_stderr_pipe_many_writers(bound: Bounds) -> None:
     writers = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=write_fd) for _ in range(4)]
     try:
         os.close(write_fd)
-        waiting, rounds, until_s = 0, 0, now_s() + 4
+        waiting, rounds, until_s = 0, 0, now_s() + 3
         while now_s() < until_s:
             os.read(read_fd, PIPE_BYTES)
             rounds += 1

@@ -19,7 +19,8 @@ from tests.support.standins import now_s
 from tests.support.waiting import eventually
 
 StartPool = Callable[..., Pool]
-#: Longer than all that a worker or the lease waits for; with the limits that are set below, several times so.
+#: A minute was asked for; instead, the limits that it would exceed are shortened to a third and less. It is twice
+#: what the lease waits for, which can't be set.
 DOWN_S = 20.0
 
 HOLDING = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -31,10 +30,25 @@ class Load:
         pipeline.execute()
         self.count += messages
 
+    def add_until(self, condition: Callable[[], Any], messages: int) -> None:
+        """So many at a time until it is so; 12 500 a second at most."""
+
+        def is_so() -> Any:
+            self.add(messages)
+            return condition()
+
+        eventually(is_so, 30, 0.02)
+
 
 def operation(pool: Pool) -> dict[str, Any]:
     found: dict[str, Any] = pool.ask("status")["last_operation"] or {}
     return found
+
+
+def told(pool: Pool) -> list[dict[str, Any]]:
+    """How restarts have ended. And who asks in the wrong moment waits, and is answered."""
+    pool.ask("ping")
+    return [*pool.events("not restarted"), *pool.events("restarted")]
 
 
 def test_51_reexec_under_load(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
@@ -45,13 +59,11 @@ def test_51_reexec_under_load(start_pool: StartPool, redis_server: Any, bound: B
     for version in (1, 2):
         new = code.replace('record(message.fields["n"])', f'record(message.fields["n"] + ".{version}")')
         (pool.folder / "handlers.py").write_text(new)
-        restarted = len(pool.events("restarted"))
+        restarted = len(told(pool))
         pool.send(signal.SIGHUP)
         with bound.within("SIGHUP under load until 3 workers were replaced", 10_000):
-            while len(pool.events("restarted")) == restarted:
-                load.add(250)
-                pool.ask("ping")  # who asks in the wrong moment waits, and is answered
-                time.sleep(0.02)  # 12 500 messages a second at most
+            load.add_until(lambda restarted=restarted: len(told(pool)) > restarted, 250)
+        assert not pool.events("not restarted")
     load.add(max(0, 20_000 - load.count))
     with bound.within(f"the rest of {load.count} messages", 10_000):
         eventually(lambda: sum(seen(pool).values()) >= load.count, 30, 0.1)
@@ -75,9 +87,7 @@ def test_52_reexec_new_code_broken(start_pool: StartPool, redis_server: Any, bou
     (pool.folder / "handlers.py").write_text(f"import uvloop\nuvloop.run = None\n{code}")
     with bound.within("SIGHUP until the restart is given up", 10_000):
         pool.send(signal.SIGHUP)
-        while not operation(pool):
-            load.add(50)
-            time.sleep(0.02)
+        load.add_until(lambda: operation(pool), 50)
     assert operation(pool)["ok"] is False and "slot 0 did not stay up" in operation(pool)["error"]
     status = pool.ask("status")
     assert status["pid"] == arbiter and {1: before[1], 2: before[2]}.items() <= pool.pids().items(), "two of the old"

@@ -17,7 +17,7 @@ from tests.support.standins import Standins, now_s
 from tests.support.waiting import eventually
 
 Make = Callable[..., Standins]
-LACK_S = 3.0
+LACK_S = 2.0
 
 
 @pytest.fixture

@@ -72,10 +72,10 @@ def test_60_sd_watchdog_parent_hang(systemd: Systemd, standins: Callable[..., St
     heard = eventually(lambda: "READY=1" in systemd.listen() and systemd.listen())
     assert heard.count("READY=1") == 1 and "STATUS=starting: 0 of 0 workers ready" in heard
     eventually(lambda: "STATUS=healthy: 2 of 2 workers ready" in systemd.listen())
-    pings = systemd.pings_s(2)
+    pings = systemd.pings_s(1.5)
     gaps = [after - before for before, after in itertools.pairwise(pings)]
     bound.check("between two signs of life, of 400 ms that systemd waits", [gap * 1000 for gap in gaps], 350)
-    assert len(pings) >= 6 and max(gaps) < WATCHDOG_S
+    assert len(pings) >= 5 and max(gaps) < WATCHDOG_S
     # An arbiter that hangs says nothing, for nobody speaks in its place.
     pool.send(signal.SIGSTOP)
     eventually(lambda: psutil.Process(pool.pid).status() == psutil.STATUS_STOPPED)
