@@ -19,6 +19,7 @@ from supervisor.control.client import request
 from supervisor.settings.load import load
 from supervisor.settings.place import Place, place_of
 from tests.support.pool import MARK, clean_environment
+from tests.support.servers import free_port
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +43,8 @@ class Standins:
         self.folder, self.args = folder, args
         self.config = folder / "config.toml"
         self.config.write_text(
-            f'[redis]\nurl = "redis://nowhere"\n[api]\nenabled = {str(api).lower()}\n[log]\nformat = "json"\n'
+            f'[redis]\nurl = "redis://nowhere"\n[api]\nenabled = {str(api).lower()}\nbind = "127.0.0.1:{free_port()}"\n'
+            f'[log]\nformat = "json"\n'
             f"[pool]\nworkers = {workers}\n{pool}\n[app]\n{app}\n"
         )
         (folder / "handlers.py").write_text(HANDLERS)
