@@ -27,7 +27,7 @@ run: $(VENV)/.installed ## install, then run the pool in the foreground
 	@exec $(BIN)/supervisor start $(ARGS)
 
 test: $(VENV)/.installed-dev ## install what the tests need, then run them all
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 faults: $(VENV)/.installed-dev ## kill, freeze and starve the pool in every way, and show what it costs
 	@$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)

@@ -76,21 +76,21 @@ class Reaper:
                 await self._take(stream, group, name, heirs)
 
     async def _take(self, stream: str, group: str, name: str, heirs: list[int]) -> None:
-        taken, start, poked = 0, "-", set()
+        taken, start = 0, "-"
         while rows := await self._redis.xpending_range(stream, group, start, "+", _PAGE, consumername=name):
             heir = heirs[self._next % len(heirs)]
             self._next += 1
             ids: list[Any] = [row["message_id"] for row in rows]
-            await self._redis.xclaim(
-                stream, group, consumer_name(self._pool, heir), min_idle_time=0, message_ids=ids, justid=True
-            )
+            try:
+                await self._redis.xclaim(
+                    stream, group, consumer_name(self._pool, heir), min_idle_time=0, message_ids=ids, justid=True
+                )
+            finally:  # also when the answer was lost: what has changed hands is seen by nobody else
+                words = self._board.slot(heir)
+                words.set(Word.SWEEP, words.get(Word.SWEEP) + 1)
             taken += len(ids)
             start = "(" + ids[-1].decode()
-            poked.add(heir)
         await self._redis.eval(DELETE_CONSUMER.text, 1, stream, group, name)
-        for slot in poked:
-            words = self._board.slot(slot)
-            words.set(Word.SWEEP, words.get(Word.SWEEP) + 1)
         self._log.info("took over", consumer=name, stream=stream, group=group, messages=taken)
 
     async def _elected(self, stream: str, group: str) -> bool:

@@ -104,7 +104,14 @@ class Consumer:
         await self._around.gate.passed()
         for delivery, delay_s in adopted.waiting:
             self.waiting.add(delivery, delay_s)
-        self._start_unsorted(adopted.plain)
+        # Batch by batch: what is not started is no suspect at the next crash, and stays pending at a drain.
+        plain, size = sorted(adopted.plain, key=lambda delivery: parse_id(delivery.id)), self.spec.options.batch_size
+        for at in range(0, len(plain), size):
+            await self.intake.all_started()
+            await self._around.gate.passed()
+            if self.intake.stopping:
+                return
+            self._start(plain[at : at + size])
 
     async def charge(self, delivery: Delivery) -> bool:
         """Count a crash against a suspect; True when it was one too many and it became a dead letter."""
@@ -213,4 +220,4 @@ class Consumer:
         self.cut_off = True
         self._around.complain(self._what, error)
         self._around.board.add(Word.RECONNECTS, 1)
-        await self.intake.pause_s(backoff_s(max(1, failures), _RECONNECT_BASE_S, _RECONNECT_MAX_S, random.random))
+        await self.intake.wait_out(backoff_s(max(1, failures), _RECONNECT_BASE_S, _RECONNECT_MAX_S, random.random))

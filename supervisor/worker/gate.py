@@ -15,6 +15,11 @@ class Gate:
         self._open.set()
         self._one = asyncio.Lock()
 
+    @property
+    def is_open(self) -> bool:
+        """No suspect runs or is about to."""
+        return self._open.is_set()
+
     async def passed(self) -> None:
         """Wait until it is open; call it before messages are started."""
         await self._open.wait()

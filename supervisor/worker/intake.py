@@ -65,11 +65,19 @@ class Intake:
         """There is room for more, or something else to look at."""
         self._changed.set()
 
-    async def pause_s(self, delay_s: float) -> None:
-        """Wait, unless something else is to be looked at."""
-        self._changed.clear()
+    async def wait_out(self, delay_s: float) -> None:
+        """Wait, unless it is time to stop."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), delay_s)
+            async with asyncio.timeout(delay_s):
+                while not self.stopping:
+                    self._changed.clear()
+                    await self._changed.wait()
+
+    async def all_started(self) -> None:
+        """Wait until nothing in hand waits for its turn, or it is time to stop."""
+        while self._executor.unstarted and not self.stopping:
+            self._changed.clear()
+            await self._changed.wait()
 
     async def idle(self) -> None:
         """Wait until nothing is in hand."""
@@ -134,6 +142,7 @@ class Intake:
             self.stopping
             or self.paused
             or self.sweep_wanted
+            or not self._around.gate.is_open
             or len(self._waiting) >= options.max_waiting
             or self._around.settler.backlog >= options.batch_size * _BACKLOG_BATCHES
         )

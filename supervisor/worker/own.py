@@ -39,6 +39,7 @@ class OwnList:
         self._settler = settler
         self._board = board
         self._row = row
+        self._page = _PAGE
         #: Read at least once: what a predecessor left is known, and no crash is charged any more.
         self.opened = False
 
@@ -58,7 +59,9 @@ class OwnList:
         charged = not self.opened and await self._charge_marked(found, outcomes)
         started = (0, 0) if self.opened else self._row.started()
         self._board.add(Word.ADOPTED, len(found))
-        records = await self._records([delivery.id for delivery in found])
+        records = await self._records(self._keys.retries, found)
+        for delivery, crashes in zip(found, await self._records(self._keys.crashes, found), strict=True):
+            delivery.recorded |= crashes is not None
         self.opened = True
         adopted = sort_out(found, records, started, int(time.time() * 1000))
         adopted.charged = charged
@@ -88,8 +91,12 @@ class OwnList:
         found: list[Delivery] = []
         after = b"0"
         while True:
-            await reader.send(_PAGE, start=after.decode())
-            entries = await reader.receive()
+            await reader.send(self._page, start=after.decode())
+            try:
+                entries = await reader.receive()
+            except TimeoutError:  # large messages on a slow link: less at once at the next try
+                self._page = max(1, self._page // 8)
+                raise
             if not entries:
                 return found
             after = entries[-1][0]
@@ -100,10 +107,12 @@ class OwnList:
             new = (entry for entry in entries if entry[1] is not None and entry[0] not in known)
             found += [Delivery(entry[0], entry[1]) for entry in new]
 
-    async def _records(self, ids: list[bytes]) -> list[bytes | None]:
+    async def _records(self, key: str, found: list[Delivery]) -> list[bytes | None]:
+        """What the hash at `key` has of each, in the same order."""
+        ids = [delivery.id for delivery in found]
         records: list[bytes | None] = []
         for at in range(0, len(ids), _PAGE):
-            records += await self._wire.call("HMGET", self._keys.retries, *ids[at : at + _PAGE])
+            records += await self._wire.call("HMGET", key, *ids[at : at + _PAGE])
         return records
 
     async def _charge_marked(self, found: list[Delivery], outcomes: Outcomes) -> bool:

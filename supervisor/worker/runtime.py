@@ -160,9 +160,9 @@ class Runtime:
         adopted = await consumer.open()
         self._suspects += adopted.suspects
         self._charged |= adopted.charged
-        await consumer.start(adopted)
         if all(other.opened for other in self.consumers):
             ready()
+        await consumer.start(adopted)
         if adopted.suspects:
             await self._run_suspects(consumer, adopted.suspects)
         await consumer.run()
@@ -172,14 +172,18 @@ class Runtime:
         async with self._gate.closed():
             for other in self.consumers:
                 other.waiting.hold()
+            # What a blocked read would bring now had to wait here, while another worker could run it.
+            await asyncio.gather(*(other.unblock() for other in self.consumers))
             await self._finish()
             for delivery in suspects:
                 if self.stopping:
                     return
                 if not await self._charge_if_lone(consumer, delivery):
                     await consumer.run_alone(delivery)
-            for other in self.consumers:
-                other.waiting.release()
+            if not self.stopping:
+                for other in self.consumers:
+                    other.waiting.release()
+        self._progress()
 
     async def _charge_if_lone(self, consumer: Consumer, delivery: Delivery) -> bool:
         """Nothing else was in hand at the crash, so it is known already which message it was."""

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from supervisor import BatchError, Message, Retry, handler
 from supervisor.board import Board, Word
+from supervisor.core.ids import parse_id
 from supervisor.names import dead_key
 from tests.redis.test_worker import GROUP, STREAM, Worker, pending, working
 from tests.support.waiting import eventually_async
@@ -348,3 +349,31 @@ async def test_a_cancel_that_comes_late_hits_no_other_message(redis_url: str, re
             await redis.xadd(STREAM, {"n": n})
         await eventually_async(lambda: worker.board.get(Word.DONE) + worker.board.get(Word.FAILED) == 12, 5)
         assert worker.board.get(Word.DONE) >= 11
+
+
+async def test_a_long_adopted_list_is_started_batch_by_batch(redis_url: str, redis: Redis) -> None:
+    """What was not started is no suspect at the next crash, and is not run by a drain."""
+    ids = [await redis.xadd(STREAM, {"n": n}) for n in range(500)]
+    await redis.xgroup_create(STREAM, GROUP, "0")
+    await redis.xreadgroup(GROUP, "host:0", {STREAM: ">"}, count=500)
+    board, hold, running = Board(), asyncio.Event(), 0
+
+    @handler(STREAM, group=GROUP, batch_size=10, concurrency=10, timeout_s=600)
+    async def handle(message: Message) -> None:
+        nonlocal running
+        running += 1
+        await hold.wait()
+
+    worker = Worker(redis_url, [handle], board)
+    await eventually_async(lambda: running == 10)
+    assert worker.ready.is_set()
+    row = board.slot(0).row(STREAM, GROUP)
+    assert row is not None
+    assert row.started() < parse_id(ids[30])
+    stopping = asyncio.create_task(worker.stop())
+    await eventually_async(lambda: worker.runtime.stopping)
+    await asyncio.sleep(0.2)  # what was read ahead would be started by now
+    hold.set()
+    await stopping
+    assert running <= 30
+    assert await pending(redis) == 500 - running
