@@ -248,11 +248,11 @@ class Arbiter(Forks):
                 signal.raise_signal(missed)
 
     def _tick(self) -> None:
+        self.loop.at(time.monotonic() + min(TICK_S, self.notify.watchdog_s or TICK_S), self._tick)
         self.control.tidy()
         if self.notify.watchdog_s is not None:
             self.notify.alive()
         self.notify.status(status.sentence(self))
-        self.loop.at(time.monotonic() + min(TICK_S, self.notify.watchdog_s or TICK_S), self._tick)
         if self.began and not self.shutdown.begun:
             for upkeep in self._upkeep:
                 upkeep.look()

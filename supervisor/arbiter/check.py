@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import selectors
-import signal
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from supervisor.errors import (
     RedisUnreachableError,
     SupervisorError,
 )
+from supervisor.words import signal_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,5 +108,5 @@ class Check:
         if self._late:
             report["error"] = f"no answer within {self._limit_s:g} s"
         elif code != 0 and "error" not in report:
-            report["error"] = f"exit code {code}" if number is None else f"ended by {signal.Signals(number).name}"
+            report["error"] = f"exit code {code}" if number is None else f"ended by {signal_name(number)}"
         return report

@@ -19,6 +19,7 @@ from supervisor.core import slot as slots
 from supervisor.core.liveness import NS, Judge
 from supervisor.core.slot import Action, Limits, Sign, Slot, State
 from supervisor.errors import SupervisorError
+from supervisor.words import signal_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -250,7 +251,7 @@ class Crew:
             **self.name(before.number),
             pid=before.pid,
             reason=left.reason,
-            signal=None if left.signal is None else signal.Signals(left.signal).name,
+            signal=None if left.signal is None else signal_name(left.signal),
             code=left.code,
             perhaps="the kernel's out-of-memory killer" if from_outside else None,
             oom_kills=self._oom_kills.new() if from_outside else None,

@@ -110,7 +110,7 @@ class Operations:
     def _must_run(self) -> None:
         if self._arbiter.shutdown.begun:
             raise SupervisorError("the pool is draining")
-        if not self._arbiter.pool.slots:
+        if self._arbiter.services.get(KEEPER) is None:
             raise SupervisorError("the pool is starting; try again in a moment")
 
     # Signals
@@ -173,7 +173,7 @@ class Operations:
                 self._arbiter.services.restart(name, self._arbiter.settings.pool.drain_s)
             self._arbiter.services.turn()
         self._end(rolling.error)
-        if self._again and not rolling.error:
+        if self._again:  # also after a failure: what was asked for since may mend it
             self._again = False
             self.restart()
 

@@ -164,4 +164,4 @@ class Pool(Crew):
     def _poke(self) -> None:
         for slot in self.living:
             words = self.board.slot(slot.number)
-            words.set(Word.SWEEP, words.get(Word.SWEEP) + 1)
+            words.add(Word.SWEEP, 1)

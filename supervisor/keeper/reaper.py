@@ -86,8 +86,7 @@ class Reaper:
                     stream, group, consumer_name(self._pool, heir), min_idle_time=0, message_ids=ids, justid=True
                 )
             finally:  # also when the answer was lost: what has changed hands is seen by nobody else
-                words = self._board.slot(heir)
-                words.set(Word.SWEEP, words.get(Word.SWEEP) + 1)
+                self._board.slot(heir).add(Word.SWEEP, 1)
             taken += len(ids)
             start = "(" + ids[-1].decode()
         await self._redis.eval(DELETE_CONSUMER.text, 1, stream, group, name)

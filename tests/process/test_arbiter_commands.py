@@ -223,3 +223,22 @@ def test_a_slot_that_is_scaled_away_while_it_drains_hands_over(standins: Make) -
     eventually(lambda: len(pool.status()["workers"]) == 1, 20)
     last = [note for note in pool.notes("left") if note["slot"] == 1][-1]
     assert last["leave"] == 1, "slot 0 inherits"
+
+
+def test_a_pool_without_workers_can_be_scaled_again(standins: Make) -> None:
+    pool = standins(workers=1).start()
+    pool.ask("scale", n=0)
+    eventually(lambda: not pool.status()["workers"])
+    assert pool.ask("restart") == {"accepted": True}
+    eventually(lambda: (pool.status()["last_operation"] or {}).get("ok"), 20)
+    assert pool.ask("scale", n=2)["workers"] == 2
+    eventually(lambda: [worker["state"] for worker in pool.status()["workers"]] == ["READY", "READY"])
+
+
+def test_a_death_by_a_signal_without_a_name_is_one_like_any_other(standins: Make) -> None:
+    pool = standins(workers=2).start()
+    before = pool.pids()
+    os.kill(before[0], signal.SIGRTMIN + 6)
+    eventually(lambda: pool.pids()[0] not in (before[0], None) and pool.worker(0)["state"] == "READY")
+    assert pool.worker(0)["last_exit"]["signal"] == signal.SIGRTMIN + 6
+    assert not pool.events("internal error")

@@ -43,6 +43,7 @@ class Factory:
                 pool=self,
                 board=BOARD,
                 operations=SimpleNamespace(rolling=None),
+                burst=False,
                 log=SimpleNamespace(info=lambda *_, **__: None),
             )
         )

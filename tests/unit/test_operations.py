@@ -16,6 +16,7 @@ def operations(scale: Any) -> Operations:
     arbiter: Any = SimpleNamespace(
         pool=SimpleNamespace(size=1, slots={0: None}, scale=scale),
         shutdown=SimpleNamespace(begun=False),
+        services={"keeper": object()},
         log=SimpleNamespace(info=lambda *_words, **_more: None),
     )
     return Operations(arbiter)
