@@ -60,6 +60,11 @@ class Operations:
             raise UsageError(f"{cmd}: wrong arguments: {', '.join(args) or 'none'}") from None
         return command(**args)
 
+    @property
+    def rolled(self) -> int | None:
+        """The slot whose worker is being replaced on purpose."""
+        return self.rolling.slot if self.rolling else None
+
     def describe(self) -> dict[str, Any] | None:
         """The operation that is under way."""
         if self._preflight is not None:

@@ -51,16 +51,14 @@ def sentence(arbiter: Arbiter) -> str:
 
 def whole_state(arbiter: Arbiter) -> str:
     """`state` of the whole, as it is now."""
-    operations = arbiter.operations
-    rolled = operations.rolling.slot if operations.rolling else None
+    rolled = arbiter.operations.rolled
     stopping, began = arbiter.shutdown.begun, arbiter.began
     return state(arbiter.pool, arbiter.services, stopping=stopping, began=began, rolled=rolled)
 
 
 def _troubles(arbiter: Arbiter) -> list[str]:
-    rolling = arbiter.operations.rolling
     cut_off = _is_cut_off(arbiter.board)
-    return troubles(arbiter.pool, arbiter.services, rolled=rolling.slot if rolling else None, cut_off=cut_off)
+    return troubles(arbiter.pool, arbiter.services, rolled=arbiter.operations.rolled, cut_off=cut_off)
 
 
 def state(pool: Pool, services: Services, *, stopping: bool, began: bool, rolled: int | None) -> str:

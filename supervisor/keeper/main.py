@@ -95,10 +95,7 @@ class Keeper:
     async def _keep_house(self) -> None:
         if self._autoscaled:
             await self._count_backlog()
-        # Not longer than the lease allows: what is taken over by then stays so, and the next turn goes on.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(RENEW_S):
-                await self._reaper.look()
+        await self._reaper.look()
 
     def _give_up(self) -> None:
         """The lease is another pool's: this one was silent for too long. The arbiter sees to the rest."""

@@ -10,6 +10,8 @@ Claims count no delivery (JUSTID), and a consumer is deleted only by a script th
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,7 @@ from redis.exceptions import ResponseError
 from supervisor.board import SLOTS_MAX, Head, Word
 from supervisor.broker.scripts import DELETE_CONSUMER
 from supervisor.core.reclaim import ownerless
-from supervisor.keeper.lease import LEASE_MS
+from supervisor.keeper.lease import LEASE_MS, RENEW_S
 from supervisor.names import POOLS_KEY, consumer_name, host_key, reaper_key
 
 if TYPE_CHECKING:
@@ -54,7 +56,16 @@ class Reaper:
         self._seen_since_s = time.monotonic()
 
     async def look(self) -> None:
-        """One look at all groups. Raises redis-py's errors."""
+        """One look at all groups. Raises redis-py's errors.
+
+        It takes no longer than leaves time to renew the lease: what is taken over by then stays so, and the
+        next look goes on.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RENEW_S):
+                await self._look()
+
+    async def _look(self) -> None:
         await self._redis.hset(POOLS_KEY, self._pool, int(time.time() * 1000))
         heirs = self._heirs()
         if not heirs:

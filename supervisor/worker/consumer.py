@@ -105,7 +105,7 @@ class Consumer:
         for delivery, delay_s in adopted.waiting:
             self.waiting.add(delivery, delay_s)
         # Batch by batch: what is not started is no suspect at the next crash, and stays pending at a drain.
-        plain, size = sorted(adopted.plain, key=lambda delivery: parse_id(delivery.id)), self.spec.options.batch_size
+        plain, size = _in_order(adopted.plain), self.spec.options.batch_size
         for at in range(0, len(plain), size):
             await self.intake.all_started()
             await self._around.gate.passed()
@@ -189,7 +189,7 @@ class Consumer:
             self.executor.submit(deliveries)
 
     def _start_unsorted(self, deliveries: Sequence[Delivery]) -> None:
-        self._start(sorted(deliveries, key=lambda delivery: parse_id(delivery.id)))
+        self._start(_in_order(deliveries))
 
     async def _sweep(self) -> Adopted:
         known = {*self.executor.ids(), *self.waiting.ids(), *self._outcomes.acks} | self._around.settler.ids()
@@ -221,3 +221,7 @@ class Consumer:
         self._around.complain(self._what, error)
         self._around.board.add(Word.RECONNECTS, 1)
         await self.intake.wait_out(backoff_s(max(1, failures), _RECONNECT_BASE_S, _RECONNECT_MAX_S, random.random))
+
+
+def _in_order(deliveries: Sequence[Delivery]) -> list[Delivery]:
+    return sorted(deliveries, key=lambda delivery: parse_id(delivery.id))

@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.support.faults import Bounds, Watch, board_of, incarnations, ready_again_ms
 from tests.support.pool import Pool
-from tests.support.recording import RECORD, SIMPLE, records, seen, times_ns
+from tests.support.recording import HOLDING, RECORD, SIMPLE, records, seen, times_ns
 from tests.support.standins import Standins
 from tests.support.waiting import eventually
 
@@ -64,16 +64,7 @@ def test_02_kill9_all(start_pool: StartPool, redis_server: Any, watch: Watch, bo
 def test_03_kill9_during_batch(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
     held = 50
     pool = start_pool(
-        RECORD
-        + """
-    import asyncio
-    @handler("events", group="workers")
-    async def handle(message: Message) -> None:
-        record(message.fields["n"])
-        if not os.path.exists("go"):
-            await asyncio.Event().wait()
-        record("done")
-""",
+        HOLDING,
         redis_url=redis_server.url,
         workers=1,
     )

@@ -9,7 +9,7 @@ from typing import Any
 from supervisor.errors import EXIT_HANDLERS, EXIT_OK
 from tests.support.faults import Bounds, Watch
 from tests.support.pool import Pool
-from tests.support.recording import RECORD, SIMPLE, seen
+from tests.support.recording import HOLDING, SIMPLE, seen
 from tests.support.standins import now_s
 from tests.support.waiting import eventually
 
@@ -122,16 +122,7 @@ def test_52_reexec_new_code_breaks_at_the_second_import(
 ) -> None:
     # What the preflight can't know: the new image has no way back to the old code. All ends, and nothing stays behind.
     pool = start_pool(
-        RECORD
-        + """
-    import asyncio
-    @handler("events", group="workers")
-    async def handle(message: Message) -> None:
-        record(message.fields["n"])
-        if not os.path.exists("once"):
-            await asyncio.Event().wait()
-        record("done")
-""",
+        HOLDING,
         redis_url=redis_server.url,
         workers=2,
     )
@@ -139,7 +130,7 @@ def test_52_reexec_new_code_breaks_at_the_second_import(
     load.add(20)
     eventually(lambda: len(seen(pool)) == 20)
     code = (pool.folder / "handlers.py").read_text()
-    (pool.folder / "handlers.py").write_text("open('once', 'x').close()\n" + code)
+    (pool.folder / "handlers.py").write_text("open('go', 'x').close()\n" + code)
     began_s = now_s()
     pool.send(signal.SIGHUP)
     assert pool.wait() == EXIT_HANDLERS

@@ -16,7 +16,7 @@ from redis import Redis
 from supervisor.errors import EXIT_RUNNING
 from tests.support.faults import Bounds, Watch
 from tests.support.pool import Pool
-from tests.support.recording import RECORD, SIMPLE, seen
+from tests.support.recording import HOLDING, SIMPLE, seen
 from tests.support.standins import Standins
 from tests.support.waiting import eventually
 
@@ -63,16 +63,7 @@ def power_loss(pool: Pool) -> None:
 
 def test_46_stale_lock_after_power_loss(start_pool: StartPool, watch: Watch, bound: Bounds) -> None:
     pool = start_pool(
-        RECORD
-        + """
-    import asyncio
-    @handler("events", group="workers")
-    async def handle(message: Message) -> None:
-        record(message.fields["n"])
-        if not os.path.exists("go"):
-            await asyncio.Event().wait()
-        record("done")
-""",
+        HOLDING,
         workers=2,
     )
     redis = Redis(unix_socket_path=str(pool.place.redis_socket))

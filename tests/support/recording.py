@@ -26,6 +26,20 @@ SIMPLE = (
 """
 )
 
+#: Holds what it gets, until the folder has a file `go` when it is called.
+HOLDING = (
+    RECORD
+    + """
+    import asyncio
+    @handler("events", group="workers")
+    async def handle(message: Message) -> None:
+        record(message.fields["n"])
+        if not os.path.exists("go"):
+            await asyncio.Event().wait()
+        record("done")
+"""
+)
+
 
 def records(pool: Pool) -> list[tuple[int, str, int]]:
     """All that was recorded, oldest first: pid, text, monotonic ns."""
