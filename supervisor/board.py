@@ -63,6 +63,8 @@ class Word(IntEnum):
     PID = 0
     INCARNATION = 1
     SPAWN_NS = 2
+    #: DONE when this incarnation was started.
+    DONE_BEFORE = 3
     #: Raised by the arbiter or the keeper: read your own pending list again.
     SWEEP = 4
     #: Set before a slot is drained for good: 1 + the slot that inherits what it still has. A worker that finds
@@ -278,6 +280,10 @@ class Board:
     def set(self, word: Head, value: int) -> None:
         """Store a word of the header."""
         self._words[word] = value
+
+    def total(self, word: Word) -> int:
+        """The sum of the word over all slots."""
+        return sum(self.slot(slot).get(word) for slot in range(SLOTS_MAX))
 
     def slot(self, slot: int) -> SlotBoard:
         """The words of one slot."""

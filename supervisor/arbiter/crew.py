@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from supervisor.arbiter.oom import OomKills
 from supervisor.core import slot as slots
 from supervisor.core.liveness import NS, Judge
-from supervisor.core.slot import Action, Limits, Sign, Slot, State
+from supervisor.core.slot import NO_NOTES, Action, Limits, Notes, Sign, Slot, State
 from supervisor.errors import SupervisorError
 from supervisor.words import signal_name
 
@@ -65,6 +65,8 @@ class Crew:
         self._judge = Judge()
         self._timer: Timer | None = None
         self._turning = False
+        #: By slot: what the last child that ended itself, or was killed, has told of its stacks.
+        self._last_stack: dict[int, str] = {}
 
     # What a kind of crew says of itself
 
@@ -99,9 +101,9 @@ class Crew:
     def has_left(self, before: Slot, after: Slot) -> None:
         """A child has left; `after` is the slot as it is now."""
 
-    def said(self, number: int, code: int | None) -> bool:
-        """Whether the slot's child itself has chosen this exit code."""
-        return True
+    def notes(self, number: int, code: int | None) -> Notes:
+        """What the slot's child has noted, now that it has left with this exit code."""
+        return NO_NOTES
 
     def in_hand(self, number: int) -> list[str] | None:
         """The ids of what the slot's child has, or had, in hand."""
@@ -201,6 +203,7 @@ class Crew:
             self.log.error("can't start", **self.name(slot.number), error=str(error))
             self.slots[slot.number] = slots.not_spawned(slot, time.monotonic(), random.random)
             return
+        self._last_stack.pop(slot.number, None)
         self.slots[slot.number] = slots.spawned(slot, pid, time.monotonic())
         self._teller(slot)(f"{self.noun} started", **self.name(slot.number), pid=pid, incarnation=slot.incarnation + 1)
         self.has_started(self.slots[slot.number])
@@ -212,8 +215,8 @@ class Crew:
     def _gone(self, number: int, status: Status) -> None:
         before = self.slots[number]
         final = self.stopping or self.heir(number) is None
-        final, said, now_s = final and not before.wanted, self.said(number, status[0]), time.monotonic()
-        after = slots.exited(before, status, now_s, random.random, burst=self._burst, final=final, said=said)
+        final, notes, now_s = final and not before.wanted, self.notes(number, status[0]), time.monotonic()
+        after = slots.exited(before, status, now_s, random.random, burst=self._burst, final=final, notes=notes)
         self.slots[number] = after
         self._tell_stack(before)
         self._tell_exit(before, after, time.monotonic())
@@ -237,6 +240,7 @@ class Crew:
     def _tell_stack(self, slot: Slot) -> None:
         stack = self._stacks.take(self.process_name(slot.number))
         if stack:
+            self._last_stack[slot.number] = stack
             self.log.warning(f"{self.noun}'s last stack", **self.name(slot.number), pid=slot.pid, stack=stack)
 
     def _tell_exit(self, before: Slot, after: Slot, now_s: float) -> None:

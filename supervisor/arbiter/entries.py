@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import supervisor
 from supervisor.board import Board
+from supervisor.core.outcome import Crash
 from supervisor.handling.load import HandlerSpec
 from supervisor.settings.model import Settings
 
@@ -27,8 +28,8 @@ class Entries:
 
     #: (settings, specs, lease token, descriptor for its findings as JSON)
     boot: Callable[[Settings, Specs, str, int], int]
-    #: (settings, specs, board, slot, burst)
-    worker: Callable[[Settings, Specs, Board, int, bool], int]
+    #: (settings, specs, board, slot, burst, how the slot's last worker crashed)
+    worker: Callable[[Settings, Specs, Board, int, bool, Crash | None], int]
     #: (settings, specs, board, lease token)
     keeper: Callable[[Settings, Specs, Board, str], int]
     #: Arguments and environment of the HTTP service.
@@ -41,8 +42,8 @@ def real_entries() -> Entries:
     from supervisor.keeper import main as keeper
     from supervisor.worker import main as worker
 
-    def run_worker(settings: Settings, specs: Specs, board: Board, slot: int, burst: bool) -> int:
-        return worker.run(settings, specs, board, slot, burst=burst)
+    def run_worker(settings: Settings, specs: Specs, board: Board, slot: int, burst: bool, crash: Crash | None) -> int:
+        return worker.run(settings, specs, board, slot, burst=burst, crash=crash)
 
     return Entries(boot=boot.run, worker=run_worker, keeper=keeper.run, api=api_command)
 

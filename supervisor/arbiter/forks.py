@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from supervisor.arbiter.door import Door
     from supervisor.arbiter.entries import Entries, Specs
     from supervisor.arbiter.loop import Loop
+    from supervisor.arbiter.pool import Pool
     from supervisor.arbiter.services import Services
     from supervisor.arbiter.stacks import Stacks
     from supervisor.board import Board
@@ -35,6 +36,7 @@ class Forks:
     entries: Entries
     loop: Loop
     children: Children
+    pool: Pool
     services: Services
     stacks: Stacks
     control: ControlServer
@@ -56,7 +58,7 @@ class Forks:
 
     def _become_worker(self, slot: int) -> int:
         slot_lock.hold(self.place, slot)
-        return self.entries.worker(self.settings, self.specs, self.board, slot, self.burst)
+        return self.entries.worker(self.settings, self.specs, self.board, slot, self.burst, self.pool.crash(slot))
 
     def _fork_keeper(self) -> int:
         return self.fork(KEEPER, lambda: self.entries.keeper(self.settings, self.specs, self.board, self.token))

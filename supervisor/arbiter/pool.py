@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from supervisor.arbiter.crew import Crew
 from supervisor.board import SLOTS_MAX, Head, Word
 from supervisor.core import restart
+from supervisor.core.outcome import Crash
 from supervisor.core.restart import Breaker, Kind
-from supervisor.core.slot import Sign, Slot, State
+from supervisor.core.slot import Notes, Sign, Slot, State
 from supervisor.errors import UsageError
+from supervisor.words import signal_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,6 +71,7 @@ class Pool(Crew):
         words.set(Word.LEAVE, self._leave_word(slot))
         words.set(Word.INCARNATION, slot.incarnation + 1)
         words.set(Word.SPAWN_NS, time.monotonic_ns())
+        words.set(Word.DONE_BEFORE, words.get(Word.DONE))
         pid = self._fork(number)
         words.set(Word.PID, pid)
         return pid
@@ -109,23 +112,27 @@ class Pool(Crew):
 
     def has_left(self, before: Slot, after: Slot) -> None:
         """Count crashes; tell the others when a slot has left for good."""
-        self.board.slot(before.number).set(Word.PID, 0)
-        left = after.last_exit
-        if left is not None and left.kind is Kind.CRASH and not self.stopping:
-            was_open = self.breaker.is_open
-            self.breaker = restart.crashed(self.breaker, before.number, self.size, time.monotonic())
-            if self.breaker.is_open and not was_open:
-                self.log.error(
-                    "workers crash too often: only one at a time is tried until it stays up",
-                    crashes=len(self.breaker.crashed_s),
-                    within_s=restart.WINDOW_S,
-                )
+        words, left = self.board.slot(before.number), after.last_exit
+        words.set(Word.PID, 0)
+        crashed = left is not None and left.kind is Kind.CRASH
+        if left is not None and crashed and not left.paid and not self.stopping:
+            self._count_crash(before.number)
         else:
             self.breaker = restart.gone(self.breaker, before.number)
-            if not self.stopping:
-                self.board.slot(before.number).clear_marks()
+        if not crashed and not self.stopping:
+            words.clear_marks()
         if after.state is State.EMPTY and not self.stopping:
             self._poke()
+
+    def _count_crash(self, number: int) -> None:
+        was_open = self.breaker.is_open
+        self.breaker = restart.crashed(self.breaker, number, self.size, time.monotonic())
+        if self.breaker.is_open and not was_open:
+            self.log.error(
+                "workers crash too often: only one at a time is tried until it stays up",
+                crashes=len(self.breaker.crashed_s),
+                within_s=restart.WINDOW_S,
+            )
 
     def told_to_leave(self, slot: Slot) -> None:
         """One that leaves for good hands over what it has."""
@@ -139,9 +146,19 @@ class Pool(Crew):
         heir = None if slot.wanted or self.stopping else self.heir(slot.number)
         return 0 if heir is None else 1 + heir
 
-    def said(self, number: int, code: int | None) -> bool:
-        """It notes the code on the board before it leaves; a handler that ends the process does not."""
-        return code is None or self.board.slot(number).get(Word.SAID) == 1 + code
+    def notes(self, number: int, code: int | None) -> Notes:
+        """From the board: the code that it was about to leave with, and its count of messages, which goes on."""
+        words = self.board.slot(number)
+        said = code is None or words.get(Word.SAID) == 1 + code
+        return Notes(said, words.get(Word.DONE) - words.get(Word.DONE_BEFORE))
+
+    def crash(self, number: int) -> Crash | None:
+        """How the slot's last worker crashed; None when it left otherwise, or there was none."""
+        left = self.slots[number].last_exit
+        if left is None or left.kind is not Kind.CRASH:
+            return None
+        signal = "" if left.signal is None else signal_name(left.signal)
+        return Crash(left.reason, signal, left.code, self._last_stack.get(number, ""))
 
     def in_hand(self, number: int) -> list[str]:
         """The ids on the board."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from supervisor.board import SLOTS_MAX, Head, Word
+from supervisor.board import Head, Word
 from supervisor.core.autoscale import Bounds, Trend, clear_time_s, decide
 from supervisor.core.liveness import NS
 from supervisor.core.recycle import Ceilings, Wear, most_worn
@@ -97,7 +97,7 @@ class Autoscaler:
             pool.scale(workers)
 
     def _measure(self, now_s: float) -> None:
-        done = sum(self._arbiter.board.slot(number).get(Word.DONE) for number in range(SLOTS_MAX))
+        done = self._arbiter.board.total(Word.DONE)
         if self._done is not None and now_s > self._done[0]:
             rate = (done - self._done[1]) / (now_s - self._done[0])
             self._done_per_s += _SMOOTHING * (rate - self._done_per_s)

@@ -41,6 +41,10 @@ class Letter:
     dead_at_ms: int
     error: str
     traceback: str
+    #: How its worker was ended, where that is the reason: the signal's name, the exit code, the stack if it told one.
+    signal: str
+    exit_code: int | None
+    stack: str
     fields: dict[str, str]
 
     def as_dict(self) -> dict[str, Any]:
@@ -108,6 +112,9 @@ def _letter(letter_id: str, stream: str, group: str, flat: dict[bytes, bytes]) -
         dead_at_ms=int(told.get("dead_at_ms", 0)),
         error=told.get("error", ""),
         traceback=told.get("traceback", ""),
+        signal=told.get("signal", ""),
+        exit_code=int(told["exit_code"]) if "exit_code" in told else None,
+        stack=told.get("stack", ""),
         fields=fields,
     )
 

@@ -119,9 +119,9 @@ def show(stream: str, group: str, id_: str, config: Path | None, redis: str | No
         if name == "fields":
             click.echo("fields")
             click.echo("\n".join(f"  {field} = {text}" for field, text in letter.fields.items()))
-        elif name == "traceback":
+        elif name in ("traceback", "stack"):
             click.echo(f"\n{value}" if value else "", nl=bool(value))
-        else:
+        elif value not in ("", None):
             click.echo(f"{name:<10}  {_moment(value) if name == 'dead_at_ms' else value}")
     return EXIT_OK
 

@@ -19,6 +19,27 @@ CRASHED = "crashed the worker"
 
 
 @dataclass(frozen=True, slots=True)
+class Crash:
+    """How the process ended that ran a message, as its arbiter saw it."""
+
+    #: One word: exit, signal, or why the arbiter has killed it (hung, deadline, boot).
+    reason: str
+    #: `SIGSEGV`; empty when no signal ended it.
+    signal: str
+    #: None when a signal ended it.
+    exit_code: int | None
+    #: Where its threads were, if it could still tell; empty otherwise.
+    stack: str
+
+    @property
+    def text(self) -> str:
+        """In one line, as dead letters name it."""
+        how = f"by {self.signal}" if self.signal else f"with exit code {self.exit_code}"
+        why = "" if self.reason in ("exit", "signal") else f" ({self.reason})"
+        return f"its worker was ended {how}{why}" if self.signal else f"its worker left {how}{why}"
+
+
+@dataclass(frozen=True, slots=True)
 class Later:
     """The message stays pending and is run again."""
 

@@ -30,6 +30,12 @@ BACKOFF_MAX_S = 30.0
 WINDOW_S = 60.0
 CRASHES_MIN = 10
 CRASHES_PER_WORKER = 3
+#: So many messages done pay for one crash, which the breaker then does not count: a pool that gets on with its work
+#: is in no crash loop, even if one message in twenty kills.
+DONE_PER_CRASH = 5
+#: What a slot may have in hand to pay with: the deaths that one message can cause, one with others in hand and three
+#: alone. So a slot that begins to crash after millions of good messages is counted soon.
+CREDIT_MAX = 4
 #: How long the breaker waits before each canary; the last one repeats.
 CANARY_AFTER_S = (5.0, 10.0, 20.0, 40.0, 60.0)
 #: A canary that is READY for this long closes the breaker.
@@ -74,6 +80,10 @@ class Exit:
     code: int | None
     signal: int | None
     uptime_s: float
+    #: Messages that it had done.
+    done: int = 0
+    #: A crash that messages done have paid for.
+    paid: bool = False
 
 
 def classify(
@@ -107,12 +117,25 @@ class History:
     crashes: int = 0
     #: Exits in a row for want of a dependency.
     misses: int = 0
+    #: Crashes that are paid for.
+    credit: int = 0
+
+
+def pay(history: History, left: Exit) -> tuple[History, Exit]:
+    """Earn by what was done, and pay for a crash with it, if it is one."""
+    credit = min(CREDIT_MAX, history.credit + max(0, left.done) // DONE_PER_CRASH)
+    if left.kind is Kind.CRASH and credit:
+        return replace(history, credit=credit - 1), replace(left, paid=True)
+    return replace(history, credit=credit), left
 
 
 def plan(history: History, left: Exit, ready_for_s: float, random: Callable[[], float]) -> tuple[History, float]:
-    """The slot's new history and how long it waits before its next start, in seconds."""
-    if ready_for_s >= FORGIVEN_AFTER_S:
-        history = History()
+    """The slot's new history and how long it waits before its next start, in seconds.
+
+    Who has done messages is in no crash loop: what ended it may have been one bad message among good ones.
+    """
+    if ready_for_s >= FORGIVEN_AFTER_S or left.done > 0:
+        history = History(credit=history.credit)
     if left.kind is Kind.DEPENDENCY:
         misses = history.misses + 1
         return replace(history, misses=misses), backoff_s(misses, BACKOFF_BASE_S, BACKOFF_MAX_S, random)
@@ -122,14 +145,14 @@ def plan(history: History, left: Exit, ready_for_s: float, random: Callable[[], 
         return replace(history, misses=0), 0.0
     crashes = history.crashes + 1
     wait_s = 0.0 if crashes == 1 else backoff_s(crashes - 1, BACKOFF_BASE_S, BACKOFF_MAX_S, random)
-    return History(crashes=crashes), min(wait_s, BACKOFF_MAX_S)
+    return replace(history, crashes=crashes, misses=0), min(wait_s, BACKOFF_MAX_S)
 
 
 @dataclass(frozen=True, slots=True)
 class Breaker:
     """The whole pool's guard against a crash loop that no single slot shows."""
 
-    #: When workers crashed, within the last `WINDOW_S`.
+    #: When workers crashed, within the last `WINDOW_S`, without having paid for it.
     crashed_s: tuple[float, ...] = ()
     is_open: bool = False
     #: Canaries that crashed since it opened.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from supervisor.core.restart import OVERRAN, Exit, History, Kind, classify, plan
+from supervisor.core.restart import OVERRAN, Exit, History, Kind, classify, pay, plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,6 +62,19 @@ class Sign:
     quiet_s: float = 0.0
     #: The deadline of what it is doing has passed.
     overdue: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """What a child has noted before it left."""
+
+    #: That it leaves with this exit code: it is the child's own word, and not that of a handler's `os._exit`.
+    said: bool = True
+    #: How many messages it had done.
+    done: int = 0
+
+
+NO_NOTES = Notes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,21 +228,21 @@ def exited(
     *,
     burst: bool = False,
     final: bool = False,
-    said: bool = True,
+    notes: Notes = NO_NOTES,
 ) -> Slot:
     """Its process is gone with (exit code, signal): where the slot goes from here.
 
     A slot that is no longer wanted, but whose child crashed or did not drain in time, starts once more
-    unless `final`: what the child had in hand is handed over by a successor, or by nobody. `said`: see
-    `classify`.
+    unless `final`: what the child had in hand is handed over by a successor, or by nobody. `notes` are
+    the child's.
     """
     code, signal = status
     told = slot.state is State.DRAINING or not slot.wanted
-    kind, reason = classify(code, signal, told=told, doomed=slot.doomed, burst=burst, said=said)
+    kind, reason = classify(code, signal, told=told, doomed=slot.doomed, burst=burst, said=notes.said)
     uptime_s = now_s - slot.spawned_s
-    left = Exit(kind, reason, code, signal, uptime_s)
+    history, left = pay(slot.history, Exit(kind, reason, code, signal, uptime_s, notes.done))
     ready_for_s = 0.0 if slot.ready_s is None else now_s - slot.ready_s
-    history, wait_s = plan(slot.history, left, ready_for_s, random)
+    history, wait_s = plan(history, left, ready_for_s, random)
     slot = replace(slot, pid=0, ready_s=None, last_exit=left, history=history, doomed="", kill_s=math.inf)
     slot = replace(slot, drain_until_s=math.inf, next_start_s=now_s + wait_s)
     if final or (kind is Kind.DONE and not told):
@@ -256,5 +269,6 @@ def _unwanted_next(slot: Slot, left: Exit) -> Slot:
 def not_spawned(slot: Slot, now_s: float, random: Callable[[], float]) -> Slot:
     """The process could not even be made (no memory, too many processes): as a crash, after a wait."""
     left = Exit(Kind.CRASH, "fork", None, None, 0.0)
-    history, wait_s = plan(History(crashes=max(1, slot.history.crashes)), left, 0.0, random)
+    history = replace(slot.history, crashes=max(1, slot.history.crashes))
+    history, wait_s = plan(history, left, 0.0, random)
     return replace(slot, state=State.BACKOFF, pid=0, last_exit=left, history=history, next_start_s=now_s + wait_s)

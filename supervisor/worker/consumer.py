@@ -54,7 +54,7 @@ class Consumer:
         self._reader = BlockingReader(
             around.redis_url, spec.stream, spec.group, around.name, connect_timeout_s=around.connect_timeout_s
         )
-        self._own = OwnList(spec, keys, around.wire, around.settler, around.board, row)
+        self._own = OwnList(spec, keys, around, row)
         self.waiting = Waiting(self._start_unsorted)
         self._outcomes = Outcomes(spec, keys, around, self.waiting, self.progress)
         self.executor = Executor(spec, self._outcomes, around.threads, around.threads_max)

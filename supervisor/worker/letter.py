@@ -10,6 +10,7 @@ from supervisor.errors import summary
 
 if TYPE_CHECKING:
     from supervisor.broker.wire import Argument
+    from supervisor.core.outcome import Crash, Dead
     from supervisor.worker.delivery import Delivery
 
 #: The message's own fields keep their names behind this, so that none clashes with ours.
@@ -24,20 +25,23 @@ TRACEBACK_CHARS_MAX = 8_000
 
 def dead_letter(
     delivery: Delivery,
+    outcome: Dead,
     *,
-    reason: str,
     error: BaseException | None,
-    attempts: int,
+    crash: Crash | None,
     worker: str,
     handler: str,
     now_ms: int,
 ) -> list[Argument]:
     """The names and values of the dead letter's entry, flat as XADD wants them."""
-    letter: list[Argument] = ["id", delivery.id, "reason", _utf8(reason), "deliveries", attempts]
+    letter: list[Argument] = ["id", delivery.id, "reason", _utf8(outcome.reason), "deliveries", outcome.attempts]
     letter += ["handler", handler, "worker", worker, "dead_at_ms", now_ms]
     if error is not None:
         text = "".join(traceback.format_exception(error))
         letter += ["error", _utf8(summary(error)), "traceback", _utf8(text[-TRACEBACK_CHARS_MAX:])]
+    if crash is not None:
+        letter += ["error", crash.text, "signal", crash.signal, "stack", _utf8(crash.stack)]
+        letter += [] if crash.exit_code is None else ["exit_code", crash.exit_code]
     pairs = iter(delivery.flat)
     fields = list(zip(pairs, pairs, strict=True))
     if len(fields) > FIELDS_MAX:

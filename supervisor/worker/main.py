@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from supervisor.board import Board
+    from supervisor.core.outcome import Crash
     from supervisor.handling.load import HandlerSpec
     from supervisor.settings.model import Settings
 
@@ -37,15 +38,23 @@ _GC_THRESHOLD = 20_000
 BEAT_S = 0.5
 
 
-def run(settings: Settings, specs: Sequence[HandlerSpec], board: Board, slot: int, *, burst: bool = False) -> int:
-    """Work until told to drain, or in a burst until nothing is left; the exit code."""
+def run(
+    settings: Settings,
+    specs: Sequence[HandlerSpec],
+    board: Board,
+    slot: int,
+    *,
+    burst: bool = False,
+    crash: Crash | None = None,
+) -> int:
+    """Work until told to drain, or in a burst until nothing is left; the exit code. `crash`: the predecessor's."""
     # A `print` shall be seen, and must not be lost with the process.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     begin_process()
     gc.enable()
     gc.set_threshold(_GC_THRESHOLD, 10, 10)
     try:
-        code = uvloop.run(_main(settings, specs, board, slot, burst=burst))
+        code = uvloop.run(_main(settings, specs, board, slot, burst, crash))
     except HandlerError as error:
         worker_logger(settings, slot).error("worker can't start", error=str(error))
         code = WORKER_CONFIG
@@ -53,11 +62,13 @@ def run(settings: Settings, specs: Sequence[HandlerSpec], board: Board, slot: in
     return code
 
 
-async def _main(settings: Settings, specs: Sequence[HandlerSpec], board: Board, slot: int, *, burst: bool) -> int:
+async def _main(
+    settings: Settings, specs: Sequence[HandlerSpec], board: Board, slot: int, burst: bool, crash: Crash | None
+) -> int:
     pool = pool_id(settings.pool.host, settings.pool.name)
     words = board.slot(slot)
     complain = Complaints(worker_logger(settings, slot))
-    runtime = Runtime(settings, specs, words, consumer_name(pool, slot), complain, burst=burst)
+    runtime = Runtime(settings, specs, words, consumer_name(pool, slot), complain, burst=burst, crash=crash)
     beat = Beat(board, slot, runtime)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from supervisor.board import Word
-from supervisor.core.outcome import Dead, outcome_of
+from supervisor.core.outcome import Crash, Dead, outcome_of
 from supervisor.errors import SupervisorError
 from supervisor.worker.letter import dead_letter
 
@@ -86,13 +86,13 @@ class Outcomes:
         due_ms = int((time.time() + outcome.delay_s) * 1000)
         self._settler.retry_later(self._keys, delivery.id, outcome.attempts, due_ms)
 
-    def bury(self, delivery: Delivery, outcome: Dead, error: BaseException | None) -> None:
-        """Make it a dead letter."""
+    def bury(self, delivery: Delivery, outcome: Dead, error: BaseException | None, crash: Crash | None = None) -> None:
+        """Make it a dead letter, for what its handler raised or for how its process ended."""
         letter = dead_letter(
             delivery,
-            reason=outcome.reason,
+            outcome,
             error=error,
-            attempts=outcome.attempts,
+            crash=crash,
             worker=self._worker,
             handler=self._spec.name,
             now_ms=int(time.time() * 1000),
@@ -108,6 +108,7 @@ class Outcomes:
             group=self._spec.group,
             id=delivery.id.decode(),
             reason=outcome.reason,
+            crash=crash and crash.text,
             dead=self._keys.dead,
             exc_info=error,
         )

@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import ResponseError
 
-from supervisor.board import RowBoard, SlotBoard, Word
+from supervisor.board import RowBoard, Word
 from supervisor.broker.scripts import DELETE_CONSUMER
 from supervisor.core.ids import parse_id
-from supervisor.core.outcome import CRASHED, Dead
+from supervisor.core.outcome import CRASHED, Crash, Dead
 from supervisor.worker.adopt import Adopted, sort_out
 from supervisor.worker.delivery import Delivery
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
-    from supervisor.broker.wire import BlockingReader, Wire
+    from supervisor.broker.wire import BlockingReader
     from supervisor.handling.load import HandlerSpec
     from supervisor.worker.outcomes import Outcomes
-    from supervisor.worker.settler import Keys, Settler
+    from supervisor.worker.settler import Keys
+    from supervisor.worker.surroundings import Surroundings
 
 _PAGE = 500
 
@@ -32,12 +33,13 @@ _PAGE = 500
 class OwnList:
     """What Redis holds pending for one consumer."""
 
-    def __init__(self, spec: HandlerSpec, keys: Keys, wire: Wire, settler: Settler, board: SlotBoard, row: RowBoard):
+    def __init__(self, spec: HandlerSpec, keys: Keys, around: Surroundings, row: RowBoard):
         self._spec = spec
         self._keys = keys
-        self._wire = wire
-        self._settler = settler
-        self._board = board
+        self._wire = around.wire
+        self._settler = around.settler
+        self._board = around.board
+        self._crash: Crash | None = around.crash
         self._row = row
         self._page = _PAGE
         #: Read at least once: what a predecessor left is known, and no crash is charged any more.
@@ -73,7 +75,7 @@ class OwnList:
         delivery.recorded = True
         if crashes < self._spec.options.max_crashes:
             return False
-        outcomes.bury(delivery, Dead(CRASHED, crashes), None)
+        outcomes.bury(delivery, Dead(CRASHED, crashes), None, self._crash)
         return True
 
     async def hand_over(self, consumer: str, heir: str) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from supervisor.board import RowBoard, SlotBoard
+    from supervisor.core.outcome import Crash
     from supervisor.handling.load import HandlerSpec
     from supervisor.log import Complaints
     from supervisor.settings.model import Settings
@@ -46,8 +47,9 @@ class Runtime:
         complain: Complaints,
         *,
         burst: bool = False,
+        crash: Crash | None = None,
     ) -> None:
-        """`name` is the consumer's. Make it inside the running loop, after the fork."""
+        """`name` is the consumer's, `crash` its predecessor's. Make it inside the running loop, after the fork."""
         url, connect_timeout_s = redis_url(settings), settings.redis.connect_timeout_s
         self._board = board
         self._context = Context(settings.app, settings.state_dir.absolute(), name, url)
@@ -67,6 +69,7 @@ class Runtime:
             complain=complain,
             broke=self._broke,
             burst=burst,
+            crash=crash,
         )
         self._gate = around.gate
         #: What a predecessor may have crashed with, over all consumers; and whether one of them is known already.

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from supervisor.board import SlotBoard
     from supervisor.broker.wire import Wire
+    from supervisor.core.outcome import Crash
     from supervisor.log import Complaints
     from supervisor.worker.gate import Gate
     from supervisor.worker.settler import Settler
@@ -36,3 +37,5 @@ class Surroundings:
     broke: Callable[[BaseException], None]
     #: Read what is there and end.
     burst: bool
+    #: How the slot's last process ended, if it crashed.
+    crash: Crash | None

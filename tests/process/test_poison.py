@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -59,6 +60,81 @@ def test_an_end_at_the_drain_limit_is_no_crash(start_pool: StartPool, redis_serv
         assert done.returncode == 0, done.stderr
     eventually(lambda: seen(pool)["call"] == 5)
     assert redis.xlen(dead_key("events", "workers")) == 0
+
+
+@pytest.mark.parametrize(
+    ("ending", "signal", "code", "told"),
+    [
+        ("import ctypes; ctypes.string_at(0)", b"SIGSEGV", None, "Segmentation fault"),
+        ("os._exit(3)", b"", b"3", ""),
+        ("import time; time.sleep(60)", b"SIGKILL", None, "in handle"),
+    ],
+    ids=["segfault", "exit", "blocked loop"],
+)
+def test_a_letter_of_a_crash_tells_how_the_process_ended_and_where(
+    start_pool: StartPool, redis_server: Any, ending: str, signal: bytes, code: bytes | None, told: str
+) -> None:
+    pool = start_pool(
+        RECORD
+        + f"""
+    @handler("events", group="workers")
+    async def handle(message: Message) -> None:
+        record("call")
+        {ending}
+""",
+        redis_url=redis_server.url,
+        workers=1,
+        config="[pool]\nbeat_limit_s = 1\n",
+    )
+    redis = redis_server.sync()
+    redis.xadd("events", {"n": "1"})
+    eventually(lambda: redis.xlen(dead_key("events", "workers")) == 1, 30)
+    assert seen(pool)["call"] == 3
+    ((_, letter),) = redis.xrange(dead_key("events", "workers"))
+    assert letter[b"reason"] == b"crashed the worker"
+    assert (letter[b"signal"], letter.get(b"exit_code")) == (signal, code)
+    assert told in letter[b"stack"].decode() and bool(told) == bool(letter[b"stack"])
+    shown = pool.command("dead", "show", "events", "workers", letter[b"id"].decode())
+    assert letter[b"error"].decode() in shown.stdout and told in shown.stdout
+    assert ("(hung)" in shown.stdout) == (ending.endswith("sleep(60)"))
+
+
+def test_one_message_in_a_hundred_that_kills_costs_no_other_and_not_the_pool(
+    start_pool: StartPool, redis_server: Any
+) -> None:
+    redis = redis_server.sync()
+    pipe = redis.pipeline()
+    for n in range(1000):
+        pipe.xadd("events", {"n": n})
+    pool = start_pool(
+        RECORD
+        + """
+    @handler("events", group="workers")
+    async def handle(message: Message) -> None:
+        if int(message.fields["n"]) % 100 == 50:
+            record("death")
+            os._exit(3)
+        record(message.fields["n"])
+""",
+        redis_url=redis_server.url,
+        workers=4,
+    )
+    began_s = time.monotonic()
+    pipe.execute()
+    dead = dead_key("events", "workers")
+    eventually(lambda: redis.xlen(dead) == 10, 60)
+    eventually(lambda: redis.xinfo_groups("events")[0]["lag"] == 0, 60)
+    eventually(lambda: redis.xpending("events", "workers")["pending"] == 0, 60)
+    took_s = time.monotonic() - began_s
+    counts = seen(pool)
+    deaths = counts.pop("death")
+    print(f"1,000 messages of which 10 kill: {took_s:.1f} s, {deaths} deaths, {counts.total() - 990} ran again")
+    assert {int(letter[b"field:n"]) % 100 for _, letter in redis.xrange(dead)} == {50}
+    assert len(counts) == 990
+    assert 30 <= deaths <= 40
+    assert counts.total() <= 990 + deaths * 100
+    assert took_s < 20
+    pool.wait_ready()
 
 
 @pytest.mark.parametrize("code", [0, 78, 80])

@@ -162,7 +162,7 @@ def note(what: str, slot: int, **more: Any) -> None:
     os.close(fd)
 
 
-def worker(_settings: Settings, _specs: Any, board: Board, slot: int, burst: bool) -> int:
+def worker(_settings: Settings, _specs: Any, board: Board, slot: int, burst: bool, _crash: Any) -> int:
     return Worker(board, slot, burst).run()
 
 

@@ -47,6 +47,8 @@ class Way:
     leaves_s: float = math.inf
     code: int = EXIT_FAILED
     ready: bool = True
+    #: Messages that it does before.
+    done: int = 0
 
 
 WELL, CRASH = Way(), Way(0.3)
@@ -117,11 +119,12 @@ class World:
         if way.ready:
             self.at(self.now_s + BOOT_S, lambda: pid in self._gone and BOARD.slot(number).set(Word.READY_NS, 1))
         if way.leaves_s < math.inf:
-            self.at(self.now_s + way.leaves_s, lambda: self._leave(pid, way.code, None))
+            self.at(self.now_s + way.leaves_s, lambda: self._leave(pid, way.code, None, way.done))
         return pid
 
-    def _leave(self, pid: int, code: int | None, number: int | None) -> None:
+    def _leave(self, pid: int, code: int | None, number: int | None, done: int = 0) -> None:
         if pid in self._gone:
+            BOARD.slot(self._slots[pid]).add(Word.DONE, done)
             if code in (EXIT_FAILED, None):
                 self.crashes_s.append(self.now_s)
             BOARD.slot(self._slots[pid]).set(Word.SAID, 0 if code is None else 1 + code)
@@ -222,6 +225,36 @@ def test_a_pool_scaled_to_nothing_and_back_starts_what_its_breaker_held_back() -
     world.way = well
     world.pool.scale(2)
     assert world.run(100, until=lambda: world.states() == [State.READY] * 2)
+
+
+def bad_ones(good: int) -> Callable[[int], Way]:
+    """A message that kills, again and again, between so many good ones: with others in hand, then three times alone."""
+    lives: dict[int, Iterator[int]] = defaultdict(lambda: itertools.cycle((good, 0, 0, 0)))
+    return lambda slot: Way(0.2, done=next(lives[slot]))
+
+
+def test_a_pool_that_does_its_work_is_not_held_back_by_what_kills_its_workers_now_and_then() -> None:
+    # One in a hundred, and as the four deaths are in a row, each pays for them with the first backoffs alone.
+    world = World(4, bad_ones(99))
+    world.run(60)
+    assert not world.pool.breaker.is_open
+    cycle_s = 4 * 0.2 + 0.1 + 0.2 + 0.4
+    assert len(world.starts_s) >= 4 * 4 * 60 / (cycle_s * 1.25)
+
+
+def test_where_most_messages_kill_the_machine_is_spared() -> None:
+    world = World(4, bad_ones(9))
+    assert world.run(10, until=lambda: world.pool.breaker.is_open)
+    before = len(world.starts_s)
+    world.run(600)
+    assert len(world.starts_s) - before < 20
+
+
+def test_who_does_something_before_each_crash_waits_no_longer_each_time() -> None:
+    world = World(1, lambda _slot: Way(1, done=restart.DONE_PER_CRASH))
+    world.run(60)
+    assert not world.pool.breaker.is_open
+    assert 58 <= len(world.starts_s) <= 60, "started at once, each time"
 
 
 EVENTS: dict[str, Callable[[Breaker], Breaker]] = {

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from supervisor.core import slot as slots
 from supervisor.core.restart import FORGIVEN_AFTER_S, OVERRAN, YOUNG_S, Kind
-from supervisor.core.slot import DUMP_S, HAND_OVER_TRIES, KILL_AGAIN_S, Action, Limits, Sign, Slot, State
+from supervisor.core.slot import DUMP_S, HAND_OVER_TRIES, KILL_AGAIN_S, Action, Limits, Notes, Sign, Slot, State
 from supervisor.errors import EXIT_FAILED, EXIT_OK, WORKER_CONFIG, WORKER_PLANNED, WORKER_TEMPFAIL
 
 LIMITS = Limits(boot_s=15.0, beat_s=5.0, drain_s=25.0)
@@ -143,12 +143,12 @@ class Life(RuleBasedStateMachine):
         self.slot = replace(self.slot, wanted=wanted, state=State.EMPTY if gives_up else self.slot.state)
 
     @precondition(lambda self: self.alive)
-    @rule(status=st.sampled_from(STATUSES), final=st.booleans(), said=st.booleans())
-    def exit(self, status: tuple[int | None, int | None], final: bool, said: bool = True) -> None:
+    @rule(status=st.sampled_from(STATUSES), final=st.booleans(), said=st.booleans(), done=st.sampled_from([0, 0, 1]))
+    def exit(self, status: tuple[int | None, int | None], final: bool, said: bool = True, done: int = 0) -> None:
         before, self.alive = self.slot, False
         final, said = final and not before.wanted, said or status[0] is None
         self.slot = slots.exited(
-            before, status, self.now_s, lambda: self.chance, burst=self.burst, final=final, said=said
+            before, status, self.now_s, lambda: self.chance, burst=self.burst, final=final, notes=Notes(said, done)
         )
         left = self.slot.last_exit
         assert left is not None
@@ -159,7 +159,7 @@ class Life(RuleBasedStateMachine):
             assert left.kind is Kind.CRASH, "a handler has ended the process"
         elif before.state is State.DRAINING or not before.wanted:
             assert (left.kind is Kind.DONE) == (status in ((EXIT_OK, None), (None, SIGTERM)))
-        if before.ready_s is not None and self.now_s - before.ready_s >= FORGIVEN_AFTER_S:
+        if done or (before.ready_s is not None and self.now_s - before.ready_s >= FORGIVEN_AFTER_S):
             self.crashes = self.misses = 0
         wait = self.promised_wait(left.kind, self.now_s - before.spawned_s)
         assert not final or self.slot.state is State.EMPTY
