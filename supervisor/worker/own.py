@@ -13,8 +13,7 @@ from redis.exceptions import ResponseError
 
 from supervisor.board import RowBoard, Word
 from supervisor.broker.scripts import DELETE_CONSUMER
-from supervisor.core.ids import parse_id
-from supervisor.core.outcome import CRASHED, Crash, Dead
+from supervisor.core.blame import after_crash, marked
 from supervisor.worker.adopt import Adopted, sort_out
 from supervisor.worker.delivery import Delivery
 
@@ -39,7 +38,7 @@ class OwnList:
         self._wire = around.wire
         self._settler = around.settler
         self._board = around.board
-        self._crash: Crash | None = around.crash
+        self._crash = around.crash
         self._row = row
         self._page = _PAGE
         #: Read at least once: what a predecessor left is known, and no crash is charged any more.
@@ -73,10 +72,10 @@ class OwnList:
         """Count a crash against the message; True when it was one too many and it became a dead letter."""
         crashes = int(await self._wire.call("HINCRBY", self._keys.crashes, delivery.id, 1))
         delivery.recorded = True
-        if crashes < self._spec.options.max_crashes:
-            return False
-        outcomes.bury(delivery, Dead(CRASHED, crashes), None, self._crash)
-        return True
+        dead = after_crash(crashes, self._spec.options)
+        if dead is not None:
+            outcomes.bury(delivery, dead, None, self._crash)
+        return dead is not None
 
     async def hand_over(self, consumer: str, heir: str) -> None:
         """Give all that `consumer` holds to the consumer `heir`, and delete it."""
@@ -119,12 +118,9 @@ class OwnList:
 
     async def _charge_marked(self, found: list[Delivery], outcomes: Outcomes) -> bool:
         """Charge the message that was marked as running alone at the crash, if there is one."""
-        alone = self._row.alone()
-        for delivery in found:
-            if parse_id(delivery.id) == alone:
-                if await self.charge(delivery, outcomes):
-                    found.remove(delivery)
-                self._row.set_alone(0, 0)  # now that it is counted
-                return True
-        self._row.set_alone(0, 0)
-        return False
+        by_id = {delivery.id: delivery for delivery in found}
+        entry = marked(by_id, self._row.alone())
+        if entry is not None and await self.charge(by_id[entry], outcomes):
+            found.remove(by_id[entry])
+        self._row.set_alone(0, 0)  # now that it is counted
+        return entry is not None

@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 from supervisor.board import Word, WorkerState
 from supervisor.broker.wire import Wire
 from supervisor.context import Context, enter
+from supervisor.core.blame import lone_suspect
 from supervisor.errors import HandlerError
 from supervisor.settings.place import redis_url
 from supervisor.worker.consumer import Consumer
@@ -190,8 +191,8 @@ class Runtime:
 
     async def _charge_if_lone(self, consumer: Consumer, delivery: Delivery) -> bool:
         """Nothing else was in hand at the crash, so it is known already which message it was."""
-        known = len(self._suspects) == 1 and not self._charged and all(other.opened for other in self.consumers)
-        if not known:
+        all_read = all(other.opened for other in self.consumers)
+        if not lone_suspect(len(self._suspects), charged=self._charged, all_read=all_read):
             return False
         try:
             return await consumer.charge(delivery)
