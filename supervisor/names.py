@@ -46,6 +46,11 @@ def crashes_key(stream: str, group: str) -> str:
     return f"{_stream_key(stream)}:{group}:crashes"
 
 
+def alone_key(stream: str, group: str) -> str:
+    """A hash: consumer -> id of the message that it runs alone, with nothing else in hand."""
+    return f"{_stream_key(stream)}:{group}:alone"
+
+
 def retries_key(stream: str, group: str) -> str:
     """A hash: message id -> `<failed attempts>:<due, Unix ms>` of the messages that wait for a retry."""
     return f"{_stream_key(stream)}:{group}:retries"

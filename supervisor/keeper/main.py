@@ -24,7 +24,7 @@ from supervisor.errors import EXIT_OK
 from supervisor.keeper.lease import RENEW_S, drop, take
 from supervisor.keeper.reaper import Reaper
 from supervisor.log import Complaints, service_logger
-from supervisor.names import pool_id
+from supervisor.names import alone_key, consumer_name, pool_id
 from supervisor.settings.place import redis_url
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ async def _main(settings: Settings, specs: Sequence[HandlerSpec], board: Board, 
             await asyncio.wait_for(stop.wait(), keeper.turn_s)
         except TimeoutError:
             continue
+    if stop.is_set():
+        await keeper.clear_marks()
     await keeper.close()
     return EXIT_OK
 
@@ -107,6 +109,13 @@ class Keeper:
         found = await inspect.groups(self._redis, self._groups)
         self._board.set(Head.BACKLOG, sum(group.lag for group in found))
         self._board.set(Head.BACKLOG_NS, time.monotonic_ns())
+
+    async def clear_marks(self) -> None:
+        """All workers were ended on purpose: what one of them ran alone at the drain's deadline did not end it."""
+        names = [consumer_name(self._pool, slot) for slot in range(self._board.get(Head.WORKERS))]
+        with contextlib.suppress(RedisError, OSError):
+            for stream, group in self._groups if names else ():
+                await self._redis.hdel(alone_key(stream, group), *names)
 
     async def close(self) -> None:
         """Give the lease back."""

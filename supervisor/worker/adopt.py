@@ -7,6 +7,7 @@ the process) and those that had only been read. Shared memory tells the last two
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from supervisor.core.ids import parse_id
@@ -21,29 +22,39 @@ class Adopted:
     plain: list[Delivery] = field(default_factory=list)
     #: Perhaps running at the crash: run one at a time.
     suspects: list[Delivery] = field(default_factory=list)
+    #: The board has named the suspects, so there was a crash; else they are only thought to be some.
+    crashed: bool = False
     #: A crash was charged to the message that was marked as running alone.
     charged: bool = False
     #: Failed before and not due at the crash: (delivery, seconds until it is due).
     waiting: list[tuple[Delivery, float]] = field(default_factory=list)
 
 
-def sort_out(found: list[Delivery], records: list[bytes | None], started: tuple[int, int], now_ms: int) -> Adopted:
+def sort_out(
+    found: list[Delivery],
+    records: list[bytes | None],
+    started: tuple[int, int],
+    now_ms: int,
+    often: AbstractSet[bytes] = frozenset(),
+) -> Adopted:
     """Sort the pending `found`; `records` are their entries in the retries hash, in the same order.
 
     `started` is the highest id whose handler the predecessor had started. What failed before keeps its
     record while it runs again: when it is due, it may have been running at the crash like any other.
+    `often`: those that may have been running whatever `started` says.
     """
     adopted = Adopted()
     for delivery, record in zip(found, records, strict=True):
+        suspect = parse_id(delivery.id) <= started or delivery.id in often
         if record is not None:
             attempts, _, due_ms = record.partition(b":")
             delivery.failed_before = int(attempts)
             delivery.recorded = True
             wait_s = max(0.0, (int(due_ms) - now_ms) / 1000)
-            if wait_s > 0 or parse_id(delivery.id) > started:
+            if wait_s > 0 or not suspect:
                 adopted.waiting.append((delivery, wait_s))
                 continue
-        if parse_id(delivery.id) <= started:
+        if suspect:
             adopted.suspects.append(delivery)
         else:
             adopted.plain.append(delivery)

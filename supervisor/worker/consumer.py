@@ -22,6 +22,7 @@ from supervisor.core.ids import parse_id
 from supervisor.worker.adopt import Adopted
 from supervisor.worker.executor import Executor
 from supervisor.worker.intake import Intake
+from supervisor.worker.mark import Mark
 from supervisor.worker.outcomes import Outcomes
 from supervisor.worker.own import OwnList
 from supervisor.worker.settler import Keys
@@ -54,7 +55,8 @@ class Consumer:
         self._reader = BlockingReader(
             around.redis_url, spec.stream, spec.group, around.name, connect_timeout_s=around.connect_timeout_s
         )
-        self._own = OwnList(spec, keys, around, row)
+        self._mark = Mark(around.wire, keys, around.name, around.board, row)
+        self._own = OwnList(spec, keys, around, row, self._mark)
         self.waiting = Waiting(self._start_unsorted)
         self._outcomes = Outcomes(spec, keys, around, self.waiting, self.progress)
         self.executor = Executor(spec, self._outcomes, around.threads, around.threads_max)
@@ -120,11 +122,11 @@ class Consumer:
     async def run_alone(self, delivery: Delivery) -> None:
         """Run a suspect with nothing else in hand, marked, and see it settled."""
         delivery.recorded = True
-        self._row.set_alone(*parse_id(delivery.id))
+        await self._mark.set(delivery.id)
         self.executor.submit([delivery])
         await self.finish()
         await self._around.settler.flush()
-        self._row.set_alone(0, 0)
+        await self._mark.clear()
 
     async def run(self) -> None:
         """Read until told to stop, or in a burst until nothing is left."""
@@ -177,6 +179,8 @@ class Consumer:
         if not self.executor.in_hand:
             self._row.set_started(0, 0)  # whatever is pending now was not running: no successor needs to suspect it
         await self.executor.abort()
+        if self._row.alone() is not None:
+            await self._mark.clear()  # it was ended on purpose
         if heir is not None:
             await self._own.hand_over(self._around.name, heir)
 

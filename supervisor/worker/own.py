@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from supervisor.broker.wire import BlockingReader
     from supervisor.handling.load import HandlerSpec
+    from supervisor.worker.mark import Mark
     from supervisor.worker.outcomes import Outcomes
     from supervisor.worker.settler import Keys
     from supervisor.worker.surroundings import Surroundings
@@ -32,14 +33,16 @@ _PAGE = 500
 class OwnList:
     """What Redis holds pending for one consumer."""
 
-    def __init__(self, spec: HandlerSpec, keys: Keys, around: Surroundings, row: RowBoard):
+    def __init__(self, spec: HandlerSpec, keys: Keys, around: Surroundings, row: RowBoard, mark: Mark):
         self._spec = spec
         self._keys = keys
         self._wire = around.wire
         self._settler = around.settler
         self._board = around.board
         self._crash = around.crash
+        self._consumer = around.name
         self._row = row
+        self._mark = mark
         self._page = _PAGE
         #: Read at least once: what a predecessor left is known, and no crash is charged any more.
         self.opened = False
@@ -59,13 +62,14 @@ class OwnList:
         found = await self._read_all(reader, known)
         charged = not self.opened and await self._charge_marked(found, outcomes)
         started = (0, 0) if self.opened else self._row.started()
+        often = await self._delivered_often(found) if not self.opened and self._mark.board_is_new else frozenset()
         self._board.add(Word.ADOPTED, len(found))
         records = await self._records(self._keys.retries, found)
         for delivery, crashes in zip(found, await self._records(self._keys.crashes, found), strict=True):
             delivery.recorded |= crashes is not None
         self.opened = True
-        adopted = sort_out(found, records, started, int(time.time() * 1000))
-        adopted.charged = charged
+        adopted = sort_out(found, records, started, int(time.time() * 1000), often)
+        adopted.charged, adopted.crashed = charged, started != (0, 0)
         return adopted
 
     async def charge(self, delivery: Delivery, outcomes: Outcomes) -> bool:
@@ -119,8 +123,22 @@ class OwnList:
     async def _charge_marked(self, found: list[Delivery], outcomes: Outcomes) -> bool:
         """Charge the message that was marked as running alone at the crash, if there is one."""
         by_id = {delivery.id: delivery for delivery in found}
-        entry = marked(by_id, self._row.alone())
+        alone = await self._mark.find()
+        entry = marked(by_id, alone)
         if entry is not None and await self.charge(by_id[entry], outcomes):
             found.remove(by_id[entry])
-        self._row.set_alone(0, 0)  # now that it is counted
+        if alone is not None:
+            await self._mark.clear()  # now that it is counted
         return entry is not None
+
+    async def _delivered_often(self, found: list[Delivery]) -> frozenset[bytes]:
+        """Those that a whole row of pools has adopted and none has settled: perhaps they were what ended each."""
+        often: set[bytes] = set()
+        start = b"-"
+        while found and start:
+            page = await self._wire.call(
+                "XPENDING", self._keys.stream, self._keys.group, start, "+", _PAGE, self._consumer
+            )
+            often |= {entry for entry, _, _, deliveries in page if deliveries >= self._spec.options.max_crashes}
+            start = b"(" + page[-1][0] if page else b""
+        return frozenset(often)

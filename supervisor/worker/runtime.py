@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from supervisor.handling.load import HandlerSpec
     from supervisor.log import Complaints
     from supervisor.settings.model import Settings
+    from supervisor.worker.adopt import Adopted
     from supervisor.worker.delivery import Delivery
 
 
@@ -168,10 +169,10 @@ class Runtime:
             ready()
         await consumer.start(adopted)
         if adopted.suspects:
-            await self._run_suspects(consumer, adopted.suspects)
+            await self._run_suspects(consumer, adopted)
         await consumer.run()
 
-    async def _run_suspects(self, consumer: Consumer, suspects: Sequence[Delivery]) -> None:
+    async def _run_suspects(self, consumer: Consumer, adopted: Adopted) -> None:
         """One at a time with nothing else in hand, after all that was only read: the next crash names its message."""
         async with self._gate.closed():
             for other in self.consumers:
@@ -179,10 +180,10 @@ class Runtime:
             # What a blocked read would bring now had to wait here, while another worker could run it.
             await asyncio.gather(*(other.unblock() for other in self.consumers))
             await self._finish()
-            for delivery in suspects:
+            for delivery in adopted.suspects:
                 if self.stopping:
                     return
-                if not await self._charge_if_lone(consumer, delivery):
+                if not (adopted.crashed and await self._charge_if_lone(consumer, delivery)):
                     await consumer.run_alone(delivery)
             if not self.stopping:
                 for other in self.consumers:

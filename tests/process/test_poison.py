@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from supervisor.names import dead_key
+from supervisor.errors import EXIT_DRAIN
+from supervisor.names import alone_key, crashes_key, dead_key
 from tests.process.test_pool import RECORD, seen
 from tests.support.pool import Pool
 from tests.support.waiting import eventually
@@ -35,6 +38,74 @@ def test_a_lone_killer_has_three_deaths(start_pool: StartPool, redis_server: Any
     assert seen(pool)["call"] == 3
     ((_, letter),) = redis.xrange(dead_key("events", "workers"))
     assert letter[b"reason"] == b"crashed the worker"
+
+
+def test_what_takes_the_whole_pool_with_it_is_found_too(start_pool: StartPool, redis_server: Any) -> None:
+    """A container that runs out of memory is killed as one: no arbiter is left to tell what its worker had in hand."""
+    pool = start_pool(
+        RECORD
+        + """
+    @handler("events", group="workers")
+    async def handle(message: Message) -> None:
+        if message.fields["n"] == "5":
+            record("death")
+            os.kill(os.getppid(), 9)
+            os._exit(9)
+        record(message.fields["n"])
+""",
+        redis_url=redis_server.url,
+        workers=1,
+    )
+    redis = redis_server.sync()
+    pipe = redis.pipeline()
+    for n in range(20):
+        pipe.xadd("events", {"n": n})
+    pipe.execute()
+    for _ in range(10):
+        with contextlib.suppress(AssertionError):
+            eventually(lambda: redis.xlen(dead_key("events", "workers")) or pool.exit_code() is not None, 20)
+        if redis.xlen(dead_key("events", "workers")):
+            break
+        assert pool.wait() == -9
+        eventually(lambda: not pool.processes())
+        pool.start(ready=False)
+    ((_, letter),) = redis.xrange(dead_key("events", "workers"))
+    assert letter[b"field:n"] == b"5"
+    eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)
+    counts = seen(pool)
+    deaths = counts.pop("death")
+    assert (set(counts), redis.xinfo_groups("events")[0]["lag"]) == ({str(n) for n in range(20) if n != 5}, 0)
+    assert deaths <= 6, "three to be suspected, three alone"
+    assert not redis.exists(alone_key("events", "workers"))
+
+
+def test_a_long_job_that_meets_many_stops_is_no_crash(start_pool: StartPool, redis_server: Any) -> None:
+    pool = start_pool(
+        RECORD
+        + """
+    import asyncio
+    @handler("events", group="workers", timeout_s=600)
+    async def handle(message: Message) -> None:
+        record("call")
+        if not os.path.exists("go"):
+            await asyncio.sleep(600)
+""",
+        redis_url=redis_server.url,
+        workers=1,
+        config="[pool]\ndrain_s = 0.3\n",
+    )
+    redis = redis_server.sync()
+    redis.xadd("events", {"n": "1"})
+    for times in range(1, 8):
+        eventually(lambda times=times: seen(pool)["call"] == times)
+        pool.send(signal.SIGTERM)
+        assert pool.wait() == EXIT_DRAIN
+        if times == 7:
+            (pool.folder / "go").touch()
+        pool.start()
+    eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)
+    assert redis.xlen(dead_key("events", "workers")) == 0
+    assert not redis.exists(alone_key("events", "workers"), crashes_key("events", "workers"))
 
 
 def test_an_end_at_the_drain_limit_is_no_crash(start_pool: StartPool, redis_server: Any) -> None:

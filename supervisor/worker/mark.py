@@ -1,0 +1,61 @@
+"""The mark of the message that runs alone: on the board, and in Redis for when the board is lost too.
+
+Shared memory names the message with which a worker died. When the whole pool dies with it (a container
+that is out of memory is killed as one, an app has no arbiter), only what was written to Redis before the
+call still tells. That costs a round trip, which only suspects pay.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
+
+from supervisor.board import SlotBoard, Word
+from supervisor.core.ids import parse_id
+from supervisor.names import alone_key
+
+if TYPE_CHECKING:
+    from supervisor.board import RowBoard
+    from supervisor.broker.wire import Argument, Wire
+    from supervisor.worker.settler import Keys
+
+
+class Mark:
+    """One consumer's."""
+
+    def __init__(self, wire: Wire, keys: Keys, consumer: str, board: SlotBoard, row: RowBoard) -> None:
+        """`row` is the consumer's, `board` its slot's."""
+        self._wire = wire
+        self._key = alone_key(keys.stream, keys.group)
+        self._consumer = consumer
+        self._row = row
+        #: Nobody has written to this board before: what a predecessor did, only Redis can tell.
+        self.board_is_new = board.get(Word.INCARNATION) <= 1
+
+    async def set(self, entry: bytes) -> None:
+        """`entry` is about to run with nothing else in hand."""
+        self._row.set_alone(*parse_id(entry))
+        await self._try("HSET", self._key, self._consumer, entry)
+
+    async def clear(self) -> None:
+        """Nothing runs alone."""
+        self._row.set_alone(0, 0)
+        await self._try("HDEL", self._key, self._consumer)
+
+    async def find(self) -> tuple[int, int] | None:
+        """The message that ran alone when the predecessor died. Raises redis-py's errors.
+
+        A board that has known the predecessor is believed alone: its arbiter has seen why that one ended.
+        """
+        if not self.board_is_new:
+            return self._row.alone()
+        entry = await self._wire.call("HGET", self._key, self._consumer)
+        return parse_id(entry) if entry else None
+
+    async def _try(self, *command: Argument) -> Any:
+        """Without Redis the board has to do: a fault of Redis holds up no message that is in hand already."""
+        try:
+            return await self._wire.call(*command)
+        except (RedisError, OSError):
+            return None
