@@ -1,0 +1,282 @@
+"""The model and real servers do the same: the same commands and scripts, the same replies, the same state after each.
+
+Not compared, since a real server's clock runs by itself: idle times. What depends on them is asked for with idle times
+that were set an hour back (XCLAIM IDLE), so that no test is slow enough to make a difference. Not modelled at all: the
+lag, which servers count differently, and wrongly (redis#13338), and which the supervisor counts for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from redis.exceptions import ResponseError
+
+from supervisor.broker import scripts
+from supervisor.names import REPLAY_CONSUMER, crashes_key, dead_key, host_key, retries_key
+from tests.model.group import written
+from tests.model.server import Argument, Server
+from tests.support.servers import AnyServer
+
+STREAM, GROUPS, CONSUMERS = "events", ("g", "h"), ("a:0", "a:1", "b:0")
+HOUR_MS = 3_600_000
+
+groups = st.sampled_from(GROUPS)
+consumers = st.sampled_from(CONSUMERS)
+counts = st.integers(1, 3)
+#: Numbers of messages; some were never published.
+numbers = st.integers(0, 12)
+
+
+class Real:
+    """A real server, by raw commands and replies of RESP2."""
+
+    def __init__(self, server: AnyServer) -> None:
+        self._client = server.sync(protocol=2)
+        self._connection = self._client.connection_pool.get_connection()
+        # Redis says 7.0, Valkey says 7.2.4 and its own version besides.
+        version = str(self._client.info("server")["redis_version"])
+        self.eager = tuple(map(int, version.split(".")[:2])) >= (7, 2)
+
+    def call(self, *command: Argument) -> Any:
+        if command:
+            self._connection.send_command(*command)
+        return self._connection.read_response()
+
+    def call_all(self, commands: list[tuple[Argument, ...]]) -> list[Any]:
+        """At once; of an error its first word."""
+        for command in commands:
+            self._connection.send_command(*command)
+        return [said(self, ()) for _ in commands]
+
+    def close(self) -> None:
+        self._connection.disconnect()
+        self._client.close()
+
+
+@pytest.fixture
+def real(every_server: AnyServer) -> Iterator[Real]:
+    found = Real(every_server)
+    yield found
+    found.close()
+
+
+def said(by: Any, command: tuple[Argument, ...]) -> Any:
+    """The reply, of an error its first word; ERR is what redis-py cuts off."""
+    try:
+        return by.call(*command)
+    except ResponseError as error:
+        word = str(error).split()[0]
+        return word if word.isupper() else "ERR"
+
+
+def as_dicts(rows: Any) -> list[dict[bytes, Any]]:
+    """XINFO's flat lists, or the model's dicts."""
+    return [row if isinstance(row, dict) else dict(zip(row[::2], row[1::2], strict=True)) for row in rows]
+
+
+class Conformance(RuleBasedStateMachine):
+    """Sends every command to both."""
+
+    real: Real
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.real.call("FLUSHALL")
+        self.model = Server(eager=self.real.eager)
+        self.published = 0
+        #: The ids of dead letters are the servers' own: (model's, real one's, message).
+        self.letters: list[tuple[bytes, bytes, bytes]] = []
+
+    def both(self, *command: Argument) -> Any:
+        expected, found = said(self.model, command), said(self.real, command)
+        assert expected == found, f"{command}: the model says {expected!r}, the server {found!r}"
+        return found
+
+    def script(self, script: scripts.Script, keys: tuple[str, ...], *arguments: Argument) -> Any:
+        return self.both("EVAL", script.text, len(keys), *keys, *arguments)
+
+    @staticmethod
+    def id(number: int) -> bytes:
+        return written((1000 + number // 3, number % 3 + 1))
+
+    @initialize(start=st.sampled_from(["0", "$"]))
+    def begin(self, start: str) -> None:
+        self.both("XGROUP", "CREATE", STREAM, GROUPS[0], start, "MKSTREAM")
+
+    @rule(group=groups, start=st.sampled_from(["0", "$", "1001-1"]))
+    def create_group(self, group: str, start: str) -> None:
+        self.both("XGROUP", "CREATE", STREAM, group, start, "MKSTREAM")
+
+    @rule(group=groups, sure=st.integers(0, 3))
+    def destroy_group(self, group: str, sure: int) -> None:
+        if sure == 0:  # rarely: it ends much of what there was to compare
+            self.both("XGROUP", "DESTROY", STREAM, group)
+
+    @rule(many=counts)
+    def publish(self, many: int) -> None:
+        for _ in range(many):
+            self.both("XADD", STREAM, self.id(self.published), "n", self.published)
+            self.published += 1
+
+    @rule()
+    def publish_an_old_id(self) -> None:
+        if self.published:
+            self.both("XADD", STREAM, self.id(self.published - 1), "n", "again")
+
+    @rule(ids=st.lists(numbers, min_size=1, max_size=3))
+    def delete(self, ids: list[int]) -> None:
+        self.both("XDEL", STREAM, *map(self.id, ids))
+
+    @rule(number=numbers)
+    def trim(self, number: int) -> None:
+        self.both("XTRIM", STREAM, "MINID", "=", self.id(number))
+
+    @rule(group=groups, consumer=consumers, count=counts)
+    def read_new(self, group: str, consumer: str, count: int) -> None:
+        self.both("XREADGROUP", "GROUP", group, consumer, "COUNT", count, "STREAMS", STREAM, ">")
+
+    @rule(group=groups, consumer=consumers, count=counts, after=st.none() | numbers)
+    def read_own(self, group: str, consumer: str, count: int, after: int | None) -> None:
+        start = b"0" if after is None else self.id(after)
+        self.both("XREADGROUP", "GROUP", group, consumer, "COUNT", count, "STREAMS", STREAM, start)
+
+    @rule(group=groups, ids=st.lists(numbers, min_size=1, max_size=3))
+    def ack(self, group: str, ids: list[int]) -> None:
+        self.both("XACK", STREAM, group, *map(self.id, ids))
+
+    @rule(
+        group=groups,
+        consumer=consumers,
+        ids=st.lists(numbers, min_size=1, max_size=3, unique=True),
+        min_idle_ms=st.sampled_from([0, HOUR_MS // 2]),
+        how=st.sets(st.sampled_from(["JUSTID", "FORCE", "IDLE"])),
+    )
+    def claim(self, group: str, consumer: str, ids: list[int], min_idle_ms: int, how: set[str]) -> None:
+        words: list[Argument] = []
+        for word in sorted(how):
+            words += [word, HOUR_MS] if word == "IDLE" else [word]
+        self.both("XCLAIM", STREAM, group, consumer, min_idle_ms, *map(self.id, ids), *words)
+
+    @rule(group=groups, consumer=consumers)
+    def create_consumer(self, group: str, consumer: str) -> None:
+        self.both("XGROUP", "CREATECONSUMER", STREAM, group, consumer)
+
+    @rule(group=groups, consumer=consumers)
+    def delete_consumer(self, group: str, consumer: str) -> None:
+        self.both("XGROUP", "DELCONSUMER", STREAM, group, consumer)
+
+    @rule(group=groups, consumer=consumers)
+    def delete_consumer_if_empty(self, group: str, consumer: str) -> None:
+        self.script(scripts.DELETE_CONSUMER, (STREAM,), group, consumer)
+
+    @rule(group=groups, ids=st.lists(numbers, min_size=1, max_size=2))
+    def ack_retried(self, group: str, ids: list[int]) -> None:
+        keys = (STREAM, retries_key(STREAM, group), crashes_key(STREAM, group))
+        self.script(scripts.ACK_RETRIED, keys, group, *map(self.id, ids))
+
+    @rule(group=groups, number=numbers, attempts=counts)
+    def retry_later(self, group: str, number: int, attempts: int) -> None:
+        keys = (STREAM, retries_key(STREAM, group))
+        self.script(scripts.RETRY_LATER, keys, group, self.id(number), f"{attempts}:1000")
+
+    @rule(group=groups, number=numbers)
+    def crash(self, group: str, number: int) -> None:
+        self.both("HINCRBY", crashes_key(STREAM, group), self.id(number), 1)
+
+    @rule(group=groups, number=numbers)
+    def dead_letter(self, group: str, number: int) -> None:
+        keys = [STREAM, retries_key(STREAM, group), crashes_key(STREAM, group), dead_key(STREAM, group)]
+        letter = ["id", self.id(number), "reason", "x"]
+        command = ("EVAL", scripts.DEAD_LETTER.text, len(keys), *keys, group, self.id(number), *letter)
+        expected, found = said(self.model, command), said(self.real, command)
+        if isinstance(expected, bytes) and isinstance(found, bytes):
+            self.letters.append((expected, found, self.id(number)))
+        else:
+            assert expected == found
+
+    @precondition(lambda self: self.letters)
+    @rule(group=groups, at=st.integers(0, 5), again=st.booleans())
+    def replay(self, group: str, at: int, again: bool) -> None:
+        ids = self.letters[at % len(self.letters)]
+        keys = (STREAM, dead_key(STREAM, group), retries_key(STREAM, group), crashes_key(STREAM, group))
+        head = ("EVAL", scripts.REPLAY.text, len(keys), *keys, group)
+        answers = [
+            said(by, (*head, letter, ids[2], REPLAY_CONSUMER))
+            for by, letter in zip((self.model, self.real), ids[:2], strict=True)
+        ]
+        assert answers[0] == answers[1]
+
+    @rule(token=st.sampled_from(["x", "y"]), drop=st.booleans())
+    def lease(self, token: str, drop: bool) -> None:
+        if drop:
+            self.script(scripts.DROP_LEASE, (host_key("a"),), token)
+        else:
+            self.script(scripts.TAKE_LEASE, (host_key("a"),), token, HOUR_MS)
+        self.both("EXISTS", host_key("a"))
+
+    @rule(group=groups, consumer=consumers, idle_ms=st.sampled_from([0, HOUR_MS // 2]), count=counts)
+    def look_at_pending(self, group: str, consumer: str, idle_ms: int, count: int) -> None:
+        command = ("XPENDING", STREAM, group, "IDLE", idle_ms, "-", "+", count, consumer)
+        expected, found = (said(by, command) for by in (self.model, self.real))
+        assert without_idle(expected) == without_idle(found)
+
+    @invariant()
+    def the_same_state(self) -> None:
+        commands: list[tuple[Argument, ...]] = [("XINFO", "GROUPS", STREAM), ("XRANGE", STREAM, "-", "+")]
+        for group in GROUPS:
+            commands += [("XPENDING", STREAM, group), ("XPENDING", STREAM, group, "-", "+", 100)]
+            commands += [("XINFO", "CONSUMERS", STREAM, group)]
+            commands += [("HGETALL", key(STREAM, group)) for key in (retries_key, crashes_key)]
+            commands += [("XRANGE", dead_key(STREAM, group), "-", "+")]
+        replies = self.real.call_all(commands)
+        for command, found in zip(commands, replies, strict=True):
+            expected = comparable(command, said(self.model, command))
+            assert expected == comparable(command, found), command
+
+
+def without_idle(rows: Any) -> Any:
+    """Of XPENDING's rows: id, consumer, times delivered."""
+    return [(row[0], row[1], row[3]) for row in rows] if isinstance(rows, list) else rows
+
+
+def comparable(command: tuple[Argument, ...], reply: Any) -> Any:
+    """Without what only the server knows: idle times, ids that it chose."""
+    if isinstance(reply, str):
+        return reply
+    if command[0] == "XPENDING" and len(command) > 3:
+        return without_idle(reply)
+    if command[0] == "XINFO":
+        names = (b"name", b"pending", b"consumers", b"last-delivered-id")
+        return [[row.get(name) for name in names] for row in as_dicts(reply)]
+    if command[0] == "HGETALL":
+        return reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
+    return [row[1] for row in reply] if command[0] == "XRANGE" and command[1] != STREAM else reply
+
+
+def test_the_model_does_what_a_server_does(real: Real) -> None:
+    class Against(Conformance):
+        pass
+
+    Against.real = real
+    run_state_machine_as_test(
+        Against,
+        settings=settings(
+            max_examples=60,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            print_blob=True,
+        ),
+    )
