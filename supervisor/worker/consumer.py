@@ -51,7 +51,7 @@ class Consumer:
         self._around = around
         self._row = row
         self._what = f"can't read {spec.stream} as {spec.group}"
-        keys = Keys.of(spec.stream, spec.group)
+        self._keys = keys = Keys.of(spec.stream, spec.group)
         self._reader = BlockingReader(
             around.redis_url, spec.stream, spec.group, around.name, connect_timeout_s=around.connect_timeout_s
         )
@@ -196,7 +196,7 @@ class Consumer:
         self._start(_in_order(deliveries))
 
     async def _sweep(self) -> Adopted:
-        known = {*self.executor.ids(), *self.waiting.ids(), *self._outcomes.acks} | self._around.settler.ids()
+        known = {*self.executor.ids(), *self.waiting.ids(), *self._outcomes.acks} | self._around.settler.ids(self._keys)
         return await self._own.sweep(self._reader, known, self._outcomes)
 
     async def _adopt(self, adopted: Adopted) -> None:

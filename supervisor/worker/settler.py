@@ -63,6 +63,7 @@ def _nothing() -> None:
 class _Item:
     """A command on its way."""
 
+    keys: Keys
     arguments: tuple[Argument, ...]
     ids: tuple[bytes, ...] = ()
     #: Sent before without an answer: its count then says nothing.
@@ -96,11 +97,10 @@ class Settler:
         items = (*self._unconfirmed, *self._refused.values())
         return sum(map(len, self._acks.values())) + sum(len(item.ids) for item in items)
 
-    def ids(self) -> set[bytes]:
-        """The ids that are decided but not confirmed."""
+    def ids(self, keys: Keys) -> set[bytes]:
+        """The ids of one (stream, group) that are decided but not confirmed; another may have the same ids."""
         items = (*self._items, *self._unconfirmed, *self._refused.values())
-        waiting = {entry for acks in self._acks.values() for entry in acks}
-        return waiting.union(*(item.ids for item in items))
+        return {*self._acks.get(keys, ())}.union(*(item.ids for item in items if item.keys == keys))
 
     def ack(self, keys: Keys, ids: Sequence[bytes]) -> None:
         """These are done."""
@@ -109,18 +109,18 @@ class Settler:
 
     def ack_retried(self, keys: Keys, entry: bytes) -> None:
         """This is done, and had failed or crashed before."""
-        self._script(ACK_RETRIED, (keys.stream, keys.retries, keys.crashes), (keys.group, entry), entry)
+        self._script(keys, ACK_RETRIED, (keys.stream, keys.retries, keys.crashes), (keys.group, entry), entry)
 
     def retry_later(self, keys: Keys, entry: bytes, attempts: int, due_ms: int) -> None:
         """Note in Redis how often this failed and when it is due (Unix ms); it stays pending."""
         arguments = (RETRY_LATER.text, 2, keys.stream, keys.retries, keys.group, entry, f"{attempts}:{due_ms}")
-        self._items.append(_Item(("EVAL", *arguments)))
+        self._items.append(_Item(keys, ("EVAL", *arguments)))
         self._wake()
 
     def dead(self, keys: Keys, entry: bytes, letter: Sequence[Argument]) -> None:
         """Give this up: write its dead letter and ack it, in one script."""
         script_keys = (keys.stream, keys.retries, keys.crashes, keys.dead)
-        self._script(DEAD_LETTER, script_keys, (keys.group, entry, *letter), entry)
+        self._script(keys, DEAD_LETTER, script_keys, (keys.group, entry, *letter), entry)
 
     async def flush(self) -> None:
         """Wait until everything decided so far is confirmed, but for what the server refuses: that stays pending."""
@@ -142,9 +142,11 @@ class Settler:
             if not self._wakeup.is_set():
                 self._idle.set()
 
-    def _script(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument], entry: bytes) -> None:
+    def _script(
+        self, keys: Keys, script: Script, names: Sequence[str], arguments: Sequence[Argument], entry: bytes
+    ) -> None:
         # EVAL and not EVALSHA: these are rare, and a server that restarted needs no second try.
-        self._items.append(_Item(("EVAL", script.text, len(keys), *keys, *arguments), (entry,)))
+        self._items.append(_Item(keys, ("EVAL", script.text, len(names), *names, *arguments), (entry,)))
         self._wake()
 
     def _wake(self) -> None:
@@ -157,7 +159,7 @@ class Settler:
         for keys, ids in acks.items():
             for at in range(0, len(ids), _IDS_MAX):
                 part = tuple(ids[at : at + _IDS_MAX])
-                items.append(_Item(("XACK", keys.stream, keys.group, *part), ids=part))
+                items.append(_Item(keys, ("XACK", keys.stream, keys.group, *part), ids=part))
         return items
 
     async def _send(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from redis.asyncio import Redis
 
-from supervisor import BatchError, Message, Retry, handler
+from supervisor import BatchError, Message, Reject, Retry, handler
 from supervisor.board import Board, Word
 from supervisor.core.ids import parse_id
 from supervisor.names import dead_key
@@ -377,3 +377,33 @@ async def test_a_long_adopted_list_is_started_batch_by_batch(redis_url: str, red
     await stopping
     assert running <= 30
     assert await pending(redis) == 500 - running
+
+
+async def test_groups_of_one_stream_hide_no_message_from_each_other(redis_url: str, redis: Redis) -> None:
+    """They share a worker and the ids of their messages; what one has on its way to Redis the other still has to run."""
+    seen: list[str] = []
+    started, full = asyncio.Event(), asyncio.Event()
+
+    @handler(STREAM, group=GROUP)
+    async def refuse(message: Message) -> None:
+        started.set()
+        await full.wait()
+        raise Reject("no")
+
+    @handler(STREAM, group="others")
+    async def handle(message: Message) -> None:
+        seen.append(message.id)
+
+    entry = await redis.xadd(STREAM, {"n": 1})
+    await redis.xgroup_create(STREAM, "others", "$")
+    worker = Worker(redis_url, [refuse, handle], Board())
+    await asyncio.wait_for(asyncio.gather(started.wait(), worker.ready.wait()), 10)
+    await redis.config_set("maxmemory", 1)
+    full.set()
+    await eventually_async(lambda: any("maxmemory" in str(error) for _, error in worker.faults))
+    # As if a keeper had handed it over to the other group's consumer, while this group's dead letter is refused.
+    await redis.xclaim(STREAM, "others", "host:0", 0, [entry], force=True, justid=True)
+    worker.runtime.sweep()
+    await eventually_async(lambda: seen == [entry.decode()])
+    await redis.config_set("maxmemory", 0)
+    await worker.stop()
