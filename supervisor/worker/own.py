@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from redis.exceptions import ResponseError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from supervisor.board import RowBoard, Word
 from supervisor.broker.scripts import DELETE_CONSUMER
@@ -53,6 +53,8 @@ class OwnList:
         start = "0" if self.opened else self._spec.options.start
         try:
             await self._wire.call("XGROUP", "CREATE", self._keys.stream, self._keys.group, start, "MKSTREAM")
+        except OutOfMemoryError:
+            return  # refused also where the group is there, which can still be read: that frees memory in the end
         except ResponseError as error:
             if not str(error).startswith("BUSYGROUP"):
                 raise

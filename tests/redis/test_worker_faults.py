@@ -407,3 +407,20 @@ async def test_groups_of_one_stream_hide_no_message_from_each_other(redis_url: s
     await eventually_async(lambda: seen == [entry.decode()])
     await redis.config_set("maxmemory", 0)
     await worker.stop()
+
+
+async def test_a_full_server_is_drained_also_by_a_worker_that_starts(every_server: Any) -> None:
+    """XGROUP CREATE is refused then, also for a group that is there; reading is not, and frees memory in the end."""
+    seen: list[str] = []
+
+    @handler(STREAM, group=GROUP)
+    async def handle(message: Message) -> None:
+        seen.append(message.id)
+
+    async with every_server.client() as redis:
+        entry = await redis.xadd(STREAM, {"n": 1})
+        await redis.xgroup_create(STREAM, GROUP, "0")
+        await redis.config_set("maxmemory", 1)
+        async with working(every_server.url, handle):
+            await eventually_async(lambda: seen == [entry.decode()])
+        await redis.config_set("maxmemory", 0)
