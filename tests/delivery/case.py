@@ -11,7 +11,7 @@ import contextlib
 import json
 import random
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ host = "{HOST}"
 {{more}}
 """
 
+#: The messages that must become dead letters: in every group the same, or group by group.
+Dead = Collection[int] | Mapping[str, Collection[int]]
 Keep = Callable[[dict[str, Any]], None]
 
 
@@ -110,13 +112,21 @@ class Case:
 
     def start_load(self, url: str = "") -> Load:
         """Start the load, and see that it is handled."""
-        setting = self.setting
-        self.load = Load(
-            url or self.url, self.seed, setting.rate, self.load_s, work_ms=setting.work_ms, fields=setting.fields
-        )
+        self.load = self._make_load(url)
         self.load.start()
         eventually(lambda: self.recording().ends, what="something is handled")
         return self.load
+
+    def publish(self, count: int) -> None:
+        """Publish so many messages at once instead of a load."""
+        self.load = self._make_load("")
+        self.load.publish(count)
+
+    def _make_load(self, url: str) -> Load:
+        setting = self.setting
+        return Load(
+            url or self.url, self.seed, setting.rate, self.load_s, work_ms=setting.work_ms, fields=setting.fields
+        )
 
     def moment(self, share_min: float = 0.2, share_max: float = 0.5) -> None:
         """Wait for the seed's moment between these shares of the load's time."""
@@ -143,6 +153,11 @@ class Case:
         """This fault happened: `proof` must be true. Its time is now, or `at_ns`."""
         assert proof, f"the fault did not happen: {what}"
         self.faults.append((what, time.monotonic_ns() if at_ns is None else at_ns))
+
+    def check(self, what: str, value: float, bound: float, unit: str = "ms") -> None:
+        """Keep this for the table of what was measured, and fail when it is beyond the bound."""
+        self._keep({"case": self.name, "seed": self.seed, "what": what, "value": value, "bound": bound, "unit": unit})
+        assert value <= bound, f"{what}: {value:.3g} {unit}, beyond {bound:g}"
 
     # Looking
 
@@ -178,7 +193,7 @@ class Case:
         return row["pending"] == 0 and not behind
 
     def finish(
-        self, *, repeated_max: int, recover_ms: float | None = None, dead: Collection[int] = (), exit_code: int = 0,
+        self, *, repeated_max: int, recover_ms: float | None = None, dead: Dead = (), exit_code: int = 0,
         errors: Sequence[str] = (), faultless: bool = False, drain_limit_s: float = DRAIN_LIMIT_S,
     ) -> dict[str, Verdict]:  # fmt: skip
         """Wait for the load's end and the drain, check everything, stop the pool; group -> verdict.
@@ -189,13 +204,16 @@ class Case:
         """
         assert faultless or self.faults, "a case without a fault proves nothing"
         self.load.join()
+        planned = dead if isinstance(dead, Mapping) else dict.fromkeys(self.setting.groups, dead)
         try:
             self._wait_drained(drain_limit_s)
         finally:
             # Counted in any case: what was lost says more than that a drain did not end.
-            verdicts = {group: self._judge(group, repeated_max, recover_ms, dead) for group in self.setting.groups}
+            verdicts = {
+                group: self._judge(group, repeated_max, recover_ms, planned[group]) for group in self.setting.groups
+            }
         for group, verdict in verdicts.items():
-            self._assert_verdict(group, verdict, repeated_max, recover_ms, dead)
+            self._assert_verdict(group, verdict, repeated_max, recover_ms, planned[group])
             self._assert_settled(group)
         self._assert_log(errors)
         if self.pool.process is not None:

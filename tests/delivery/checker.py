@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 NS_PER_MS = 1_000_000
+#: Nothing overdue for this long: what comes later is something else.
+CALM_MS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +117,9 @@ def recovery_ms(
     """How long after the fault it took until nothing was overdue any more, in ms.
 
     A message is overdue when it was acknowledged more than `overdue_ms` ago and is not done. The end
-    of the recovery is the first moment, not before `fault_ns` + `overdue_ms`, at which none is: what
-    the fault holds up is overdue by then. 0 when none is at that moment; infinite when it never ends.
+    of the recovery is the first moment, not before `fault_ns` + `overdue_ms`, from which on none is for
+    `CALM_MS`: what the fault holds up is overdue by then. 0 when there was nothing to recover from;
+    infinite when it never ended.
     """
     overdue_ns = int(overdue_ms * NS_PER_MS)
     first = first_effects(ends)
@@ -130,7 +133,7 @@ def recovery_ms(
     began_ns = fault_ns + overdue_ns
     now_ns: float = began_ns
     for since_ns, until_ns in sorted(late):
-        if since_ns > now_ns:
+        if since_ns > now_ns + CALM_MS * NS_PER_MS:
             break
         now_ns = max(now_ns, until_ns)
     return 0.0 if now_ns == began_ns else (now_ns - fault_ns) / NS_PER_MS

@@ -1,4 +1,4 @@
-"""The table at the end of a session: what each case did to the pool and what became of the messages.
+"""The tables at the end of a session: what each case did to the pool and what became of the messages.
 
 Rows travel with pytest's own reports, so that they arrive from the processes of pytest-xdist, too.
 """
@@ -27,6 +27,11 @@ def rows(terminal: pytest.TerminalReporter) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: (row["case"], row["seed"]))
 
 
+def is_verdict(row: dict[str, Any]) -> bool:
+    """Whether this row says what became of messages; else it is one measured thing."""
+    return "attempts" in row
+
+
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
     """A row as text; bounds in brackets."""
     counts = (str(row[name]) for name in HEAD[1:8])
@@ -36,13 +41,26 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
     return row["case"], *counts, repeated, str(row["recovered"]), str(row["dead"]), *waits, well
 
 
+def measured_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """One measured thing as text."""
+    value = f"{row['value']:.0f}" if row["value"] >= 10 else f"{row['value']:.2g}"
+    return row["case"], str(row["seed"]), row["what"], value, f"{row['bound']:g} {row['unit']}".strip()
+
+
 def show(terminal: pytest.TerminalReporter) -> None:
-    """Write the table; nothing where no case ran."""
-    lines = [HEAD, *map(cells, rows(terminal))]
-    if len(lines) > 1:
-        terminal.section("what became of the messages")
-        for line in aligned(lines):
-            terminal.write_line(line)
+    """Write the tables; nothing where no case ran."""
+    found = rows(terminal)
+    verdicts = [cells(row) for row in found if is_verdict(row)]
+    measured = [measured_cells(row) for row in found if not is_verdict(row)]
+    tables = (
+        ("what the delivery cases took", ("case", "seed", "measured", "value", "bound"), measured),
+        ("what became of the messages", HEAD, verdicts),
+    )
+    for title, head, lines in tables:
+        if lines:
+            terminal.section(title)
+            for line in aligned([head, *lines]):
+                terminal.write_line(line)
 
 
 def aligned(lines: Iterable[tuple[str, ...]]) -> list[str]:
