@@ -27,7 +27,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def make_case(request: pytest.FixtureRequest, tmp_path: Path, seed: int) -> Iterator[Callable[..., Case]]:
     """A case with its server, nothing else started: `make_case(workers=8, ...)`, see `Setting`."""
     made: list[Case] = []
-    name = request.node.originalname.removeprefix("test_")
+    # Without the seed, which has a column of its own.
+    more = [str(value) for name, value in request.node.callspec.params.items() if name != "seed"]
+    name = " ".join([request.node.originalname.removeprefix("test_"), *more])
 
     def keep(row: dict[str, Any]) -> None:
         request.node.user_properties.append((PROPERTY, row))

@@ -89,8 +89,8 @@ def test_10_poison_storm(start_case: StartCase) -> None:
     poison = case.load.numbers(kind="poison")
     case.struck(f"{len(poison)} messages that kill", len(poison) >= 5, case.load.began_ns)
     plain = len(case.load.attempts) - len(poison)
-    eventually(lambda: len({effect.n for effect in case.recording().ends}) == plain, 40, 0.2, "the good ones are done")
-    eventually(lambda: len(case.dead()) == len(poison), 40, 0.2, "the others are dead letters")
+    eventually(lambda: len({effect.n for effect in case.recording().ends}) == plain, 20, 0.2, "the good ones are done")
+    eventually(lambda: len(case.dead()) == len(poison), 20, 0.2, "the others are dead letters")
     took_s = time.monotonic() - began_s
     used = (sum(arbiter.cpu_times()[:2]) - used_s) / took_s
     count = len(deaths(case))
