@@ -13,9 +13,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 ARGS ?= --workers 8
 PYTEST_ARGS ?=
+SEEDS ?= 1
 LINTED := supervisor api handlers tests benchmarks
 
-.PHONY: help install run test faults lint format bench peers constraints clean
+.PHONY: help install run test faults delivery lint format bench peers constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +32,9 @@ test: $(VENV)/.installed-dev ## install what the tests need, then run them all
 
 faults: $(VENV)/.installed-dev ## kill, freeze and starve the pool in every way, and show what it costs
 	@$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+
+delivery: $(VENV)/.installed-dev ## thirty faults under load, each with SEEDS=1 seeds, and what became of every message
+	@$(BIN)/python -m pytest tests/delivery --numprocesses 2 --dist loadfile --seeds $(SEEDS) $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check $(LINTED)

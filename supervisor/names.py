@@ -52,7 +52,7 @@ def alone_key(stream: str, group: str) -> str:
 
 
 def retries_key(stream: str, group: str) -> str:
-    """A hash: message id -> `<failed attempts>:<due, Unix ms>` of the messages that wait for a retry."""
+    """A hash: message id -> `<failed attempts>:<due, Unix ms>:<delay, ms>` of the messages that wait for a retry."""
     return f"{_stream_key(stream)}:{group}:retries"
 
 

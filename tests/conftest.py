@@ -14,13 +14,27 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from tests.delivery.table import show
 from tests.support.flavours import flavours
 from tests.support.pool import Pool
 from tests.support.servers import AnyServer, default_flavour, start_server
 from tests.support.standins import Standins
 
 #: Quick ones first: a broken rule shows before the first process is started.
-ORDER = ("unit", "redis", "http", "cli", "process", "guide")
+ORDER = ("unit", "redis", "http", "cli", "process", "guide", "faults", "delivery")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How thoroughly the delivery cases are run."""
+    group = parser.getgroup("delivery", "the cases of tests/delivery")
+    group.addoption("--seeds", type=int, default=1, help="run each case with the seeds 1 to N (default: 1)")
+    group.addoption("--seed", type=int, help="run each case with this seed alone")
+    group.addoption("--load-s", type=float, default=4.0, help="how long a case's load lasts (default: 4 s)")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what became of the messages of the delivery cases."""
+    show(terminalreporter)
 
 
 def pytest_report_header() -> str:

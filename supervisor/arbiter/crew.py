@@ -220,6 +220,8 @@ class Crew:
         self.slots[number] = after
         self._tell_stack(before)
         self._tell_exit(before, after, time.monotonic())
+        if not after.wanted and after.state is State.EMPTY:
+            self._stacks.drop(self.process_name(number))
         self.has_left(before, after)
         self.turn()
         self._changed()

@@ -146,7 +146,7 @@ async def pending(redis: Redis, stream: str, group: str, count: int = 100) -> li
 
 
 def _pending(row: dict[str, Any], retry: bytes | None) -> PendingInfo:
-    attempts, _, due = _text(retry or b"0").partition(":")
+    attempts, due, *_ = [*_text(retry or b"0").split(":"), ""]
     return PendingInfo(
         id=_text(row["message_id"]),
         consumer=_text(row["consumer"]),

@@ -30,6 +30,15 @@ class Adopted:
     waiting: list[tuple[Delivery, float]] = field(default_factory=list)
 
 
+def read_retry(record: bytes, now_ms: int) -> tuple[int, int]:
+    """How often the message failed, and how long it still has to wait, in ms.
+
+    Never longer than it was to at first: the clock may have been put back since then.
+    """
+    attempts, due_ms, *delay_ms = map(int, record.split(b":"))
+    return attempts, max(0, min([due_ms - now_ms, *delay_ms]))
+
+
 def sort_out(
     found: list[Delivery],
     records: list[bytes | None],
@@ -47,10 +56,9 @@ def sort_out(
     for delivery, record in zip(found, records, strict=True):
         suspect = parse_id(delivery.id) <= started or delivery.id in often
         if record is not None:
-            attempts, _, due_ms = record.partition(b":")
-            delivery.failed_before = int(attempts)
+            delivery.failed_before, wait_ms = read_retry(record, now_ms)
             delivery.recorded = True
-            wait_s = max(0.0, (int(due_ms) - now_ms) / 1000)
+            wait_s = wait_ms / 1000
             if wait_s > 0 or not suspect:
                 adopted.waiting.append((delivery, wait_s))
                 continue

@@ -83,8 +83,10 @@ class Outcomes:
             next_s=round(outcome.delay_s, 1),
             exc_info=error,
         )
-        due_ms = int((time.time() + outcome.delay_s) * 1000)
-        self._settler.retry_later(self._keys, delivery.id, outcome.attempts, due_ms)
+        delay_ms = int(outcome.delay_s * 1000)
+        self._settler.retry_later(
+            self._keys, delivery.id, outcome.attempts, int(time.time() * 1000) + delay_ms, delay_ms
+        )
 
     def bury(self, delivery: Delivery, outcome: Dead, error: BaseException | None, crash: Crash | None = None) -> None:
         """Make it a dead letter, for what its handler raised or for how its process ended."""

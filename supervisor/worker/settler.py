@@ -111,9 +111,10 @@ class Settler:
         """This is done, and had failed or crashed before."""
         self._script(keys, ACK_RETRIED, (keys.stream, keys.retries, keys.crashes), (keys.group, entry), entry)
 
-    def retry_later(self, keys: Keys, entry: bytes, attempts: int, due_ms: int) -> None:
-        """Note in Redis how often this failed and when it is due (Unix ms); it stays pending."""
-        arguments = (RETRY_LATER.text, 2, keys.stream, keys.retries, keys.group, entry, f"{attempts}:{due_ms}")
+    def retry_later(self, keys: Keys, entry: bytes, attempts: int, due_ms: int, delay_ms: int) -> None:
+        """Note in Redis how often this failed, when it is due (Unix ms) and after how long; it stays pending."""
+        record = f"{attempts}:{due_ms}:{delay_ms}"
+        arguments = (RETRY_LATER.text, 2, keys.stream, keys.retries, keys.group, entry, record)
         self._items.append(_Item(keys, ("EVAL", *arguments)))
         self._wake()
 

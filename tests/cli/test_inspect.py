@@ -129,7 +129,7 @@ async def test_dead_letters_and_retries_are_counted(every_server) -> None:
         await client.xgroup_create(STREAM, GROUP, "0")
         await deliver(client, 3)
         await client.xadd(dead_key(STREAM, GROUP), {"reason": "x"})
-        await client.hset(retries_key(STREAM, GROUP), mapping={"2-0": "3:1700000000000"})
+        await client.hset(retries_key(STREAM, GROUP), mapping={"2-0": "3:1700000000000:1000"})
         found = await group(client)
         assert (found.dead, found.retrying) == (1, 1)
         rows = await inspect.pending(client, STREAM, GROUP, 2)

@@ -116,6 +116,16 @@ def test_what_waits_for_a_retry_is_never_a_suspect(
     assert [(d.failed_before, s) for d, s in adopted.waiting] == [(2, 0.5)] * records.count(b"2:1000")
 
 
+@given(st.integers(0, 2**48), st.integers(0, 10**9), st.integers(-(10**10), 10**10))
+def test_a_retry_never_waits_longer_than_it_was_to(failed_ms: int, delay_ms: int, jump_ms: int) -> None:
+    # The clock may have been put back since, by an administrator or because it is another host's.
+    record = f"3:{failed_ms + delay_ms}:{delay_ms}".encode()
+    adopted = sort_out([Delivery(b"5-0", ())], [record], (0, 0), failed_ms + jump_ms)
+    [(delivery, wait_s)] = adopted.waiting
+    assert delivery.failed_before == 3
+    assert wait_s == max(0, min(delay_ms, delay_ms - jump_ms)) / 1000
+
+
 def test_keys_share_the_hash_slot_of_their_stream() -> None:
     assert dead_key("events:user_created", "mail") == "supervisor:{events:user_created}:mail:dead"
     assert dead_key("{a}:b", "mail") == "supervisor:{a}:b:mail:dead"

@@ -1,0 +1,97 @@
+"""Cases 0 to 4: nothing at all, and processes of the pool that are killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+from supervisor.board import Word
+from tests.delivery.case import HOST, Case
+from tests.delivery.checker import rate_per_s
+from tests.support.faults import board_of, incarnations, ready_again_ms
+from tests.support.waiting import eventually
+
+StartCase = Callable[..., Case]
+#: What a worker may have in hand: its handler's `concurrency`.
+IN_HAND_MAX = 100
+STORM_EVERY_S = 0.5
+
+
+def kill(pid: int) -> int:
+    """SIGKILL; when, by the monotonic clock in ns."""
+    at_ns = time.monotonic_ns()
+    os.kill(pid, signal.SIGKILL)
+    return at_ns
+
+
+def test_00_no_fault(start_case: StartCase) -> None:
+    # A pool that nothing happens to does everything once.
+    case = start_case()
+    case.finish(repeated_max=0, faultless=True)
+
+
+def test_01_kill9_one(start_case: StartCase) -> None:
+    case = start_case()
+    board = board_of(case.pool.pid)
+    case.moment()
+    slot = case.busy_slot(in_hand=5)
+    was, dead = incarnations(board, [slot]), case.pool.pids()[slot]
+    killed_ns = kill(dead)
+    ready_ms = ready_again_ms(board, was, killed_ns)[slot]
+    [left] = eventually(lambda: case.pool.events("worker left"))
+    case.struck("kill -9 of one worker", left["signal"] == "SIGKILL" and left["pid"] == dead, killed_ns)
+    # Its successor bears its name, so what it held is owned at once by who is forked then.
+    case.check("kill -9 until its successor is forked", (board.slot(slot).get(Word.SPAWN_NS) - killed_ns) / 1e6, 50)
+    case.check("kill -9 until its successor is READY", ready_ms, 500)
+    case.finish(repeated_max=IN_HAND_MAX, recover_ms=1000)
+    assert len(case.recording().pids()[f"{HOST}:{slot}"]) == 2
+
+
+def test_02_kill9_all(start_case: StartCase) -> None:
+    case = start_case()
+    board = board_of(case.pool.pid)
+    case.moment()
+    before = case.pool.pids()
+    was = incarnations(board, list(before))
+    killed_ns = min(kill(pid) for pid in before.values())
+    ready_again_ms(board, was, killed_ns)
+    eventually(lambda: len(case.pool.events("worker left")) == len(before))
+    case.struck("kill -9 of all workers", not set(before.values()) & set(case.pool.pids().values()), killed_ns)
+    case.finish(repeated_max=IN_HAND_MAX * len(before), recover_ms=2000)
+
+
+def test_03_kill_storm(start_case: StartCase) -> None:
+    case = start_case()
+    kills: list[int] = []
+    at_s = 0.5
+    while at_s < case.load_s - STORM_EVERY_S:
+        case.until(at_s)
+        living = case.pool.pids()
+        kills.append(kill(living[case.rng.choice(sorted(living))]))
+        at_s += STORM_EVERY_S
+    eventually(lambda: len(case.pool.events("worker left")) == len(kills))
+    case.struck(f"{len(kills)} kills", len(kills) >= 5, kills[-1])
+    case.finish(repeated_max=IN_HAND_MAX * len(kills), recover_ms=2000)
+    during = rate_per_s(case.recording().ends, kills[0], kills[-1]) / case.setting.rate
+    case.check("share of the load that was not done while the storm went on", 100 * (1 - during), 20, "%")
+    assert not case.pool.events("worker failed")
+
+
+def test_04_kill9_arbiter(start_case: StartCase) -> None:
+    case = start_case()
+    case.moment()
+    pool = case.pool
+    processes = pool.processes()
+    killed_ns = kill(pool.pid)
+    assert pool.wait() == -signal.SIGKILL
+    eventually(lambda: not pool.processes(), 1, 0.005, what="no child outlives the arbiter by a second")
+    case.check("kill -9 of the arbiter until all its children are gone", (time.monotonic_ns() - killed_ns) / 1e6, 1000)
+    stranded = sum(case.pending().values())
+    case.struck("kill -9 of the arbiter", len(processes) >= 1 + case.setting.workers)
+    began_ns = time.monotonic_ns()
+    pool.start(ready=False)
+    eventually(lambda: [w["state"] for w in pool.ask("status")["workers"]] == ["READY"] * case.setting.workers)
+    case.check("start again until all are READY", (time.monotonic_ns() - began_ns) / 1e6, 2000)
+    case.finish(repeated_max=min(stranded, IN_HAND_MAX * case.setting.workers), recover_ms=3000)
