@@ -119,10 +119,13 @@ class _Crew:
         failures = 0
         while not self._stopping.is_set():
             try:
-                return await Seat.find(self._redis, self._settings.pool.host, self._name)
+                seat = await Seat.find(self._redis, self._settings.pool.host, self._name)
             except (RedisError, OSError) as error:
                 failures += 1
-                self._complain("can't take a name", error)
+                self._complain.redis("can't take a name", error)
+            else:
+                self._complain.over("can't take a name")
+                return seat
             await self._pause(backoff_s(failures, _RECONNECT_BASE_S, _RECONNECT_MAX_S, random.random))
         return None
 
@@ -170,7 +173,7 @@ class _Crew:
                     await reaper.look()
             except (RedisError, OSError) as error:
                 reaper.lost_sight()
-                self._complain("can't renew the name", error)
+                self._complain.redis("can't renew the name", error)
             else:
                 self._complain.over("can't renew the name")
             await asyncio.sleep(RENEW_S)

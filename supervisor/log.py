@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 PIECE_BYTES = 4096
 #: The same complaint is not repeated within this time.
 QUIET_S = 5.0
+#: How many other things that fail are named on one line.
+_ALSO_MAX = 3
+_REDIS = "redis"
 STDERR = 2
 
 
@@ -144,29 +147,41 @@ class Limiter:
 
 
 class Complaints:
-    """Tells of faults, each kind at most once in five seconds, and when one is over."""
+    """Tells of faults, each kind at most once in five seconds, and when those of Redis are over."""
 
     def __init__(self, log: Any) -> None:
         """`log` is a structlog logger."""
         self._log = log
         self._limiter = Limiter()
-        self._open: set[str] = set()
+        #: What Redis lets fail now, in the order in which it began; and the one that was told of.
+        self._open: dict[str, None] = {}
+        self._told = ""
 
     def __call__(
         self, what: str, error: BaseException, *, level: str = "warning", where: str = "", **details: object
     ) -> None:
         """`what` happened; `where` tells apart what shall be told apart, the `details` come with the line."""
-        self._open.add(what)
         repeated = self._limiter.held_back(f"{what} {where} {type(error).__name__}")
         if repeated is not None:
             tell = getattr(self._log, level)
             tell(what, error=summary(error), repeated=repeated or None, **{"where": where or None, **details})
 
+    def redis(self, what: str, error: BaseException) -> None:
+        """`what` failed for Redis. A Redis that is away lets all fail at once: one line tells of all that does."""
+        self._open[what] = None
+        repeated = self._limiter.held_back(_REDIS)
+        if repeated is not None:
+            self._told = what
+            others = [other for other in self._open if other != what]
+            also = ", ".join(others[:_ALSO_MAX]) + (", ..." if len(others) > _ALSO_MAX else "")
+            self._log.warning(what, error=summary(error), also=also or None, repeated=repeated or None)
+
     def over(self, what: str) -> None:
-        """`what` was complained of, and goes well again."""
-        if what in self._open:
-            self._open.discard(what)
-            self._log.info("works again", what=what)
+        """`what` goes well again. Told when all does, if it was told that it did not."""
+        self._open.pop(what, None)
+        if self._told and not self._open:
+            self._log.info("works again", what=self._told)
+            self._told = ""
 
 
 def _tidy(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:

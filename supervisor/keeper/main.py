@@ -89,9 +89,10 @@ class Keeper:
         except (RedisError, OSError) as error:
             self._board.set(Head.KEEPER_REDIS_OK, 0)
             self._reaper.lost_sight()
-            self._complain("can't renew the lease", error)
+            self._complain.redis("can't renew the lease", error)
         else:
             self._board.set(Head.KEEPER_REDIS_OK, 1)
+            self._complain.over("can't renew the lease")
         self._board.set(Head.KEEPER_BEAT_NS, time.monotonic_ns())
 
     async def _keep_house(self) -> None:

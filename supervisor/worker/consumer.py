@@ -222,7 +222,7 @@ class Consumer:
         if self.intake.stopping:
             return
         self.cut_off = True
-        self._around.complain(self._what, error)
+        self._around.complain.redis(self._what, error)
         self._around.board.add(Word.RECONNECTS, 1)
         await self.intake.wait_out(backoff_s(max(1, failures), _RECONNECT_BASE_S, _RECONNECT_MAX_S, random.random))
 

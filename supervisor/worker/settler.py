@@ -167,7 +167,7 @@ class Settler:
         try:
             replies = await self._wire.pipeline([pack_command(item.arguments) for item in self._unconfirmed])
         except (RedisError, OSError) as error:
-            self._complain(_WHAT, error)
+            self._complain.redis(_WHAT, error)
             for item in self._unconfirmed:
                 item.again = True
             return
@@ -184,7 +184,7 @@ class Settler:
             if not isinstance(reply, Exception):
                 self._confirmed(item, reply)
                 continue
-            self._complain(_WHAT, reply)
+            self._complain.redis(_WHAT, reply)
             if isinstance(reply, ResponseError) and passes(reply):
                 again.append(item)
             else:

@@ -37,6 +37,9 @@ class Faults(Complaints):
     def __call__(self, what: str, error: BaseException, **_: Any) -> None:
         self._told.append((what, error))
 
+    def redis(self, what: str, error: BaseException) -> None:
+        self._told.append((what, error))
+
 
 class Worker:
     """A runtime in this process, with the faults it complained of."""
