@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from supervisor.version import __version__
 
-from . import docs, inventory, probes, problems, streams, tail, users
+from . import dead, docs, inventory, probes, problems, streams, tail, users
 from .gate import Gate
 from .service import Service
 from .shapes import PROBLEM_SCHEMA
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _TAGS = [
     {"name": "streams", "description": "Publish, read history, follow"},
+    {"name": "dead letters", "description": "What was given up: found, put back to its group, removed"},
     {"name": "users", "description": "The example's producer"},
     {"name": "status", "description": "The pool, its streams and groups"},
     {"name": "probes", "description": "For load balancers and orchestrators"},
@@ -56,7 +57,7 @@ def create_app(loaded: Loaded) -> FastAPI:
     )
     problems.install(app)
     # The longest addresses first: a stream's name may hold slashes.
-    for module in (users, tail, streams, inventory, probes, docs):
+    for module in (users, dead, tail, streams, inventory, probes, docs):
         app.include_router(module.router)
     app.add_middleware(Gate, settings=loaded.settings.api)
     _describe(app)

@@ -29,7 +29,7 @@ router = APIRouter(prefix="/v1", tags=["status"])
 async def streams(service: ServiceDep, redis: RedisDep) -> Response:
     """What `supervisor streams --json` prints: each with all its groups, also those that others made."""
     async with asyncio.timeout(service.limit_s):
-        own = [(group["stream"], group["group"]) for group in await _groups(service)]
+        own = [(group["stream"], group["group"]) for group in await handled_groups(service)]
         infos = await inspect.streams(redis, sorted({stream for stream, _ in own})) if own else []
         members = [(info.stream, group) for info in infos for group in info.groups]
         groups = await inspect.groups(redis, sorted({*own, *members}))
@@ -55,10 +55,11 @@ def _stream(info: inspect.StreamInfo, groups: Iterable[inspect.GroupInfo]) -> di
 )
 async def groups(service: ServiceDep) -> Response:
     """Lag, pending, oldest and dead letters of each."""
-    return json_response({"groups": await _groups(service)})
+    return json_response({"groups": await handled_groups(service)})
 
 
-async def _groups(service: ServiceDep) -> list[dict[str, Any]]:
+async def handled_groups(service: ServiceDep) -> list[dict[str, Any]]:
+    """The figures of all groups that have handlers. Raises Problem when Redis can't be asked."""
     state = await service.state()
     refuse_without_redis(state)
     found: list[dict[str, Any]] = state["groups"]

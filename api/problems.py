@@ -57,6 +57,7 @@ KINDS = {
     "cross-site": Kind(403, "Refused from another site", "A browser sent this for a page of another origin."),
     "not-found": Kind(404, "Not found", "There is nothing at this address, or no longer."),
     "method-not-allowed": Kind(405, "Method not allowed", "The header Allow names the methods of this address."),
+    "ambiguous": Kind(409, "More than one is meant", "Several groups have a letter of that id; name one with `group`."),
     "wrong-type": Kind(409, "The key is no stream", "Redis holds another type of value under that name."),
     "body-too-large": Kind(413, "The body is too large", "Send less at once, or raise [api] max_body_bytes."),
     "media-type": Kind(415, "The media type is not taken", "Set Content-Type to one of those that `detail` names."),

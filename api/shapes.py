@@ -23,10 +23,11 @@ _OWN_PREFIX = "supervisor:"
 EXAMPLE_ID = "1764000000000-0"
 
 
-def _stream(name: str) -> str:
+def check_name(name: str) -> str:
+    """The name of a stream or a group. Raises a validation error."""
     if not name or len(name) > STREAM_CHARACTERS_MAX or _CONTROL.search(name):
         raise PydanticCustomError(
-            "stream_name", "a stream's name has 1 to {most} characters, none a control character", {"most": 512}
+            "stream_name", "a name has 1 to {most} characters, none a control character", {"most": 512}
         )
     return name
 
@@ -34,7 +35,7 @@ def _stream(name: str) -> str:
 def _writable(name: str) -> str:
     if name.startswith(_OWN_PREFIX):
         raise PydanticCustomError("stream_reserved", "names that begin with supervisor: are reserved")
-    return _stream(name)
+    return check_name(name)
 
 
 def check_id(text: str) -> str:
@@ -45,7 +46,7 @@ def check_id(text: str) -> str:
     return text if found[2] else f"{text}-0"
 
 
-def _bound(text: str) -> str:
+def check_bound(text: str) -> str:
     """An end of a range, as XRANGE takes it: `-`, `+`, an id, or `(` and an id to leave that one out."""
     if text in ("-", "+"):
         return text
@@ -55,10 +56,12 @@ def _bound(text: str) -> str:
 
 
 _NAME = Path(description="The stream's name", examples=["events:user_created"])
-Stream = Annotated[str, _NAME, AfterValidator(_stream)]
+_GROUP = Path(description="The group's name", examples=["email_workers"])
+Stream = Annotated[str, _NAME, AfterValidator(check_name)]
 WritableStream = Annotated[str, _NAME, AfterValidator(_writable)]
+Group = Annotated[str, _GROUP, AfterValidator(check_name)]
 EntryId = Annotated[str, AfterValidator(check_id)]
-Bound = Annotated[str, AfterValidator(_bound)]
+Bound = Annotated[str, AfterValidator(check_bound)]
 
 
 def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -66,9 +69,19 @@ def json_response(body: Any, status: int = 200, headers: dict[str, str] | None =
     return Response(orjson.dumps(body), status, headers, "application/json")
 
 
+def stream_path(stream: str) -> str:
+    """The address of what belongs to a stream."""
+    return f"/v1/streams/{quote(stream, safe=':')}"
+
+
 def messages_path(stream: str) -> str:
     """The address of a stream's messages."""
-    return f"/v1/streams/{quote(stream, safe=':')}/messages"
+    return f"{stream_path(stream)}/messages"
+
+
+async def only_json(request: Request) -> None:
+    """For routes whose body FastAPI reads. Raises Problem: 415 for another type."""
+    check_media_type(request, "application/json")
 
 
 async def read_json(request: Request) -> Any:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Path, Query
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, EmailStr, Field
 
@@ -23,7 +23,7 @@ from supervisor.broker.scripts import Script
 
 from .problems import Problem
 from .service import PublisherDep, RedisDep
-from .shapes import check_media_type, json_response, problems
+from .shapes import json_response, only_json, problems
 
 router = APIRouter(prefix="/users", tags=["users"])
 STREAM = "events:user_created"
@@ -92,17 +92,13 @@ class Users(BaseModel):
     next: str | None
 
 
-async def _only_json(request: Request) -> None:
-    check_media_type(request, "application/json")
-
-
 @router.post(
     "",
     status_code=201,
     response_model=CreatedUser,
     operation_id="create_user",
     summary="Register a user",
-    dependencies=[Depends(_only_json)],
+    dependencies=[Depends(only_json)],
     responses=problems("malformed-json", "wrong-type", "body-too-large", "media-type", "invalid", "redis-unavailable"),
 )
 async def create_user(new: NewUser, publisher: PublisherDep) -> Response:

@@ -1,8 +1,7 @@
-"""Dead letters: reading them, putting them back to the group that they came from, dropping them.
+"""Dead letters: what each one says, which are meant, and reading them page by page.
 
-A replay puts the entry, which is still in the stream under its own id, back into the pending list of its
-group and of no other; a keeper hands it to a worker within seconds. That and the letter's removal are one
-script. An entry that was trimmed from the stream can't be put back.
+A stream of dead letters may hold a million, and one of them megabytes: a page is as large as its letters
+allow, and nothing here reads further than it is asked to. `broker.replay` puts them back or removes them.
 """
 
 from __future__ import annotations
@@ -11,15 +10,19 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from supervisor.broker.scripts import REPLAY
-from supervisor.names import REPLAY_CONSUMER, crashes_key, dead_key, retries_key
+from supervisor.core.ids import parse_id
+from supervisor.names import dead_key
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable, Mapping
 
     from redis.asyncio import Redis
 
-_PAGE = 200
+#: The first page; what its letters weigh says how many come with the next.
+_PAGE_MIN = 10
+_PAGE_MAX = 500
+#: About what one page brings, so that it is read well within the time of one command.
+_PAGE_BYTES = 1_000_000
 _PREFIX = "field:"
 _JSON = "fields_json"
 
@@ -64,52 +67,90 @@ class Filter:
     #: Given up at least so long ago.
     older_than_ms: int = 0
 
+    @property
+    def empty(self) -> bool:
+        """It fits every letter."""
+        return not (self.reason or self.handler or self.text or self.older_than_ms)
+
     def fits(self, letter: Letter, now_ms: int) -> bool:
         """Whether the letter is meant."""
-        if now_ms - letter.dead_at_ms < self.older_than_ms:
+        if self.older_than_ms and now_ms - letter.dead_at_ms < self.older_than_ms:
             return False
-        said = "\n".join([letter.id, letter.error, *letter.fields, *letter.fields.values()])
-        pairs = ((self.reason, letter.reason), (self.handler, letter.handler), (self.text, said))
+        pairs = [(self.reason, letter.reason), (self.handler, letter.handler)]
+        if self.text:
+            pairs.append((self.text, "\n".join([letter.id, letter.error, *letter.fields, *letter.fields.values()])))
         return all(wanted.lower() in found.lower() for wanted, found in pairs)
 
 
-async def letters(redis: Redis, stream: str, group: str) -> AsyncIterator[Letter]:
-    """All letters of a group, the oldest first. Raises redis-py's errors."""
-    key, start = dead_key(stream, group), "-"
-    while page := await redis.execute_command("XRANGE", key, start, "+", "COUNT", _PAGE):
-        for letter_id, flat in page:
-            yield _letter(letter_id.decode(), stream, group, flat)
+async def pages(
+    redis: Redis, stream: str, group: str, start: str = "-", end: str = "+", *, most: int = _PAGE_MAX
+) -> AsyncIterator[list[Letter]]:
+    """The group's letters from `start` to `end`, bounds of XRANGE, the oldest first, `most` at once.
+
+    Raises redis-py's errors.
+    """
+    key, count = dead_key(stream, group), min(most, _PAGE_MIN)
+    while page := await redis.execute_command("XRANGE", key, start, end, "COUNT", count):
+        yield [_letter(letter_id.decode(), stream, group, flat) for letter_id, flat in page]
+        if len(page) < count:
+            return
         start = f"({page[-1][0].decode()}"
+        weight = sum(len(name) + len(value) for _, flat in page for name, value in flat.items())
+        count = max(1, min(most, _PAGE_MAX, _PAGE_BYTES * len(page) // max(1, weight)))
 
 
-async def replay(redis: Redis, letter: Letter) -> str:
-    """Put the message back: "replayed", or why not: "gone" (the letter), "trimmed" (the entry)."""
-    stream, group = letter.stream, letter.group
-    keys = (stream, dead_key(stream, group), retries_key(stream, group), crashes_key(stream, group))
-    said: Any = await redis.eval(REPLAY.text, len(keys), *keys, group, letter.letter_id, letter.id, REPLAY_CONSUMER)
-    return str(said.decode())
+async def extent(redis: Redis, stream: str, group: str) -> tuple[int, str]:
+    """How many letters the group has, and the id of the last one; "0-0" when there is none."""
+    key = dead_key(stream, group)
+    pipe = redis.pipeline()
+    pipe.execute_command("XLEN", key)
+    pipe.execute_command("XREVRANGE", key, "+", "-", "COUNT", 1)
+    total, last = await pipe.execute()
+    return int(total), last[0][0].decode() if last else "0-0"
 
 
-async def drop(redis: Redis, letter: Letter) -> bool:
-    """Remove the letter for good; False when it was gone already."""
-    return bool(await redis.xdel(dead_key(letter.stream, letter.group), letter.letter_id))
+async def by_ids(
+    redis: Redis, stream: str, group: str, ids: Iterable[str], *, scan_max: int | None = None
+) -> dict[str, Letter]:
+    """Of each id the letter of that id, or else the first one of the message of that id; those that there are.
+
+    Letters are in the order in which messages were given up, so the search for messages begins at the time of
+    the oldest one and only then looks at what is before: an id that a producer chose may be later than its
+    letter. It looks at no more than `scan_max` letters.
+    """
+    found: dict[str, Letter] = {}
+    wanted = list(dict.fromkeys(ids))
+    for id_ in wanted:
+        async for page in pages(redis, stream, group, id_, id_, most=1):
+            found[id_] = page[0]
+    missing = {id_ for id_ in wanted if id_ not in found}
+    since, scanned = min((parse_id(id_)[0] for id_ in missing), default=0), 0
+    for start, end in ((str(since), "+"), ("-", f"({since}")) if missing else ():
+        async for page in pages(redis, stream, group, start, end):
+            named = {letter.id: letter for letter in reversed(page) if letter.id in missing}
+            found |= named
+            missing -= named.keys()
+            scanned += len(page)
+            if not missing or (scan_max is not None and scanned >= scan_max):
+                return found
+    return found
 
 
-def _letter(letter_id: str, stream: str, group: str, flat: dict[bytes, bytes]) -> Letter:
+def _letter(letter_id: str, stream: str, group: str, flat: Mapping[bytes, bytes]) -> Letter:
     told = {_text(name): _text(value) for name, value in flat.items()}
     fields = {name.removeprefix(_PREFIX): value for name, value in told.items() if name.startswith(_PREFIX)}
     if _JSON in told:
-        fields |= json.loads(told[_JSON])
+        fields |= _of_json(told[_JSON])
     return Letter(
         letter_id=letter_id,
         stream=stream,
         group=group,
         id=told.get("id", ""),
         reason=told.get("reason", ""),
-        deliveries=int(told.get("deliveries", 0)),
+        deliveries=_number(told.get("deliveries", "")),
         handler=told.get("handler", ""),
         worker=told.get("worker", ""),
-        dead_at_ms=int(told.get("dead_at_ms", 0)),
+        dead_at_ms=_number(told.get("dead_at_ms", "")),
         error=told.get("error", ""),
         traceback=told.get("traceback", ""),
         signal=told.get("signal", ""),
@@ -117,6 +158,30 @@ def _letter(letter_id: str, stream: str, group: str, flat: dict[bytes, bytes]) -
         stack=told.get("stack", ""),
         fields=fields,
     )
+
+
+def _of_json(text: str) -> dict[str, str]:
+    """The fields of a letter that keeps them as JSON. Anybody can write to a stream: no letter hides the others."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        return {_JSON: text}
+    return {_shown(name): _shown(str(value)) for name, value in found.items()}
+
+
+def _shown(text: str) -> str:
+    """Bytes that JSON keeps as lone surrogates, as `_text` shows them."""
+    return _text(text.encode(errors="surrogateescape")) if _is_escaped(text) else text
+
+
+def _is_escaped(text: str) -> bool:
+    return any("\udc80" <= character <= "\udcff" for character in text)
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def _text(value: bytes) -> str:

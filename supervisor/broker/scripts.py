@@ -61,7 +61,8 @@ return id
 )
 
 #: KEYS stream, dead, retries, crashes; ARGV group, letter id, message id, consumer. Puts the message back into the
-#: pending list of its group (FORCE: it was acked), as if it had never been tried.
+#: pending list of its group (FORCE: it was acked), as if it had never been tried. One that is pending again (its
+#: group was made anew) is taken from nobody.
 REPLAY = Script(
     """
 if #redis.call('XRANGE', KEYS[2], ARGV[2], ARGV[2]) == 0 then
@@ -69,6 +70,13 @@ if #redis.call('XRANGE', KEYS[2], ARGV[2], ARGV[2]) == 0 then
 end
 if #redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3]) == 0 then
   return 'trimmed'
+end
+local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)
+if pending.err then
+  return string.find(pending.err, 'NOGROUP', 1, true) and 'no-group' or pending
+end
+if #pending > 0 then
+  return 'pending'
 end
 redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[4], 0, ARGV[3], 'FORCE', 'JUSTID')
 redis.call('HDEL', KEYS[3], ARGV[3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -19,17 +20,11 @@ from supervisor.cli.common import (
     talk,
 )
 from supervisor.errors import EXIT_FAILED, EXIT_OK, UsageError
+from supervisor.words import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
-
-    from redis.asyncio import Redis
-
-    from supervisor.broker.dead import Filter, Letter
-    from supervisor.settings.load import Loaded
-
-REASON_CHARACTERS = 60
 
 
 class DeadGroup(Examples, click.Group):
@@ -77,28 +72,15 @@ def list_(  # noqa: PLR0913, PLR0917 - one parameter an option
     stream: str | None, group: str | None, reason: str, handler: str, text: str, older_s: float, count: int,
     config: Path | None, redis: str | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """List dead letters: of one group, of a stream's groups, or of all handlers here."""
+    """List dead letters: of one group, of a stream's groups, or of all handlers here. With --json one object a line."""
+    import asyncio
+
     from supervisor.broker.dead import Filter
+    from supervisor.cli.letters import list_letters
 
     loaded = load_settings(config, {"redis.url": redis})
     wanted = Filter(reason, handler, text, int(older_s * 1000))
-
-    async def run(client: Redis) -> tuple[list[Letter], int]:
-        found: list[Letter] = []
-        total = 0
-        for pair in await _pairs(loaded, stream, group):
-            chosen = await _choose(client, *pair, wanted)
-            total += len(chosen)
-            found += chosen[: count - len(found)]
-        return found, total
-
-    found, total = _with_redis(loaded, run)
-    if as_json:
-        for letter in found:
-            click.echo(dumps(letter.as_dict()))
-        return
-    _print(found)
-    talk(f"{total} dead letter{'s' * (total != 1)}" + (f", {len(found)} shown" if total > len(found) else ""))
+    asyncio.run(list_letters(loaded, (stream, group), wanted, count, as_json=as_json))
 
 
 @command("supervisor dead show events:user_created email_workers 1764000000000-0")
@@ -110,8 +92,12 @@ def list_(  # noqa: PLR0913, PLR0917 - one parameter an option
 @json_option
 def show(stream: str, group: str, id_: str, config: Path | None, redis: str | None, as_json: bool) -> int:
     """Show one dead letter whole, with its traceback. ID is the letter's or the message's."""
+    import asyncio
+
+    from supervisor.cli.letters import named_letters
+
     loaded = load_settings(config, {"redis.url": redis})
-    letter = next(iter(_with_redis(loaded, lambda client: _named(client, stream, group, [id_]))))
+    [letter] = asyncio.run(named_letters(loaded, stream, group, [id_]))
     if as_json:
         click.echo(dumps(letter.as_dict(), pretty=True))
         return EXIT_OK
@@ -126,7 +112,7 @@ def show(stream: str, group: str, id_: str, config: Path | None, redis: str | No
     return EXIT_OK
 
 
-def _change(verb: str, done: str, help_text: str) -> click.Command:
+def _change(verb: str, help_text: str) -> click.Command:
     """`replay` and `drop` choose in the same way, and say first how many they mean."""
 
     @click.argument("stream")
@@ -141,21 +127,23 @@ def _change(verb: str, done: str, help_text: str) -> click.Command:
         stream: str, group: str, ids: tuple[str, ...], reason: str, handler: str, text: str, older_s: float,
         yes: bool, config: Path | None, redis: str | None, as_json: bool,
     ) -> int:  # fmt: skip
+        import asyncio
+
         from supervisor.broker.dead import Filter
+        from supervisor.cli.letters import Work, carry_out, choose
 
         loaded = load_settings(config, {"redis.url": redis})
         wanted = Filter(reason, handler, text, int(older_s * 1000))
-        chosen = _with_redis(
-            loaded, lambda c: _named(c, stream, group, ids) if ids else _choose(c, stream, group, wanted)
-        )
-        if not chosen:
+        if ids and not wanted.empty:
+            raise UsageError("name letters by ids, or choose them by --reason, --handler, --text and --older: not both")
+        work: Work = asyncio.run(choose(loaded, stream, group, ids, wanted))
+        if not work.count:
             talk(f"no dead letter to {verb}")
             return EXIT_OK
-        talk(f"{len(chosen)} dead letter{'s' * (len(chosen) != 1)} of {stream} {group}")
-        if not yes and not click.confirm(f"{verb.capitalize()} {'it' if len(chosen) == 1 else 'them'}?", err=True):
+        talk(f"{counted(work.count, 'dead letter')} of {stream} {group}")
+        if not yes and not _agreed(verb, work.count):
             return EXIT_FAILED
-        outcomes = _with_redis(loaded, lambda client: _carry_out(client, verb, chosen))
-        return _tell(outcomes, done, as_json=as_json)
+        return asyncio.run(carry_out(loaded, verb, work, as_json=as_json))
 
     change.__doc__ = help_text
     return command(f"supervisor dead {verb} events:user_created email_workers --reason Timeout --yes", name=verb)(
@@ -163,91 +151,11 @@ def _change(verb: str, done: str, help_text: str) -> click.Command:
     )
 
 
-async def _carry_out(client: Redis, verb: str, chosen: Sequence[Letter]) -> list[tuple[Letter, str]]:
-    from supervisor.broker.dead import drop, replay
-
-    found = []
-    for letter in chosen:
-        said = await replay(client, letter) if verb == "replay" else "dropped" * await drop(client, letter) or "gone"
-        found.append((letter, said))
-    return found
-
-
-def _tell(outcomes: Sequence[tuple[Letter, str]], done: str, *, as_json: bool) -> int:
-    for letter, said in outcomes:
-        if as_json:
-            click.echo(dumps({"letter_id": letter.letter_id, "id": letter.id, "outcome": said}))
-        elif said == "trimmed":
-            talk(f"{letter.id} is no longer in the stream and can't be put back; its fields are in `dead show`")
-        elif said == "gone":
-            talk(f"{letter.letter_id} was settled by somebody else")
-    count = sum(said == done for _, said in outcomes)
-    talk(f"{count} {done}")
-    return EXIT_OK if count == len(outcomes) else EXIT_FAILED
-
-
-async def _pairs(loaded: Loaded, stream: str | None, group: str | None) -> list[tuple[str, str]]:
-    from supervisor.cli.streams import handled_pairs
-
-    if stream and group:
-        return [(stream, group)]
-    found = [pair for pair in await handled_pairs(loaded) if stream in (None, pair[0])]
-    if not found:
-        raise UsageError(f"no handler here reads {stream!r}; name its group too" if stream else "no handler is here")
-    return found
-
-
-async def _choose(client: Redis, stream: str, group: str, wanted: Filter) -> list[Letter]:
-    from supervisor.broker.dead import letters
-
-    now_ms = int(time.time() * 1000)
-    return [letter async for letter in letters(client, stream, group) if wanted.fits(letter, now_ms)]
-
-
-async def _named(client: Redis, stream: str, group: str, ids: Sequence[str]) -> list[Letter]:
-    from supervisor.broker.dead import letters
-
-    found = {}
-    async for letter in letters(client, stream, group):
-        found.update({id_: letter for id_ in ids if id_ in (letter.id, letter.letter_id)})
-    missing = [id_ for id_ in ids if id_ not in found]
-    if missing:
-        raise UsageError(f"no dead letter {missing[0]!r} of {stream} {group}; `supervisor dead list` shows all")
-    return list(found.values())
-
-
-def _with_redis(loaded: Loaded, work: Callable[[Redis], Any]) -> Any:
-    import asyncio
-
-    from supervisor.cli.redis import open_redis
-
-    async def run() -> Any:
-        async with open_redis(loaded.settings) as client:
-            return await work(client)
-
-    return asyncio.run(run())
-
-
-def _print(found: Sequence[Letter]) -> None:
-    from supervisor.cli.tables import print_table
-    from supervisor.words import duration
-
-    now_s = time.time()
-    rows = [
-        [
-            letter.letter_id,
-            letter.id,
-            letter.group,
-            duration(max(0.0, now_s - letter.dead_at_ms / 1000)),
-            str(letter.deliveries),
-            letter.handler.rpartition(".")[2],
-            letter.reason[:REASON_CHARACTERS],
-        ]
-        for letter in found
-    ]
-    if rows:
-        columns = ["letter", "message", "group", "age", "deliveries", "handler", "reason"]
-        print_table(columns, rows, numbers=["age", "deliveries"])
+def _agreed(verb: str, count: int) -> bool:
+    """Whether the person says yes. Raises UsageError where there is none to ask."""
+    if not sys.stdin.isatty():
+        raise UsageError(f"stdin is no terminal, so nobody can be asked: add --yes to {verb} without a question")
+    return click.confirm(f"{verb.capitalize()} {'it' if count == 1 else 'them'}?", err=True)
 
 
 def _moment(ms: int) -> str:
@@ -256,7 +164,5 @@ def _moment(ms: int) -> str:
 
 dead.add_command(list_, "list")
 dead.add_command(show)
-dead.add_command(
-    _change("replay", "replayed", "Put messages back into the pending list of their group, as if never tried.")
-)
-dead.add_command(_change("drop", "dropped", "Remove dead letters for good."))
+dead.add_command(_change("replay", "Put messages back into the pending list of their group, as if never tried."))
+dead.add_command(_change("drop", "Remove dead letters for good."))

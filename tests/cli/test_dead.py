@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from supervisor.cli import letters
 from supervisor.names import dead_key
+from tests.cli.run import environment, lines_of, run, spawn
 from tests.process.test_pool import RECORD, seen
+from tests.support.letters import bury
 from tests.support.pool import Pool
 from tests.support.waiting import eventually
 
@@ -28,6 +38,15 @@ HANDLERS = (
         record("count-" + message.fields["n"])
 """
 )
+
+#: The command, which leaves behind how much memory it had at most (a child's rusage begins with its parent's).
+PEAK = """
+import atexit, pathlib, re
+from supervisor.cli.main import main
+status = pathlib.Path("/proc/self/status")
+atexit.register(lambda: pathlib.Path("peak").write_text(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1]))
+main()
+"""
 
 
 def test_dead_letters_are_listed_shown_replayed_to_their_group_and_dropped(
@@ -69,6 +88,97 @@ def test_nothing_is_changed_without_a_yes(start_pool: StartPool, redis_server: A
     redis.xadd("events", {"n": 1})
     eventually(lambda: redis.xlen(dead_key("events", "mail")) == 1)
     for verb in ("replay", "drop"):
-        asked = pool.command("dead", verb, "events", "mail")  # nobody answers
-        assert asked.returncode != 0
+        asked = pool.command("dead", verb, "events", "mail")  # there is nobody who could answer
+        assert asked.returncode == 2 and "--yes" in asked.stderr and "1 dead letter of" in asked.stderr
     assert redis.xlen(dead_key("events", "mail")) == 1
+
+
+@pytest.mark.parametrize(("word", "code", "left"), [(b"n", 1, 2), (b"y", 0, 0)])
+def test_on_a_terminal_it_asks(tmp_path: Path, redis_server: Any, word: bytes, code: int, left: int) -> None:
+    with redis_server.sync() as redis:
+        for n in range(2):
+            bury(redis, "events", "mail", {"n": n})
+        master, slave = os.openpty()
+        with spawn("dead", "drop", "events", "mail", cwd=tmp_path, redis_url=redis_server.url, stdin=slave) as asked:
+            os.write(master, word + b"\n")
+            _, err = asked.communicate(timeout=30)
+        os.close(slave)
+        os.close(master)
+        assert b"2 dead letters of events mail" in err and b"Drop them?" in err
+        assert (asked.returncode, redis.xlen(dead_key("events", "mail"))) == (code, left)
+
+
+def test_letters_are_chosen_in_one_way(tmp_path: Path, redis_server: Any) -> None:
+    with redis_server.sync() as redis:
+        _, entry = bury(redis, "events", "mail", {"n": 1})
+        for wrong in (
+            [entry, "--text", "x"], ["yesterday"], ["77-7"], ["--older", "-1"], ["--older", "soon"],
+        ):  # fmt: skip
+            done = run("dead", "drop", "events", "mail", *wrong, "--yes", cwd=tmp_path, redis_url=redis_server.url)
+            assert done.returncode == 2 and not done.stdout, done.stderr
+        assert redis.xlen(dead_key("events", "mail")) == 1
+
+
+def test_age_reason_and_handler_choose_and_new_letters_are_left_alone(tmp_path: Path, redis_server: Any) -> None:
+    now_ms = int(time.time() * 1000)
+    with redis_server.sync() as redis:
+        for n in range(40):
+            bury(
+                redis, "events", "mail", {"n": n}, reason="Timeout" if n % 2 else "KeyError", handler=f"mod.h{n % 4}",
+                dead_at_ms=now_ms - (7_200_000 if n < 20 else 0),
+            )  # fmt: skip
+        flags = ("--reason", "timeout", "--handler", "h1", "--older", "3600")
+        listed = run("dead", "list", "events", "mail", *flags, "--count", "2", cwd=tmp_path, redis_url=redis_server.url)
+        assert "5 dead letters, 2 shown" in listed.stderr
+        done = run(
+            "dead", "replay", "events", "mail", *flags, "--yes", "--json", cwd=tmp_path, redis_url=redis_server.url
+        )
+        assert done.returncode == 0 and "5 dead letters of" in done.stderr and "5 replayed" in done.stderr
+        assert [line["outcome"] for line in lines_of(done)] == ["replayed"] * 5
+        assert redis.xlen(dead_key("events", "mail")) == 35 and redis.xpending("events", "mail")["pending"] == 5
+        listed = run("dead", "list", "events", "mail", "--count", "3", cwd=tmp_path, redis_url=redis_server.url)
+        assert "35 dead letters, 3 shown" in listed.stderr and len(listed.stdout.splitlines()) == 5
+
+
+@pytest.mark.parametrize("words", [("list", "--json", "--count", "100000"), ("drop", "--text", "letter", "--yes")])
+def test_many_letters_are_never_in_memory_at_once(tmp_path: Path, redis_server: Any, words: tuple[str, ...]) -> None:
+    count, size = 10_000, 20_000
+    with redis_server.sync() as redis:
+        for at in range(0, count, 500):
+            pipe = redis.pipeline(transaction=False)
+            for n in range(at, at + 500):
+                pipe.xadd(dead_key("events", "mail"), {"id": f"{n + 1}-0", "field:text": "letter" + "x" * size})
+            pipe.execute()
+        verb, *flags = words
+        with (tmp_path / "out").open("wb") as out:
+            done = subprocess.run(
+                [sys.executable, "-c", PEAK, "dead", verb, "events", "mail", *flags], cwd=tmp_path, stdout=out,
+                stderr=subprocess.PIPE, env=environment(redis_server.url), timeout=60, check=False,
+            )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        peak_bytes = int((tmp_path / "peak").read_text()) * 1024
+        assert peak_bytes < count * size / 2, "all of them would be twice as much at least"
+        if verb == "list":
+            assert len((tmp_path / "out").read_bytes().splitlines()) == count
+        else:
+            assert redis.xlen(dead_key("events", "mail")) == 0
+
+
+def test_long_work_tells_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(letters, "TELL_S", 0.0)
+    letters.Progress("replayed", 1_000_000)(1_500)
+    assert capsys.readouterr().err == "replayed 1,500 of 1,000,000\n"
+    monkeypatch.setattr(letters, "TELL_S", 60.0)
+    letters.Progress("replayed", 1_000_000)(1_500)
+    assert capsys.readouterr().err == ""
+
+
+def test_what_redis_refuses_is_told_and_kept(tmp_path: Path, redis_server: Any) -> None:
+    with redis_server.sync() as redis:
+        for n in range(3):
+            bury(redis, "events", "mail", {"n": n})
+        redis.delete("events")
+        redis.set("events", "text")
+        done = run("dead", "replay", "events", "mail", "--yes", cwd=tmp_path, redis_url=redis_server.url)
+        assert done.returncode == 1 and "WRONGTYPE" in done.stderr and "0 replayed" in done.stderr
+        assert redis.xlen(dead_key("events", "mail")) == 3

@@ -1,0 +1,136 @@
+"""What is done with the dead letters that a request means, and how that is answered."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode
+
+from fastapi.responses import Response
+
+from supervisor.broker import inspect
+from supervisor.broker.codes import code_of
+from supervisor.broker.dead import Filter, Letter, by_ids
+from supervisor.broker.replay import Outcome, drop, replay
+
+from .inventory import handled_groups
+from .letters import SCAN_MAX, Choice, Found, Pair, look, place_of
+from .problems import Problem, of_code, pointer_of
+from .shapes import json_response
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+    from .service import Service
+
+_ACTIONS = {"replay": replay, "drop": drop}
+
+
+async def pairs_of(service: Service, redis: Redis, stream: str, group: str | None) -> list[Pair]:
+    """The one group, or all of the stream: those that have handlers, and those that Redis knows."""
+    if group is not None:
+        return [(stream, group)]
+    known = {found["group"] for found in await handled_groups(service) if found["stream"] == stream}
+    [info] = await inspect.streams(redis, [stream])
+    return sorted((stream, name) for name in known.union(info.groups))
+
+
+def only(group: str, named: str | None) -> str:
+    """The group of the address, which the body may only repeat. Raises Problem."""
+    if named not in (None, group):
+        detail = f"the address is that of group {group!r}, the body names {named!r}"
+        raise Problem("invalid", detail, errors=[{"pointer": pointer_of("group"), "detail": detail}])
+    return group
+
+
+def page(found: Found, meant: Filter, count: int, address: str, following: Mapping[str, str] | None) -> Response:
+    """The letters with the figures of the look; `following` is what leads on, in the query."""
+    link = f"{address}?{urlencode({**_query(meant), 'count': count, **following})}" if following else None
+    return json_response(
+        {
+            "letters": [letter.as_dict() for letter in found.letters],
+            "total": found.total,
+            "scanned": found.scanned,
+            "matching": found.matching,
+            "complete": found.complete,
+            "next": link,
+        }
+    )
+
+
+def _query(meant: Filter) -> dict[str, str]:
+    given = {"reason": meant.reason, "handler": meant.handler, "text": meant.text}
+    given["older_s"] = f"{meant.older_than_ms / 1000:g}" if meant.older_than_ms else ""
+    return {name: value for name, value in given.items() if value}
+
+
+async def read(redis: Redis, pairs: Sequence[Pair], entry_id: str) -> Letter:
+    """The letter of that id or of the message of that id. Raises Problem: none has it, or more than one group."""
+    found = [
+        letter for pair in pairs for letter in (await by_ids(redis, *pair, [entry_id], scan_max=SCAN_MAX)).values()
+    ]
+    if not found:
+        raise Problem(
+            "not-found",
+            f"no dead letter {entry_id} among the {SCAN_MAX:,} that were given up after it; a letter's own id always"
+            " finds it, and the list with `text` finds a message's",
+        )
+    if len(found) > 1:
+        names = ", ".join(letter.group for letter in found)
+        raise Problem(
+            "ambiguous", f"the groups {names} have a dead letter {entry_id}; name one: ?group={found[0].group}"
+        )
+    return found[0]
+
+
+async def delete(redis: Redis, pairs: Sequence[Pair], entry_id: str) -> Response:
+    """Remove the one letter. Raises Problem when there is none, or no single one."""
+    [outcome] = await drop(redis, [await read(redis, pairs, entry_id)])
+    _refuse_if_all_were([outcome])
+    if outcome.outcome == "gone":
+        raise Problem("not-found", f"the dead letter {entry_id} was settled by somebody else")
+    return Response(status_code=204)
+
+
+async def change(redis: Redis, verb: str, pairs: Sequence[Pair], choice: Choice) -> Response:
+    """Replay or drop what is meant; what became of each."""
+    place = place_of(choice.cursor)
+    if choice.ids is not None:
+        found, missing = await _named(redis, pairs, choice.ids)
+    else:
+        found, missing = await look(redis, pairs, choice.filter, choice.count, place), []
+    outcomes = await _ACTIONS[verb](redis, found.letters)
+    _refuse_if_all_were(outcomes)
+    told = [
+        {"stream": outcome.letter.stream, "group": outcome.letter.group, **outcome.as_dict()} for outcome in outcomes
+    ] + [{"id": id_, "outcome": "not-found"} for id_ in missing]
+    body = choice.model_dump(exclude_defaults=True)
+    return json_response(
+        {
+            "outcomes": told,
+            "counts": Counter(entry["outcome"] for entry in told),
+            "total": found.total,
+            "scanned": found.scanned,
+            "next": {**body, "cursor": found.next.as_text()} if found.next else None,
+        }
+    )
+
+
+async def _named(redis: Redis, pairs: Sequence[Pair], ids: Sequence[str]) -> tuple[Found, list[str]]:
+    """The letters of those ids, in all groups that have one, and the ids that none has."""
+    found = Found(total=0)
+    missing = set(ids)
+    for pair in pairs:
+        named = await by_ids(redis, *pair, ids, scan_max=SCAN_MAX)
+        found.letters += {letter.letter_id: letter for letter in named.values()}.values()
+        missing -= named.keys()
+    found.total = found.scanned = found.matching = len(found.letters)
+    return found, sorted(missing)
+
+
+def _refuse_if_all_were(outcomes: Sequence[Outcome]) -> None:
+    """One trouble for all is the request's own: Redis is full, or the stream's key is no stream."""
+    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+    if errors and len(errors) == len(outcomes):
+        raise of_code(code_of(errors[0]), str(errors[0]))

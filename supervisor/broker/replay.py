@@ -1,0 +1,95 @@
+"""Dead letters put back to the group that they came from, or removed: many in one round trip, each told apart.
+
+A replay puts the entry, which is still in the stream under its own id, back into the pending list of its
+group and of no other; a keeper hands it to a worker within seconds. That and the letter's removal are one
+script. An entry that was trimmed from the stream can't be put back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import ResponseError
+
+from supervisor.broker.codes import code_of
+from supervisor.broker.scripts import REPLAY
+from supervisor.names import REPLAY_CONSUMER, crashes_key, dead_key, retries_key
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from redis.asyncio import Redis
+
+    from supervisor.broker.dead import Letter
+
+REPLAYED, DROPPED = "replayed", "dropped"
+#: What an outcome other than the wanted one means, for people. The letter is kept in all of them but the first.
+WORDS = {
+    "gone": "was settled by somebody else",
+    "trimmed": "is no longer in the stream and can't be put back; its fields are in `dead show`",
+    "pending": "is with a worker already, and may be settled any time",
+    "no-group": "can't be put back, since its group no longer exists; a pool that handles it makes it again",
+    "refused": "was refused by Redis",
+}
+#: Scripts in one round trip; each takes some tens of microseconds of the server's time.
+_AT_ONCE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one letter."""
+
+    letter: Letter
+    #: `replayed` or `dropped`, or a key of WORDS.
+    outcome: str
+    #: What Redis said, where it refused.
+    error: ResponseError | None = None
+
+    def as_dict(self) -> dict[str, str]:
+        """For JSON."""
+        told = {"letter_id": self.letter.letter_id, "id": self.letter.id, "outcome": self.outcome}
+        return told | ({"error": f"{code_of(self.error)}: {self.error}"} if self.error else {})
+
+
+async def replay(redis: Redis, letters: Sequence[Letter]) -> list[Outcome]:
+    """Put their messages back. Raises redis-py's errors when the connection is lost: what was done is then unknown,
+    and may be asked for again."""
+    return await _each(redis, letters, _replay_command)
+
+
+async def drop(redis: Redis, letters: Sequence[Letter]) -> list[Outcome]:
+    """Remove them for good. Raises as `replay` does."""
+    return await _each(redis, letters, _drop_command)
+
+
+async def _each(redis: Redis, letters: Sequence[Letter], command: Any) -> list[Outcome]:
+    found: list[Outcome] = []
+    for at in range(0, len(letters), _AT_ONCE):
+        part = letters[at : at + _AT_ONCE]
+        pipe = redis.pipeline(transaction=False)
+        for letter in part:
+            pipe.execute_command(*command(letter))
+        replies = await pipe.execute(raise_on_error=False)
+        found += [_outcome(letter, reply) for letter, reply in zip(part, replies, strict=True)]
+    return found
+
+
+def _replay_command(letter: Letter) -> tuple[Any, ...]:
+    stream, group = letter.stream, letter.group
+    keys = (stream, dead_key(stream, group), retries_key(stream, group), crashes_key(stream, group))
+    return ("EVAL", REPLAY.text, len(keys), *keys, group, letter.letter_id, letter.id, REPLAY_CONSUMER)
+
+
+def _drop_command(letter: Letter) -> tuple[Any, ...]:
+    return ("XDEL", dead_key(letter.stream, letter.group), letter.letter_id)
+
+
+def _outcome(letter: Letter, reply: Any) -> Outcome:
+    if isinstance(reply, ResponseError):
+        return Outcome(letter, "refused", reply)
+    if isinstance(reply, Exception):
+        raise reply
+    if isinstance(reply, int):
+        return Outcome(letter, DROPPED if reply else "gone")
+    return Outcome(letter, str(reply.decode()))

@@ -1,0 +1,209 @@
+"""What `supervisor dead` does with Redis: finds the letters that are meant, page by page, and settles them.
+
+A group may have a million letters: none but those that are printed as a table or named one by one are kept.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import click
+
+from supervisor.broker.dead import Filter, by_ids, extent, pages
+from supervisor.broker.replay import DROPPED, REPLAYED, WORDS, drop, replay
+from supervisor.cli.common import dumps, talk
+from supervisor.cli.redis import open_redis
+from supervisor.cli.streams import handled_pairs
+from supervisor.core.ids import parse_id
+from supervisor.errors import EXIT_FAILED, EXIT_OK, SupervisorError, UsageError
+from supervisor.words import counted, duration
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from redis.asyncio import Redis
+
+    from supervisor.broker.dead import Letter
+    from supervisor.broker.replay import Outcome
+    from supervisor.settings.load import Loaded
+
+REASON_CHARACTERS = 60
+#: How often work that takes long tells how far it is.
+TELL_S = 2.0
+_ACTIONS = {"replay": (replay, REPLAYED), "drop": (drop, DROPPED)}
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The letters that are to be changed: named ones, or those of a group that a filter fits up to `end`."""
+
+    stream: str
+    group: str
+    count: int
+    named: Sequence[Letter] = ()
+    wanted: Filter = field(default_factory=Filter)
+    #: The last letter there was when they were counted: what came later was not agreed to.
+    end: str = ""
+    now_ms: int = 0
+
+
+class Progress:
+    """Says now and then how far it is."""
+
+    def __init__(self, did: str, total: int) -> None:
+        self._did = did
+        self._total = total
+        self._next_s = time.monotonic() + TELL_S
+
+    def __call__(self, count: int) -> None:
+        """So many are done."""
+        if time.monotonic() >= self._next_s:
+            self._next_s = time.monotonic() + TELL_S
+            talk(f"{self._did} {count:,} of {self._total:,}")
+
+
+async def list_letters(
+    loaded: Loaded, named: tuple[str | None, str | None], wanted: Filter, count: int, *, as_json: bool
+) -> None:
+    """Print the first `count` that fit, and say how many there are."""
+    shown: list[Letter] = []
+    printed = total = 0
+    pairs = await _pairs(loaded, *named)
+    async with open_redis(loaded.settings) as redis:
+        for pair in pairs:
+            matching = 0
+            async for page in _fitting(redis, pair, wanted, most=count - printed if wanted.empty else None):
+                chosen = page[: count - printed]
+                printed += len(chosen)
+                matching += len(page)
+                if as_json:
+                    click.echo("".join(dumps(letter.as_dict()) + "\n" for letter in chosen), nl=False)
+                else:
+                    shown += chosen
+            total += (await extent(redis, *pair))[0] if wanted.empty else matching
+    if not as_json:
+        _print(shown)
+        talk(counted(total, "dead letter") + (f", {printed:,} shown" if total > printed else ""))
+
+
+async def named_letters(loaded: Loaded, stream: str, group: str, ids: Sequence[str]) -> list[Letter]:
+    """The letters of those ids, their own or their messages'. Raises UsageError for one that there is not."""
+    for id_ in ids:
+        _check_id(id_)
+    async with open_redis(loaded.settings) as redis:
+        found = await by_ids(redis, stream, group, ids)
+    missing = [id_ for id_ in ids if id_ not in found]
+    if missing:
+        raise UsageError(f"no dead letter {missing[0]!r} of {stream} {group}; `supervisor dead list` shows all")
+    return list({letter.letter_id: letter for letter in found.values()}.values())
+
+
+async def choose(loaded: Loaded, stream: str, group: str, ids: Sequence[str], wanted: Filter) -> Work:
+    """Which are meant, and how many. Raises UsageError."""
+    if ids:
+        named = await named_letters(loaded, stream, group, ids)
+        return Work(stream, group, len(named), named)
+    now_ms = int(time.time() * 1000)
+    async with open_redis(loaded.settings) as redis:
+        count, end = await extent(redis, stream, group)
+        if not wanted.empty:
+            count = 0
+            async for page in _fitting(redis, (stream, group), wanted, end=end, now_ms=now_ms):
+                count += len(page)
+    return Work(stream, group, count, (), wanted, end, now_ms)
+
+
+async def carry_out(loaded: Loaded, verb: str, work: Work, *, as_json: bool) -> int:
+    """Replay or drop them; the exit code."""
+    act, done = _ACTIONS[verb]
+    progress = Progress(done, work.count)
+    tried = count = 0
+    async with open_redis(loaded.settings) as redis:
+        try:
+            async for page in _of(redis, work):
+                outcomes = await act(redis, page)
+                tried += len(outcomes)
+                count += sum(outcome.outcome == done for outcome in outcomes)
+                _tell(outcomes, as_json=as_json)
+                progress(count)
+        finally:
+            talk(f"{count:,} {done}")
+    return EXIT_OK if count == tried else EXIT_FAILED
+
+
+async def _of(redis: Redis, work: Work) -> AsyncIterator[Sequence[Letter]]:
+    if work.named:
+        yield work.named
+        return
+    async for page in _fitting(redis, (work.stream, work.group), work.wanted, end=work.end, now_ms=work.now_ms):
+        yield page
+
+
+async def _fitting(
+    redis: Redis, pair: tuple[str, str], wanted: Filter, *, end: str = "+", now_ms: int = 0, most: int | None = None
+) -> AsyncIterator[list[Letter]]:
+    """Those of each page that fit; stops after `most` have been looked at."""
+    now_ms = now_ms or int(time.time() * 1000)
+    progress = Progress("looked at", (await extent(redis, *pair))[0])
+    looked = 0
+    if most == 0:
+        return
+    async for page in pages(redis, *pair, end=end):
+        yield [letter for letter in page if wanted.fits(letter, now_ms)]
+        looked += len(page)
+        progress(looked)
+        if most is not None and looked >= most:
+            return
+
+
+async def _pairs(loaded: Loaded, stream: str | None, group: str | None) -> list[tuple[str, str]]:
+    if stream and group:
+        return [(stream, group)]
+    found = [pair for pair in await handled_pairs(loaded) if stream in (None, pair[0])]
+    if not found:
+        raise UsageError(f"no handler here reads {stream!r}; name its group too" if stream else "no handler is here")
+    return found
+
+
+def _check_id(text: str) -> None:
+    try:
+        parse_id(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is no id: that of a letter or a message looks like 1764000000000-0") from None
+
+
+def _tell(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
+    """What became of each. Raises SupervisorError when Redis refused all: it would refuse the others too."""
+    for outcome in outcomes:
+        letter = outcome.letter
+        if as_json:
+            click.echo(dumps(outcome.as_dict()))
+        elif outcome.outcome == "gone":
+            talk(f"the letter {letter.letter_id} {WORDS['gone']}")
+        elif outcome.outcome in WORDS:
+            talk(f"{letter.id} {WORDS[outcome.outcome]}" + (f": {outcome.error}" if outcome.error else ""))
+    if outcomes and all(outcome.error for outcome in outcomes):
+        raise SupervisorError(f"Redis refused: {outcomes[0].error}; the letters are kept")
+
+
+def _print(found: Sequence[Letter]) -> None:
+    from supervisor.cli.tables import print_table
+
+    now_s = time.time()
+    rows = [
+        [
+            letter.letter_id,
+            letter.id,
+            letter.group,
+            duration(max(0.0, now_s - letter.dead_at_ms / 1000)),
+            str(letter.deliveries),
+            letter.handler.rpartition(".")[2],
+            letter.reason[:REASON_CHARACTERS],
+        ]
+        for letter in found
+    ]
+    if rows:
+        columns = ["letter", "message", "group", "age", "deliveries", "handler", "reason"]
+        print_table(columns, rows, numbers=["age", "deliveries"])

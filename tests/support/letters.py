@@ -1,0 +1,53 @@
+"""Dead letters for tests, written as a worker writes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from supervisor.names import dead_key
+from supervisor.worker.delivery import Delivery
+from supervisor.worker.letter import dead_letter
+
+
+def bury(
+    redis: Any,
+    stream: str,
+    group: str,
+    fields: dict[Any, Any],
+    *,
+    entry: str | None = None,
+    letter: str = "*",
+    reason: str = "failed",
+    handler: str = "handlers.mail.send",
+    dead_at_ms: int = 0,
+    trimmed: bool = False,
+) -> tuple[str, str]:
+    """Publish a message and write its dead letter, as of the message that the group has read; (letter id, id)."""
+    try:
+        redis.xgroup_create(stream, group, "$", mkstream=True)
+    except Exception as error:
+        if "BUSYGROUP" not in str(error):
+            raise
+    given = _text(redis.xadd(stream, fields, id=entry or "*"))
+    redis.execute_command("XGROUP", "SETID", stream, group, given)
+    if trimmed:
+        redis.xdel(stream, given)
+    flat = [_bytes(part) for pair in fields.items() for part in pair]
+    told = dead_letter(
+        Delivery(given.encode(), flat),
+        reason=reason,
+        error=ValueError(f"no luck with {given}"),
+        attempts=5,
+        worker="host:0",
+        handler=handler,
+        now_ms=dead_at_ms or 1,
+    )
+    return _text(redis.execute_command("XADD", dead_key(stream, group), letter, *told)), given
+
+
+def _text(value: bytes | str) -> str:
+    return value if isinstance(value, str) else value.decode()
+
+
+def _bytes(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
