@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-from supervisor.broker import inspect
+from supervisor.overview import overview
 
 from .service import RedisDep, ServiceDep, refuse_without_redis
 from .shapes import json_response, problems
@@ -30,21 +29,8 @@ async def streams(service: ServiceDep, redis: RedisDep) -> Response:
     """What `supervisor streams --json` prints: each with all its groups, also those that others made."""
     async with asyncio.timeout(service.limit_s):
         own = [(group["stream"], group["group"]) for group in await handled_groups(service)]
-        infos = await inspect.streams(redis, sorted({stream for stream, _ in own})) if own else []
-        members = [(info.stream, group) for info in infos for group in info.groups]
-        groups = await inspect.groups(redis, sorted({*own, *members}))
-    return json_response({"streams": [_stream(info, groups) for info in infos]})
-
-
-def _stream(info: inspect.StreamInfo, groups: Iterable[inspect.GroupInfo]) -> dict[str, Any]:
-    return {
-        "stream": info.stream,
-        "exists": info.exists,
-        "length": info.length,
-        "first_id": info.first_id or None,
-        "last_id": info.last_id or None,
-        "groups": [group.as_dict() for group in groups if group.stream == info.stream],
-    }
+        names = sorted({stream for stream, _ in own})
+        return json_response({"streams": await overview(redis, service.settings, names, own)})
 
 
 @router.get(

@@ -29,6 +29,7 @@ from supervisor.handling.load import load_handlers, specs_of
 from supervisor.keeper.lease import RENEW_S
 from supervisor.keeper.reaper import Reaper
 from supervisor.keeper.seat import Seat
+from supervisor.keeper.trimmer import Trimmer
 from supervisor.log import Complaints, logger, worker_logger
 from supervisor.names import consumer_name
 from supervisor.settings.load import load
@@ -164,6 +165,7 @@ class _Crew:
         """Renew the name, and take over from processes that are gone; ends when the name is another's."""
         groups = [(spec.stream, spec.group) for spec in self._specs]
         reaper = Reaper(self._redis, seat.pool, seat.token, self._board, groups, self._log)
+        trimmer = Trimmer(self._redis, self._settings, seat.token, groups, self._log)
         while True:
             try:
                 if not await seat.renew():
@@ -171,6 +173,7 @@ class _Crew:
                     return
                 if not self._stopping.is_set():
                     await reaper.look()
+                    await trimmer.look()
             except (RedisError, OSError) as error:
                 reaper.lost_sight()
                 self._complain.redis("can't renew the name", error)

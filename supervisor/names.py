@@ -66,6 +66,11 @@ def reaper_key(stream: str, group: str) -> str:
     return f"{_stream_key(stream)}:{group}:reaper"
 
 
+def trimmer_key(stream: str) -> str:
+    """Who trims this stream now: the token of a pool, expiring."""
+    return f"{_stream_key(stream)}:trimmer"
+
+
 def host_key(pool_id: str) -> str:
     """The lease of a pool; holds its token, expires when its keeper is gone."""
     return f"{PREFIX}:host:{pool_id}"

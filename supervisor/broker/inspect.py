@@ -65,6 +65,8 @@ class GroupInfo:
     consumers: int
     #: Age of the oldest entry that is not settled, by the server's clock; None when all are.
     oldest_s: float | None
+    #: Its id.
+    oldest_id: str | None
     dead: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -166,7 +168,7 @@ async def _group(redis: Redis, info: StreamInfo, members: list[dict[str, Any]], 
     held = member["pending"] if member else 0
     if held:
         summary = await redis.execute_command("XPENDING", stream, group)
-        oldest = min((i for i in (oldest, _text(summary["min"] or b"")) if i), key=_milliseconds, default="")
+        oldest = min((i for i in (oldest, _text(summary["min"] or b"")) if i), key=_order, default="")
     return GroupInfo(
         stream=stream,
         group=group,
@@ -177,6 +179,7 @@ async def _group(redis: Redis, info: StreamInfo, members: list[dict[str, Any]], 
         retrying=retrying,
         consumers=member["consumers"] if member else 0,
         oldest_s=max(0.0, (now_ms - _milliseconds(oldest)) / 1000) if oldest else None,
+        oldest_id=oldest or None,
         dead=dead,
     )
 

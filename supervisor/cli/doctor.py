@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import sys
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -194,6 +195,8 @@ async def _server(settings: Settings, redis: Redis, pairs: list[tuple[str, str]]
         yield Finding(OK, "maxmemory-policy noeviction")
     async for finding in _groups(redis, pairs):
         yield finding
+    async for finding in _held(settings, redis, pairs):
+        yield finding
 
 
 async def _groups(redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[Finding]:
@@ -215,6 +218,21 @@ async def _groups(redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[F
             yield Finding(WARN, text, f"why each was given up: {dead_command(info.stream, info.group)}")
         else:
             yield Finding(OK, text)
+
+
+async def _held(settings: Settings, redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[Finding]:
+    """Streams that grow for ever though they have a retention; the group at fault may be nobody's any more."""
+    from supervisor.core.retention import retention_of
+    from supervisor.overview import overview
+
+    names = sorted({stream for stream, _ in pairs if retention_of(settings, stream)})
+    for found in await overview(redis, settings, names, ()):
+        if holder := found["retention"]["held_by"]:
+            yield Finding(
+                WARN,
+                f"{found['stream']}: {holder} has not settled what max_age or max_length would remove",
+                f"if nobody needs the group: {shlex.join(['redis-cli', 'XGROUP', 'DESTROY', found['stream'], holder])}",
+            )
 
 
 def _version(text: str) -> tuple[int, ...]:

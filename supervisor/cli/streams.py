@@ -11,7 +11,6 @@ from supervisor.cli.common import command, config_option, dumps, json_option, lo
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from supervisor.broker.inspect import StreamInfo
     from supervisor.settings.load import Loaded
 
 
@@ -30,7 +29,7 @@ def streams(names: tuple[str, ...], config: Path | None, redis: str | None, as_j
     """Show streams and how far each of their groups is.
 
     Lag is what was not delivered yet, pending what was delivered and is not settled, oldest the age of the oldest
-    entry that is not settled, dead the dead letters.
+    entry that is not settled, dead the dead letters. Kept is what max_age and max_length leave of what is settled.
     """
     import asyncio
 
@@ -43,25 +42,12 @@ def streams(names: tuple[str, ...], config: Path | None, redis: str | None, as_j
 
 
 async def _overview(loaded: Loaded, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    from supervisor.broker import inspect
     from supervisor.cli.redis import open_redis
+    from supervisor.overview import overview
 
     pairs = [] if names else await handled_pairs(loaded)
     async with open_redis(loaded.settings) as redis:
-        infos = await inspect.streams(redis, names or sorted({stream for stream, _ in pairs}))
-        members = {(info.stream, group): None for info in infos for group in info.groups}
-        groups = await inspect.groups(redis, sorted({*pairs, *members}))
-    return [_stream(info) | {"groups": [g.as_dict() for g in groups if g.stream == info.stream]} for info in infos]
-
-
-def _stream(info: StreamInfo) -> dict[str, Any]:
-    return {
-        "stream": info.stream,
-        "exists": info.exists,
-        "length": info.length,
-        "first_id": info.first_id or None,
-        "last_id": info.last_id or None,
-    }
+        return await overview(redis, loaded.settings, names or sorted({stream for stream, _ in pairs}), pairs)
 
 
 async def handled_pairs(loaded: Loaded) -> list[tuple[str, str]]:
@@ -85,13 +71,26 @@ def _print(found: list[dict[str, Any]]) -> None:
     rows = []
     for item in found:
         length = f"{item['length']:,}" if item["exists"] else "does not exist yet"
-        rows.append([item["stream"], length, item["first_id"] or "-", item["last_id"] or "-"])
-    print_table(["stream", "length", "first", "last"], rows, numbers=["length"])
+        rows.append([item["stream"], length, item["first_id"] or "-", item["last_id"] or "-", retention_text(item)])
+    print_table(["stream", "length", "first", "last", "kept"], rows, numbers=["length"])
     if groups := [group for item in found for group in item["groups"]]:
         click.echo()
         click.echo(groups_table(groups))
     elif found:
         talk("no group reads here yet")
+    for item in found:
+        if holder := item["retention"]["held_by"]:
+            talk(f"{item['stream']}: nothing is removed until {holder} has settled its oldest")
+
+
+def retention_text(item: dict[str, Any]) -> str:
+    """How long the stream of that document keeps what is settled: `7 d 0 h`, `1,000 entries`, `all`."""
+    from supervisor.words import duration
+
+    kept = item["retention"]
+    age = [duration(kept["max_age_s"])] if kept["max_age_s"] else []
+    length = [f"{kept['max_length']:,} entries"] if kept["max_length"] else []
+    return ", ".join(age + length) or "all"
 
 
 @command(

@@ -30,3 +30,10 @@ async def take(redis: Redis, pool: str, token: str) -> bool:
 async def drop(redis: Redis, pool: str, token: str) -> None:
     """Give the lease back, so that others need not wait for its end."""
     await redis.eval(DROP_LEASE.text, 1, host_key(pool), token)
+
+
+async def elected(redis: Redis, key: str, token: str) -> bool:
+    """Whether this keeper is the one that does what `key` stands for; it stays so for a lease."""
+    if await redis.set(key, token, nx=True, px=LEASE_MS):
+        return True
+    return bool(await redis.get(key) == token.encode())

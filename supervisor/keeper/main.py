@@ -1,8 +1,8 @@
 """The keeper: the service that does a pool's housekeeping in Redis.
 
-It renews the pool's lease, takes over from consumers whose owner is gone, and counts the backlog where the
-number of workers follows it. It is a child of the arbiter that may be lost at any time: all it knows is in
-Redis, and its successor goes on from there.
+It renews the pool's lease, takes over from consumers whose owner is gone, trims streams that have a retention,
+and counts the backlog where the number of workers follows it. It is a child of the arbiter that may be lost at
+any time: all it knows is in Redis, and its successor goes on from there.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from supervisor.broker.connect import client
 from supervisor.errors import EXIT_OK
 from supervisor.keeper.lease import RENEW_S, drop, take
 from supervisor.keeper.reaper import Reaper
+from supervisor.keeper.trimmer import Trimmer
 from supervisor.log import Complaints, service_logger
 from supervisor.names import alone_key, consumer_name, pool_id
 from supervisor.settings.place import redis_url
@@ -78,6 +79,7 @@ class Keeper:
         self._log = service_logger(settings, "keeper")
         self._complain = Complaints(self._log)
         self._reaper = Reaper(self._redis, self._pool, token, board, self._groups, self._log)
+        self._trimmer = Trimmer(self._redis, settings, token, self._groups, self._log)
 
     async def once(self) -> None:
         """One turn; a fault of Redis is told and waits for the next."""
@@ -99,6 +101,7 @@ class Keeper:
         if self._autoscaled:
             await self._count_backlog()
         await self._reaper.look()
+        await self._trimmer.look()
 
     def _give_up(self) -> None:
         """The lease is another pool's: this one was silent for too long. The arbiter sees to the rest."""

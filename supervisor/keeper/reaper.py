@@ -20,7 +20,7 @@ from redis.exceptions import ResponseError
 from supervisor.board import SLOTS_MAX, Head, Word
 from supervisor.broker.scripts import DELETE_CONSUMER
 from supervisor.core.reclaim import ownerless
-from supervisor.keeper.lease import LEASE_MS, RENEW_S
+from supervisor.keeper.lease import LEASE_MS, RENEW_S, elected
 from supervisor.names import POOLS_KEY, consumer_name, host_key, reaper_key
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Reaper:
             return
         consumers = [row["name"].decode() for row in rows]
         names = ownerless(consumers, self._pool, self._held_slots(), dead)
-        if names and await self._elected(stream, group):
+        if names and await elected(self._redis, reaper_key(stream, group), self._token):
             for name in names:
                 await self._take(stream, group, name, heirs)
 
@@ -102,13 +102,6 @@ class Reaper:
             start = "(" + ids[-1].decode()
         await self._redis.eval(DELETE_CONSUMER.text, 1, stream, group, name)
         self._log.info("took over", consumer=name, stream=stream, group=group, messages=taken)
-
-    async def _elected(self, stream: str, group: str) -> bool:
-        """Whether this keeper is the one that reaps here; it stays so for a lease."""
-        key = reaper_key(stream, group)
-        if await self._redis.set(key, self._token, nx=True, px=LEASE_MS):
-            return True
-        return bool(await self._redis.get(key) == self._token.encode())
 
     async def _dead_pools(self) -> set[str]:
         if time.monotonic() - self._seen_since_s < LEASE_MS / 1000:

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from supervisor.settings.duration import DURATION, Duration
+
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -100,6 +102,10 @@ class ConsumerSettings(Section):
     block_ms: Annotated[int, Field(ge=10, le=60_000)] = 5_000
     #: Process deaths with one message alone in hand before it becomes a dead letter.
     max_crashes: Count = 3
+    #: Entries that every group has settled are removed from the stream when they are older; 0: never.
+    max_age: Duration = Field(0.0, description=DURATION)
+    #: ... and while the stream has more entries than this; 0: never.
+    max_length: Annotated[int, Field(ge=0)] = 0
 
 
 class RetrySettings(Section):
@@ -149,6 +155,9 @@ class HandlerOptions(Section):
 class StreamSettings(HandlerOptions):
     """`[stream."name"]`: overrides for all handlers of a stream, or with `group."name"` for one."""
 
+    #: A stream has one retention, whatever groups it has: not for `group."name"`.
+    max_age: Duration | None = Field(None, description=DURATION)
+    max_length: Annotated[int, Field(ge=0)] | None = None
     group: dict[str, HandlerOptions] = Field(default_factory=dict)
 
 

@@ -1,0 +1,93 @@
+"""Removes from the streams what every group has settled, where a retention is set.
+
+1. One keeper at a time a stream, elected like the reaper. It decides nothing itself: one script finds, on the
+   server, what may go (`supervisor.broker.scripts_retention`), and is called again while it removes.
+2. A look takes a second at most, so that the lease is renewed in time; the next look goes on.
+3. A group that holds back what should go is told of after a while, and now and then again.
+
+Streams of dead letters are never trimmed: they are the last that is left of a message.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import ResponseError
+
+from supervisor.broker.scripts_retention import TRIM
+from supervisor.core.retention import Patience, Retention, retention_of
+from supervisor.keeper.lease import elected
+from supervisor.log import Complaints
+from supervisor.names import crashes_key, retries_key, trimmer_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from redis.asyncio import Redis
+
+    from supervisor.settings.model import Settings
+
+#: Removed by one call, at most: about 1 ms of the server's time.
+LIMIT = 10_000
+LOOK_S = 1.0
+_WHAT = "can't trim"
+
+
+class Trimmer:
+    """What one keeper does for the streams of its pool's handlers."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        settings: Settings,
+        token: str,
+        groups: Sequence[tuple[str, str]],
+        log: Any,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`groups` are the (stream, group) of this pool's handlers: without one of them, nothing is trimmed."""
+        self._redis = redis
+        self._token = token
+        self._log = log
+        self._complain = Complaints(log)
+        self._clock = clock
+        self._patience = Patience()
+        self._work: list[tuple[str, Retention, list[str]]] = []
+        for stream in dict.fromkeys(stream for stream, _ in groups):
+            if retention := retention_of(settings, stream):
+                self._work.append((stream, retention, [group for other, group in groups if other == stream]))
+
+    async def look(self) -> None:
+        """One look at all streams that have a retention. Raises redis-py's errors when Redis is away."""
+        until_s = time.monotonic() + LOOK_S
+        for stream, retention, groups in self._work:
+            try:
+                await self._trim(stream, retention, groups, until_s)
+            except ResponseError as error:  # of one stream: the others go on
+                self._complain(_WHAT, error, where=stream, stream=stream)
+            else:
+                self._complain.over(_WHAT)
+        self._work.append(self._work.pop(0)) if self._work else None  # who came last begins
+
+    async def _trim(self, stream: str, retention: Retention, groups: list[str], until_s: float) -> None:
+        if time.monotonic() > until_s or not await elected(self._redis, trimmer_key(stream), self._token):
+            return
+        keys = [stream, *(key(stream, group) for group in groups for key in (retries_key, crashes_key))]
+        limits = (int(retention.max_age_s * 1000), retention.max_length, LIMIT)
+        total, holder = 0, b""
+        while time.monotonic() < until_s:
+            removed, holder = await self._redis.eval(TRIM.text, len(keys), *keys, *limits, *groups)
+            total += removed
+            if not removed:
+                break
+        if total:
+            self._log.debug("trimmed", stream=stream, entries=total)
+        held_s = self._patience.held_s(stream, self._clock(), held=bool(holder))
+        if held_s is not None:
+            self._log.warning(
+                "a group holds back what retention would remove",
+                stream=stream,
+                group=holder.decode(errors="backslashreplace"),
+                for_s=round(held_s),
+            )

@@ -1,0 +1,46 @@
+"""Streams with all their groups as one document each: what `supervisor streams` and the HTTP service show."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from supervisor.broker import inspect
+from supervisor.core.retention import Unsettled, held_by, retention_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from redis.asyncio import Redis
+
+    from supervisor.settings.model import Settings
+
+
+async def overview(
+    redis: Redis, settings: Settings, names: Sequence[str], pairs: Iterable[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """The streams of those names, each with the groups that it has and those of `pairs`, the handlers'.
+
+    Raises redis-py's errors, also for a key that is no stream.
+    """
+    infos = await inspect.streams(redis, names) if names else []
+    members = {(info.stream, group) for info in infos for group in info.groups}
+    groups = await inspect.groups(redis, sorted({*pairs, *members}))
+    return [_document(settings, info, [one for one in groups if one.stream == info.stream]) for info in infos]
+
+
+def _document(settings: Settings, info: inspect.StreamInfo, groups: list[inspect.GroupInfo]) -> dict[str, Any]:
+    kept = retention_of(settings, info.stream)
+    unsettled = [Unsettled(one.group, one.oldest_id, one.oldest_s or 0.0) for one in groups if one.oldest_id]
+    return {
+        "stream": info.stream,
+        "exists": info.exists,
+        "length": info.length,
+        "first_id": info.first_id or None,
+        "last_id": info.last_id or None,
+        "retention": {
+            "max_age_s": kept.max_age_s,
+            "max_length": kept.max_length,
+            "held_by": held_by(kept, info.length, info.first_id, unsettled),
+        },
+        "groups": [group.as_dict() for group in groups],
+    }

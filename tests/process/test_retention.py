@@ -1,0 +1,71 @@
+"""A pool that keeps its streams short, and what is seen of a group that hinders it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from supervisor import Message, handler
+from supervisor.fastapi import lifespan
+from tests.support.pool import Pool
+from tests.support.recording import HOLDING
+from tests.support.waiting import eventually, eventually_async
+
+StartPool = Callable[..., Pool]
+CONFIG = '[pool]\ndrain_s = 0.5\n[stream.events]\nmax_age = "90m"\nmax_length = 5\n'
+
+
+def test_the_keeper_trims_what_is_settled_and_tells_who_hinders_it(start_pool: StartPool, redis_server: Any) -> None:
+    pool = start_pool(HOLDING, redis_url=redis_server.url, workers=2, config=CONFIG)
+    redis = redis_server.sync()
+    (pool.folder / "go").touch()
+    for n in range(300):
+        redis.xadd("events", {"n": n})
+    eventually(lambda: redis.xlen("events") == 5, what="so many are kept")
+
+    # What is in hand stays, and what comes after it.
+    (pool.folder / "go").unlink()
+    held = [redis.xadd("events", {"n": f"held{n}"}) for n in range(3)]
+    eventually(lambda: redis.xpending("events", "workers")["pending"] == 3)
+    (pool.folder / "go").touch()
+    for n in range(20):
+        redis.xadd("events", {"n": f"after{n}"})
+    eventually(lambda: redis.xlen("events") == 23 and redis.xrange("events", count=1)[0][0] == held[0])
+    assert kept(pool) == {"max_age_s": 5400, "max_length": 5, "held_by": "workers"}
+
+    # So it does for a group that nobody reads, whoever made it.
+    redis.xgroup_create("events", "left", held[0])
+    redis.xack("events", "workers", *held)
+    eventually(lambda: redis.xlen("events") == 22)
+    assert kept(pool)["held_by"] == "left"
+    shown = pool.command("streams")
+    assert "1 h 30 m, 5 entries" in shown.stdout
+    assert "events: nothing is removed until left has settled its oldest" in shown.stderr
+    told = [one for one in json.loads(pool.command("doctor", "--json").stdout) if "max_age" in one["text"]]
+    assert [one["level"] for one in told] == ["warn"] and "XGROUP DESTROY events left" in told[0]["remedy"]
+    redis.xgroup_destroy("events", "left")
+    eventually(lambda: redis.xlen("events") == 5)
+    assert kept(pool)["held_by"] is None
+
+
+def kept(pool: Pool) -> dict[str, Any]:
+    (stream,) = json.loads(pool.command("streams", "--json").stdout)
+    found: dict[str, Any] = stream["retention"]
+    return found
+
+
+async def test_an_app_that_works_by_itself_trims_too(tmp_path: Path, redis: Any, redis_url: str) -> None:
+    @handler("events", group="g")
+    async def handle(message: Message) -> None: ...
+
+    (tmp_path / "config.toml").write_text("[consumer]\nmax_length = 3\n")
+    async with lifespan(handle, consumers=1, config=tmp_path / "config.toml", redis_url=redis_url)(None):
+        for n in range(10):
+            await redis.xadd("events", {"n": n})
+
+        async def is_short() -> bool:
+            return bool(await redis.xlen("events") == 3)
+
+        await eventually_async(is_short)

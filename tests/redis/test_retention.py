@@ -1,0 +1,422 @@
+"""Retention on every server: nothing that a group has not settled is ever trimmed, and all that may go, goes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from supervisor.broker import inspect
+from supervisor.broker.scripts_retention import TRIM
+from supervisor.keeper.lease import LEASE_MS
+from supervisor.keeper.trimmer import LIMIT, Trimmer
+from supervisor.names import crashes_key, retries_key, trimmer_key
+from supervisor.settings.model import Settings
+from tests.support.waiting import eventually_async
+
+STREAM = "events"
+AGE_S = 3600
+Id = tuple[int, int]
+
+
+def order(entry: bytes) -> Id:
+    ms, _, seq = entry.partition(b"-")
+    return int(ms), int(seq)
+
+
+def ids(client: Any) -> list[Id]:
+    return [order(entry) for entry, _ in client.xrange(STREAM)]
+
+
+def now_ms(client: Any) -> int:
+    seconds, micros = client.time()
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
+def add(client: Any, count: int, age_s: float = 0, first: int = 0) -> list[bytes]:
+    """Entries that are so old, by the server's clock."""
+    ms = now_ms(client) - int(age_s * 1000)
+    pipe = client.pipeline(transaction=False)
+    for number in range(first, first + count):
+        pipe.xadd(STREAM, {"n": number}, id=f"{ms}-{number}")
+    return list(pipe.execute())
+
+
+def read(client: Any, group: str, count: int, *, ack: bool = True) -> list[bytes]:
+    reply = client.xreadgroup(group, "c", {STREAM: ">"}, count=count)
+    found = [entry for entry, _ in reply[0][1]] if reply else []
+    if ack and found:
+        client.xack(STREAM, group, *found)
+    return found
+
+
+def trim(client: Any, *, age_s: float = 0, length: int = 0, limit: int = LIMIT, groups: Any = ()) -> tuple[int, str]:
+    """One call."""
+    keys = [STREAM, *(key(STREAM, group) for group in groups for key in (retries_key, crashes_key))]
+    removed, holder = client.eval(TRIM.text, len(keys), *keys, int(age_s * 1000), length, limit, *groups)
+    return removed, holder.decode()
+
+
+def trim_all(client: Any, **limits: Any) -> str:
+    """Until nothing more goes; who holds back the rest."""
+    for _ in range(1000):
+        removed, holder = trim(client, **limits)
+        if not removed:
+            return holder
+    raise AssertionError("it never ends")
+
+
+def unsettled(client: Any, group: str) -> set[Id]:
+    """What the group has not read or not acked, of what the stream holds."""
+    (info,) = [one for one in client.xinfo_groups(STREAM) if one["name"].decode() == group]
+    held = {order(row["message_id"]) for row in client.xpending_range(STREAM, group, "-", "+", 100_000)}
+    last = order(info["last-delivered-id"])
+    return {one for one in ids(client) if one in held or one > last}
+
+
+@pytest.fixture
+def client(every_server: Any) -> Any:
+    with every_server.sync() as made:
+        yield made
+
+
+def test_entries_that_every_group_has_settled_go_by_age(client: Any) -> None:
+    old = add(client, 350, AGE_S + 60)
+    add(client, 10)
+    for group in ("a", "b"):
+        client.xgroup_create(STREAM, group, "0")
+    read(client, "a", 1000)
+    assert trim_all(client, age_s=AGE_S) == "b"
+    assert len(ids(client)) == 360
+    read(client, "b", 250)
+    assert trim_all(client, age_s=AGE_S) == "b"
+    assert ids(client)[0] == order(old[250])
+    read(client, "b", 1000)
+    assert trim_all(client, age_s=AGE_S) == ""
+    assert len(ids(client)) == 10, "what is younger stays"
+
+
+def test_entries_that_every_group_has_settled_go_by_length(client: Any) -> None:
+    entries = add(client, 350)
+    client.xgroup_create(STREAM, "a", "0")
+    assert trim_all(client, length=7) == "a" and len(ids(client)) == 350
+    read(client, "a", 320)
+    (held,) = read(client, "a", 1, ack=False)
+    read(client, "a", 1000)
+    assert trim_all(client, length=7) == "a"
+    assert ids(client)[0] == order(held) == order(entries[320])
+    client.xack(STREAM, "a", held)
+    assert trim_all(client, length=7) == ""
+    assert ids(client) == [order(entry) for entry in entries[-7:]], "exactly so many are kept"
+
+
+def test_without_a_group_or_without_one_of_ours_nothing_goes(client: Any) -> None:
+    assert trim(client, age_s=1, length=1, groups=["a"]) == (0, "")
+    add(client, 5, AGE_S)
+    assert trim(client, age_s=1, length=1) == (0, "") == trim(client, age_s=1, length=1, groups=["a"])
+    client.xgroup_create(STREAM, "stranger", "$")
+    assert trim(client, age_s=1, length=1, groups=["a"]) == (0, "")
+    client.xgroup_create(STREAM, "a", "$")
+    assert trim(client, age_s=1, length=1, groups=["a"])[0] == 5
+
+
+def test_what_came_back_to_a_group_stays(client: Any) -> None:
+    entries = add(client, 30, AGE_S)
+    client.xgroup_create(STREAM, "a", "0")
+    read(client, "a", 30)
+    client.xclaim(STREAM, "a", "supervisor:replay", 0, [entries[3]], force=True, justid=True)
+    assert trim_all(client, age_s=1) == "a"
+    assert ids(client)[0] == order(entries[3])
+    client.xack(STREAM, "a", entries[3])
+    client.xgroup_setid(STREAM, "a", entries[10])
+    assert trim_all(client, age_s=1) == "a"
+    assert ids(client)[0] == order(entries[11])
+
+
+def test_ids_of_any_size_are_told_apart(client: Any) -> None:
+    # More digits than a double holds, carries, and sequences that have no next one.
+    big = 2**64 - 1
+    names = [f"9-{big}", "10-9", "10-10", f"10-{big - 1}", f"10-{big}", f"{2**60}-99", f"{2**60}-100"]
+    for name in names:
+        client.xadd(STREAM, {"n": 1}, id=name)
+    client.xgroup_create(STREAM, "a", "0")
+    for left in range(len(names), 0, -1):
+        (entry,) = read(client, "a", 1, ack=False)
+        trim_all(client, length=1)
+        assert ids(client)[0] == order(entry) and len(ids(client)) == left
+        client.xack(STREAM, "a", entry)
+
+
+def test_a_call_removes_no_more_than_it_may(client: Any) -> None:
+    add(client, 2000, AGE_S)
+    client.xgroup_create(STREAM, "a", "$")
+    removed = [trim(client, age_s=1, limit=500)[0] for _ in range(5)]
+    assert sum(removed) == 2000 and max(removed) <= 500
+
+
+def test_records_of_trimmed_messages_go_too(client: Any) -> None:
+    entries = add(client, 5, AGE_S)
+    client.xgroup_create(STREAM, "a", "0")
+    read(client, "a", 3)
+    read(client, "a", 1, ack=False)
+    for key in (retries_key(STREAM, "a"), crashes_key(STREAM, "a")):
+        client.hset(key, mapping={entry.decode(): "1:0" for entry in entries} | {"odd": "x"})
+    assert trim(client, age_s=1, groups=["a"])[0] == 3
+    for key in (retries_key(STREAM, "a"), crashes_key(STREAM, "a")):
+        assert set(client.hkeys(key)) == {*entries[3:], b"odd"}
+
+
+async def test_lag_and_oldest_stay_right_after_a_trim(every_server: Any) -> None:
+    with every_server.sync() as client:
+        add(client, 350, AGE_S)
+        client.xgroup_create(STREAM, "all", "0")
+        client.xgroup_create(STREAM, "half", ids_text(client)[199])
+        client.xgroup_create(STREAM, "new", "$")
+        for group, count in (("all", 300), ("half", 50)):
+            read(client, group, count)
+        assert trim_all(client, age_s=1) == "half"
+        assert len(ids(client)) == 100
+        expected = {"all": 50, "half": 100, "new": 0}
+        for late in (0, 3):
+            add(client, late)
+            async with every_server.client() as redis:
+                found = await inspect.groups(redis, [(STREAM, group) for group in expected])
+            assert {one.group: one.lag for one in found} == {name: lag + late for name, lag in expected.items()}
+            assert not any(one.lag_at_least for one in found)
+            assert {one.group: one.oldest_id for one in found}["half"] == ids_text(client)[0]
+
+
+def ids_text(client: Any) -> list[str]:
+    return [entry.decode() for entry, _ in client.xrange(STREAM)]
+
+
+GROUPS = st.sampled_from("ab")
+STEPS = st.one_of(
+    st.tuples(st.just("add"), st.integers(1, 130), st.sampled_from([2 * AGE_S, AGE_S + 60, 60, 0])),
+    st.tuples(st.just("make"), GROUPS, st.sampled_from(["0", "$"])),
+    st.tuples(st.just("read"), GROUPS, st.sampled_from([1, 45, 300])),
+    st.tuples(st.just("ack"), GROUPS, st.sampled_from([1, 45, 300, 300]), st.booleans()),
+    st.tuples(st.just("replay"), GROUPS, st.integers(0, 200)),
+    st.tuples(st.just("delete"), st.integers(0, 200)),
+    st.tuples(st.just("destroy"), GROUPS),
+    st.tuples(st.just("trim"), st.sampled_from([0, AGE_S, 10]), st.sampled_from([0, 1, 60, 150]), st.booleans()),
+)
+#: What most examples need to come to a trim that has something to do and something to leave.
+BEGIN: list[tuple[Any, ...]] = [("add", 250, 2 * AGE_S), ("make", "a", "0"), ("read", "a", 170)]
+END: list[tuple[Any, ...]] = [("trim", AGE_S, 60, True)]
+
+
+def test_whatever_groups_do_nothing_unread_or_pending_disappears(client: Any) -> None:
+    totals: Counter[str] = Counter()
+
+    @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(steps=st.lists(STEPS, min_size=3, max_size=20))
+    def run(steps: list[tuple[Any, ...]]) -> None:
+        client.flushdb()
+        world = World(client, totals)
+        for name, *words in [*BEGIN, *steps, *END]:
+            getattr(world, name)(*words)
+
+    run()
+    assert min(totals["removed"], totals["held by pending"], totals["held by unread"]) > 100, totals
+
+
+class World:
+    """A stream and its groups, and what is asked of a trim."""
+
+    def __init__(self, client: Any, totals: Counter[str]) -> None:
+        self.client = client
+        self.totals = totals
+        self.start_ms = now_ms(client)
+        self.groups: set[str] = set()
+
+    def add(self, count: int, age_s: int) -> None:
+        last = self.client.xrevrange(STREAM, count=1)
+        least = order(last[0][0])[0] + 1 if last else 0
+        top = max(least, order(self.last())[0] + 1, self.start_ms - age_s * 1000)
+        for number in range(count):
+            self.client.xadd(STREAM, {"n": number}, id=f"{top}-{number}")
+
+    def last(self) -> bytes:
+        found: bytes = self.client.xinfo_stream(STREAM)["last-generated-id"] if self.client.exists(STREAM) else b"0-0"
+        return found
+
+    def make(self, group: str, start: str) -> None:
+        if group not in self.groups:
+            self.client.xgroup_create(STREAM, group, start, mkstream=True)
+            self.groups.add(group)
+
+    def destroy(self, group: str) -> None:
+        if group in self.groups:
+            self.client.xgroup_destroy(STREAM, group)
+            self.groups.discard(group)
+
+    def read(self, group: str, count: int) -> None:
+        if group in self.groups:
+            read(self.client, group, count, ack=False)
+
+    def ack(self, group: str, count: int, first: bool) -> None:
+        if group in self.groups:
+            rows = self.client.xpending_range(STREAM, group, "-", "+", 100_000)
+            chosen = [row["message_id"] for row in (rows[:count] if first else rows[-count:])]
+            if chosen:
+                self.client.xack(STREAM, group, *chosen)
+
+    def replay(self, group: str, at: int) -> None:
+        rows = self.client.xrange(STREAM)
+        if group in self.groups and rows:
+            self.client.xclaim(STREAM, group, "r", 0, [rows[at % len(rows)][0]], force=True, justid=True)
+
+    def delete(self, at: int) -> None:
+        if rows := self.client.xrange(STREAM):
+            self.client.xdel(STREAM, rows[at % len(rows)][0])
+
+    def trim(self, age_s: int, length: int, whole: bool) -> None:
+        before = ids(self.client)
+        kept = {group: unsettled(self.client, group) for group in self.groups}
+        floor = self.floor()
+        early_ms, late_ms = now_ms(self.client) - age_s * 1000, 0
+        if whole:
+            trim_all(self.client, age_s=age_s, length=length)
+        else:
+            trim(self.client, age_s=age_s, length=length, limit=120)
+        late_ms = now_ms(self.client) - age_s * 1000
+        after = ids(self.client)
+        assert {group: unsettled(self.client, group) for group in self.groups} == kept
+        excess = max(0, len(before) - length) if length else 0
+
+        def may_go(at: int, limit_ms: int) -> bool:
+            return before[at] < floor and (at < excess or (bool(age_s) and before[at][0] < limit_ms))
+
+        gone = set(before) - set(after)
+        self.count(gone, {at for at in before if at >= floor and at[0] < late_ms})
+        assert gone <= {before[at] for at in range(len(before)) if may_go(at, late_ms)}
+        if whole:
+            assert {before[at] for at in range(len(before)) if may_go(at, early_ms)} <= gone
+
+    def count(self, gone: set[Id], held: set[Id]) -> None:
+        """That there was something to go and something to hold."""
+        self.totals["removed"] += len(gone)
+        for group in self.groups:
+            rows = self.client.xpending_range(STREAM, group, "-", "+", 100_000)
+            pending = {order(row["message_id"]) for row in rows}
+            self.totals["held by pending"] += len(held & pending)
+            self.totals["held by unread"] += len(held & unsettled(self.client, group) - pending)
+
+    def floor(self) -> Id:
+        """Told from the definition: the lowest id, over all groups, that is pending or after the last delivered."""
+        lows = []
+        for info in self.client.xinfo_groups(STREAM) if self.groups else ():
+            ms, seq = order(info["last-delivered-id"])
+            rows = self.client.xpending_range(STREAM, info["name"].decode(), "-", "+", 1)
+            lows += [(ms, seq + 1), *(order(row["message_id"]) for row in rows)]
+        return min(lows, default=(0, 0))
+
+
+# The keeper's part
+
+
+class Log:
+    """What was told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, dict[str, Any]]] = []
+
+    def debug(self, *_: Any, **__: Any) -> None: ...
+
+    def info(self, *_: Any, **__: Any) -> None: ...
+
+    def warning(self, what: str, **details: Any) -> None:
+        self.told.append((what, details))
+
+
+async def test_one_keeper_trims_a_stream_at_a_time(every_server: Any) -> None:
+    chosen = Settings(consumer={"max_length": 3}, stream={"all": {"max_length": 0}})
+    with every_server.sync() as client:
+        add(client, 500)
+        for stream in (STREAM, "all", "foreign"):
+            client.xgroup_create(stream, "g", "$", mkstream=True)
+        for stream in ("all", "foreign"):
+            for n in range(5):
+                client.xadd(stream, {"n": n})
+        async with every_server.client() as redis:
+            first, second = (Trimmer(redis, chosen, t, [(STREAM, "g"), ("all", "g")], Log()) for t in ("1", "2"))
+            await first.look()
+            assert client.xlen(STREAM) == 3 and client.get(trimmer_key(STREAM)) == b"1"
+            assert 0 < client.pttl(trimmer_key(STREAM)) <= LEASE_MS
+            add(client, 5, first=1000)
+            read(client, "g", 100)
+            await second.look()
+            assert client.xlen(STREAM) == 8, "the other one was elected"
+            await first.look()
+            assert client.xlen(STREAM) == 3
+            add(client, 5, first=2000)
+            read(client, "g", 100)
+            client.delete(trimmer_key(STREAM))  # as it does when the elected one is gone
+            await second.look()
+            assert client.xlen(STREAM) == 3
+        assert client.xlen("all") == client.xlen("foreign") == 5
+        assert not client.exists(trimmer_key("all"), trimmer_key("foreign"))
+
+
+async def test_a_group_that_holds_back_is_told_of_now_and_then(every_server: Any) -> None:
+    clock, log = [0.0], Log()
+    with every_server.sync() as client:
+        add(client, 50)
+        client.xgroup_create(STREAM, "g", "$")
+        client.xgroup_create(STREAM, "left", "0")
+        async with every_server.client() as redis:
+            chosen = Settings(consumer={"max_length": 3})
+            trimmer = Trimmer(redis, chosen, "1", [(STREAM, "g")], log, lambda: clock[0])
+            for _ in range(1000):
+                await trimmer.look()
+                clock[0] += 3.3
+            assert client.xlen(STREAM) == 50
+            assert len(log.told) == 6, "an hour less five minutes: after one minute, and every ten"
+            what, details = log.told[0]
+            assert "holds back" in what
+            assert details == {"stream": STREAM, "group": "left", "for_s": 63}
+            client.xgroup_destroy(STREAM, "left")
+            await trimmer.look()
+            assert client.xlen(STREAM) == 3
+
+
+async def test_a_key_that_is_no_stream_holds_up_no_other(every_server: Any) -> None:
+    log = Log()
+    with every_server.sync() as client:
+        client.set("wrong", "x")
+        add(client, 5)
+        client.xgroup_create(STREAM, "g", "$")
+        async with every_server.client() as redis:
+            groups = [("wrong", "g"), (STREAM, "g")]
+            await Trimmer(redis, Settings(consumer={"max_length": 1}), "1", groups, log).look()
+        assert client.xlen(STREAM) == 1
+    assert [(what, details["stream"]) for what, details in log.told] == [("can't trim", "wrong")]
+
+
+async def test_a_backlog_of_old_entries_goes_while_the_server_serves(redis_server: Any) -> None:
+    """Many are removed in one look, and nobody else waits long for it."""
+    with redis_server.sync() as client:
+        for _ in range(20):
+            pipe = client.pipeline(transaction=False)
+            for n in range(10_000):
+                pipe.xadd(STREAM, {"n": n})
+            pipe.execute()
+        client.xgroup_create(STREAM, "g", "$")
+        client.config_set("slowlog-max-len", 10_000)
+        client.config_set("slowlog-log-slower-than", 0)
+        client.slowlog_reset()
+        async with redis_server.client() as redis:
+            trimmer = Trimmer(redis, Settings(consumer={"max_length": 10}), "1", [(STREAM, "g")], Log())
+            await eventually_async(lambda: _looked(trimmer, client))
+        calls = [row["duration"] for row in client.slowlog_get(1000) if row["command"].startswith(b"EVAL")]
+    print(f"{len(calls)} calls, the longest {max(calls) / 1000:.2f} ms")
+    assert len(calls) >= 20 and min(calls) < 50_000
+
+
+async def _looked(trimmer: Trimmer, client: Any) -> bool:
+    await trimmer.look()
+    return bool(client.xlen(STREAM) == 10)
