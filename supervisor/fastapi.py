@@ -165,6 +165,7 @@ class _Crew:
         """Renew the name, and take over from processes that are gone; ends when the name is another's."""
         groups = [(spec.stream, spec.group) for spec in self._specs]
         reaper = Reaper(self._redis, seat.pool, seat.token, self._board, groups, self._log)
+        reaper.foreign_after_s = self._settings.consumer.claim_foreign_after_s
         trimmer = Trimmer(self._redis, self._settings, seat.token, groups, self._log)
         while True:
             try:

@@ -86,12 +86,41 @@ return 'replayed'
 """
 )
 
-#: KEYS stream; ARGV group, consumer. -1: it holds pending messages and stays.
+#: KEYS stream; ARGV group, consumer, heir, count, least idle ms. Hands the first messages of the consumer to the heir
+#: and counts no delivery; gives {found, handed over}. Look and claim are one step, so whoever else does the same
+#: never takes what has changed hands already.
+TAKE_OVER = Script(
+    """
+local rows = redis.call('XPENDING', KEYS[1], ARGV[1], 'IDLE', ARGV[5], '-', '+', ARGV[4], ARGV[2])
+if #rows == 0 then
+  return {0, 0}
+end
+local ids = {}
+for at, row in ipairs(rows) do
+  ids[at] = row[1]
+end
+local claim = {'XCLAIM', KEYS[1], ARGV[1], ARGV[3], ARGV[5], unpack(ids)}
+claim[#claim + 1] = 'JUSTID'
+return {#rows, #redis.call(unpack(claim))}
+"""
+)
+
+#: KEYS stream; ARGV group, consumer, and for one that may be alive its least idle ms. -1: it holds pending messages
+#: and stays; -2: it was active lately and stays.
 DELETE_CONSUMER = Script(
     """
 local pending = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2])
 if #pending > 0 then
   return -1
+end
+for _, flat in ipairs(ARGV[3] and redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1]) or {}) do
+  local consumer = {}
+  for at = 1, #flat, 2 do
+    consumer[flat[at]] = flat[at + 1]
+  end
+  if consumer.name == ARGV[2] and consumer.idle < tonumber(ARGV[3]) then
+    return -2
+  end
 end
 return redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
 """

@@ -61,6 +61,7 @@ def show(found: dict[str, Any], *, rates: Mapping[int, float] | None = None) -> 
     lines += [_line("services", ", ".join(map(_service, found["services"])))] if found.get("services") else []
     lines += _operations(found.get("operation"), found.get("last_operation"))
     lines += [_line("paused", "nothing new is taken until `supervisor resume`")] if found.get("paused") else []
+    lines += _late_acks(found["workers"])
     if found["workers"]:
         lines += ["", _workers(found["workers"], rates)]
     if found["groups"]:
@@ -78,6 +79,16 @@ def _operations(now: dict[str, Any] | None, last: dict[str, Any] | None) -> list
         done = f", {now['done']} of {now['total']} workers" if "done" in now else ""
         return [_line(now["kind"], f"{now['phase']}{done}")]
     return [_line(last["kind"], f"failed: {last['error']}")] if last and not last["ok"] else []
+
+
+def _late_acks(workers: Sequence[dict[str, Any]]) -> list[str]:
+    """What was settled elsewhere before it was done here: its host was taken for dead, or somebody acked it."""
+    from supervisor.words import counted
+
+    late = sum(worker.get("lost_claim", 0) for worker in workers)
+    return (
+        [_line("late", f"{counted(late, 'ack')} for what was settled elsewhere by then (lost_claim)")] if late else []
+    )
 
 
 def _service(service: dict[str, Any]) -> str:

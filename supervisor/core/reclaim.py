@@ -2,6 +2,9 @@
 
 A consumer is named `<pool>:<slot>`. Idle time is never a proof: a worker that waits on an empty stream
 looks idle, and a handler that runs for an hour is busy.
+
+Consumers that no pool ever had are somebody else's, and of them nothing can be proven: they are left alone unless
+the operator says after what time theirs is given up.
 """
 
 from __future__ import annotations
@@ -32,5 +35,15 @@ def ownerless(consumers: Iterable[str], own_pool: str, held_slots: Set[int], dea
             continue
         pool, slot = owner
         if (pool == own_pool and slot not in held_slots) or (pool != own_pool and pool in dead_pools):
+            found.append(name)
+    return found
+
+
+def foreign(consumers: Iterable[str], own_pool: str, known_pools: Set[str]) -> list[str]:
+    """The consumers that are not one of ours, nor of one of `known_pools`, which hold a lease or have held one."""
+    found = []
+    for name in consumers:
+        owner = owner_of(name)
+        if name != REPLAY_CONSUMER and (owner is None or owner[0] not in known_pools | {own_pool}):
             found.append(name)
     return found

@@ -33,7 +33,6 @@ async def drop(redis: Redis, pool: str, token: str) -> None:
 
 
 async def elected(redis: Redis, key: str, token: str) -> bool:
-    """Whether this keeper is the one that does what `key` stands for; it stays so for a lease."""
-    if await redis.set(key, token, nx=True, px=LEASE_MS):
-        return True
-    return bool(await redis.get(key) == token.encode())
+    """Whether this keeper is the one that does what `key` stands for; it stays so for a lease from now."""
+    chosen: Any = await redis.eval(TAKE_LEASE.text, 1, key, token, LEASE_MS)
+    return bool(chosen)

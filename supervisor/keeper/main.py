@@ -79,6 +79,7 @@ class Keeper:
         self._log = service_logger(settings, "keeper")
         self._complain = Complaints(self._log)
         self._reaper = Reaper(self._redis, self._pool, token, board, self._groups, self._log)
+        self._reaper.foreign_after_s = settings.consumer.claim_foreign_after_s
         self._trimmer = Trimmer(self._redis, settings, token, self._groups, self._log)
 
     async def once(self) -> None:

@@ -4,6 +4,12 @@
 2. Pools whose lease has run out: their host is gone. One keeper at a time does it, elected by a key that
    expires, and never before it has seen Redis for a whole lease itself: after an outage every pool needs
    that time to renew.
+3. Consumers of other programs, where the operator has said when theirs is given up (`foreign_after_s`). There is
+   no lease to prove anything, so this goes by time alone, and by the careful one: how long the message has waited
+   since it was last touched (not the consumer's idle time, which before Redis 7.2 grows while it waits), looked at
+   again in the step that claims it; and only once this keeper has itself seen Redis for as long, since a
+   server's downtime counts as idle time. Deleting one that lives after all costs nothing: it holds nothing, and
+   its next read makes it anew.
 
 Claims count no delivery (JUSTID), and a consumer is deleted only by a script that finds nothing pending.
 """
@@ -18,10 +24,11 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import ResponseError
 
 from supervisor.board import SLOTS_MAX, Head, Word
-from supervisor.broker.scripts import DELETE_CONSUMER
-from supervisor.core.reclaim import ownerless
+from supervisor.broker.scripts import DELETE_CONSUMER, TAKE_OVER
+from supervisor.core.reclaim import foreign, owner_of, ownerless
 from supervisor.keeper.lease import LEASE_MS, RENEW_S, elected
-from supervisor.names import POOLS_KEY, consumer_name, host_key, reaper_key
+from supervisor.keeper.sight import Sight
+from supervisor.names import POOLS_KEY, alone_key, consumer_name, host_key, reaper_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,12 +55,14 @@ class Reaper:
         self._board = board
         self._groups = groups
         self._log = log
-        self._seen_since_s = time.monotonic()
+        self._sight = Sight()
         self._next = 0
+        #: Messages that a consumer of another program holds for longer are taken; 0: never.
+        self.foreign_after_s = 0.0
 
     def lost_sight(self) -> None:
         """Redis was away: nobody is taken for dead before all had the time to say that they live."""
-        self._seen_since_s = time.monotonic()
+        self._sight.lost()
 
     async def look(self) -> None:
         """One look at all groups. Raises redis-py's errors.
@@ -66,49 +75,67 @@ class Reaper:
                 await self._look()
 
     async def _look(self) -> None:
+        await self._sight.look(self._redis)
         await self._redis.hset(POOLS_KEY, self._pool, int(time.time() * 1000))
         heirs = self._heirs()
         if not heirs:
             return
-        dead = await self._dead_pools()
+        pools: Any = await self._redis.hkeys(POOLS_KEY)
+        known = {name.decode() for name in pools}
+        dead = await self._without_lease(known) if self._sight.unbroken_s >= LEASE_MS / 1000 else set()
         for stream, group in self._groups:
-            await self._look_at(stream, group, heirs, dead)
+            try:
+                rows: Any = await self._redis.xinfo_consumers(stream, group)
+            except ResponseError:  # the stream or the group is not there: the workers make it
+                continue
+            names = _names(rows)
+            ours = ownerless(names, self._pool, self._held_slots(), dead)
+            await self._take_all(stream, group, ours, heirs)
+            if 0 < self.foreign_after_s <= self._sight.unbroken_s:
+                others = await self._strangers(foreign(names, self._pool, known))
+                await self._take_all(stream, group, others, heirs, int(self.foreign_after_s * 1000))
         await self._forget(dead)
 
-    async def _look_at(self, stream: str, group: str, heirs: list[int], dead: set[str]) -> None:
-        try:
-            rows: Any = await self._redis.xinfo_consumers(stream, group)
-        except ResponseError:  # the stream or the group is not there: the workers make it
-            return
-        consumers = [row["name"].decode() for row in rows]
-        names = ownerless(consumers, self._pool, self._held_slots(), dead)
+    async def _take_all(self, stream: str, group: str, names: list[str], heirs: list[int], idle_ms: int = 0) -> None:
         if names and await elected(self._redis, reaper_key(stream, group), self._token):
             for name in names:
-                await self._take(stream, group, name, heirs)
+                await self._take(stream, group, name, heirs, idle_ms)
 
-    async def _take(self, stream: str, group: str, name: str, heirs: list[int]) -> None:
-        taken, start = 0, "-"
-        while rows := await self._redis.xpending_range(stream, group, start, "+", _PAGE, consumername=name):
+    async def _take(self, stream: str, group: str, name: str, heirs: list[int], idle_ms: int) -> None:
+        """`idle_ms`: of a consumer that may be alive, only what is left alone for as long."""
+        taken, found, named = 0, 1, name.encode(errors="surrogateescape")
+        while found:
             heir = heirs[self._next % len(heirs)]
             self._next += 1
-            ids: list[Any] = [row["message_id"] for row in rows]
+            words = (group, named, consumer_name(self._pool, heir), _PAGE, idle_ms)
+            handed: Any = 1  # also when the answer was lost: what has changed hands is seen by nobody else
             try:
-                await self._redis.xclaim(
-                    stream, group, consumer_name(self._pool, heir), min_idle_time=0, message_ids=ids, justid=True
-                )
-            finally:  # also when the answer was lost: what has changed hands is seen by nobody else
-                self._board.slot(heir).add(Word.SWEEP, 1)
-            taken += len(ids)
-            start = "(" + ids[-1].decode()
-        await self._redis.eval(DELETE_CONSUMER.text, 1, stream, group, name)
-        self._log.info("took over", consumer=name, stream=stream, group=group, messages=taken)
+                found, handed = await self._redis.eval(TAKE_OVER.text, 1, stream, *words)
+            finally:
+                self._board.slot(heir).add(Word.SWEEP, bool(handed))
+            taken += handed
+        inactive = (idle_ms,) if idle_ms else ()
+        gone: Any = await self._redis.eval(DELETE_CONSUMER.text, 1, stream, group, named, *inactive)
+        if gone >= 0:
+            await self._redis.hdel(alone_key(stream, group), named)
+        if taken or gone >= 0:
+            about = {
+                "consumer": named.decode(errors="backslashreplace"),
+                "stream": stream,
+                "group": group,
+                "messages": taken,
+            }
+            self._log.info("took over", **about, foreign=True if idle_ms else None)
 
-    async def _dead_pools(self) -> set[str]:
-        if time.monotonic() - self._seen_since_s < LEASE_MS / 1000:
-            return set()
-        known: Any = await self._redis.hkeys(POOLS_KEY)
-        others = {name.decode() for name in known} - {self._pool}
-        return {name for name in others if not await self._redis.exists(host_key(name))}
+    async def _without_lease(self, pools: set[str]) -> set[str]:
+        """Those of the pools that are not this one and hold no lease."""
+        return {name for name in pools - {self._pool} if not await self._redis.exists(host_key(name))}
+
+    async def _strangers(self, names: list[str]) -> list[str]:
+        """Without those of a pool that lives, but has not said so in POOLS_KEY yet."""
+        owners = {name: owner[0] for name in names if (owner := owner_of(name)) is not None}
+        leaseless = await self._without_lease(set(owners.values()))
+        return [name for name in names if name not in owners or owners[name] in leaseless]
 
     async def _forget(self, dead: set[str]) -> None:
         """Pools that have left nothing in any of these groups need not be looked for again."""
@@ -118,7 +145,7 @@ class Reaper:
                 rows: Any = await self._redis.xinfo_consumers(stream, group)
             except ResponseError:
                 continue
-            left |= {row["name"].decode().rpartition(":")[0] for row in rows}
+            left |= {name.rpartition(":")[0] for name in _names(rows)}
         # Long enough for the keepers of other groups, which have to find it here too.
         old_ms = int(time.time() * 1000) - FORGOTTEN_AFTER_MS
         for name in dead - left:
@@ -136,3 +163,8 @@ class Reaper:
         """Wanted ones, and those that still have a process: it hands over by itself."""
         leaving = {slot for slot in range(SLOTS_MAX) if self._board.slot(slot).get(Word.PID)}
         return leaving | set(self._slots())
+
+
+def _names(rows: list[dict[str, Any]]) -> list[str]:
+    """As text; the bytes of a name that is none are kept."""
+    return [row["name"].decode(errors="surrogateescape") for row in rows]

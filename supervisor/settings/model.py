@@ -102,6 +102,8 @@ class ConsumerSettings(Section):
     block_ms: Annotated[int, Field(ge=10, le=60_000)] = 5_000
     #: Process deaths with one message alone in hand before it becomes a dead letter.
     max_crashes: Count = 3
+    #: What a consumer of another program has held for longer is given to our workers; 0: never.
+    claim_foreign_after_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     #: Entries that every group has settled are removed from the stream when they are older; 0: never.
     max_age: Duration = Field(0.0, description=DURATION)
     #: ... and while the stream has more entries than this; 0: never.

@@ -192,7 +192,8 @@ class Settler:
         return again
 
     def _confirmed(self, item: _Item, reply: Any) -> None:
-        if item.arguments[0] == "XACK" and not item.again and reply < len(item.ids):
+        is_ack = item.arguments[0] == "XACK" or item.arguments[1] == ACK_RETRIED.text
+        if is_ack and not item.again and reply < len(item.ids):
             self._board.add(Word.LOST_CLAIM, len(item.ids) - reply)
 
     def _put_off(self, item: _Item) -> None:

@@ -166,7 +166,8 @@ async def test_55_delconsumer_race(every_server: Any, board: Board, monkeypatch:
         plain = redis.eval
 
         async def interrupted(*words: Any) -> Any:
-            await add_and_read(late, "pool:7")
+            if words[0] == DELETE_CONSUMER.text:
+                await add_and_read(late, "pool:7")
             return await plain(*words)
 
         monkeypatch.setattr(redis, "eval", interrupted)

@@ -43,6 +43,7 @@ class Server:
             (scripts.RETRY_LATER, self._retry_later),
             (scripts.DEAD_LETTER, self._dead_letter),
             (scripts.REPLAY, self._replay),
+            (scripts.TAKE_OVER, self._take_over),
             (scripts.DELETE_CONSUMER, self._delete_consumer),
             (scripts.TAKE_LEASE, self._take_lease),
             (scripts.DROP_LEASE, self._drop_lease),
@@ -218,6 +219,9 @@ class Server:
     def cmd_exists(self, key: bytes) -> int:
         return int(self.cmd_get(key) is not None or key in self.streams or bool(self.hashes.get(key)))
 
+    def cmd_info(self, _: bytes) -> dict[str, Any]:
+        return {"run_id": "model", "server_time_usec": self.now_ms * 1000}
+
     def cmd_del(self, key: bytes) -> int:
         found = self.cmd_exists(key)
         for kind in (self.strings, self.streams, self.hashes):
@@ -274,6 +278,12 @@ class Server:
         self._forget([entry], retries, crashes)
         self.cmd_xdel(dead, letter)
         return b"replayed"
+
+    def _take_over(self, keys: list[bytes], arguments: list[bytes]) -> list[int]:
+        group, consumer, heir, count, idle_ms = arguments
+        rows = self.cmd_xpending(keys[0], group, b"IDLE", idle_ms, b"-", b"+", count, consumer)
+        claimed = self.cmd_xclaim(keys[0], group, heir, idle_ms, *(row[0] for row in rows), b"JUSTID") if rows else []
+        return [len(rows), len(claimed)]
 
     def _delete_consumer(self, keys: list[bytes], arguments: list[bytes]) -> int:
         group, consumer = arguments

@@ -159,28 +159,14 @@ class Client:
     async def eval(self, text: str, numkeys: int, *rest: Argument) -> Any:
         return await ask("EVAL", text, numkeys, *rest)
 
+    async def info(self, section: str) -> Any:
+        return await ask("INFO", section)
+
     async def xinfo_consumers(self, stream: str, group: str) -> Any:
         return [
             {key.decode(): value for key, value in row.items()}
             for row in await ask("XINFO", "CONSUMERS", stream, group)
         ]
-
-    async def xpending_range(self, stream: str, group: str, start: str, end: str, count: int, consumername: str) -> Any:
-        rows = await ask("XPENDING", stream, group, start, end, count, consumername)
-        return [{"message_id": row[0]} for row in rows]
-
-    async def xclaim(
-        self, stream: str, group: str, consumer: str, min_idle_time: int, message_ids: list[bytes], justid: bool
-    ) -> Any:
-        return await ask(
-            "XCLAIM", stream, group, consumer, min_idle_time, *message_ids, *(["JUSTID"] if justid else [])
-        )
-
-    async def set(self, key: str, value: str, *, nx: bool, px: int) -> Any:
-        return await ask("SET", key, value, *(["NX"] if nx else []), "PX", px)
-
-    async def get(self, key: str) -> Any:
-        return await ask("GET", key)
 
     async def exists(self, key: str) -> Any:
         return await ask("EXISTS", key)

@@ -116,6 +116,7 @@ class World:
         clock: Any = SimpleNamespace(monotonic=lambda: self.now_ms / 1000, time=lambda: self.now_ms / 1000)
         with (
             mock.patch("supervisor.keeper.reaper.time", clock),
+            mock.patch("supervisor.keeper.sight.time", clock),
             mock.patch("supervisor.worker.own.time", clock),
             mock.patch("supervisor.keeper.reaper.SLOTS_MAX", SLOTS),
         ):

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from supervisor.names import host_key
+from tests.http.service import browser
 from tests.process.test_pool import RECORD, consumers, seen
 from tests.support.pool import Pool
 from tests.support.waiting import eventually
@@ -54,21 +59,95 @@ def test_a_smaller_pool_takes_over_what_the_larger_one_left(start_pool: StartPoo
     assert {name for name in seen(pool) if name.startswith("end")} == {f"end-{n}" for n in range(80)}
 
 
+def host(start_pool: StartPool, name: str, url: str, **options: Any) -> Pool:
+    return start_pool(HOLDING, redis_url=url, workers=2, config=f'[pool]\nhost = "{name}"\n', **options)
+
+
 def test_the_messages_of_a_dead_host_run_elsewhere_within_15_s(start_pool: StartPool, redis_server: Any) -> None:
-    dying = start_pool(HOLDING, redis_url=redis_server.url, workers=2, config='[pool]\nhost = "dying"\n')
+    dying = host(start_pool, "dying", redis_server.url)
     redis = redis_server.sync()
     publish(redis, 40)
     eventually(lambda: sum(seen(dying).values()) == 40)
     redis.xgroup_createconsumer("events", "workers", "stranger:0")  # named as ours, but never seen to live
-    other = start_pool(HOLDING, redis_url=redis_server.url, workers=2, config='[pool]\nhost = "other"\n')
+    others = [host(start_pool, name, redis_server.url) for name in ("first", "second")]
     assert held(redis)["dying:0"] + held(redis)["dying:1"] == 40
-    (other.folder / "release").touch()
-    os.kill(dying.pid, signal.SIGKILL)
-    dying.wait()
+    for other in others:
+        (other.folder / "release").touch()
     dead_s = time.monotonic()
-    assert redis.exists(host_key("dying"))
-    eventually(lambda: sum(seen(other).values()) == 80, 20, 0.1)
-    assert time.monotonic() - dead_s < 15
-    assert set(seen(other).values()) == {1}, "each was taken once"
+    kill_whole(dying)
+    assert redis.exists(host_key("dying")), "nobody has given it back"
+
+    def done() -> Counter[str]:
+        return sum((seen(other) for other in others), Counter())
+
+    eventually(lambda: done().total() == 80, 20, 0.05)
+    took_s = time.monotonic() - dead_s
+    print(f"a whole host killed: its 40 messages were done elsewhere after {took_s:.1f} s")
+    assert took_s < 15
+    assert done() == {f"{what}-{n}": 1 for n in range(40) for what in ("call", "end")}, "each was taken once"
+    assert sum(line["messages"] for other in others for line in other.events("took over")) == 40
+    assert seen(dying) == {f"call-{n}": 1 for n in range(40)}, "it was killed with all of them in hand"
     eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)
-    eventually(lambda: set(held(redis)) == {"other:0", "other:1", "stranger:0"})
+    eventually(lambda: set(held(redis)) == {"first:0", "first:1", "second:0", "second:1", "stranger:0"})
+
+
+def kill_whole(pool: Pool) -> None:
+    """As when the machine loses its power: no process of it does anything any more."""
+    processes = pool.processes()
+    assert len(processes) == 4, "arbiter, keeper and two workers"
+    for process in processes:
+        process.kill()
+    pool.wait()
+    eventually(lambda: not pool.processes())
+    pool.place.control.unlink()
+
+
+@pytest.mark.slow
+def test_acks_of_a_host_that_was_taken_for_dead_are_counted(start_pool: StartPool, redis_server: Any) -> None:
+    frozen = host(start_pool, "frozen", redis_server.url, api=True)
+    redis = redis_server.sync()
+    publish(redis, 10)
+    eventually(lambda: sum(seen(frozen).values()) == 10)
+    other = host(start_pool, "other", redis_server.url)
+    (other.folder / "release").touch()
+    processes = frozen.processes()
+    for process in processes:
+        process.suspend()
+    try:
+        eventually(lambda: seen(other).total() == 20, 20, 0.1)
+        assert not redis.exists(host_key("frozen"))
+        eventually(lambda: set(held(redis)) == {"other:0", "other:1"})
+        assert seen(frozen).total() == 10
+    finally:
+        for process in processes:
+            process.resume()
+    pids = frozen.pids()
+    eventually(lambda: redis.exists(host_key("frozen")), what="it has its lease again")
+    (frozen.folder / "release").touch()
+    eventually(lambda: sum(worker["lost_claim"] for worker in frozen.ask("status")["workers"]) == 10)
+    assert frozen.pids() == pids, "and nobody was killed for the time that it was frozen"
+    assert "late      10 acks for what was settled elsewhere by then (lost_claim)" in frozen.command("status").stdout
+    with browser(frozen.base_url) as web:
+        series = r'^supervisor_messages_settled_total\{slot="\d",outcome="lost_claim"\} (\d+)$'
+
+        def counted() -> int:
+            return sum(map(int, re.findall(series, web.get("/metrics").text, re.MULTILINE)))
+
+        eventually(lambda: counted() == 10)
+    # It goes on as before.
+    redis.xadd("events", {"n": "later"})
+    eventually(lambda: seen(frozen)["end-later"] + seen(other)["end-later"] == 1)
+    eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)
+
+
+def test_what_a_script_left_is_handled_when_the_operator_says_so(start_pool: StartPool, redis_server: Any) -> None:
+    redis = redis_server.sync()
+    redis.xgroup_create("events", "workers", "0", mkstream=True)
+    publish(redis, 3)
+    redis.xreadgroup("workers", "script", {"events": ">"})
+    config = '[pool]\nhost = "here"\n[consumer]\nclaim_foreign_after_s = 2\n'
+    pool = start_pool(HOLDING, redis_url=redis_server.url, workers=1, config=config)
+    (pool.folder / "release").touch()
+    eventually(lambda: seen(pool) == {f"{what}-{n}": 1 for n in range(3) for what in ("call", "end")}, 20)
+    eventually(lambda: set(held(redis)) == {"here:0"})
+    assert [line["foreign"] for line in pool.events("took over")] == [True]

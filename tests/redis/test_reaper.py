@@ -1,0 +1,299 @@
+"""Whose messages a keeper takes: never those of an owner that may be alive, whatever idle times say."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor.board import Board, Head, Word
+from supervisor.keeper import reaper as reaper_module
+from supervisor.keeper.lease import take
+from supervisor.keeper.reaper import Reaper
+from supervisor.keeper.sight import Sight
+from supervisor.names import POOLS_KEY, REPLAY_CONSUMER, host_key
+from tests.support.servers import RedisServer, default_binary
+from tests.support.stepped_clock import SteppedClock
+from tests.support.waiting import eventually_async
+
+STREAM, GROUP = "events", "workers"
+#: What the tests put for a lease, so that none waits for ten seconds.
+LEASE_S = 0.3
+AFTER_S = 0.3
+HOUR_MS = 3_600_000
+
+
+class Log:
+    """What was taken."""
+
+    def __init__(self) -> None:
+        self.taken: list[dict[str, Any]] = []
+
+    def info(self, _what: str, **details: Any) -> None:
+        self.taken.append(details)
+
+
+@pytest.fixture(autouse=True)
+def _short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reaper_module, "LEASE_MS", int(LEASE_S * 1000))
+
+
+@pytest.fixture
+def board() -> Iterator[Board]:
+    made = Board()
+    made.set(Head.WORKERS, 2)
+    for slot in range(2):
+        made.slot(slot).set(Word.READY_NS, 1)
+    yield made
+    os.close(made.fd)
+
+
+@pytest.fixture
+def make(board: Board) -> Callable[..., Reaper]:
+    """A reaper of the pool "here": `make(redis, foreign_after_s=0)`; with `log`, what it tells."""
+
+    def made(redis: Any, pool: str = "here", *, foreign_after_s: float = 0, log: Log | None = None) -> Reaper:
+        one = Reaper(redis, pool, f"token of {pool}", board, [(STREAM, GROUP)], log or Log())
+        one.foreign_after_s = foreign_after_s
+        return one
+
+    return made
+
+
+async def fill(redis: Any, consumer: bytes | str, count: int, idle_ms: int = 0) -> list[bytes]:
+    """Messages that this consumer holds for so long."""
+    for n in range(count):
+        await redis.xadd(STREAM, {"n": n})
+    reply = await redis.xreadgroup(GROUP, consumer, {STREAM: ">"})
+    ids = [entry for entry, _ in reply[0][1]]
+    if idle_ms:
+        await redis.xclaim(STREAM, GROUP, consumer, 0, ids, idle=idle_ms, justid=True)
+    return ids
+
+
+async def held(redis: Any) -> dict[bytes, int]:
+    return {row["name"]: row["pending"] for row in await redis.xinfo_consumers(STREAM, GROUP)}
+
+
+async def looks(reaper: Reaper, seconds: float) -> None:
+    """All that it does in this time."""
+    until_s = time.monotonic() + seconds
+    while time.monotonic() < until_s:
+        await reaper.look()
+        await asyncio.sleep(0.02)
+
+
+async def start(redis: Any) -> None:
+    await redis.xgroup_create(STREAM, GROUP, "0", mkstream=True)
+
+
+async def test_what_is_idle_for_an_hour_is_not_taken_while_its_pool_lives(every_server: Any, make: Any) -> None:
+    async with every_server.client() as redis:
+        await start(redis)
+        await take(redis, "other", "t")
+        await redis.hset(POOLS_KEY, "other", 1)
+        for consumer in ("here:0", "other:0", "other:7", "young:0"):
+            await fill(redis, consumer, 3, HOUR_MS)
+        await take(redis, "young", "t")  # it lives, and has not said so in POOLS_KEY yet
+        before = await held(redis)
+        await looks(make(redis, foreign_after_s=AFTER_S), 3 * AFTER_S)
+        assert await held(redis) == before
+
+
+async def test_a_worker_that_waits_on_an_empty_stream_is_not_reaped(every_server: Any, make: Any) -> None:
+    async with every_server.client() as redis, every_server.client() as waiting:
+        await start(redis)
+        await take(redis, "other", "t")
+        await redis.hset(POOLS_KEY, "other", 1)
+        for consumer in ("here:0", "other:0"):
+            (entry,) = await fill(redis, consumer, 1)
+            await redis.xack(STREAM, GROUP, entry)
+        read = asyncio.create_task(waiting.xreadgroup(GROUP, "other:0", {STREAM: ">"}, block=10_000))
+        await looks(make(redis, foreign_after_s=AFTER_S), 4 * AFTER_S)
+        rows = {row["name"]: row for row in await redis.xinfo_consumers(STREAM, GROUP)}
+        assert set(rows) == {b"here:0", b"other:0"}
+        assert all(row["idle"] > AFTER_S * 1000 for row in rows.values()), "by their idle time they were gone"
+        await redis.xadd(STREAM, {"n": 1})
+        assert len((await read)[0][1]) == 1
+
+
+async def test_consumers_of_other_programs_are_left_alone_unless_asked_for(every_server: Any, make: Any) -> None:
+    async with every_server.client() as redis:
+        await start(redis)
+        for consumer in ("script", "gone:3", "a:b", b"\xff\xfe"):
+            await fill(redis, consumer, 2, HOUR_MS)
+        before = await held(redis)
+        await looks(make(redis), 2 * LEASE_S)
+        assert await held(redis) == before
+
+
+@pytest.mark.parametrize("name", ["script", "gone:3", "a:b", b"\xff\xfe"])
+async def test_what_another_program_left_is_taken_by_the_age_of_the_message(
+    every_server: Any, make: Any, name: bytes | str
+) -> None:
+    log = Log()
+    async with every_server.client() as redis:
+        await start(redis)
+        old = await fill(redis, name, 3, HOUR_MS)
+        young = await fill(redis, name, 2)
+        await redis.xclaim(STREAM, GROUP, name, 0, young, idle=-HOUR_MS, justid=True)  # as if just delivered
+        reaper = make(redis, foreign_after_s=5.0, log=log)
+        await looks(reaper, 0.2)
+        assert len(log.taken) == 0, "it has not seen Redis for so long itself"
+        reaper._sight._since_s -= 6
+        await reaper.look()
+        named = name.encode() if isinstance(name, str) else name
+        assert await held(redis) == {named: 2, b"here:0": 3}
+        rows = await redis.xpending_range(STREAM, GROUP, "-", "+", 10)
+        assert [row["message_id"] for row in rows if row["consumer"] == b"here:0"] == old
+        assert {row["times_delivered"] for row in rows} == {1}, "a change of hands is no delivery"
+        assert [(row["messages"], row["foreign"]) for row in log.taken] == [(3, True)]
+        # The others are settled by their owner after all, which was active just now: it stays.
+        await redis.xack(STREAM, GROUP, *young)
+        await reaper.look()
+        assert named in await held(redis)
+        reaper.foreign_after_s = AFTER_S
+        await eventually_async(lambda: _gone(reaper, redis, named))
+
+
+async def _gone(reaper: Reaper, redis: Any, name: bytes) -> bool:
+    await reaper.look()
+    return name not in await held(redis)
+
+
+async def test_a_stranger_that_lives_loses_nothing_with_its_name(every_server: Any, make: Any) -> None:
+    # On Redis < 7.2 whoever waits looks idle, so its consumer is deleted under it; on others it stays.
+    async with every_server.client() as redis, every_server.client() as waiting:
+        await start(redis)
+        (entry,) = await fill(redis, "script", 1)
+        await redis.xack(STREAM, GROUP, entry)
+        read = asyncio.create_task(waiting.xreadgroup(GROUP, "script", {STREAM: ">"}, block=10_000))
+        await looks(make(redis, foreign_after_s=AFTER_S), 3 * AFTER_S)
+        deleted = await redis.xgroup_delconsumer(STREAM, GROUP, "script")
+        assert deleted == 0 and b"script" not in await held(redis)
+        added = await redis.xadd(STREAM, {"n": 1})
+        assert [entry for entry, _ in (await read)[0][1]] == [added]
+        assert await held(redis) == {b"script": 1}
+
+
+async def test_one_that_renews_its_messages_keeps_them(every_server: Any, make: Any) -> None:
+    async with every_server.client() as redis, every_server.client() as other:
+        await start(redis)
+        ids = await fill(redis, "script", 3)
+        reaper = make(redis, foreign_after_s=AFTER_S)
+        looking = asyncio.create_task(looks(reaper, 5 * AFTER_S))
+        while not looking.done():
+            await other.xclaim(STREAM, GROUP, "script", 0, ids, justid=True)
+            await asyncio.sleep(AFTER_S / 6)
+        assert await held(redis) == {b"script": 3}
+        await looks(reaper, 2 * AFTER_S)
+        assert (await held(redis)).get(b"script", 0) == 0, "and no longer when it stops to"
+
+
+async def test_entries_that_are_gone_from_the_stream_hold_up_nothing(every_server: Any, make: Any) -> None:
+    async with every_server.client() as redis:
+        await start(redis)
+        ids = await fill(redis, "here:9", 450)
+        await redis.xdel(STREAM, *ids[::2])
+        await redis.xclaim(STREAM, GROUP, REPLAY_CONSUMER, 0, ids[1:2], justid=True)
+        await make(redis).look()
+        found = await held(redis)
+        assert set(found) <= {b"here:0", b"here:1"} and sum(found.values()) >= 225
+
+
+async def test_two_keepers_never_take_the_same_message(
+    every_server: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def always(*_: Any) -> bool:
+        return True
+
+    # Both are elected: one was frozen in mid-look, and went on when the other had begun.
+    monkeypatch.setattr(reaper_module, "elected", always)
+    log = Log()
+    async with every_server.client() as redis, every_server.client() as also:
+        await start(redis)
+        await redis.hset(POOLS_KEY, "gone", 1)
+        for slot in range(4):
+            await fill(redis, f"gone:{slot}", 1000)
+        for pool in ("here", "there"):
+            await take(redis, pool, f"token of {pool}")
+        both = [make(redis, "here", log=log), make(also, "there", log=log)]
+        await asyncio.gather(*(looks(one, 3 * LEASE_S) for one in both))
+        found = await held(redis)
+        assert sum(row["messages"] for row in log.taken) == 4000 == sum(found.values())
+        assert {name.rpartition(b":")[0] for name in found} == {b"here", b"there"}
+        assert len({row["consumer"] for row in log.taken if row["messages"]}) == 4
+
+
+async def test_a_frozen_pool_is_dead_only_when_its_lease_is_over(every_server: Any, make: Any) -> None:
+    async with every_server.client() as redis:
+        await start(redis)
+        await redis.hset(POOLS_KEY, "gone", 1)
+        await fill(redis, "gone:0", 3)
+        await take(redis, "gone", "t")
+        reaper = make(redis)
+        await looks(reaper, 2 * LEASE_S)
+        assert await held(redis) == {b"gone:0": 3}
+        await redis.delete(host_key("gone"))
+        await reaper.look()
+        assert b"gone:0" not in await held(redis)
+
+
+# What is a break in what a keeper sees
+
+
+async def test_a_server_that_was_started_again_between_two_looks_is_a_break(durable_server: Any) -> None:
+    clock = [100.0]
+    sight = Sight(lambda: clock[0])
+    for _ in range(3):
+        async with durable_server.client() as redis:  # connected anew: no command fails
+            await sight.look(redis)
+        clock[0] += 0.1
+    before = sight.unbroken_s
+    assert before == pytest.approx(0.3)
+    durable_server.restart()
+    async with durable_server.client() as redis:
+        await sight.look(redis)
+        assert sight.unbroken_s == 0 < before
+        clock[0] += 0.2
+        await sight.look(redis)
+        assert sight.unbroken_s == pytest.approx(0.2)
+
+
+@pytest.fixture
+def stepped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[RedisServer, SteppedClock]]:
+    """A server whose time of day the test sets."""
+    clock = SteppedClock(tmp_path)
+    with monkeypatch.context() as patched:
+        for name, value in clock.environment.items():
+            patched.setenv(name, value)
+        server = RedisServer(default_binary())
+    with server:
+        yield server, clock
+
+
+async def test_a_clock_that_is_set_kills_nobody(stepped: tuple[RedisServer, SteppedClock], make: Any) -> None:
+    server, clock = stepped
+    async with server.client() as redis:
+        await start(redis)
+        await redis.hset(POOLS_KEY, "other", 1)
+        await fill(redis, "other:0", 3)
+        await fill(redis, "script", 3)
+        await take(redis, "other", "t")
+        reaper = make(redis, foreign_after_s=60)
+        reaper._sight._since_s -= 120
+        await looks(reaper, 2 * LEASE_S)
+        clock.step(3600)
+        assert not await redis.exists(host_key("other")), "its lease is over, by that clock"
+        (row, *_) = await redis.xpending_range(STREAM, GROUP, "-", "+", 1, consumername="script")
+        assert row["time_since_delivered"] > HOUR_MS - 60_000
+        await reaper.look()
+        assert await held(redis) == {b"other:0": 3, b"script": 3}
+        await take(redis, "other", "t")  # as its keeper does within a third of a lease
+        await looks(reaper, 2 * LEASE_S)
+        assert await held(redis) == {b"other:0": 3, b"script": 3}
