@@ -29,6 +29,8 @@ from tests.support.waiting import eventually
 
 STREAM, GROUP, HOST = "events", "workers", "case"
 RATE = 1000.0
+#: At this rate each of four workers has about ten such messages in hand at any moment.
+LONG_WORK_MS = 40.0
 #: A message that was acknowledged longer ago than this is overdue.
 OVERDUE_MS = 250.0
 DRAIN_LIMIT_S = 40.0

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from tests.delivery.case import HOST, Case
+from tests.delivery.case import HOST, LONG_WORK_MS, Case
 from tests.delivery.checker import Effect, check, quantile
 from tests.support.waiting import eventually
 
@@ -45,7 +45,7 @@ def test_05_sigstop_arbiter(start_case: StartCase) -> None:
 
 
 def test_06_sigstop_worker(start_case: StartCase) -> None:
-    case = start_case(pool=f"beat_limit_s = {BEAT_LIMIT_S}")
+    case = start_case(work_ms=LONG_WORK_MS, pool=f"beat_limit_s = {BEAT_LIMIT_S}")
     case.moment(0.1, 0.3)
     slot = case.busy_slot(in_hand=3)
     pid = case.pool.pids()[slot]
