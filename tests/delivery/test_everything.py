@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tests.delivery.case import LONG_WORK_MS, Case
+from tests.delivery.case import Case
+from tests.delivery.setting import LONG_WORK_MS
 from tests.support.waiting import eventually
 
 StartCase = Callable[..., Case]

@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable
 
 from supervisor.board import Word
-from tests.delivery.case import HOST, LONG_WORK_MS, Case
+from tests.delivery.case import HOST, Case
 from tests.delivery.checker import rate_per_s
+from tests.delivery.setting import LONG_WORK_MS
 from tests.support.faults import board_of, incarnations, ready_again_ms
 from tests.support.waiting import eventually
 

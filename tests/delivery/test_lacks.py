@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from supervisor.errors import EXIT_HANDLERS, EXIT_USAGE
-from tests.delivery.case import LONG_WORK_MS, Case
+from tests.delivery.case import Case
 from tests.delivery.recorder import PLAIN, handlers
+from tests.delivery.setting import LONG_WORK_MS
 from tests.support.cgroups import MemoryGroup, memory_group
 from tests.support.pids_group import PidsGroup, pids_group
 from tests.support.waiting import eventually

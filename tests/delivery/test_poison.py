@@ -14,8 +14,9 @@ import psutil
 import pytest
 
 from supervisor.board import Word
-from tests.delivery.case import HOST, LONG_WORK_MS, Case
+from tests.delivery.case import HOST, Case
 from tests.delivery.checker import rate_per_s
+from tests.delivery.setting import LONG_WORK_MS
 from tests.support.faults import board_of
 from tests.support.waiting import eventually
 

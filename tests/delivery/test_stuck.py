@@ -11,8 +11,9 @@ from typing import Any
 
 import psutil
 
-from tests.delivery.case import HOST, LONG_WORK_MS, Case
+from tests.delivery.case import HOST, Case
 from tests.delivery.checker import Effect, check, quantile
+from tests.delivery.setting import LONG_WORK_MS
 from tests.support.waiting import eventually
 
 StartCase = Callable[..., Case]
