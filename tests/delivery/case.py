@@ -12,7 +12,6 @@ import json
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,53 +19,20 @@ import redis as redis_py
 
 from supervisor.names import crashes_key, dead_key, retries_key
 from tests.delivery.checker import Verdict, check, few, recovery_ms
-from tests.delivery.load import Fields, Load, no_more_fields
-from tests.delivery.recorder import PLAIN, Recording, handlers, recording
+from tests.delivery.load import Load
+from tests.delivery.recorder import Recording, recording
+from tests.delivery.setting import GROUP, HOST, STREAM, Setting
 from tests.support.faults import Watch
 from tests.support.pool import Pool
 from tests.support.servers import RedisServer, default_flavour
 from tests.support.waiting import eventually
 
-STREAM, GROUP, HOST = "events", "workers", "case"
-RATE = 1000.0
 #: A message that was acknowledged longer ago than this is overdue.
 OVERDUE_MS = 250.0
 DRAIN_LIMIT_S = 40.0
-#: The pool's name in consumer names is fixed, and its log is JSON lines.
-CONFIG = f"""
-[pool]
-host = "{HOST}"
-{{pool}}
-{{more}}
-"""
-
 #: The messages that must become dead letters: in every group the same, or group by group.
 Dead = Collection[int] | Mapping[str, Collection[int]]
 Keep = Callable[[dict[str, Any]], None]
-
-
-@dataclass
-class Setting:
-    """What a case wants to be different."""
-
-    body: str = PLAIN
-    #: Lines of [pool], and whole other sections.
-    pool: str = ""
-    more: str = ""
-    workers: int = 4
-    rate: float = RATE
-    work_ms: float = 2.0
-    fields: Fields = no_more_fields
-    groups: Sequence[str] = (GROUP,)
-    #: The server has to survive a kill.
-    appendonly: bool = False
-    #: It listens on a port too, and that is where the pool and the load find it.
-    tcp: bool = False
-    server_options: tuple[str, ...] = ()
-    api: bool = False
-    env: dict[str, str] | None = None
-    #: For load that lasts until `finish` instead of the session's `--load-s`.
-    load_s: float | None = None
 
 
 class Case:
@@ -101,8 +67,8 @@ class Case:
         """Start the pool alone."""
         setting = self.setting
         self.pool = Pool(
-            self._folder / "project", handlers(setting.body), redis_url=url or self.url, workers=setting.workers,
-            config=CONFIG.format(pool=setting.pool, more=setting.more), api=setting.api, env=setting.env,
+            self._folder / "project", setting.handlers, redis_url=url or self.url, workers=setting.workers,
+            config=setting.config, api=setting.api, env=setting.env,
         )  # fmt: skip
         self.watch.add(self.pool)
         self.pool.start(ready=ready)

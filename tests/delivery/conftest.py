@@ -28,7 +28,7 @@ def make_case(request: pytest.FixtureRequest, tmp_path: Path, seed: int) -> Iter
     """A case with its server, nothing else started: `make_case(workers=8, ...)`, see `Setting`."""
     made: list[Case] = []
     # Without the seed, which has a column of its own.
-    more = [str(value) for name, value in request.node.callspec.params.items() if name != "seed"]
+    more = [part for part in request.node.callspec.id.split("-") if part != f"seed{seed}"]
     name = " ".join([request.node.originalname.removeprefix("test_"), *more])
 
     def keep(row: dict[str, Any]) -> None:

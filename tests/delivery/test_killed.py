@@ -10,6 +10,7 @@ from collections.abc import Callable
 from supervisor.board import Word
 from tests.delivery.case import HOST, Case
 from tests.delivery.checker import rate_per_s
+from tests.delivery.setting import LONG_WORK_MS
 from tests.support.faults import board_of, incarnations, ready_again_ms
 from tests.support.waiting import eventually
 
@@ -33,7 +34,7 @@ def test_00_no_fault(start_case: StartCase) -> None:
 
 
 def test_01_kill9_one(start_case: StartCase) -> None:
-    case = start_case()
+    case = start_case(work_ms=LONG_WORK_MS)
     board = board_of(case.pool.pid)
     case.moment()
     slot = case.busy_slot(in_hand=5)
@@ -50,7 +51,7 @@ def test_01_kill9_one(start_case: StartCase) -> None:
 
 
 def test_02_kill9_all(start_case: StartCase) -> None:
-    case = start_case()
+    case = start_case(work_ms=LONG_WORK_MS)
     board = board_of(case.pool.pid)
     case.moment()
     before = case.pool.pids()
@@ -63,7 +64,7 @@ def test_02_kill9_all(start_case: StartCase) -> None:
 
 
 def test_03_kill_storm(start_case: StartCase) -> None:
-    case = start_case()
+    case = start_case(work_ms=LONG_WORK_MS)
     kills: list[int] = []
     at_s = 0.5
     while at_s < case.load_s - STORM_EVERY_S:
@@ -80,7 +81,7 @@ def test_03_kill_storm(start_case: StartCase) -> None:
 
 
 def test_04_kill9_arbiter(start_case: StartCase) -> None:
-    case = start_case()
+    case = start_case(work_ms=LONG_WORK_MS)
     case.moment()
     pool = case.pool
     processes = pool.processes()

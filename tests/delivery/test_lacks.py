@@ -14,6 +14,7 @@ import pytest
 from supervisor.errors import EXIT_HANDLERS, EXIT_USAGE
 from tests.delivery.case import Case
 from tests.delivery.recorder import PLAIN, handlers
+from tests.delivery.setting import LONG_WORK_MS
 from tests.support.cgroups import MemoryGroup, memory_group
 from tests.support.pids_group import PidsGroup, pids_group
 from tests.support.waiting import eventually
@@ -112,11 +113,11 @@ def test_12_bad_code(start_case: StartCase, bad: str) -> None:
 
 
 def test_14_no_fork(pids: PidsGroup, make_case: StartCase) -> None:
-    case = make_case()
+    case = make_case(work_ms=LONG_WORK_MS)
     pids.take(case.start_pool().pid)
     case.start_load()
     case.moment(0.1, 0.2)
-    slot = case.busy_slot()
+    slot = case.busy_slot(in_hand=5)
     pids.limit(1)
     dead = case.pool.pids()[slot]
     os.kill(dead, signal.SIGKILL)

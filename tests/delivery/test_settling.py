@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.delivery.case import Case
+from tests.support.stepped_clock import SteppedClock
 from tests.support.waiting import eventually
 
 StartCase = Callable[..., Case]
@@ -75,6 +77,22 @@ def test_retries_survive_the_pool(start_case: StartCase, end: signal.Signals) ->
     assert not wrong, f"attempts were lost or counted twice: {wrong}"
     assert not early and not tardy, f"not when they were due: {early} {tardy}"
     assert set(attempts(case)) == late
+
+
+def test_retries_after_a_clock_was_put_back(make_case: StartCase, tmp_path: Path) -> None:
+    # When they are due is noted by the time of day; the next pool must not wait an hour for that.
+    clock = SteppedClock(tmp_path)
+    clock.step(3600)
+    case = make_case(body=LATE, fields=some_late, load_s=1.5, env=clock.environment).start()
+    case.load.join()
+    case.pool.send(signal.SIGTERM)
+    case.pool.wait()
+    clock.step(0)
+    waiting = {n for n, found in attempts(case).items() if len(found) == 1}
+    case.struck("the clock was put back while messages waited for a retry", len(waiting) > 5)
+    case.pool.start()
+    late = case.load.numbers(kind="late")
+    case.finish(repeated_max=2 * len(late), errors=["handler failed"], drain_limit_s=15)
 
 
 MIXED = """

@@ -13,6 +13,7 @@ import psutil
 
 from tests.delivery.case import HOST, Case
 from tests.delivery.checker import Effect, check, quantile
+from tests.delivery.setting import LONG_WORK_MS
 from tests.support.waiting import eventually
 
 StartCase = Callable[..., Case]
@@ -45,7 +46,7 @@ def test_05_sigstop_arbiter(start_case: StartCase) -> None:
 
 
 def test_06_sigstop_worker(start_case: StartCase) -> None:
-    case = start_case(pool=f"beat_limit_s = {BEAT_LIMIT_S}")
+    case = start_case(work_ms=LONG_WORK_MS, pool=f"beat_limit_s = {BEAT_LIMIT_S}")
     case.moment(0.1, 0.3)
     slot = case.busy_slot(in_hand=3)
     pid = case.pool.pids()[slot]
