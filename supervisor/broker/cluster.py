@@ -22,9 +22,7 @@ class Cluster(RedisCluster):
         """`nodes`: some of the cluster's. `options`: those of a connection, without retries."""
         known = {name: value for name, value in options.items() if name != "db"}
         # A part of the cluster that is down must not take the rest with it.
-        return cls(
-            startup_nodes=[ClusterNode(*node) for node in nodes], require_full_coverage=False, ssl=tls, **known
-        )
+        return cls(startup_nodes=[ClusterNode(*node) for node in nodes], require_full_coverage=False, ssl=tls, **known)
 
     async def initialize(self, *args: Any, **options: Any) -> Self:
         """Ask for the slots. Raises redis-py's errors."""

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from supervisor.broker.topology import Route
 
+_UNREADABLE = "it can't be taken apart; in user and password, write @ : / ? # as %40 %3A %2F %3F %23"
 _UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
@@ -133,9 +134,9 @@ def _check(url: str, kind: type[AbstractConnection], options: dict[str, Any]) ->
         kind(**options)
     except TypeError as error:
         option = _UNEXPECTED.search(str(error))
-        if option is None:
-            raise
-        raise ConfigError(f"redis.url: {masked(url)!r}: redis-py has no option {option[1]!r}") from None
+        # It may be a piece of a password with an unescaped `?`.
+        reason = f"redis-py has no option {option[1]!r}" if option and f"{option[1]}=" in masked(url) else _UNREADABLE
+        raise ConfigError(f"redis.url: {masked(url)!r}: {reason}") from None
     except RedisError as error:
         raise ConfigError(f"redis.url: {masked(url)!r}: {error}") from None
     for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
@@ -149,7 +150,7 @@ def _reason(error: ValueError) -> str:
     text = str(error)
     if text.startswith(("must ", "several hosts", "Invalid value for")):
         return text
-    return "it can't be taken apart; in user and password, write @ : / ? # as %40 %3A %2F %3F %23"
+    return _UNREADABLE
 
 
 async def describe(redis: RedisClient) -> Server:

@@ -41,7 +41,7 @@ class Routed(Connection):
         self._misplaced = False
         told, self._told = self._told, None
         self.host, self.port = told or await self._route.find(self._key)
-        await super().connect()
+        await super().connect()  # type: ignore[no-untyped-call]
         self._route.keep(self)
 
     async def read_response(self, *args: Any, **options: Any) -> Any:
@@ -56,7 +56,7 @@ class Routed(Connection):
 
     def leave_unless_at(self, address: Address) -> None:
         """Hang up a connection to any other server: whoever waits for an answer sees a connection that was lost."""
-        if self.is_connected and (self.host, self.port) != address:
+        if self._writer is not None and (self.host, self.port) != address:
             self._misplaced = True
             self._writer.transport.abort()
 

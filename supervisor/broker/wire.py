@@ -53,7 +53,7 @@ class Wire:
     def __init__(
         self, url: str, *, key: str = "", name: str = "", connect_timeout_s: float = 5.0, limit_s: float = 5.0
     ) -> None:
-        """`key`: in a cluster, one of those that it is for; `limit_s`: after that a command, or a pipeline, has failed."""
+        """`key`: in a cluster, one of those it is for. `limit_s`: after that a command, or a pipeline, has failed."""
         self._connection = connection(url, key=key, connect_timeout_s=connect_timeout_s, name=name)
         self._limit_s = limit_s
         self._lock = asyncio.Lock()

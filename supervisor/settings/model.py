@@ -46,9 +46,7 @@ class RedisSettings(Section):
 
     #: One server, a master that Sentinel names, or a cluster: see `settings.redis_url`; empty: a server of our own,
     #: kept in `state_dir`/redis.
-    url: Annotated[str, AfterValidator(_redis_url)] = Field(
-        "", description="redis://..., rediss://..., unix://..., redis+sentinel://..., redis+cluster://... or empty"
-    )
+    url: Annotated[str, AfterValidator(_redis_url)] = Field("", description=f"{redis_url.FORMS} or empty")
     #: How the embedded server syncs its append-only file.
     appendfsync: Literal["everysec", "always", "no"] = "everysec"
     #: How long to wait for a connection, and at boot for Redis to answer at all.

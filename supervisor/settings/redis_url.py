@@ -26,6 +26,7 @@ _SCHEMES: dict[str, tuple[Kind, str]] = {
     "redis+cluster": ("cluster", "redis"),
     "rediss+cluster": ("cluster", "rediss"),
 }
+FORMS = "redis://..., rediss://... (TLS), unix://..., redis+sentinel://..., redis+cluster://..."
 #: How others spell them.
 _ELSEWHERE = {
     "sentinel": "redis+sentinel",
@@ -45,7 +46,9 @@ _ELSEWHERE = {
     "redis+unix": "unix",
 }
 #: Names that others give the master by, in the query.
-_MASTER_WORDS = frozenset({"master", "master_name", "mastername", "sentinelmasterid", "sentinelservice", "service_name"})
+_MASTER_WORDS = frozenset(
+    {"master", "master_name", "mastername", "sentinelmasterid", "sentinelservice", "service_name"}
+)
 _PORTS = {"sentinel": 26379, "cluster": 6379}
 _HOST = re.compile(r"(\[[0-9a-fA-F:.%a-z]+\]|[^\[\]:,\s]+)(?::([0-9]+))?")
 _PORT_MAX = 65535
@@ -92,18 +95,21 @@ def parse(url: str) -> RedisUrl:
     return RedisUrl(kind, f"{plain}://{user}{at}{netloc(*hosts[0])}/{database}{tail}", hosts, master, *credentials)
 
 
+def is_cluster(url: str) -> bool:
+    """Whether each key is on a server of its own. Raises ValueError as `parse` does."""
+    return parse(url).kind == "cluster"
+
+
 def netloc(host: str, port: int) -> str:
     """`host:port` as a URL has it."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _unknown(scheme: str) -> str:
-    near = _ELSEWHERE.get(scheme.lower())
-    hint = f", did you mean {near!r}?" if near else did_you_mean(scheme, _SCHEMES) if scheme else ""
-    known = ", ".join(f"{name}://" for name in _SCHEMES)
     if scheme.lower() in _SCHEMES:
-        return f"must have something behind {scheme}://"
-    return f"must begin with one of {known}{hint}"
+        return f"must be {scheme}:// and something behind it"
+    near = _ELSEWHERE.get(scheme.lower())
+    return f"must be {FORMS} or empty" + (f", did you mean {near!r}?" if near else did_you_mean(scheme, _SCHEMES))
 
 
 def _host(text: str, kind: Kind) -> tuple[str, int]:
@@ -121,12 +127,16 @@ def _behind_sentinels(path: str, options: dict[str, str]) -> tuple[str, str]:
     if not master or master.isdecimal() or stray:
         raise ValueError(f"must have the master's name behind the hosts, as in {_EXAMPLES['sentinel']}/0")
     if database and not database.isdecimal():
-        raise ValueError(f"must have a number as the database behind the master's name, as in {_EXAMPLES['sentinel']}/0")
+        raise ValueError(
+            f"must have a number as the database behind the master's name, as in {_EXAMPLES['sentinel']}/0"
+        )
     return master, database
 
 
 def _behind_nodes(path: str, options: dict[str, str]) -> tuple[str, str]:
     """Nothing: a cluster has no master's name and one database."""
     if path.strip("/") not in ("", "0") or options.get("db", "0") != "0":
-        raise ValueError(f"must have nothing behind the hosts: a cluster has database 0 only, as in {_EXAMPLES['cluster']}")
+        raise ValueError(
+            f"must have nothing behind the hosts: a cluster has database 0 only, as in {_EXAMPLES['cluster']}"
+        )
     return "", ""

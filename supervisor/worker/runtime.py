@@ -10,6 +10,7 @@ import asyncio
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
@@ -20,6 +21,7 @@ from supervisor.context import Context, enter
 from supervisor.core.blame import lone_suspect
 from supervisor.errors import HandlerError
 from supervisor.settings.place import redis_url
+from supervisor.settings.redis_url import is_cluster
 from supervisor.worker.consumer import Consumer
 from supervisor.worker.gate import Gate
 from supervisor.worker.settler import Settler
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class Runtime:
-    """The consumers of one slot, with their shared connection, settler and threads."""
+    """The consumers of one slot, with their shared connections, settlers and threads."""
 
     def __init__(
         self,
@@ -54,16 +56,22 @@ class Runtime:
         url, connect_timeout_s = redis_url(settings), settings.redis.connect_timeout_s
         self._board = board
         self._context = Context(settings.app, settings.state_dir.absolute(), name, url)
-        self._wire = Wire(url, name=f"supervisor-{name}", connect_timeout_s=connect_timeout_s)
-        self.settler = Settler(self._wire, board, complain)
+        # In a cluster each stream has a node of its own, which may be away while the others are not.
+        streams = dict.fromkeys(spec.stream for spec in specs) if is_cluster(url) else [""]
+        self._wires = {
+            stream: Wire(url, key=stream, name=f"supervisor-{name}", connect_timeout_s=connect_timeout_s)
+            for stream in streams
+        }
+        #: One a wire, which keeps what its node does not take from holding up the others.
+        self.settlers = {stream: Settler(wire, board, complain) for stream, wire in self._wires.items()}
         self._threads = ThreadPoolExecutor(settings.consumer.threads, thread_name_prefix="handler")
-        around = Surroundings(
+        self._gate = Gate()
+        around = partial(
+            Surroundings,
             redis_url=url,
             name=name,
-            wire=self._wire,
-            settler=self.settler,
             board=board,
-            gate=Gate(),
+            gate=self._gate,
             threads=self._threads,
             threads_max=settings.consumer.threads,
             connect_timeout_s=connect_timeout_s,
@@ -72,15 +80,19 @@ class Runtime:
             burst=burst,
             crash=crash,
         )
-        self._gate = around.gate
         #: What a predecessor may have crashed with, over all consumers; and whether one of them is known already.
         self._suspects: list[Delivery] = []
         self._charged = False
         self._bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         enter(self._context)
         board.keep_rows((spec.stream, spec.group) for spec in specs)
-        self.consumers = [Consumer(spec, around, _row(board, spec)) for spec in specs]
-        self.settler.progress = self._progress
+        self.consumers = []
+        for spec in specs:
+            line = spec.stream if spec.stream in self._wires else ""
+            shared = around(wire=self._wires[line], settler=self.settlers[line])
+            self.consumers.append(Consumer(spec, shared, _row(board, spec)))
+        for settler in self.settlers.values():
+            settler.progress = self._progress
         self.stopping = False
         self._finished = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -93,8 +105,9 @@ class Runtime:
         """
         owner = asyncio.current_task()
         async with asyncio.TaskGroup() as group:
-            settling = self._unbroken(self.settler.run(), owner)
-            others = [group.create_task(settling, name="settler"), group.create_task(self._until_bug())]
+            others = [group.create_task(self._until_bug())]
+            for settler in self.settlers.values():
+                others.append(group.create_task(self._unbroken(settler.run(), owner), name="settler"))
             async with asyncio.TaskGroup() as consumers:
                 for consumer in self.consumers:
                     living = self._unbroken(self._live(consumer, ready), owner)
@@ -114,7 +127,8 @@ class Runtime:
         """Cancel what still runs (it stays pending) and disconnect; with `heir`, hand retries over."""
         for consumer in self.consumers:
             await consumer.leave(heir)
-        await self._wire.close()
+        for wire in self._wires.values():
+            await wire.close()
         await self._context.aclose()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -223,7 +237,8 @@ class Runtime:
     async def _finish(self) -> None:
         for consumer in self.consumers:
             await consumer.finish()
-        await self.settler.flush()
+        for settler in self.settlers.values():
+            await settler.flush()
 
     def _soon(self, consumer: Consumer) -> None:
         consumer.progress()
