@@ -65,4 +65,84 @@ def bare(server: RedisServer, **options: Any) -> Admin:
     return server.sync(decode_responses=True, **options)
 
 
-__all__ = ["Admin", "Group", "bare", "binaries", "eventually", "tls_server"]
+class Sentinels(Group):
+    """A master and a replica, watched by three sentinels."""
+
+    MASTER = "mymaster"
+    DOWN_AFTER_MS = 1_000
+
+    def __init__(self) -> None:
+        """Wait until each sentinel knows the replica and the others."""
+        super().__init__()
+        binary = binaries()[0]
+        try:
+            first = RedisServer(binary, tcp=True)
+            self.servers.append(first)
+            second = RedisServer(binary, tcp=True, options=("--replicaof", f"127.0.0.1 {first.port}"))
+            self.servers.append(second)
+            self.sentinels = [self._sentinel(binary, first.port) for _ in range(3)]
+            for sentinel in self.sentinels:
+                eventually(lambda at=sentinel: self._whole(at), 20, 0.05, what="the sentinels know each other")
+        except BaseException:
+            self.close()
+            raise
+        hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
+        self.url = f"redis+sentinel://{hosts}/{self.MASTER}"
+
+    @property
+    def master(self) -> RedisServer:
+        """The server that says that it is a master and that the sentinels name."""
+        with bare(next(one for one in self.sentinels if one.process)) as asked:
+            port = int(asked.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.MASTER)[1])
+        return next(server for server in self.servers if server.port == port)
+
+    def in_sync(self) -> RedisServer:
+        """Wait until the replica has all that the master has, which Sentinel sees to only ten seconds after a failover."""
+
+        def found() -> RedisServer | None:
+            master = self.master
+            with bare(master) as asked:
+                told = asked.info("replication")
+            synced = told["connected_slaves"] == 1 and told["slave0"]["offset"] == told["master_repl_offset"]
+            return master if synced and told["slave0"]["state"] == "online" else None
+
+        return eventually(found, 30, 0.05, what="the replica has all that the master has")
+
+    def fail_over(self) -> RedisServer:
+        """Have the sentinels make the replica the master; the one that they name then."""
+        before = self.master.port
+        with bare(self.sentinels[0]) as asked:
+            asked.execute_command("SENTINEL", "FAILOVER", self.MASTER)
+        return eventually(lambda: self.master if self.master.port != before else None, 20, what="another master")
+
+    def _whole(self, sentinel: RedisServer) -> bool:
+        with bare(sentinel) as asked:
+            told = asked.sentinel_master(self.MASTER)
+        return bool(told["num-slaves"] == 1 and told["num-other-sentinels"] == 2)
+
+    def _sentinel(self, binary: Flavour, master_port: int) -> RedisServer:
+        made = Sentinel(binary, self.MASTER, master_port, self.DOWN_AFTER_MS)
+        self.servers.append(made)
+        return made
+
+
+class Sentinel(RedisServer):
+    """One sentinel process."""
+
+    def __init__(self, binary: Flavour, name: str, master_port: int, down_after_ms: int) -> None:
+        self._lines = (
+            f"sentinel monitor {name} 127.0.0.1 {master_port} 2",
+            f"sentinel down-after-milliseconds {name} {down_after_ms}",
+            f"sentinel failover-timeout {name} 4000",
+        )
+        super().__init__(binary, tcp=True)
+
+    def words(self) -> list[str]:
+        """It keeps what it knows in its configuration file."""
+        path = self.folder / "sentinel.conf"
+        if not path.exists():
+            path.write_text("\n".join(self._lines) + "\n")
+        return [str(path), "--sentinel", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)] + [
+            "--unixsocket",
+            str(self.socket),
+        ]
