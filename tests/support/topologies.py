@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -65,6 +67,14 @@ def bare(server: RedisServer, **options: Any) -> Admin:
     return server.sync(decode_responses=True, **options)
 
 
+def has_replica(server: RedisServer) -> bool:
+    """Whether it has one that has all that it has itself."""
+    with bare(server) as asked:
+        told = asked.info("replication")
+    first = told.get("slave0")
+    return bool(first and first["state"] == "online" and first["offset"] == told["master_repl_offset"])
+
+
 class Sentinels(Group):
     """A master and a replica, watched by three sentinels."""
 
@@ -101,10 +111,7 @@ class Sentinels(Group):
 
         def found() -> RedisServer | None:
             master = self.master
-            with bare(master) as asked:
-                told = asked.info("replication")
-            synced = told["connected_slaves"] == 1 and told["slave0"]["offset"] == told["master_repl_offset"]
-            return master if synced and told["slave0"]["state"] == "online" else None
+            return master if has_replica(master) else None
 
         return eventually(found, 30, 0.05, what="the replica has all that the master has")
 
@@ -146,3 +153,96 @@ class Sentinel(RedisServer):
             "--unixsocket",
             str(self.socket),
         ]
+
+
+class Cluster(Group):
+    """Three masters, each with a third of the slots, and as many replicas as are asked for."""
+
+    MASTERS = 3
+
+    def __init__(self, *, replicas: int = 0) -> None:
+        """Wait until all of them serve all slots."""
+        super().__init__()
+        binary = binaries()[0]
+        try:
+            for _ in range(self.MASTERS + replicas):
+                self.servers.append(Node(binary))
+            self._join()
+        except BaseException:
+            self.close()
+            raise
+        self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.servers)
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[redis_py.RedisCluster]:
+        """A blocking client of the whole."""
+        nodes = [redis_py.cluster.ClusterNode("127.0.0.1", node.port) for node in self.servers]
+        with redis_py.RedisCluster(startup_nodes=nodes, require_full_coverage=False, decode_responses=True) as client:
+            yield client
+
+    def stream_of(self, node: RedisServer) -> str:
+        """A name that is the node's."""
+        return next(name for name in (f"flow{number}" for number in range(1000)) if self.owner(name) is node)
+
+    def owner(self, key: str) -> RedisServer:
+        """The node that serves the key."""
+        slot = redis_py.crc.key_slot(key.encode())
+        with bare(next(node for node in self.servers if node.process)) as asked:
+            ranges = asked.execute_command("CLUSTER SLOTS")
+        port = next(node[1] for first, last, node, *_ in ranges if first <= slot <= last)
+        return next(node for node in self.servers if node.port == port)
+
+    def move(self, key: str, target: RedisServer, *, held_s: float = 0.0) -> int:
+        """Move the slot of the key to another node, key by key, as redis-cli does; how many keys that were.
+
+        With `held_s` the slot is left half way for so long: its keys are at the one node, its owner is the other.
+        """
+        slot, source = redis_py.crc.key_slot(key.encode()), self.owner(key)
+        moved = 0
+        with bare(source) as giving, bare(target) as taking:
+            ids = {id(one): one.execute_command("CLUSTER MYID") for one in (giving, taking)}
+            taking.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[id(giving)])
+            giving.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[id(taking)])
+            while keys := giving.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
+                giving.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+                moved += len(keys)
+            time.sleep(held_s)  # the state itself is what is tested, and nothing tells of its end
+            for one in (taking, giving):
+                one.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[id(taking)])
+        return moved
+
+    def _join(self) -> None:
+        masters, replicas = self.servers[: self.MASTERS], self.servers[self.MASTERS :]
+        share = 16384 // self.MASTERS + 1
+        for number, node in enumerate(masters):
+            with bare(node) as asked:
+                asked.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+                last = min(16383, (number + 1) * share - 1)
+                asked.execute_command("CLUSTER", "ADDSLOTSRANGE", number * share, last)
+        for node in masters:
+            with bare(node) as asked:
+                for other in self.servers:
+                    asked.execute_command("CLUSTER", "MEET", "127.0.0.1", other.port, other.bus_port)
+        for number, node in enumerate(replicas):
+            with bare(masters[number]) as asked:
+                master = asked.execute_command("CLUSTER MYID")
+            with bare(node) as asked:
+                eventually(lambda a=asked, m=master: a.execute_command("CLUSTER", "REPLICATE", m), 20, 0.05)
+        eventually(lambda: all(map(self._whole, self.servers)), 30, 0.05, what="the cluster is whole")
+        for node, _ in zip(masters, replicas, strict=False):
+            eventually(lambda n=node: has_replica(n), 30, 0.05, what="the replica has all that the master has")
+
+    def _whole(self, node: RedisServer) -> bool:
+        with bare(node) as asked:
+            told = asked.execute_command("CLUSTER INFO")
+        return told["cluster_state"] == "ok" and int(told["cluster_known_nodes"]) == len(self.servers)
+
+
+class Node(RedisServer):
+    """One node of a cluster."""
+
+    def __init__(self, binary: Flavour) -> None:
+        self.bus_port = free_port()
+        options = ("--cluster-enabled", "yes", "--cluster-port", str(self.bus_port), "--cluster-node-timeout", "1500")
+        options += ("--cluster-require-full-coverage", "no", "--cluster-replica-validity-factor", "0")
+        super().__init__(binary, tcp=True, appendonly=True, options=options)
