@@ -54,9 +54,9 @@ class _Target:
     """What a URL says, for redis-py."""
 
     kind: type[AbstractConnection]
-    #: But for host and port where a route finds them.
+    #: But for host and port, which the route finds.
     options: dict[str, Any]
-    #: None: one server.
+    #: None: a unix socket.
     route: Route | None = None
     nodes: tuple[Address, ...] = ()
 
@@ -114,13 +114,14 @@ def _target(url: str, connect_timeout_s: float) -> _Target:
     options.setdefault("socket_connect_timeout", connect_timeout_s)
     options.update(protocol=2, decode_responses=False, retry=Retry(NoBackoff(), 0))
     _check(url, plain, options)
-    if parsed.kind == "server":
+    if not issubclass(plain, Connection):  # a unix socket
         return _Target(plain, options)
-    hosts = tuple(Address(host, port) for host, port in parsed.hosts)
-    for name in ("host", "port"):
-        options.pop(name, None)
-    asking = {**options, "db": 0, "socket_timeout": ASK_LIMIT_S, "socket_connect_timeout": ASK_LIMIT_S}
+    there = Address(options.pop("host", "localhost"), int(options.pop("port", 6379)))
     routed = RoutedTls if plain is SSLConnection else Routed
+    if parsed.kind == "server":
+        return _Target(routed, options, Fixed(there))
+    hosts = tuple(Address(host, port) for host, port in parsed.hosts)
+    asking = {**options, "db": 0, "socket_timeout": ASK_LIMIT_S, "socket_connect_timeout": ASK_LIMIT_S}
     if parsed.kind == "cluster":
         return _Target(routed, options, ToOwner(hosts, plain, asking), hosts)
     # Sentinel has users of its own; what makes the TLS of the servers makes its own too.

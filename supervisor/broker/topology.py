@@ -58,7 +58,7 @@ class Route(Protocol):
 
 
 class Fixed:
-    """To one server, whatever the key."""
+    """To one server, whatever the key; where its name leads is found at each connect."""
 
     def __init__(self, address: Address) -> None:
         """Always there."""
@@ -105,13 +105,12 @@ class Asker:
 
 
 def _nobody(failures: Sequence[tuple[Connection, Exception | str]]) -> Exception:
-    refusal = next((error for _, error in failures if isinstance(error, AuthenticationError | ResponseError)), None)
-    if refusal is not None:
-        return refusal
     told = "; ".join(
         f"{netloc(connection.host, connection.port)}: {error or 'no answer in time'}" for connection, error in failures
     )
-    return RedisConnectionError(told)
+    # What waiting will not mend comes as what it is.
+    refusal = next((error for _, error in failures if isinstance(error, AuthenticationError | ResponseError)), None)
+    return type(refusal)(told) if refusal is not None else RedisConnectionError(told)
 
 
 class ToMaster:

@@ -1,4 +1,4 @@
-"""What is wrong with the way to Redis when waiting will not mend it: credentials, rights, certificates, the URL's form."""
+"""What waiting for Redis will not mend: credentials, rights, certificates, the form of the URL."""
 
 from __future__ import annotations
 
@@ -74,6 +74,6 @@ def _of_tls(error: ssl.SSLError) -> str:
 def _of_refusal(text: str) -> str:
     if _NO_CLUSTER in text:
         return "is no cluster: write redis:// for redis+cluster://"
-    if text.lower().startswith("unknown command") and "sentinel" in text.lower():
+    if "unknown command" in text.lower() and "sentinel" in text.lower():
         return "is no sentinel: its port is 26379, that of Redis 6379"
     return ""

@@ -16,15 +16,13 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError
 
 from supervisor.board import Word, WorkerState
-from supervisor.broker.wire import Wire
 from supervisor.context import Context, enter
 from supervisor.core.blame import lone_suspect
 from supervisor.errors import HandlerError
 from supervisor.settings.place import redis_url
-from supervisor.settings.redis_url import is_cluster
 from supervisor.worker.consumer import Consumer
 from supervisor.worker.gate import Gate
-from supervisor.worker.settler import Settler
+from supervisor.worker.lines import Lines
 from supervisor.worker.surroundings import Surroundings
 
 if TYPE_CHECKING:
@@ -53,17 +51,11 @@ class Runtime:
         crash: Crash | None = None,
     ) -> None:
         """`name` is the consumer's, `crash` its predecessor's. Make it inside the running loop, after the fork."""
-        url, connect_timeout_s = redis_url(settings), settings.redis.connect_timeout_s
+        url = redis_url(settings)
         self._board = board
         self._context = Context(settings.app, settings.state_dir.absolute(), name, url)
-        # In a cluster each stream has a node of its own, which may be away while the others are not.
-        streams = dict.fromkeys(spec.stream for spec in specs) if is_cluster(url) else [""]
-        self._wires = {
-            stream: Wire(url, key=stream, name=f"supervisor-{name}", connect_timeout_s=connect_timeout_s)
-            for stream in streams
-        }
-        #: One a wire, which keeps what its node does not take from holding up the others.
-        self.settlers = {stream: Settler(wire, board, complain) for stream, wire in self._wires.items()}
+        self._lines = Lines(settings, (spec.stream for spec in specs), name, board, complain)
+        self.settlers = self._lines.settlers
         self._threads = ThreadPoolExecutor(settings.consumer.threads, thread_name_prefix="handler")
         self._gate = Gate()
         around = partial(
@@ -74,7 +66,7 @@ class Runtime:
             gate=self._gate,
             threads=self._threads,
             threads_max=settings.consumer.threads,
-            connect_timeout_s=connect_timeout_s,
+            connect_timeout_s=settings.redis.connect_timeout_s,
             complain=complain,
             broke=self._broke,
             burst=burst,
@@ -88,10 +80,10 @@ class Runtime:
         board.keep_rows((spec.stream, spec.group) for spec in specs)
         self.consumers = []
         for spec in specs:
-            line = spec.stream if spec.stream in self._wires else ""
-            shared = around(wire=self._wires[line], settler=self.settlers[line])
+            line = self._lines.of(spec.stream)
+            shared = around(wire=line.wire, settler=line.settler)
             self.consumers.append(Consumer(spec, shared, _row(board, spec)))
-        for settler in self.settlers.values():
+        for settler in self.settlers:
             settler.progress = self._progress
         self.stopping = False
         self._finished = False
@@ -106,7 +98,7 @@ class Runtime:
         owner = asyncio.current_task()
         async with asyncio.TaskGroup() as group:
             others = [group.create_task(self._until_bug())]
-            for settler in self.settlers.values():
+            for settler in self.settlers:
                 others.append(group.create_task(self._unbroken(settler.run(), owner), name="settler"))
             async with asyncio.TaskGroup() as consumers:
                 for consumer in self.consumers:
@@ -127,8 +119,7 @@ class Runtime:
         """Cancel what still runs (it stays pending) and disconnect; with `heir`, hand retries over."""
         for consumer in self.consumers:
             await consumer.leave(heir)
-        for wire in self._wires.values():
-            await wire.close()
+        await self._lines.close()
         await self._context.aclose()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -237,7 +228,7 @@ class Runtime:
     async def _finish(self) -> None:
         for consumer in self.consumers:
             await consumer.finish()
-        for settler in self.settlers.values():
+        for settler in self.settlers:
             await settler.flush()
 
     def _soon(self, consumer: Consumer) -> None:

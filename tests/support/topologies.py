@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,15 +24,22 @@ def binaries() -> list[Flavour]:
     return found
 
 
+def tls_options(certificates: Certificates, port: int, *, client_certificates: bool = False) -> tuple[str, ...]:
+    """For a server that speaks TLS on that port, with its peers too."""
+    files = ("--tls-ca-cert-file", str(certificates.ca), "--tls-cert-file", str(certificates.server))
+    return (
+        "--tls-port", str(port), *files, "--tls-key-file", str(certificates.server_key), "--tls-replication", "yes",
+        "--tls-auth-clients", "yes" if client_certificates else "no",
+    )  # fmt: skip
+
+
 def tls_server(certificates: Certificates, *, client_certificates: bool = False) -> RedisServer:
     """A server whose only TCP port speaks TLS (`tls_port`). Skips the test where no server can."""
     port = free_port()
-    options = ["--tls-port", str(port), "--tls-ca-cert-file", str(certificates.ca)]
-    options += ["--tls-cert-file", str(certificates.server), "--tls-key-file", str(certificates.server_key)]
-    options += ["--tls-auth-clients", "yes" if client_certificates else "no"]
+    options = tls_options(certificates, port, client_certificates=client_certificates)
     for flavour in binaries():
         with contextlib.suppress(AssertionError):  # built without TLS
-            server = RedisServer(flavour, options=tuple(options))
+            server = RedisServer(flavour, options=options)
             server.tcp_url = f"rediss://127.0.0.1:{port}/0"
             return server
     pytest.skip("no server here was built with TLS")
@@ -67,6 +73,10 @@ def bare(server: RedisServer, **options: Any) -> Admin:
     return server.sync(decode_responses=True, **options)
 
 
+#: A master that has been silent for so long is dead to its sentinels.
+DOWN_AFTER_MS = 1_000
+
+
 def has_replica(server: RedisServer) -> bool:
     """Whether it has one that has all that it has itself."""
     with bare(server) as asked:
@@ -79,7 +89,6 @@ class Sentinels(Group):
     """A master and a replica, watched by three sentinels."""
 
     MASTER = "mymaster"
-    DOWN_AFTER_MS = 1_000
 
     def __init__(self) -> None:
         """Wait until each sentinel knows the replica and the others."""
@@ -107,7 +116,7 @@ class Sentinels(Group):
         return next(server for server in self.servers if server.port == port)
 
     def in_sync(self) -> RedisServer:
-        """Wait until the replica has all that the master has, which Sentinel sees to only ten seconds after a failover."""
+        """Wait until the replica has all that the master has: Sentinel sees to it only ten seconds after a failover."""
 
         def found() -> RedisServer | None:
             master = self.master
@@ -128,7 +137,7 @@ class Sentinels(Group):
         return bool(told["num-slaves"] == 1 and told["num-other-sentinels"] == 2)
 
     def _sentinel(self, binary: Flavour, master_port: int) -> RedisServer:
-        made = Sentinel(binary, self.MASTER, master_port, self.DOWN_AFTER_MS)
+        made = Sentinel(binary, self.MASTER, master_port)
         self.servers.append(made)
         return made
 
@@ -136,23 +145,21 @@ class Sentinels(Group):
 class Sentinel(RedisServer):
     """One sentinel process."""
 
-    def __init__(self, binary: Flavour, name: str, master_port: int, down_after_ms: int) -> None:
+    def __init__(self, binary: Flavour, name: str, master_port: int, *, options: tuple[str, ...] = ()) -> None:
         self._lines = (
             f"sentinel monitor {name} 127.0.0.1 {master_port} 2",
-            f"sentinel down-after-milliseconds {name} {down_after_ms}",
+            f"sentinel down-after-milliseconds {name} {DOWN_AFTER_MS}",
             f"sentinel failover-timeout {name} 4000",
         )
-        super().__init__(binary, tcp=True)
+        super().__init__(binary, tcp=True, options=options)
 
     def words(self) -> list[str]:
         """It keeps what it knows in its configuration file."""
         path = self.folder / "sentinel.conf"
         if not path.exists():
             path.write_text("\n".join(self._lines) + "\n")
-        return [str(path), "--sentinel", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)] + [
-            "--unixsocket",
-            str(self.socket),
-        ]
+        place = ["--bind", "127.0.0.1", "--dir", str(self.folder), "--unixsocket", str(self.socket)]
+        return [str(path), "--sentinel", "--port", str(self.port), *place, *self._options]
 
 
 class Cluster(Group):
@@ -192,10 +199,10 @@ class Cluster(Group):
         port = next(node[1] for first, last, node, *_ in ranges if first <= slot <= last)
         return next(node for node in self.servers if node.port == port)
 
-    def move(self, key: str, target: RedisServer, *, held_s: float = 0.0) -> int:
+    def move(self, key: str, target: RedisServer, half_way: Callable[[], object] = int) -> int:
         """Move the slot of the key to another node, key by key, as redis-cli does; how many keys that were.
 
-        With `held_s` the slot is left half way for so long: its keys are at the one node, its owner is the other.
+        `half_way` is called when the keys are at the one node, and the slot still belongs to the other.
         """
         slot, source = redis_py.crc.key_slot(key.encode()), self.owner(key)
         moved = 0
@@ -206,7 +213,7 @@ class Cluster(Group):
             while keys := giving.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
                 giving.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
                 moved += len(keys)
-            time.sleep(held_s)  # the state itself is what is tested, and nothing tells of its end
+            half_way()
             for one in (taking, giving):
                 one.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[id(taking)])
         return moved

@@ -6,9 +6,14 @@ import json
 import urllib.request
 from typing import Any
 
+from fastapi import FastAPI
+
+from supervisor import Message, handler
+from supervisor.broker.publisher import Publisher
+from supervisor.fastapi import lifespan
 from tests.support.pool import Pool
 from tests.support.recording import RECORD, seen
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_async
 
 #: In a cluster of three nodes these two are on different ones.
 STREAMS = ("events", "orders")
@@ -140,3 +145,22 @@ def look(pool: Pool) -> None:
     doctor = pool.command("doctor", "--json")
     assert not [line for line in json.loads(doctor.stdout) if line["level"] == "fail"], doctor.stdout
     assert get(pool, "/v1/streams")["streams"]
+
+
+async def an_app_works(url: str) -> None:
+    """Consumers of two streams in the lifespan of a FastAPI app, which may be on different servers."""
+    found: set[str] = set()
+
+    @handler("signups", group="app")
+    async def signup(message: Message) -> None:
+        found.add(message.fields["n"])
+
+    @handler("logins", group="app")
+    async def login(message: Message) -> None:
+        found.add(message.fields["n"])
+
+    app = FastAPI(lifespan=lifespan(signup, login, redis_url=url))
+    async with app.router.lifespan_context(app), Publisher(url) as publisher:
+        for stream in ("signups", "logins"):
+            await publisher.publish_many(stream, [{"n": f"{stream}-{number}"} for number in range(20)])
+        await eventually_async(lambda: len(found) == 40, what="handled")

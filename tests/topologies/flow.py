@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ class Flow:
     def gap_s(self) -> float:
         """The longest time in which nothing was stored."""
         times = sorted(self.stored.values())
-        return max(after - before for before, after in zip(times, times[1:], strict=False))
+        return max(after - before for before, after in itertools.pairwise(times))
 
     def stored_after(self, at_s: float) -> int:
         """How many were stored later than that."""

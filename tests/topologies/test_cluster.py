@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import signal
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.cli.run import spawn
 from tests.support.pool import Pool
 from tests.support.recording import RECORD, seen
 from tests.support.topologies import Cluster, bare
 from tests.support.waiting import eventually
-from tests.topologies.everything import HANDLERS, STREAMS, everything_works
+from tests.topologies.everything import HANDLERS, STREAMS, an_app_works, everything_works
 from tests.topologies.flow import Flow, flowing
+from tests.topologies.rights import CLUSTER, COMMANDS, EXAMPLE, KEYS, OPTIONAL, PASSWORD, grant, refusals
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +28,18 @@ def cluster() -> Iterator[Cluster]:
 
 def test_a_pool_works_in_a_cluster(cluster: Cluster, start_pool: Callable[..., Pool]) -> None:
     assert cluster.owner(STREAMS[0]) is not cluster.owner(STREAMS[1])
-    pool = start_pool(HANDLERS, redis_url=cluster.url, api=True)
-    everything_works(pool)
-    assert pool.stop() == 0
-    with cluster.client() as client:
-        assert client.exists("supervisor:pools")
+    with contextlib.ExitStack() as stack:
+        admins = [stack.enter_context(bare(node)) for node in cluster.servers]
+        for admin in admins:
+            grant(admin, "reset", "on", f">{PASSWORD}", KEYS, COMMANDS, OPTIONAL, CLUSTER, EXAMPLE)
+        pool = start_pool(HANDLERS, redis_url=cluster.url.replace("://", f"://pool:{PASSWORD}@"), api=True)
+        everything_works(pool)
+        assert pool.stop() == 0
+        assert not [line for admin in admins for line in refusals(admin)]
+
+
+async def test_the_consumers_of_an_app(cluster: Cluster) -> None:
+    await an_app_works(cluster.url)
 
 
 #: Two streams; of the first, each tenth message fails once, so that retries are written and scripts run too.
@@ -76,17 +88,33 @@ def test_a_slot_moves_while_messages_flow(cluster: Cluster, start_pool: Callable
         moved_s = time.monotonic()
         eventually(lambda: first.stored_after(moved_s) > 50, what="messages flow at the other node")
         assert cluster.owner(stream) is there
+        published = following = None
+
+        def half_way() -> None:
+            nonlocal published, following
+            following = spawn("tail", stream, "--from", "0", "--json", cwd=pool.folder, redis_url=cluster.url)
+            published = spawn("publish", stream, "n=half-way", cwd=pool.folder, redis_url=cluster.url)
+            eventually(lambda: time.monotonic() - max(first.stored.values()) > 1.5, what="the publisher has to wait")
+
         # And back, half way for a while: the stream is at the one node, the slot still the other's.
-        cluster.move(stream, here, held_s=1)
+        cluster.move(stream, here, half_way)
         moved_s = time.monotonic()
         eventually(lambda: first.stored_after(moved_s) > 50, what="messages flow where they did first")
-    assert first.gap_s() >= 0.9, "the publisher had to wait for the slot"
+    assert published is not None and following is not None
+    told, _ = published.communicate(timeout=20)
+    assert published.returncode == 0 and told.strip(), "the command waited too"
+    first.stored["half-way"] = moved_s
     assert not first.refused and not first.unknown and not second.refused and not second.unknown
-    assert second.gap_s() < 0.9, "another stream waits for nothing"
+    assert second.gap_s() < 1, "another stream waits for nothing"
     all_handled(pool, cluster, first, second)
     assert pool.pids() == pids
-    twice = {n: times for n, times in seen(pool).items() if times > 1}
-    print(f"gap {first.gap_s():.2f} s, {len(first.stored)} stored, {len(twice)} handled twice")
+    with cluster.client() as client:
+        expected = [entry for entry, _ in client.xrange(stream)]
+    shown = [json.loads(following.stdout.readline())["id"] for _ in expected]
+    following.send_signal(signal.SIGINT)
+    following.communicate(timeout=10)
+    assert shown == expected, "who follows the stream sees all of it, in order, once"
+    print(f"gap {first.gap_s():.2f} s, {len(first.stored)} stored")
 
 
 def test_a_node_dies_and_comes_back(cluster: Cluster, start_pool: Callable[..., Pool]) -> None:

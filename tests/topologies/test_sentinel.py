@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from supervisor.broker.publisher import Publisher
+from supervisor.errors import PublishRefusedError
 from tests.support.pool import Pool
 from tests.support.recording import SIMPLE, seen
 from tests.support.topologies import Sentinels, bare
 from tests.support.waiting import eventually
-from tests.topologies.everything import HANDLERS, everything_works
+from tests.topologies.everything import HANDLERS, an_app_works, everything_works
 from tests.topologies.flow import Flow, flowing
 
 FLOW = SIMPLE.replace('"events"', '"flow"')
@@ -86,7 +88,27 @@ def test_a_forced_failover_is_followed_at_once(sentinels: Sentinels, start_pool:
     lost = all_handled(pool, sentinels, flow)
     late = [n for n in lost if flow.stored[n] > named_s + 0.5]
     print(
-        f"failover took {named_s - asked_s:.2f} s; stored {len(flow.stored)}, lost {len(lost)}, gap {flow.gap_s():.2f} s"
+        f"named after {named_s - asked_s:.2f} s; stored {len(flow.stored)}, lost {len(lost)}, gap {flow.gap_s():.2f} s"
     )
     assert not late, "the old master, which is demoted much later, was left within half a second"
     assert pool.pids() == pids
+
+
+async def test_the_consumers_of_an_app(sentinels: Sentinels) -> None:
+    await an_app_works(sentinels.url)
+
+
+async def test_sentinels_have_a_password_of_their_own(sentinels: Sentinels) -> None:
+    for sentinel in sentinels.sentinels:
+        with bare(sentinel) as admin:
+            admin.execute_command("ACL", "SETUSER", "asking", "on", ">pass@word", "+sentinel|get-master-addr-by-name")
+            admin.execute_command("ACL", "SETUSER", "default", "-sentinel")
+    url = f"{sentinels.url}/0?sentinel_username=asking&sentinel_password=pass%40word"
+    async with Publisher(url) as publisher:
+        assert (await publisher.publish("asked", {"n": "1"})).id
+    async with Publisher(sentinels.url) as publisher:
+        with pytest.raises(PublishRefusedError, match="no permissions to run the 'sentinel"):
+            await publisher.publish("asked", {"n": "2"})
+    async with Publisher(url.replace("%40", "")) as publisher:
+        with pytest.raises(PublishRefusedError, match="invalid username-password"):
+            await publisher.publish("asked", {"n": "3"})

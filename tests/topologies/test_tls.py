@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.errors import EXIT_REDIS, EXIT_USAGE
+from supervisor.broker.publisher import Publisher
+from supervisor.errors import EXIT_REDIS, EXIT_USAGE, PublishRefusedError
 from tests.support.certificates import Certificates, make_certificates
 from tests.support.pool import Pool
 from tests.support.recording import SIMPLE
-from tests.support.servers import RedisServer
-from tests.support.topologies import tls_server
-from tests.topologies.everything import HANDLERS, everything_works
+from tests.support.servers import RedisServer, free_port
+from tests.support.topologies import Sentinel, tls_options, tls_server
+from tests.topologies.everything import HANDLERS, an_app_works, everything_works
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +80,14 @@ def test_tls_where_the_server_has_none(tmp_path: Path) -> None:
             pool.start(ready=False)
             assert pool.wait() == EXIT_REDIS, pool.output
             assert "write redis://" in pool.output
+
+
+async def test_the_sentinels_speak_tls_too(certificates: Certificates) -> None:
+    with tls_server(certificates) as master:
+        port, ours = free_port(), int(master.tcp_url.rpartition(":")[2].removesuffix("/0"))
+        with Sentinel(master.flavour, "mymaster", ours, options=tls_options(certificates, port)):
+            url = f"rediss+sentinel://127.0.0.1:{port}/mymaster?ssl_ca_certs={certificates.ca}"
+            await an_app_works(url)
+            with pytest.raises(PublishRefusedError, match="certificate verify failed"):
+                async with Publisher(url.partition("?")[0]) as publisher:
+                    await publisher.publish("events", {"n": "1"})
