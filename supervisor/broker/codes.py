@@ -18,6 +18,9 @@ _CUT: tuple[tuple[type[Exception], str], ...] = (
     (exceptions.ExecAbortError, "EXECABORT"),
     (exceptions.MasterDownError, "MASTERDOWN"),
     (exceptions.ClusterDownError, "CLUSTERDOWN"),
+    (exceptions.MovedError, "MOVED"),
+    (exceptions.AskError, "ASK"),
+    (exceptions.TryAgainError, "TRYAGAIN"),
 )
 _WORD = re.compile(r"-?([A-Z][A-Z0-9_]+)(?= |$)")
 _IN_SCRIPT = re.compile(r"\b(OOM|WRONGTYPE|READONLY|MISCONF|NOREPLICAS|NOPERM)\b")

@@ -2,6 +2,7 @@
 
 1. `client` for everything that is not the hot path; `connection` for the hot path, which drives
    redis-py's `Connection` directly (AUTH, TLS, SELECT and CLIENT SETNAME stay redis-py's).
+   Both take every form of URL: behind Sentinel and in a cluster the server is found at each connect.
 2. Never call either in a process that will still fork.
 
 Retries are off because redis-py repeats writes whose answer was lost, and re-reads of `>` then
@@ -10,20 +11,32 @@ strand what was delivered (redis-py 8: ten retries by default).
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
 
 from redis.asyncio import Redis
-from redis.asyncio.connection import AbstractConnection, ConnectionPool, parse_url
+from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool, SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from supervisor.broker.cluster import Cluster
+from supervisor.broker.routed import Routed, RoutedTls
+from supervisor.broker.topology import ASK_LIMIT_S, Address, Fixed, ToMaster, ToOwner
 from supervisor.errors import ConfigError
 from supervisor.settings.masking import masked
+from supervisor.settings.redis_url import parse
 
 if TYPE_CHECKING:
     from redis.asyncio.client import Redis as RedisClient
+
+    from supervisor.broker.topology import Route
+
+_UNREADABLE = "it can't be taken apart; in user and password, write @ : / ? # as %40 %3A %2F %3F %23"
+_UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,46 +49,109 @@ class Server:
     durability: str
 
 
-def _options(url: str, connect_timeout_s: float) -> dict[str, Any]:
-    try:
-        options: dict[str, Any] = dict(parse_url(url))
-    except ValueError as error:
-        raise ConfigError(f"redis.url: {masked(url)!r}: {_reason(error)}") from None
-    options.setdefault("socket_connect_timeout", connect_timeout_s)
-    options.update(protocol=2, decode_responses=False, retry=Retry(NoBackoff(), 0))
-    return options
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What a URL says, for redis-py."""
 
-
-def _reason(error: ValueError) -> str:
-    """redis-py's words where they quote nothing: the others may hold a piece of the password."""
-    text = str(error)
-    if text.startswith(("Redis URL must specify", "Invalid value for")):
-        return text
-    return "it can't be taken apart; in user and password, write @ : / ? # as %40 %3A %2F %3F %23"
+    kind: type[AbstractConnection]
+    #: But for host and port, which the route finds.
+    options: dict[str, Any]
+    #: None: a unix socket.
+    route: Route | None = None
+    nodes: tuple[Address, ...] = ()
 
 
 def client(url: str, *, timeout_s: float = 5.0, connect_timeout_s: float = 5.0) -> RedisClient:
-    """A client with a pool of its own, bytes in and out, no retries. Close it with `aclose()`.
+    """A client with pools of its own, bytes in and out, no retries. Close it with `aclose()`.
 
+    For a cluster it is redis-py's RedisCluster, which has the same commands: all keys of one must be in one slot.
     Raises ConfigError for a URL that redis-py does not understand.
     """
-    options = _options(url, connect_timeout_s)
-    options["socket_timeout"] = timeout_s
-    pool: ConnectionPool = ConnectionPool(**options)
+    target = _target(url, connect_timeout_s)
+    options = {**target.options, "socket_timeout": timeout_s}
+    if isinstance(target.route, ToOwner):
+        return cast("RedisClient", Cluster.of(target.nodes, options, tls=issubclass(target.kind, SSLConnection)))
+    if target.route is not None:
+        options["route"] = target.route
+    pool: ConnectionPool = ConnectionPool(connection_class=target.kind, **options)
     return Redis.from_pool(pool)
 
 
-def connection(url: str, *, connect_timeout_s: float = 5.0, name: str = "") -> AbstractConnection:
-    """One connection to be driven by hand, not yet connected; reads take their own timeouts."""
-    options = _options(url, connect_timeout_s)
+def connection(
+    url: str, *, key: str = "", at: Address | None = None, connect_timeout_s: float = 5.0, name: str = ""
+) -> AbstractConnection:
+    """One connection to be driven by hand, not yet connected; reads take their own timeouts.
+
+    It goes to where the server for `key` is, at each connect anew; with `at`, to that node of a cluster.
+    """
+    target = _target(url, connect_timeout_s)
     # redis-py wraps each send in a Task when there is a timeout; a dead link shows at the read.
-    options["socket_timeout"] = None
-    kind = options.pop("connection_class", None)
-    pool: ConnectionPool = ConnectionPool(**({"connection_class": kind} if kind else {}), **options)
-    made: AbstractConnection = pool.make_connection()
+    options = {**target.options, "socket_timeout": None}
     if name:
-        made.client_name = name
-    return made
+        options["client_name"] = name
+    if at is not None:
+        options["route"] = Fixed(at)
+    elif target.route is not None:
+        options |= {"route": target.route, "key": key}
+    return target.kind(**options)
+
+
+def cluster(url: str, *, connect_timeout_s: float = 5.0) -> ToOwner | None:
+    """Who owns which slot, where the URL names a cluster."""
+    route = _target(url, connect_timeout_s).route
+    return route if isinstance(route, ToOwner) else None
+
+
+@lru_cache(maxsize=8)
+def _target(url: str, connect_timeout_s: float) -> _Target:
+    """Cached, so that all connections of a process share one route, and with it one watch."""
+    try:
+        parsed = parse(url)
+        options: dict[str, Any] = dict(parse_url(parsed.url))
+    except ValueError as error:
+        raise ConfigError(f"redis.url: {masked(url)!r}: {_reason(error)}") from None
+    plain = options.pop("connection_class", Connection)
+    options.setdefault("socket_connect_timeout", connect_timeout_s)
+    options.update(protocol=2, decode_responses=False, retry=Retry(NoBackoff(), 0))
+    _check(url, plain, options)
+    if not issubclass(plain, Connection):  # a unix socket
+        return _Target(plain, options)
+    there = Address(options.pop("host", "localhost"), int(options.pop("port", 6379)))
+    routed = RoutedTls if plain is SSLConnection else Routed
+    if parsed.kind == "server":
+        return _Target(routed, options, Fixed(there))
+    hosts = tuple(Address(host, port) for host, port in parsed.hosts)
+    asking = {**options, "db": 0, "socket_timeout": ASK_LIMIT_S, "socket_connect_timeout": ASK_LIMIT_S}
+    if parsed.kind == "cluster":
+        return _Target(routed, options, ToOwner(hosts, plain, asking), hosts)
+    # Sentinel has users of its own; what makes the TLS of the servers makes its own too.
+    asking |= {"username": parsed.sentinel_username, "password": parsed.sentinel_password}
+    return _Target(routed, options, ToMaster(hosts, parsed.master, plain, asking))
+
+
+def _check(url: str, kind: type[AbstractConnection], options: dict[str, Any]) -> None:
+    """Raise ConfigError for options that redis-py does not take, and for files that can't be read."""
+    try:
+        kind(**options)
+    except TypeError as error:
+        option = _UNEXPECTED.search(str(error))
+        # It may be a piece of a password with an unescaped `?`.
+        reason = f"redis-py has no option {option[1]!r}" if option and f"{option[1]}=" in masked(url) else _UNREADABLE
+        raise ConfigError(f"redis.url: {masked(url)!r}: {reason}") from None
+    except RedisError as error:
+        raise ConfigError(f"redis.url: {masked(url)!r}: {error}") from None
+    for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
+        path = options.get(name)
+        if path and not os.access(path, os.R_OK):
+            raise ConfigError(f"redis.url: {masked(url)!r}: {name}: the file can't be read")
+
+
+def _reason(error: ValueError) -> str:
+    """The words where they quote nothing: others may hold a piece of the password."""
+    text = str(error)
+    if text.startswith(("must ", "several hosts", "Invalid value for")):
+        return text
+    return _UNREADABLE
 
 
 async def describe(redis: RedisClient) -> Server:

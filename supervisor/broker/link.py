@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from redis.asyncio.connection import AbstractConnection
 
+    from supervisor.broker.topology import Address
+
 #: What a link that fails raises; timeouts are OSErrors.
 LOST = (RedisError, OSError)
 
@@ -29,10 +31,13 @@ LOST = (RedisError, OSError)
 class Link:
     """Used by one task at a time."""
 
-    def __init__(self, source: str | Redis, *, connect_timeout_s: float) -> None:
-        """`source`: a URL, or a client whose server and credentials are used; its own connections are not."""
+    def __init__(self, source: str | Redis, *, connect_timeout_s: float, at: Address | None = None) -> None:
+        """`source`: a URL, or a client whose server and credentials are used; its own connections are not.
+
+        `at`: the node, where the URL names a cluster.
+        """
         self._connection = (
-            connection(source, connect_timeout_s=connect_timeout_s, name="supervisor-publisher")
+            connection(source, at=at, connect_timeout_s=connect_timeout_s, name="supervisor-publisher")
             if isinstance(source, str)
             else _like(source)
         )
@@ -64,7 +69,10 @@ class Link:
 def _like(client: Redis) -> AbstractConnection:
     pool = getattr(client, "connection_pool", None)
     if pool is None or not hasattr(pool, "make_connection"):
-        raise UsageError(f"a publisher needs a URL or a redis.asyncio.Redis, not {type(client).__name__}")
+        raise UsageError(
+            f"a publisher needs a URL or a redis.asyncio.Redis, not {type(client).__name__};"
+            " a cluster's URL is redis+cluster://host:6379"
+        )
     made: AbstractConnection = pool.make_connection()
     made.retry = Retry(NoBackoff(), 0)
     # redis-py wraps each send in a Task when there is a timeout; the publisher has its own.

@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from supervisor.broker.coalesce import Coalescer
-from supervisor.broker.link import Link
+from supervisor.broker.lanes import Lanes
 from supervisor.broker.scripts_publish import PUBLISH_ONCE
 from supervisor.core.encode import fields_of
 from supervisor.errors import IdempotencyError, UsageError
@@ -51,13 +50,14 @@ class PublishedBatch(NamedTuple):
 class Publisher:
     """Publishes to the streams of one Redis. `async with Publisher(url) as publisher: await publisher.publish(...)`.
 
-    Belongs to one event loop; all its tasks share one connection. Errors are PublishRefusedError (surely
-    not stored), PublishUnknownError (the answer was lost) and EncodeError (no message to begin with).
+    Belongs to one event loop; all its tasks share one connection, in a cluster one to each node. Errors are
+    PublishRefusedError (surely not stored), PublishUnknownError (the answer was lost) and EncodeError (no
+    message to begin with).
     """
 
     def __init__(self, redis: str | Redis, *, timeout_s: float = 5.0) -> None:
         """`redis`: a URL, or a redis-py asyncio client whose server and credentials are used. Connects later."""
-        self._coalescer = Coalescer(Link(redis, connect_timeout_s=timeout_s), timeout_s=timeout_s)
+        self._lanes = Lanes(redis, timeout_s=timeout_s)
         self._closed = False
 
     async def publish(self, stream: str, message: Any, *, key: str | None = None) -> Published:
@@ -73,7 +73,7 @@ class Publisher:
             ids, replayed = await self._once(stream, [fields], key)
             return Published(ids[0], replayed)
         flat = [text for pair in fields.items() for text in pair]
-        entry: bytes = await self._coalescer.command("XADD", stream, "*", *flat)
+        entry: bytes = await self._lanes.send(stream, lambda lane: lane.command("XADD", stream, "*", *flat))
         return Published(entry.decode())
 
     async def publish_many(self, stream: str, messages: Iterable[Any], *, key: str | None = None) -> list[str]:
@@ -95,9 +95,8 @@ class Publisher:
             return PublishedBatch([])
         if key is not None:
             return PublishedBatch(*await self._once(stream, messages, key))
-        entries: list[bytes] = await self._coalescer.transaction(
-            [("XADD", stream, "*", *(text for pair in fields.items() for text in pair)) for fields in messages]
-        )
+        commands = [("XADD", stream, "*", *(text for pair in fields.items() for text in pair)) for fields in messages]
+        entries: list[bytes] = await self._lanes.send(stream, lambda lane: lane.transaction(commands))
         return PublishedBatch([entry.decode() for entry in entries])
 
     async def evaluate(
@@ -105,14 +104,17 @@ class Publisher:
     ) -> Any:
         """A script of the caller's own, in the same pipeline as the publishes around it; its raw reply.
 
-        `repeatable`: it may be sent again when its answer was lost. Raises as `publish` does.
+        `keys` are all of one hash slot, for Redis Cluster. `repeatable`: it may be sent again when its answer was
+        lost. Raises as `publish` does.
         """
-        return await self._coalescer.script(script, keys, *arguments, repeatable=repeatable)
+        return await self._lanes.send(
+            keys[0] if keys else "", lambda lane: lane.script(script, keys, *arguments, repeatable=repeatable)
+        )
 
     async def aclose(self) -> None:
         """Wait for the publishes that are on their way, then disconnect."""
         self._closed = True
-        await self._coalescer.close()
+        await self._lanes.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -127,13 +129,9 @@ class Publisher:
         for fields in messages:
             values.append(2 * len(fields))
             values += [text for pair in fields.items() for text in pair]
-        status, *ids = await self._coalescer.script(
-            PUBLISH_ONCE,
-            [idempotency_key(stream, key), stream],
-            _fingerprint(messages),
-            KEY_TTL_S,
-            *values,
-            repeatable=True,
+        keys, arguments = [idempotency_key(stream, key), stream], (_fingerprint(messages), KEY_TTL_S, *values)
+        status, *ids = await self._lanes.send(
+            stream, lambda lane: lane.script(PUBLISH_ONCE, keys, *arguments, repeatable=True)
         )
         if status == _CONFLICT:
             raise IdempotencyError(f"the key {key!r} was used for another message on {stream!r}", "CONFLICT")

@@ -21,15 +21,24 @@ from supervisor.broker.connect import connection
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from redis.asyncio.connection import AbstractConnection
+
     from supervisor.broker.scripts import Script
 
 Argument = bytes | str | int | float
+#: Host and port of the server that a connection is to; a unix socket has neither.
+Server = tuple[str | None, int | None] | None
 
 
 def pack_command(arguments: tuple[Argument, ...]) -> bytes:
     """A command as the protocol wants it."""
     packed: bytes = hiredis.pack_command(arguments)  # type: ignore[arg-type]  # its stub says a tuple of one
     return packed
+
+
+def server_of(link: AbstractConnection) -> Server:
+    """None when it is not connected."""
+    return (getattr(link, "host", None), getattr(link, "port", None)) if link.is_connected else None
 
 
 #: How much longer than the server's own BLOCK a reply may take before the link counts as dead.
@@ -41,9 +50,11 @@ CONNECT_LIMIT_S = 10.0
 class Wire:
     """One connection for commands that do not block."""
 
-    def __init__(self, url: str, *, name: str = "", connect_timeout_s: float = 5.0, limit_s: float = 5.0):
-        """`limit_s`: after that a command, or a pipeline of them, has failed."""
-        self._connection = connection(url, connect_timeout_s=connect_timeout_s, name=name)
+    def __init__(
+        self, url: str, *, key: str = "", name: str = "", connect_timeout_s: float = 5.0, limit_s: float = 5.0
+    ) -> None:
+        """`key`: in a cluster, one of those it is for. `limit_s`: after that a command, or a pipeline, has failed."""
+        self._connection = connection(url, key=key, connect_timeout_s=connect_timeout_s, name=name)
         self._limit_s = limit_s
         self._lock = asyncio.Lock()
 
@@ -78,6 +89,19 @@ class Wire:
                 await self._connection.disconnect(nowait=True)
                 raise
 
+    async def unblock(self, reader: BlockingReader) -> None:
+        """End the blocked read of `reader` now, if it may be done. Raises redis-py's errors and OSError.
+
+        Clients are numbered by each server: the number means nothing to another one, and of the two connections
+        this may be the one that does not know yet where the stream is now.
+        """
+        if server_of(self._connection) != reader.server:
+            async with self._lock:
+                await self._connection.disconnect(nowait=True)
+            await self.call("PING")
+        if reader.client_id and server_of(self._connection) == reader.server:
+            await self.call("CLIENT", "UNBLOCK", reader.client_id)
+
     async def close(self) -> None:
         """Drop the connection."""
         await self._connection.disconnect(nowait=True)
@@ -98,11 +122,14 @@ class BlockingReader:
 
     def __init__(self, url: str, stream: str, group: str, consumer: str, *, connect_timeout_s: float = 5.0):
         self._name = f"supervisor-{consumer}"
-        self._connection = connection(url, connect_timeout_s=connect_timeout_s, name=self._name)
+        self._connection = connection(url, key=stream, connect_timeout_s=connect_timeout_s, name=self._name)
         self._head = ("XREADGROUP", "GROUP", group, consumer, "COUNT")
         self._stream = stream
         self._timeout_s = REPLY_SLACK_S
+        #: The server's number for this connection; 0: it is not allowed to know.
         self.client_id = 0
+        #: Where that server is.
+        self.server: Server = None
         #: A read is on the wire and its reply not yet taken.
         self.outstanding = False
         #: When that read must have been answered or given up, by `time.monotonic`.
@@ -116,12 +143,17 @@ class BlockingReader:
         await self.close()
         async with asyncio.timeout(CONNECT_LIMIT_S):
             await self._connection.connect()
-            before, self.client_id = self.client_id, int(await self._ask("CLIENT", "ID"))
-            if before:
-                with contextlib.suppress(ResponseError):  # forbidden by an ACL: a later look finds what went astray
-                    # The name is looked at: a server that restarted counts its ids anew.
-                    if f"name={self._name} ".encode() in await self._ask("CLIENT", "LIST", "ID", before):
-                        await self._ask("CLIENT", "KILL", "ID", before)
+            before = self.server, self.client_id
+            self.server, self.client_id = server_of(self._connection), 0
+            with contextlib.suppress(ResponseError):  # forbidden by an ACL: a later look finds what went astray
+                self.client_id = int(await self._ask("CLIENT", "ID"))
+                if before[1] and before[0] == self.server:
+                    await self._end(before[1])
+
+    async def _end(self, before: int) -> None:
+        # The name is looked at: a server that restarted counts its ids anew.
+        if f"name={self._name} ".encode() in await self._ask("CLIENT", "LIST", "ID", before):
+            await self._ask("CLIENT", "KILL", "ID", before)
 
     async def send(self, count: int, *, block_ms: int | None = None, start: str = ">") -> None:
         """Put a read on the wire. `start`: `>` for new entries, an id for one's own pending ones after it."""

@@ -48,7 +48,7 @@ config_option = click.option(
     metavar="FILE",
     help="Read this config.toml.  [default: ./config.toml, if there is one]",
 )
-redis_option = click.option("--redis", metavar="URL", help="redis://, rediss:// or unix://, in place of redis.url.")
+redis_option = click.option("--redis", metavar="URL", help="In place of redis.url.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 

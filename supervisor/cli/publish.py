@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 CHUNK = 500
 REPLY_LIMIT_S = 10.0
 PROGRESS_EVERY_S = 0.2
+#: How often is tried again what a node of a cluster refuses as another's.
+AGAIN_S = 0.05
 
 
 @command(
@@ -99,17 +101,22 @@ class _Sender:
         self.tally = _Tally(since_s=time.monotonic())
 
     async def send_all(self, chunks: Iterator[list[list[bytes]]]) -> None:
+        from redis.exceptions import RedisError
+
         from supervisor.broker.connect import connection
         from supervisor.cli.redis import LOST, unreachable
         from supervisor.settings.place import redis_url
 
         connect_s = self._settings.redis.connect_timeout_s
-        link = connection(redis_url(self._settings), connect_timeout_s=connect_s, name="supervisor-publish")
+        url = redis_url(self._settings)
+        link = connection(url, key=self._stream, connect_timeout_s=connect_s, name="supervisor-publish")
         try:
             try:
                 await link.connect()
             except LOST as error:
                 raise unreachable(self._settings, error) from None
+            except RedisError as error:
+                raise SupervisorError(f"Redis refused: {error}") from None
             while chunk := self._next(chunks):
                 ids, failure = await self._send(link, chunk)
                 self._report(ids)
@@ -127,30 +134,49 @@ class _Sender:
             raise UsageError(f"{error}\n{self._so_far()}") from None
 
     async def _send(self, link: AbstractConnection, chunk: list[list[bytes]]) -> tuple[list[bytes], Exception | None]:
-        """The ids of those stored, and the first thing that went wrong."""
-        from hiredis import pack_command
-        from redis.exceptions import ResponseError
+        """The ids of those stored, and the first thing that went wrong. What belongs elsewhere is sent there."""
+        import asyncio
+
+        from redis.exceptions import AskError, TryAgainError
 
         from supervisor.cli.redis import LOST
 
-        stream = os.fsencode(self._stream)
         ids: list[bytes] = []
+        left, failure = chunk, None
+        until_s = time.monotonic() + REPLY_LIMIT_S
+        while True:
+            self.tally.unsure = len(left)
+            try:
+                await link.connect()
+                left, failure = await self._send_once(link, left, ids)
+            except LOST as error:
+                return ids, error
+            # A node of a cluster that answers so has stored nothing, and the connection now goes to the right one.
+            if not isinstance(failure, AskError | TryAgainError) or time.monotonic() > until_s:
+                return ids, failure
+            await asyncio.sleep(AGAIN_S)
+
+    async def _send_once(
+        self, link: AbstractConnection, chunk: list[list[bytes]], ids: list[bytes]
+    ) -> tuple[list[list[bytes]], Exception | None]:
+        """Those that were refused, and why the first of them was. Raises redis-py's errors and OSError."""
+        from hiredis import pack_command
+        from redis.exceptions import ResponseError
+
+        stream = os.fsencode(self._stream)
+        refused: list[list[bytes]] = []
         failure: Exception | None = None
-        self.tally.unsure = len(chunk)
-        try:
-            commands: list[Any] = [(b"XADD", stream, b"*", *fields) for fields in chunk]
-            packed = [pack_command(words) for words in commands]
-            await link.send_packed_command(packed, check_health=False)
-            for _ in chunk:
-                try:
-                    ids.append(await link.read_response(disable_decoding=True, timeout=REPLY_LIMIT_S))
-                    self.tally.stored += 1
-                except ResponseError as error:
-                    failure = failure or error
-                self.tally.unsure -= 1
-        except LOST as error:
-            failure = error
-        return ids, failure
+        commands: list[Any] = [(b"XADD", stream, b"*", *fields) for fields in chunk]
+        await link.send_packed_command([pack_command(words) for words in commands], check_health=False)
+        for fields in chunk:
+            try:
+                ids.append(await link.read_response(disable_decoding=True, timeout=REPLY_LIMIT_S))
+                self.tally.stored += 1
+            except ResponseError as error:
+                refused.append(fields)
+                failure = failure or error
+            self.tally.unsure -= 1
+        return refused, failure
 
     def _report(self, ids: list[bytes]) -> None:
         if ids and not self._quiet:

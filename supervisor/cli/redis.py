@@ -10,6 +10,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from supervisor.broker.connect import client
+from supervisor.broker.trouble import lasting, perhaps
 from supervisor.errors import RedisUnreachableError, SupervisorError
 from supervisor.settings.masking import masked
 from supervisor.settings.place import redis_url
@@ -36,6 +37,8 @@ async def open_redis(settings: Settings) -> AsyncIterator[Redis]:
     except LOST as error:
         raise unreachable(settings, error) from None
     except RedisError as error:
+        if words := lasting(error):
+            raise SupervisorError(f"Redis at {masked(redis_url(settings))} {words}") from None
         raise SupervisorError(f"Redis refused: {error}") from None
     finally:
         await redis.aclose()
@@ -43,7 +46,9 @@ async def open_redis(settings: Settings) -> AsyncIterator[Redis]:
 
 def unreachable(settings: Settings, error: Exception, more: str = "") -> RedisUnreachableError:
     """Names the server, the reason and what was already done (`more`)."""
-    text = f"Redis at {masked(redis_url(settings))} can't be reached: {error or type(error).__name__}"
+    url = redis_url(settings)
+    words = lasting(error) or f"can't be reached: {error or type(error).__name__}{perhaps(url, error)}"
+    text = f"Redis at {masked(url)} {words}"
     if not settings.redis.url:
         text += "\nNo redis.url is configured, and the embedded server runs only while `supervisor start` does."
     return RedisUnreachableError(f"{text}\n{more}" if more else text)

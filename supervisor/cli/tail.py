@@ -94,13 +94,19 @@ class _Reader:
         """What comes after `last_id`, waited for as long as it takes."""
         import asyncio
 
+        from redis.exceptions import ResponseError
+
         from supervisor.cli.redis import LOST, unreachable
+        from supervisor.core.faults import passes
 
         failures = 0
         while True:
             try:
                 reply = await self._read(count)
-            except LOST as error:
+            except (*LOST, ResponseError) as error:
+                # A server that was demoted while it was waited for says so.
+                if isinstance(error, ResponseError) and not passes(error):
+                    raise
                 if not failures:
                     talk(f"{unreachable(self._settings, error)}\nwaiting for it, to go on after {self.last_id}")
                 await asyncio.sleep(min(RECONNECT_MAX_S, RECONNECT_BASE_S * 2.0**failures))

@@ -7,9 +7,10 @@ memory) is that command's own trouble and must not hold up the others.
 
 from __future__ import annotations
 
-from redis.exceptions import ClusterDownError, MasterDownError, ReadOnlyError, ResponseError, TryAgainError
+from redis.exceptions import AskError, ClusterDownError, MasterDownError, ReadOnlyError, ResponseError, TryAgainError
 
-_PASSING = (ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
+#: AskError is MOVED too: the next connection is to the right node.
+_PASSING = (AskError, ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
 #: redis-py cuts off the codes that it has a class for; these it leaves in the text.
 _PASSING_WORDS = frozenset({"BUSY", "LOADING", "MISCONF", "NOREPLICAS", "UNBLOCKED"})
 

@@ -13,9 +13,10 @@ import random
 import time
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from supervisor.broker.connect import client, describe
+from supervisor.broker.trouble import lasting, perhaps
 from supervisor.core.backoff import backoff_s
 from supervisor.errors import (
     EXIT_OK,
@@ -64,7 +65,8 @@ async def _check(settings: Settings, specs: Sequence[HandlerSpec], token: str) -
         for spec in specs:
             await make_group(redis, spec)
     except RedisError as error:
-        raise RedisUnreachableError(f"Redis at {masked(url)} refuses to serve: {error}") from None
+        words = lasting(error) or f"refuses to serve: {error}"
+        raise RedisUnreachableError(f"Redis at {masked(url)} {words}") from None
     finally:
         await redis.aclose()
     return {
@@ -93,12 +95,12 @@ async def _wait_for(redis: Redis, url: str, limit_s: float) -> None:
         try:
             await redis.ping()
             return
-        except (AuthenticationError, NoPermissionError) as error:
-            raise RedisUnreachableError(f"Redis at {masked(url)} refuses the credentials: {error}") from None
         except (RedisError, OSError) as error:
+            if words := lasting(error):
+                raise RedisUnreachableError(f"Redis at {masked(url)} {words}") from None
             if time.monotonic() > deadline_s:
                 raise RedisUnreachableError(
-                    f"Redis at {masked(url)} does not answer within {limit_s:g} s: {error};"
+                    f"Redis at {masked(url)} does not answer within {limit_s:g} s: {error}{perhaps(url, error)};"
                     " check [redis] url or REDIS_URL, or leave it empty for an embedded server"
                 ) from None
         await asyncio.sleep(backoff_s(tries, 0.02, 0.5, random.random))

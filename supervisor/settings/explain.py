@@ -89,6 +89,8 @@ def plain(details: ErrorDetails, field: FieldInfo | None) -> str:
     if kind == "literal_error" and field is not None:
         allowed = [str(value) for value in get_args(field.annotation)]
         return f"must be {_one_of(allowed)}{did_you_mean(str(details['input']), allowed)}"
+    if kind == "value_error":  # our own words
+        return details["msg"].removeprefix("Value error, ")
     if field is not None and field.description:
         return f"must be {field.description}"
     if kind in _LIMITS:
@@ -97,7 +99,7 @@ def plain(details: ErrorDetails, field: FieldInfo | None) -> str:
     text = next((text for start, text in _KINDS.items() if kind.startswith(start)), "")
     if kind.startswith(("int_", "float_")):
         text = f"{text} {_range(field)}".rstrip()
-    return f"must be {text}" if text else details["msg"].removeprefix("Value error, ")
+    return f"must be {text}" if text else details["msg"]
 
 
 def _range(field: FieldInfo | None) -> str:

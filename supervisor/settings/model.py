@@ -11,7 +11,9 @@ import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from supervisor.settings import redis_url
 
 from supervisor.settings.duration import DURATION, Duration
 
@@ -29,6 +31,12 @@ def _host_name() -> str:
     return re.sub(r"[\s:{}]+", "-", socket.gethostname()) or "localhost"
 
 
+def _redis_url(url: str) -> str:
+    if url:
+        redis_url.parse(url)
+    return url
+
+
 class Section(BaseModel):
     """A table of config.toml: unknown keys are refused, values never change once read."""
 
@@ -38,10 +46,9 @@ class Section(BaseModel):
 class RedisSettings(Section):
     """`[redis]`: where the streams live."""
 
-    #: redis://, rediss:// or unix://; empty: a server of our own, kept in `state_dir`/redis.
-    url: str = Field(
-        "", pattern=r"^$|^(redis|rediss|unix)://.", description="redis://..., rediss://..., unix://... or empty"
-    )
+    #: One server, a master that Sentinel names, or a cluster: see `settings.redis_url`; empty: a server of our own,
+    #: kept in `state_dir`/redis.
+    url: Annotated[str, AfterValidator(_redis_url)] = Field("", description=f"{redis_url.FORMS} or empty")
     #: How the embedded server syncs its append-only file.
     appendfsync: Literal["everysec", "always", "no"] = "everysec"
     #: How long to wait for a connection, and at boot for Redis to answer at all.

@@ -164,7 +164,7 @@ class Consumer:
         """End a blocked read now, without losing what it brings."""
         while self._reader.outstanding and not self.cut_off:
             try:
-                await self._around.wire.call("CLIENT", "UNBLOCK", self._reader.client_id)
+                await self._around.wire.unblock(self._reader)
             except (RedisError, OSError, TimeoutError):
                 return
             # Again, if the read had not reached the server yet.

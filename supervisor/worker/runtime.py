@@ -10,19 +10,19 @@ import asyncio
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
 from supervisor.board import Word, WorkerState
-from supervisor.broker.wire import Wire
 from supervisor.context import Context, enter
 from supervisor.core.blame import lone_suspect
 from supervisor.errors import HandlerError
 from supervisor.settings.place import redis_url
 from supervisor.worker.consumer import Consumer
 from supervisor.worker.gate import Gate
-from supervisor.worker.settler import Settler
+from supervisor.worker.lines import Lines
 from supervisor.worker.surroundings import Surroundings
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class Runtime:
-    """The consumers of one slot, with their shared connection, settler and threads."""
+    """The consumers of one slot, with their shared connections, settlers and threads."""
 
     def __init__(
         self,
@@ -52,36 +52,40 @@ class Runtime:
         crash: Crash | None = None,
     ) -> None:
         """`name` is the consumer's, `crash` its predecessor's. Make it inside the running loop, after the fork."""
-        url, connect_timeout_s = redis_url(settings), settings.redis.connect_timeout_s
+        url = redis_url(settings)
         self._board = board
         self._context = Context(settings.app, settings.state_dir.absolute(), name, url)
-        self._wire = Wire(url, name=f"supervisor-{name}", connect_timeout_s=connect_timeout_s)
-        self.settler = Settler(self._wire, board, complain)
+        self._lines = Lines(settings, (spec.stream for spec in specs), name, board, complain)
+        self.settlers = self._lines.settlers
         self._threads = ThreadPoolExecutor(settings.consumer.threads, thread_name_prefix="handler")
-        around = Surroundings(
+        self._gate = Gate()
+        around = partial(
+            Surroundings,
             redis_url=url,
             name=name,
-            wire=self._wire,
-            settler=self.settler,
             board=board,
-            gate=Gate(),
+            gate=self._gate,
             threads=self._threads,
             threads_max=settings.consumer.threads,
-            connect_timeout_s=connect_timeout_s,
+            connect_timeout_s=settings.redis.connect_timeout_s,
             complain=complain,
             broke=self._broke,
             burst=burst,
             crash=crash,
         )
-        self._gate = around.gate
         #: What a predecessor may have crashed with, over all consumers; and whether one of them is known already.
         self._suspects: list[Delivery] = []
         self._charged = False
         self._bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         enter(self._context)
         board.keep_rows((spec.stream, spec.group) for spec in specs)
-        self.consumers = [Consumer(spec, around, _row(board, spec)) for spec in specs]
-        self.settler.progress = self._progress
+        self.consumers = []
+        for spec in specs:
+            line = self._lines.of(spec.stream)
+            shared = around(wire=line.wire, settler=line.settler)
+            self.consumers.append(Consumer(spec, shared, _row(board, spec)))
+        for settler in self.settlers:
+            settler.progress = self._progress
         self.stopping = False
         self._finished = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -94,8 +98,9 @@ class Runtime:
         """
         owner = asyncio.current_task()
         async with asyncio.TaskGroup() as group:
-            settling = self._unbroken(self.settler.run(), owner)
-            others = [group.create_task(settling, name="settler"), group.create_task(self._until_bug())]
+            others = [group.create_task(self._until_bug())]
+            for settler in self.settlers:
+                others.append(group.create_task(self._unbroken(settler.run(), owner), name="settler"))
             async with asyncio.TaskGroup() as consumers:
                 for consumer in self.consumers:
                     living = self._unbroken(self._live(consumer, ready), owner)
@@ -115,7 +120,7 @@ class Runtime:
         """Cancel what still runs (it stays pending) and disconnect; with `heir`, hand retries over."""
         for consumer in self.consumers:
             await consumer.leave(heir)
-        await self._wire.close()
+        await self._lines.close()
         await self._context.aclose()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -224,7 +229,8 @@ class Runtime:
     async def _finish(self) -> None:
         for consumer in self.consumers:
             await consumer.finish()
-        await self.settler.flush()
+        for settler in self.settlers:
+            await settler.flush()
 
     def _soon(self, consumer: Consumer) -> None:
         consumer.progress()

@@ -338,7 +338,7 @@ async def test_redis_killed_and_restarted_costs_nothing(durable_server: Any) -> 
         async with durable_server.client() as redis:
             await redis.xadd(STREAM, {"n": "after"})
             await eventually_async(lambda: "after" in seen)
-            await eventually_async(lambda: worker.runtime.settler.backlog == 0)
+            await eventually_async(lambda: worker.runtime.settlers[0].backlog == 0)
             assert await pending(redis) == 0
 
 

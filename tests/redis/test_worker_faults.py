@@ -165,7 +165,7 @@ async def test_a_message_of_many_fields_can_die(redis_url: str, redis: Redis) ->
     async with working(redis_url, handle) as worker:
         await redis.xadd(STREAM, {f"name{n}": f"value{n}" for n in range(6000)})
         await eventually_async(lambda: worker.board.get(Word.DEAD) == 1)
-        await worker.runtime.settler.flush()
+        await worker.runtime.settlers[0].flush()
         assert await pending(redis) == 0
     assert await redis.xlen(dead_key(STREAM, GROUP)) == 1
 
@@ -298,7 +298,7 @@ async def test_a_frozen_server_shifts_no_reply(redis_server: Any, redis: Redis) 
         for n in range(50):
             await redis.xadd(STREAM, {"n": n})
         await eventually_async(lambda: len(seen) == 50)
-        await worker.runtime.settler.flush()
+        await worker.runtime.settlers[0].flush()
         assert set(seen.values()) == {1}
         assert await pending(redis) == 0
 

@@ -106,26 +106,20 @@ class RedisServer(BaseServer):
     def start(self) -> None:
         """Start it and wait until it answers and has loaded its data."""
         assert self.process is None, "the server runs already"
-        words = [
-            "--port",
-            str(self.port),
-            "--bind",
-            "127.0.0.1",
-            "--unixsocket",
-            str(self.socket),
-            "--dir",
-            str(self.folder),
-        ]
-        words += ["--save", "", "--daemonize", "no", *self._options]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [self.binary, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                [self.binary, *self.words()], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         try:
             eventually(self._up, START_LIMIT_S, what=f"{self.binary} answers")
         except AssertionError as error:
             self._end(signal.SIGKILL)
             raise AssertionError(f"{error}\n{self.log[-2000:]}") from None
+
+    def words(self) -> list[str]:
+        """Its command line."""
+        place = ["--bind", "127.0.0.1", "--unixsocket", str(self.socket), "--dir", str(self.folder)]
+        return ["--port", str(self.port), *place, "--save", "", "--daemonize", "no", *self._options]
 
     def kill(self) -> None:
         """SIGKILL, as a crash of the server; gone when this returns."""

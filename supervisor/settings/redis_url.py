@@ -1,0 +1,142 @@
+"""The forms of `[redis] url`, taken apart: one server, a master that Sentinel names, or a cluster.
+
+Several hosts, the master's name and Sentinel's own credentials are what redis-py's URLs can't say; all
+else is left to it, as the URL of one of the hosts. What is wrong is told without quoting what may be a password.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+from urllib.parse import parse_qsl, unquote, urlencode
+
+from supervisor.errors import did_you_mean
+
+Kind = Literal["server", "sentinel", "cluster"]
+
+#: Scheme -> what it stands for and redis-py's scheme for each server.
+_SCHEMES: dict[str, tuple[Kind, str]] = {
+    "redis": ("server", "redis"),
+    "rediss": ("server", "rediss"),
+    "unix": ("server", "unix"),
+    "redis+sentinel": ("sentinel", "redis"),
+    "rediss+sentinel": ("sentinel", "rediss"),
+    "redis+cluster": ("cluster", "redis"),
+    "rediss+cluster": ("cluster", "rediss"),
+}
+FORMS = "redis://..., rediss://... (TLS), unix://..., redis+sentinel://..., redis+cluster://..."
+#: How others spell them.
+_ELSEWHERE = {
+    "sentinel": "redis+sentinel",
+    "sentinels": "rediss+sentinel",
+    "redis-sentinel": "redis+sentinel",
+    "rediss-sentinel": "rediss+sentinel",
+    "sentinel+redis": "redis+sentinel",
+    "cluster": "redis+cluster",
+    "redis-cluster": "redis+cluster",
+    "rediss-cluster": "rediss+cluster",
+    "redis+ssl": "rediss",
+    "redis+tls": "rediss",
+    "valkey": "redis",
+    "valkeys": "rediss",
+    "redis-socket": "unix",
+    "redis+socket": "unix",
+    "redis+unix": "unix",
+}
+#: Names that others give the master by, in the query.
+_MASTER_WORDS = frozenset(
+    {"master", "master_name", "mastername", "sentinelmasterid", "sentinelservice", "service_name"}
+)
+_PORTS = {"sentinel": 26379, "cluster": 6379}
+_HOST = re.compile(r"(\[[0-9a-fA-F:.%a-z]+\]|[^\[\]:,\s]+)(?::([0-9]+))?")
+_PORT_MAX = 65535
+_EXAMPLES = {
+    "sentinel": "redis+sentinel://host:26379,host2:26379/mymaster",
+    "cluster": "redis+cluster://host:6379,host2:6379",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RedisUrl:
+    """A URL that was understood."""
+
+    kind: Kind
+    #: For redis-py: the server's own, or with the first of the hosts in place of the server.
+    url: str
+    #: Where to ask: the sentinels, or nodes of the cluster. One server has none.
+    hosts: tuple[tuple[str, int], ...] = ()
+    #: The name by which Sentinel knows the master.
+    master: str = ""
+    sentinel_username: str | None = None
+    sentinel_password: str | None = None
+
+
+@lru_cache(maxsize=32)
+def parse(url: str) -> RedisUrl:
+    """Raises ValueError, whose text says what to write instead."""
+    scheme, mark, rest = url.partition("://")
+    if not mark or not rest or scheme.lower() not in _SCHEMES:
+        raise ValueError(_unknown(scheme if mark else ""))
+    kind, plain = _SCHEMES[scheme.lower()]
+    address, mark, query = rest.partition("?")
+    user, at, places = address.rpartition("@")
+    authority, _, path = places.partition("/")
+    if kind == "server":
+        if plain != "unix" and "," in authority:
+            raise ValueError(f"several hosts are written as {_EXAMPLES['sentinel']} or as {_EXAMPLES['cluster']}")
+        return RedisUrl(kind, f"{plain}://{rest}")
+    hosts = tuple(_host(text, kind) for text in authority.split(","))
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    master, database = _behind_sentinels(path, options) if kind == "sentinel" else _behind_nodes(path, options)
+    credentials = options.pop("sentinel_username", None), options.pop("sentinel_password", None)
+    tail = f"?{urlencode(options)}" if options else ""
+    return RedisUrl(kind, f"{plain}://{user}{at}{netloc(*hosts[0])}/{database}{tail}", hosts, master, *credentials)
+
+
+def is_cluster(url: str) -> bool:
+    """Whether each key is on a server of its own. Raises ValueError as `parse` does."""
+    return parse(url).kind == "cluster"
+
+
+def netloc(host: str, port: int) -> str:
+    """`host:port` as a URL has it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _unknown(scheme: str) -> str:
+    if scheme.lower() in _SCHEMES:
+        return f"must be {scheme}:// and something behind it"
+    near = _ELSEWHERE.get(scheme.lower())
+    return f"must be {FORMS} or empty" + (f", did you mean {near!r}?" if near else did_you_mean(scheme, _SCHEMES))
+
+
+def _host(text: str, kind: Kind) -> tuple[str, int]:
+    found = _HOST.fullmatch(unquote(text))
+    port = int(found[2]) if found and found[2] else _PORTS[kind]
+    if not found or not 0 < port <= _PORT_MAX:
+        raise ValueError(f"must have hosts as in {_EXAMPLES[kind]}, with @ : / in user and password as %40 %3A %2F")
+    return found[1].strip("[]"), port
+
+
+def _behind_sentinels(path: str, options: dict[str, str]) -> tuple[str, str]:
+    """The master's name and the database."""
+    master, _, database = (unquote(part) for part in path.rstrip("/").partition("/"))
+    stray = next((name for name in options if name.lower() in _MASTER_WORDS), None)
+    if not master or master.isdecimal() or stray:
+        raise ValueError(f"must have the master's name behind the hosts, as in {_EXAMPLES['sentinel']}/0")
+    if database and not database.isdecimal():
+        raise ValueError(
+            f"must have a number as the database behind the master's name, as in {_EXAMPLES['sentinel']}/0"
+        )
+    return master, database
+
+
+def _behind_nodes(path: str, options: dict[str, str]) -> tuple[str, str]:
+    """Nothing: a cluster has no master's name and one database."""
+    if path.strip("/") not in ("", "0") or options.get("db", "0") != "0":
+        raise ValueError(
+            f"must have nothing behind the hosts: a cluster has database 0 only, as in {_EXAMPLES['cluster']}"
+        )
+    return "", ""

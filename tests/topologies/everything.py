@@ -1,0 +1,166 @@
+"""What a pool does for its users, once through: the same wherever Redis is."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from typing import Any
+
+from fastapi import FastAPI
+
+from supervisor import Message, handler
+from supervisor.broker.publisher import Publisher
+from supervisor.fastapi import lifespan
+from tests.support.pool import Pool
+from tests.support.recording import RECORD, seen
+from tests.support.waiting import eventually, eventually_async
+
+#: In a cluster of three nodes these two are on different ones.
+STREAMS = ("events", "orders")
+HANDLERS = (
+    RECORD
+    + """
+    async def work(message):
+        n = message.fields["n"]
+        if n == "retried" and message.deliveries == 1:
+            raise ValueError("once")
+        if n == "poison" and not os.path.exists("healed"):
+            raise ValueError("always")
+        record(n)
+
+    @handler("events", group="workers", max_deliveries=2, retry_base_s=0.05)
+    async def handle_event(message: Message) -> None:
+        await work(message)
+
+    @handler("orders", group="workers", max_deliveries=2, retry_base_s=0.05)
+    async def handle_order(message: Message) -> None:
+        await work(message)
+"""
+)
+HANDLED_LIMIT_S = 15.0
+
+
+def post(pool: Pool, path: str, body: Any, **headers: str) -> dict[str, Any]:
+    """The answer of the pool's HTTP service; raises HTTPError for one that is no success."""
+    data = json.dumps(body).encode()
+    request = urllib.request.Request(f"{pool.base_url}{path}", data, {"Content-Type": "application/json", **headers})
+    with urllib.request.urlopen(request, timeout=10) as response:
+        found: dict[str, Any] = json.load(response)
+    return found
+
+
+def get(pool: Pool, path: str) -> Any:
+    """The same for GET."""
+    with urllib.request.urlopen(f"{pool.base_url}{path}", timeout=10) as response:
+        return json.load(response)
+
+
+def said(pool: Pool, *words: str, stdin: str | None = None) -> str:
+    """stdout of a command that must succeed."""
+    done = pool.command(*words, stdin=stdin)
+    assert done.returncode == 0, f"{words}: {done.returncode}: {done.stderr}"
+    return done.stdout
+
+
+def handled(pool: Pool, *names: str, limit_s: float = HANDLED_LIMIT_S) -> None:
+    """Wait until each of these was handled."""
+    eventually(lambda: set(names) <= set(seen(pool)), limit_s, what=f"handled; missing {set(names) - set(seen(pool))}")
+
+
+def settled(pool: Pool, limit_s: float = HANDLED_LIMIT_S) -> None:
+    """Wait until nothing is unread or pending."""
+
+    def left() -> list[dict[str, Any]]:
+        groups = [group for stream in json.loads(said(pool, "streams", "--json")) for group in stream["groups"]]
+        assert len(groups) == len(STREAMS)
+        return [group for group in groups if group["lag"] or group["pending"]]
+
+    eventually(lambda: not left(), limit_s, 0.1, what="nothing is left")
+
+
+def everything_works(pool: Pool) -> None:
+    """Publish by command and HTTP, retry, give up, replay, lose a worker, look at all of it."""
+    publish_and_handle(pool)
+    give_up_and_replay(pool)
+    lose_a_worker(pool)
+    settled(pool)
+    look(pool)
+
+
+def publish_and_handle(pool: Pool) -> None:
+    """Command and HTTP; one at a time, many at once, and once only by its key."""
+    names = []
+    for stream in STREAMS:
+        said(pool, "publish", stream, f"n={stream}-alone")
+        lines = "\n".join(json.dumps({"n": f"{stream}-line{number}"}) for number in range(50))
+        said(pool, "publish", stream, "--json", "-", "--quiet", stdin=lines)
+        path = f"/v1/streams/{stream}/messages"
+        key = {"Idempotency-Key": f'"{stream}"'}
+        first = post(pool, path, {"n": f"{stream}-http"}, **key)
+        assert post(pool, path, {"n": f"{stream}-http"}, **key)["id"] == first["id"]
+        assert post(pool, f"{path}:batch", [{"n": f"{stream}-b{number}"} for number in range(20)])["count"] == 20
+        assert get(pool, f"{path}/{first['id']}")["fields"] == {"n": f"{stream}-http"}
+        names += [f"{stream}-alone", f"{stream}-http", *(f"{stream}-line{n}" for n in range(50))]
+        names += [f"{stream}-b{number}" for number in range(20)]
+    handled(pool, *names)
+    assert seen(pool)["events-http"] == 1
+    user = post(pool, "/users", {"email": "ada@example.com"})
+    assert get(pool, f"/users/{user['user_id']}")["email"] == "ada@example.com"
+    assert get(pool, "/users")["total"] == 1
+
+
+def give_up_and_replay(pool: Pool) -> None:
+    """A retry, a dead letter, and the same message again."""
+    said(pool, "publish", "orders", "n=retried")
+    said(pool, "publish", "orders", "n=poison")
+    handled(pool, "retried")
+    listed = eventually(lambda: said(pool, "dead", "list", "orders", "workers", "--json"), 10)
+    assert json.loads(listed)["fields"] == {"n": "poison"}
+    (pool.folder / "healed").touch()
+    said(pool, "dead", "replay", "orders", "workers", "--yes")
+    handled(pool, "poison")
+
+
+def lose_a_worker(pool: Pool) -> None:
+    """Killed while messages come; all of them are handled all the same."""
+    for turn in range(2):
+        for stream in STREAMS:
+            lines = "\n".join(json.dumps({"n": f"{stream}-k{turn}-{number}"}) for number in range(200))
+            said(pool, "publish", stream, "--json", "-", "--quiet", stdin=lines)
+        if not turn:
+            pool.kill_worker(0)
+    handled(pool, *(f"{stream}-k{turn}-{n}" for stream in STREAMS for turn in range(2) for n in range(200)))
+    eventually(lambda: pool.worker(0)["restarts"] == 1, what="the worker was replaced")
+
+
+def look(pool: Pool) -> None:
+    """All that shows something."""
+    status = pool.wait_ready()
+    assert {(group["stream"], group["group"]) for group in status["groups"]} == {(name, "workers") for name in STREAMS}
+    assert "error" not in status["redis"] and status["redis"]["version"]
+    first = json.loads(said(pool, "read", "events", "--json", "--count", "1"))
+    assert first["fields"] == {"n": "events-alone"}
+    assert json.loads(said(pool, "tail", "orders", "--from", "0", "--count", "1", "--json"))["fields"]["n"]
+    assert said(pool, "pending", "events", "workers", "--json").strip() == "[]"
+    doctor = pool.command("doctor", "--json")
+    assert not [line for line in json.loads(doctor.stdout) if line["level"] == "fail"], doctor.stdout
+    assert get(pool, "/v1/streams")["streams"]
+
+
+async def an_app_works(url: str) -> None:
+    """Consumers of two streams in the lifespan of a FastAPI app, which may be on different servers."""
+    found: set[str] = set()
+
+    @handler("signups", group="app")
+    async def signup(message: Message) -> None:
+        found.add(message.fields["n"])
+
+    @handler("logins", group="app")
+    async def login(message: Message) -> None:
+        found.add(message.fields["n"])
+
+    app = FastAPI(lifespan=lifespan(signup, login, redis_url=url))
+    async with app.router.lifespan_context(app), Publisher(url) as publisher:
+        for stream in ("signups", "logins"):
+            await publisher.publish_many(stream, [{"n": f"{stream}-{number}"} for number in range(20)])
+        await eventually_async(lambda: len(found) == 40, what="handled")

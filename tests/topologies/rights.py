@@ -1,0 +1,34 @@
+"""The rights that a pool's user needs in Redis, as README.md lists them."""
+
+from __future__ import annotations
+
+from tests.support.topologies import Admin
+
+PASSWORD = "s3cret"
+#: The streams of the project, and what is the supervisor's own: leases, dead letters, retries.
+KEYS = "~events ~orders ~supervisor:*"
+#: All that a pool, its commands and its HTTP service send.
+COMMANDS = """
+    +ping +info +time +client|setname +client|id
+    +xreadgroup +xack +xadd +xgroup +xpending +xclaim +xinfo +xlen +xrange +xrevrange +xread +xdel +xtrim
+    +eval +evalsha +multi +exec
+    +hget +hset +hdel +hmget +hlen +hkeys +hincrby +get +set +del +exists
+"""
+#: Without these a drain waits for reads to end by themselves, a lost connection may keep a message for some seconds,
+#: and how durable the server is can only be guessed.
+OPTIONAL = "+client|unblock +client|list +client|kill +config|get"
+#: Besides, in a cluster.
+CLUSTER = "+cluster|slots +command +asking"
+#: The example's own keys, for `POST /users` and `GET /users`.
+EXAMPLE = "~events:user_created ~users:* ~registrations:* +hgetall"
+
+
+def grant(admin: Admin, *rules: str) -> None:
+    """Give the user `pool` these."""
+    admin.execute_command("ACL", "SETUSER", "pool", *" ".join(rules).split())
+
+
+def refusals(admin: Admin) -> list[str]:
+    """What the server has refused. redis-py tells its own name, and goes on when it may not."""
+    log = [f"{entry['reason']} {entry['object']}" for entry in admin.acl_log()]
+    return [line for line in log if "setinfo" not in line]

@@ -1,0 +1,166 @@
+"""A cluster: all works with streams on different nodes; slots that move and nodes that die cost no message."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.cli.run import spawn
+from tests.support.pool import Pool
+from tests.support.recording import RECORD, seen
+from tests.support.topologies import Cluster, bare
+from tests.support.waiting import eventually
+from tests.topologies.everything import HANDLERS, STREAMS, an_app_works, everything_works
+from tests.topologies.flow import Flow, flowing
+from tests.topologies.rights import CLUSTER, COMMANDS, EXAMPLE, KEYS, OPTIONAL, PASSWORD, grant, refusals
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster() as running:
+        yield running
+
+
+def test_a_pool_works_in_a_cluster(cluster: Cluster, start_pool: Callable[..., Pool]) -> None:
+    assert cluster.owner(STREAMS[0]) is not cluster.owner(STREAMS[1])
+    with contextlib.ExitStack() as stack:
+        admins = [stack.enter_context(bare(node)) for node in cluster.servers]
+        for admin in admins:
+            grant(admin, "reset", "on", f">{PASSWORD}", KEYS, COMMANDS, OPTIONAL, CLUSTER, EXAMPLE)
+        pool = start_pool(HANDLERS, redis_url=cluster.url.replace("://", f"://pool:{PASSWORD}@"), api=True)
+        everything_works(pool)
+        assert pool.stop() == 0
+        assert not [line for admin in admins for line in refusals(admin)]
+
+
+async def test_the_consumers_of_an_app(cluster: Cluster) -> None:
+    await an_app_works(cluster.url)
+
+
+#: Two streams; of the first, each tenth message fails once, so that retries are written and scripts run too.
+FLOW = (
+    RECORD
+    + """
+    @handler(FIRST, group="workers", retry_base_s=0.05)
+    async def first(message: Message) -> None:
+        if message.fields["n"].endswith("0") and message.deliveries == 1:
+            raise ValueError("once")
+        record(message.fields["n"])
+
+    @handler(SECOND, group="workers")
+    async def second(message: Message) -> None:
+        record(message.fields["n"])
+"""
+)
+
+
+def handlers(first: str, second: str) -> str:
+    """For streams of these names."""
+    return FLOW.replace("FIRST", repr(first)).replace("SECOND", repr(second))
+
+
+def all_handled(pool: Pool, cluster: Cluster, *flows: Flow) -> None:
+    """Wait until all that was stored was handled, and nothing is left pending."""
+    for flow in flows:
+        stored = set(flow.stored)
+        eventually(lambda stored=stored: stored <= set(seen(pool)), 20, what=f"handled: {flow.stream}")
+
+        def left(stream: str = flow.stream) -> int:
+            with cluster.client() as client:
+                return int(client.xpending(stream, "workers")["pending"])
+
+        eventually(lambda: left() == 0, 20, 0.1, what=f"settled: {flow.stream}")
+
+
+def test_a_slot_moves_while_messages_flow(cluster: Cluster, start_pool: Callable[..., Pool]) -> None:
+    here, there = cluster.servers[:2]
+    stream, other = cluster.stream_of(here), cluster.stream_of(there)
+    pool = start_pool(handlers(stream, other), redis_url=cluster.url)
+    pids = pool.pids()
+    with flowing(cluster.url, stream, "a", timeout_s=5) as first, flowing(cluster.url, other, "b") as second:
+        eventually(lambda: len(first.stored) > 100, what="messages flow")
+        assert cluster.move(stream, there) >= 1
+        moved_s = time.monotonic()
+        eventually(lambda: first.stored_after(moved_s) > 50, what="messages flow at the other node")
+        assert cluster.owner(stream) is there
+        published = following = None
+
+        def half_way() -> None:
+            nonlocal published, following
+            following = spawn("tail", stream, "--from", "0", "--json", cwd=pool.folder, redis_url=cluster.url)
+            published = spawn("publish", stream, "n=half-way", cwd=pool.folder, redis_url=cluster.url)
+            eventually(lambda: time.monotonic() - max(first.stored.values()) > 1.5, what="the publisher has to wait")
+
+        # And back, half way for a while: the stream is at the one node, the slot still the other's.
+        cluster.move(stream, here, half_way)
+        moved_s = time.monotonic()
+        eventually(lambda: first.stored_after(moved_s) > 50, what="messages flow where they did first")
+    assert published is not None and following is not None
+    told, _ = published.communicate(timeout=20)
+    assert published.returncode == 0 and told.strip(), "the command waited too"
+    first.stored["half-way"] = moved_s
+    assert not first.refused and not first.unknown and not second.refused and not second.unknown
+    assert second.gap_s() < 1, "another stream waits for nothing"
+    all_handled(pool, cluster, first, second)
+    assert pool.pids() == pids
+    with cluster.client() as client:
+        expected = [entry for entry, _ in client.xrange(stream)]
+    shown = [json.loads(following.stdout.readline())["id"] for _ in expected]
+    following.send_signal(signal.SIGINT)
+    following.communicate(timeout=10)
+    assert shown == expected, "who follows the stream sees all of it, in order, once"
+    print(f"gap {first.gap_s():.2f} s, {len(first.stored)} stored")
+
+
+def test_a_node_dies_and_comes_back(cluster: Cluster, start_pool: Callable[..., Pool]) -> None:
+    here, there = cluster.servers[:2]
+    stream, other = cluster.stream_of(here), cluster.stream_of(there)
+    pool = start_pool(handlers(stream, other), redis_url=cluster.url)
+    pids = pool.pids()
+    with flowing(cluster.url, stream, "c") as first, flowing(cluster.url, other, "d") as second:
+        eventually(lambda: len(first.stored) > 100, what="messages flow")
+        here.kill()
+        killed_s = time.monotonic()
+        eventually(lambda: second.stored_after(killed_s) > 200, what="the other stream flows on")
+        last = list(second.stored)[-1]
+        eventually(lambda: last in seen(pool), what="and is handled while the node is away")
+        here.start()
+        back_s = time.monotonic()
+        eventually(lambda: first.stored_after(back_s) > 50, 20, what="messages flow again")
+    assert first.refused or first.unknown, "the node was away"
+    all_handled(pool, cluster, first, second)
+    assert pool.pids() == pids, "no worker ended for it"
+    print(f"gap {first.gap_s():.2f} s and {second.gap_s():.2f} s")
+
+
+@pytest.fixture
+def replicated() -> Iterator[Cluster]:
+    with Cluster(replicas=1) as running:
+        yield running
+
+
+def test_a_replica_takes_over_from_a_dead_node(replicated: Cluster, start_pool: Callable[..., Pool]) -> None:
+    here, there = replicated.servers[:2]
+    stream, other = replicated.stream_of(here), replicated.stream_of(there)
+    pool = start_pool(handlers(stream, other), redis_url=replicated.url)
+    pids = pool.pids()
+    with flowing(replicated.url, stream, "e") as first:
+        eventually(lambda: len(first.stored) > 100, what="messages flow")
+        here.kill()
+        eventually(lambda: replicated.owner(stream) is replicated.servers[-1], 20, 0.05, what="the replica took over")
+        taken_s = time.monotonic()
+        eventually(lambda: first.stored_after(taken_s) > 50, 20, what="messages flow again")
+    with bare(replicated.servers[-1]) as replica:
+        kept = {fields["n"] for _, fields in replica.xrange(stream)}
+    lost = set(first.stored) - kept
+    assert len(lost) <= 5, "only what was not yet replicated"
+    for n in lost:
+        del first.stored[n]
+    all_handled(pool, replicated, first)
+    assert pool.pids() == pids
+    print(f"gap {first.gap_s():.2f} s, lost {len(lost)}")

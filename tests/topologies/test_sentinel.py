@@ -1,0 +1,114 @@
+"""Behind Sentinel: all works, and goes on at the new master when the old one is demoted or has crashed.
+
+Replication is asynchronous: what a master has confirmed and not yet passed on is lost with it. All else must be
+handled.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from supervisor.broker.publisher import Publisher
+from supervisor.errors import PublishRefusedError
+from tests.support.pool import Pool
+from tests.support.recording import SIMPLE, seen
+from tests.support.topologies import Sentinels, bare
+from tests.support.waiting import eventually
+from tests.topologies.everything import HANDLERS, an_app_works, everything_works
+from tests.topologies.flow import Flow, flowing
+
+FLOW = SIMPLE.replace('"events"', '"flow"')
+
+
+@pytest.fixture(scope="module")
+def sentinels() -> Iterator[Sentinels]:
+    with Sentinels() as running:
+        yield running
+
+
+def stored_now(sentinels: Sentinels, stream: str) -> set[str]:
+    with bare(sentinels.master) as master:
+        return {fields["n"] for _, fields in master.xrange(stream)}
+
+
+def all_handled(pool: Pool, sentinels: Sentinels, flow: Flow) -> set[str]:
+    """Wait until all that the master has is handled and settled; what is lost."""
+    kept = {n for n in stored_now(sentinels, flow.stream) if n in flow.stored or n in flow.unknown}
+    eventually(lambda: kept <= set(seen(pool)), 20, what=f"handled; {len(kept - set(seen(pool)))} are missing")
+
+    def left() -> int:
+        with bare(sentinels.master) as master:
+            return int(master.xpending(flow.stream, "workers")["pending"])
+
+    eventually(lambda: left() == 0, 20, what="settled")
+    return set(flow.stored) - kept
+
+
+def test_a_crashed_master_is_replaced(sentinels: Sentinels, start_pool: Callable[..., Pool]) -> None:
+    pool = start_pool(FLOW, redis_url=sentinels.url)
+    pids = pool.pids()
+    old = sentinels.in_sync()
+    with flowing(sentinels.url, "flow", "crashed") as flow:
+        eventually(lambda: len(flow.stored) > 50, what="messages flow")
+        old.kill()
+        eventually(lambda: sentinels.master is not old, 20, what="another master")
+        named_s = time.monotonic()
+        eventually(lambda: flow.stored_after(named_s) > 50, 20, what="messages flow at the new master")
+    old.start()
+    lost = all_handled(pool, sentinels, flow)
+    print(f"stored {len(flow.stored)}, lost {len(lost)}, gap {flow.gap_s():.2f} s, unknown {len(flow.unknown)}")
+    assert flow.refused or flow.unknown, "there was a crash"
+    assert len(lost) <= 5, "only what was not yet replicated"
+    assert flow.gap_s() < 10
+    assert pool.pids() == pids, "no worker ended for it"
+    eventually(lambda: pool.status()["state"] == "healthy", what="healthy again")
+
+
+def test_a_pool_works_behind_sentinel(sentinels: Sentinels, start_pool: Callable[..., Pool]) -> None:
+    pool = start_pool(HANDLERS, redis_url=sentinels.url, api=True)
+    everything_works(pool)
+    status = pool.status()
+    assert status["redis"]["url"] == sentinels.url
+
+
+def test_a_forced_failover_is_followed_at_once(sentinels: Sentinels, start_pool: Callable[..., Pool]) -> None:
+    pool = start_pool(FLOW, redis_url=sentinels.url)
+    pids = pool.pids()
+    old = sentinels.in_sync()
+    with flowing(sentinels.url, "flow", "forced") as flow:
+        eventually(lambda: len(flow.stored) > 50, what="messages flow")
+        asked_s = time.monotonic()
+        new = sentinels.fail_over()
+        named_s = time.monotonic()
+        eventually(lambda: flow.stored_after(named_s + 0.5) > 50, 20, what="messages flow at the new master")
+    assert new.port != old.port
+    lost = all_handled(pool, sentinels, flow)
+    late = [n for n in lost if flow.stored[n] > named_s + 0.5]
+    print(
+        f"named after {named_s - asked_s:.2f} s; stored {len(flow.stored)}, lost {len(lost)}, gap {flow.gap_s():.2f} s"
+    )
+    assert not late, "the old master, which is demoted much later, was left within half a second"
+    assert pool.pids() == pids
+
+
+async def test_the_consumers_of_an_app(sentinels: Sentinels) -> None:
+    await an_app_works(sentinels.url)
+
+
+async def test_sentinels_have_a_password_of_their_own(sentinels: Sentinels) -> None:
+    for sentinel in sentinels.sentinels:
+        with bare(sentinel) as admin:
+            admin.execute_command("ACL", "SETUSER", "asking", "on", ">pass@word", "+sentinel|get-master-addr-by-name")
+            admin.execute_command("ACL", "SETUSER", "default", "-sentinel")
+    url = f"{sentinels.url}/0?sentinel_username=asking&sentinel_password=pass%40word"
+    async with Publisher(url) as publisher:
+        assert (await publisher.publish("asked", {"n": "1"})).id
+    async with Publisher(sentinels.url) as publisher:
+        with pytest.raises(PublishRefusedError, match="no permissions to run the 'sentinel"):
+            await publisher.publish("asked", {"n": "2"})
+    async with Publisher(url.replace("%40", "")) as publisher:
+        with pytest.raises(PublishRefusedError, match="invalid username-password"):
+            await publisher.publish("asked", {"n": "3"})

@@ -1,0 +1,93 @@
+"""TLS: a private authority, client certificates, and clear words where one of them is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from supervisor.broker.publisher import Publisher
+from supervisor.errors import EXIT_REDIS, EXIT_USAGE, PublishRefusedError
+from tests.support.certificates import Certificates, make_certificates
+from tests.support.pool import Pool
+from tests.support.recording import SIMPLE
+from tests.support.servers import RedisServer, free_port
+from tests.support.topologies import Sentinel, tls_options, tls_server
+from tests.topologies.everything import HANDLERS, an_app_works, everything_works
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="module")
+def server(certificates: Certificates) -> Iterator[RedisServer]:
+    with tls_server(certificates) as running:
+        yield running
+
+
+def test_a_pool_works_over_tls_with_client_certificates(
+    certificates: Certificates, start_pool: Callable[..., Pool]
+) -> None:
+    with tls_server(certificates, client_certificates=True) as running:
+        query = (
+            f"ssl_ca_certs={certificates.ca}&ssl_certfile={certificates.client}&ssl_keyfile={certificates.client_key}"
+        )
+        pool = start_pool(HANDLERS, redis_url=f"{running.tcp_url}?{query}", api=True)
+        everything_works(pool)
+
+
+REFUSED = {
+    "another authority": ("rediss", "ssl_ca_certs={other_ca}", EXIT_REDIS, "certificate that is not trusted"),
+    "no authority": ("rediss", "", EXIT_REDIS, "ssl_ca_certs=FILE in the URL names its CA"),
+    "no such file": ("rediss", "ssl_ca_certs=/no/such/file", EXIT_USAGE, "ssl_ca_certs: the file can't be read"),
+    "no such option": ("rediss", "ssl_ca_cert={ca}", EXIT_USAGE, "redis-py has no option 'ssl_ca_cert'"),
+    "no such value": ("rediss", "ssl_cert_reqs=CERT_NONE", EXIT_USAGE, "Invalid SSL Certificate Requirements Flag"),
+    "without tls": ("redis", "", EXIT_REDIS, "write rediss://"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_wrong_with_the_certificates_is_said_once_at_boot(
+    case: str, server: RedisServer, certificates: Certificates, tmp_path: Path
+) -> None:
+    scheme, query, code, words = REFUSED[case]
+    url = server.tcp_url.replace("rediss", scheme) + "?" + query.format(**vars(certificates))
+    with Pool(tmp_path / "p", SIMPLE, redis_url=url, config="redis.connect_timeout_s = 2") as pool:
+        pool.start(ready=False)
+        assert pool.wait() == code, pool.output
+        assert words in pool.output
+        assert pool.output.count(words) == 1
+        told = pool.command("streams", "--json")
+        assert told.returncode == code and words in told.stderr
+
+
+def test_a_client_without_a_certificate_is_told_what_is_missing(certificates: Certificates, tmp_path: Path) -> None:
+    with tls_server(certificates, client_certificates=True) as running:
+        url = f"{running.tcp_url}?ssl_ca_certs={certificates.ca}"
+        with Pool(tmp_path / "p", SIMPLE, redis_url=url, config="redis.connect_timeout_s = 2") as pool:
+            pool.start(ready=False)
+            assert pool.wait() == EXIT_REDIS, pool.output
+            assert "ssl_certfile=FILE&ssl_keyfile=FILE" in pool.output
+
+
+def test_tls_where_the_server_has_none(tmp_path: Path) -> None:
+    with RedisServer(tcp=True) as plain:
+        url = plain.tcp_url.replace("redis:", "rediss:")
+        with Pool(tmp_path / "p", SIMPLE, redis_url=url, config="redis.connect_timeout_s = 2") as pool:
+            pool.start(ready=False)
+            assert pool.wait() == EXIT_REDIS, pool.output
+            assert "write redis://" in pool.output
+
+
+async def test_the_sentinels_speak_tls_too(certificates: Certificates) -> None:
+    with tls_server(certificates) as master:
+        port, ours = free_port(), int(master.tcp_url.rpartition(":")[2].removesuffix("/0"))
+        with Sentinel(master.flavour, "mymaster", ours, options=tls_options(certificates, port)):
+            url = f"rediss+sentinel://127.0.0.1:{port}/mymaster?ssl_ca_certs={certificates.ca}"
+            await an_app_works(url)
+            with pytest.raises(PublishRefusedError, match="certificate verify failed"):
+                async with Publisher(url.partition("?")[0]) as publisher:
+                    await publisher.publish("events", {"n": "1"})
