@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import time
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
@@ -161,8 +162,8 @@ class Consumer:
         await self.unblock()
 
     async def unblock(self) -> None:
-        """End a blocked read now, without losing what it brings."""
-        while self._reader.outstanding and not self.cut_off:
+        """End a blocked read now, without losing what it brings; one that is overdue gives itself up, or nobody reads."""
+        while self._reader.outstanding and not self.cut_off and time.monotonic() < self._reader.due_s:
             try:
                 await self._around.wire.unblock(self._reader)
             except (RedisError, OSError, TimeoutError):
