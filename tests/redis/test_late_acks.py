@@ -33,7 +33,7 @@ async def test_a_late_ack_is_counted_once(every_server: Any, failures: int) -> N
         await eventually_async(lambda: worker.board.get(Word.LOST_CLAIM) == 1)
         assert await redis.hlen(retries_key(STREAM, GROUP)) == 0
         # What is settled in time is not.
-        entry = await redis.xadd(STREAM, {"n": 2})
+        await redis.xadd(STREAM, {"n": 2})
         await eventually_async(lambda: worker.board.get(Word.DONE) == 2)
-        await worker.runtime.drain()
+        await worker.runtime.settler.flush()
         assert worker.board.get(Word.LOST_CLAIM) == 1
