@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from supervisor.version import __version__
 
-from . import dead, docs, inventory, probes, problems, streams, tail, users
+from . import dead, docs, explain, inventory, probes, problems, streams, tail, users
 from .gate import Gate
 from .service import Service
 from .shapes import PROBLEM_SCHEMA
@@ -57,7 +57,7 @@ def create_app(loaded: Loaded) -> FastAPI:
     )
     problems.install(app)
     # The longest addresses first: a stream's name may hold slashes.
-    for module in (users, dead, tail, streams, inventory, probes, docs):
+    for module in (users, dead, explain, tail, streams, inventory, probes, docs):
         app.include_router(module.router)
     app.add_middleware(Gate, settings=loaded.settings.api)
     _describe(app)

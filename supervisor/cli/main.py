@@ -38,6 +38,7 @@ COMMANDS = {
     "resume": "pool",
     "streams": "streams",
     "pending": "streams",
+    "explain": "explain",
     "dead": "dead",
     "publish": "publish",
     "read": "read",

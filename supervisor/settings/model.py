@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from supervisor.settings import redis_url
-
 from supervisor.settings.duration import DURATION, Duration
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]

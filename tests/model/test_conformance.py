@@ -177,9 +177,7 @@ class Conformance(RuleBasedStateMachine):
     def delete_consumer(self, group: str, consumer: str) -> None:
         self.both("XGROUP", "DELCONSUMER", STREAM, group, consumer)
 
-    @rule(
-        group=groups, consumer=consumers, heir=consumers, count=counts, idle_ms=st.sampled_from([0, HOUR_MS // 2])
-    )
+    @rule(group=groups, consumer=consumers, heir=consumers, count=counts, idle_ms=st.sampled_from([0, HOUR_MS // 2]))
     def take_over(self, group: str, consumer: str, heir: str, count: int, idle_ms: int) -> None:
         if heir != consumer:
             self.script(scripts.TAKE_OVER, (STREAM,), group, consumer, heir, count, idle_ms)

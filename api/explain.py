@@ -1,0 +1,52 @@
+"""What became of one message in each group, over HTTP: what `supervisor explain` tells."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+
+from supervisor.broker.explain import collect
+from supervisor.core.explain import explain as judge
+
+from .inventory import handled_groups
+from .problems import Problem
+from .service import RedisDep, ServiceDep
+from .shapes import EXAMPLE_ID, EntryId, Stream, json_response, problems
+
+router = APIRouter(prefix="/v1/streams", tags=["status"])
+#: As many as can be looked at within the time of an answer; `letters_left` tells of the others.
+LETTERS_MAX = 500
+_GROUP = {
+    "group": "email_workers", "fate": "waiting for a retry", "last_delivered": EXAMPLE_ID, "before": 0,
+    "before_at_least": False, "consumer": "web-1:0", "idle_ms": 1200, "deliveries": 1, "attempts": 1,
+    "next_due_ms": 1764000002000, "crashes": 0, "letter": None, "letters_left": 0,
+}  # fmt: skip
+_EXAMPLE = {
+    "stream": "events:user_created", "id": EXAMPLE_ID, "first_id": EXAMPLE_ID, "last_id": EXAMPLE_ID,
+    "presence": "stored", "known": True, "now_ms": 1764000001200, "groups": [_GROUP],
+}  # fmt: skip
+
+
+@router.get(
+    "/{stream:path}/messages/{entry_id}/explain",
+    operation_id="explain_message",
+    summary="What became of a message",
+    responses={
+        200: {"content": {"application/json": {"example": _EXAMPLE}}},
+        **problems("not-found", "invalid", "wrong-type", "redis-unavailable"),
+    },
+)
+async def explain(stream: Stream, entry_id: EntryId, service: ServiceDep, redis: RedisDep) -> Response:
+    """In each group: not delivered yet, in hand or waiting and with whom, done, or a dead letter and why.
+
+    `before` counts what will be delivered before it, `idle_ms` since when it is with `consumer`. 404 when Redis holds
+    nothing of it: not published yet, trimmed or deleted, or never there.
+    """
+    async with asyncio.timeout(service.limit_s):
+        own = [group["group"] for group in await handled_groups(service) if group["stream"] == stream]
+        found = judge(*await collect(redis, stream, entry_id, own, letters_max=LETTERS_MAX))
+    if not found.known:
+        raise Problem("not-found", f"stream {stream!r} has nothing of {entry_id}: {found.presence.value}")
+    return json_response(found.as_dict())

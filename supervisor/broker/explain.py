@@ -1,0 +1,106 @@
+"""What Redis holds of one entry: in its stream, and in each group. Only reads, and of bounded cost.
+
+A group's facts come from one script, so that a message that is settled meanwhile shows as before or as after. Its dead
+letter is looked for afterwards: whoever finds nothing pending finds the letter that was written in the same step.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from supervisor.broker import inspect
+from supervisor.broker.dead import by_ids, extent
+from supervisor.broker.scripts import Script
+from supervisor.core.explain import Entry, GroupFacts, LetterFact
+from supervisor.names import crashes_key, retries_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from redis.asyncio import Redis
+
+#: A group may have more dead letters: what is left out is told.
+LETTERS_MAX = 5_000
+#: How many entries before it are counted.
+BEFORE_MAX = inspect.LAG_COUNT_MAX
+
+#: KEYS stream, retries, crashes; ARGV group, id, count. Gives {last delivered id or '', pending row or {}, record of
+#: its retry or '', crashes, unread entries up to it, up to count}.
+FACTS = Script(
+    """
+local last = ''
+for _, flat in ipairs(redis.call('EXISTS', KEYS[1]) == 1 and redis.call('XINFO', 'GROUPS', KEYS[1]) or {}) do
+  local group = {}
+  for at = 1, #flat, 2 do
+    group[flat[at]] = flat[at + 1]
+  end
+  last = group.name == ARGV[1] and group['last-delivered-id'] or last
+end
+local pending, unread = {}, {}
+if last ~= '' then
+  pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1)[1] or {}
+  unread = redis.call('XRANGE', KEYS[1], '(' .. last, ARGV[2], 'COUNT', ARGV[3])
+end
+local retry = redis.call('HGET', KEYS[2], ARGV[2]) or ''
+return {last, pending, retry, tonumber(redis.call('HGET', KEYS[3], ARGV[2]) or 0), #unread}
+"""
+)
+
+
+async def collect(
+    redis: Redis, stream: str, entry_id: str, groups: Iterable[str] = (), *, letters_max: int = LETTERS_MAX
+) -> tuple[Entry, list[GroupFacts]]:
+    """The facts of an entry, whose id is a whole one, for the stream's groups and those of `groups`.
+
+    Of each group no more than `letters_max` dead letters are looked at.
+
+    Raises redis-py's errors, also for a key that is no stream.
+    """
+    (info,) = await inspect.streams(redis, [stream])
+    stored = bool(await redis.xrange(stream, entry_id, entry_id)) if info.exists else False
+    seconds, micros = await redis.time()
+    entry = Entry(
+        stream=stream,
+        id=entry_id,
+        exists=info.exists,
+        stored=stored,
+        first_id=info.first_id,
+        last_id=info.last_id,
+        now_ms=int(seconds) * 1000 + int(micros) // 1000,
+    )
+    names = sorted({*groups, *info.groups})
+    return entry, [await _facts(redis, entry, name, letters_max) for name in names]
+
+
+async def _facts(redis: Redis, entry: Entry, group: str, letters_max: int) -> GroupFacts:
+    keys = [entry.stream, retries_key(entry.stream, group), crashes_key(entry.stream, group)]
+    found: Any = await redis.eval(FACTS.text, len(keys), *keys, group, entry.id, BEFORE_MAX + 2)
+    last, pending, retry, crashes, unread = found
+    attempts, due = ([*retry.decode().split(":"), "", ""])[:2]
+    _, consumer, idle_ms, deliveries = pending or (b"", b"", 0, 0)
+    letter, left = (None, 0) if pending else await _letter(redis, entry, group, letters_max)
+    before = max(0, unread - entry.stored)
+    return GroupFacts(
+        group=group,
+        last_delivered=last.decode() or None,
+        before=min(before, BEFORE_MAX),
+        before_at_least=before > BEFORE_MAX,
+        consumer=consumer.decode(errors="backslashreplace"),
+        idle_ms=idle_ms,
+        deliveries=deliveries,
+        attempts=int(attempts or 0),
+        next_due_ms=int(due) if due else None,
+        crashes=crashes,
+        letter=letter,
+        letters_left=left,
+    )
+
+
+async def _letter(redis: Redis, entry: Entry, group: str, most: int) -> tuple[LetterFact | None, int]:
+    """The letter, and how many were not looked at when there is none."""
+    total, _ = await extent(redis, entry.stream, group)
+    found = (await by_ids(redis, entry.stream, group, [entry.id], scan_max=most)).get(entry.id) if total else None
+    if found is None or found.id != entry.id:  # or it is another message's letter, of the same id
+        return None, max(0, total - most)
+    fact = LetterFact(found.letter_id, found.reason, found.deliveries, found.handler, found.dead_at_ms)
+    return fact, 0

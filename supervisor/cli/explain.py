@@ -1,0 +1,130 @@
+"""`supervisor explain`: what became of one entry."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from supervisor.cli.common import command, config_option, dumps, json_option, load_settings, redis_option, talk
+from supervisor.errors import EXIT_FAILED, EXIT_OK, HandlerError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from supervisor.core.explain import Entry, GroupFacts, Verdict
+    from supervisor.settings.load import Loaded
+
+
+@command(
+    """\
+    supervisor explain 1764000000000-0                        in each stream of the handlers
+    supervisor explain 1764000000000-0 events:user_created    in one
+    supervisor explain 1764000000000-0 --json""",
+    short_help="Tell what became of one message.",
+)
+@click.argument("id_", metavar="ID")
+@click.argument("stream", required=False)
+@config_option
+@redis_option
+@json_option
+def explain(id_: str, stream: str | None, config: Path | None, redis: str | None, as_json: bool) -> int:
+    """Tell what became of the message of that ID in each group: not delivered yet, in hand or waiting for a retry and
+    with whom, done, or a dead letter and why. Exits with 1 when Redis holds nothing of it.
+
+    Done is what a group has passed and does not hold; so is all that was there before a group that began later. Of an
+    entry that is no longer in the stream nobody can tell whether it was done or deleted unread.
+    """
+    import asyncio
+
+    from supervisor.core.ids import whole_id
+
+    try:
+        entry_id = whole_id(id_)
+    except ValueError as error:
+        raise UsageError(f"explain: {error}") from None
+    loaded = load_settings(config, {"redis.url": redis})
+    found = asyncio.run(_explain(loaded, entry_id, stream))
+    if as_json:
+        click.echo(dumps([verdict.as_dict() for verdict in found], pretty=True))
+    else:
+        known = [verdict for verdict in found if verdict.known] or found
+        click.echo("\n\n".join(map(_text, known)))
+        _talk_of_letters(known)
+    return EXIT_OK if any(verdict.known for verdict in found) else EXIT_FAILED
+
+
+async def _explain(loaded: Loaded, entry_id: str, stream: str | None) -> list[Verdict]:
+    from supervisor.broker.explain import collect
+    from supervisor.cli.redis import open_redis
+    from supervisor.cli.streams import handled_pairs
+    from supervisor.core.explain import explain as judge
+
+    try:
+        pairs = await handled_pairs(loaded)
+    except HandlerError:
+        if stream is None:
+            raise
+        pairs = []  # a stream that is named needs no handlers here
+    names = [stream] if stream else sorted({name for name, _ in pairs})
+    found = []
+    async with open_redis(loaded.settings) as redis:
+        for name in names:
+            found.append(judge(*await collect(redis, name, entry_id, [group for of, group in pairs if of == name])))
+    return found
+
+
+def _text(verdict: Verdict) -> str:
+    from supervisor.cli.tables import table_text
+
+    rows = [[one.facts.group, one.fate.value, _details(verdict.entry, one.facts)] for one in verdict.groups]
+    lines = [f"{verdict.entry.stream} {verdict.entry.id}: {_where(verdict)}"]
+    if rows and (verdict.known or verdict.presence.name == "GONE"):
+        lines += ["", table_text(["group", "what became of it", "more"], rows)]
+    return "\n".join(lines)
+
+
+def _where(verdict: Verdict) -> str:
+    """Of the entry itself."""
+    from supervisor.words import duration
+
+    entry, name = verdict.entry, verdict.presence.name
+    if name == "STORED":
+        age_s = (entry.now_ms - int(entry.id.partition("-")[0])) / 1000
+        return f"in the stream, {duration(max(0.0, age_s))} old"
+    if name == "GONE":
+        first = f"it begins at {entry.first_id}" if entry.first_id else "it is empty"
+        return f"not in the stream ({first}): trimmed, deleted, or never there"
+    if name == "NOT_PUBLISHED":
+        return f"not published yet: the stream's last id is {entry.last_id or '0-0'}"
+    return "there is no such stream"
+
+
+def _details(entry: Entry, facts: GroupFacts) -> str:
+    from supervisor.words import duration
+
+    found = []
+    if facts.consumer:
+        found.append(f"with {facts.consumer} for {duration(facts.idle_ms / 1000)}")
+        found += [f"{facts.attempts} failed"] if facts.attempts else []
+        due_s = ((facts.next_due_ms or 0) - entry.now_ms) / 1000
+        found += [f"next attempt in {duration(due_s)}"] if due_s > 0 else []
+    elif facts.letter:
+        age_s = max(0.0, (entry.now_ms - facts.letter.dead_at_ms) / 1000)
+        found.append(f"{facts.letter.reason} ({duration(age_s)} ago, letter {facts.letter.letter_id})")
+    elif facts.before:
+        found.append(f"{'at least ' if facts.before_at_least else ''}{facts.before:,} before it")
+    found += [f"its worker died with it {facts.crashes} times"] if facts.crashes else []
+    found += [f"if not among {facts.letters_left:,} dead letters not looked at"] if facts.letters_left else []
+    return ", ".join(found)
+
+
+def _talk_of_letters(found: Sequence[Verdict]) -> None:
+    import shlex
+
+    for verdict in found:
+        for one in verdict.groups:
+            if one.facts.letter and not one.facts.consumer:
+                words: list[Any] = ["supervisor", "dead", "show", verdict.entry.stream, one.facts.group]
+                talk(f"the whole letter: {shlex.join([*words, one.facts.letter.letter_id])}")

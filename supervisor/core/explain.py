@@ -1,0 +1,169 @@
+"""What became of one entry in each group of its stream, told from what Redis holds of it. Pure.
+
+Redis keeps no record of what is settled: an entry that a group has passed and does not hold is done, unless there
+is a dead letter of it. Where the entry itself is gone, even that can't be told from one that was deleted unread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from supervisor.core.ids import parse_id
+from supervisor.names import REPLAY_CONSUMER
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Presence(StrEnum):
+    """Whether the entry is in its stream."""
+
+    STORED = "stored"
+    #: Trimmed, deleted, or never there: its id is not after the last one.
+    GONE = "gone"
+    #: Its id is after the last one.
+    NOT_PUBLISHED = "not published yet"
+    #: There is no such stream.
+    NO_STREAM = "no such stream"
+
+
+class Fate(StrEnum):
+    """What one group has made of it."""
+
+    NO_GROUP = "no such group"
+    NOT_DELIVERED = "not delivered yet"
+    #: Deleted or trimmed before this group came to it.
+    NEVER_DELIVERED = "gone before it was delivered"
+    #: With a worker: read ahead, or its handler runs.
+    IN_HAND = "in hand"
+    WAITING = "waiting for a retry"
+    #: By hand; a keeper gives it to a worker within seconds.
+    PUT_BACK = "put back"
+    DONE = "done"
+    DEAD = "dead letter"
+    #: Done or deleted unread, one of the two.
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where the entry belongs."""
+
+    stream: str
+    id: str
+    exists: bool
+    stored: bool
+    #: Of the stream; empty where it holds, or held, nothing.
+    first_id: str
+    last_id: str
+    #: The server's clock.
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class LetterFact:
+    """The group's dead letter of it."""
+
+    letter_id: str
+    reason: str
+    deliveries: int
+    handler: str
+    dead_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupFacts:
+    """What Redis holds of it for one group."""
+
+    group: str
+    #: None: there is no such group.
+    last_delivered: str | None = None
+    #: Entries before it that are not delivered either, and whether there may be more.
+    before: int = 0
+    before_at_least: bool = False
+    #: Who holds it: "" when it is not pending.
+    consumer: str = ""
+    idle_ms: int = 0
+    #: As Redis counts.
+    deliveries: int = 0
+    #: Failed so often, as the record for its retry says; and when that is due.
+    attempts: int = 0
+    next_due_ms: int | None = None
+    crashes: int = 0
+    letter: LetterFact | None = None
+    #: Dead letters that were not looked at.
+    letters_left: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GroupVerdict:
+    """A group's facts, and what follows from them."""
+
+    fate: Fate
+    facts: GroupFacts
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"group": self.facts.group, "fate": self.fate.value, **asdict(self.facts)}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of an entry."""
+
+    entry: Entry
+    presence: Presence
+    groups: tuple[GroupVerdict, ...]
+
+    @property
+    def known(self) -> bool:
+        """Redis holds the entry, or something of it."""
+        held = any(one.facts.consumer or one.facts.letter for one in self.groups)
+        return self.presence is Presence.STORED or held
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        about = asdict(self.entry)
+        return {
+            **{name: about[name] or None for name in ("stream", "id", "first_id", "last_id")},
+            "presence": self.presence.value,
+            "known": self.known,
+            "now_ms": self.entry.now_ms,
+            "groups": [one.as_dict() for one in self.groups],
+        }
+
+
+def explain(entry: Entry, groups: Sequence[GroupFacts]) -> Verdict:
+    """Put the facts together."""
+    presence = _presence(entry)
+    return Verdict(entry, presence, tuple(GroupVerdict(_fate(entry, facts), facts) for facts in groups))
+
+
+def _presence(entry: Entry) -> Presence:
+    if entry.stored:
+        return Presence.STORED
+    if not entry.exists:
+        return Presence.NO_STREAM
+    after = parse_id(entry.id) > parse_id(entry.last_id or "0-0")
+    return Presence.NOT_PUBLISHED if after else Presence.GONE
+
+
+def _fate(entry: Entry, facts: GroupFacts) -> Fate:
+    if facts.consumer:
+        return _fate_of_pending(entry, facts)
+    if facts.letter is not None:
+        return Fate.DEAD
+    if facts.last_delivered is None:
+        return Fate.NO_GROUP
+    if parse_id(entry.id) > parse_id(facts.last_delivered):
+        return Fate.NEVER_DELIVERED if _presence(entry) is Presence.GONE else Fate.NOT_DELIVERED
+    return Fate.DONE if entry.stored else Fate.UNKNOWN
+
+
+def _fate_of_pending(entry: Entry, facts: GroupFacts) -> Fate:
+    if facts.consumer == REPLAY_CONSUMER:
+        return Fate.PUT_BACK
+    due = facts.next_due_ms is not None and facts.next_due_ms > entry.now_ms
+    return Fate.WAITING if due else Fate.IN_HAND
