@@ -28,6 +28,7 @@ _LETTER = {
     "letter_id": "1764000000123-0", "stream": "events:user_created", "group": "email_workers", "id": EXAMPLE_ID,
     "reason": "failed 5 times, the last time with TimeoutError", "deliveries": 5, "handler": "handlers.mail.send",
     "worker": "web-1:0", "dead_at_ms": 1764000000123, "error": "TimeoutError", "traceback": "",
+    "signal": "", "exit_code": None, "stack": "",
     "fields": {"user_id": "1"},
 }  # fmt: skip
 _PAGE = {"letters": [_LETTER], "total": 1, "scanned": 1, "matching": 1, "complete": True, "next": None}

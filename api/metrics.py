@@ -16,6 +16,7 @@ _OF_GROUP = (
     ("supervisor_stream_lag_messages", "Entries not yet delivered to the group.", "lag"),
     ("supervisor_stream_lag_is_lower_bound", "1: the lag is at least that.", "lag_at_least"),
     ("supervisor_stream_pending_messages", "Messages delivered and not settled.", "pending"),
+    ("supervisor_stream_replaying_messages", "Those of the pending that are copies of trimmed entries.", "replaying"),
     ("supervisor_stream_retrying_messages", "Messages that failed and wait for a retry.", "retrying"),
     ("supervisor_stream_oldest_seconds", "Age of the oldest entry that is not settled.", "oldest_s"),
     ("supervisor_dead_messages", "Dead letters.", "dead"),

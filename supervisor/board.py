@@ -227,6 +227,11 @@ class RowBoard:
         self._words = words
         self._at = at
 
+    def free(self) -> None:
+        """Nobody needs the row any more."""
+        for word in range(ROW_WORDS):
+            self._words[self._at + word] = 0
+
     def started(self) -> tuple[int, int]:
         """The highest id whose handler was started by any incarnation."""
         return int(self._words[self._at + Row.STARTED_MS]), int(self._words[self._at + Row.STARTED_SEQ])

@@ -41,6 +41,14 @@ def dead_key(stream: str, group: str) -> str:
     return f"{_stream_key(stream)}:{group}:dead"
 
 
+def replay_key(stream: str, group: str) -> str:
+    """The stream of the group's own that holds copies of messages which are replayed and whose entry is trimmed.
+
+    It has one group, of the same name. What is kept beside a stream is kept beside this one too, by its name.
+    """
+    return f"{_stream_key(stream)}:{group}:replay"
+
+
 def crashes_key(stream: str, group: str) -> str:
     """A hash: message id -> how many processes died with that message alone in hand."""
     return f"{_stream_key(stream)}:{group}:crashes"

@@ -6,10 +6,10 @@ allow, and nothing here reads further than it is asked to. `broker.replay` puts 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from supervisor.core.copies import of_json
 from supervisor.core.ids import parse_id
 from supervisor.names import dead_key
 
@@ -140,7 +140,9 @@ def _letter(letter_id: str, stream: str, group: str, flat: Mapping[bytes, bytes]
     told = {_text(name): _text(value) for name, value in flat.items()}
     fields = {name.removeprefix(_PREFIX): value for name, value in told.items() if name.startswith(_PREFIX)}
     if _JSON in told:
-        fields |= _of_json(told[_JSON])
+        found = of_json(flat[_JSON.encode()])
+        # Anybody can write to a stream: no letter hides the others.
+        fields |= {_JSON: told[_JSON]} if found is None else {_text(name): _text(text) for name, text in found.items()}
     return Letter(
         letter_id=letter_id,
         stream=stream,
@@ -158,26 +160,6 @@ def _letter(letter_id: str, stream: str, group: str, flat: Mapping[bytes, bytes]
         stack=told.get("stack", ""),
         fields=fields,
     )
-
-
-def _of_json(text: str) -> dict[str, str]:
-    """The fields of a letter that keeps them as JSON. Anybody can write to a stream: no letter hides the others."""
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        return {_JSON: text}
-    return {_shown(name): _shown(str(value)) for name, value in found.items()}
-
-
-def _shown(text: str) -> str:
-    """Bytes that JSON keeps as lone surrogates, as `_text` shows them."""
-    return _text(text.encode(errors="surrogateescape")) if _is_escaped(text) else text
-
-
-def _is_escaped(text: str) -> bool:
-    return any("\udc80" <= character <= "\udcff" for character in text)
 
 
 def _number(text: str) -> int:

@@ -6,13 +6,15 @@ counted up to LAG_COUNT_MAX and flagged as a lower bound.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ResponseError
 
+from supervisor.core.copies import origin_of
 from supervisor.errors import UsageError, did_you_mean
-from supervisor.names import dead_key, retries_key
+from supervisor.names import REPLAY_CONSUMER, dead_key, replay_key, retries_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -27,6 +29,14 @@ _FIRST_ID = "0-0"
 _UNREAD = """
 local found = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[2])
 return {found[1] and found[1][1] or '', #found}
+"""
+#: KEYS replay stream; ARGV count. The first entries, of each its id and its first field.
+_COPIES = """
+local found = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', ARGV[1])
+for at, entry in ipairs(found) do
+  found[at] = {entry[1], entry[2][1], entry[2][2]}
+end
+return found
 """
 
 
@@ -58,8 +68,10 @@ class GroupInfo:
     #: Entries not yet delivered; with `lag_at_least` there may be more.
     lag: int
     lag_at_least: bool
-    #: Delivered and not settled.
+    #: Delivered, or put back by a replay, and not settled.
     pending: int
+    #: Those of the pending that are copies of replayed messages, since their entry was trimmed.
+    replaying: int
     #: Those of the pending that failed and wait for a retry.
     retrying: int
     consumers: int
@@ -132,19 +144,44 @@ async def groups(redis: Redis, pairs: Iterable[tuple[str, str]]) -> list[GroupIn
 
 
 async def pending(redis: Redis, stream: str, group: str, count: int = 100) -> list[PendingInfo]:
-    """The first `count` pending messages of a group, oldest first. Raises UsageError when there is no such group."""
+    """The first `count` pending messages of a group, oldest first, then the copies of those that were replayed after
+    their entry had been trimmed. Raises UsageError when there is no such group."""
+    copies = await _copies(redis, stream, group, count)
     try:
         rows = await redis.xpending_range(stream, group, "-", "+", count)
     except ResponseError as error:
         if not str(error).startswith("NOGROUP"):
             raise
+        if copies:
+            return copies
         known = (await streams(redis, [stream]))[0].groups
         hint = did_you_mean(group, known) or (f" (there are: {', '.join(known)})" if known else "")
         raise UsageError(f"stream {stream!r} has no group {group!r}{hint}") from None
-    if not rows:
+    retries = await _retries(redis, stream, group, [row["message_id"] for row in rows])
+    return [*(_pending(row, retry) for row, retry in zip(rows, retries, strict=True)), *copies][:count]
+
+
+async def _copies(redis: Redis, stream: str, group: str, count: int) -> list[PendingInfo]:
+    """As pending ones, by the ids of their messages; those that no worker has read yet are with REPLAY_CONSUMER."""
+    key = replay_key(stream, group)
+    found: list[list[bytes]] = await redis.eval(_COPIES, 1, key, str(count))
+    if not found:
         return []
-    retries = await redis.execute_command("HMGET", retries_key(stream, group), *(row["message_id"] for row in rows))
-    return [_pending(row, retry) for row, retry in zip(rows, retries, strict=True)]
+    held: dict[Any, Any] = {}
+    with contextlib.suppress(ResponseError):  # its group was destroyed, and is made again
+        held = {row["message_id"]: row for row in await redis.xpending_range(key, group, "-", "+", count)}
+    retries = await _retries(redis, key, group, [entry for entry, *_ in found])
+    unread = {"consumer": REPLAY_CONSUMER, "time_since_delivered": 0, "times_delivered": 0}
+    return [
+        _pending({**held.get(entry, unread), "message_id": origin_of(entry, first)}, retry)
+        for (entry, *first), retry in zip(found, retries, strict=True)
+    ]
+
+
+async def _retries(redis: Redis, stream: str, group: str, ids: Sequence[Any]) -> list[bytes | None]:
+    """What is kept of the failures of each."""
+    found: list[bytes | None] = await redis.execute_command("HMGET", retries_key(stream, group), *ids) if ids else []
+    return found
 
 
 def _pending(row: dict[str, Any], retry: bytes | None) -> PendingInfo:
@@ -161,22 +198,29 @@ def _pending(row: dict[str, Any], retry: bytes | None) -> PendingInfo:
 
 async def _group(redis: Redis, info: StreamInfo, members: list[dict[str, Any]], group: str, now_ms: int) -> GroupInfo:
     stream = info.stream
-    dead, retrying = await _ask(redis, [("XLEN", dead_key(stream, group)), ("HLEN", retries_key(stream, group))])
+    copies = replay_key(stream, group)
+    keys = [("XLEN", dead_key(stream, group)), ("XLEN", copies)]
+    hashes = [("HLEN", retries_key(stream, group)), ("HLEN", retries_key(copies, group))]
+    dead, replaying, *retrying = await _ask(redis, [*keys, *hashes])
     member = next((m for m in members if _text(m["name"]) == group), None)
     last = _text(member["last-delivered-id"]) if member else _FIRST_ID
     lag, at_least, oldest = await _unread(redis, info, member, last)
     held = member["pending"] if member else 0
     if held:
         summary = await redis.execute_command("XPENDING", stream, group)
-        oldest = min((i for i in (oldest, _text(summary["min"] or b"")) if i), key=_order, default="")
+        oldest = _older(oldest, _text(summary["min"] or b""))
+    if replaying:  # as old as its replay: the message may have been given up long ago
+        first = await redis.execute_command("XRANGE", copies, "-", "+", "COUNT", 1)
+        oldest = _older(oldest, _text(first[0][0]) if first else "")
     return GroupInfo(
         stream=stream,
         group=group,
         exists=member is not None,
         lag=lag,
         lag_at_least=at_least,
-        pending=held,
-        retrying=retrying,
+        pending=held + replaying,
+        replaying=replaying,
+        retrying=sum(retrying),
         consumers=member["consumers"] if member else 0,
         oldest_s=max(0.0, (now_ms - _milliseconds(oldest)) / 1000) if oldest else None,
         oldest_id=oldest or None,
@@ -213,6 +257,10 @@ async def _ask(redis: Redis, commands: Sequence[tuple[str, str]]) -> list[Any]:
         if isinstance(reply, Exception) and "no such key" not in str(reply):
             raise type(reply)(f"{key}: {reply}") if isinstance(reply, ResponseError) else reply
     return [None if isinstance(reply, Exception) else reply for reply in replies]
+
+
+def _older(*ids: str) -> str:
+    return min((entry for entry in ids if entry), key=_milliseconds, default="")
 
 
 def _order(entry_id: str) -> tuple[int, int]:

@@ -1,8 +1,9 @@
 """Dead letters put back to the group that they came from, or removed: many in one round trip, each told apart.
 
-A replay puts the entry, which is still in the stream under its own id, back into the pending list of its
-group and of no other; a keeper hands it to a worker within seconds. That and the letter's removal are one
-script. An entry that was trimmed from the stream can't be put back.
+A replay puts the entry, where it is still in the stream under its own id, back into the pending list of its
+group and of no other; where it was trimmed, the letter's copy of the message goes to a stream of that group's
+own, and its handler gets it under the id that it had. A keeper sees to either within seconds. That and the
+letter's removal are one script.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import ResponseError
 
 from supervisor.broker.codes import code_of
-from supervisor.broker.scripts import REPLAY
-from supervisor.names import REPLAY_CONSUMER, crashes_key, dead_key, retries_key
+from supervisor.broker.scripts_replay import REPLAY
+from supervisor.names import REPLAY_CONSUMER, crashes_key, dead_key, replay_key, retries_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +28,6 @@ REPLAYED, DROPPED = "replayed", "dropped"
 #: What an outcome other than the wanted one means, for people. The letter is kept in all of them but the first.
 WORDS = {
     "gone": "was settled by somebody else",
-    "trimmed": "is no longer in the stream and can't be put back; its fields are in `dead show`",
     "pending": "is with a worker already, and may be settled any time",
     "no-group": "can't be put back, since its group no longer exists; a pool that handles it makes it again",
     "refused": "was refused by Redis",
@@ -77,7 +77,10 @@ async def _each(redis: Redis, letters: Sequence[Letter], command: Any) -> list[O
 
 def _replay_command(letter: Letter) -> tuple[Any, ...]:
     stream, group = letter.stream, letter.group
-    keys = (stream, dead_key(stream, group), retries_key(stream, group), crashes_key(stream, group))
+    keys = (
+        stream, dead_key(stream, group), retries_key(stream, group), crashes_key(stream, group),
+        replay_key(stream, group),
+    )  # fmt: skip
     return ("EVAL", REPLAY.text, len(keys), *keys, group, letter.letter_id, letter.id, REPLAY_CONSUMER)
 
 

@@ -22,21 +22,29 @@ class Script:
         object.__setattr__(self, "sha", hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest())
 
 
-#: KEYS stream, retries, crashes; ARGV group, id... Acks messages that had failed before.
+#: KEYS stream, retries, crashes[, copies]; ARGV group, id... Acks messages that had failed before; with `copies`, the
+#: same key as `stream`, the entries are removed as well.
 ACK_RETRIED = Script(
     """
 local acked = redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 2))
 redis.call('HDEL', KEYS[2], unpack(ARGV, 2))
 redis.call('HDEL', KEYS[3], unpack(ARGV, 2))
+if KEYS[4] then
+  redis.call('XDEL', KEYS[4], unpack(ARGV, 2))
+end
 return acked
 """
 )
 
 #: KEYS stream, retries; ARGV group, id, record. Writes nothing for a message that is settled already: the
-#: command may come late, when it had to be repeated.
+#: command may come late, when it had to be repeated, and its group may be gone by then.
 RETRY_LATER = Script(
     """
-if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1) == 0 then
+local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1)
+if pending.err and not string.find(pending.err, 'NOGROUP', 1, true) then
+  return pending
+end
+if #pending == 0 then
   return 0
 end
 redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
@@ -44,11 +52,15 @@ return 1
 """
 )
 
-#: KEYS stream, retries, crashes, dead; ARGV group, id, then the dead letter's names and values.
-#: Writes nothing when the message is no longer pending: somebody else has settled it.
+#: KEYS stream, retries, crashes, dead[, copies]; ARGV group, id, then the dead letter's names and values. With
+#: `copies`, the same key as `stream`, the entry is removed as well.
+#: Writes nothing when the message is no longer pending: somebody else has settled it, or its group is gone.
 DEAD_LETTER = Script(
     """
-local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1)
+local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1)
+if pending.err and not string.find(pending.err, 'NOGROUP', 1, true) then
+  return pending
+end
 if #pending == 0 then
   return false
 end
@@ -56,33 +68,10 @@ local id = redis.call('XADD', KEYS[4], '*', unpack(ARGV, 3))
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 redis.call('HDEL', KEYS[2], ARGV[2])
 redis.call('HDEL', KEYS[3], ARGV[2])
+if KEYS[5] then
+  redis.call('XDEL', KEYS[5], ARGV[2])
+end
 return id
-"""
-)
-
-#: KEYS stream, dead, retries, crashes; ARGV group, letter id, message id, consumer. Puts the message back into the
-#: pending list of its group (FORCE: it was acked), as if it had never been tried. One that is pending again (its
-#: group was made anew) is taken from nobody.
-REPLAY = Script(
-    """
-if #redis.call('XRANGE', KEYS[2], ARGV[2], ARGV[2]) == 0 then
-  return 'gone'
-end
-if #redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3]) == 0 then
-  return 'trimmed'
-end
-local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)
-if pending.err then
-  return string.find(pending.err, 'NOGROUP', 1, true) and 'no-group' or pending
-end
-if #pending > 0 then
-  return 'pending'
-end
-redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[4], 0, ARGV[3], 'FORCE', 'JUSTID')
-redis.call('HDEL', KEYS[3], ARGV[3])
-redis.call('HDEL', KEYS[4], ARGV[3])
-redis.call('XDEL', KEYS[2], ARGV[2])
-return 'replayed'
 """
 )
 

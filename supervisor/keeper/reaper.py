@@ -11,6 +11,8 @@
    server's downtime counts as idle time. Deleting one that lives after all costs nothing: it holds nothing, and
    its next read makes it anew.
 
+It does the same in a group's stream of replayed copies while there is one, and pokes workers to read it.
+
 Claims count no delivery (JUSTID), and a consumer is deleted only by a script that finds nothing pending.
 """
 
@@ -26,9 +28,10 @@ from redis.exceptions import ResponseError
 from supervisor.board import SLOTS_MAX, Head, Word
 from supervisor.broker.scripts import DELETE_CONSUMER, TAKE_OVER
 from supervisor.core.reclaim import foreign, owner_of, ownerless
+from supervisor.keeper.copies import Copies
 from supervisor.keeper.lease import LEASE_MS, RENEW_S, elected
 from supervisor.keeper.sight import Sight
-from supervisor.names import POOLS_KEY, alone_key, consumer_name, host_key, reaper_key
+from supervisor.names import POOLS_KEY, alone_key, consumer_name, host_key, reaper_key, replay_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,6 +58,7 @@ class Reaper:
         self._board = board
         self._groups = groups
         self._log = log
+        self._copies = Copies(redis, pool, board)
         self._sight = Sight()
         self._next = 0
         #: Messages that a consumer of another program holds for longer are taken; 0: never.
@@ -83,7 +87,9 @@ class Reaper:
         pools: Any = await self._redis.hkeys(POOLS_KEY)
         known = {name.decode() for name in pools}
         dead = await self._without_lease(known) if self._sight.unbroken_s >= LEASE_MS / 1000 else set()
-        for stream, group in self._groups:
+        replayed = [(stream, group) for stream, group in self._groups if await self._copies.exist(stream, group)]
+        pairs = [*self._groups, *((replay_key(stream, group), group) for stream, group in replayed)]
+        for stream, group in pairs:
             try:
                 rows: Any = await self._redis.xinfo_consumers(stream, group)
             except ResponseError:  # the stream or the group is not there: the workers make it
@@ -94,7 +100,9 @@ class Reaper:
             if 0 < self.foreign_after_s <= self._sight.unbroken_s:
                 others = await self._strangers(foreign(names, self._pool, known))
                 await self._take_all(stream, group, others, heirs, int(self.foreign_after_s * 1000))
-        await self._forget(dead)
+        for stream, group in replayed:
+            await self._copies.poke_readers(stream, group, heirs)
+        await self._forget(dead, pairs)
 
     async def _take_all(self, stream: str, group: str, names: list[str], heirs: list[int], idle_ms: int = 0) -> None:
         if names and await elected(self._redis, reaper_key(stream, group), self._token):
@@ -137,10 +145,10 @@ class Reaper:
         leaseless = await self._without_lease(set(owners.values()))
         return [name for name in names if name not in owners or owners[name] in leaseless]
 
-    async def _forget(self, dead: set[str]) -> None:
+    async def _forget(self, dead: set[str], pairs: Sequence[tuple[str, str]]) -> None:
         """Pools that have left nothing in any of these groups need not be looked for again."""
         left: set[str] = set()
-        for stream, group in self._groups if dead else ():
+        for stream, group in pairs if dead else ():
             try:
                 rows: Any = await self._redis.xinfo_consumers(stream, group)
             except ResponseError:

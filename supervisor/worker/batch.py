@@ -15,15 +15,14 @@ if TYPE_CHECKING:
 
 def verdicts(unit: Sequence[Delivery], error: BaseException) -> Iterator[tuple[Delivery, BaseException | None]]:
     """(delivery, why it failed; None: it is done). Only a BatchError that names messages of this batch spares any."""
-    by_id = {delivery.id.decode(): delivery for delivery in unit}
     failed = None
     if isinstance(error, BatchError):
         failed = error.failed
-        strangers = failed.keys() - by_id.keys()
+        strangers = failed.keys() - {delivery.origin.decode() for delivery in unit}
         if strangers:  # it meant some message, and nobody knows which: none is taken for done
             failed, error = (
                 None,
                 UsageError(f"BatchError: no message of this batch has the id {next(iter(strangers))!r}"),
             )
-    for entry, delivery in by_id.items():
-        yield delivery, error if failed is None else failed.get(entry)
+    for delivery in unit:
+        yield delivery, error if failed is None else failed.get(delivery.origin.decode())

@@ -9,6 +9,7 @@ It never ends for a fault of Redis.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import random
 import time
@@ -17,16 +18,19 @@ from typing import TYPE_CHECKING
 from redis.exceptions import RedisError
 
 from supervisor.board import Word
+from supervisor.broker.scripts_replay import LEAVE_COPIES
 from supervisor.broker.wire import BlockingReader
 from supervisor.core.backoff import backoff_s
 from supervisor.core.ids import parse_id
+from supervisor.names import alone_key
 from supervisor.worker.adopt import Adopted
 from supervisor.worker.executor import Executor
 from supervisor.worker.intake import Intake
 from supervisor.worker.mark import Mark
 from supervisor.worker.outcomes import Outcomes
-from supervisor.worker.own import OwnList
+from supervisor.worker.own import CopiesGoneError, OwnList
 from supervisor.worker.settler import Keys
+from supervisor.worker.share import Share
 from supervisor.worker.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -46,30 +50,41 @@ READ_SLACK_S = 5.0
 class Consumer:
     """One (stream, group) in one worker."""
 
-    def __init__(self, spec: HandlerSpec, around: Surroundings, row: RowBoard) -> None:
-        """`row` is where it marks what it has in hand."""
+    def __init__(self, spec: HandlerSpec, around: Surroundings, row: RowBoard, beside: Consumer | None = None) -> None:
+        """`row` is where it marks what it has in hand.
+
+        `beside` the handler's own consumer, and sharing all that it runs with, it reads the copies of messages
+        that were replayed after their entry had been trimmed, as long as there are any.
+        """
         self.spec = spec
-        self._around = around
+        self.copied = beside is not None
+        self.keys = Keys.of_copies(spec.stream, spec.group) if self.copied else Keys.of(spec.stream, spec.group)
+        #: The consumer of copies beside this one, while there is one.
+        self.copies: Consumer | None = None
+        self.around = around
         self._row = row
-        self._what = f"can't read {spec.stream} as {spec.group}"
-        self._keys = keys = Keys.of(spec.stream, spec.group)
+        self._what = f"can't read {self.keys.stream} as {spec.group}"
         self._reader = BlockingReader(
-            around.redis_url, spec.stream, spec.group, around.name, connect_timeout_s=around.connect_timeout_s
+            around.redis_url, self.keys.stream, spec.group, around.name, connect_timeout_s=around.connect_timeout_s
         )
-        self._mark = Mark(around.wire, keys, around.name, around.board, row)
-        self._own = OwnList(spec, keys, around, row, self._mark)
-        self.waiting = Waiting(self._start_unsorted)
-        self._outcomes = Outcomes(spec, keys, around, self.waiting, self.progress)
-        self.executor = Executor(spec, self._outcomes, around.threads, around.threads_max)
-        self.intake = Intake(
-            spec, around, self._reader, self.executor, self.waiting, self._start, self._adopt_while_alive
-        )
+        self._mark = Mark(around.wire, self.keys, around.name, around.board, row)
+        self._own = OwnList(spec, self.keys, around, row, self._mark)
+        if beside is None:
+            self.waiting = Waiting(self._start_unsorted)
+            self._outcomes = Outcomes(spec, self.keys, around, self.waiting, self.progress)
+            self.executor = Executor(spec, self._outcomes, around.threads, around.threads_max)
+        else:
+            self.waiting, self._outcomes, self.executor = beside.waiting, beside._outcomes, beside.executor
+        self._share = Share(self.executor, self.waiting, copied=self.copied)
+        self.intake = Intake(spec.options, around, self._reader, self._share, self._start, self._adopt_while_alive)
         #: Redis does not answer: it waits and tries again.
         self.cut_off = False
 
     def progress(self) -> None:
         """There is room for more, or something else to look at."""
         self.intake.progress()
+        if self.copies is not None:
+            self.copies.progress()
 
     @property
     def opened(self) -> bool:
@@ -85,7 +100,10 @@ class Consumer:
     # From open to close
 
     async def open(self) -> Adopted:
-        """Connect, make the group, and find what a predecessor left. Waits while Redis is away."""
+        """Connect, make the group, and find what a predecessor left. Waits while Redis is away.
+
+        Raises CopiesGoneError, of copies only; so does `run`.
+        """
         failures = 0
         while True:
             try:
@@ -99,19 +117,19 @@ class Consumer:
                     return Adopted()
             else:
                 self.cut_off = False
-                self._around.complain.over(self._what)
+                self.around.complain.over(self._what)
                 return adopted
 
     async def start(self, adopted: Adopted) -> None:
         """Run what was found, but for the suspects; retries wait for their time."""
-        await self._around.gate.passed()
+        await self.around.gate.passed()
         for delivery, delay_s in adopted.waiting:
             self.waiting.add(delivery, delay_s)
         # Batch by batch: what is not started is no suspect at the next crash, and stays pending at a drain.
         plain, size = _in_order(adopted.plain), self.spec.options.batch_size
         for at in range(0, len(plain), size):
             await self.intake.all_started()
-            await self._around.gate.passed()
+            await self.around.gate.passed()
             if self.intake.stopping:
                 return
             self._start(plain[at : at + size])
@@ -126,7 +144,7 @@ class Consumer:
         await self._mark.set(delivery.id)
         self.executor.submit([delivery])
         await self.finish()
-        await self._around.settler.flush()
+        await self.around.settler.flush()
         await self._mark.clear()
 
     async def run(self) -> None:
@@ -165,7 +183,7 @@ class Consumer:
         """End a blocked read now, without losing what it brings; one that is overdue gives itself up, or nobody reads."""
         while self._reader.outstanding and not self.cut_off and time.monotonic() < self._reader.due_s:
             try:
-                await self._around.wire.unblock(self._reader)
+                await self.around.wire.unblock(self._reader)
             except (RedisError, OSError, TimeoutError):
                 return
             # Again, if the read had not reached the server yet.
@@ -177,13 +195,32 @@ class Consumer:
         """Close; with `heir`, hand what is still pending to that consumer and delete this one."""
         self.waiting.hold()
         await self._reader.close()
-        if not self.executor.in_hand:
+        if next(self._share.in_hand(), None) is None:
             self._row.set_started(0, 0)  # whatever is pending now was not running: no successor needs to suspect it
-        await self.executor.abort()
+        if not self.copied:
+            await self.executor.abort()
         if self._row.alone() is not None:
             await self._mark.clear()  # it was ended on purpose
         if heir is not None:
-            await self._own.hand_over(self._around.name, heir)
+            await self._own.hand_over(self.around.name, heir)
+        elif self.copied and not self.cut_off:
+            with contextlib.suppress(RedisError, OSError):  # it stays a member; the next incarnation leaves then
+                await self.leave_copies()
+
+    async def leave_copies(self) -> str:
+        """Close, and be no member of the copies' group any more; what LEAVE_COPIES says of it.
+
+        Raises redis-py's errors.
+        """
+        await self._reader.close()
+        self.around.complain.over(self._what)
+        named = [self.keys.stream, self.keys.retries, self.keys.crashes, alone_key(self.keys.stream, self.keys.group)]
+        said: bytes = await self.around.wire.script(LEAVE_COPIES, named, self.keys.group, self.around.name)
+        return said.decode()
+
+    def free_row(self) -> None:
+        """It marks nothing any more."""
+        self._row.free()
 
     # What is found pending
 
@@ -194,10 +231,15 @@ class Consumer:
             self.executor.submit(deliveries)
 
     def _start_unsorted(self, deliveries: Sequence[Delivery]) -> None:
-        self._start(_in_order(deliveries))
+        """Copies go to the consumer that marks them; without it their stream is gone, and they with it."""
+        self._start(_in_order([delivery for delivery in deliveries if not delivery.copied]))
+        if self.copies is not None:
+            self.copies._start(_in_order([delivery for delivery in deliveries if delivery.copied]))
 
     async def _sweep(self) -> Adopted:
-        known = {*self.executor.ids(), *self.waiting.ids(), *self._outcomes.acks} | self._around.settler.ids(self._keys)
+        known = {delivery.id for delivery in self._share.left()} | self.around.settler.ids(self.keys)
+        if not self.copied:
+            known.update(self._outcomes.acks)
         return await self._own.sweep(self._reader, known, self._outcomes)
 
     async def _adopt(self, adopted: Adopted) -> None:
@@ -220,11 +262,13 @@ class Consumer:
 
     async def _wait_out(self, error: BaseException, failures: int) -> None:
         await self._reader.close()
+        if self.copied and str(error).startswith("NOGROUP"):
+            raise CopiesGoneError from None
         if self.intake.stopping:
             return
         self.cut_off = True
-        self._around.complain.redis(self._what, error)
-        self._around.board.add(Word.RECONNECTS, 1)
+        self.around.complain.redis(self._what, error)
+        self.around.board.add(Word.RECONNECTS, 1)
         await self.intake.wait_out(backoff_s(max(1, failures), _RECONNECT_BASE_S, _RECONNECT_MAX_S, random.random))
 
 

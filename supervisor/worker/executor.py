@@ -43,9 +43,10 @@ class Executor:
         self._settle = settle
         self._loop = asyncio.get_running_loop()
         self._calls = Calls(threads, self._loop)
-        self._limit = spec.options.concurrency if spec.is_async else min(spec.options.concurrency, threads_max)
+        limit = spec.options.concurrency if spec.is_async else min(spec.options.concurrency, threads_max)
         self._unit = spec.options.batch_size if spec.batch else 1
-        self._runners_max = max(1, self._limit // self._unit)
+        self._runners_max = max(1, limit // self._unit)
+        self.limit = max(limit, self._unit)
         self._ready: deque[Delivery] = deque()
         self._active: set[Runner] = set()
         self._idle: list[Runner] = []
@@ -74,7 +75,7 @@ class Executor:
     @property
     def room(self) -> int:
         """How many more deliveries could be run at once."""
-        return max(self._limit, self._unit) - self.in_hand
+        return self.limit - self.in_hand
 
     @property
     def due_s(self) -> float:
@@ -82,11 +83,11 @@ class Executor:
         began = [runner.started_s for runner in self._active if runner.current]
         return min(*began, self._calls.oldest_s, inf) + self._spec.options.timeout_s + END_S
 
-    def ids(self) -> Iterable[bytes]:
-        """The ids in hand."""
-        yield from (delivery.id for delivery in self._ready)
-        for runner in self._active:
-            yield from (delivery.id for delivery in runner.current)
+    def deliveries(self, *, running: bool = True) -> Iterable[Delivery]:
+        """Those in hand; without `running` those that wait for their turn."""
+        yield from self._ready
+        for runner in self._active if running else ():
+            yield from runner.current
 
     def submit(self, deliveries: Iterable[Delivery]) -> None:
         """Run these, in order, as soon as there is room."""

@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING
 
 from supervisor.board import Word
 from supervisor.core.pace import Pace
-from supervisor.worker.delivery import Delivery
+from supervisor.worker.delivery import Copy, Delivery
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from supervisor.broker.wire import BlockingReader
-    from supervisor.handling.load import HandlerSpec
-    from supervisor.worker.executor import Executor
+    from supervisor.core.options import Options
+    from supervisor.worker.share import Share
     from supervisor.worker.surroundings import Surroundings
-    from supervisor.worker.waiting import Waiting
 
 #: How often a burst looks for new entries while it waits for retries.
 _BURST_POLL_S = 0.2
@@ -35,23 +34,26 @@ class Intake:
 
     def __init__(
         self,
-        spec: HandlerSpec,
+        options: Options,
         around: Surroundings,
         reader: BlockingReader,
-        executor: Executor,
-        waiting: Waiting,
+        share: Share,
         start: Callable[[list[Delivery]], None],
         sweep: Callable[[], Awaitable[None]],
     ) -> None:
         """`start` runs what was read; `sweep` reads the own pending list, when nothing else is on the wire."""
-        self._options = spec.options
+        self._options = options
         self._around = around
         self._reader = reader
-        self._executor = executor
-        self._waiting = waiting
+        self._share = share
+        self._executor = share.executor
+        self._waiting = share.waiting
+        self._make = Copy if share.copied else Delivery
+        #: A stream of copies is read until it is empty, a burst reads what is there; else there is no end.
+        self._ends = share.copied or around.burst
         self._start = start
         self._sweep = sweep
-        self._pace = Pace(spec.options.hold_ms / 1000, spec.options.batch_size)
+        self._pace = Pace(options.hold_ms / 1000, options.batch_size)
         self._changed = asyncio.Event()
         self.stopping = False
         self.paused = False
@@ -75,7 +77,7 @@ class Intake:
 
     async def all_started(self) -> None:
         """Wait until nothing in hand waits for its turn, or it is time to stop."""
-        while self._executor.unstarted and not self.stopping:
+        while self._share.unstarted and not self.stopping:
             self._changed.clear()
             await self._changed.wait()
 
@@ -86,7 +88,8 @@ class Intake:
             await self._changed.wait()
 
     async def run(self) -> None:
-        """Read until told to stop, or in a burst until nothing is left. Raises redis-py's errors and OSError."""
+        """Read until told to stop, or until nothing is left. Raises redis-py's errors and OSError."""
+        make = self._make
         while True:
             if not self._reader.outstanding and not await self._next_read():
                 return
@@ -100,15 +103,15 @@ class Intake:
             if entries:
                 await self._around.gate.passed()
                 await self._read_ahead(len(entries))
-                self._start([Delivery(entry[0], entry[1]) for entry in entries])
-            elif self._drained and not self._executor.in_hand and not len(self._waiting):
+                self._start([make(entry[0], entry[1]) for entry in entries])
+            elif self._ends and next(self._share.left(), None) is None:
                 return
 
     async def _next_read(self) -> bool:
         """Put the next read on the wire as soon as it is allowed; False when it is time to stop."""
         while await self._room():
             if not self.sweep_wanted:
-                await self._send_read(self._executor.room)
+                await self._send_read(self._share.room)
                 return True
             self.sweep_wanted = False
             await self._sweep()
@@ -119,7 +122,7 @@ class Intake:
         if not (self._pace.read_ahead and self._may_read()):
             return
         # While no handler waits for anything, pace alone limits; else what would wait behind them does.
-        room = self._executor.room - coming if self._executor.running else self._options.batch_size
+        room = self._share.room - coming if self._executor.running else self._options.batch_size
         if room > 0:
             await self._send_read(room)
 
@@ -127,7 +130,7 @@ class Intake:
         """Wait until a read is allowed; False when it is time to stop."""
         while not self.stopping:
             self._pace.observe(*self._executor.meter.take())
-            free = self._may_read() and self._executor.room > 0 and not self._executor.unstarted
+            free = self._may_read() and self._share.room > 0 and not self._share.unstarted
             if (free or self.sweep_wanted) and not self._drained:
                 return True
             self._changed.clear()

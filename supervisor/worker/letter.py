@@ -34,7 +34,7 @@ def dead_letter(
     now_ms: int,
 ) -> list[Argument]:
     """The names and values of the dead letter's entry, flat as XADD wants them."""
-    letter: list[Argument] = ["id", delivery.id, "reason", _utf8(outcome.reason), "deliveries", outcome.attempts]
+    letter: list[Argument] = ["id", delivery.origin, "reason", _utf8(outcome.reason), "deliveries", outcome.attempts]
     letter += ["handler", handler, "worker", worker, "dead_at_ms", now_ms]
     if error is not None:
         text = "".join(traceback.format_exception(error))

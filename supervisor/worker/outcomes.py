@@ -14,13 +14,13 @@ from supervisor.board import Word
 from supervisor.core.outcome import Crash, Dead, outcome_of
 from supervisor.errors import SupervisorError
 from supervisor.worker.letter import dead_letter
+from supervisor.worker.settler import Keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from supervisor.handling.load import HandlerSpec
     from supervisor.worker.delivery import Delivery
-    from supervisor.worker.settler import Keys
     from supervisor.worker.surroundings import Surroundings
     from supervisor.worker.waiting import Waiting
 
@@ -39,6 +39,7 @@ class Outcomes:
         """`progress` is called when there is room for more."""
         self._spec = spec
         self._keys = keys
+        self._of_copies = Keys.of_copies(spec.stream, spec.group)
         self._settler = around.settler
         self._waiting = waiting
         self._board = around.board
@@ -54,7 +55,7 @@ class Outcomes:
     def done(self, delivery: Delivery) -> None:
         """The handler returned."""
         if delivery.recorded:
-            self._settler.ack_retried(self._keys, delivery.id)
+            self._settler.ack_retried(self._keys_of(delivery), delivery.id)
             self._board.add(Word.DONE, 1)
             return
         self.acks.append(delivery.id)
@@ -78,14 +79,14 @@ class Outcomes:
             where=self._spec.name,
             stream=self._spec.stream,
             group=self._spec.group,
-            id=delivery.id.decode(),
+            id=delivery.origin.decode(),
             attempt=f"{outcome.attempts}/{self._spec.options.max_deliveries}",
             next_s=round(outcome.delay_s, 1),
             exc_info=error,
         )
         delay_ms = int(outcome.delay_s * 1000)
         self._settler.retry_later(
-            self._keys, delivery.id, outcome.attempts, int(time.time() * 1000) + delay_ms, delay_ms
+            self._keys_of(delivery), delivery.id, outcome.attempts, int(time.time() * 1000) + delay_ms, delay_ms
         )
 
     def bury(self, delivery: Delivery, outcome: Dead, error: BaseException | None, crash: Crash | None = None) -> None:
@@ -99,7 +100,7 @@ class Outcomes:
             handler=self._spec.name,
             now_ms=int(time.time() * 1000),
         )
-        self._settler.dead(self._keys, delivery.id, letter)
+        self._settler.dead(self._keys_of(delivery), delivery.id, letter)
         self._board.add(Word.DEAD, 1)
         self._complain(
             "message given up",
@@ -108,7 +109,7 @@ class Outcomes:
             where=self._spec.name,
             stream=self._spec.stream,
             group=self._spec.group,
-            id=delivery.id.decode(),
+            id=delivery.origin.decode(),
             reason=outcome.reason,
             crash=crash and crash.text,
             dead=self._keys.dead,
@@ -123,3 +124,6 @@ class Outcomes:
             self._settler.ack(self._keys, acks)
             self._board.add(Word.DONE, len(acks))
             self._board.add(Word.BATCHES, 1)
+
+    def _keys_of(self, delivery: Delivery) -> Keys:
+        return self._of_copies if delivery.copied else self._keys

@@ -14,13 +14,14 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from supervisor.board import RowBoard, Word
 from supervisor.broker.scripts import DELETE_CONSUMER
 from supervisor.core.blame import after_crash, marked
+from supervisor.errors import SupervisorError
 from supervisor.worker.adopt import Adopted, sort_out
-from supervisor.worker.delivery import Delivery
+from supervisor.worker.delivery import Copy, Delivery
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
-    from supervisor.broker.wire import BlockingReader
+    from supervisor.broker.wire import BlockingReader, Wire
     from supervisor.handling.load import HandlerSpec
     from supervisor.worker.mark import Mark
     from supervisor.worker.outcomes import Outcomes
@@ -28,6 +29,22 @@ if TYPE_CHECKING:
     from supervisor.worker.surroundings import Surroundings
 
 _PAGE = 500
+
+
+class CopiesGoneError(SupervisorError):
+    """The stream of copies is no more: somebody else has settled the last one."""
+
+
+async def hand_over(wire: Wire, keys: Keys, consumer: str, heir: str) -> None:
+    """Give all that `consumer` holds of one (stream, group) to the consumer `heir`, and delete it."""
+    stream, group = keys.stream, keys.group
+    start = "-"
+    while pending := await wire.call("XPENDING", stream, group, start, "+", _PAGE, consumer):
+        ids = [entry[0] for entry in pending]
+        # JUSTID: a change of hands is no delivery.
+        await wire.call("XCLAIM", stream, group, heir, 0, *ids, "JUSTID")
+        start = "(" + ids[-1].decode()
+    await wire.script(DELETE_CONSUMER, [stream], group, consumer)
 
 
 class OwnList:
@@ -43,12 +60,16 @@ class OwnList:
         self._consumer = around.name
         self._row = row
         self._mark = mark
+        self._make = Copy if keys.copies else Delivery
         self._page = _PAGE
         #: Read at least once: what a predecessor left is known, and no crash is charged any more.
         self.opened = False
 
     async def make_group(self) -> None:
-        """Create the group where it is missing."""
+        """Create the group where it is missing. Raises CopiesGoneError where a stream of copies is no more."""
+        if self._keys.copies:
+            await self._make_group_of_copies()
+            return
         # A group that was there and is gone starts at 0, or what arrived meanwhile would be skipped.
         start = "0" if self.opened else self._spec.options.start
         try:
@@ -85,14 +106,19 @@ class OwnList:
 
     async def hand_over(self, consumer: str, heir: str) -> None:
         """Give all that `consumer` holds to the consumer `heir`, and delete it."""
-        stream, group = self._keys.stream, self._keys.group
-        start = "-"
-        while pending := await self._wire.call("XPENDING", stream, group, start, "+", _PAGE, consumer):
-            ids = [entry[0] for entry in pending]
-            # JUSTID: a change of hands is no delivery.
-            await self._wire.call("XCLAIM", stream, group, heir, 0, *ids, "JUSTID")
-            start = "(" + ids[-1].decode()
-        await self._wire.script(DELETE_CONSUMER, [stream], group, consumer)
+        await hand_over(self._wire, self._keys, consumer, heir)
+
+    async def _make_group_of_copies(self) -> None:
+        """Its stream is never made here: it is there as long as there are copies."""
+        try:
+            await self._wire.call("XGROUP", "CREATE", self._keys.stream, self._keys.group, "0")
+        except OutOfMemoryError:
+            return  # as above; where it is not there, the first read tells
+        except ResponseError as error:
+            if "key to exist" in str(error):
+                raise CopiesGoneError from None
+            if not str(error).startswith("BUSYGROUP"):
+                raise
 
     async def _read_all(self, reader: BlockingReader, known: AbstractSet[bytes]) -> list[Delivery]:
         found: list[Delivery] = []
@@ -112,7 +138,7 @@ class OwnList:
                 self._settler.ack(self._keys, gone)
                 self._board.add(Word.TRIMMED, len(gone))
             new = (entry for entry in entries if entry[1] is not None and entry[0] not in known)
-            found += [Delivery(entry[0], entry[1]) for entry in new]
+            found += [self._make(entry[0], entry[1]) for entry in new]
 
     async def _records(self, key: str, found: list[Delivery]) -> list[bytes | None]:
         """What the hash at `key` has of each, in the same order."""

@@ -19,8 +19,10 @@ from supervisor.board import Word, WorkerState
 from supervisor.context import Context, enter
 from supervisor.core.blame import lone_suspect
 from supervisor.errors import HandlerError
+from supervisor.names import replay_key
 from supervisor.settings.place import redis_url
 from supervisor.worker.consumer import Consumer
+from supervisor.worker.copies import Copies
 from supervisor.worker.gate import Gate
 from supervisor.worker.lines import Lines
 from supervisor.worker.surroundings import Surroundings
@@ -78,16 +80,20 @@ class Runtime:
         self._charged = False
         self._bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         enter(self._context)
-        board.keep_rows((spec.stream, spec.group) for spec in specs)
+        pairs = [(spec.stream, spec.group) for spec in specs]
+        board.keep_rows([*pairs, *((replay_key(*pair), pair[1]) for pair in pairs)])
         self.consumers = []
         for spec in specs:
             line = self._lines.of(spec.stream)
             shared = around(wire=line.wire, settler=line.settler)
             self.consumers.append(Consumer(spec, shared, _row(board, spec)))
+        self._copies = Copies(self.consumers, burst=burst)
         for settler in self.settlers:
             settler.progress = self._progress
         self.stopping = False
         self._finished = False
+        self._was_ready = False
+        self._ready: Callable[[], None] = _nothing
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, ready: Callable[[], None]) -> None:
@@ -102,9 +108,14 @@ class Runtime:
             for settler in self.settlers:
                 others.append(group.create_task(self._unbroken(settler.run(), owner), name="settler"))
             async with asyncio.TaskGroup() as consumers:
+
+                def start(work: Coroutine[Any, Any, None], name: str) -> None:
+                    consumers.create_task(self._unbroken(work, owner), name=name)
+
+                self._ready = ready
                 for consumer in self.consumers:
-                    living = self._unbroken(self._live(consumer, ready), owner)
-                    consumers.create_task(living, name=f"consumer {consumer.spec.stream} {consumer.spec.group}")
+                    start(self._live(consumer), f"consumer {consumer.spec.stream} {consumer.spec.group}")
+                start(self._copies.run(self._live, start, self._note_opened), "copies")
             await self._finish()
             self._finished = True
             for task in others:
@@ -113,26 +124,30 @@ class Runtime:
     async def drain(self) -> None:
         """Take nothing new; `run` ends when what is in hand is done."""
         self.stopping = True
+        self._copies.stop()
         self.report()  # what a drain waits for is told soon, and the last beat may be half a second old
-        await asyncio.gather(*(consumer.stop_reading() for consumer in self.consumers))
+        await asyncio.gather(*(consumer.stop_reading() for consumer in self._all()))
 
     async def close(self, heir: str | None = None) -> None:
         """Cancel what still runs (it stays pending) and disconnect; with `heir`, hand retries over."""
-        for consumer in self.consumers:
+        for consumer in reversed(self._all()):  # copies first: what runs is theirs too, and ended with the others
             await consumer.leave(heir)
+        if heir is not None:
+            await self._copies.hand_over(heir)
         await self._lines.close()
         await self._context.aclose()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def sweep(self) -> None:
-        """Have every consumer read its own pending list again: somebody handed it messages."""
-        for consumer in self.consumers:
+        """Have every consumer read its own pending list again: somebody handed it messages, or has replayed some."""
+        self._copies.look_again()
+        for consumer in self._all():
             consumer.intake.sweep_wanted = True
             self._soon(consumer)
 
     def pause(self, paused: bool) -> None:
         """Stop or go on reading; what is in hand goes on."""
-        for consumer in self.consumers:
+        for consumer in self._all():
             if consumer.intake.paused != paused:
                 consumer.intake.paused = paused
                 self._soon(consumer)
@@ -140,12 +155,12 @@ class Runtime:
     @property
     def cut_off(self) -> bool:
         """Some consumer waits for Redis to answer."""
-        return any(consumer.cut_off for consumer in self.consumers)
+        return any(consumer.cut_off for consumer in self._all())
 
     @property
     def due_s(self) -> float:
         """When what is under way must have come to an end, by `time.monotonic`; infinity while nothing has to."""
-        return min((consumer.due_s for consumer in self.consumers), default=math.inf)
+        return min((consumer.due_s for consumer in self._all()), default=math.inf)
 
     def report(self) -> None:
         """Write state and figures to the board."""
@@ -166,12 +181,22 @@ class Runtime:
             return WorkerState.ADOPT
         return WorkerState.WORK if in_flight else WorkerState.IDLE
 
-    async def _live(self, consumer: Consumer, ready: Callable[[], None]) -> None:
+    def _all(self) -> list[Consumer]:
+        return [*self.consumers, *self._copies.consumers]
+
+    def _all_opened(self) -> bool:
+        return self._copies.looked and all(consumer.opened for consumer in self._all())
+
+    def _note_opened(self) -> None:
+        if not self._was_ready and self._all_opened():
+            self._was_ready = True
+            self._ready()
+
+    async def _live(self, consumer: Consumer) -> None:
         adopted = await consumer.open()
         self._suspects += adopted.suspects
         self._charged |= adopted.charged
-        if all(other.opened for other in self.consumers):
-            ready()
+        self._note_opened()
         await consumer.start(adopted)
         if adopted.suspects:
             await self._run_suspects(consumer, adopted)
@@ -183,7 +208,7 @@ class Runtime:
             for other in self.consumers:
                 other.waiting.hold()
             # What a blocked read would bring now had to wait here, while another worker could run it.
-            await asyncio.gather(*(other.unblock() for other in self.consumers))
+            await asyncio.gather(*(other.unblock() for other in self._all()))
             await self._finish()
             for delivery in adopted.suspects:
                 if self.stopping:
@@ -197,8 +222,7 @@ class Runtime:
 
     async def _charge_if_lone(self, consumer: Consumer, delivery: Delivery) -> bool:
         """Nothing else was in hand at the crash, so it is known already which message it was."""
-        all_read = all(other.opened for other in self.consumers)
-        if not lone_suspect(len(self._suspects), charged=self._charged, all_read=all_read):
+        if not lone_suspect(len(self._suspects), charged=self._charged, all_read=self._all_opened()):
             return False
         try:
             return await consumer.charge(delivery)
@@ -237,6 +261,10 @@ class Runtime:
         task = asyncio.create_task(consumer.unblock())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _row(board: SlotBoard, spec: HandlerSpec) -> RowBoard:

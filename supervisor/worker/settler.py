@@ -22,7 +22,7 @@ from supervisor.broker.scripts import ACK_RETRIED, DEAD_LETTER, RETRY_LATER
 from supervisor.broker.wire import pack_command
 from supervisor.core.backoff import backoff_s
 from supervisor.core.faults import passes
-from supervisor.names import crashes_key, dead_key, retries_key
+from supervisor.names import crashes_key, dead_key, replay_key, retries_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,6 +48,14 @@ class Keys:
     retries: str
     crashes: str
     dead: str
+    #: The stream again, where it holds copies: they are removed when they are settled.
+    copies: tuple[str, ...] = ()
+
+    @classmethod
+    def of_copies(cls, stream: str, group: str) -> Keys:
+        """Those of the group's replay stream; a copy that fails becomes a dead letter of the group itself."""
+        key = replay_key(stream, group)
+        return cls(key, group, retries_key(key, group), crashes_key(key, group), dead_key(stream, group), (key,))
 
     @classmethod
     def of(cls, stream: str, group: str) -> Keys:
@@ -109,7 +117,7 @@ class Settler:
 
     def ack_retried(self, keys: Keys, entry: bytes) -> None:
         """This is done, and had failed or crashed before."""
-        self._script(keys, ACK_RETRIED, (keys.stream, keys.retries, keys.crashes), (keys.group, entry), entry)
+        self._script(keys, ACK_RETRIED, (keys.stream, keys.retries, keys.crashes, *keys.copies), entry)
 
     def retry_later(self, keys: Keys, entry: bytes, attempts: int, due_ms: int, delay_ms: int) -> None:
         """Note in Redis how often this failed, when it is due (Unix ms) and after how long; it stays pending."""
@@ -120,8 +128,8 @@ class Settler:
 
     def dead(self, keys: Keys, entry: bytes, letter: Sequence[Argument]) -> None:
         """Give this up: write its dead letter and ack it, in one script."""
-        script_keys = (keys.stream, keys.retries, keys.crashes, keys.dead)
-        self._script(keys, DEAD_LETTER, script_keys, (keys.group, entry, *letter), entry)
+        named = (keys.stream, keys.retries, keys.crashes, keys.dead, *keys.copies)
+        self._script(keys, DEAD_LETTER, named, entry, *letter)
 
     async def flush(self) -> None:
         """Wait until everything decided so far is confirmed, but for what the server refuses: that stays pending."""
@@ -143,11 +151,10 @@ class Settler:
             if not self._wakeup.is_set():
                 self._idle.set()
 
-    def _script(
-        self, keys: Keys, script: Script, names: Sequence[str], arguments: Sequence[Argument], entry: bytes
-    ) -> None:
+    def _script(self, keys: Keys, script: Script, named: Sequence[str], entry: bytes, *more: Argument) -> None:
         # EVAL and not EVALSHA: these are rare, and a server that restarted needs no second try.
-        self._items.append(_Item(keys, ("EVAL", script.text, len(names), *names, *arguments), (entry,)))
+        arguments = ("EVAL", script.text, len(named), *named, keys.group, entry, *more)
+        self._items.append(_Item(keys, arguments, (entry,)))
         self._wake()
 
     def _wake(self) -> None:

@@ -28,9 +28,9 @@ class Waiting:
         """How many wait."""
         return len(self._heap)
 
-    def ids(self) -> Iterable[bytes]:
-        """The ids that wait."""
-        return (delivery.id for _, _, delivery in self._heap)
+    def deliveries(self) -> Iterable[Delivery]:
+        """Those that wait."""
+        return (delivery for _, _, delivery in self._heap)
 
     def add(self, delivery: Delivery, delay_s: float) -> None:
         """Hand `delivery` over in `delay_s` seconds."""

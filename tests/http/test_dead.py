@@ -17,6 +17,7 @@ from api.problems import Problem
 from supervisor.names import REPLAY_CONSUMER, crashes_key, dead_key, retries_key
 from tests.http.service import STREAM, problem
 from tests.support.letters import bury
+from tests.support.waiting import eventually
 
 GROUP = "mail"
 DEAD = f"/v1/streams/{STREAM}/groups/{GROUP}/dead"
@@ -231,6 +232,21 @@ def test_names_with_slashes_and_colons_are_addressed(http: httpx.Client, store: 
     assert [one["letter_id"] for one in page["letters"]] == [letter]
     assert http.get(page["next"]).json()["letters"][0]["fields"] == {"n": "2"}
     assert http.delete(f"/v1/streams/a%2Fb%20c/groups/g%2Fh:i/dead/{letter}").status_code == 204
+
+
+def test_what_was_trimmed_is_put_back_too_and_seen_as_pending(
+    http: httpx.Client, store: redis_py.Redis, letters: list[tuple[str, str]]
+) -> None:
+    store.xtrim(STREAM, maxlen=4, approximate=False)
+    assert http.post(f"{DEAD}:replay", json={"all": True}).json()["counts"] == {"replayed": 10}
+
+    def figures_of_mail() -> tuple[int, ...]:
+        [mail] = [group for group in http.get("/v1/groups").json()["groups"] if group["group"] == GROUP]
+        return mail["pending"], mail["replaying"], mail["dead"], mail["lag"]
+
+    eventually(lambda: figures_of_mail() == (10, 6, 0, 0))
+    figures = http.get("/metrics").text
+    assert f'supervisor_stream_replaying_messages{{stream="{STREAM}",group="{GROUP}"}} 6' in figures
 
 
 def test_what_can_not_be_put_back_is_told_and_kept(http: httpx.Client, store: redis_py.Redis) -> None:

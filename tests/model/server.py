@@ -6,13 +6,15 @@ AssertionError, so that a new command or script of the product is taught here be
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from redis.exceptions import ResponseError
 
-from supervisor.broker import scripts
+from supervisor.broker import scripts, scripts_replay
+from supervisor.core.copies import ORIGIN
 from supervisor.core.ids import parse_id
+from supervisor.worker.letter import FIELD_PREFIX
 from tests.model.group import LAST, Id, Stream, bound, written
 
 Argument = bytes | str | int | float
@@ -42,7 +44,7 @@ class Server:
             (scripts.ACK_RETRIED, self._ack_retried),
             (scripts.RETRY_LATER, self._retry_later),
             (scripts.DEAD_LETTER, self._dead_letter),
-            (scripts.REPLAY, self._replay),
+            (scripts_replay.REPLAY, self._replay),
             (scripts.TAKE_OVER, self._take_over),
             (scripts.DELETE_CONSUMER, self._delete_consumer),
             (scripts.TAKE_LEASE, self._take_lease),
@@ -237,17 +239,21 @@ class Server:
     cmd_evalsha = cmd_eval
 
     def _is_pending(self, key: bytes, group: bytes, entry: bytes) -> bool:
-        return parse_id(entry) in self.stream(key).group(group).pending
+        """A group that is not there has nothing pending."""
+        found = self.streams[key].groups.get(group) if key in self.streams else None
+        return found is not None and parse_id(entry) in found.pending
 
     def _forget(self, ids: list[bytes], *keys: bytes) -> None:
         for key in keys:
             self.cmd_hdel(key, *ids)
 
     def _ack_retried(self, keys: list[bytes], arguments: list[bytes]) -> int:
-        stream, *kept = keys
+        stream, retries, crashes, *copies = keys
         group, *ids = arguments
         acked = self.cmd_xack(stream, group, *ids)
-        self._forget(ids, *kept)
+        self._forget(ids, retries, crashes)
+        for key in copies:
+            self.cmd_xdel(key, *ids)
         return acked
 
     def _retry_later(self, keys: list[bytes], arguments: list[bytes]) -> int:
@@ -258,23 +264,33 @@ class Server:
         return 1
 
     def _dead_letter(self, keys: list[bytes], arguments: list[bytes]) -> bytes | None:
-        stream, retries, crashes, dead = keys
+        stream, retries, crashes, dead, *copies = keys
         group, entry, *letter = arguments
         if not self._is_pending(stream, group, entry):
             return None
         letter_id = self.cmd_xadd(dead, b"*", *letter)
         self.cmd_xack(stream, group, entry)
         self._forget([entry], retries, crashes)
+        for key in copies:
+            self.cmd_xdel(key, entry)
         return letter_id
 
     def _replay(self, keys: list[bytes], arguments: list[bytes]) -> bytes:
-        stream, dead, retries, crashes = keys
+        stream, dead, retries, crashes, copies = keys
         group, letter, entry, consumer = arguments
-        if not self.cmd_xrange(dead, letter, letter):
+        found = self.cmd_xrange(dead, letter, letter)
+        if not found:
             return b"gone"
-        if not self.cmd_xrange(stream, entry, entry):
-            return b"trimmed"
-        self.cmd_xclaim(stream, group, consumer, b"0", entry, b"FORCE", b"JUSTID")
+        if self.cmd_xrange(stream, entry, entry):
+            if group not in self.stream(stream).groups:
+                return b"no-group"
+            if self._is_pending(stream, group, entry):
+                return b"pending"
+            self.cmd_xclaim(stream, group, consumer, b"0", entry, b"FORCE", b"JUSTID")
+        else:
+            if copies not in self.streams or group not in self.streams[copies].groups:
+                self.cmd_xgroup(b"CREATE", copies, group, b"0", b"MKSTREAM")
+            self.cmd_xadd(copies, b"*", ORIGIN.encode(), entry, *_fields(found[0][1]))
         self._forget([entry], retries, crashes)
         self.cmd_xdel(dead, letter)
         return b"replayed"
@@ -300,6 +316,14 @@ class Server:
 
     def _drop_lease(self, keys: list[bytes], arguments: list[bytes]) -> int:
         return self.cmd_del(keys[0]) if self.cmd_get(keys[0]) == arguments[0] else 0
+
+
+def _fields(letter: list[bytes]) -> Iterator[bytes]:
+    """The message's, of a dead letter's."""
+    for name, value in zip(letter[::2], letter[1::2], strict=True):
+        if name.startswith(FIELD_PREFIX):
+            yield name.removeprefix(FIELD_PREFIX)
+            yield value
 
 
 __all__ = ["LAST", "Id", "Server"]

@@ -23,8 +23,8 @@ from hypothesis.stateful import (
 )
 from redis.exceptions import ResponseError
 
-from supervisor.broker import scripts
-from supervisor.names import REPLAY_CONSUMER, crashes_key, dead_key, host_key, retries_key
+from supervisor.broker import scripts, scripts_replay
+from supervisor.names import REPLAY_CONSUMER, crashes_key, dead_key, host_key, replay_key, retries_key
 from tests.model.group import written
 from tests.model.server import Argument, Server
 from tests.support.servers import AnyServer
@@ -203,7 +203,7 @@ class Conformance(RuleBasedStateMachine):
     @rule(group=groups, number=numbers)
     def dead_letter(self, group: str, number: int) -> None:
         keys = [STREAM, retries_key(STREAM, group), crashes_key(STREAM, group), dead_key(STREAM, group)]
-        letter = ["id", self.id(number), "reason", "x"]
+        letter = ["id", self.id(number), "reason", "x", "field:n", "1"]
         command = ("EVAL", scripts.DEAD_LETTER.text, len(keys), *keys, group, self.id(number), *letter)
         expected, found = said(self.model, command), said(self.real, command)
         if isinstance(expected, bytes) and isinstance(found, bytes):
@@ -215,8 +215,9 @@ class Conformance(RuleBasedStateMachine):
     @rule(group=groups, at=st.integers(0, 5), again=st.booleans())
     def replay(self, group: str, at: int, again: bool) -> None:
         ids = self.letters[at % len(self.letters)]
-        keys = (STREAM, dead_key(STREAM, group), retries_key(STREAM, group), crashes_key(STREAM, group))
-        head = ("EVAL", scripts.REPLAY.text, len(keys), *keys, group)
+        own = (dead_key(STREAM, group), retries_key(STREAM, group), crashes_key(STREAM, group))
+        keys = (STREAM, *own, replay_key(STREAM, group))
+        head = ("EVAL", scripts_replay.REPLAY.text, len(keys), *keys, group)
         answers = [
             said(by, (*head, letter, ids[2], REPLAY_CONSUMER))
             for by, letter in zip((self.model, self.real), ids[:2], strict=True)
@@ -244,7 +245,8 @@ class Conformance(RuleBasedStateMachine):
             commands += [("XPENDING", STREAM, group), ("XPENDING", STREAM, group, "-", "+", 100)]
             commands += [("XINFO", "CONSUMERS", STREAM, group)]
             commands += [("HGETALL", key(STREAM, group)) for key in (retries_key, crashes_key)]
-            commands += [("XRANGE", dead_key(STREAM, group), "-", "+")]
+            commands += [("XRANGE", key(STREAM, group), "-", "+") for key in (dead_key, replay_key)]
+            commands += [("XINFO", "GROUPS", replay_key(STREAM, group))]
         replies = self.real.call_all(commands)
         for command, found in zip(commands, replies, strict=True):
             expected = comparable(command, said(self.model, command))

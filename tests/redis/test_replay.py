@@ -127,7 +127,11 @@ async def test_letters_are_found_by_their_messages_ids(redis: Any, sync: Any) ->
 def test_a_filter_means_every_part_of_it(
     wanted: Filter, reason: str, handler: str, fields: dict[str, str], age_ms: int
 ) -> None:
-    letter = Letter("9-0", STREAM, GROUP, "1-0", reason, 1, handler, "host:0", 100 - age_ms, "", "", fields)
+    letter = Letter(
+        letter_id="9-0", stream=STREAM, group=GROUP, id="1-0", reason=reason, deliveries=1, handler=handler,
+        worker="host:0", dead_at_ms=100 - age_ms, error="", traceback="", signal="", exit_code=None, stack="",
+        fields=fields,
+    )  # fmt: skip
     parts = [
         wanted.reason.lower() in reason.lower(),
         wanted.handler.lower() in handler.lower(),

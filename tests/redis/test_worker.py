@@ -44,13 +44,15 @@ class Faults(Complaints):
 class Worker:
     """A runtime in this process, with the faults it complained of."""
 
-    def __init__(self, url: str, functions: list[Callable[..., Any]], board: Board, **sections: Any) -> None:
+    def __init__(
+        self, url: str, functions: list[Callable[..., Any]], board: Board, *, name: str = "host:0", **sections: Any
+    ) -> None:
         settings = Settings(redis={"url": url}, **sections)
         self.faults: list[tuple[str, BaseException]] = []
         self.board = board.slot(0)
         self.ready = asyncio.Event()
         specs = specs_of(settings, functions)
-        self.runtime = Runtime(settings, specs, self.board, "host:0", Faults(self.faults))
+        self.runtime = Runtime(settings, specs, self.board, name, Faults(self.faults))
         self.task = asyncio.create_task(self.runtime.run(self.ready.set))
 
     async def stop(self, heir: str | None = None) -> None:

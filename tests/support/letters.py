@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from supervisor.core.outcome import Dead
 from supervisor.names import dead_key
 from supervisor.worker.delivery import Delivery
 from supervisor.worker.letter import dead_letter
@@ -35,9 +36,9 @@ def bury(
     flat = [_bytes(part) for pair in fields.items() for part in pair]
     told = dead_letter(
         Delivery(given.encode(), flat),
-        reason=reason,
+        Dead(reason, 5),
         error=ValueError(f"no luck with {given}"),
-        attempts=5,
+        crash=None,
         worker="host:0",
         handler=handler,
         now_ms=dead_at_ms or 1,

@@ -1,0 +1,59 @@
+"""Has workers read the copies of replayed messages whose entry was trimmed.
+
+Workers look for them when they start and when they are poked, and else not: so an idle pool pays nothing for
+them but this look.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import ResponseError
+
+from supervisor.board import Word
+from supervisor.broker.scripts_replay import UNREAD_COPIES
+from supervisor.core.reclaim import owner_of
+from supervisor.names import alone_key, crashes_key, replay_key, retries_key
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from redis.asyncio import Redis
+
+    from supervisor.board import Board
+
+
+class Copies:
+    """What one keeper sees of them."""
+
+    def __init__(self, redis: Redis, pool: str, board: Board) -> None:
+        """`pool`: whose workers are poked."""
+        self._redis = redis
+        self._pool = pool
+        self._board = board
+        self._next = 0
+
+    async def exist(self, stream: str, group: str) -> bool:
+        """Whether the group has a replay stream. Raises redis-py's errors."""
+        return bool(await self._redis.exists(replay_key(stream, group)))
+
+    async def poke_readers(self, stream: str, group: str, heirs: Sequence[int]) -> None:
+        """Poke as many of `heirs` as there are unread copies, and each that is still a member of the group: it may
+        have missed a poke. Raises redis-py's errors."""
+        key = replay_key(stream, group)
+        named = (key, retries_key(key, group), crashes_key(key, group), alone_key(key, group))
+        unread: int = await self._redis.eval(UNREAD_COPIES.text, len(named), *named, group, len(heirs))
+        chosen = {heirs[(self._next + at) % len(heirs)] for at in range(unread)}
+        self._next += unread
+        members = await self._members(key, group)
+        for slot in chosen | members.intersection(heirs):
+            self._board.slot(slot).add(Word.SWEEP, 1)
+
+    async def _members(self, key: str, group: str) -> set[int]:
+        """The slots of this pool that are members."""
+        try:
+            rows: Any = await self._redis.xinfo_consumers(key, group)
+        except ResponseError:  # the stream has just been removed, or somebody has destroyed its group
+            return set()
+        owners = (owner_of(row["name"].decode()) for row in rows)
+        return {owner[1] for owner in owners if owner is not None and owner[0] == self._pool}

@@ -1,0 +1,436 @@
+"""Replays of messages whose entry is trimmed: run by their own group, under the id that they had, and never lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supervisor import BatchError, Message, handler
+from supervisor.board import Board, Head, Word
+from supervisor.broker import inspect
+from supervisor.broker.dead import Letter, pages
+from supervisor.broker.replay import Outcome, replay
+from supervisor.core.copies import ORIGIN, ORIGIN_OF_JSON, original
+from supervisor.core.outcome import Dead
+from supervisor.keeper.reaper import Reaper
+from supervisor.names import REPLAY_CONSUMER, dead_key, replay_key, retries_key
+from supervisor.worker.delivery import Copy, Delivery
+from supervisor.worker.letter import FIELDS_MAX, dead_letter
+from tests.redis.test_worker import Worker
+from tests.support.letters import bury
+from tests.support.waiting import eventually_async
+
+STREAM, GROUP = "events", "workers"
+DEAD, COPIES = dead_key(STREAM, GROUP), replay_key(STREAM, GROUP)
+QUICK = {"consumer": {"block_ms": 100}}
+
+
+@pytest.fixture
+async def redis(every_server: Any) -> AsyncIterator[Any]:
+    async with every_server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def sync(every_server: Any) -> Any:
+    with every_server.sync() as client:
+        yield client
+
+
+class Log:
+    """Nobody reads it."""
+
+    def info(self, *_: Any, **__: Any) -> None: ...
+
+
+async def letters(redis: Any) -> list[Letter]:
+    return [letter async for page in pages(redis, STREAM, GROUP) for letter in page]
+
+
+async def replay_all(redis: Any) -> list[str]:
+    return [outcome.outcome for outcome in await replay(redis, await letters(redis))]
+
+
+def trimmed(sync: Any, count: int, **fields: Any) -> list[str]:
+    """The ids of so many messages that were given up and whose entries are trimmed."""
+    return [bury(sync, STREAM, GROUP, {"n": n, **fields}, trimmed=True)[1] for n in range(count)]
+
+
+async def nothing_left(redis: Any) -> bool:
+    return not await redis.exists(COPIES, retries_key(COPIES, GROUP))
+
+
+async def test_a_worker_that_starts_runs_them_as_their_messages(redis: Any, sync: Any, every_server: Any) -> None:
+    odd = {"n": "0", b"\xff\x00": b"\xfe", "": "empty", "id": "mine", "supervisor:origin": "5-5"}
+    _, entry = bury(sync, STREAM, GROUP, odd, trimmed=True)
+    sync.xgroup_create(STREAM, "other", "0")
+    got: list[Message] = []
+
+    @handler(STREAM, group=GROUP)
+    async def handle(message: Message) -> None:
+        got.append(message)
+
+    @handler(STREAM, group="other")
+    async def other(message: Message) -> None:
+        raise AssertionError("it is not this group's")
+
+    assert await replay_all(redis) == ["replayed"]
+    assert sync.xlen(DEAD) == 0
+    [info] = await inspect.groups(redis, [(STREAM, GROUP)])
+    assert (info.pending, info.replaying, info.dead, info.lag) == (1, 1, 0, 0)
+    [shown] = await inspect.pending(redis, STREAM, GROUP)
+    assert (shown.id, shown.consumer, shown.attempts) == (entry, REPLAY_CONSUMER, 0)
+    worker = Worker(every_server.url, [handle, other], Board(), **QUICK)
+    await eventually_async(lambda: nothing_left(redis))
+    [message] = got
+    assert (message.id, message.stream, message.group, message.deliveries) == (entry, STREAM, GROUP, 1)
+    wanted = [part if isinstance(part, bytes) else part.encode() for pair in odd.items() for part in pair]
+    assert list(message._flat) == wanted
+    assert worker.runtime._copies.consumers == [] and worker.board.get(Word.DONE) == 1
+    await worker.stop()
+    assert worker.faults == []
+
+
+async def test_a_poked_worker_runs_them_and_costs_nothing_before_and_after(
+    redis: Any, sync: Any, every_server: Any
+) -> None:
+    ids = trimmed(sync, 250)
+    got: list[str] = []
+
+    @handler(STREAM, group=GROUP)
+    async def handle(message: Message) -> None:
+        got.append(message.id)
+
+    board = Board()
+    board.set(Head.WORKERS, 1)
+    worker = Worker(every_server.url, [handle], board, **QUICK)
+    await worker.ready.wait()
+    board.slot(0).set(Word.READY_NS, 1)
+    reaper = Reaper(redis, "host", "token", board, [(STREAM, GROUP)], Log())
+    await reaper.look()
+    assert board.slot(0).get(Word.SWEEP) == 0, "nothing to poke for"
+    connections = len(await redis.client_list())
+    assert await replay_all(redis) == ["replayed"] * 250
+    await reaper.look()
+    assert board.slot(0).get(Word.SWEEP) == 1
+    worker.runtime.sweep()
+    await eventually_async(lambda: nothing_left(redis))
+    assert got == ids
+    await eventually_async(lambda: not worker.runtime._copies.consumers)
+    assert len(await redis.client_list()) == connections
+    assert board.slot(0).row(COPIES, GROUP) is not None, "its row was free to be taken"
+    await worker.stop()
+
+
+async def test_a_message_of_very_many_fields_comes_back_whole(redis: Any, sync: Any, every_server: Any) -> None:
+    fields = {f"n{n}": str(n) for n in range(FIELDS_MAX + 1)} | {b"\xff": b"\xfe\x00"}
+    _, entry = bury(sync, STREAM, GROUP, fields, trimmed=True)
+    got: list[Message] = []
+
+    @handler(STREAM, group=GROUP)
+    async def handle(message: Message) -> None:
+        got.append(message)
+
+    assert await replay_all(redis) == ["replayed"]
+    worker = Worker(every_server.url, [handle], Board(), **QUICK)
+    await eventually_async(lambda: nothing_left(redis))
+    wanted = [part if isinstance(part, bytes) else part.encode() for pair in fields.items() for part in pair]
+    assert got[0].id == entry and list(got[0]._flat) == wanted
+    await worker.stop()
+
+
+async def test_one_that_fails_again_is_retried_and_then_one_letter_of_its_message(
+    redis: Any, sync: Any, every_server: Any
+) -> None:
+    _, entry = bury(sync, STREAM, GROUP, {"n": "1"}, trimmed=True)
+    attempts: list[int] = []
+
+    @handler(STREAM, group=GROUP, max_deliveries=3, retry_base_s=0.01, retry_max_s=0.02)
+    async def handle(message: Message) -> None:
+        attempts.append(message.deliveries)
+        raise ValueError("again")
+
+    assert await replay_all(redis) == ["replayed"]
+    worker = Worker(every_server.url, [handle], Board(), **QUICK)
+    for times in (1, 2):
+        await eventually_async(lambda: sync.xlen(DEAD) == 1)
+        await eventually_async(lambda: nothing_left(redis))
+        [letter] = await letters(redis)
+        assert (letter.id, letter.stream, letter.fields, letter.deliveries) == (entry, STREAM, {"n": "1"}, 3)
+        assert attempts == [1, 2, 3] * times
+        if times == 1:
+            assert await replay_all(redis) == ["replayed"]
+            worker.runtime.sweep()
+            await eventually_async(lambda: len(attempts) == 6)
+    await worker.stop()
+    assert sync.xlen(DEAD) == 1
+
+
+async def test_a_suspect_copy_is_charged_and_at_last_given_up(redis: Any, sync: Any, every_server: Any) -> None:
+    _, entry = bury(sync, STREAM, GROUP, {"n": "1"}, trimmed=True)
+    assert await replay_all(redis) == ["replayed"]
+    board, calls, url = Board(), 0, every_server.url
+
+    @handler(STREAM, group=GROUP)
+    async def kill(message: Message) -> None:
+        nonlocal calls
+        calls += 1
+        await asyncio.Event().wait()
+
+    for times in (1, 2, 3):
+        worker = Worker(url, [kill], board, **QUICK)
+        await eventually_async(lambda times=times: calls == times)  # type: ignore[misc]
+        await worker.vanish()
+    last = Worker(url, [kill], board, **QUICK)
+    await eventually_async(lambda: sync.xlen(DEAD) == 1)
+    await eventually_async(lambda: nothing_left(redis))
+    [letter] = await letters(redis)
+    assert (letter.id, letter.reason, letter.deliveries, calls) == (entry, "crashed the worker", 3, 3)
+    await last.stop()
+
+
+async def test_of_a_batch_of_both_only_what_failed_is_kept(redis: Any, sync: Any, every_server: Any) -> None:
+    [bad, good] = trimmed(sync, 2)
+    seen: list[str] = []
+
+    @handler(STREAM, group=GROUP, max_deliveries=1)
+    async def handle(messages: list[Message]) -> None:
+        seen.extend(message.id for message in messages)
+        failed = {message.id: ValueError("bad") for message in messages if message.id == bad}
+        if failed:
+            raise BatchError(failed)
+
+    assert await replay_all(redis) == ["replayed"] * 2
+    own = sync.xadd(STREAM, {"n": "own"}).decode()
+    worker = Worker(every_server.url, [handle], Board(), **QUICK)
+    await eventually_async(lambda: nothing_left(redis))
+    await eventually_async(lambda: sorted(seen) == sorted([bad, good, own]))
+    assert [letter.id for letter in await letters(redis)] == [bad]
+    await worker.stop()
+    assert sync.xpending(STREAM, GROUP)["pending"] == 0
+
+
+async def test_concurrency_is_one_limit_for_both_and_a_busy_stream_keeps_no_copy_out(
+    redis: Any, sync: Any, every_server: Any
+) -> None:
+    ids = trimmed(sync, 20)
+    running, most, done, stop = 0, 0, [], asyncio.Event()
+
+    @handler(STREAM, group=GROUP, concurrency=1)
+    async def handle(message: Message) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.001)
+        running -= 1
+        done.append(message.id)
+
+    async def busy() -> None:
+        while not stop.is_set():
+            if await redis.xlen(STREAM) - len(done) < 500:
+                for n in range(100):
+                    await redis.xadd(STREAM, {"n": n})
+            await asyncio.sleep(0.005)
+
+    assert await replay_all(redis) == ["replayed"] * 20
+    publisher = asyncio.create_task(busy())
+    worker = Worker(every_server.url, [handle], Board(), **QUICK)
+    await eventually_async(lambda: set(ids) <= set(done), 20)
+    stop.set()
+    await publisher
+    await eventually_async(lambda: nothing_left(redis))
+    await worker.stop()
+    assert most == 1 and len(done) == len(set(done)) and len(done) > 20
+
+
+async def test_who_leaves_for_good_hands_copies_over_and_a_drain_keeps_their_retries(
+    redis: Any, sync: Any, every_server: Any
+) -> None:
+    trimmed(sync, 3)
+    board, failed = Board(), board_failed
+
+    @handler(STREAM, group=GROUP, retry_base_s=3600, retry_max_s=3600)
+    async def handle(message: Message) -> None:
+        raise ValueError("later")
+
+    assert await replay_all(redis) == ["replayed"] * 3
+    worker = Worker(every_server.url, [handle], board, **QUICK)
+    await eventually_async(lambda: failed(board) == 3)
+    await eventually_async(lambda: redis.hlen(retries_key(COPIES, GROUP)))
+    await worker.stop()
+    assert [row["name"] for row in sync.xinfo_consumers(COPIES, GROUP)] == [b"host:0"]
+    again = Worker(every_server.url, [handle], board, **QUICK)
+    await eventually_async(lambda: board.slot(0).get(Word.ADOPTED) == 3)
+    [info] = await inspect.groups(redis, [(STREAM, GROUP)])
+    assert (info.pending, info.replaying, info.retrying) == (3, 3, 3)
+    await again.stop(heir="host:1")
+    assert [(row["name"], row["pending"]) for row in sync.xinfo_consumers(COPIES, GROUP)] == [(b"host:1", 3)]
+    assert failed(board) == 3, "nothing ran before its time"
+
+
+def board_failed(board: Board) -> int:
+    return board.slot(0).get(Word.FAILED)
+
+
+async def test_who_may_only_hand_over_does_so_with_copies(redis: Any, sync: Any, every_server: Any) -> None:
+    trimmed(sync, 2)
+    assert await replay_all(redis) == ["replayed"] * 2
+    sync.xreadgroup(GROUP, "host:0", {COPIES: ">"})
+
+    @handler(STREAM, group=GROUP)
+    async def handle(message: Message) -> None: ...
+
+    worker = Worker(every_server.url, [handle], Board(), **QUICK)
+    worker.task.cancel()
+    await asyncio.gather(worker.task, return_exceptions=True)
+    await worker.runtime.close("host:1")
+    assert [(row["name"], row["pending"]) for row in sync.xinfo_consumers(COPIES, GROUP)] == [(b"host:1", 2)]
+
+
+async def test_a_keeper_takes_over_copies_of_the_dead(redis: Any, sync: Any, every_server: Any) -> None:
+    ids = trimmed(sync, 5)
+    assert await replay_all(redis) == ["replayed"] * 5
+    sync.xreadgroup(GROUP, "host:7", {COPIES: ">"}, count=3)  # a slot that is no more
+    got: list[str] = []
+
+    @handler(STREAM, group=GROUP)
+    async def handle(message: Message) -> None:
+        got.append(message.id)
+
+    board = Board()
+    board.set(Head.WORKERS, 1)
+    board.slot(0).set(Word.READY_NS, 1)
+    await Reaper(redis, "host", "token", board, [(STREAM, GROUP)], Log()).look()
+    assert [row["name"] for row in sync.xinfo_consumers(COPIES, GROUP)] == [b"host:0"]
+    worker = Worker(every_server.url, [handle], board, **QUICK)
+    await eventually_async(lambda: sorted(got) == sorted(ids))
+    await eventually_async(lambda: nothing_left(redis))
+    await worker.stop()
+
+
+async def test_a_stream_that_nobody_needs_is_removed_by_the_keeper(redis: Any, sync: Any) -> None:
+    board = Board()
+    board.set(Head.WORKERS, 1)
+    board.slot(0).set(Word.READY_NS, 1)
+    sync.xgroup_create(COPIES, GROUP, "0", mkstream=True)
+    sync.xgroup_create(STREAM, GROUP, "0", mkstream=True)
+    await Reaper(redis, "host", "token", board, [(STREAM, GROUP)], Log()).look()
+    assert not sync.exists(COPIES)
+
+
+async def test_a_stream_that_is_deleted_under_a_worker_ends_only_its_reading(
+    redis: Any, sync: Any, every_server: Any
+) -> None:
+    trimmed(sync, 2)
+    got: list[str] = []
+
+    @handler(STREAM, group=GROUP, retry_base_s=3600, retry_max_s=3600)
+    async def handle(message: Message) -> None:
+        got.append(message.id)
+        if message.fields["n"] == "0":
+            raise ValueError("later")
+
+    assert await replay_all(redis) == ["replayed"] * 2
+    worker = Worker(every_server.url, [handle], Board(), **QUICK)
+    await eventually_async(lambda: len(got) == 2)
+    sync.delete(COPIES)
+    await eventually_async(lambda: not worker.runtime._copies.consumers)
+    assert not sync.exists(COPIES)
+    sync.xadd(STREAM, {"n": "own"})
+    await eventually_async(lambda: len(got) == 3)
+    # And there may be one again, also one whose group is gone.
+    trimmed(sync, 1, more="again")
+    assert await replay_all(redis) == ["replayed"]
+    sync.xgroup_destroy(COPIES, GROUP)
+    worker.runtime.sweep()
+    await eventually_async(lambda: len(got) == 4)
+    await worker.stop()
+
+
+async def test_two_workers_share_them_and_the_last_one_removes_the_stream(
+    redis: Any, sync: Any, every_server: Any
+) -> None:
+    ids = trimmed(sync, 400)
+    got: list[str] = []
+
+    @handler(STREAM, group=GROUP)
+    async def handle(message: Message) -> None:
+        await asyncio.sleep(0.001)
+        got.append(message.id)
+
+    assert await replay_all(redis) == ["replayed"] * 400
+    workers = [Worker(every_server.url, [handle], Board(), name=f"host:{n}", **QUICK) for n in range(2)]
+    await eventually_async(lambda: nothing_left(redis))
+    assert sorted(got) == sorted(ids)
+    assert all(worker.board.get(Word.DONE) for worker in workers)
+    for worker in workers:
+        await worker.stop()
+        assert worker.faults == []
+
+
+async def test_a_full_server_keeps_the_letter(redis: Any, sync: Any) -> None:
+    trimmed(sync, 1)
+    found = await letters(redis)
+    sync.config_set("maxmemory", 1)
+    try:
+        [outcome] = await replay(redis, found)
+    finally:
+        sync.config_set("maxmemory", 0)
+    assert (outcome.outcome, outcome.as_dict()["error"].partition(":")[0]) == ("refused", "OOM")
+    assert sync.xlen(DEAD) == 1 and not sync.exists(COPIES)
+
+
+async def test_of_two_who_replay_the_same_one_wins(redis: Any, sync: Any, every_server: Any) -> None:
+    trimmed(sync, 200)
+    found = await letters(redis)
+    async with every_server.client() as other:
+        both: list[list[Outcome]] = await asyncio.gather(replay(redis, found), replay(other, found))
+    outcomes = [outcome.outcome for each in both for outcome in each]
+    assert (outcomes.count("replayed"), outcomes.count("gone")) == (200, 200)
+    assert sync.xlen(COPIES) == 200 and sync.xlen(DEAD) == 0
+
+
+async def test_the_stream_itself_may_be_gone(redis: Any, sync: Any) -> None:
+    [entry] = trimmed(sync, 1)
+    sync.delete(STREAM)
+    assert await replay_all(redis) == ["replayed"]
+    assert [info.id for info in await inspect.pending(redis, STREAM, GROUP)] == [entry]
+
+
+fields_of_a_message = st.lists(st.tuples(st.binary(max_size=9), st.binary(max_size=9)), min_size=1, max_size=5)
+
+
+@given(st.integers(0, 2**64 - 1), fields_of_a_message)
+def test_a_copy_tells_of_its_message(ms: int, fields: list[tuple[bytes, bytes]]) -> None:
+    flat = [part for pair in fields for part in pair]
+    entry = f"{ms}-1".encode()
+    assert original(b"9-9", [ORIGIN.encode(), entry, *flat]) == (entry, flat)
+    copy = Copy(b"9-9", [ORIGIN.encode(), entry, *flat])
+    assert (copy.id, copy.origin, copy.flat, copy.recorded) == (b"9-9", entry, flat, True)
+    assert copy.message(STREAM, GROUP).id == entry.decode()
+
+
+@given(st.dictionaries(st.binary(max_size=9), st.binary(max_size=9), min_size=1))
+def test_json_of_a_letter_gives_the_fields_back(fields: dict[bytes, bytes]) -> None:
+    flat = [part for pair in fields.items() for part in pair]
+    many = [part for n in range(FIELDS_MAX) for part in (b"n%d" % n, b"v")]
+    told = dead_letter(
+        Delivery(b"1-1", many + flat), Dead("r", 1), error=None, crash=None, worker="w", handler="h", now_ms=1
+    )
+    [text] = [told[at + 1] for at in range(0, len(told), 2) if told[at] in (b"fields_json", "fields_json")]
+    entry = [ORIGIN_OF_JSON.encode(), b"1-1", b"fields_json", str(text).encode()]
+    wanted = dict(zip(many[::2], many[1::2], strict=True)) | fields
+    origin, found = original(b"9-9", entry)
+    assert (origin, dict(zip(found[::2], found[1::2], strict=True))) == (b"1-1", wanted)
+
+
+@given(st.lists(st.binary(max_size=30) | st.sampled_from([ORIGIN.encode(), ORIGIN_OF_JSON.encode(), b"1-1"])))
+def test_an_entry_that_is_no_copy_stands_for_itself_or_at_least_harms_nobody(flat: list[bytes]) -> None:
+    flat = flat[: len(flat) // 2 * 2]
+    origin, found = original(b"9-9", flat)
+    assert origin.count(b"-") == 1 and len(found) % 2 == 0
