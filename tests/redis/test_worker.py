@@ -32,13 +32,13 @@ class Faults(Complaints):
 
     def __init__(self, told: list[tuple[str, BaseException]]) -> None:
         super().__init__(structlog.get_logger())
-        self._told = told
+        self._faults = told
 
     def __call__(self, what: str, error: BaseException, **_: Any) -> None:
-        self._told.append((what, error))
+        self._faults.append((what, error))
 
     def redis(self, what: str, error: BaseException) -> None:
-        self._told.append((what, error))
+        self._faults.append((what, error))
 
 
 class Worker:
