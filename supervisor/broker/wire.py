@@ -17,6 +17,7 @@ import hiredis
 from redis.exceptions import NoScriptError, ResponseError
 
 from supervisor.broker.connect import connection
+from supervisor.broker.steady import open_anew, send
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,8 +83,8 @@ class Wire:
             try:
                 # One limit for all of it: a server that does not even take what is sent must not hold us either.
                 async with asyncio.timeout(self._limit_s):
-                    await self._connection.connect()
-                    await self._connection.send_packed_command(packed, check_health=False)
+                    await open_anew(self._connection)
+                    await send(self._connection, packed)
                     return [await self._reply() for _ in packed]
             except BaseException:
                 await self._connection.disconnect(nowait=True)
@@ -162,7 +163,7 @@ class BlockingReader:
         self._timeout_s = (block_ms or 0) / 1000 + REPLY_SLACK_S
         self.outstanding = True
         self.due_s = time.monotonic() + self._timeout_s
-        await self._connection.send_packed_command(pack_command(command), check_health=False)
+        await send(self._connection, pack_command(command))
 
     async def receive(self) -> list[list[Any]]:
         """The entries of the read on the wire, `[id, [name, value, ...]]` each; [] when there were none.
@@ -176,7 +177,7 @@ class BlockingReader:
         return reply[0][1] if reply else []
 
     async def _ask(self, *arguments: Argument) -> Any:
-        await self._connection.send_packed_command(pack_command(arguments), check_health=False)
+        await send(self._connection, pack_command(arguments))
         return await self._connection.read_response(disable_decoding=True)
 
     async def close(self) -> None:
