@@ -156,11 +156,13 @@ class BlockingReader:
         if f"name={self._name} ".encode() in await self._ask("CLIENT", "LIST", "ID", before):
             await self._ask("CLIENT", "KILL", "ID", before)
 
-    async def send(self, count: int, *, block_ms: int | None = None, start: str = ">") -> None:
+    async def send(
+        self, count: int, *, block_ms: int | None = None, start: str = ">", slack_s: float = REPLY_SLACK_S
+    ) -> None:
         """Put a read on the wire. `start`: `>` for new entries, an id for one's own pending ones after it."""
         block = () if block_ms is None else ("BLOCK", block_ms)
         command = (*self._head, count, *block, "STREAMS", self._stream, start)
-        self._timeout_s = (block_ms or 0) / 1000 + REPLY_SLACK_S
+        self._timeout_s = (block_ms or 0) / 1000 + slack_s
         self.outstanding = True
         self.due_s = time.monotonic() + self._timeout_s
         await send(self._connection, pack_command(command))

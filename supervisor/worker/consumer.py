@@ -138,6 +138,7 @@ class Consumer:
             except (RedisError, OSError, TimeoutError) as error:
                 failures = 1 if self.intake.progressed else failures + 1
                 self.intake.progressed = False
+                self.intake.lost()
                 await self._wait_out(error, failures)
             if not self.intake.stopping:
                 # Known ids are skipped, so what is still in hand here is not run twice.

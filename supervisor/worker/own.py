@@ -16,6 +16,7 @@ from supervisor.broker.scripts import DELETE_CONSUMER
 from supervisor.core.blame import after_crash, marked
 from supervisor.worker.adopt import Adopted, sort_out
 from supervisor.worker.delivery import Delivery
+from supervisor.worker.pages import PAGE, Pages
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from supervisor.worker.outcomes import Outcomes
     from supervisor.worker.settler import Keys
     from supervisor.worker.surroundings import Surroundings
-
-_PAGE = 500
 
 
 class OwnList:
@@ -43,7 +42,7 @@ class OwnList:
         self._consumer = around.name
         self._row = row
         self._mark = mark
-        self._page = _PAGE
+        self._pages = Pages()
         #: Read at least once: what a predecessor left is known, and no crash is charged any more.
         self.opened = False
 
@@ -61,7 +60,7 @@ class OwnList:
 
     async def sweep(self, reader: BlockingReader, known: AbstractSet[bytes], outcomes: Outcomes) -> Adopted:
         """All that is pending but `known`, sorted by what is to be done with it."""
-        found = await self._read_all(reader, known)
+        found = await self._read_all(reader, known, outcomes)
         charged = not self.opened and await self._charge_marked(found, outcomes)
         started = (0, 0) if self.opened else self._row.started()
         often = await self._delivered_often(found) if not self.opened and self._mark.board_is_new else frozenset()
@@ -87,39 +86,42 @@ class OwnList:
         """Give all that `consumer` holds to the consumer `heir`, and delete it."""
         stream, group = self._keys.stream, self._keys.group
         start = "-"
-        while pending := await self._wire.call("XPENDING", stream, group, start, "+", _PAGE, consumer):
+        while pending := await self._wire.call("XPENDING", stream, group, start, "+", PAGE, consumer):
             ids = [entry[0] for entry in pending]
             # JUSTID: a change of hands is no delivery.
             await self._wire.call("XCLAIM", stream, group, heir, 0, *ids, "JUSTID")
             start = "(" + ids[-1].decode()
         await self._wire.script(DELETE_CONSUMER, [stream], group, consumer)
 
-    async def _read_all(self, reader: BlockingReader, known: AbstractSet[bytes]) -> list[Delivery]:
+    async def _read_all(self, reader: BlockingReader, known: AbstractSet[bytes], outcomes: Outcomes) -> list[Delivery]:
+        await self._bury_unreadable(outcomes)
         found: list[Delivery] = []
-        after = b"0"
-        while True:
-            await reader.send(self._page, start=after.decode())
-            try:
-                entries = await reader.receive()
-            except TimeoutError:  # large messages on a slow link: less at once at the next try
-                self._page = max(1, self._page // 8)
-                raise
-            if not entries:
-                return found
-            after = entries[-1][0]
-            gone = [entry[0] for entry in entries if entry[1] is None]
+        async for page in self._pages.read(reader):
+            new = [entry for entry in page if entry[0] not in known]
+            gone = [entry[0] for entry in new if entry[1] is None]
             if gone:  # deleted while pending
                 self._settler.ack(self._keys, gone)
                 self._board.add(Word.TRIMMED, len(gone))
-            new = (entry for entry in entries if entry[1] is not None and entry[0] not in known)
-            found += [Delivery(entry[0], entry[1]) for entry in new]
+            found += [Delivery(entry[0], entry[1]) for entry in new if entry[1] is not None]
+        return found
+
+    async def _bury_unreadable(self, outcomes: Outcomes) -> None:
+        after = self._pages.unreadable_after
+        if after is None:
+            return
+        stream, group = self._keys.stream, self._keys.group
+        start = b"-" if after == b"0" else b"(" + after
+        pending = await self._wire.call("XPENDING", stream, group, start, "+", 1, self._consumer)
+        if pending:
+            await outcomes.bury_unread(pending[0][0], self._wire)
+        self._pages.forget()
 
     async def _records(self, key: str, found: list[Delivery]) -> list[bytes | None]:
         """What the hash at `key` has of each, in the same order."""
         ids = [delivery.id for delivery in found]
         records: list[bytes | None] = []
-        for at in range(0, len(ids), _PAGE):
-            records += await self._wire.call("HMGET", key, *ids[at : at + _PAGE])
+        for at in range(0, len(ids), PAGE):
+            records += await self._wire.call("HMGET", key, *ids[at : at + PAGE])
         return records
 
     async def _charge_marked(self, found: list[Delivery], outcomes: Outcomes) -> bool:
@@ -139,7 +141,7 @@ class OwnList:
         start = b"-"
         while found and start:
             page = await self._wire.call(
-                "XPENDING", self._keys.stream, self._keys.group, start, "+", _PAGE, self._consumer
+                "XPENDING", self._keys.stream, self._keys.group, start, "+", PAGE, self._consumer
             )
             often |= {entry for entry, _, _, deliveries in page if deliveries >= self._spec.options.max_crashes}
             start = b"(" + page[-1][0] if page else b""

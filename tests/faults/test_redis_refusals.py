@@ -6,7 +6,6 @@ Each case brings about one refusal, with messages in hand whose acks it hits, an
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import threading
 import time

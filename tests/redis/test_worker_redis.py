@@ -6,16 +6,16 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
 from supervisor import Message, handler
-from supervisor.board import Board, Word
-from supervisor.names import dead_key, retries_key
-from tests.redis.test_worker import GROUP, STREAM, Worker, pending, working
+from supervisor.board import Word
+from supervisor.names import dead_key
+from tests.redis.test_worker import GROUP, STREAM, pending, working
 from tests.support.proxy import Proxy
 from tests.support.servers import RedisServer, default_flavour
 from tests.support.waiting import eventually_async
@@ -125,3 +125,8 @@ async def test_an_entry_that_no_reply_may_be_long_enough_for(seen: Counter[str])
                 await eventually_async(lambda: seen["new"] == 1)
                 await eventually_async(lambda: settled(redis))
             assert set(seen.values()) == {1} and len(seen) == 21
+            # Nobody could read the whole letter either.
+            await redis.config_set("client-output-buffer-limit", "normal 0 0 0")
+            [(_, letter)] = await redis.xrange(dead_key(STREAM, GROUP))
+            assert (letter[b"id"], letter[b"field:n"]) == (large, b"large")
+            assert len(letter[b"field:pad"]) == 2_000_000 and b"client-output-buffer-limit" in letter[b"reason"]
