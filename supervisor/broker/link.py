@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from supervisor.broker.connect import connection
 from supervisor.broker.steady import open_anew, send
@@ -42,10 +42,12 @@ class Link:
             if isinstance(source, str)
             else _like(source)
         )
+        self._demoted = False
 
     async def open(self) -> None:
         """Connect, if need be. Raises redis-py's errors and OSError; nothing was sent then."""
-        await open_anew(self._connection)
+        await open_anew(self._connection, demoted=self._demoted)
+        self._demoted = False
 
     async def replies(self, packed: Sequence[bytes]) -> AsyncIterator[Any]:
         """Send packed commands; their replies in order, the server's errors among them as exceptions.
@@ -57,6 +59,7 @@ class Link:
             try:
                 yield await self._connection.read_response(disable_decoding=True, timeout=math.inf)
             except ResponseError as error:
+                self._demoted |= isinstance(error, ReadOnlyError)
                 yield error
 
     async def drop(self) -> None:

@@ -17,12 +17,16 @@ if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
 
-async def open_anew(connection: AbstractConnection) -> None:
-    """Connect, if need be; what was lost while it was idle is made anew. Raises redis-py's errors and OSError."""
+async def open_anew(connection: AbstractConnection, *, demoted: bool = False) -> None:
+    """Connect, if need be; what was lost while it was idle is made anew. Raises redis-py's errors and OSError.
+
+    `demoted`: it has said READONLY. After a failover another server answers at the same name, which nobody
+    learns who stays connected to the old one.
+    """
     reader, writer = connection._reader, connection._writer
     if reader is not None and writer is not None:
         lost = reader.at_eof() or reader.exception() is not None or writer.transport.is_closing()
-        if lost:
+        if lost or demoted:
             await connection.disconnect(nowait=True)
     await connection.connect()
 

@@ -44,6 +44,8 @@ def server_of(link: AbstractConnection) -> Server:
 
 #: How much longer than the server's own BLOCK a reply may take before the link counts as dead.
 REPLY_SLACK_S = 3.0
+#: A pipeline may take as much longer as its bytes do over a link of this speed.
+SLOW_BYTES_PER_S = 256 * 1024
 #: For all that is said before the first read.
 CONNECT_LIMIT_S = 10.0
 
@@ -54,7 +56,7 @@ class Wire:
     def __init__(
         self, url: str, *, key: str = "", name: str = "", connect_timeout_s: float = 5.0, limit_s: float = 5.0
     ) -> None:
-        """`key`: in a cluster, one of those it is for. `limit_s`: after that a command, or a pipeline, has failed."""
+        """`key`: in a cluster, one of those it is for. `limit_s`: for a command or a small pipeline."""
         self._connection = connection(url, key=key, connect_timeout_s=connect_timeout_s, name=name)
         self._limit_s = limit_s
         self._lock = asyncio.Lock()
@@ -82,7 +84,7 @@ class Wire:
         async with self._lock:
             try:
                 # One limit for all of it: a server that does not even take what is sent must not hold us either.
-                async with asyncio.timeout(self._limit_s):
+                async with asyncio.timeout(self._limit_s + sum(map(len, packed)) / SLOW_BYTES_PER_S):
                     await open_anew(self._connection)
                     await send(self._connection, packed)
                     return [await self._reply() for _ in packed]
