@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from supervisor.worker.surroundings import Surroundings
 
 _RECONNECT_BASE_S = 0.05
-_RECONNECT_MAX_S = 2.0
+#: Redis is asked for this often while it is away: it shall be back in use within a second or so.
+_RECONNECT_MAX_S = 1.0
 #: A read gives itself up when its time is over; one that has not after this long never will.
 READ_SLACK_S = 5.0
 

@@ -14,6 +14,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from supervisor.board import RowBoard, Word
 from supervisor.broker.scripts import DELETE_CONSUMER
 from supervisor.core.blame import after_crash, marked
+from supervisor.errors import SupervisorError
 from supervisor.worker.adopt import Adopted, sort_out
 from supervisor.worker.delivery import Delivery
 from supervisor.worker.pages import PAGE, Pages
@@ -38,6 +39,7 @@ class OwnList:
         self._wire = around.wire
         self._settler = around.settler
         self._board = around.board
+        self._complain = around.complain
         self._crash = around.crash
         self._consumer = around.name
         self._row = row
@@ -57,6 +59,18 @@ class OwnList:
         except ResponseError as error:
             if not str(error).startswith("BUSYGROUP"):
                 raise
+        else:
+            if self.opened:
+                self._tell_lost_group()
+
+    def _tell_lost_group(self) -> None:
+        where = f"{self._keys.stream} {self._keys.group}"
+        self._complain(
+            "the group was gone, and with it what it had in hand; it begins anew with all that its stream holds",
+            SupervisorError("FLUSHALL, DEL, XGROUP DESTROY or a server without its data"),
+            level="error",
+            where=where,
+        )
 
     async def sweep(self, reader: BlockingReader, known: AbstractSet[bytes], outcomes: Outcomes) -> Adopted:
         """All that is pending but `known`, sorted by what is to be done with it."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from supervisor.log import Complaints
 
 _RETRY_BASE_S = 0.1
-_RETRY_MAX_S = 2.0
+_RETRY_MAX_S = 1.0
 _REFUSED_MAX_S = 30.0
 _WHAT = "can't settle"
 #: Lua's unpack takes about 8,000 arguments; a command of this many ids stays far from any limit.
