@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from supervisor.broker.connect import connection
+from supervisor.broker.steady import open_anew, send
 from supervisor.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,24 +42,24 @@ class Link:
             if isinstance(source, str)
             else _like(source)
         )
+        self._demoted = False
 
     async def open(self) -> None:
         """Connect, if need be. Raises redis-py's errors and OSError; nothing was sent then."""
-        reader = self._connection._reader
-        if reader is not None and (reader.at_eof() or reader.exception() is not None):
-            await self._connection.disconnect(nowait=True)
-        await self._connection.connect()
+        await open_anew(self._connection, demoted=self._demoted)
+        self._demoted = False
 
     async def replies(self, packed: Sequence[bytes]) -> AsyncIterator[Any]:
         """Send packed commands; their replies in order, the server's errors among them as exceptions.
 
         Raises redis-py's errors and OSError when the link fails: the rest is then unknown.
         """
-        await self._connection.send_packed_command(packed, check_health=False)
+        await send(self._connection, packed)
         for _ in packed:
             try:
                 yield await self._connection.read_response(disable_decoding=True, timeout=math.inf)
             except ResponseError as error:
+                self._demoted |= isinstance(error, ReadOnlyError)
                 yield error
 
     async def drop(self) -> None:

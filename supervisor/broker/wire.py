@@ -17,6 +17,7 @@ import hiredis
 from redis.exceptions import NoScriptError, ResponseError
 
 from supervisor.broker.connect import connection
+from supervisor.broker.steady import open_anew, send
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +44,8 @@ def server_of(link: AbstractConnection) -> Server:
 
 #: How much longer than the server's own BLOCK a reply may take before the link counts as dead.
 REPLY_SLACK_S = 3.0
+#: A pipeline may take as much longer as its bytes do over a link of this speed.
+SLOW_BYTES_PER_S = 256 * 1024
 #: For all that is said before the first read.
 CONNECT_LIMIT_S = 10.0
 
@@ -53,7 +56,7 @@ class Wire:
     def __init__(
         self, url: str, *, key: str = "", name: str = "", connect_timeout_s: float = 5.0, limit_s: float = 5.0
     ) -> None:
-        """`key`: in a cluster, one of those it is for. `limit_s`: after that a command, or a pipeline, has failed."""
+        """`key`: in a cluster, one of those it is for. `limit_s`: for a command or a small pipeline."""
         self._connection = connection(url, key=key, connect_timeout_s=connect_timeout_s, name=name)
         self._limit_s = limit_s
         self._lock = asyncio.Lock()
@@ -81,9 +84,9 @@ class Wire:
         async with self._lock:
             try:
                 # One limit for all of it: a server that does not even take what is sent must not hold us either.
-                async with asyncio.timeout(self._limit_s):
-                    await self._connection.connect()
-                    await self._connection.send_packed_command(packed, check_health=False)
+                async with asyncio.timeout(self._limit_s + sum(map(len, packed)) / SLOW_BYTES_PER_S):
+                    await open_anew(self._connection)
+                    await send(self._connection, packed)
                     return [await self._reply() for _ in packed]
             except BaseException:
                 await self._connection.disconnect(nowait=True)
@@ -155,14 +158,16 @@ class BlockingReader:
         if f"name={self._name} ".encode() in await self._ask("CLIENT", "LIST", "ID", before):
             await self._ask("CLIENT", "KILL", "ID", before)
 
-    async def send(self, count: int, *, block_ms: int | None = None, start: str = ">") -> None:
+    async def send(
+        self, count: int, *, block_ms: int | None = None, start: str = ">", slack_s: float = REPLY_SLACK_S
+    ) -> None:
         """Put a read on the wire. `start`: `>` for new entries, an id for one's own pending ones after it."""
         block = () if block_ms is None else ("BLOCK", block_ms)
         command = (*self._head, count, *block, "STREAMS", self._stream, start)
-        self._timeout_s = (block_ms or 0) / 1000 + REPLY_SLACK_S
+        self._timeout_s = (block_ms or 0) / 1000 + slack_s
         self.outstanding = True
         self.due_s = time.monotonic() + self._timeout_s
-        await self._connection.send_packed_command(pack_command(command), check_health=False)
+        await send(self._connection, pack_command(command))
 
     async def receive(self) -> list[list[Any]]:
         """The entries of the read on the wire, `[id, [name, value, ...]]` each; [] when there were none.
@@ -176,7 +181,7 @@ class BlockingReader:
         return reply[0][1] if reply else []
 
     async def _ask(self, *arguments: Argument) -> Any:
-        await self._connection.send_packed_command(pack_command(arguments), check_health=False)
+        await send(self._connection, pack_command(arguments))
         return await self._connection.read_response(disable_decoding=True)
 
     async def close(self) -> None:

@@ -30,6 +30,8 @@ class Pace:
     #: The longest hold of the last slow messages, 0 when they are forgotten.
     slow_s: float = 0.0
     _quick: int = 0
+    #: What a read may ask for after a reply was lost; 0: as much as pace allows.
+    _limit: int = 0
 
     def observe(self, ran: int, busy_s: float, slowest_s: float) -> None:
         """`ran` messages held the loop for `busy_s` in all and one of them for `slowest_s`."""
@@ -49,7 +51,9 @@ class Pace:
         self.read_ahead = not self.slow_s
         # Reading ahead holds two batches: the one in hand and the one on the wire.
         fits = self.hold_s / self.slow_s if self.slow_s else self.hold_s / 2 / max(self.per_message_s, 1e-9)
-        self.count = max(1, min(self.count, self.batch_size, int(fits)))
+        if self._limit:
+            self._limit = 0 if self._limit >= self.batch_size else self._limit + 1
+        self.count = max(1, min(self.count, self._limit or self.batch_size, int(fits)))
 
     def came_short(self, got: int) -> None:
         """A read of `count` brought only `got`: no backlog, so the next burst is taken in small bites.
@@ -57,3 +61,7 @@ class Pace:
         Otherwise the first worker to be served after a quiet time would take a whole burst for itself.
         """
         self.count = max(1, min(self.count, 2 * got))
+
+    def lost(self) -> None:
+        """The reply to a read was lost: perhaps it was too long. Half as much is asked for, and slowly more again."""
+        self.count = self._limit = max(1, self.count // 2)

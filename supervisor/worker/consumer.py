@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from supervisor.worker.surroundings import Surroundings
 
 _RECONNECT_BASE_S = 0.05
-_RECONNECT_MAX_S = 2.0
+#: Redis is asked for this often while it is away: it shall be back in use within a second or so.
+_RECONNECT_MAX_S = 1.0
 #: A read gives itself up when its time is over; one that has not after this long never will.
 READ_SLACK_S = 5.0
 
@@ -157,6 +158,7 @@ class Consumer:
             except (RedisError, OSError, TimeoutError) as error:
                 failures = 1 if self.intake.progressed else failures + 1
                 self.intake.progressed = False
+                self.intake.lost()
                 await self._wait_out(error, failures)
             if not self.intake.stopping:
                 # Known ids are skipped, so what is still in hand here is not run twice.

@@ -75,6 +75,10 @@ class Intake:
                     self._changed.clear()
                     await self._changed.wait()
 
+    def lost(self) -> None:
+        """What was read last may have been too much for one reply."""
+        self._pace.lost()
+
     async def all_started(self) -> None:
         """Wait until nothing in hand waits for its turn, or it is time to stop."""
         while self._share.unstarted and not self.stopping:

@@ -11,18 +11,28 @@ import time
 from typing import TYPE_CHECKING
 
 from supervisor.board import Word
+from supervisor.broker.scripts_unread import BURY_UNREAD
 from supervisor.core.outcome import Crash, Dead, outcome_of
 from supervisor.errors import SupervisorError
-from supervisor.worker.letter import dead_letter
+from supervisor.worker.delivery import Delivery
+from supervisor.worker.letter import FIELD_PREFIX, FIELDS_MAX, dead_letter
 from supervisor.worker.settler import Keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from supervisor.broker.wire import Wire
     from supervisor.handling.load import HandlerSpec
-    from supervisor.worker.delivery import Delivery
     from supervisor.worker.surroundings import Surroundings
     from supervisor.worker.waiting import Waiting
+
+#: The reason of a dead letter that no worker has seen.
+UNREADABLE = (
+    "can't be read: each time, the connection was lost in the middle of it;"
+    " is client-output-buffer-limit of the server too small for it?"
+)
+#: A smaller entry passes no limit that a server could work with: the network is at fault, and may recover.
+UNREADABLE_BYTES_MIN = 64 * 1024
 
 
 class Outcomes:
@@ -102,6 +112,9 @@ class Outcomes:
         )
         self._settler.dead(self._keys_of(delivery), delivery.id, letter)
         self._board.add(Word.DEAD, 1)
+        self._tell_buried(delivery.origin, outcome, error, crash=crash and crash.text)
+
+    def _tell_buried(self, entry: bytes, outcome: Dead, error: BaseException | None = None, **details: object) -> None:
         self._complain(
             "message given up",
             error or SupervisorError(outcome.reason),
@@ -109,12 +122,35 @@ class Outcomes:
             where=self._spec.name,
             stream=self._spec.stream,
             group=self._spec.group,
-            id=delivery.origin.decode(),
+            id=entry.decode(),
             reason=outcome.reason,
-            crash=crash and crash.text,
             dead=self._keys.dead,
             exc_info=error,
+            **details,
         )
+
+    async def bury_unread(self, entry: bytes, wire: Wire) -> None:
+        """Make a dead letter of an entry whose reply is lost each time, if it is large enough to be why.
+
+        Raises redis-py's errors and OSError.
+        """
+        keys = self._keys
+        outcome = Dead(UNREADABLE, 0)
+        letter = dead_letter(
+            Delivery(entry, ()),
+            outcome,
+            error=None,
+            crash=None,
+            worker=self._worker,
+            handler=self._spec.name,
+            now_ms=int(time.time() * 1000),
+        )
+        limits = (UNREADABLE_BYTES_MIN, FIELDS_MAX, FIELD_PREFIX)
+        script_keys = [keys.stream, keys.retries, keys.crashes, keys.dead]
+        size = await wire.script(BURY_UNREAD, script_keys, keys.group, self._worker, entry, *limits, *letter)
+        if size:
+            self._board.add(Word.DEAD, 1)
+            self._tell_buried(entry, outcome, size=size)
 
     def flush_acks(self) -> None:
         """Hand what was done to the settler."""

@@ -17,6 +17,7 @@ from supervisor.core.blame import after_crash, marked
 from supervisor.errors import SupervisorError
 from supervisor.worker.adopt import Adopted, sort_out
 from supervisor.worker.delivery import Copy, Delivery
+from supervisor.worker.pages import PAGE, Pages
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from supervisor.worker.settler import Keys
     from supervisor.worker.surroundings import Surroundings
 
-_PAGE = 500
-
 
 class CopiesGoneError(SupervisorError):
     """The stream of copies is no more: somebody else has settled the last one."""
@@ -39,7 +38,7 @@ async def hand_over(wire: Wire, keys: Keys, consumer: str, heir: str) -> None:
     """Give all that `consumer` holds of one (stream, group) to the consumer `heir`, and delete it."""
     stream, group = keys.stream, keys.group
     start = "-"
-    while pending := await wire.call("XPENDING", stream, group, start, "+", _PAGE, consumer):
+    while pending := await wire.call("XPENDING", stream, group, start, "+", PAGE, consumer):
         ids = [entry[0] for entry in pending]
         # JUSTID: a change of hands is no delivery.
         await wire.call("XCLAIM", stream, group, heir, 0, *ids, "JUSTID")
@@ -56,12 +55,13 @@ class OwnList:
         self._wire = around.wire
         self._settler = around.settler
         self._board = around.board
+        self._complain = around.complain
         self._crash = around.crash
         self._consumer = around.name
         self._row = row
         self._mark = mark
         self._make = Copy if keys.copies else Delivery
-        self._page = _PAGE
+        self._pages = Pages()
         #: Read at least once: what a predecessor left is known, and no crash is charged any more.
         self.opened = False
 
@@ -79,10 +79,22 @@ class OwnList:
         except ResponseError as error:
             if not str(error).startswith("BUSYGROUP"):
                 raise
+        else:
+            if self.opened:
+                self._tell_lost_group()
+
+    def _tell_lost_group(self) -> None:
+        where = f"{self._keys.stream} {self._keys.group}"
+        self._complain(
+            "the group was gone, and with it what it had in hand; it begins anew with all that its stream holds",
+            SupervisorError("FLUSHALL, DEL, XGROUP DESTROY or a server without its data"),
+            level="error",
+            where=where,
+        )
 
     async def sweep(self, reader: BlockingReader, known: AbstractSet[bytes], outcomes: Outcomes) -> Adopted:
         """All that is pending but `known`, sorted by what is to be done with it."""
-        found = await self._read_all(reader, known)
+        found = await self._read_all(reader, known, outcomes)
         charged = not self.opened and await self._charge_marked(found, outcomes)
         started = (0, 0) if self.opened else self._row.started()
         often = await self._delivered_often(found) if not self.opened and self._mark.board_is_new else frozenset()
@@ -120,32 +132,35 @@ class OwnList:
             if not str(error).startswith("BUSYGROUP"):
                 raise
 
-    async def _read_all(self, reader: BlockingReader, known: AbstractSet[bytes]) -> list[Delivery]:
+    async def _read_all(self, reader: BlockingReader, known: AbstractSet[bytes], outcomes: Outcomes) -> list[Delivery]:
+        await self._bury_unreadable(outcomes)
         found: list[Delivery] = []
-        after = b"0"
-        while True:
-            await reader.send(self._page, start=after.decode())
-            try:
-                entries = await reader.receive()
-            except TimeoutError:  # large messages on a slow link: less at once at the next try
-                self._page = max(1, self._page // 8)
-                raise
-            if not entries:
-                return found
-            after = entries[-1][0]
-            gone = [entry[0] for entry in entries if entry[1] is None]
+        async for page in self._pages.read(reader):
+            new = [entry for entry in page if entry[0] not in known]
+            gone = [entry[0] for entry in new if entry[1] is None]
             if gone:  # deleted while pending
                 self._settler.ack(self._keys, gone)
                 self._board.add(Word.TRIMMED, len(gone))
-            new = (entry for entry in entries if entry[1] is not None and entry[0] not in known)
-            found += [self._make(entry[0], entry[1]) for entry in new]
+            found += [self._make(entry[0], entry[1]) for entry in new if entry[1] is not None]
+        return found
+
+    async def _bury_unreadable(self, outcomes: Outcomes) -> None:
+        after = self._pages.unreadable_after
+        if after is None:
+            return
+        stream, group = self._keys.stream, self._keys.group
+        start = b"-" if after == b"0" else b"(" + after
+        pending = await self._wire.call("XPENDING", stream, group, start, "+", 1, self._consumer)
+        if pending:
+            await outcomes.bury_unread(pending[0][0], self._wire)
+        self._pages.forget()
 
     async def _records(self, key: str, found: list[Delivery]) -> list[bytes | None]:
         """What the hash at `key` has of each, in the same order."""
         ids = [delivery.id for delivery in found]
         records: list[bytes | None] = []
-        for at in range(0, len(ids), _PAGE):
-            records += await self._wire.call("HMGET", key, *ids[at : at + _PAGE])
+        for at in range(0, len(ids), PAGE):
+            records += await self._wire.call("HMGET", key, *ids[at : at + PAGE])
         return records
 
     async def _charge_marked(self, found: list[Delivery], outcomes: Outcomes) -> bool:
@@ -165,7 +180,7 @@ class OwnList:
         start = b"-"
         while found and start:
             page = await self._wire.call(
-                "XPENDING", self._keys.stream, self._keys.group, start, "+", _PAGE, self._consumer
+                "XPENDING", self._keys.stream, self._keys.group, start, "+", PAGE, self._consumer
             )
             often |= {entry for entry, _, _, deliveries in page if deliveries >= self._spec.options.max_crashes}
             start = b"(" + page[-1][0] if page else b""

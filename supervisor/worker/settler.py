@@ -1,7 +1,7 @@
 """Sends what was decided about deliveries to Redis: acks, retries, dead letters.
 
-1. One pipelined write a turn for everything that was decided since the last one, with one variadic
-   XACK per group.
+1. One pipelined write a turn for everything that was decided since the last one, up to some megabytes,
+   with one variadic XACK per group.
 2. What was sent and not confirmed is sent again after a lost connection: all of it may be repeated.
 3. What the server refuses is kept and tried again; the message stays pending until then. A server that
    refuses for now (READONLY) gets all of it again, a command that it refuses otherwise (OOM) holds up no other.
@@ -32,11 +32,13 @@ if TYPE_CHECKING:
     from supervisor.log import Complaints
 
 _RETRY_BASE_S = 0.1
-_RETRY_MAX_S = 2.0
+_RETRY_MAX_S = 1.0
 _REFUSED_MAX_S = 30.0
 _WHAT = "can't settle"
 #: Lua's unpack takes about 8,000 arguments; a command of this many ids stays far from any limit.
 _IDS_MAX = 1_000
+#: What is sent at once is at most about this long, or dead letters of many megabytes would have to arrive together.
+_BYTES_MAX = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +145,7 @@ class Settler:
             self._wakeup.clear()
             self._unconfirmed += self._take()
             while self._unconfirmed:
-                await self._send()
-                failures = failures + 1 if self._unconfirmed else 0
+                failures = 0 if await self._send() else failures + 1
                 if failures:
                     await asyncio.sleep(backoff_s(failures, _RETRY_BASE_S, _RETRY_MAX_S, random.random))
                     self._unconfirmed += self._take()
@@ -170,19 +171,30 @@ class Settler:
                 items.append(_Item(keys, ("XACK", keys.stream, keys.group, *part), ids=part))
         return items
 
-    async def _send(self) -> None:
+    async def _send(self) -> bool:
+        """Send the first of what is unconfirmed, or all of it; False when some of that has to be sent again."""
+        packed: list[bytes] = []
+        size = 0
+        for item in self._unconfirmed:
+            packed.append(pack_command(item.arguments))
+            size += len(packed[-1])
+            if size >= _BYTES_MAX:
+                break
+        sent = self._unconfirmed[: len(packed)]
         try:
-            replies = await self._wire.pipeline([pack_command(item.arguments) for item in self._unconfirmed])
+            replies = await self._wire.pipeline(packed)
         except (RedisError, OSError) as error:
             self._complain.redis(_WHAT, error)
-            for item in self._unconfirmed:
+            for item in sent:
                 item.again = True
-            return
-        self._unconfirmed = self._judge(self._unconfirmed, replies)
+            return False
+        again = self._judge(sent, replies)
+        self._unconfirmed[: len(sent)] = again
         self._board.set(Word.SETTLE_NS, monotonic_ns())
         self.progress()
         if not self._unconfirmed and not self._refused:
             self._complain.over(_WHAT)
+        return not again
 
     def _judge(self, items: list[_Item], replies: list[Any]) -> list[_Item]:
         """Those that have to be sent again with the next; what is refused for good tries again by itself."""

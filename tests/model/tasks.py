@@ -145,7 +145,7 @@ class Reader:
         self._stream = stream
         self._command: Command = ()
 
-    async def send(self, count: int, *, start: str = ">") -> None:
+    async def send(self, count: int, *, start: str = ">", slack_s: float = 0) -> None:
         self._command = (*self._head, count, "STREAMS", self._stream, start)
 
     async def receive(self) -> list[list[Any]]:

@@ -93,7 +93,7 @@ class Consumer:
         self.row = row
         self.keys = Keys.of(stream, group)
         self.reader = Reader(stream, group, worker.name)
-        around = SimpleNamespace(wire=Wire(), settler=worker.settler, board=worker.words, crash=None)
+        around = SimpleNamespace(wire=Wire(), settler=worker.settler, board=worker.words, crash=None, complain=_unheard)
         self.own = OwnList(SimpleNamespace(options=self.options), self.keys, around, row)  # type: ignore[arg-type]
         self.ready: deque[Delivery] = deque()
         self.running: list[Delivery] = []
@@ -339,6 +339,10 @@ class Worker:
         for consumer in self.consumers:
             await Until(lambda consumer=consumer: not consumer.in_hand)
         await Until(lambda: self.settler.idle)
+
+
+def _unheard(*_: object, **__: object) -> None:
+    """What is complained of; a model has no log."""
 
 
 def _in_order(deliveries: Sequence[Delivery]) -> list[Delivery]:

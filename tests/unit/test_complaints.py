@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import Any
 
@@ -89,6 +90,6 @@ def test_however_it_flaps_it_is_told_rarely(steps: list[tuple[float, str, bool]]
             complain.redis(what, TimeoutError()) if fails else complain.over(what)
             at += [(clock.now_s, line["event"]) for line in lines.lines[before:]]
     told = [when_s for when_s, event in at if event != "works again"]
-    assert all(later - earlier >= QUIET_S for earlier, later in zip(told, told[1:], strict=False))
+    assert all(later - earlier >= QUIET_S for earlier, later in itertools.pairwise(told))
     events = Counter(event == "works again" for _, event in at)
     assert events[True] <= events[False], "nothing is over that was not told of"

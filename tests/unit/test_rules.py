@@ -100,6 +100,27 @@ def test_pace_grows_while_quick_and_falls_at_once() -> None:
     assert pace.count == 2
 
 
+def test_pace_asks_for_less_after_a_lost_reply_and_slowly_for_more() -> None:
+    pace = Pace(hold_s=0.1, batch_size=100)
+
+    def run() -> None:
+        pace.observe(pace.count, pace.count * 2e-6, 2e-6)
+
+    for _ in range(10):
+        run()
+    for most in (50, 25, 12, 6, 3, 1, 1):
+        pace.lost()
+        assert pace.count == most
+    run()
+    assert pace.count == 2
+    pace.lost()
+    for _ in range(200):
+        before = pace.count
+        run()
+        assert pace.count <= before + 1
+    assert pace.count == 100
+
+
 Ids = st.tuples(st.integers(1, 2**48), st.integers(0, 2**32))
 
 
