@@ -182,7 +182,7 @@ class Consumer:
         await self.unblock()
 
     async def unblock(self) -> None:
-        """End a blocked read now, without losing what it brings; one that is overdue gives itself up, or nobody reads."""
+        """End a blocked read now, without losing what it brings. One that is overdue has nobody who reads it."""
         while self._reader.outstanding and not self.cut_off and time.monotonic() < self._reader.due_s:
             try:
                 await self.around.wire.unblock(self._reader)
