@@ -35,7 +35,7 @@ class Pool(Crew):
         """`fork` starts the worker of a slot and gives its pid; the rest is `Crew`'s."""
         super().__init__(*args, **options)
         self.board = board
-        self.breaker = Breaker()
+        self.breaker = Breaker(done=board.total(Word.DONE))
         #: Some worker has been READY since the pool began: from now on a bad one is no reason to give up.
         self.was_ready = False
         self._fork = fork
@@ -115,7 +115,7 @@ class Pool(Crew):
         words, left = self.board.slot(before.number), after.last_exit
         words.set(Word.PID, 0)
         crashed = left is not None and left.kind is Kind.CRASH
-        if left is not None and crashed and not left.paid and not self.stopping:
+        if crashed and not self.stopping:
             self._count_crash(before.number)
         else:
             self.breaker = restart.gone(self.breaker, before.number)
@@ -126,7 +126,8 @@ class Pool(Crew):
 
     def _count_crash(self, number: int) -> None:
         was_open = self.breaker.is_open
-        self.breaker = restart.crashed(self.breaker, number, self.size, time.monotonic())
+        done = self.board.total(Word.DONE)
+        self.breaker = restart.crashed(self.breaker, number, self.size, time.monotonic(), done)
         if self.breaker.is_open and not was_open:
             self.log.error(
                 "workers crash too often: only one at a time is tried until it stays up",

@@ -33,9 +33,9 @@ CRASHES_PER_WORKER = 3
 #: So many messages done pay for one crash, which the breaker then does not count: a pool that gets on with its work
 #: is in no crash loop, even if one message in twenty kills.
 DONE_PER_CRASH = 5
-#: What a slot may have in hand to pay with: the deaths that one message can cause, one with others in hand and three
-#: alone. So a slot that begins to crash after millions of good messages is counted soon.
-CREDIT_MAX = 4
+#: What the pool may have in hand to pay with, for each of its workers: the deaths that one message can cause, one with
+#: others in hand and three alone. So a pool that begins to crash after millions of good messages is stopped soon.
+CREDIT_PER_WORKER = 4
 #: How long the breaker waits before each canary; the last one repeats.
 CANARY_AFTER_S = (5.0, 10.0, 20.0, 40.0, 60.0)
 #: A canary that is READY for this long closes the breaker.
@@ -82,8 +82,6 @@ class Exit:
     uptime_s: float
     #: Messages that it had done.
     done: int = 0
-    #: A crash that messages done have paid for.
-    paid: bool = False
 
 
 def classify(
@@ -117,16 +115,6 @@ class History:
     crashes: int = 0
     #: Exits in a row for want of a dependency.
     misses: int = 0
-    #: Crashes that are paid for.
-    credit: int = 0
-
-
-def pay(history: History, left: Exit) -> tuple[History, Exit]:
-    """Earn by what was done, and pay for a crash with it, if it is one."""
-    credit = min(CREDIT_MAX, history.credit + max(0, left.done) // DONE_PER_CRASH)
-    if left.kind is Kind.CRASH and credit:
-        return replace(history, credit=credit - 1), replace(left, paid=True)
-    return replace(history, credit=credit), left
 
 
 def plan(history: History, left: Exit, ready_for_s: float, random: Callable[[], float]) -> tuple[History, float]:
@@ -135,7 +123,7 @@ def plan(history: History, left: Exit, ready_for_s: float, random: Callable[[], 
     Who has done messages is in no crash loop: what ended it may have been one bad message among good ones.
     """
     if ready_for_s >= FORGIVEN_AFTER_S or left.done > 0:
-        history = History(credit=history.credit)
+        history = History()
     if left.kind is Kind.DEPENDENCY:
         misses = history.misses + 1
         return replace(history, misses=misses), backoff_s(misses, BACKOFF_BASE_S, BACKOFF_MAX_S, random)
@@ -162,10 +150,22 @@ class Breaker:
     next_canary_s: float = 0.0
     #: A slot that was READY when the calm began, and for how long it had been.
     calm: tuple[int, float] | None = None
+    #: Crashes that are paid for already, by whichever workers: many bad messages may be in the hands of one.
+    credit: int = 0
+    #: The messages, of all that the pool has done, which have paid.
+    done: int = 0
 
 
-def crashed(breaker: Breaker, slot: int, workers: int, now_s: float) -> Breaker:
-    """Count a crash; may open the breaker, or put off its next canary."""
+def crashed(breaker: Breaker, slot: int, workers: int, now_s: float, done: int) -> Breaker:
+    """Count a crash that is not paid for; may open the breaker, or put off its next canary.
+
+    `done`: how many messages the pool has done so far.
+    """
+    earned = max(0, done - breaker.done) // DONE_PER_CRASH
+    credit = min(CREDIT_PER_WORKER * workers, breaker.credit + earned)
+    breaker = replace(breaker, credit=credit, done=breaker.done + earned * DONE_PER_CRASH)
+    if credit:
+        return gone(replace(breaker, credit=credit - 1), slot)
     recent = tuple(at_s for at_s in breaker.crashed_s if at_s > now_s - WINDOW_S)
     allowed = max(CRASHES_MIN, CRASHES_PER_WORKER * workers)
     # One more than is allowed says all; a pool that crashes for days needs no longer list.
@@ -202,11 +202,11 @@ def ready(breaker: Breaker, slot: int, ready_for_s: float) -> Breaker:
     if not breaker.is_open:
         return breaker
     if breaker.canary is not None:
-        return Breaker() if breaker.canary == slot and ready_for_s >= CANARY_PROVES_S else breaker
+        return Breaker(done=breaker.done) if breaker.canary == slot and ready_for_s >= CANARY_PROVES_S else breaker
     if breaker.calm is None:
         return replace(breaker, calm=(slot, ready_for_s))
     watched, since_s = breaker.calm
-    return Breaker() if watched == slot and ready_for_s - since_s >= CALM_S else breaker
+    return Breaker(done=breaker.done) if watched == slot and ready_for_s - since_s >= CALM_S else breaker
 
 
 def gone(breaker: Breaker, slot: int) -> Breaker:

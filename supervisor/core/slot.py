@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from supervisor.core.restart import OVERRAN, Exit, History, Kind, classify, pay, plan
+from supervisor.core.restart import OVERRAN, Exit, History, Kind, classify, plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -240,9 +240,9 @@ def exited(
     told = slot.state is State.DRAINING or not slot.wanted
     kind, reason = classify(code, signal, told=told, doomed=slot.doomed, burst=burst, said=notes.said)
     uptime_s = now_s - slot.spawned_s
-    history, left = pay(slot.history, Exit(kind, reason, code, signal, uptime_s, notes.done))
+    left = Exit(kind, reason, code, signal, uptime_s, notes.done)
     ready_for_s = 0.0 if slot.ready_s is None else now_s - slot.ready_s
-    history, wait_s = plan(history, left, ready_for_s, random)
+    history, wait_s = plan(slot.history, left, ready_for_s, random)
     slot = replace(slot, pid=0, ready_s=None, last_exit=left, history=history, doomed="", kill_s=math.inf)
     slot = replace(slot, drain_until_s=math.inf, next_start_s=now_s + wait_s)
     if final or (kind is Kind.DONE and not told):

@@ -11,7 +11,7 @@ def test_the_shape_of_what_is_handed_over_holds_all_parts_of_its_parts() -> None
     shape = shape_of(Inherited)
     (_, slot) = shape["workers"]
     assert slot["state"]["BACKOFF"] == "BACKOFF"
-    assert slot["history"] == {"crashes": ["int"], "misses": ["int"], "credit": ["int"]}
+    assert slot["history"] == {"crashes": ["int"], "misses": ["int"]}
     assert slot["last_exit"][1]["kind"]["PLANNED"] == "planned"
     assert shape["stack_fds"] == ["dict", ["str"], ["int"]]
     assert json.loads(json.dumps(shape)) == shape
