@@ -52,6 +52,8 @@ class Case:
         self.watch = Watch()
         #: Each fault that was proved: what, and when.
         self.faults: list[tuple[str, int]] = []
+        #: How long the first start took: what a start takes on this machine, busy as it is.
+        self.started_ms = 0.0
         self.pool: Pool
         self.load: Load
 
@@ -71,7 +73,9 @@ class Case:
             config=setting.config, api=setting.api, env=setting.env,
         )  # fmt: skip
         self.watch.add(self.pool)
+        began_s = time.monotonic()
         self.pool.start(ready=ready)
+        self.started_ms = (time.monotonic() - began_s) * 1000
         if ready:
             self.watch.measure(self.pool)
         return self.pool
