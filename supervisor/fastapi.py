@@ -178,6 +178,7 @@ class _Crew:
             except (RedisError, OSError) as error:
                 reaper.lost_sight()
                 self._complain.redis("can't renew the name", error)
+                await trimmer.make_room(error)
             else:
                 self._complain.over("can't renew the name")
             await asyncio.sleep(RENEW_S)

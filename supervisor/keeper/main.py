@@ -93,6 +93,7 @@ class Keeper:
             self._board.set(Head.KEEPER_REDIS_OK, 0)
             self._reaper.lost_sight()
             self._complain.redis("can't renew the lease", error)
+            await self._trimmer.make_room(error)
         else:
             self._board.set(Head.KEEPER_REDIS_OK, 1)
             self._complain.over("can't renew the lease")

@@ -3,18 +3,21 @@
 1. One keeper at a time a stream, elected like the reaper. It decides nothing itself: one script finds, on the
    server, what may go (`supervisor.broker.scripts_retention`), and is called again while it removes.
 2. A look takes a second at most, so that the lease is renewed in time; the next look goes on.
-3. A group that holds back what should go is told of after a while, and now and then again.
+3. On a server that is full, nobody can be elected, but entries can still go: then every keeper trims.
+4. A group that holds back what should go is told of after a while, and now and then again.
 
 Streams of dead letters are never trimmed: they are the last that is left of a message.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
+from supervisor.broker.codes import code_of
 from supervisor.broker.scripts_retention import TRIM
 from supervisor.core.retention import Patience, Retention, retention_of
 from supervisor.keeper.lease import elected
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 LIMIT = 10_000
 LOOK_S = 1.0
 _WHAT = "can't trim"
+#: Redis's word for it.
+_FULL = "OOM"
 
 
 class Trimmer:
@@ -70,8 +75,22 @@ class Trimmer:
                 self._complain.over(_WHAT)
         self._work.append(self._work.pop(0)) if self._work else None  # who came last begins
 
+    async def make_room(self, error: Exception) -> None:
+        """After this fault of a keeper's turn: look all the same, if it says that the server is full."""
+        if code_of(error) == _FULL:
+            with contextlib.suppress(RedisError, OSError):
+                await self.look()
+
+    async def _is_mine(self, stream: str) -> bool:
+        try:
+            return await elected(self._redis, trimmer_key(stream), self._token)
+        except ResponseError as error:
+            if code_of(error) != _FULL:
+                raise
+            return True
+
     async def _trim(self, stream: str, retention: Retention, groups: list[str], until_s: float) -> None:
-        if time.monotonic() > until_s or not await elected(self._redis, trimmer_key(stream), self._token):
+        if time.monotonic() > until_s or not await self._is_mine(stream):
             return
         keys = [stream, *(key(stream, group) for group in groups for key in (retries_key, crashes_key))]
         limits = (int(retention.max_age_s * 1000), retention.max_length, LIMIT)

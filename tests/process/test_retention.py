@@ -7,10 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+from redis.exceptions import ResponseError
+
 from supervisor import Message, handler
 from supervisor.fastapi import lifespan
+from supervisor.names import host_key
+from supervisor.settings.load import load
 from tests.support.pool import Pool
-from tests.support.recording import HOLDING
+from tests.support.recording import HOLDING, SIMPLE, seen
 from tests.support.waiting import eventually, eventually_async
 
 StartPool = Callable[..., Pool]
@@ -54,6 +59,28 @@ def kept(pool: Pool) -> dict[str, Any]:
     (stream,) = json.loads(pool.command("streams", "--json").stdout)
     found: dict[str, Any] = stream["retention"]
     return found
+
+
+def test_a_full_server_gets_room_again(start_pool: StartPool, redis_server: Any) -> None:
+    pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=1, config="[consumer]\nmax_length = 5\n")
+    redis = redis_server.sync()
+    redis.xgroup_create("events", "left", "0")
+    for n in range(3000):
+        redis.xadd("events", {"n": n, "text": "x" * 1000})
+    eventually(lambda: redis.xpending("events", "workers")["pending"] == 0 and seen(pool).total() == 3000)
+    redis.config_set("maxmemory", redis.info("memory")["used_memory"] - 1_000_000)
+    with pytest.raises(ResponseError, match=r"OOM|used memory"):
+        redis.xadd("events", {"n": "refused"})
+    eventually(lambda: not redis.exists(host_key(pool_name(pool))), 20, what="its lease can't be renewed")
+    redis.xgroup_destroy("events", "left")
+    eventually(lambda: redis.xlen("events") == 5)
+    redis.xadd("events", {"n": "taken"})
+    eventually(lambda: seen(pool)["taken"] == 1)
+    eventually(lambda: redis.exists(host_key(pool_name(pool))), what="and its lease is back")
+
+
+def pool_name(pool: Pool) -> str:
+    return load(pool.config, environ={}).settings.pool.host
 
 
 async def test_an_app_that_works_by_itself_trims_too(tmp_path: Path, redis: Any, redis_url: str) -> None:
