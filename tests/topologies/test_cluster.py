@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.errors import EXIT_REDIS
+from supervisor.errors import EXIT_REDIS, EXIT_USAGE
 from tests.cli.run import spawn
 from tests.support.pool import Pool
 from tests.support.recording import RECORD, seen
 from tests.support.servers import RedisServer
 from tests.support.topologies import Cluster, bare
 from tests.support.waiting import eventually
-from tests.topologies.everything import HANDLERS, STREAMS, an_app_works, everything_works
+from tests.topologies.everything import CONFIG, HANDLERS, STREAMS, an_app_works, everything_works
 from tests.topologies.flow import Flow, flowing
 from tests.topologies.rights import CLUSTER, COMMANDS, EXAMPLE, KEYS, OPTIONAL, PASSWORD, grant, refusals
 
@@ -35,7 +35,9 @@ def test_a_pool_works_in_a_cluster(cluster: Cluster, start_pool: Callable[..., P
         admins = [stack.enter_context(bare(node)) for node in cluster.servers]
         for admin in admins:
             grant(admin, "reset", "on", f">{PASSWORD}", KEYS, COMMANDS, OPTIONAL, CLUSTER, EXAMPLE)
-        pool = start_pool(HANDLERS, redis_url=cluster.url.replace("://", f"://pool:{PASSWORD}@"), api=True)
+        pool = start_pool(
+            HANDLERS, redis_url=cluster.url.replace("://", f"://pool:{PASSWORD}@"), api=True, config=CONFIG
+        )
         everything_works(pool)
         assert pool.stop() == 0
         assert not [line for admin in admins for line in refusals(admin)]
@@ -186,3 +188,10 @@ def test_a_url_of_the_wrong_form_is_told_the_right_one(form: str, words: str, cl
             assert words in pool.output
             told = pool.command("publish", "events", "n=1")
             assert told.returncode and words in told.stderr
+
+
+def test_a_stream_whose_keys_can_not_be_in_one_slot_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+    with Pool(tmp_path / "p", handlers("a}b", "events"), redis_url=cluster.url) as pool:
+        pool.start(ready=False)
+        assert pool.wait() == EXIT_USAGE, pool.output
+        assert "stream 'a}b': in a cluster, a } must end a {tag}" in pool.output
