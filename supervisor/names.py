@@ -30,6 +30,11 @@ def hash_tag(stream: str) -> str:
     return stream
 
 
+def fits_cluster(stream: str) -> bool:
+    """Whether other keys can be in the slot of `stream`: a `}` that ends no tag can be in no other key's tag."""
+    return hash_tag(stream) != stream or "}" not in stream
+
+
 def _stream_key(stream: str) -> str:
     """`supervisor:{events}` for `events`; `supervisor:{a}:b` for `{a}:b`, which has a tag itself."""
     tagged = stream if hash_tag(stream) != stream else f"{{{stream}}}"

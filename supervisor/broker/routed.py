@@ -29,7 +29,7 @@ class Routed(Connection):
         self._key = key
         #: Not to be used again.
         self._misplaced = False
-        #: Where the server is, as the one that was asked last said: the others may not know yet.
+        #: Where the server is, as the last one said.
         self._told: Address | None = None
 
     async def connect(self) -> None:
@@ -40,7 +40,7 @@ class Routed(Connection):
             return
         self._misplaced = False
         told, self._told = self._told, None
-        self.host, self.port = told or await self._route.find(self._key)
+        self.host, self.port = await self._route.find(self._key, told)
         await super().connect()  # type: ignore[no-untyped-call]
         self._route.keep(self)
 

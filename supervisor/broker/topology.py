@@ -50,8 +50,11 @@ class Slots(NamedTuple):
 class Route(Protocol):
     """The way to a server."""
 
-    async def find(self, key: str) -> Address:
-        """Where the server for `key` is. Raises redis-py's errors and OSError when nobody can tell."""
+    async def find(self, key: str, told: Address | None) -> Address:
+        """Where the server for `key` is; `told` is what the last one said of it, which others may not know yet.
+
+        Raises redis-py's errors and OSError when nobody can tell.
+        """
 
     def keep(self, connection: Routed) -> None:
         """`connection` was just made to where `find` said."""
@@ -64,7 +67,7 @@ class Fixed:
         """Always there."""
         self._address = address
 
-    async def find(self, key: str) -> Address:
+    async def find(self, key: str, told: Address | None) -> Address:
         """The address."""
         return self._address
 
@@ -124,7 +127,7 @@ class ToMaster:
         self._options = options
         self._watches: WeakKeyDictionary[asyncio.AbstractEventLoop, _Watch] = WeakKeyDictionary()
 
-    async def find(self, key: str) -> Address:
+    async def find(self, key: str, told: Address | None) -> Address:
         """As of the first sentinel that knows. Raises redis-py's errors."""
         asker = self.asker()
         try:
@@ -194,9 +197,9 @@ class ToOwner:
         self._kind = kind
         self._options = options
 
-    async def find(self, key: str) -> Address:
-        """As of the first node that answers. Raises redis-py's errors."""
-        return owner(await self.slots(), key)
+    async def find(self, key: str, told: Address | None) -> Address:
+        """As told, or of the first node that answers. Raises redis-py's errors."""
+        return told or owner(await self.slots(), key)
 
     async def slots(self) -> list[Slots]:
         """Who owns what. Raises redis-py's errors when no node tells."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from supervisor.cli.common import command, config_option, load_settings, redis_option, talk
-from supervisor.errors import SupervisorError, UsageError
+from supervisor.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -104,7 +104,7 @@ class _Sender:
         from redis.exceptions import RedisError
 
         from supervisor.broker.connect import connection
-        from supervisor.cli.redis import LOST, unreachable
+        from supervisor.cli.redis import LOST, refused, unreachable
         from supervisor.settings.place import redis_url
 
         connect_s = self._settings.redis.connect_timeout_s
@@ -116,14 +116,14 @@ class _Sender:
             except LOST as error:
                 raise unreachable(self._settings, error) from None
             except RedisError as error:
-                raise SupervisorError(f"Redis refused: {error}") from None
+                raise refused(self._settings, error) from None
             while chunk := self._next(chunks):
                 ids, failure = await self._send(link, chunk)
                 self._report(ids)
                 if isinstance(failure, LOST):
                     raise unreachable(self._settings, failure, self._so_far()) from None
                 if failure is not None:
-                    raise SupervisorError(f"Redis refused: {failure}\n{self._so_far()}")
+                    raise refused(self._settings, failure, self._so_far())
         finally:
             await link.disconnect(nowait=True)
 
@@ -140,9 +140,12 @@ class _Sender:
         from redis.exceptions import AskError, TryAgainError
 
         from supervisor.cli.redis import LOST
+        from supervisor.settings.place import redis_url
+        from supervisor.settings.redis_url import is_cluster
 
         ids: list[bytes] = []
         left, failure = chunk, None
+        in_cluster = is_cluster(redis_url(self._settings))
         until_s = time.monotonic() + REPLY_LIMIT_S
         while True:
             self.tally.unsure = len(left)
@@ -152,7 +155,8 @@ class _Sender:
             except LOST as error:
                 return ids, error
             # A node of a cluster that answers so has stored nothing, and the connection now goes to the right one.
-            if not isinstance(failure, AskError | TryAgainError) or time.monotonic() > until_s:
+            elsewhere = in_cluster and isinstance(failure, AskError | TryAgainError)
+            if not elsewhere or time.monotonic() > until_s:
                 return ids, failure
             await asyncio.sleep(AGAIN_S)
 

@@ -37,11 +37,16 @@ async def open_redis(settings: Settings) -> AsyncIterator[Redis]:
     except LOST as error:
         raise unreachable(settings, error) from None
     except RedisError as error:
-        if words := lasting(error):
-            raise SupervisorError(f"Redis at {masked(redis_url(settings))} {words}") from None
-        raise SupervisorError(f"Redis refused: {error}") from None
+        raise refused(settings, error) from None
     finally:
         await redis.aclose()
+
+
+def refused(settings: Settings, error: Exception, more: str = "") -> SupervisorError:
+    """The same for a server that answers, but not as it was asked to."""
+    words = lasting(error)
+    text = f"Redis at {masked(redis_url(settings))} {words}" if words else f"Redis refused: {error}"
+    return SupervisorError(f"{text}\n{more}" if more else text)
 
 
 def unreachable(settings: Settings, error: Exception, more: str = "") -> RedisUnreachableError:

@@ -26,9 +26,10 @@ from supervisor.errors import (
     SupervisorError,
 )
 from supervisor.keeper.lease import take
-from supervisor.names import pool_id
+from supervisor.names import fits_cluster, pool_id
 from supervisor.settings.masking import masked
 from supervisor.settings.place import redis_url
+from supervisor.settings.redis_url import is_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,6 +53,8 @@ def run(settings: Settings, specs: Sequence[HandlerSpec], token: str, out_fd: in
 
 async def _check(settings: Settings, specs: Sequence[HandlerSpec], token: str) -> dict[str, Any]:
     url = redis_url(settings)
+    if is_cluster(url):
+        _check_names(specs)
     redis = client(url, connect_timeout_s=settings.redis.connect_timeout_s)
     try:
         await _wait_for(redis, url, settings.redis.connect_timeout_s)
@@ -73,6 +76,15 @@ async def _check(settings: Settings, specs: Sequence[HandlerSpec], token: str) -
         "redis": {"url": masked(url), "version": server.version, "durability": server.durability},
         "streams": sorted({spec.stream for spec in specs}),
     }
+
+
+def _check_names(specs: Sequence[HandlerSpec]) -> None:
+    for spec in specs:
+        if not fits_cluster(spec.stream):
+            raise ConfigError(
+                f"{spec.where}: stream {spec.stream!r}: in a cluster, a }} must end a {{tag}}:"
+                " no other key could be in the stream's slot"
+            )
 
 
 async def make_group(redis: Redis, spec: HandlerSpec) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import urllib.error
 import urllib.request
 from typing import Any
 
@@ -37,22 +40,32 @@ HANDLERS = (
         await work(message)
 """
 )
-HANDLED_LIMIT_S = 15.0
+#: Of the second stream only so many entries are kept.
+KEPT = 100
+CONFIG = f'stream."orders".max_length = {KEPT}'
+HANDLED_LIMIT_S = 20.0
 
 
 def post(pool: Pool, path: str, body: Any, **headers: str) -> dict[str, Any]:
-    """The answer of the pool's HTTP service; raises HTTPError for one that is no success."""
+    """The answer of the pool's HTTP service; fails for one that is no success."""
     data = json.dumps(body).encode()
     request = urllib.request.Request(f"{pool.base_url}{path}", data, {"Content-Type": "application/json", **headers})
-    with urllib.request.urlopen(request, timeout=10) as response:
-        found: dict[str, Any] = json.load(response)
+    found: dict[str, Any] = _answer(request)
     return found
 
 
 def get(pool: Pool, path: str) -> Any:
     """The same for GET."""
-    with urllib.request.urlopen(f"{pool.base_url}{path}", timeout=10) as response:
-        return json.load(response)
+    return _answer(urllib.request.Request(f"{pool.base_url}{path}"))
+
+
+def _answer(request: urllib.request.Request) -> Any:
+    try:
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return json.load(response)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise AssertionError(f"{request.full_url}: {error.code}: {error.read().decode()}") from None
 
 
 def said(pool: Pool, *words: str, stdin: str | None = None) -> str:
@@ -67,15 +80,17 @@ def handled(pool: Pool, *names: str, limit_s: float = HANDLED_LIMIT_S) -> None:
     eventually(lambda: set(names) <= set(seen(pool)), limit_s, what=f"handled; missing {set(names) - set(seen(pool))}")
 
 
-def settled(pool: Pool, limit_s: float = HANDLED_LIMIT_S) -> None:
-    """Wait until nothing is unread or pending."""
+def settled(pool: Pool) -> dict[str, int]:
+    """Wait until nothing is unread or pending; the length of each stream then."""
 
-    def left() -> list[dict[str, Any]]:
-        groups = [group for stream in json.loads(said(pool, "streams", "--json")) for group in stream["groups"]]
+    def found() -> dict[str, int] | None:
+        streams = get(pool, "/v1/streams")["streams"]
+        groups = [group for stream in streams for group in stream["groups"]]
         assert len(groups) == len(STREAMS)
-        return [group for group in groups if group["lag"] or group["pending"]]
+        left = any(group["lag"] or group["pending"] for group in groups)
+        return None if left else {stream["stream"]: stream["length"] for stream in streams}
 
-    eventually(lambda: not left(), limit_s, 0.1, what="nothing is left")
+    return eventually(found, HANDLED_LIMIT_S, 0.1, what="nothing is left")
 
 
 def everything_works(pool: Pool) -> None:
@@ -83,30 +98,35 @@ def everything_works(pool: Pool) -> None:
     publish_and_handle(pool)
     give_up_and_replay(pool)
     lose_a_worker(pool)
-    settled(pool)
+    eventually(lambda: settled(pool)["orders"] == KEPT, what="what all have settled is trimmed")
     look(pool)
 
 
 def publish_and_handle(pool: Pool) -> None:
     """Command and HTTP; one at a time, many at once, and once only by its key."""
-    names = []
+    said(pool, "publish", "events", "n=events-alone")
+    lines = "\n".join(json.dumps({"n": f"line-{number}"}) for number in range(50))
+    said(pool, "publish", "orders", "--json", "-", "--quiet", stdin=lines)
+    names = ["events-alone", *(f"line-{number}" for number in range(50))]
     for stream in STREAMS:
-        said(pool, "publish", stream, f"n={stream}-alone")
-        lines = "\n".join(json.dumps({"n": f"{stream}-line{number}"}) for number in range(50))
-        said(pool, "publish", stream, "--json", "-", "--quiet", stdin=lines)
         path = f"/v1/streams/{stream}/messages"
         key = {"Idempotency-Key": f'"{stream}"'}
         first = post(pool, path, {"n": f"{stream}-http"}, **key)
         assert post(pool, path, {"n": f"{stream}-http"}, **key)["id"] == first["id"]
-        assert post(pool, f"{path}:batch", [{"n": f"{stream}-b{number}"} for number in range(20)])["count"] == 20
         assert get(pool, f"{path}/{first['id']}")["fields"] == {"n": f"{stream}-http"}
-        names += [f"{stream}-alone", f"{stream}-http", *(f"{stream}-line{n}" for n in range(50))]
-        names += [f"{stream}-b{number}" for number in range(20)]
+        names += [f"{stream}-http", *many(pool, stream, "batch", 20)]
     handled(pool, *names)
     assert seen(pool)["events-http"] == 1
     user = post(pool, "/users", {"email": "ada@example.com"})
     assert get(pool, f"/users/{user['user_id']}")["email"] == "ada@example.com"
     assert get(pool, "/users")["total"] == 1
+
+
+def many(pool: Pool, stream: str, name: str, count: int) -> list[str]:
+    """Publish so many at once; what tells them apart."""
+    names = [f"{stream}-{name}-{number}" for number in range(count)]
+    assert post(pool, f"/v1/streams/{stream}/messages:batch", [{"n": n} for n in names])["count"] == count
+    return names
 
 
 def give_up_and_replay(pool: Pool) -> None:
@@ -123,14 +143,12 @@ def give_up_and_replay(pool: Pool) -> None:
 
 def lose_a_worker(pool: Pool) -> None:
     """Killed while messages come; all of them are handled all the same."""
-    for turn in range(2):
-        for stream in STREAMS:
-            lines = "\n".join(json.dumps({"n": f"{stream}-k{turn}-{number}"}) for number in range(200))
-            said(pool, "publish", stream, "--json", "-", "--quiet", stdin=lines)
-        if not turn:
-            pool.kill_worker(0)
-    handled(pool, *(f"{stream}-k{turn}-{n}" for stream in STREAMS for turn in range(2) for n in range(200)))
-    eventually(lambda: pool.worker(0)["restarts"] == 1, what="the worker was replaced")
+    names = [name for stream in STREAMS for name in many(pool, stream, "before", 200)]
+    pid = pool.pids()[0]
+    os.kill(pid, signal.SIGKILL)
+    names += [name for stream in STREAMS for name in many(pool, stream, "after", 200)]
+    handled(pool, *names)
+    assert eventually(lambda: pool.pids().get(0), what="the worker was replaced") != pid
 
 
 def look(pool: Pool) -> None:
@@ -144,7 +162,6 @@ def look(pool: Pool) -> None:
     assert said(pool, "pending", "events", "workers", "--json").strip() == "[]"
     doctor = pool.command("doctor", "--json")
     assert not [line for line in json.loads(doctor.stdout) if line["level"] == "fail"], doctor.stdout
-    assert get(pool, "/v1/streams")["streams"]
 
 
 async def an_app_works(url: str) -> None:

@@ -14,7 +14,7 @@ from tests.support.recording import SIMPLE
 from tests.support.servers import RedisServer
 from tests.support.topologies import Admin, bare
 from tests.support.waiting import eventually
-from tests.topologies.everything import HANDLERS, everything_works, handled, said
+from tests.topologies.everything import CONFIG, HANDLERS, everything_works, handled, said
 from tests.topologies.rights import COMMANDS, EXAMPLE, KEYS, OPTIONAL, PASSWORD, grant, refusals
 
 
@@ -39,7 +39,7 @@ def test_these_rights_are_enough_for_all_that_a_pool_does(
     server: RedisServer, admin: Admin, start_pool: Callable[..., Pool]
 ) -> None:
     grant(admin, KEYS, COMMANDS, OPTIONAL, EXAMPLE)
-    pool = start_pool(HANDLERS, redis_url=url_of(server), api=True)
+    pool = start_pool(HANDLERS, redis_url=url_of(server), api=True, config=CONFIG)
     everything_works(pool)
     assert not refusals(admin)
     assert PASSWORD not in pool.output

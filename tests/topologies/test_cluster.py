@@ -7,15 +7,18 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from supervisor.errors import EXIT_REDIS, EXIT_USAGE
 from tests.cli.run import spawn
 from tests.support.pool import Pool
 from tests.support.recording import RECORD, seen
+from tests.support.servers import RedisServer
 from tests.support.topologies import Cluster, bare
 from tests.support.waiting import eventually
-from tests.topologies.everything import HANDLERS, STREAMS, an_app_works, everything_works
+from tests.topologies.everything import CONFIG, HANDLERS, STREAMS, an_app_works, everything_works
 from tests.topologies.flow import Flow, flowing
 from tests.topologies.rights import CLUSTER, COMMANDS, EXAMPLE, KEYS, OPTIONAL, PASSWORD, grant, refusals
 
@@ -32,7 +35,9 @@ def test_a_pool_works_in_a_cluster(cluster: Cluster, start_pool: Callable[..., P
         admins = [stack.enter_context(bare(node)) for node in cluster.servers]
         for admin in admins:
             grant(admin, "reset", "on", f">{PASSWORD}", KEYS, COMMANDS, OPTIONAL, CLUSTER, EXAMPLE)
-        pool = start_pool(HANDLERS, redis_url=cluster.url.replace("://", f"://pool:{PASSWORD}@"), api=True)
+        pool = start_pool(
+            HANDLERS, redis_url=cluster.url.replace("://", f"://pool:{PASSWORD}@"), api=True, config=CONFIG
+        )
         everything_works(pool)
         assert pool.stop() == 0
         assert not [line for admin in admins for line in refusals(admin)]
@@ -164,3 +169,29 @@ def test_a_replica_takes_over_from_a_dead_node(replicated: Cluster, start_pool: 
     all_handled(pool, replicated, first)
     assert pool.pids() == pids
     print(f"gap {first.gap_s():.2f} s, lost {len(lost)}")
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        ("redis://{node}", "is a node of a cluster: write redis+cluster:// for redis://"),
+        ("redis+cluster://{plain}", "is no cluster: write redis:// for redis+cluster://"),
+        ("redis+sentinel://{plain}/mymaster", "is no sentinel"),
+    ],
+)
+def test_a_url_of_the_wrong_form_is_told_the_right_one(form: str, words: str, cluster: Cluster, tmp_path: Path) -> None:
+    with RedisServer(tcp=True) as plain:
+        url = form.format(node=f"127.0.0.1:{cluster.servers[2].port}", plain=f"127.0.0.1:{plain.port}")
+        with Pool(tmp_path / "p", HANDLERS, redis_url=url, config="redis.connect_timeout_s = 3") as pool:
+            pool.start(ready=False)
+            assert pool.wait() == EXIT_REDIS, pool.output
+            assert words in pool.output
+            told = pool.command("publish", "events", "n=1")
+            assert told.returncode and words in told.stderr
+
+
+def test_a_stream_whose_keys_can_not_be_in_one_slot_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+    with Pool(tmp_path / "p", handlers("a}b", "events"), redis_url=cluster.url) as pool:
+        pool.start(ready=False)
+        assert pool.wait() == EXIT_USAGE, pool.output
+        assert "stream 'a}b': in a cluster, a } must end a {tag}" in pool.output

@@ -17,7 +17,7 @@ from tests.support.pool import Pool
 from tests.support.recording import SIMPLE, seen
 from tests.support.topologies import Sentinels, bare
 from tests.support.waiting import eventually
-from tests.topologies.everything import HANDLERS, an_app_works, everything_works
+from tests.topologies.everything import CONFIG, HANDLERS, an_app_works, everything_works
 from tests.topologies.flow import Flow, flowing
 
 FLOW = SIMPLE.replace('"events"', '"flow"')
@@ -68,7 +68,7 @@ def test_a_crashed_master_is_replaced(sentinels: Sentinels, start_pool: Callable
 
 
 def test_a_pool_works_behind_sentinel(sentinels: Sentinels, start_pool: Callable[..., Pool]) -> None:
-    pool = start_pool(HANDLERS, redis_url=sentinels.url, api=True)
+    pool = start_pool(HANDLERS, redis_url=sentinels.url, api=True, config=CONFIG)
     everything_works(pool)
     status = pool.status()
     assert status["redis"]["url"] == sentinels.url

@@ -14,7 +14,7 @@ from tests.support.pool import Pool
 from tests.support.recording import SIMPLE
 from tests.support.servers import RedisServer, free_port
 from tests.support.topologies import Sentinel, tls_options, tls_server
-from tests.topologies.everything import HANDLERS, an_app_works, everything_works
+from tests.topologies.everything import CONFIG, HANDLERS, an_app_works, everything_works
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_a_pool_works_over_tls_with_client_certificates(
         query = (
             f"ssl_ca_certs={certificates.ca}&ssl_certfile={certificates.client}&ssl_keyfile={certificates.client_key}"
         )
-        pool = start_pool(HANDLERS, redis_url=f"{running.tcp_url}?{query}", api=True)
+        pool = start_pool(HANDLERS, redis_url=f"{running.tcp_url}?{query}", api=True, config=CONFIG)
         everything_works(pool)
 
 
