@@ -55,6 +55,7 @@ def another_password(_: RedisServer, redis: redis_py.Redis) -> None:
 
 def disk_full(server: RedisServer, redis: redis_py.Redis) -> None:
     """A folder in the place of the dump: it can't be written."""
+    (server.folder / "dump.rdb").unlink(missing_ok=True)
     (server.folder / "dump.rdb" / "in the way").mkdir(parents=True)
     redis.config_set("save", "3600 1")
     redis.bgsave()
