@@ -80,13 +80,7 @@ class Runtime:
         self._charged = False
         self._bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         enter(self._context)
-        pairs = [(spec.stream, spec.group) for spec in specs]
-        board.keep_rows([*pairs, *((replay_key(*pair), pair[1]) for pair in pairs)])
-        self.consumers = []
-        for spec in specs:
-            line = self._lines.of(spec.stream)
-            shared = around(wire=line.wire, settler=line.settler)
-            self.consumers.append(Consumer(spec, shared, _row(board, spec)))
+        self.consumers = self._consumers(specs, around)
         self._copies = Copies(self.consumers, burst=burst)
         for settler in self.settlers:
             settler.progress = self._progress
@@ -95,6 +89,16 @@ class Runtime:
         self._was_ready = False
         self._ready: Callable[[], None] = _nothing
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def _consumers(self, specs: Sequence[HandlerSpec], around: Callable[..., Surroundings]) -> list[Consumer]:
+        pairs = [(spec.stream, spec.group) for spec in specs]
+        self._board.keep_rows([*pairs, *((replay_key(*pair), pair[1]) for pair in pairs)])
+        found = []
+        for spec in specs:
+            line = self._lines.of(spec.stream)
+            shared = around(wire=line.wire, settler=line.settler)
+            found.append(Consumer(spec, shared, _row(self._board, spec)))
+        return found
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Work until `drain` is called, or in a burst until nothing is left.

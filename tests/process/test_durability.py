@@ -1,0 +1,57 @@
+"""What is lost when Redis itself is killed, by how durable it is: the README's table, line by line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.pool import Pool
+from tests.support.recording import SIMPLE, seen
+from tests.support.servers import RedisServer
+from tests.support.waiting import eventually
+
+StartPool = Callable[..., Pool]
+EACH = 300
+#: durability, options of the server, what of the first and of the second half is handled after the kill.
+MODES = [
+    ("none", {}, 0, 0),
+    ("rdb", {"options": ("--save", "3600 1000000")}, EACH, 0),
+    ("everysec", {"appendonly": True}, EACH, EACH),
+    ("always", {"appendonly": True, "options": ("--appendfsync", "always")}, EACH, EACH),
+]
+
+
+@pytest.mark.parametrize(("durability", "how", "first", "second"), MODES, ids=[mode[0] for mode in MODES])
+def test_a_killed_redis_loses_what_its_durability_says(
+    start_pool: StartPool, durability: str, how: dict[str, object], first: int, second: int
+) -> None:
+    with RedisServer(**how) as server:  # type: ignore[arg-type]
+        pool = start_pool(SIMPLE, redis_url=server.url, workers=2)
+        assert pool.status()["redis"]["durability"] == durability
+        assert pool.command("pause").returncode == 0
+        redis = server.sync()
+        eventually(
+            lambda: not any("b" in each["flags"] for each in redis.client_list()), what="no worker reads any more"
+        )
+        for n in range(EACH):
+            redis.xadd("events", {"n": f"before-{n}"})
+        redis.save()  # whoever keeps snapshots keeps this
+        if durability == "none":
+            (server.folder / "dump.rdb").unlink()
+        for n in range(EACH):
+            redis.xadd("events", {"n": f"after-{n}"})
+        assert redis.xlen("events") == 2 * EACH and not seen(pool)
+        pid = server.pid
+        server.kill()
+        server.start()
+        assert server.pid != pid
+        assert pool.command("resume").returncode == 0
+        # The pool goes on in each case, with all that is published from then on.
+        server.sync().xadd("events", {"n": "new"})
+        eventually(lambda: seen(pool)["new"], 20)
+        eventually(lambda: len(seen(pool)) == first + second + 1, 20)
+        halves = [sum(text.startswith(half) for text in seen(pool)) for half in ("before", "after")]
+        assert halves == [first, second]
+        assert max(seen(pool).values()) == 1
+        assert not pool.events("worker left")
