@@ -80,25 +80,16 @@ class Runtime:
         self._charged = False
         self._bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         enter(self._context)
-        self.consumers = self._consumers(specs, around)
+        pairs = [(spec.stream, spec.group) for spec in specs]
+        board.keep_rows([*pairs, *((replay_key(*pair), pair[1]) for pair in pairs)])
+        self.consumers = [self._consumer(spec, around) for spec in specs]
         self._copies = Copies(self.consumers, burst=burst)
         for settler in self.settlers:
             settler.progress = self._progress
         self.stopping = False
         self._finished = False
-        self._was_ready = False
-        self._ready: Callable[[], None] = _nothing
+        self._ready: Callable[[], None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-
-    def _consumers(self, specs: Sequence[HandlerSpec], around: Callable[..., Surroundings]) -> list[Consumer]:
-        pairs = [(spec.stream, spec.group) for spec in specs]
-        self._board.keep_rows([*pairs, *((replay_key(*pair), pair[1]) for pair in pairs)])
-        found = []
-        for spec in specs:
-            line = self._lines.of(spec.stream)
-            shared = around(wire=line.wire, settler=line.settler)
-            found.append(Consumer(spec, shared, _row(self._board, spec)))
-        return found
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Work until `drain` is called, or in a burst until nothing is left.
@@ -185,6 +176,10 @@ class Runtime:
             return WorkerState.ADOPT
         return WorkerState.WORK if in_flight else WorkerState.IDLE
 
+    def _consumer(self, spec: HandlerSpec, around: Callable[..., Surroundings]) -> Consumer:
+        line = self._lines.of(spec.stream)
+        return Consumer(spec, around(wire=line.wire, settler=line.settler), _row(self._board, spec))
+
     def _all(self) -> list[Consumer]:
         return [*self.consumers, *self._copies.consumers]
 
@@ -192,9 +187,9 @@ class Runtime:
         return self._copies.looked and all(consumer.opened for consumer in self._all())
 
     def _note_opened(self) -> None:
-        if not self._was_ready and self._all_opened():
-            self._was_ready = True
+        if self._ready is not None and self._all_opened():
             self._ready()
+            self._ready = None
 
     async def _live(self, consumer: Consumer) -> None:
         adopted = await consumer.open()
@@ -265,10 +260,6 @@ class Runtime:
         task = asyncio.create_task(consumer.unblock())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _nothing() -> None:
-    pass
 
 
 def _row(board: SlotBoard, spec: HandlerSpec) -> RowBoard:

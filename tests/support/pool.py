@@ -66,6 +66,7 @@ class Pool:
         self._program = program
         self._mark = uuid.uuid4().hex
         # In the environment, so that every command finds the same Redis.
+        self.redis_url = redis_url
         self._env = clean_environment() | ({"SUPERVISOR_REDIS__URL": redis_url} if redis_url else {}) | (env or {})
         self.process: subprocess.Popen[bytes] | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from supervisor import Message, handler
+from supervisor.broker.connect import client
 from supervisor.broker.publisher import Publisher
 from supervisor.fastapi import lifespan
 from tests.support.pool import Pool
@@ -27,7 +29,7 @@ HANDLERS = (
         n = message.fields["n"]
         if n == "retried" and message.deliveries == 1:
             raise ValueError("once")
-        if n == "poison" and not os.path.exists("healed"):
+        if n.startswith("poison") and not os.path.exists("healed"):
             raise ValueError("always")
         record(n)
 
@@ -130,15 +132,28 @@ def many(pool: Pool, stream: str, name: str, count: int) -> list[str]:
 
 
 def give_up_and_replay(pool: Pool) -> None:
-    """A retry, a dead letter, and the same message again."""
+    """A retry, two dead letters, and the same messages again; one of them is no longer in its stream."""
     said(pool, "publish", "orders", "n=retried")
     said(pool, "publish", "orders", "n=poison")
+    said(pool, "publish", "orders", "n=poison-trimmed")
     handled(pool, "retried")
-    listed = eventually(lambda: said(pool, "dead", "list", "orders", "workers", "--json"), 10)
-    assert json.loads(listed)["fields"] == {"n": "poison"}
+    dead = "/v1/streams/orders/groups/workers/dead"
+    eventually(lambda: get(pool, dead)["total"] == 2, 10)
+    [trimmed] = get(pool, f"{dead}?text=trimmed")["letters"]
+    asyncio.run(delete(pool, "orders", trimmed["id"]))
+    listed = said(pool, "dead", "list", "orders", "workers", "--json").splitlines()
+    assert [json.loads(line)["fields"]["n"] for line in listed] == ["poison", "poison-trimmed"]
     (pool.folder / "healed").touch()
+    assert post(pool, f"{dead}:replay", {"text": "trimmed"})["counts"] == {"replayed": 1}
     said(pool, "dead", "replay", "orders", "workers", "--yes")
-    handled(pool, "poison")
+    handled(pool, "poison", "poison-trimmed")
+
+
+async def delete(pool: Pool, stream: str, entry: str) -> None:
+    """As retention does."""
+    redis = client(pool.redis_url)
+    assert await redis.xdel(stream, entry) == 1
+    await redis.aclose()
 
 
 def lose_a_worker(pool: Pool) -> None:
