@@ -6,6 +6,7 @@ letter is looked for afterwards: whoever finds nothing pending finds the letter 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from supervisor.broker import inspect
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 #: A group may have more dead letters: what is left out is told.
 LETTERS_MAX = 5_000
+#: A group may have more copies of replayed messages, whose entries are trimmed.
+COPIES_MAX = 1_000
 #: How many entries before it are counted.
 BEFORE_MAX = inspect.LAG_COUNT_MAX
 
@@ -80,7 +83,7 @@ async def _facts(redis: Redis, entry: Entry, group: str, letters_max: int) -> Gr
     _, consumer, idle_ms, deliveries = pending or (b"", b"", 0, 0)
     letter, left = (None, 0) if pending else await _letter(redis, entry, group, letters_max)
     before = max(0, unread - entry.stored)
-    return GroupFacts(
+    facts = GroupFacts(
         group=group,
         last_delivered=last.decode() or None,
         before=min(before, BEFORE_MAX),
@@ -93,6 +96,23 @@ async def _facts(redis: Redis, entry: Entry, group: str, letters_max: int) -> Gr
         crashes=crashes,
         letter=letter,
         letters_left=left,
+    )
+    return facts if entry.stored or pending or letter else await _with_copy(redis, entry, facts)
+
+
+async def _with_copy(redis: Redis, entry: Entry, facts: GroupFacts) -> GroupFacts:
+    """The facts of the copy that was replayed in the place of a trimmed entry, if there is one."""
+    copies = await inspect.copies_of(redis, entry.stream, facts.group, COPIES_MAX)
+    copy = next((one for one in copies if one.id == entry.id), None)
+    if copy is None:
+        return facts
+    return replace(
+        facts,
+        consumer=copy.consumer,
+        idle_ms=copy.idle_ms,
+        deliveries=copy.deliveries,
+        attempts=copy.attempts,
+        next_due_ms=copy.next_due_ms,
     )
 
 

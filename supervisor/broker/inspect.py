@@ -146,7 +146,7 @@ async def groups(redis: Redis, pairs: Iterable[tuple[str, str]]) -> list[GroupIn
 async def pending(redis: Redis, stream: str, group: str, count: int = 100) -> list[PendingInfo]:
     """The first `count` pending messages of a group, oldest first, then the copies of those that were replayed after
     their entry had been trimmed. Raises UsageError when there is no such group."""
-    copies = await _copies(redis, stream, group, count)
+    copies = await copies_of(redis, stream, group, count)
     try:
         rows = await redis.xpending_range(stream, group, "-", "+", count)
     except ResponseError as error:
@@ -161,8 +161,11 @@ async def pending(redis: Redis, stream: str, group: str, count: int = 100) -> li
     return [*(_pending(row, retry) for row, retry in zip(rows, retries, strict=True)), *copies][:count]
 
 
-async def _copies(redis: Redis, stream: str, group: str, count: int) -> list[PendingInfo]:
-    """As pending ones, by the ids of their messages; those that no worker has read yet are with REPLAY_CONSUMER."""
+async def copies_of(redis: Redis, stream: str, group: str, count: int) -> list[PendingInfo]:
+    """Those of the group's replay stream as pending ones, by the ids of their messages, at most `count`.
+
+    Which no worker has read yet are with REPLAY_CONSUMER. Raises redis-py's errors.
+    """
     key = replay_key(stream, group)
     found: list[list[bytes]] = await redis.eval(_COPIES, 1, key, str(count))
     if not found:
