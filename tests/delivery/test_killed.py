@@ -44,8 +44,9 @@ def test_01_kill9_one(start_case: StartCase) -> None:
     ready_ms = ready_again_ms(board, was, killed_ns)[slot]
     [left] = eventually(lambda: case.pool.events("worker left"))
     case.struck("kill -9 of one worker", left["signal"] == "SIGKILL" and left["pid"] == dead, killed_ns)
-    # Its successor bears its name, so what it held is owned at once by who is forked then.
-    case.check("kill -9 until its successor is forked", (board.slot(slot).get(Word.SPAWN_NS) - killed_ns) / 1e6, 50)
+    # Its successor bears its name, so what it held is owned at once by who is forked then: 5 to 15 ms, and more
+    # where two cases share two cores.
+    case.check("kill -9 until its successor is forked", (board.slot(slot).get(Word.SPAWN_NS) - killed_ns) / 1e6, 100)
     case.check("kill -9 until its successor is READY", ready_ms, 500)
     case.finish(repeated_max=IN_HAND_MAX, recover_ms=1000)
     assert len(case.recording().pids()[f"{HOST}:{slot}"]) == 2
