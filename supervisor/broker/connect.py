@@ -25,6 +25,7 @@ from redis.exceptions import RedisError
 
 from supervisor.broker.cluster import Cluster
 from supervisor.broker.routed import Routed, RoutedTls
+from supervisor.broker.steady import SteadyUnix
 from supervisor.broker.topology import ASK_LIMIT_S, Address, Fixed, ToMaster, ToOwner
 from supervisor.errors import ConfigError
 from supervisor.settings.masking import masked
@@ -115,7 +116,7 @@ def _target(url: str, connect_timeout_s: float) -> _Target:
     options.update(protocol=2, decode_responses=False, retry=Retry(NoBackoff(), 0))
     _check(url, plain, options)
     if not issubclass(plain, Connection):  # a unix socket
-        return _Target(plain, options)
+        return _Target(SteadyUnix, options)
     there = Address(options.pop("host", "localhost"), int(options.pop("port", 6379)))
     routed = RoutedTls if plain is SSLConnection else Routed
     if parsed.kind == "server":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from redis.asyncio.connection import Connection, SSLConnection
 from redis.exceptions import AskError, MovedError, ReadOnlyError, ResponseError
 
+from supervisor.broker.steady import Steady, is_lost
 from supervisor.broker.topology import Address
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _ELSEWHERE = (AskError, ReadOnlyError)
 
 
-class Routed(Connection):
+class Routed(Steady, Connection):
     """A connection to the server for one key."""
 
     def __init__(self, *, route: Route, key: str = "", **options: Any) -> None:
@@ -34,14 +35,14 @@ class Routed(Connection):
 
     async def connect(self) -> None:
         """Connect to where the server is now, unless connected. Raises redis-py's errors and OSError."""
-        if self._misplaced:
+        if self._misplaced or is_lost(self):
             await self.disconnect(nowait=True)
         if self.is_connected:
             return
         self._misplaced = False
         told, self._told = self._told, None
         self.host, self.port = await self._route.find(self._key, told)
-        await super().connect()  # type: ignore[no-untyped-call]
+        await super().connect()
         self._route.keep(self)
 
     async def read_response(self, *args: Any, **options: Any) -> Any:

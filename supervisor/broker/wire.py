@@ -17,7 +17,6 @@ import hiredis
 from redis.exceptions import NoScriptError, ResponseError
 
 from supervisor.broker.connect import connection
-from supervisor.broker.steady import open_anew, send
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,8 +45,8 @@ def server_of(link: AbstractConnection) -> Server:
 REPLY_SLACK_S = 3.0
 #: A pipeline may take as much longer as its bytes do over a link of this speed.
 SLOW_BYTES_PER_S = 256 * 1024
-#: For all that is said before the first read.
-CONNECT_LIMIT_S = 10.0
+#: All that is said before the first read may take so many times as long as connecting may.
+CONNECT_TIMES = 2
 
 
 class Wire:
@@ -85,8 +84,8 @@ class Wire:
             try:
                 # One limit for all of it: a server that does not even take what is sent must not hold us either.
                 async with asyncio.timeout(self._limit_s + sum(map(len, packed)) / SLOW_BYTES_PER_S):
-                    await open_anew(self._connection)
-                    await send(self._connection, packed)
+                    await self._connection.connect()
+                    await self._connection.send_packed_command(packed, check_health=False)
                     return [await self._reply() for _ in packed]
             except BaseException:
                 await self._connection.disconnect(nowait=True)
@@ -129,6 +128,7 @@ class BlockingReader:
         self._head = ("XREADGROUP", "GROUP", group, consumer, "COUNT")
         self._stream = stream
         self._timeout_s = REPLY_SLACK_S
+        self._connect_s = CONNECT_TIMES * connect_timeout_s
         #: The server's number for this connection; 0: it is not allowed to know.
         self.client_id = 0
         #: Where that server is.
@@ -144,7 +144,7 @@ class BlockingReader:
         A server that has not noticed a lost connection would still hand entries to its blocked read.
         """
         await self.close()
-        async with asyncio.timeout(CONNECT_LIMIT_S):
+        async with asyncio.timeout(self._connect_s):
             await self._connection.connect()
             before = self.server, self.client_id
             self.server, self.client_id = server_of(self._connection), 0
@@ -167,7 +167,7 @@ class BlockingReader:
         self._timeout_s = (block_ms or 0) / 1000 + slack_s
         self.outstanding = True
         self.due_s = time.monotonic() + self._timeout_s
-        await send(self._connection, pack_command(command))
+        await self._connection.send_packed_command(pack_command(command), check_health=False)
 
     async def receive(self) -> list[list[Any]]:
         """The entries of the read on the wire, `[id, [name, value, ...]]` each; [] when there were none.
@@ -181,7 +181,7 @@ class BlockingReader:
         return reply[0][1] if reply else []
 
     async def _ask(self, *arguments: Argument) -> Any:
-        await send(self._connection, pack_command(arguments))
+        await self._connection.send_packed_command(pack_command(arguments), check_health=False)
         return await self._connection.read_response(disable_decoding=True)
 
     async def close(self) -> None:

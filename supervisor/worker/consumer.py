@@ -204,7 +204,10 @@ class Consumer:
         if self._row.alone() is not None:
             await self._mark.clear()  # it was ended on purpose
         if heir is not None:
-            await self._own.hand_over(self.around.name, heir)
+            try:
+                await self._own.hand_over(self.around.name, heir)
+            except (RedisError, OSError) as error:  # a keeper does it when Redis is back
+                self.around.complain.redis("can't hand over what is pending", error)
         elif self.copied and not self.cut_off:
             with contextlib.suppress(RedisError, OSError):  # it stays a member; the next incarnation leaves then
                 await self.leave_copies()

@@ -76,11 +76,11 @@ class Copies:
             await self._wanted.wait()
 
     async def hand_over(self, heir: str) -> None:
-        """What a predecessor left to this consumer's name and nobody has opened goes to `heir`. Raises redis-py's
-        errors."""
+        """What a predecessor left to this consumer's name and nobody has opened goes to `heir`."""
         for main in self._mains:
-            if main.copies is None and await _exist(main):
-                with contextlib.suppress(RedisError):  # NOGROUP: somebody removes it at this very time
+            # NOGROUP: somebody removes it at this very time. Else a keeper does it when Redis is back.
+            with contextlib.suppress(RedisError, OSError):
+                if main.copies is None and await _exist(main):
                     await hand_over(main.around.wire, _keys(main), main.around.name, heir)
 
     async def _look(

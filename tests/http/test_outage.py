@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 import statistics
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ import httpx
 import pytest
 
 from tests.http.service import STREAM, Service, problem, timed
+from tests.support.proxy import Proxy
 from tests.support.servers import AnyServer, default_flavour, start_server
 from tests.support.waiting import eventually
 
@@ -180,3 +183,44 @@ def test_it_starts_without_redis_and_is_ready_when_it_comes(
     redis_server.start()
     eventually(lambda: service.http.get("/startupz").status_code == 200, 3)
     check_works(service)
+
+
+def test_resets_of_resting_connections_are_no_errors(redis_server: Any, start_service: Callable[..., Service]) -> None:
+    with Proxy(redis_server.url) as proxy:
+        service = start_service(proxy.url)
+        check_works(service)
+        for _ in range(20):
+            assert proxy.reset() >= 1
+            for address in READS:
+                assert service.http.get(address).status_code in {200, 404}, address
+            for words in WRITES:
+                assert write(service.http, *words)[1].is_success
+        assert proxy.did["reset"] >= 40
+
+
+def test_tails_whose_clients_leave_at_any_moment_leave_no_connection(
+    redis_server: Any, start_service: Callable[..., Service]
+) -> None:
+    service = start_service(redis_server.url)
+    check_works(service)
+    rng = random.Random(1)
+    with redis_server.sync() as client:
+        before = len(client.client_list())
+
+        async def follow(limits: asyncio.Semaphore) -> int:
+            async with limits, httpx.AsyncClient(base_url=service.base_url, trust_env=False, verify=False) as http:
+                try:
+                    async with asyncio.timeout(rng.random() * 0.1), http.stream("GET", TAIL) as answer:
+                        async for _ in answer.aiter_lines():
+                            pass
+                except (TimeoutError, httpx.HTTPError):
+                    return 1
+            return 0
+
+        async def follow_all() -> int:
+            limits = asyncio.Semaphore(20)
+            return sum(await asyncio.gather(*(follow(limits) for _ in range(400))))
+
+        assert asyncio.run(follow_all()) == 400, "all of them left by themselves"
+        assert service.http.get("/livez").status_code == 200
+        eventually(lambda: len(client.client_list()) <= before, 10, what=f"at most {before} connections are left")
