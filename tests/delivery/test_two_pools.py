@@ -122,9 +122,8 @@ def test_28_two_keepers(make_case: MakeCase, more_pools: Callable[..., Pool], tm
     case.check("messages of live workers that were reaped", len(reaped), 0, "")
     idle_ms = consumers(case)
     assert names <= set(idle_ms), "no live consumer was deleted"
-    case.struck(
-        "live workers looked idle for longer than a lease", min(idle_ms[name] for name in live.values()) > LEASE_MS
-    )
+    # Not all of them: who was given what the dead pool had does not look idle any more.
+    case.struck("a live worker looked idle for longer than a lease", max(idle_ms[name] for name in names) > LEASE_MS)
     by = [line for pool in (case.pool, other) for line in pool.events("took over")]
     case.check("messages that were claimed twice", sum(line["messages"] for line in by) - len(third_has), 0, "")
     for folder in (case.pool.folder, other.folder, third.folder):
