@@ -60,8 +60,9 @@ def test_what_is_wrong_with_the_certificates_is_said_once_at_boot(
         assert pool.wait() == code, pool.output
         assert words in pool.output
         assert pool.output.count(words) == 1
-        told = pool.command("streams", "--json")
-        assert told.returncode == code and words in told.stderr
+        if case in ("another authority", "no such option"):
+            told = pool.command("streams", "--json")
+            assert told.returncode == code and words in told.stderr
 
 
 def test_a_client_without_a_certificate_is_told_what_is_missing(certificates: Certificates, tmp_path: Path) -> None:
