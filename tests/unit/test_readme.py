@@ -28,6 +28,8 @@ def test_a_test_that_the_readme_names_is_there(path: str, name: str) -> None:
 
 def test_the_rights_are_those_of_the_tests() -> None:
     listed = set(
-        re.findall(r"\+[a-z]+(?:\|[a-z]+)?(?=[\s`])", README.partition("## Which Redis")[2].partition("\n## ")[0])
+        re.findall(
+            r"(?<=[\s`])\+[a-z]+(?:\|[a-z]+)?(?=[\s`])", README.partition("## Which Redis")[2].partition("\n## ")[0]
+        )
     )
     assert listed == {*COMMANDS.split(), *OPTIONAL.split(), *CLUSTER.split(), "+hgetall"}
