@@ -7,10 +7,11 @@ live pools of one name would share consumers and so each other's pending message
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from supervisor.broker.scripts import DROP_LEASE, TAKE_LEASE
-from supervisor.names import host_key
+from supervisor.names import POOLS_KEY, host_key
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -22,8 +23,13 @@ RENEW_S = LEASE_MS / 3000
 
 
 async def take(redis: Redis, pool: str, token: str) -> bool:
-    """Take or renew the lease; False when another pool holds it."""
+    """Take or renew the lease; False when another pool holds it.
+
+    Who has taken it is known to have lived, before its first worker can have read a message.
+    """
     taken: Any = await redis.eval(TAKE_LEASE.text, 1, host_key(pool), token, LEASE_MS)
+    if taken:
+        await redis.hset(POOLS_KEY, pool, int(time.time() * 1000))
     return bool(taken)
 
 

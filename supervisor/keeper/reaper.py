@@ -80,7 +80,6 @@ class Reaper:
 
     async def _look(self) -> None:
         await self._sight.look(self._redis)
-        await self._redis.hset(POOLS_KEY, self._pool, int(time.time() * 1000))
         heirs = self._heirs()
         if not heirs:
             return

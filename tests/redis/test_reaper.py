@@ -99,7 +99,7 @@ async def test_what_is_idle_for_an_hour_is_not_taken_while_its_pool_lives(every_
         await redis.hset(POOLS_KEY, "other", 1)
         for consumer in ("here:0", "other:0", "other:7", "young:0"):
             await fill(redis, consumer, 3, HOUR_MS)
-        await take(redis, "young", "t")  # it lives, and has not said so in POOLS_KEY yet
+        await redis.set(host_key("young"), "t", px=HOUR_MS)  # it lives, and has not said so in POOLS_KEY yet
         before = await held(redis)
         await looks(make(redis, foreign_after_s=AFTER_S), 3 * AFTER_S)
         assert await held(redis) == before
@@ -297,3 +297,10 @@ async def test_a_clock_that_is_set_kills_nobody(stepped: tuple[RedisServer, Step
         await take(redis, "other", "t")  # as its keeper does within a third of a lease
         await looks(reaper, 2 * LEASE_S)
         assert await held(redis) == {b"other:0": 3, b"script": 3}
+
+
+async def test_who_takes_a_lease_is_known_before_it_has_read_anything(redis: Any) -> None:
+    """Else nobody would take over from a pool that was killed before its keeper's first look."""
+    assert await take(redis, "young", "t")
+    assert await redis.hexists(POOLS_KEY, "young")
+    assert not await take(redis, "young", "another")
