@@ -75,12 +75,26 @@ return id
 """
 )
 
-#: KEYS stream; ARGV group, consumer, heir, count, least idle ms. Hands the first messages of the consumer to the heir
-#: and counts no delivery; gives {found, handed over}. Look and claim are one step, so whoever else does the same
-#: never takes what has changed hands already.
+#: KEYS stream. The server's clock, Unix ms.
+NOW = Script(
+    """
+local time = redis.call('TIME')
+return time[1] * 1000 + math.floor(time[2] / 1000)
+"""
+)
+
+#: KEYS stream; ARGV group, consumer, heir, count, least idle ms, since when (`NOW`; 0: not known) the owner is gone.
+#: Hands the first messages of the consumer to the heir and counts no delivery; gives {found, handed over}. Look and
+#: claim are one step, so whoever else does the same never takes what has changed hands already. What the consumer got
+#: after its owner was found to be gone stays: the owner is back.
 TAKE_OVER = Script(
     """
-local rows = redis.call('XPENDING', KEYS[1], ARGV[1], 'IDLE', ARGV[5], '-', '+', ARGV[4], ARGV[2])
+local idle_ms, since_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
+if since_ms > 0 then
+  local time = redis.call('TIME')
+  idle_ms = math.max(idle_ms, time[1] * 1000 + math.floor(time[2] / 1000) - since_ms + 1)
+end
+local rows = redis.call('XPENDING', KEYS[1], ARGV[1], 'IDLE', idle_ms, '-', '+', ARGV[4], ARGV[2])
 if #rows == 0 then
   return {0, 0}
 end
@@ -88,7 +102,7 @@ local ids = {}
 for at, row in ipairs(rows) do
   ids[at] = row[1]
 end
-local claim = {'XCLAIM', KEYS[1], ARGV[1], ARGV[3], ARGV[5], unpack(ids)}
+local claim = {'XCLAIM', KEYS[1], ARGV[1], ARGV[3], idle_ms, unpack(ids)}
 claim[#claim + 1] = 'JUSTID'
 return {#rows, #redis.call(unpack(claim))}
 """

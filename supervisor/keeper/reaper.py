@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import ResponseError
 
 from supervisor.board import SLOTS_MAX, Head, Word
-from supervisor.broker.scripts import DELETE_CONSUMER, TAKE_OVER
+from supervisor.broker.scripts import DELETE_CONSUMER, NOW, TAKE_OVER
 from supervisor.core.reclaim import foreign, owner_of, ownerless
 from supervisor.keeper.copies import Copies
 from supervisor.keeper.lease import LEASE_MS, RENEW_S, elected
@@ -94,27 +94,33 @@ class Reaper:
             except ResponseError:  # the stream or the group is not there: the workers make it
                 continue
             names = _names(rows)
-            ours = ownerless(names, self._pool, self._held_slots(), dead)
-            await self._take_all(stream, group, ours, heirs)
+            if ownerless(names, self._pool, self._held_slots(), dead):
+                # Looked at again after the time is known: what an owner gets from then on, it gets because it is back.
+                since_ms = await self._redis.eval(NOW.text, 1, stream)
+                still = await self._without_lease(dead)
+                ours = ownerless(names, self._pool, self._held_slots(), still)
+                await self._take_all(stream, group, ours, heirs, since_ms=since_ms)
             if 0 < self.foreign_after_s <= self._sight.unbroken_s:
                 others = await self._strangers(foreign(names, self._pool, known))
-                await self._take_all(stream, group, others, heirs, int(self.foreign_after_s * 1000))
+                await self._take_all(stream, group, others, heirs, idle_ms=int(self.foreign_after_s * 1000))
         for stream, group in replayed:
             await self._copies.poke_readers(stream, group, heirs)
         await self._forget(dead, pairs)
 
-    async def _take_all(self, stream: str, group: str, names: list[str], heirs: list[int], idle_ms: int = 0) -> None:
+    async def _take_all(
+        self, stream: str, group: str, names: list[str], heirs: list[int], *, idle_ms: int = 0, since_ms: int = 0
+    ) -> None:
         if names and await elected(self._redis, reaper_key(stream, group), self._token):
             for name in names:
-                await self._take(stream, group, name, heirs, idle_ms)
+                await self._take(stream, group, name, heirs, idle_ms, since_ms)
 
-    async def _take(self, stream: str, group: str, name: str, heirs: list[int], idle_ms: int) -> None:
+    async def _take(self, stream: str, group: str, name: str, heirs: list[int], idle_ms: int, since_ms: int) -> None:
         """`idle_ms`: of a consumer that may be alive, only what is left alone for as long."""
         taken, found, named = 0, 1, name.encode(errors="surrogateescape")
         while found:
             heir = heirs[self._next % len(heirs)]
             self._next += 1
-            words = (group, named, consumer_name(self._pool, heir), _PAGE, idle_ms)
+            words = (group, named, consumer_name(self._pool, heir), _PAGE, idle_ms, since_ms)
             handed: Any = 1  # also when the answer was lost: what has changed hands is seen by nobody else
             try:
                 found, handed = await self._redis.eval(TAKE_OVER.text, 1, stream, *words)

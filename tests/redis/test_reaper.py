@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from supervisor.board import Board, Head, Word
+from supervisor.broker.scripts import TAKE_OVER
 from supervisor.keeper import reaper as reaper_module
 from supervisor.keeper.lease import take
 from supervisor.keeper.reaper import Reaper
@@ -304,3 +305,30 @@ async def test_who_takes_a_lease_is_known_before_it_has_read_anything(redis: Any
     assert await take(redis, "young", "t")
     assert await redis.hexists(POOLS_KEY, "young")
     assert not await take(redis, "young", "another")
+
+
+async def test_an_owner_that_is_back_keeps_what_it_has_read_again(
+    every_server: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pool is stopped and started while another one's keeper looks: what was found leaseless is not any more."""
+    async with every_server.client() as redis, every_server.client() as back:
+        await start(redis)
+        await redis.hset(POOLS_KEY, "other", 1)
+        await fill(redis, "other:0", 3, HOUR_MS)
+        plain, came_back = redis.eval, 0
+
+        async def interrupted(script: str, *words: Any) -> Any:
+            nonlocal came_back
+            if script == TAKE_OVER.text and not came_back:
+                await asyncio.sleep(0.002)  # a clock of milliseconds has to show that it was later
+                came_back = len((await back.xreadgroup(GROUP, "other:0", {STREAM: "0"}))[0][1])
+            return await plain(script, *words)
+
+        monkeypatch.setattr(redis, "eval", interrupted)
+        reaper = make(redis)
+        await asyncio.sleep(LEASE_S)
+        await reaper.look()
+        assert came_back == 3 and await held(redis) == {b"other:0": 3}
+        await asyncio.sleep(0.002)
+        await reaper.look()  # it has no lease now either, and nobody reads
+        assert await held(redis) in ({b"here:0": 3}, {b"here:1": 3})
