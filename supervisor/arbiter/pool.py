@@ -38,6 +38,8 @@ class Pool(Crew):
         self.breaker = Breaker(done=board.total(Word.DONE))
         #: Some worker has been READY since the pool began: from now on a bad one is no reason to give up.
         self.was_ready = False
+        #: Slots whose worker was told of an heir: it may have handed over, even if it is wanted again by now.
+        self._handing: set[int] = set()
         self._fork = fork
 
     # Scaling
@@ -68,7 +70,7 @@ class Pool(Crew):
         """Clean the slot's words, then fork."""
         words, slot = self.board.slot(number), self.slots[number]
         words.clear_worker_words()
-        words.set(Word.LEAVE, self._leave_word(slot))
+        self.told_to_leave(slot)
         words.set(Word.INCARNATION, slot.incarnation + 1)
         words.set(Word.SPAWN_NS, time.monotonic_ns())
         words.set(Word.DONE_BEFORE, words.get(Word.DONE))
@@ -121,7 +123,8 @@ class Pool(Crew):
             self.breaker = restart.gone(self.breaker, before.number)
         if not crashed and not self.stopping:
             words.clear_marks()
-        if after.state is State.EMPTY and not self.stopping:
+        if not self.stopping and (after.state is State.EMPTY or before.number in self._handing):
+            self._handing.discard(before.number)
             self._poke()
 
     def _count_crash(self, number: int) -> None:
@@ -137,7 +140,10 @@ class Pool(Crew):
 
     def told_to_leave(self, slot: Slot) -> None:
         """One that leaves for good hands over what it has."""
-        self.board.slot(slot.number).set(Word.LEAVE, self._leave_word(slot))
+        word = self._leave_word(slot)
+        if word:
+            self._handing.add(slot.number)
+        self.board.slot(slot.number).set(Word.LEAVE, word)
 
     def heir(self, number: int) -> int | None:
         """The lowest that stays."""

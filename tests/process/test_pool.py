@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from supervisor.names import retries_key
 from tests.support.pool import Pool
 from tests.support.recording import RECORD, SIMPLE, seen
 from tests.support.waiting import eventually
@@ -251,3 +253,39 @@ def test_a_rolling_restart_brings_new_code_and_loses_nothing(start_pool: StartPo
     assert not set(before.values()) & set(pool.worker_pids().values())
     pool.command("publish", "events", "n=1")
     eventually(lambda: seen(pool)["new-1"] == 1)
+
+
+def test_what_was_handed_over_is_run_also_when_the_slot_is_wanted_again(
+    start_pool: StartPool, redis_server: Any
+) -> None:
+    """The one that hands over has not left yet when the pool grows again: its heir has to hear of it all the same."""
+    pool = start_pool(
+        RECORD
+        + """
+    @handler("events", group="workers", retry_base_s=1)
+    async def handle(message: Message) -> None:
+        if message.deliveries == 1:
+            raise ValueError("once")
+        record(message.fields["n"])
+""",
+        redis_url=redis_server.url,
+        workers=2,
+        config='[pool]\nhost = "here"\n',
+    )
+    redis, caught = redis_server.sync(), 0
+    for turn in range(1, 6):
+        for n in range(40):
+            redis.xadd("events", {"n": f"{turn}-{n}"})
+        eventually(lambda: redis.hlen(retries_key("events", "workers")) == 40)
+        pid = pool.worker_pids()[1]
+        pool.ask("scale", n=1)
+        eventually(lambda: not [row for row in consumers(redis) if row["name"] == b"here:1"], interval_s=0.001)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+            caught += pid in pool.worker_pids().values()
+            pool.ask("scale", n=2)
+            os.kill(pid, signal.SIGCONT)
+        pool.ask("scale", n=2)
+        eventually(lambda turn=turn: len(seen(pool)) == 40 * turn, 15)  # type: ignore[misc]
+        eventually(lambda: len(pool.worker_pids()) == 2 and pool.worker(1)["state"] == "READY")
+    assert caught, "it was met while it left"
