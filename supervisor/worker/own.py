@@ -139,7 +139,7 @@ class OwnList:
             new = [entry for entry in page if entry[0] not in known]
             gone = [entry[0] for entry in new if entry[1] is None]
             if gone:  # deleted while pending
-                self._settler.ack(self._keys, gone)
+                self._settler.ack_retried(self._keys, *gone)
                 self._board.add(Word.TRIMMED, len(gone))
             found += [self._make(entry[0], entry[1]) for entry in new if entry[1] is not None]
         return found

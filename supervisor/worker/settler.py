@@ -117,9 +117,9 @@ class Settler:
         self._acks.setdefault(keys, []).extend(ids)
         self._wake()
 
-    def ack_retried(self, keys: Keys, entry: bytes) -> None:
-        """This is done, and had failed or crashed before."""
-        self._script(keys, ACK_RETRIED, (keys.stream, keys.retries, keys.crashes, *keys.copies), entry)
+    def ack_retried(self, keys: Keys, *ids: bytes) -> None:
+        """These are done, and may have failed or crashed before; at most 1,000."""
+        self._script(keys, ACK_RETRIED, (keys.stream, keys.retries, keys.crashes, *keys.copies), ids)
 
     def retry_later(self, keys: Keys, entry: bytes, attempts: int, due_ms: int, delay_ms: int) -> None:
         """Note in Redis how often this failed, when it is due (Unix ms) and after how long; it stays pending."""
@@ -131,7 +131,7 @@ class Settler:
     def dead(self, keys: Keys, entry: bytes, letter: Sequence[Argument]) -> None:
         """Give this up: write its dead letter and ack it, in one script."""
         named = (keys.stream, keys.retries, keys.crashes, keys.dead, *keys.copies)
-        self._script(keys, DEAD_LETTER, named, entry, *letter)
+        self._script(keys, DEAD_LETTER, named, (entry,), *letter)
 
     async def flush(self) -> None:
         """Wait until everything decided so far is confirmed, but for what the server refuses: that stays pending."""
@@ -152,10 +152,12 @@ class Settler:
             if not self._wakeup.is_set():
                 self._idle.set()
 
-    def _script(self, keys: Keys, script: Script, named: Sequence[str], entry: bytes, *more: Argument) -> None:
+    def _script(
+        self, keys: Keys, script: Script, named: Sequence[str], ids: tuple[bytes, ...], *more: Argument
+    ) -> None:
         # EVAL and not EVALSHA: these are rare, and a server that restarted needs no second try.
-        arguments = ("EVAL", script.text, len(named), *named, keys.group, entry, *more)
-        self._items.append(_Item(keys, arguments, (entry,)))
+        arguments = ("EVAL", script.text, len(named), *named, keys.group, *ids, *more)
+        self._items.append(_Item(keys, arguments, ids))
         self._wake()
 
     def _wake(self) -> None:

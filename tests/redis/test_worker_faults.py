@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from supervisor import BatchError, Message, Reject, Retry, handler
 from supervisor.board import Board, Word
 from supervisor.core.ids import parse_id
-from supervisor.names import dead_key
+from supervisor.names import dead_key, retries_key
 from tests.redis.test_worker import GROUP, STREAM, Worker, pending, working
 from tests.support.waiting import eventually_async
 
@@ -424,3 +424,20 @@ async def test_a_full_server_is_drained_also_by_a_worker_that_starts(every_serve
         async with working(every_server.url, handle):
             await eventually_async(lambda: seen == [entry.decode()])
         await redis.config_set("maxmemory", 0)
+
+
+async def test_a_retry_whose_entry_was_deleted_leaves_no_record(redis_url: str, redis: Redis) -> None:
+    @handler(STREAM, group=GROUP)
+    async def handle(message: Message) -> None: ...
+
+    async def nothing_pending() -> bool:
+        return await pending(redis) == 0
+
+    entry = await redis.xadd(STREAM, {"n": 1})
+    await redis.xgroup_create(STREAM, GROUP, "0")
+    await redis.xreadgroup(GROUP, "host:0", {STREAM: ">"})
+    await redis.hset(retries_key(STREAM, GROUP), entry, "1:1:1")
+    await redis.xdel(STREAM, entry)
+    async with working(redis_url, handle):
+        await eventually_async(nothing_pending)
+    assert not await redis.exists(retries_key(STREAM, GROUP))
