@@ -94,6 +94,9 @@ class Word(IntEnum):
     ADOPTED = 25
     #: 1 + the exit code with which the worker is about to leave.
     SAID = 26
+    #: Not 0: suspects of a crash run one at a time; what ends the process now is marked as running alone, or is none
+    #: of its messages. Outlives the process, as the rows do.
+    ONE_BY_ONE = 27
 
 
 class Row(IntEnum):
@@ -175,6 +178,7 @@ class SlotBoard:
 
     def clear_marks(self) -> None:
         """Nothing that was in hand is to be suspected: its worker has left, or was ended, for another reason."""
+        self.set(Word.ONE_BY_ONE, 0)
         for index in range(ROWS_MAX):
             at = self._base + SLOT_WORDS + index * ROW_WORDS
             for word in (Row.STARTED_MS, Row.STARTED_SEQ, Row.ALONE_MS, Row.ALONE_SEQ):

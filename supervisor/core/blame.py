@@ -25,8 +25,8 @@ def marked(pending: Iterable[bytes], alone: tuple[int, int] | None) -> bytes | N
 def lone_suspect(suspects: int, *, charged: bool, all_read: bool) -> bool:
     """Whether the suspect at hand was the only message in the process: then it need not run marked to be known.
 
-    `suspects`: of all consumers of the worker. `charged`: the mark has named a message already. `all_read`: every
-    consumer knows what its predecessor left.
+    `suspects`: of all consumers of the worker. `charged`: the mark has named a message already, or would have, since
+    they ran one at a time. `all_read`: every consumer knows what its predecessor left.
     """
     return suspects == 1 and not charged and all_read
 

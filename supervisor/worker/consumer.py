@@ -68,7 +68,7 @@ class Consumer:
         self._reader = BlockingReader(
             around.redis_url, self.keys.stream, spec.group, around.name, connect_timeout_s=around.connect_timeout_s
         )
-        self._mark = Mark(around.wire, self.keys, around.name, around.board, row)
+        self._mark = Mark(around.wire, around.settler, self.keys, around.name, around.board, row)
         self._own = OwnList(spec, self.keys, around, row, self._mark)
         if beside is None:
             self.waiting = Waiting(self._start_unsorted)
@@ -80,9 +80,13 @@ class Consumer:
         self.intake = Intake(spec.options, around, self._reader, self._share, self._start, self._adopt_while_alive)
         #: Redis does not answer: it waits and tries again.
         self.cut_off = False
+        #: What it had in hand was cancelled, not done.
+        self._left = False
 
     def progress(self) -> None:
         """There is room for more, or something else to look at."""
+        if self.opened and not self._left and not self.around.board.get(Word.ONE_BY_ONE) and not self._has_any():
+            self._row.set_started(0, 0)  # a process that ends now was not ended by a message
         self.intake.progress()
         if self.copies is not None:
             self.copies.progress()
@@ -145,8 +149,8 @@ class Consumer:
         await self._mark.set(delivery.id)
         self.executor.submit([delivery])
         await self.finish()
+        self._mark.over()
         await self.around.settler.flush()
-        await self._mark.clear()
 
     async def run(self) -> None:
         """Read until told to stop, or in a burst until nothing is left."""
@@ -197,8 +201,9 @@ class Consumer:
         """Close; with `heir`, hand what is still pending to that consumer and delete this one."""
         self.waiting.hold()
         await self._reader.close()
-        if next(self._share.in_hand(), None) is None:
+        if not self._has_any():
             self._row.set_started(0, 0)  # whatever is pending now was not running: no successor needs to suspect it
+        self._left = True
         if not self.copied:
             await self.executor.abort()
         if self._row.alone() is not None:
@@ -222,6 +227,9 @@ class Consumer:
         named = [self.keys.stream, self.keys.retries, self.keys.crashes, alone_key(self.keys.stream, self.keys.group)]
         said: bytes = await self.around.wire.script(LEAVE_COPIES, named, self.keys.group, self.around.name)
         return said.decode()
+
+    def _has_any(self) -> bool:
+        return next(self._share.in_hand(), None) is not None
 
     def free_row(self) -> None:
         """It marks nothing any more."""

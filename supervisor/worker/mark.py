@@ -18,15 +18,19 @@ from supervisor.names import alone_key
 if TYPE_CHECKING:
     from supervisor.board import RowBoard
     from supervisor.broker.wire import Argument, Wire
-    from supervisor.worker.settler import Keys
+    from supervisor.worker.settler import Keys, Settler
 
 
 class Mark:
     """One consumer's."""
 
-    def __init__(self, wire: Wire, keys: Keys, consumer: str, board: SlotBoard, row: RowBoard) -> None:
+    def __init__(
+        self, wire: Wire, settler: Settler, keys: Keys, consumer: str, board: SlotBoard, row: RowBoard
+    ) -> None:
         """`row` is the consumer's, `board` its slot's."""
         self._wire = wire
+        self._settler = settler
+        self._keys = keys
         self._key = alone_key(keys.stream, keys.group)
         self._consumer = consumer
         self._row = row
@@ -34,14 +38,24 @@ class Mark:
         self.board_is_new = board.get(Word.INCARNATION) <= 1
 
     async def set(self, entry: bytes) -> None:
-        """`entry` is about to run with nothing else in hand."""
-        self._row.set_alone(*parse_id(entry))
+        """`entry` is about to run with nothing else in hand: start it before anything is awaited."""
         await self._try("HSET", self._key, self._consumer, entry)
+        self._row.set_alone(*parse_id(entry))
+
+    def over(self) -> None:
+        """Its handler has ended, so no crash from now on is its own. Redis hears of it with the outcome."""
+        self._row.set_alone(0, 0)
+        self._settler.unmark(self._keys, self._consumer)
 
     async def clear(self) -> None:
-        """Nothing runs alone."""
+        """It is ended on purpose."""
         self._row.set_alone(0, 0)
         await self._try("HDEL", self._key, self._consumer)
+
+    async def take(self) -> None:
+        """It is about to be charged. The mark goes first: no crash is counted twice. Raises redis-py's errors."""
+        await self._wire.call("HDEL", self._key, self._consumer)
+        self._row.set_alone(0, 0)
 
     async def find(self) -> tuple[int, int] | None:
         """The message that ran alone when the predecessor died. Raises redis-py's errors.

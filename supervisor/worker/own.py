@@ -62,6 +62,8 @@ class OwnList:
         self._mark = mark
         self._make = Copy if keys.copies else Delivery
         self._pages = Pages()
+        #: The mark of the predecessor was found and taken away, so its crash is counted.
+        self._charged = False
         #: Read at least once: what a predecessor left is known, and no crash is charged any more.
         self.opened = False
 
@@ -95,17 +97,38 @@ class OwnList:
     async def sweep(self, reader: BlockingReader, known: AbstractSet[bytes], outcomes: Outcomes) -> Adopted:
         """All that is pending but `known`, sorted by what is to be done with it."""
         found = await self._read_all(reader, known, outcomes)
-        charged = not self.opened and await self._charge_marked(found, outcomes)
+        if not self.opened:
+            await self._charge_marked(found, outcomes)
         started = (0, 0) if self.opened else self._row.started()
         often = await self._delivered_often(found) if not self.opened and self._mark.board_is_new else frozenset()
         self._board.add(Word.ADOPTED, len(found))
         records = await self._records(self._keys.retries, found)
-        for delivery, crashes in zip(found, await self._records(self._keys.crashes, found), strict=True):
-            delivery.recorded |= crashes is not None
+        crashes = await self._records(self._keys.crashes, found)
+        found, records = self._without_dead(found, records, crashes, outcomes)
         self.opened = True
         adopted = sort_out(found, records, started, int(time.time() * 1000), often)
-        adopted.charged, adopted.crashed = charged, started != (0, 0)
+        adopted.charged, adopted.crashed = self._charged, started != (0, 0)
         return adopted
+
+    def _without_dead(
+        self,
+        found: list[Delivery],
+        records: list[bytes | None],
+        crashes: list[bytes | None],
+        outcomes: Outcomes,
+    ) -> tuple[list[Delivery], list[bytes | None]]:
+        """Bury again those whose letter was lost with the process that was to write it."""
+        kept: list[Delivery] = []
+        kept_records: list[bytes | None] = []
+        for delivery, record, count in zip(found, records, crashes, strict=True):
+            delivery.recorded |= count is not None
+            dead = after_crash(int(count or 0), self._spec.options)
+            if dead is not None:
+                outcomes.bury(delivery, dead, None, self._crash)
+            else:
+                kept.append(delivery)
+                kept_records.append(record)
+        return kept, kept_records
 
     async def charge(self, delivery: Delivery, outcomes: Outcomes) -> bool:
         """Count a crash against the message; True when it was one too many and it became a dead letter."""
@@ -163,16 +186,18 @@ class OwnList:
             records += await self._wire.call("HMGET", key, *ids[at : at + PAGE])
         return records
 
-    async def _charge_marked(self, found: list[Delivery], outcomes: Outcomes) -> bool:
+    async def _charge_marked(self, found: list[Delivery], outcomes: Outcomes) -> None:
         """Charge the message that was marked as running alone at the crash, if there is one."""
         by_id = {delivery.id: delivery for delivery in found}
         alone = await self._mark.find()
         entry = marked(by_id, alone)
-        if entry is not None and await self.charge(by_id[entry], outcomes):
+        if alone is not None or not self._mark.board_is_new:  # what Redis has may be older than the board
+            await self._mark.take()
+        if entry is None:
+            return
+        self._charged = True  # also when the answer is lost and all of this is done again: never twice for one crash
+        if await self.charge(by_id[entry], outcomes):
             found.remove(by_id[entry])
-        if alone is not None:
-            await self._mark.clear()  # now that it is counted
-        return entry is not None
 
     async def _delivered_often(self, found: list[Delivery]) -> frozenset[bytes]:
         """Those that a whole row of pools has adopted and none has settled: perhaps they were what ended each."""

@@ -75,9 +75,11 @@ class Runtime:
             burst=burst,
             crash=crash,
         )
-        #: What a predecessor may have crashed with, over all consumers; and whether one of them is known already.
-        self._suspects: list[Delivery] = []
-        self._charged = False
+        #: How many messages a predecessor may have crashed with, over all consumers; whether it is known already which.
+        self._suspects = 0
+        self._charged = bool(board.get(Word.ONE_BY_ONE))
+        #: Consumers whose suspects have not all run.
+        self._suspicious = 0
         self._bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         enter(self._context)
         pairs = [(spec.stream, spec.group) for spec in specs]
@@ -193,8 +195,10 @@ class Runtime:
 
     async def _live(self, consumer: Consumer) -> None:
         adopted = await consumer.open()
-        self._suspects += adopted.suspects
+        self._suspects += len(adopted.suspects)
         self._charged |= adopted.charged
+        self._suspect(bool(adopted.suspects))
+        consumer.progress()
         self._note_opened()
         await consumer.start(adopted)
         if adopted.suspects:
@@ -217,11 +221,18 @@ class Runtime:
             if not self.stopping:
                 for other in self.consumers:
                     other.waiting.release()
+        self._suspect(-1)
         self._progress()
+
+    def _suspect(self, more: int) -> None:
+        """So many more consumers have suspects that did not run yet; the board knows whether there are any."""
+        self._suspicious += more
+        if self._suspicious or self._all_opened():
+            self._board.set(Word.ONE_BY_ONE, int(self._suspicious > 0))
 
     async def _charge_if_lone(self, consumer: Consumer, delivery: Delivery) -> bool:
         """Nothing else was in hand at the crash, so it is known already which message it was."""
-        if not lone_suspect(len(self._suspects), charged=self._charged, all_read=self._all_opened()):
+        if not lone_suspect(self._suspects, charged=self._charged, all_read=self._all_opened()):
             return False
         try:
             return await consumer.charge(delivery)

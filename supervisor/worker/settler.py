@@ -22,7 +22,7 @@ from supervisor.broker.scripts import ACK_RETRIED, DEAD_LETTER, RETRY_LATER
 from supervisor.broker.wire import pack_command
 from supervisor.core.backoff import backoff_s
 from supervisor.core.faults import passes
-from supervisor.names import crashes_key, dead_key, replay_key, retries_key
+from supervisor.names import alone_key, crashes_key, dead_key, replay_key, retries_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -126,6 +126,11 @@ class Settler:
         record = f"{attempts}:{due_ms}:{delay_ms}"
         arguments = (RETRY_LATER.text, 2, keys.stream, keys.retries, keys.group, entry, record)
         self._items.append(_Item(keys, ("EVAL", *arguments)))
+        self._wake()
+
+    def unmark(self, keys: Keys, consumer: str) -> None:
+        """This consumer runs nothing alone any more."""
+        self._items.append(_Item(keys, ("HDEL", alone_key(keys.stream, keys.group), consumer)))
         self._wake()
 
     def dead(self, keys: Keys, entry: bytes, letter: Sequence[Argument]) -> None:

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from supervisor import BatchError, Message, Reject, Retry, handler
 from supervisor.board import Board, Word
 from supervisor.core.ids import parse_id
-from supervisor.names import dead_key, retries_key
+from supervisor.names import crashes_key, dead_key, retries_key
 from tests.redis.test_worker import GROUP, STREAM, Worker, pending, working
 from tests.support.waiting import eventually_async
 
@@ -54,18 +54,19 @@ async def test_a_retry_that_was_running_at_a_crash_is_a_suspect(redis_url: str, 
 
 
 async def test_waiting_retries_keep_out_of_the_way_of_suspects(redis_url: str, redis: Redis) -> None:
-    board, hold = Board(), asyncio.Event()
+    board, running, hold = Board(), asyncio.Event(), asyncio.Event()
 
     @handler(STREAM, group=GROUP, retry_base_s=0.3)
     async def handle(message: Message) -> None:
         if message.fields["n"] == "later":
             raise ValueError("again")
+        running.set()
         await hold.wait()
 
     first = Worker(redis_url, [handle], board)
     for n in ("later", "slow"):
         await redis.xadd(STREAM, {"n": n})
-    await eventually_async(lambda: board.slot(0).get(Word.FAILED) == 1)
+    await eventually_async(lambda: board.slot(0).get(Word.FAILED) == 1 and running.is_set())
     await first.vanish()
     log: list[str] = []
 
@@ -380,7 +381,7 @@ async def test_a_long_adopted_list_is_started_batch_by_batch(redis_url: str, red
 
 
 async def test_groups_of_one_stream_hide_no_message_from_each_other(redis_url: str, redis: Redis) -> None:
-    """They share a worker and the ids of their messages; what one has on its way to Redis the other still has to run."""
+    """They share a worker and the ids of their messages; what one has on its way to Redis the other has to run."""
     seen: list[str] = []
     started, full = asyncio.Event(), asyncio.Event()
 
@@ -424,6 +425,49 @@ async def test_a_full_server_is_drained_also_by_a_worker_that_starts(every_serve
         async with working(every_server.url, handle):
             await eventually_async(lambda: seen == [entry.decode()])
         await redis.config_set("maxmemory", 0)
+
+
+async def test_a_process_with_nothing_running_is_ended_by_no_message(redis_server: Any, redis: Redis) -> None:
+    """Its last message is done, and only Redis has not heard of it: should it be killed now, none is suspected."""
+    started, release, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    @handler(STREAM, group=GROUP)
+    async def handle(message: Message) -> None:
+        started.set()
+        await release.wait()
+        ended.set()
+
+    board = Board()
+    worker = Worker(redis_server.url, [handle], board)
+    entry = await redis.xadd(STREAM, {"n": 1})
+    await asyncio.wait_for(started.wait(), 10)
+    row = board.slot(0).row(STREAM, GROUP)
+    assert row is not None and row.started() == parse_id(entry)
+    redis_server.pause()
+    try:
+        release.set()
+        await asyncio.wait_for(ended.wait(), 10)
+        await eventually_async(lambda: row.started() == (0, 0))
+    finally:
+        redis_server.resume()
+    await worker.stop()
+
+
+async def test_a_letter_that_was_lost_with_its_process_is_written_by_the_next(redis_url: str, redis: Redis) -> None:
+    seen: list[str] = []
+
+    @handler(STREAM, group=GROUP)
+    async def handle(message: Message) -> None:
+        seen.append(message.id)
+
+    entry = await redis.xadd(STREAM, {"n": 1})
+    await redis.xgroup_create(STREAM, GROUP, "0")
+    await redis.xreadgroup(GROUP, "host:0", {STREAM: ">"})
+    await redis.hset(crashes_key(STREAM, GROUP), entry, 3)
+    async with working(redis_url, handle):
+        await eventually_async(lambda: redis.xlen(dead_key(STREAM, GROUP)))
+    assert seen == []
+    assert await pending(redis) == 0 and not await redis.exists(crashes_key(STREAM, GROUP))
 
 
 async def test_a_retry_whose_entry_was_deleted_leaves_no_record(redis_url: str, redis: Redis) -> None:
