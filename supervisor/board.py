@@ -208,18 +208,15 @@ class SlotBoard:
             return RowBoard(self._words, free)
         return None
 
-    def ids_in_hand(self) -> list[tuple[int, int]]:
-        """The ids that run alone, or else the highest that were started, one per consumer in use."""
-        found = []
-        for index in range(ROWS_MAX):
-            at = self._base + SLOT_WORDS + index * ROW_WORDS
-            if self._words[at] == 0:
-                continue
-            row = RowBoard(self._words, at)
-            pair = row.alone() or row.started()
-            if pair != (0, 0):
-                found.append(pair)
-        return found
+    def last_started(self) -> list[tuple[int, int]]:
+        """The ids that run alone, or else the highest that were started, of each consumer; each id once.
+
+        Where something runs alone, nothing else is in hand. A highest one may be done: its row keeps it.
+        """
+        places = [self._base + SLOT_WORDS + index * ROW_WORDS for index in range(ROWS_MAX)]
+        rows = [RowBoard(self._words, at) for at in places if self._words[at]]
+        alone = [pair for row in rows if (pair := row.alone())]
+        return list(dict.fromkeys(alone or [pair for row in rows if (pair := row.started()) != (0, 0)]))
 
 
 class RowBoard:

@@ -105,8 +105,8 @@ class Crew:
         """What the slot's child has noted, now that it has left with this exit code."""
         return NO_NOTES
 
-    def in_hand(self, number: int) -> list[str] | None:
-        """The ids of what the slot's child has, or had, in hand."""
+    def last_started(self, number: int) -> list[str] | None:
+        """The ids of what the slot's child has started last: alone, or else of each consumer."""
         return None
 
     # Commands
@@ -262,7 +262,7 @@ class Crew:
             perhaps="the kernel's out-of-memory killer" if from_outside else None,
             oom_kills=self._oom_kills.new() if from_outside else None,
             uptime_s=round(left.uptime_s, 3),
-            in_hand=(self.in_hand(before.number) or None) if fault else None,
+            last_started=(self.last_started(before.number) or None) if fault else None,
             next_start_s=round(max(0.0, after.next_start_s - now_s), 3) if after.state is State.BACKOFF else None,
         )
 

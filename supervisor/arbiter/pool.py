@@ -167,9 +167,9 @@ class Pool(Crew):
         signal = "" if left.signal is None else signal_name(left.signal)
         return Crash(left.reason, signal, left.code, self._last_stack.get(number, ""))
 
-    def in_hand(self, number: int) -> list[str]:
+    def last_started(self, number: int) -> list[str]:
         """The ids on the board."""
-        return [f"{ms}-{seq}" for ms, seq in self.board.slot(number).ids_in_hand()]
+        return [f"{ms}-{seq}" for ms, seq in self.board.slot(number).last_started()]
 
     # Turning
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 
 from supervisor.memory_file import memory_file
 
 #: The first lines of a dump are the innermost frames of the first thread; the rest can be had with less.
 BYTES_MAX = 16_384
+#: Below a child's first frame are those of the arbiter that forked it: they say nothing of the child.
+_ARBITERS = re.compile(r'(\n  File "[^"\n]*/arbiter/fork\.py", line \d+ in _run_child)(?:\n  (?:File|\.\.\.)[^\n]*)+')
 
 
 class Stacks:
@@ -39,7 +42,7 @@ class Stacks:
             return ""
         text = os.pread(fd, BYTES_MAX, 0).decode(errors="replace").strip()
         os.ftruncate(fd, 0)
-        return text
+        return _ARBITERS.sub(r"\1", text)
 
     def drop(self, name: str) -> None:
         """Give back the file of a child that is gone and comes no more."""

@@ -109,7 +109,7 @@ def test_04_segv_ctypes(start_pool: StartPool, redis_server: Any, bound: Bounds)
     for n in range(2):
         redis_server.sync().xadd("events", {"n": n})
     left = eventually(lambda: pool.events("worker left"))[0]
-    assert left["signal"] == "SIGSEGV" and left["reason"] == "signal" and left["in_hand"]
+    assert left["signal"] == "SIGSEGV" and left["reason"] == "signal" and left["last_started"]
     crashed_ns = min(at_ns for pid, _, at_ns in records(pool) if pid == left["pid"])
     slot = left["slot"]
     took_ms = ready_again_ms(board, {slot: was[slot]}, crashed_ns)[slot]

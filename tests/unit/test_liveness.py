@@ -256,6 +256,26 @@ def in_hand():
 in_hand()
 os.kill(os.getpid(), signal.SIGSEGV)
 """
+#: The same as a child of the arbiter: everything below `_run_child` was there before the fork.
+FORKED = """
+import os, sys, threading
+from supervisor.arbiter import fork
+
+def in_hand():
+    import faulthandler
+    faulthandler.dump_traceback(fd)
+    other = threading.Event()
+    threading.Thread(target=other.wait, daemon=True).start()
+    faulthandler.dump_traceback(fd)
+    return 0
+
+def arbiters_own():
+    pid = fork.fork_child(in_hand, name="child", stack_fd=fd, close=[])
+    os.waitpid(pid, 0)
+
+fd = int(sys.argv[1])
+arbiters_own()
+"""
 
 
 def test_each_dump_of_a_child_is_read_once_and_whole(stacks: Stacks) -> None:
@@ -279,6 +299,15 @@ def test_each_dump_of_a_child_is_read_once_and_whole(stacks: Stacks) -> None:
         assert child.wait(10) == -signal.SIGSEGV
     assert stacks.take("worker 0").startswith("Fatal Python error: Segmentation fault")
     assert stacks.take("worker 1") == "another's"
+
+
+def test_a_dump_ends_where_the_child_began(stacks: Stacks) -> None:
+    fd = stacks.fresh("worker 0")
+    subprocess.run([sys.executable, "-c", FORKED, str(fd)], pass_fds=[fd], check=True)
+    text = stacks.take("worker 0")
+    assert text.count(" in in_hand") == text.count(" in _run_child") == 2
+    assert " in arbiters_own" not in text and " in fork_child" not in text
+    assert " in wait" in text, "other threads are there"
 
 
 def test_a_successor_starts_with_an_empty_file_in_the_same_place(stacks: Stacks) -> None:
