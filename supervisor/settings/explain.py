@@ -71,8 +71,15 @@ def _line(details: ErrorDetails, layer: Layer) -> str:
 def _unknown(path: KeyPath) -> str:
     known = list(_fields(path[:-1]))
     table = f"[{dotted(path[:-1])}]" if path[:-1] else "config.toml"
-    near = did_you_mean(path[-1], known)
+    near = did_you_mean(path[-1], known) or _elsewhere(path)
     return f"unknown key{near} (known in {table}: {', '.join(known)})"
+
+
+def _elsewhere(path: KeyPath) -> str:
+    """For a key that is right and stands in the wrong table: which is its own."""
+    tables = [path[:2], *((section,) for section in _fields(()))]
+    found = next((table for table in tables if table != path[:-1] and path[-1] in _fields(table)), None)
+    return f", it belongs to [{dotted(found)}]" if found else ""
 
 
 def _allowed(details: ErrorDetails, path: KeyPath) -> str:

@@ -53,6 +53,7 @@ _PORTS = {"sentinel": 26379, "cluster": 6379}
 _HOST = re.compile(r"(\[[0-9a-fA-F:.%a-z]+\]|[^\[\]:,\s]+)(?::([0-9]+))?")
 _PORT_MAX = 65535
 _EXAMPLES = {
+    "server": "redis://host:6379/0",
     "sentinel": "redis+sentinel://host:26379,host2:26379/mymaster",
     "cluster": "redis+cluster://host:6379,host2:6379",
 }
@@ -86,6 +87,8 @@ def parse(url: str) -> RedisUrl:
     if kind == "server":
         if plain != "unix" and "," in authority:
             raise ValueError(f"several hosts are written as {_EXAMPLES['sentinel']} or as {_EXAMPLES['cluster']}")
+        if plain != "unix":
+            _check_server(authority, unquote(path))
         return RedisUrl(kind, f"{plain}://{rest}")
     hosts = tuple(_host(text, kind) for text in authority.split(","))
     options = dict(parse_qsl(query, keep_blank_values=True))
@@ -110,6 +113,15 @@ def _unknown(scheme: str) -> str:
         return f"must be {scheme}:// and something behind it"
     near = _ELSEWHERE.get(scheme.lower())
     return f"must be {FORMS} or empty" + (f", did you mean {near!r}?" if near else did_you_mean(scheme, _SCHEMES))
+
+
+def _check_server(authority: str, path: str) -> None:
+    """What redis-py would pass over: it takes a database that is no number for 0."""
+    port = re.search(r":([0-9]+)$", authority)
+    if port and not 0 < int(port[1]) <= _PORT_MAX:
+        raise ValueError(f"must have a port from 1 to {_PORT_MAX}, as in {_EXAMPLES['server']}")
+    if (database := path.replace("/", "")) and not database.isdecimal():
+        raise ValueError(f"must have a number as the database behind the host, as in {_EXAMPLES['server']}")
 
 
 def _host(text: str, kind: Kind) -> tuple[str, int]:

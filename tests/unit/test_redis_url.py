@@ -47,7 +47,15 @@ def test_a_cluster(tls: bool, hosts: list[tuple[str, int]], tail: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["redis://h", "redis://:p@h:1/3?client_name=x", "rediss://h?ssl_cert_reqs=none", "unix:///a,b?db=1", "redis:///0"],
+    [
+        "redis://h",
+        "redis://:p@h:1/3?client_name=x",
+        "rediss://h?ssl_cert_reqs=none",
+        "unix:///a,b?db=1",
+        "redis:///0",
+        "redis://[::1]:65535/15",
+        "redis://h/0/",
+    ],
 )
 def test_one_server_is_left_to_redis_py(url: str) -> None:
     assert parse(url) == RedisUrl("server", url)
@@ -70,6 +78,10 @@ def test_ports_that_are_left_out() -> None:
         ("redis+socket:///x", "did you mean 'unix'?"),
         ("h:6379", "must be redis://..."),
         ("redis://", "must be redis:// and something behind it"),
+        ("redis://h:65536", "must have a port from 1 to 65535"),
+        ("rediss://me:p@h:0/1", "must have a port from 1 to 65535"),
+        ("redis://h/cache", "a number as the database behind the host"),
+        ("redis://me:p@h:1/1x?client_name=y", "a number as the database behind the host"),
         ("redis://a:1,b:2/0", "several hosts are written as redis+sentinel://"),
         ("redis+sentinel://h", "the master's name behind the hosts"),
         ("redis+sentinel://h/0", "the master's name behind the hosts"),

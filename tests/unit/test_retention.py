@@ -57,7 +57,7 @@ def test_a_length_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_stream_has_one_retention_whatever_groups_it_has(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"stream\.s\.group\.g\.max_age: unknown key"):
+    with pytest.raises(ConfigError, match=r"stream\.s\.group\.g\.max_age: unknown key, it belongs to \[stream\.s\]"):
         loaded(tmp_path, '[stream.s.group.g]\nmax_age = "7d"\n')
 
 

@@ -171,6 +171,19 @@ timeout_s = -1
 
 
 @pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[stream.s]\nclaim_foreign_after_s = 60\n", "it belongs to [consumer]"),
+        ("workers = 2\n", "it belongs to [pool]"),
+        ("[consumer]\nmax_deliveries = 2\n", "it belongs to [retry]"),
+    ],
+)
+def test_a_key_in_the_wrong_table_is_told_its_own(tmp_path: Path, text: str, words: str) -> None:
+    (line,) = refused(written(tmp_path, text))
+    assert f"unknown key, {words}" in line
+
+
+@pytest.mark.parametrize(
     ("name", "meant"),
     [
         ("SUPERVISOR_POOL__WORKER", "SUPERVISOR_POOL__WORKERS"),
