@@ -73,8 +73,8 @@ async def read(redis: Redis, pairs: Sequence[Pair], entry_id: str) -> Letter:
     if not found:
         raise Problem(
             "not-found",
-            f"no dead letter {entry_id} among the {SCAN_MAX:,} that were given up after it; a letter's own id always"
-            " finds it, and the list with `text` finds a message's",
+            f"no dead letter {entry_id}. For a message's id, the first {SCAN_MAX:,} that were given up after it are"
+            " looked at; a letter's own id always finds it, and the list with `text` finds a message's",
         )
     if len(found) > 1:
         names = ", ".join(letter.group for letter in found)

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 
 from supervisor.broker.explain import collect
+from supervisor.core.explain import Presence
 from supervisor.core.explain import explain as judge
 
 from .inventory import handled_groups
@@ -48,5 +49,6 @@ async def explain(stream: Stream, entry_id: EntryId, service: ServiceDep, redis:
         own = [group["group"] for group in await handled_groups(service) if group["stream"] == stream]
         found = judge(*await collect(redis, stream, entry_id, own, letters_max=LETTERS_MAX))
     if not found.known:
-        raise Problem("not-found", f"stream {stream!r} has nothing of {entry_id}: {found.presence.value}")
+        why = "trimmed, deleted, or never there" if found.presence is Presence.GONE else found.presence.value
+        raise Problem("not-found", f"stream {stream!r} has nothing of {entry_id}: {why}")
     return json_response(found.as_dict())

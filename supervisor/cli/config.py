@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import sys
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -18,9 +20,6 @@ from supervisor.cli.common import (
     warn,
 )
 from supervisor.errors import ConfigError, HandlerError, SupervisorError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class _Group(Examples, click.Group):
@@ -64,7 +63,9 @@ def show(config: Path | None, as_json: bool) -> None:
         return
     from supervisor.cli.tables import print_table
 
-    print_table(["key", "value", "origin"], [[row["key"], row["value"], row["origin"]] for row in rows])
+    here = f"{Path.cwd()}/" if sys.stdout.isatty() else ""  # whole where a program may read it, short for people
+    table = [[row["key"], row["value"], row["origin"].removeprefix(here)] for row in rows]
+    print_table(["key", "value", "origin"], table, whole=["key"])
 
 
 @command(

@@ -34,7 +34,7 @@ class DeadGroup(Examples, click.Group):
 @click.group(
     cls=DeadGroup,
     context_settings=CONTEXT,
-    short_help="The messages that were given up: list, replay, drop.",
+    short_help="The messages given up: list, show, replay, drop.",
     examples="""\
     supervisor dead list
     supervisor dead list events:user_created email_workers --reason Timeout --json
@@ -49,7 +49,14 @@ def dead() -> None:
 def _filtered(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options that choose letters."""
     for option in (
-        click.option("--older", "older_s", type=click.FloatRange(0), default=0, metavar="S", help="At least S s old."),
+        click.option(
+            "--older",
+            "older_s",
+            type=click.FloatRange(0),
+            default=0,
+            metavar="S",
+            help="Given up at least S seconds ago.",
+        ),
         click.option("--text", default="", metavar="T", help="With T in a field, the id or the error."),
         click.option("--handler", default="", metavar="H", help="Of a handler with H in its name."),
         click.option("--reason", default="", metavar="R", help="With R in the reason."),
@@ -58,13 +65,18 @@ def _filtered(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-@command("""\
+@command(
+    """\
     supervisor dead list
-    supervisor dead list events:user_created email_workers --text ada@example.com""")
+    supervisor dead list events:user_created email_workers --text ada@example.com""",
+    short_help="List dead letters, of all handlers here or of one group.",
+)
 @click.argument("stream", required=False)
 @click.argument("group", required=False)
 @_filtered
-@click.option("--count", type=click.IntRange(1), default=100, show_default=True, help="How many, the oldest first.")
+@click.option(
+    "--count", type=click.IntRange(1), default=100, show_default=True, metavar="N", help="How many, the oldest first."
+)
 @config_option
 @redis_option
 @json_option
@@ -102,17 +114,17 @@ def show(stream: str, group: str, id_: str, config: Path | None, redis: str | No
         click.echo(dumps(letter.as_dict(), pretty=True))
         return EXIT_OK
     for name, value in letter.as_dict().items():
-        if name == "fields":
-            click.echo("fields")
-            click.echo("\n".join(f"  {field} = {text}" for field, text in letter.fields.items()))
-        elif name in ("traceback", "stack"):
-            click.echo(f"\n{value}" if value else "", nl=bool(value))
-        elif value not in ("", None):
-            click.echo(f"{name:<10}  {_moment(value) if name == 'dead_at_ms' else value}")
+        if name == "dead_at_ms":
+            click.echo(f"dead_at     {_moment(value)}")
+        elif name not in ("fields", "traceback", "stack") and value not in ("", None):
+            click.echo(f"{name:<10}  {value}")
+    click.echo("\n".join(["fields", *(f"  {field} = {text}" for field, text in letter.fields.items())]))
+    if told := letter.traceback or letter.stack:
+        click.echo(f"\n{told.rstrip()}")
     return EXIT_OK
 
 
-def _change(verb: str, help_text: str) -> click.Command:
+def _change(verb: str, help_text: str, short: str) -> click.Command:
     """`replay` and `drop` choose in the same way, and say first how many they mean."""
 
     @click.argument("stream")
@@ -146,9 +158,10 @@ def _change(verb: str, help_text: str) -> click.Command:
         return asyncio.run(carry_out(loaded, verb, work, as_json=as_json))
 
     change.__doc__ = help_text
-    return command(f"supervisor dead {verb} events:user_created email_workers --reason Timeout --yes", name=verb)(
-        change
-    )
+    examples = f"""\
+    supervisor dead {verb} events:user_created email_workers 1764000000000-0
+    supervisor dead {verb} events:user_created email_workers --reason Timeout --yes"""
+    return command(examples, short_help=short, name=verb)(change)
 
 
 def _agreed(verb: str, count: int) -> bool:
@@ -159,10 +172,16 @@ def _agreed(verb: str, count: int) -> bool:
 
 
 def _moment(ms: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ms / 1000))
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(ms / 1000))
 
 
 dead.add_command(list_, "list")
 dead.add_command(show)
-dead.add_command(_change("replay", "Put messages back into the pending list of their group, as if never tried."))
-dead.add_command(_change("drop", "Remove dead letters for good."))
+PUT_BACK = """Put messages back into the pending list of their group, as if never tried.
+
+Without IDs and options, all that the group has given up. ID is the letter's or the message's."""
+REMOVE = """Remove dead letters for good.
+
+Without IDs and options, all of the group. ID is the letter's or the message's."""
+dead.add_command(_change("replay", PUT_BACK, "Put messages back to their group, as if never tried."))
+dead.add_command(_change("drop", REMOVE, "Remove dead letters for good."))

@@ -102,12 +102,12 @@ def _where(verdict: Verdict) -> str:
 
 
 def _details(entry: Entry, facts: GroupFacts) -> str:
-    from supervisor.words import duration
+    from supervisor.words import counted, duration
 
     found = []
     if facts.consumer:
         found.append(f"with {facts.consumer} for {duration(facts.idle_ms / 1000)}")
-        found += [f"{facts.attempts} failed"] if facts.attempts else []
+        found += [f"{counted(facts.attempts, 'attempt')} failed"] if facts.attempts else []
         due_s = ((facts.next_due_ms or 0) - entry.now_ms) / 1000
         found += [f"next attempt in {duration(due_s)}"] if due_s > 0 else []
     elif facts.letter:
@@ -115,7 +115,7 @@ def _details(entry: Entry, facts: GroupFacts) -> str:
         found.append(f"{facts.letter.reason} ({duration(age_s)} ago, letter {facts.letter.letter_id})")
     elif facts.before:
         found.append(f"{'at least ' if facts.before_at_least else ''}{facts.before:,} before it")
-    found += [f"its worker died with it {facts.crashes} times"] if facts.crashes else []
+    found += [f"its worker died with it {counted(facts.crashes, 'time')}"] if facts.crashes else []
     found += [f"if not among {facts.letters_left:,} dead letters not looked at"] if facts.letters_left else []
     return ", ".join(found)
 

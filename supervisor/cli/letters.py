@@ -84,7 +84,7 @@ async def list_letters(
                     shown += chosen
             total += (await extent(redis, *pair))[0] if wanted.empty else matching
     if not as_json:
-        _print(shown)
+        _print(shown, with_stream=named[0] is None)
         talk(counted(total, "dead letter") + (f", {printed:,} shown" if total > printed else ""))
 
 
@@ -188,7 +188,8 @@ def _tell(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
         raise SupervisorError(f"Redis refused: {outcomes[0].error}; the letters are kept")
 
 
-def _print(found: Sequence[Letter]) -> None:
+def _print(found: Sequence[Letter], *, with_stream: bool) -> None:
+    """One line a letter. Whatever is left out on a narrow terminal, `show` takes the message's id too."""
     from supervisor.cli.tables import print_table
 
     now_s = time.time()
@@ -196,6 +197,7 @@ def _print(found: Sequence[Letter]) -> None:
         [
             letter.letter_id,
             letter.id,
+            *([letter.stream] if with_stream else []),
             letter.group,
             duration(max(0.0, now_s - letter.dead_at_ms / 1000)),
             str(letter.deliveries),
@@ -205,5 +207,7 @@ def _print(found: Sequence[Letter]) -> None:
         for letter in found
     ]
     if rows:
-        columns = ["letter", "message", "group", "age", "deliveries", "handler", "reason"]
-        print_table(columns, rows, numbers=["age", "deliveries"])
+        columns = ["letter", "message", *(["stream"] if with_stream else []), "group"]
+        columns += ["age", "deliveries", "handler", "reason"]
+        whole, drop = ["letter", "message", "stream", "group"], ["letter", "deliveries", "handler"]
+        print_table(columns, rows, numbers=["age", "deliveries"], whole=whole, drop=drop)

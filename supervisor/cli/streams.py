@@ -101,7 +101,14 @@ def retention_text(item: dict[str, Any]) -> str:
 )
 @click.argument("stream")
 @click.argument("group")
-@click.option("--count", type=click.IntRange(1, 10_000), default=100, show_default=True, help="How many, oldest first.")
+@click.option(
+    "--count",
+    type=click.IntRange(1, 10_000),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="How many, oldest first.",
+)
 @config_option
 @redis_option
 @json_option

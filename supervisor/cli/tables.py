@@ -16,18 +16,30 @@ GAP = 2
 TEXT_WIDTH_MIN = 12
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[str] = ()) -> None:
+def print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numbers: Sequence[str] = (),
+    whole: Sequence[str] = (),
+    drop: Sequence[str] = (),
+) -> None:
     """Print to stdout; the columns named in `numbers` are set to the right. Piped, no line is cut."""
     import sys
 
-    sys.stdout.write(table_text(columns, rows, numbers=numbers) + "\n")
+    sys.stdout.write(table_text(columns, rows, numbers=numbers, whole=whole, drop=drop) + "\n")
 
 
 def table_text(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[str] = (), drop: Sequence[str] = ()
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numbers: Sequence[str] = (),
+    whole: Sequence[str] = (),
+    drop: Sequence[str] = (),
 ) -> str:
     """The table as it would be printed. On a terminal that is too narrow, the columns of `drop` are left out, first
-    ones first, until the rest fits; then texts are folded, but a number is never cut."""
+    ones first, until the rest fits; then texts are folded, but a number, or what `whole` names, is never cut."""
     import sys
 
     from rich.box import SIMPLE_HEAD
@@ -44,9 +56,10 @@ def table_text(
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for at in shown:
         right = columns[at] in numbers
-        least = widths[at] if right else min(widths[at], TEXT_WIDTH_MIN)
+        uncut = right or columns[at] in whole
+        least = widths[at] if uncut else min(widths[at], TEXT_WIDTH_MIN)
         table.add_column(
-            columns[at], justify="right" if right else "left", no_wrap=right, overflow="fold", min_width=least
+            columns[at], justify="right" if right else "left", no_wrap=uncut, overflow="fold", min_width=least
         )
     for row in rows:
         table.add_row(*(Text(row[at]) for at in shown))

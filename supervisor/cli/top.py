@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     """\
     supervisor top
     supervisor top --interval 5
-    supervisor top --json | jq .workers[].done""",
+    supervisor top --json | jq '.workers[].done'""",
     short_help="Watch workers and groups, live.",
 )
 @click.option(

@@ -62,7 +62,8 @@ def outcome_of(error: BaseException, failed_before: int, options: Options, rando
     if isinstance(error, Reject):
         return Dead(words(error), attempts)
     if attempts >= options.max_deliveries:
-        return Dead(f"failed {attempts} times, the last time with {summary(error)}", attempts)
+        often = "once," if attempts == 1 else f"{attempts} times, the last time"
+        return Dead(f"failed {often} with {summary(error)}", attempts)
     if isinstance(error, Retry) and error.after_s is not None:
         return Later(max(0.0, error.after_s), attempts)
     return Later(backoff_s(attempts, options.retry_base_s, options.retry_max_s, random), attempts)

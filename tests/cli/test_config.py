@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.run import data, environment, run
+from tests.cli.run import data, environment, run, run_on_terminal
 
 HANDLERS = """\
 from supervisor import handler
@@ -40,6 +40,9 @@ def test_show_tells_where_each_value_came_from(tmp_path: Path) -> None:
     assert [line.split() for line in table.splitlines() if line.startswith("pool.workers ")] == [
         ["pool.workers", "3", f"{config}:2"]
     ]
+    narrow = run_on_terminal("config", "show", "--config", str(config), cwd=tmp_path).splitlines()
+    assert any(line.split() == ["pool.workers", "3", "config.toml:2"] for line in narrow)
+    assert any(line.startswith("consumer.claim_foreign_after_s  ") for line in narrow), "a key is never cut"
 
 
 def test_check_names_the_handlers(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from supervisor.cli import letters
 from supervisor.names import dead_key
-from tests.cli.run import environment, lines_of, run, spawn
+from tests.cli.run import environment, lines_of, run, run_on_terminal, spawn
 from tests.process.test_pool import RECORD, seen
 from tests.support.letters import bury
 from tests.support.pool import Pool
@@ -105,6 +105,33 @@ def test_on_a_terminal_it_asks(tmp_path: Path, redis_server: Any, word: bytes, c
         os.close(master)
         assert b"2 dead letters of events mail" in err and b"Drop them?" in err
         assert (asked.returncode, redis.xlen(dead_key("events", "mail"))) == (code, left)
+
+
+def test_the_list_has_what_show_asks_for_on_a_narrow_terminal_too(tmp_path: Path, redis_server: Any) -> None:
+    """Stream, group and an id, none of them cut."""
+    (tmp_path / "handlers.py").write_text(
+        """
+from supervisor import handler
+
+@handler("events:user_created", group="email_workers")
+def send(fields: dict[str, str]) -> None: ...
+"""
+    )
+    names = "events:user_created", "email_workers"
+    reason = "failed 5 times, the last time with ValueError: " + "no such address " * 9
+    with redis_server.sync() as redis:
+        letter, entry = bury(redis, *names, {"n": 1}, reason=reason, dead_at_ms=1_764_000_000_000)
+    for columns in (80, 120, 200):
+        text = run_on_terminal("dead", "list", cwd=tmp_path, redis_url=redis_server.url, columns=columns)
+        [line] = [line for line in text.splitlines() if entry in line.split()]
+        assert set(names) <= set(line.split()), text
+        assert (letter in line) == (columns == 200)
+        assert max(map(len, text.splitlines())) <= columns
+    shown = run_on_terminal("dead", "show", *names, entry, cwd=tmp_path, redis_url=redis_server.url)
+    assert "\ndead_at     2025-11-24 " in shown
+    assert f"\nfields\n  n = 1\n\nValueError: no luck with {entry}" in shown, "the traceback, which is long, is last"
+    [moment] = [line for line in shown.splitlines() if line.startswith("dead_at")]
+    assert moment.endswith(time.tzname[0]), "which zone it is"
 
 
 def test_letters_are_chosen_in_one_way(tmp_path: Path, redis_server: Any) -> None:

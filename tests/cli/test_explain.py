@@ -151,7 +151,7 @@ def test_what_became_of_each_message_of_a_pool(start_pool: StartPool, redis_serv
     assert "no such address" in shown.stdout
     assert f"supervisor dead show {STREAM} mail " in shown.stderr
     shown = pool.command("explain", ids["later"])
-    assert re.search(r"1 failed, next attempt in \d+ m", shown.stdout)
+    assert re.search(r"1 attempt failed, next attempt in \d+ m", shown.stdout)
 
 
 def test_what_nobody_knows_is_told_with_exit_code_1(tmp_path: Path, redis_server: Any) -> None:

@@ -44,7 +44,7 @@ def test_bare_command_shows_help(tmp_path: Path) -> None:
 
 
 def test_no_summary_is_cut_on_a_narrow_terminal(tmp_path: Path) -> None:
-    for words in (["--help"], ["config", "--help"]):
+    for words in (["--help"], ["config", "--help"], ["dead", "--help"]):
         text = run(*words, cwd=tmp_path, env={"COLUMNS": "80"}).stdout.partition("Commands:")[2]
         assert text and "..." not in text
     context = click.Context(cli)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -50,8 +50,6 @@ def test_backoff_doubles_up_to_its_limit(tries: int, base_s: float, max_s: float
 
 @given(st.integers(0, 100), st.integers(1, 20))
 def test_a_message_is_given_up_after_exactly_max_deliveries(failed_before: int, max_deliveries: int) -> None:
-    from dataclasses import replace
-
     outcome = outcome_of(ValueError("x"), failed_before, replace(OPTIONS, max_deliveries=max_deliveries), lambda: 0.5)
     assert isinstance(outcome, Dead) == (failed_before + 1 >= max_deliveries)
     assert outcome.attempts == failed_before + 1
@@ -62,6 +60,18 @@ def test_retry_and_reject_choose() -> None:
     assert outcome_of(Retry(), 1, OPTIONS, lambda: 0.5) == Later(2, 2)
     assert outcome_of(Reject("no"), 0, OPTIONS, lambda: 0.5) == Dead("no", 1)
     assert isinstance(outcome_of(Retry(after_s=1), 4, OPTIONS, lambda: 0.5), Dead)
+
+
+def test_a_letter_s_reason_tells_how_often_it_was_tried() -> None:
+    def reason(max_deliveries: int) -> str:
+        outcome = outcome_of(
+            ValueError("x"), max_deliveries - 1, replace(OPTIONS, max_deliveries=max_deliveries), lambda: 0.5
+        )
+        assert isinstance(outcome, Dead)
+        return outcome.reason
+
+    assert reason(1) == "failed once, with ValueError: x"
+    assert reason(3) == "failed 3 times, the last time with ValueError: x"
 
 
 Seen = st.tuples(st.integers(1, 200), st.floats(0, 10), st.floats(0, 1))
