@@ -155,6 +155,13 @@ def _reason(error: ValueError) -> str:
     return _UNREADABLE
 
 
+def check_url(url: str) -> None:
+    """Raise ConfigError for a URL that `client` does not take; empty stands for a server of our own. Connects to
+    nothing."""
+    if url:
+        _target(url, 1.0)
+
+
 async def describe(redis: RedisClient) -> Server:
     """Version and durability of the server. Raises redis-py's errors when it does not answer."""
     info: dict[str, Any] = await redis.info()

@@ -78,6 +78,7 @@ def show(config: Path | None, as_json: bool) -> None:
 @json_option
 def check(config: Path | None, as_json: bool) -> None:
     """Check the configuration and import the handlers: exit 2 when the first is wrong, 4 when the second fails."""
+    from supervisor.broker.connect import check_url
     from supervisor.handling.load import load_handlers
     from supervisor.listening import check_bind
     from supervisor.settings.unread import unread
@@ -90,6 +91,7 @@ def check(config: Path | None, as_json: bool) -> None:
     except HandlerError as error:
         errors.append(error)
     try:
+        check_url(loaded.settings.redis.url)
         if loaded.settings.api.enabled:
             check_bind(loaded.settings)
     except ConfigError as error:

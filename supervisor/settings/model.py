@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from supervisor.settings import redis_url
-from supervisor.settings.duration import DURATION, Duration
+from supervisor.settings.duration import DURATION, SECONDS_MAX, Duration
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -109,7 +109,7 @@ class ConsumerSettings(Section):
     #: Process deaths with one message alone in hand before it becomes a dead letter.
     max_crashes: Count = 3
     #: What a consumer of another program has held for longer is given to our workers; 0: never.
-    claim_foreign_after_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    claim_foreign_after_s: Annotated[float, Field(ge=0, le=SECONDS_MAX, allow_inf_nan=False)] = 0.0
     #: Entries that every group has settled are removed from the stream when they are older; 0: never.
     max_age: Duration = Field(0.0, description=DURATION)
     #: ... and while the stream has more entries than this; 0: never.

@@ -177,3 +177,28 @@ def test_the_tests_of_a_new_project_pass(tmp_path: Path) -> None:
     done = subprocess.run(words, cwd=tmp_path / "new", env=environment(""), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 passed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("url", "part"),
+    [
+        ("redis://h:1?foo=1", "no option 'foo'"), ("rediss://h:1?ssl_ca_cert=ca.pem", "no option 'ssl_ca_cert'"),
+        ("rediss://h:1?ssl_ca_certs=/nowhere/ca.pem", "ssl_ca_certs: the file can't be read"),
+        ("rediss://h:1?ssl_cert_reqs=maybe", "maybe"), ("redis+sentinel://h/m?sentinel_user=x", "'sentinel_user'"),
+        ("redis://h:port", "redis.url"),
+    ],
+)  # fmt: skip
+def test_check_finds_what_start_would_say_of_the_url(tmp_path: Path, url: str, part: str) -> None:
+    (tmp_path / "handlers.py").write_text(HANDLERS)
+    done = run("config", "check", cwd=tmp_path, redis_url=url)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert "redis.url" in done.stderr and part in done.stderr
+    assert "all right" not in done.stderr
+
+
+@pytest.mark.parametrize("line", ["claim_foreign_after_s = 1e300", "max_age = 1e300", 'max_age = "999999999999d"'])
+def test_a_time_that_redis_can_not_take_is_refused(tmp_path: Path, line: str) -> None:
+    (tmp_path / "handlers.py").write_text(HANDLERS)
+    (tmp_path / "config.toml").write_text(f"[consumer]\n{line}\n")
+    done = run("config", "check", cwd=tmp_path)
+    assert done.returncode == 2 and f"config.toml:2: consumer.{line.split(maxsplit=1)[0]}" in done.stderr, done.stderr
