@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from supervisor.version import __version__
 
 from . import dead, docs, explain, inventory, probes, problems, streams, tail, users
-from .gate import Gate
+from .gate import PROBES, Gate
 from .service import Service
 from .shapes import PROBLEM_SCHEMA
 from .shapes import problems as problem_answers
@@ -60,12 +60,13 @@ def create_app(loaded: Loaded) -> FastAPI:
     for module in (users, dead, explain, tail, streams, inventory, probes, docs):
         app.include_router(module.router)
     app.add_middleware(Gate, settings=loaded.settings.api)
-    _describe(app)
+    _describe(app, token=bool(loaded.settings.api.token))
     return app
 
 
-def _describe(app: FastAPI) -> None:
-    """Add the problem document to the OpenAPI description, in place of FastAPI's own form of a bad request."""
+def _describe(app: FastAPI, *, token: bool) -> None:
+    """Add to the OpenAPI description the problem document, in place of FastAPI's own form of a bad request, and the
+    token that all but the probes want."""
     generate = app.openapi
     invalid = problem_answers("invalid")[422]
 
@@ -78,8 +79,11 @@ def _describe(app: FastAPI) -> None:
                 operation["responses"]["422"] = invalid
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
-        if app.state._state.get("token"):
+        if token:
             schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+            schema["security"] = [{"token": []}]
+            for path in (*PROBES, "/problems/{kind}"):
+                schema["paths"][path]["get"]["security"] = []
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]

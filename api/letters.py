@@ -21,7 +21,7 @@ from supervisor.broker.dead import Filter, Letter, extent, pages
 from supervisor.errors import did_you_mean
 
 from .problems import Problem
-from .shapes import EntryId, check_bound, check_name
+from .shapes import NAME_SCHEMA, EntryId, check_bound, check_name
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -39,7 +39,7 @@ _OLDER = "Given up at least so many seconds ago"
 _COUNT = "At most so many, the oldest first"
 
 Pair = tuple[str, str]
-GroupName = Annotated[str, AfterValidator(check_name)]
+GroupName = Annotated[str, AfterValidator(check_name), NAME_SCHEMA]
 _Part = Annotated[str, StringConstraints(max_length=TEXT_CHARACTERS_MAX)]
 
 

@@ -9,15 +9,17 @@ from urllib.parse import quote
 import orjson
 from fastapi import Path, Request
 from fastapi.responses import Response
-from pydantic import AfterValidator
+from pydantic import AfterValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
+
+from supervisor.core.ids import whole_id
 
 from .problems import KINDS, MEDIA_TYPE, Problem
 
 STREAM_CHARACTERS_MAX = 512
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_ID = re.compile(r"([0-9]{1,20})(?:-([0-9]{1,20}))?")
-_ID_MAX = 2**64 - 1
+#: And halves of surrogate pairs, which have no UTF-8.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_ID = "[0-9]{1,20}(-[0-9]{1,20})?"
 #: Names that are the supervisor's own: dead letters and the like are not to be written by clients.
 _OWN_PREFIX = "supervisor:"
 EXAMPLE_ID = "1764000000000-0"
@@ -40,10 +42,10 @@ def _writable(name: str) -> str:
 
 def check_id(text: str) -> str:
     """An entry's id, `-0` added where the sequence is missing. Raises a validation error."""
-    found = _ID.fullmatch(text)
-    if found is None or any(int(part or 0) > _ID_MAX for part in found.groups()):
-        raise PydanticCustomError("entry_id", "an entry's id looks like 1764000000000-0")
-    return text if found[2] else f"{text}-0"
+    try:
+        return whole_id(text)
+    except ValueError:
+        raise PydanticCustomError("entry_id", "an entry's id looks like 1764000000000-0") from None
 
 
 def check_bound(text: str) -> str:
@@ -55,13 +57,20 @@ def check_bound(text: str) -> str:
     return text if digits == text else f"({with_sequence}"
 
 
-_NAME = Path(description="The stream's name", examples=["events:user_created"])
-_GROUP = Path(description="The group's name", examples=["email_workers"])
-Stream = Annotated[str, _NAME, AfterValidator(check_name)]
-WritableStream = Annotated[str, _NAME, AfterValidator(_writable)]
-Group = Annotated[str, _GROUP, AfterValidator(check_name)]
-EntryId = Annotated[str, AfterValidator(check_id)]
-Bound = Annotated[str, AfterValidator(check_bound)]
+_NAME = Path(description="The stream's name")
+_GROUP = Path(description="The group's name")
+#: What check_name says, for who reads the description.
+_NAMES = {"type": "string", "minLength": 1, "maxLength": STREAM_CHARACTERS_MAX, "pattern": "^[^\\x00-\\x1f\\x7f]*$"}
+NAME_SCHEMA = WithJsonSchema(_NAMES)
+_STREAM_SCHEMA = WithJsonSchema(_NAMES | {"examples": ["events:user_created"]})
+_GROUP_SCHEMA = WithJsonSchema(_NAMES | {"examples": ["email_workers"]})
+Stream = Annotated[str, _NAME, AfterValidator(check_name), _STREAM_SCHEMA]
+WritableStream = Annotated[str, _NAME, AfterValidator(_writable), _STREAM_SCHEMA]
+Group = Annotated[str, _GROUP, AfterValidator(check_name), _GROUP_SCHEMA]
+EntryId = Annotated[str, AfterValidator(check_id), WithJsonSchema({"type": "string", "pattern": f"^{_ID}$"})]
+Bound = Annotated[
+    str, AfterValidator(check_bound), WithJsonSchema({"type": "string", "pattern": rf"^([-+]|\(?{_ID})$"})
+]
 
 
 def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
