@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from fastapi.responses import Response
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from supervisor.broker import inspect
-from supervisor.broker.codes import code_of
+from supervisor.broker.codes import UNREACHABLE, code_of
 from supervisor.broker.dead import Filter, Letter, by_ids
 from supervisor.broker.replay import Outcome, drop, replay
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from .service import Service
 
 _ACTIONS = {"replay": replay, "drop": drop}
+_LOST = (RedisConnectionError, RedisTimeoutError, OSError)
 
 
 async def pairs_of(service: Service, redis: Redis, stream: str, group: str | None) -> list[Pair]:
@@ -86,7 +89,7 @@ async def read(redis: Redis, pairs: Sequence[Pair], entry_id: str) -> Letter:
 
 async def delete(redis: Redis, pairs: Sequence[Pair], entry_id: str) -> Response:
     """Remove the one letter. Raises Problem when there is none, or no single one."""
-    [outcome] = await drop(redis, [await read(redis, pairs, entry_id)])
+    [outcome] = await _carry_out(redis, "drop", [await read(redis, pairs, entry_id)])
     _refuse_if_all_were([outcome])
     if outcome.outcome == "gone":
         raise Problem("not-found", f"the dead letter {entry_id} was settled by somebody else")
@@ -100,7 +103,7 @@ async def change(redis: Redis, verb: str, pairs: Sequence[Pair], choice: Choice)
         found, missing = await _named(redis, pairs, choice.ids)
     else:
         found, missing = await look(redis, pairs, choice.filter, choice.count, place), []
-    outcomes = await _ACTIONS[verb](redis, found.letters)
+    outcomes = await _carry_out(redis, verb, found.letters)
     _refuse_if_all_were(outcomes)
     told = [
         {"stream": outcome.letter.stream, "group": outcome.letter.group, **outcome.as_dict()} for outcome in outcomes
@@ -115,6 +118,16 @@ async def change(redis: Redis, verb: str, pairs: Sequence[Pair], choice: Choice)
             "next": {**body, "cursor": found.next.as_text()} if found.next else None,
         }
     )
+
+
+async def _carry_out(redis: Redis, verb: str, letters: Sequence[Letter]) -> list[Outcome]:
+    """Raises Problem when the connection is lost: what was done until then is not known."""
+    try:
+        return await _ACTIONS[verb](redis, letters)
+    except _LOST as error:
+        said = str(error) or "no answer in time"
+        detail = f"{said}; some may be done, and what is still listed may be asked for again"
+        raise Problem("outcome-unknown", detail, code=UNREACHABLE) from None
 
 
 async def _named(redis: Redis, pairs: Sequence[Pair], ids: Sequence[str]) -> tuple[Found, list[str]]:

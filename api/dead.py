@@ -36,9 +36,10 @@ _OUTCOME = {name: _LETTER[name] for name in ("stream", "group", "letter_id", "id
 _CHANGED = {"outcomes": [_OUTCOME], "counts": {"replayed": 1}, "total": 1, "scanned": 1, "next": None}
 _READ = problems("invalid", "wrong-type", "redis-unavailable")
 _CHANGE = problems(
-    "malformed-json", "not-found", "wrong-type", "body-too-large", "media-type", "invalid", "redis-unavailable"
-)
-_GONE = problems("not-found", "ambiguous", "invalid", "redis-unavailable")
+    "malformed-json", "not-found", "wrong-type", "body-too-large", "media-type", "invalid", "redis-unavailable",
+    "outcome-unknown",
+)  # fmt: skip
+_GONE = problems("not-found", "ambiguous", "wrong-type", "invalid", "redis-unavailable", "outcome-unknown")
 _LIST_TEXT = """The oldest first. `next` is the address of the following page, null after the last one.
 
 `total` is how many letters there are, `scanned` at how many of them this answer has looked, `matching` how many of

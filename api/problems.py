@@ -16,6 +16,7 @@ from fastapi.responses import Response
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from supervisor.broker.coalesce import FULL
 from supervisor.broker.codes import UNREACHABLE, code_of
@@ -77,13 +78,17 @@ KINDS = {
     "outcome-unknown": Kind(
         503,
         "The answer of Redis was lost",
-        "The message may have been stored. Repeat the request only with the Idempotency-Key that it carried.",
+        "What was asked for may have been done. Repeat a publish only with the Idempotency-Key that it carried; dead"
+        " letters may be replayed or removed again as they are.",
     ),
     "busy": Kind(
         503, "Too much waits already", "Too many requests wait for Redis, or too many clients follow streams."
     ),
     "not-ready": Kind(503, "Not ready", "The service can't do its work yet, or for now."),
 }
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+#: What Redis says of `(0-0` as an end and of `(` with the highest id as a start.
+_NO_INTERVAL = ("invalid start ID", "invalid end ID")
 _OF_STATUS = {
     400: "bad-request",
     401: "unauthorized",
@@ -142,6 +147,8 @@ def of_code(code: str, detail: str) -> Problem:
         return Problem("busy", detail, code=code)
     if code == "WRONGTYPE":
         return Problem("wrong-type", detail, code=code)
+    if detail.startswith(_NO_INTERVAL):
+        return Problem("invalid", "nothing lies before the first or behind the last id that there can be")
     return Problem("redis-refused", detail, code=code)
 
 
@@ -160,10 +167,23 @@ def install(app: FastAPI) -> None:
     """Answer all exceptions of the app with problems."""
 
     async def answer(request: Request, error: Exception) -> Response:
-        return response(request.scope, of_error(error))
+        problem = of_error(error)
+        if problem.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            problem.headers = {**(problem.headers or {}), "Allow": ", ".join(_methods(request))}
+        return response(request.scope, problem)
 
     for kind in (*(kind for kind, _ in _ANSWERS), Exception):
         app.add_exception_handler(kind, answer)
+
+
+def _methods(request: Request) -> list[str]:
+    """Those of the address: the router's own header names those of the first route only, and GET and POST are two."""
+
+    def taken(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return [method for method in _METHODS if taken(method)]
 
 
 def _of_http(error: HTTPException) -> Problem:

@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError
 
 from supervisor.broker.codes import code_of
 from supervisor.broker.scripts_replay import REPLAY
+from supervisor.core.ids import whole_id
 from supervisor.names import REPLAY_CONSUMER, crashes_key, dead_key, replay_key, retries_key
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ REPLAYED, DROPPED = "replayed", "dropped"
 WORDS = {
     "gone": "was settled by somebody else",
     "pending": "is with a worker already, and may be settled any time",
+    "no-id": "can't be put back, since it does not say of which message it is",
     "no-group": "can't be put back, since its group no longer exists; a pool that handles it makes it again",
     "refused": "was refused by Redis",
 }
@@ -55,7 +57,8 @@ class Outcome:
 async def replay(redis: Redis, letters: Sequence[Letter]) -> list[Outcome]:
     """Put their messages back. Raises redis-py's errors when the connection is lost: what was done is then unknown,
     and may be asked for again."""
-    return await _each(redis, letters, _replay_command)
+    told = iter(await _each(redis, [letter for letter in letters if _message_id(letter)], _replay_command))
+    return [next(told) if _message_id(letter) else Outcome(letter, "no-id") for letter in letters]
 
 
 async def drop(redis: Redis, letters: Sequence[Letter]) -> list[Outcome]:
@@ -81,7 +84,15 @@ def _replay_command(letter: Letter) -> tuple[Any, ...]:
         stream, dead_key(stream, group), retries_key(stream, group), crashes_key(stream, group),
         replay_key(stream, group),
     )  # fmt: skip
-    return ("EVAL", REPLAY.text, len(keys), *keys, group, letter.letter_id, letter.id, REPLAY_CONSUMER)
+    return ("EVAL", REPLAY.text, len(keys), *keys, group, letter.letter_id, _message_id(letter), REPLAY_CONSUMER)
+
+
+def _message_id(letter: Letter) -> str:
+    """As Redis writes it; empty where the letter has none: anybody can write letters."""
+    try:
+        return whole_id(letter.id)
+    except ValueError:
+        return ""
 
 
 def _drop_command(letter: Letter) -> tuple[Any, ...]:
