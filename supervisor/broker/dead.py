@@ -9,8 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from redis.exceptions import ResponseError
+
 from supervisor.core.copies import of_json
 from supervisor.core.ids import parse_id
+from supervisor.errors import UsageError
 from supervisor.names import dead_key
 
 if TYPE_CHECKING:
@@ -25,6 +28,8 @@ _PAGE_MAX = 500
 _PAGE_BYTES = 1_000_000
 _PREFIX = "field:"
 _JSON = "fields_json"
+#: Of a number: a time in milliseconds has 13.
+_DIGITS_MAX = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +107,7 @@ async def pages(
 async def extent(redis: Redis, stream: str, group: str) -> tuple[int, str]:
     """How many letters the group has, and the id of the last one; "0-0" when there is none."""
     key = dead_key(stream, group)
-    pipe = redis.pipeline()
+    pipe = redis.pipeline(transaction=False)  # a full server refuses a MULTI, and no reads
     pipe.execute_command("XLEN", key)
     pipe.execute_command("XREVRANGE", key, "+", "-", "COUNT", 1)
     total, last = await pipe.execute()
@@ -110,9 +115,13 @@ async def extent(redis: Redis, stream: str, group: str) -> tuple[int, str]:
 
 
 async def by_ids(
-    redis: Redis, stream: str, group: str, ids: Iterable[str], *, scan_max: int | None = None
+    redis: Redis, stream: str, group: str, ids: Iterable[str], *, own: bool = True, scan_max: int | None = None
 ) -> dict[str, Letter]:
     """Of each id the letter of that id, or else the first one of the message of that id; those that there are.
+    Without `own` an id is always a message's.
+
+    Redis makes both ids from the time, so a letter may well bear the id of another letter's message. Raises UsageError
+    for such an id: it does not say which is meant. (Of a message that was trimmed that can't be seen.)
 
     Letters are in the order in which messages were given up, so the search for messages begins at the time of
     the oldest one and only then looks at what is before: an id that a producer chose may be later than its
@@ -120,20 +129,33 @@ async def by_ids(
     """
     found: dict[str, Letter] = {}
     wanted = list(dict.fromkeys(ids))
-    for id_ in wanted:
+    for id_ in wanted if own else ():
         async for page in pages(redis, stream, group, id_, id_, most=1):
             found[id_] = page[0]
-    missing = {id_ for id_ in wanted if id_ not in found}
+    both = {id_ for id_ in found if await _is_message(redis, stream, id_)}
+    missing = {id_ for id_ in wanted if id_ not in found} | both
     since, scanned = min((parse_id(id_)[0] for id_ in missing), default=0), 0
     for start, end in ((str(since), "+"), ("-", f"({since}")) if missing else ():
         async for page in pages(redis, stream, group, start, end):
             named = {letter.id: letter for letter in reversed(page) if letter.id in missing}
+            for id_ in both & named.keys():
+                raise UsageError(
+                    f"{id_} is the id of one dead letter and of another one's message: name the one by its message,"
+                    f" {found[id_].id}, or the other by its own id, {named[id_].letter_id}"
+                )
             found |= named
             missing -= named.keys()
             scanned += len(page)
             if not missing or (scan_max is not None and scanned >= scan_max):
                 return found
     return found
+
+
+async def _is_message(redis: Redis, stream: str, id_: str) -> bool:
+    try:
+        return bool(await redis.execute_command("XRANGE", stream, id_, id_))
+    except ResponseError:  # the key is no stream: its letters may be put in order all the same
+        return False
 
 
 def _letter(letter_id: str, stream: str, group: str, flat: Mapping[bytes, bytes]) -> Letter:
@@ -156,14 +178,19 @@ def _letter(letter_id: str, stream: str, group: str, flat: Mapping[bytes, bytes]
         error=told.get("error", ""),
         traceback=told.get("traceback", ""),
         signal=told.get("signal", ""),
-        exit_code=int(told["exit_code"]) if "exit_code" in told else None,
+        exit_code=_whole(told.get("exit_code", "")),
         stack=told.get("stack", ""),
         fields=fields,
     )
 
 
 def _number(text: str) -> int:
-    return int(text) if text.isascii() and text.isdigit() else 0
+    return _whole(text) or 0
+
+
+def _whole(text: str) -> int | None:
+    """The number that a worker has written; None for what only somebody else can have."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX else None
 
 
 def _text(value: bytes) -> str:

@@ -28,7 +28,7 @@ COPIES_MAX = 1_000
 BEFORE_MAX = inspect.LAG_COUNT_MAX
 
 #: KEYS stream, retries, crashes; ARGV group, id, count. Gives {last delivered id or '', pending row or {}, record of
-#: its retry or '', crashes, unread entries up to it, up to count}.
+#: its retry or '', crashes or '', unread entries up to it, up to count}.
 FACTS = Script(
     """
 local last = ''
@@ -45,7 +45,7 @@ if last ~= '' then
   unread = redis.call('XRANGE', KEYS[1], '(' .. last, ARGV[2], 'COUNT', ARGV[3])
 end
 local retry = redis.call('HGET', KEYS[2], ARGV[2]) or ''
-return {last, pending, retry, tonumber(redis.call('HGET', KEYS[3], ARGV[2]) or 0), #unread}
+return {last, pending, retry, redis.call('HGET', KEYS[3], ARGV[2]) or '', #unread}
 """
 )
 
@@ -79,7 +79,7 @@ async def _facts(redis: Redis, entry: Entry, group: str, letters_max: int) -> Gr
     keys = [entry.stream, retries_key(entry.stream, group), crashes_key(entry.stream, group)]
     found: Any = await redis.eval(FACTS.text, len(keys), *keys, group, entry.id, BEFORE_MAX + 2)
     last, pending, retry, crashes, unread = found
-    attempts, due = ([*retry.decode().split(":"), "", ""])[:2]
+    attempts, next_due_ms = inspect.retry_of(retry)
     _, consumer, idle_ms, deliveries = pending or (b"", b"", 0, 0)
     letter, left = (None, 0) if pending else await _letter(redis, entry, group, letters_max)
     before = max(0, unread - entry.stored)
@@ -91,9 +91,9 @@ async def _facts(redis: Redis, entry: Entry, group: str, letters_max: int) -> Gr
         consumer=consumer.decode(errors="backslashreplace"),
         idle_ms=idle_ms,
         deliveries=deliveries,
-        attempts=int(attempts or 0),
-        next_due_ms=int(due) if due else None,
-        crashes=crashes,
+        attempts=attempts,
+        next_due_ms=next_due_ms,
+        crashes=inspect.whole(crashes) or 0,
         letter=letter,
         letters_left=left,
     )
@@ -119,8 +119,9 @@ async def _with_copy(redis: Redis, entry: Entry, facts: GroupFacts) -> GroupFact
 async def _letter(redis: Redis, entry: Entry, group: str, most: int) -> tuple[LetterFact | None, int]:
     """The letter, and how many were not looked at when there is none."""
     total, _ = await extent(redis, entry.stream, group)
-    found = (await by_ids(redis, entry.stream, group, [entry.id], scan_max=most)).get(entry.id) if total else None
-    if found is None or found.id != entry.id:  # or it is another message's letter, of the same id
+    letters = await by_ids(redis, entry.stream, group, [entry.id], own=False, scan_max=most) if total else {}
+    found = letters.get(entry.id)
+    if found is None:
         return None, max(0, total - most)
     fact = LetterFact(found.letter_id, found.reason, found.deliveries, found.handler, found.dead_at_ms)
     return fact, 0

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 #: How far unread entries are counted where Redis does not know the lag: about 1 ms of the server's time.
 LAG_COUNT_MAX = 1_000
 _FIRST_ID = "0-0"
+#: Of a number: a time in milliseconds has 13.
+_DIGITS_MAX = 15
 
 #: KEYS stream; ARGV last delivered id, count. The first unread id and how many there are, up to count.
 _UNREAD = """
@@ -188,15 +190,29 @@ async def _retries(redis: Redis, stream: str, group: str, ids: Sequence[Any]) ->
 
 
 def _pending(row: dict[str, Any], retry: bytes | None) -> PendingInfo:
-    attempts, due, *_ = [*_text(retry or b"0").split(":"), ""]
+    attempts, due = retry_of(retry)
     return PendingInfo(
         id=_text(row["message_id"]),
         consumer=_text(row["consumer"]),
         idle_ms=row["time_since_delivered"],
         deliveries=row["times_delivered"],
-        attempts=int(attempts),
-        next_due_ms=int(due) if due else None,
+        attempts=attempts,
+        next_due_ms=due,
     )
+
+
+def retry_of(record: bytes | None) -> tuple[int, int | None]:
+    """How often a message has failed, and when it is due, Unix ms, as the record of its retry says.
+
+    Anybody can write to a hash: what no worker has written says nothing.
+    """
+    attempts, due, *_ = [*(record or b"").split(b":"), b""]
+    return whole(attempts) or 0, whole(due)
+
+
+def whole(text: bytes) -> int | None:
+    """The number that a worker has written; None for what only somebody else can have."""
+    return int(text) if text.isdigit() and len(text) <= _DIGITS_MAX else None
 
 
 async def _group(redis: Redis, info: StreamInfo, members: list[dict[str, Any]], group: str, now_ms: int) -> GroupInfo:

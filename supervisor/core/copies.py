@@ -41,7 +41,7 @@ def of_json(text: bytes) -> dict[bytes, bytes] | None:
     """The fields of a letter that keeps them as JSON, bytes that are not UTF-8 as surrogateescape has them."""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return dict(_encoded(found)) if isinstance(found, dict) else None
 

@@ -33,9 +33,13 @@ class Adopted:
 def read_retry(record: bytes, now_ms: int) -> tuple[int, int]:
     """How often the message failed, and how long it still has to wait, in ms.
 
-    Never longer than it was to at first: the clock may have been put back since then.
+    Never longer than it was to at first: the clock may have been put back since then. Anybody can write to a hash:
+    what no worker has written says nothing.
     """
-    attempts, due_ms, *delay_ms = map(int, record.split(b":"))
+    try:
+        attempts, due_ms, *delay_ms = map(int, record.split(b":"))
+    except ValueError:
+        return 0, 0
     return attempts, max(0, min([due_ms - now_ms, *delay_ms]))
 
 
