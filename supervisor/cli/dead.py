@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+OLDER_S_MAX = 3_153_600_000
+
 
 class DeadGroup(Examples, click.Group):
     """A group of commands whose help begins with examples."""
@@ -46,14 +48,22 @@ def dead() -> None:
     """Dead letters: what was given up and why; put it back to its group, or remove it."""
 
 
+def _seconds(_context: click.Context, _option: click.Parameter, value: float) -> float:
+    """click's own range lets pass what is no number."""
+    if not 0 <= value <= OLDER_S_MAX:
+        raise click.BadParameter(f"{value:g} is not in the range 0<=x<={OLDER_S_MAX:,} (a hundred years)")
+    return value
+
+
 def _filtered(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options that choose letters."""
     for option in (
         click.option(
             "--older",
             "older_s",
-            type=click.FloatRange(0),
+            type=float,
             default=0,
+            callback=_seconds,
             metavar="S",
             help="Given up at least S seconds ago.",
         ),
@@ -115,12 +125,13 @@ def show(stream: str, group: str, id_: str, config: Path | None, redis: str | No
         return EXIT_OK
     for name, value in letter.as_dict().items():
         if name == "dead_at_ms":
-            click.echo(f"dead_at     {_moment(value)}")
+            click.echo(f"dead_at     {_moment(value) if value else '-'}")
         elif name not in ("fields", "traceback", "stack") and value not in ("", None):
-            click.echo(f"{name:<10}  {value}")
-    click.echo("\n".join(["fields", *(f"  {field} = {text}" for field, text in letter.fields.items())]))
+            click.echo(f"{name:<10}  {_plain(str(value))}")
+    fields = (f"  {_plain(field)} = {_plain(text)}" for field, text in letter.fields.items())
+    click.echo("\n".join(["fields", *fields]))
     if told := letter.traceback or letter.stack:
-        click.echo(f"\n{told.rstrip()}")
+        click.echo(f"\n{_plain(told.rstrip())}")
     return EXIT_OK
 
 
@@ -169,6 +180,11 @@ def _agreed(verb: str, count: int) -> bool:
     if not sys.stdin.isatty():
         raise UsageError(f"stdin is no terminal, so nobody can be asked: add --yes to {verb} without a question")
     return click.confirm(f"{verb.capitalize()} {'it' if count == 1 else 'them'}?", err=True)
+
+
+def _plain(text: str) -> str:
+    """As it is but for what would steer the terminal: a message may come from anybody."""
+    return "".join(one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1] for one in text)
 
 
 def _moment(ms: int) -> str:

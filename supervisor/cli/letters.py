@@ -16,7 +16,7 @@ from supervisor.broker.replay import DROPPED, REPLAYED, WORDS, drop, replay
 from supervisor.cli.common import dumps, talk
 from supervisor.cli.redis import open_redis
 from supervisor.cli.streams import handled_pairs
-from supervisor.core.ids import parse_id
+from supervisor.core.ids import whole_id
 from supervisor.errors import EXIT_FAILED, EXIT_OK, SupervisorError, UsageError
 from supervisor.words import counted, duration
 
@@ -90,8 +90,7 @@ async def list_letters(
 
 async def named_letters(loaded: Loaded, stream: str, group: str, ids: Sequence[str]) -> list[Letter]:
     """The letters of those ids, their own or their messages'. Raises UsageError for one that there is not."""
-    for id_ in ids:
-        _check_id(id_)
+    ids = [_whole_id(id_) for id_ in ids]
     async with open_redis(loaded.settings) as redis:
         found = await by_ids(redis, stream, group, ids)
     missing = [id_ for id_ in ids if id_ not in found]
@@ -119,17 +118,21 @@ async def carry_out(loaded: Loaded, verb: str, work: Work, *, as_json: bool) -> 
     """Replay or drop them; the exit code."""
     act, done = _ACTIONS[verb]
     progress = Progress(done, work.count)
-    tried = count = 0
+    tried = count = asked = 0
     async with open_redis(loaded.settings) as redis:
         try:
             async for page in _of(redis, work):
+                asked = len(page)
                 outcomes = await act(redis, page)
+                asked = 0
                 tried += len(outcomes)
                 count += sum(outcome.outcome == done for outcome in outcomes)
                 _tell(outcomes, as_json=as_json)
                 progress(count)
         finally:
             talk(f"{count:,} {done}")
+            if asked:
+                talk(f"of up to {asked:,} more the answer is missing: some may be {done}; it may be asked for again")
     return EXIT_OK if count == tried else EXIT_FAILED
 
 
@@ -167,9 +170,9 @@ async def _pairs(loaded: Loaded, stream: str | None, group: str | None) -> list[
     return found
 
 
-def _check_id(text: str) -> None:
+def _whole_id(text: str) -> str:
     try:
-        parse_id(text)
+        return whole_id(text)
     except ValueError:
         raise UsageError(f"{text!r} is no id: that of a letter or a message looks like 1764000000000-0") from None
 
@@ -180,8 +183,8 @@ def _tell(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
         letter = outcome.letter
         if as_json:
             click.echo(dumps(outcome.as_dict()))
-        elif outcome.outcome == "gone":
-            talk(f"the letter {letter.letter_id} {WORDS['gone']}")
+        elif outcome.outcome in ("gone", "no-id"):
+            talk(f"the letter {letter.letter_id} {WORDS[outcome.outcome]}")
         elif outcome.outcome in WORDS:
             talk(f"{letter.id} {WORDS[outcome.outcome]}" + (f": {outcome.error}" if outcome.error else ""))
     if outcomes and all(outcome.error for outcome in outcomes):
@@ -199,7 +202,7 @@ def _print(found: Sequence[Letter], *, with_stream: bool) -> None:
             letter.id,
             *([letter.stream] if with_stream else []),
             letter.group,
-            duration(max(0.0, now_s - letter.dead_at_ms / 1000)),
+            duration(max(0.0, now_s - letter.dead_at_ms / 1000) if letter.dead_at_ms else None),
             str(letter.deliveries),
             letter.handler.rpartition(".")[2],
             letter.reason[:REASON_CHARACTERS],

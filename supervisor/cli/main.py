@@ -114,6 +114,11 @@ def run(args: Sequence[str] | None = None) -> int:
         # The reader has left (`| head`): what is still buffered must not be flushed into the closed pipe at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
+    except UnicodeEncodeError as error:
+        wrong = next((word for word in sys.argv[1:] if not _is_utf8(word)), None)
+        if wrong is None:
+            raise
+        return _say(f"{os.fsencode(wrong)!r} is not UTF-8: {error.reason}", EXIT_USAGE)
     except Exception as error:
         if not _is_redis_down(error):
             raise
@@ -144,6 +149,14 @@ def _say(text: str, code: int) -> int:
 def _colours() -> bool | None:
     """Whether to use colours; None leaves it to click, which looks for a terminal (no-color.org)."""
     return False if os.environ.get("NO_COLOR") else None
+
+
+def _is_utf8(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_redis_down(error: Exception) -> bool:
