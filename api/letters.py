@@ -56,7 +56,10 @@ def wanted(
 class Choice(BaseModel):
     """Which letters are to be replayed or dropped: those of `ids`, those that all filters fit, or with `all` all."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"reason": "HandlerTimeoutError"}})
+    #: Strict: `"all": "no"` shall not be read as anything.
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"example": {"reason": "HandlerTimeoutError"}}
+    )
 
     ids: Annotated[list[EntryId] | None, Field(min_length=1, max_length=COUNT_MAX)] = None
     all: Annotated[bool, Field(description="Every letter; nobody shall mean that by leaving something out")] = False

@@ -180,7 +180,8 @@ def test_next_is_the_body_that_goes_on_and_never_meets_what_came_later(
     [
         {}, {"all": False}, {"reason": ""}, {"all": True, "reason": "x"}, {"ids": ["1-0"], "all": True}, {"ids": []},
         {"ids": ["yesterday"]}, {"older_s": -1}, {"older_s": "soon"}, {"reson": "x"}, {"all": True, "cursor": "x"},
-        {"all": True, "count": 0}, {"all": True, "group": "another"}, [], "all",
+        {"all": True, "count": 0}, {"all": True, "group": "another"}, [], "all", {"all": "yes"}, {"all": 1},
+        {"older_s": True}, {"all": True, "count": "5"},
     ],
     ids=str,
 )  # fmt: skip
