@@ -115,13 +115,21 @@ async def extent(redis: Redis, stream: str, group: str) -> tuple[int, str]:
 
 
 async def by_ids(
-    redis: Redis, stream: str, group: str, ids: Iterable[str], *, own: bool = True, scan_max: int | None = None
+    redis: Redis,
+    stream: str,
+    group: str,
+    ids: Iterable[str],
+    *,
+    own: bool = True,
+    alone: bool = False,
+    scan_max: int | None = None,
 ) -> dict[str, Letter]:
     """Of each id the letter of that id, or else the first one of the message of that id; those that there are.
     Without `own` an id is always a message's.
 
-    Redis makes both ids from the time, so a letter may well bear the id of another letter's message. Raises UsageError
-    for such an id: it does not say which is meant. (Of a message that was trimmed that can't be seen.)
+    Redis makes both ids from the time, so a letter may well bear the id of another letter's message. Programs mean the
+    letter, which they have listed; a person may have the id from a log. With `alone` it raises UsageError for such an
+    id, unless the message was trimmed: then it can't be seen to be one.
 
     Letters are in the order in which messages were given up, so the search for messages begins at the time of
     the oldest one and only then looks at what is before: an id that a producer chose may be later than its
@@ -132,17 +140,18 @@ async def by_ids(
     for id_ in wanted if own else ():
         async for page in pages(redis, stream, group, id_, id_, most=1):
             found[id_] = page[0]
-    both = {id_ for id_ in found if await _is_message(redis, stream, id_)}
+    both = {id_ for id_ in found if alone and await _is_message(redis, stream, id_)}
     missing = {id_ for id_ in wanted if id_ not in found} | both
     since, scanned = min((parse_id(id_)[0] for id_ in missing), default=0), 0
     for start, end in ((str(since), "+"), ("-", f"({since}")) if missing else ():
         async for page in pages(redis, stream, group, start, end):
             named = {letter.id: letter for letter in reversed(page) if letter.id in missing}
             for id_ in both & named.keys():
-                raise UsageError(
-                    f"{id_} is the id of one dead letter and of another one's message: name the one by its message,"
-                    f" {found[id_].id}, or the other by its own id, {named[id_].letter_id}"
-                )
+                if named[id_].letter_id != found[id_].letter_id:
+                    raise UsageError(
+                        f"{id_} is the id of one dead letter and of another one's message: name the one by its message,"
+                        f" {found[id_].id}, or the other by its own id, {named[id_].letter_id}, or choose with --text"
+                    )
             found |= named
             missing -= named.keys()
             scanned += len(page)

@@ -92,7 +92,7 @@ async def named_letters(loaded: Loaded, stream: str, group: str, ids: Sequence[s
     """The letters of those ids, their own or their messages'. Raises UsageError for one that there is not."""
     ids = [_whole_id(id_) for id_ in ids]
     async with open_redis(loaded.settings) as redis:
-        found = await by_ids(redis, stream, group, ids)
+        found = await by_ids(redis, stream, group, ids, alone=True)
     missing = [id_ for id_ in ids if id_ not in found]
     if missing:
         raise UsageError(f"no dead letter {missing[0]!r} of {stream} {group}; `supervisor dead list` shows all")

@@ -75,6 +75,21 @@ def test_an_id_means_the_same_however_it_is_written(tmp_path: Path, redis_server
             assert f"{letter}\n" in shown.stdout, (written, shown.stderr)
 
 
+def test_an_id_of_a_letter_and_of_anothers_message_is_refused(tmp_path: Path, redis_server: Any) -> None:
+    with redis_server.sync() as redis:
+        bury(redis, *GROUP, {"n": 1}, entry="5-0", letter="7-0")
+        bury(redis, *GROUP, {"n": 2}, entry="7-0", letter="9-0")
+        bury(redis, *GROUP, {"n": 3}, entry="10-0", letter="10-0")
+        for words in (("show", *GROUP, "7-0"), ("drop", *GROUP, "7-0", "--yes")):
+            done = run("dead", *words, cwd=tmp_path, redis_url=redis_server.url)
+            assert done.returncode == 2 and "5-0" in done.stderr and "9-0" in done.stderr, done.stderr
+        assert redis.xlen(KEY) == 3
+        for clear in ("5-0", "9-0", "10-0"):
+            done = run("dead", "drop", *GROUP, clear, "--yes", cwd=tmp_path, redis_url=redis_server.url)
+            assert done.returncode == 0, done.stderr
+        assert redis.xlen(KEY) == 0
+
+
 @pytest.mark.parametrize(
     "words",
     [
