@@ -45,7 +45,7 @@ _LIST_TEXT = """The oldest first. `next` is the address of the following page, n
 `total` is how many letters there are, `scanned` at how many of them this answer has looked, `matching` how many of
 those are meant: all that there are from here on where `complete` is true, and without a filter all of them. One
 request looks at a bounded number."""
-_CHANGE_TEXT = """The body says which letters are meant: `ids` (of letters, else of messages), or filters, or `{"all": true}`.
+_CHANGE_TEXT = """The body says which are meant: `ids` (of letters, else of messages), filters, or `{"all": true}`.
 
 One request takes a bounded number of letters. `next` is the body of the request that goes on, null when there is
 nothing left; letters that came in meanwhile are left alone. `outcomes` says of each letter what became of it: all

@@ -54,7 +54,7 @@ def test_dead_letters_are_listed_shown_replayed_to_their_group_and_dropped(
 ) -> None:
     pool = start_pool(HANDLERS, redis_url=redis_server.url, workers=2)
     redis = redis_server.sync()
-    ids = [redis.xadd("events", {"n": n}, id=f"{n + 1}-0").decode() for n in range(4)]
+    ids = [redis.xadd("events", {"n": n}, id=f"{n + 1}-77").decode() for n in range(4)]
     eventually(lambda: redis.xlen(dead_key("events", "mail")) == 4)
     listed = [json.loads(line) for line in pool.command("dead", "list", "--json").stdout.splitlines()]
     assert {letter["id"] for letter in listed} == set(ids)
@@ -120,7 +120,9 @@ def send(fields: dict[str, str]) -> None: ...
     names = "events:user_created", "email_workers"
     reason = "failed 5 times, the last time with ValueError: " + "no such address " * 9
     with redis_server.sync() as redis:
-        letter, entry = bury(redis, *names, {"n": 1}, reason=reason, dead_at_ms=1_764_000_000_000)
+        letter, entry = bury(
+            redis, *names, {"n": 1}, entry="5-0", letter="7777-0", reason=reason, dead_at_ms=1_764_000_000_000
+        )
     for columns in (80, 120, 200):
         text = run_on_terminal("dead", "list", cwd=tmp_path, redis_url=redis_server.url, columns=columns)
         [line] = [line for line in text.splitlines() if entry in line.split()]
