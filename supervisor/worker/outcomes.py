@@ -21,7 +21,7 @@ from supervisor.worker.settler import Keys
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from supervisor.broker.wire import Wire
+    from supervisor.broker.wire import Argument, Wire
     from supervisor.handling.load import HandlerSpec
     from supervisor.worker.surroundings import Surroundings
     from supervisor.worker.waiting import Waiting
@@ -101,16 +101,7 @@ class Outcomes:
 
     def bury(self, delivery: Delivery, outcome: Dead, error: BaseException | None, crash: Crash | None = None) -> None:
         """Make it a dead letter, for what its handler raised or for how its process ended."""
-        letter = dead_letter(
-            delivery,
-            outcome,
-            error=error,
-            crash=crash,
-            worker=self._worker,
-            handler=self._spec.name,
-            now_ms=int(time.time() * 1000),
-        )
-        self._settler.dead(self._keys_of(delivery), delivery.id, letter)
+        self._settler.dead(self._keys_of(delivery), delivery.id, self._letter(delivery, outcome, error, crash))
         self._board.add(Word.DEAD, 1)
         self._tell_buried(delivery.origin, outcome, error, crash=crash and crash.text)
 
@@ -129,28 +120,26 @@ class Outcomes:
             **details,
         )
 
-    async def bury_unread(self, entry: bytes, wire: Wire) -> None:
+    async def bury_unread(self, keys: Keys, entry: bytes, wire: Wire) -> None:
         """Make a dead letter of an entry whose reply is lost each time, if it is large enough to be why.
 
-        Raises redis-py's errors and OSError.
+        `keys`: of the stream that it is in. Raises redis-py's errors and OSError.
         """
-        keys = self._keys
         outcome = Dead(UNREADABLE, 0)
-        letter = dead_letter(
-            Delivery(entry, ()),
-            outcome,
-            error=None,
-            crash=None,
-            worker=self._worker,
-            handler=self._spec.name,
-            now_ms=int(time.time() * 1000),
-        )
+        letter = self._letter(Delivery(entry, ()), outcome)
         limits = (UNREADABLE_BYTES_MIN, FIELDS_MAX, FIELD_PREFIX)
-        script_keys = [keys.stream, keys.retries, keys.crashes, keys.dead]
-        size = await wire.script(BURY_UNREAD, script_keys, keys.group, self._worker, entry, *limits, *letter)
-        if size:
+        script_keys = [keys.stream, keys.retries, keys.crashes, keys.dead, *keys.copies]
+        done = await wire.script(BURY_UNREAD, script_keys, keys.group, self._worker, entry, *limits, *letter)
+        if done:
+            size, origin = done
             self._board.add(Word.DEAD, 1)
-            self._tell_buried(entry, outcome, size=size)
+            self._tell_buried(origin, outcome, size=size)
+
+    def _letter(
+        self, delivery: Delivery, outcome: Dead, error: BaseException | None = None, crash: Crash | None = None
+    ) -> list[Argument]:
+        worker, handler, now_ms = self._worker, self._spec.name, int(time.time() * 1000)
+        return dead_letter(delivery, outcome, error=error, crash=crash, worker=worker, handler=handler, now_ms=now_ms)
 
     def flush_acks(self) -> None:
         """Hand what was done to the settler."""

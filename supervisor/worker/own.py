@@ -175,7 +175,7 @@ class OwnList:
         start = b"-" if after == b"0" else b"(" + after
         pending = await self._wire.call("XPENDING", stream, group, start, "+", 1, self._consumer)
         if pending:
-            await outcomes.bury_unread(pending[0][0], self._wire)
+            await outcomes.bury_unread(self._keys, pending[0][0], self._wire)
         self._pages.forget()
 
     async def _records(self, key: str, found: list[Delivery]) -> list[bytes | None]:

@@ -14,10 +14,13 @@ from redis.asyncio import Redis
 
 from supervisor import Message, handler
 from supervisor.board import Word
+from supervisor.broker.dead import pages
+from supervisor.broker.replay import REPLAYED, replay
 from supervisor.errors import PublishRefusedError
-from supervisor.names import dead_key
+from supervisor.names import dead_key, replay_key
 from supervisor.publisher import Publisher
 from tests.redis.test_worker import GROUP, STREAM, pending, working
+from tests.support.letters import bury
 from tests.support.proxy import Proxy
 from tests.support.servers import RedisServer, default_flavour
 from tests.support.waiting import eventually_async
@@ -51,6 +54,10 @@ async def publish(redis: Redis, *names: object) -> list[bytes]:
 
 async def settled(redis: Redis) -> bool:
     return await pending(redis) == 0
+
+
+async def is_gone(redis: Redis, key: str) -> bool:
+    return not await redis.exists(key)
 
 
 @pytest.mark.parametrize("how", ["cut", "reset"])
@@ -132,6 +139,24 @@ async def test_an_entry_that_no_reply_may_be_long_enough_for(seen: Counter[str])
             [(_, letter)] = await redis.xrange(dead_key(STREAM, GROUP))
             assert (letter[b"id"], letter[b"field:n"]) == (large, b"large")
             assert len(letter[b"field:pad"]) == 2_000_000 and b"client-output-buffer-limit" in letter[b"reason"]
+
+
+async def test_a_copy_that_no_reply_may_be_long_enough_for_stays_a_letter_of_its_message(seen: Counter[str]) -> None:
+    with RedisServer(default_flavour()) as server:
+        async with server.client() as redis:
+            with server.sync() as sync:
+                _, entry = bury(sync, STREAM, GROUP, {"n": "large", "pad": b"\xff" * 2_000_000}, trimmed=True)
+            [letters] = [page async for page in pages(redis, STREAM, GROUP)]
+            assert [outcome.outcome for outcome in await replay(redis, letters)] == [REPLAYED]
+            await redis.config_set("client-output-buffer-limit", "normal 1mb 0 0")
+            async with working(server.url, counting(seen)) as worker:
+                await eventually_async(lambda: worker.board.get(Word.DEAD) == 1, 40)
+                await eventually_async(lambda: is_gone(redis, replay_key(STREAM, GROUP)))
+            await redis.config_set("client-output-buffer-limit", "normal 0 0 0")
+            [(_, letter)] = await redis.xrange(dead_key(STREAM, GROUP))
+            assert letter[b"id"].decode() == entry and b"client-output-buffer-limit" in letter[b"reason"]
+            fields = {name: value for name, value in letter.items() if name.startswith(b"field:")}
+            assert fields == {b"field:n": b"large", b"field:pad": b"\xff" * 2_000_000} and not seen
 
 
 async def test_an_entry_that_a_bad_network_keeps_back_is_no_dead_letter(
