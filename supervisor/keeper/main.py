@@ -25,7 +25,7 @@ from supervisor.keeper.lease import RENEW_S, drop, take
 from supervisor.keeper.reaper import Reaper
 from supervisor.keeper.trimmer import Trimmer
 from supervisor.log import Complaints, service_logger
-from supervisor.names import alone_key, consumer_name, pool_id
+from supervisor.names import alone_key, consumer_name, pool_id, replay_key
 from supervisor.settings.place import redis_url
 
 if TYPE_CHECKING:
@@ -121,7 +121,8 @@ class Keeper:
         names = [consumer_name(self._pool, slot) for slot in range(self._board.get(Head.WORKERS))]
         with contextlib.suppress(RedisError, OSError):
             for stream, group in self._groups if names else ():
-                await self._redis.hdel(alone_key(stream, group), *names)
+                for key in (stream, replay_key(stream, group)):
+                    await self._redis.hdel(alone_key(key, group), *names)
 
     async def close(self) -> None:
         """Give the lease back."""

@@ -199,7 +199,7 @@ class Executor:
 
     async def _call_batch(self, runner: Runner, unit: list[Delivery]) -> None:
         spec = self._spec
-        fitting: dict[str, Delivery] = {}
+        fitting = []
         arguments = []
         for delivery in unit:
             try:
@@ -207,8 +207,8 @@ class Executor:
             except Exception as error:
                 self._settle.failed(delivery, error)
             else:
-                fitting[delivery.id.decode()] = delivery
-        unit[:] = fitting.values()
+                fitting.append(delivery)
+        unit[:] = fitting
         if not arguments:
             return
         if spec.is_async:

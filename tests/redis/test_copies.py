@@ -17,11 +17,14 @@ from supervisor.broker.dead import Letter, pages
 from supervisor.broker.replay import Outcome, replay
 from supervisor.core.copies import ORIGIN, ORIGIN_OF_JSON, original
 from supervisor.core.outcome import Dead
+from supervisor.handling.load import specs_of
+from supervisor.keeper.main import Keeper
 from supervisor.keeper.reaper import Reaper
-from supervisor.names import REPLAY_CONSUMER, dead_key, replay_key, retries_key
+from supervisor.names import REPLAY_CONSUMER, alone_key, dead_key, replay_key, retries_key
+from supervisor.settings.model import Settings
 from supervisor.worker.delivery import Copy, Delivery
 from supervisor.worker.letter import FIELDS_MAX, dead_letter
-from tests.redis.test_worker import Worker
+from tests.redis.test_worker import Worker, working
 from tests.support.letters import bury
 from tests.support.waiting import eventually_async
 
@@ -213,6 +216,50 @@ async def test_of_a_batch_of_both_only_what_failed_is_kept(redis: Any, sync: Any
     assert [letter.id for letter in await letters(redis)] == [bad]
     await worker.stop()
     assert sync.xpending(STREAM, GROUP)["pending"] == 0
+
+
+async def test_a_batch_may_hold_a_copy_and_a_message_whose_entries_have_the_same_id(
+    redis: Any, sync: Any, every_server: Any
+) -> None:
+    seen: list[list[str]] = []
+    go_on = asyncio.Event()
+
+    @handler(STREAM, group=GROUP)
+    async def handle(messages: list[Message]) -> None:
+        seen.append(sorted(message.fields["n"] for message in messages))
+        await go_on.wait()
+
+    same = "9999999999999-0"
+    sync.xadd(STREAM, {"n": "first"})
+    async with working(every_server.url, handle, **QUICK) as worker:
+        await eventually_async(lambda: seen == [["first"]])
+        sync.xadd(STREAM, {"n": "own"}, id=same)
+        sync.xadd(COPIES, {ORIGIN: "1-1", "n": "copy"}, id=same)
+        sync.xgroup_create(COPIES, GROUP, "0")
+        worker.runtime.sweep()
+        await eventually_async(lambda: worker.runtime.consumers[0].executor.in_hand == 3)
+        go_on.set()
+        await eventually_async(lambda: worker.board.get(Word.DONE) == 3)
+        await eventually_async(lambda: nothing_left(redis))
+    assert seen == [["first"], ["copy", "own"]] and sync.xpending(STREAM, GROUP)["pending"] == 0
+
+
+async def test_a_pool_that_is_stopped_leaves_no_mark_of_a_copy(redis: Any, sync: Any, every_server: Any) -> None:
+    """What ran alone at the drain's deadline has ended nothing, and is not to be charged for it."""
+
+    @handler(STREAM, group=GROUP)
+    async def handle(message: Message) -> None: ...
+
+    settings = Settings(redis={"url": every_server.url}, pool={"host": "host"})  # type: ignore[arg-type]
+    board = Board()
+    board.set(Head.WORKERS, 2)
+    marks = [alone_key(STREAM, GROUP), alone_key(COPIES, GROUP)]
+    for key in marks:
+        sync.hset(key, mapping={"host:0": "1-1", "host:1": "2-2", "other:0": "3-3"})
+    keeper = Keeper(settings, specs_of(settings, [handle]), board, "token")
+    await keeper.clear_marks()
+    await keeper.close()
+    assert [sync.hkeys(key) for key in marks] == [[b"other:0"]] * 2
 
 
 async def test_concurrency_is_one_limit_for_both_and_a_busy_stream_keeps_no_copy_out(
