@@ -142,7 +142,11 @@ class Reaper:
 
     async def _without_lease(self, pools: set[str]) -> set[str]:
         """Those of the pools that are not this one and hold no lease."""
-        return {name for name in pools - {self._pool} if not await self._redis.exists(host_key(name))}
+        others = list(pools - {self._pool})
+        pipe = self._redis.pipeline(transaction=False)
+        for name in others:
+            pipe.exists(host_key(name))
+        return {name for name, held in zip(others, await pipe.execute(), strict=True) if not held}
 
     async def _strangers(self, names: list[str]) -> list[str]:
         """Without those of a pool that lives, but has not said so in POOLS_KEY yet."""
@@ -152,19 +156,20 @@ class Reaper:
 
     async def _forget(self, dead: set[str], pairs: Sequence[tuple[str, str]]) -> None:
         """Pools that have left nothing in any of these groups need not be looked for again."""
+        names = list(dead)
+        seen: list[Any] = await self._redis.hmget(POOLS_KEY, names) if names else []
+        # Long enough for the keepers of other groups, which have to find it here too.
+        old_ms = int(time.time() * 1000) - FORGOTTEN_AFTER_MS
+        old = {name for name, ms in zip(names, seen, strict=True) if ms is not None and int(ms) < old_ms}
         left: set[str] = set()
-        for stream, group in pairs if dead else ():
+        for stream, group in pairs if old else ():
             try:
                 rows: Any = await self._redis.xinfo_consumers(stream, group)
             except ResponseError:
                 continue
             left |= {name.rpartition(":")[0] for name in _names(rows)}
-        # Long enough for the keepers of other groups, which have to find it here too.
-        old_ms = int(time.time() * 1000) - FORGOTTEN_AFTER_MS
-        for name in dead - left:
-            seen = await self._redis.hget(POOLS_KEY, name)
-            if seen is not None and int(seen) < old_ms:
-                await self._redis.hdel(POOLS_KEY, name)
+        if gone := old - left:
+            await self._redis.hdel(POOLS_KEY, *gone)
 
     def _heirs(self) -> list[int]:
         return [slot for slot in self._slots() if self._board.slot(slot).get(Word.READY_NS)]

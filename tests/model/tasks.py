@@ -153,6 +153,19 @@ class Reader:
         return reply[0][1] if reply else []
 
 
+class Pipeline:
+    """Of `redis.asyncio.client.Pipeline`, what the keeper uses."""
+
+    def __init__(self) -> None:
+        self._commands: list[Command] = []
+
+    def exists(self, key: str) -> None:
+        self._commands.append(("EXISTS", key))
+
+    async def execute(self) -> list[Any]:
+        return await Trip(self._commands) if self._commands else []
+
+
 class Client:
     """Of `redis.asyncio.Redis`, what the keeper uses."""
 
@@ -171,14 +184,18 @@ class Client:
     async def exists(self, key: str) -> Any:
         return await ask("EXISTS", key)
 
+    def pipeline(self, *, transaction: bool) -> Pipeline:
+        assert not transaction, "the model knows none"
+        return Pipeline()
+
     async def hset(self, key: str, name: str, value: Argument) -> Any:
         return await ask("HSET", key, name, value)
 
-    async def hget(self, key: str, name: str) -> Any:
-        return await ask("HGET", key, name)
+    async def hmget(self, key: str, names: Sequence[str]) -> Any:
+        return await ask("HMGET", key, *names)
 
     async def hkeys(self, key: str) -> Any:
         return await ask("HKEYS", key)
 
-    async def hdel(self, key: str, name: str) -> Any:
-        return await ask("HDEL", key, name)
+    async def hdel(self, key: str, *names: str) -> Any:
+        return await ask("HDEL", key, *names)

@@ -245,6 +245,19 @@ async def test_a_frozen_pool_is_dead_only_when_its_lease_is_over(every_server: A
         assert b"gone:0" not in await held(redis)
 
 
+async def test_a_pool_is_forgotten_a_day_after_it_died_with_nothing_left(every_server: Any, make: Any) -> None:
+    async with every_server.client() as redis:
+        await start(redis)
+        await take(redis, "alive", "t")
+        now_ms = int(time.time() * 1000)
+        await redis.hset(POOLS_KEY, mapping={"long": 1, "lately": now_ms, "alive": 1})
+        reaper = make(redis)
+        await reaper.look()
+        assert set(await redis.hkeys(POOLS_KEY)) == {b"long", b"lately", b"alive", b"here"}, "not seen for a lease yet"
+        await looks(reaper, 2 * LEASE_S)
+        assert set(await redis.hkeys(POOLS_KEY)) == {b"lately", b"alive", b"here"}
+
+
 # What is a break in what a keeper sees
 
 
