@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError, ResponseError
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 #: Removed by one call, at most: about 1 ms of the server's time.
 LIMIT = 10_000
 LOOK_S = 1.0
-_WHAT = "can't trim"
 #: Redis's word for it.
 _FULL = "OOM"
 
@@ -58,7 +58,8 @@ class Trimmer:
         self._complain = Complaints(log)
         self._clock = clock
         self._patience = Patience()
-        self._work: list[tuple[str, Retention, list[str]]] = []
+        #: In the order of the next look: who began the last one comes last.
+        self._work: deque[tuple[str, Retention, list[str]]] = deque()
         for stream in dict.fromkeys(stream for stream, _ in groups):
             if retention := retention_of(settings, stream):
                 self._work.append((stream, retention, [group for other, group in groups if other == stream]))
@@ -70,10 +71,8 @@ class Trimmer:
             try:
                 await self._trim(stream, retention, groups, until_s)
             except ResponseError as error:  # of one stream: the others go on
-                self._complain(_WHAT, error, where=stream, stream=stream)
-            else:
-                self._complain.over(_WHAT)
-        self._work.append(self._work.pop(0)) if self._work else None  # who came last begins
+                self._complain("can't trim", error, where=stream, stream=stream)
+        self._work.rotate(-1)
 
     async def make_room(self, error: Exception) -> None:
         """After this fault of a keeper's turn: look all the same, if it says that the server is full."""
