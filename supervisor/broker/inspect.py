@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import ResponseError
 
 from supervisor.core.copies import origin_of
+from supervisor.core.ids import parse_id
 from supervisor.errors import UsageError, did_you_mean
 from supervisor.names import REPLAY_CONSUMER, dead_key, replay_key, retries_key
 
@@ -241,7 +242,7 @@ async def _group(redis: Redis, info: StreamInfo, members: list[dict[str, Any]], 
         replaying=replaying,
         retrying=sum(retrying),
         consumers=member["consumers"] if member else 0,
-        oldest_s=max(0.0, (now_ms - _milliseconds(oldest)) / 1000) if oldest else None,
+        oldest_s=max(0.0, (now_ms - parse_id(oldest)[0]) / 1000) if oldest else None,
         oldest_id=oldest or None,
         dead=dead,
     )
@@ -253,12 +254,12 @@ async def _unread(redis: Redis, info: StreamInfo, member: dict[str, Any] | None,
     Redis's own figure is nil after deletions ahead of the group and on replicas, and wrong on some
     versions (7.0 and Valkey 9 say 2 for an empty stream), so it is used only where it can be right.
     """
-    if not info.length or _order(last) >= _order(info.last_id):
+    if not info.length or parse_id(last) >= parse_id(info.last_id):
         return 0, False, ""
-    if _order(info.first_id) > _order(last):
+    if parse_id(info.first_id) > parse_id(last):
         return info.length, False, info.first_id
     told = member.get("lag") if member else None
-    deleted_ahead = bool(info.max_deleted_id) and _order(info.max_deleted_id) > _order(last)
+    deleted_ahead = bool(info.max_deleted_id) and parse_id(info.max_deleted_id) > parse_id(last)
     known = isinstance(told, int) and 0 < told < info.length and not deleted_ahead
     first, counted = await redis.eval(_UNREAD, 1, info.stream, last, "1" if known else str(LAG_COUNT_MAX + 1))
     if isinstance(told, int) and known and counted:
@@ -279,16 +280,7 @@ async def _ask(redis: Redis, commands: Sequence[tuple[str, str]]) -> list[Any]:
 
 
 def _older(*ids: str) -> str:
-    return min((entry for entry in ids if entry), key=_milliseconds, default="")
-
-
-def _order(entry_id: str) -> tuple[int, int]:
-    milliseconds, _, sequence = entry_id.partition("-")
-    return int(milliseconds), int(sequence or 0)
-
-
-def _milliseconds(entry_id: str) -> int:
-    return _order(entry_id)[0]
+    return min((entry for entry in ids if entry), key=parse_id, default="")
 
 
 def _text(value: bytes | str) -> str:
