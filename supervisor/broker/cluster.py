@@ -8,6 +8,8 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisClusterException, SlotNotCoveredError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from supervisor.broker.trouble import causes
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -42,9 +44,5 @@ class Cluster(RedisCluster):
 
 def _as_redis_error(error: RedisClusterException) -> Exception:
     """RedisClusterException is no RedisError; what was behind it may tell more."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, AuthenticationError | NoPermissionError):
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    return RedisConnectionError(str(error))
+    refusals = (cause for cause in causes(error) if isinstance(cause, AuthenticationError | NoPermissionError))
+    return next(refusals, RedisConnectionError(str(error)))

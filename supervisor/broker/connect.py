@@ -108,9 +108,12 @@ def _target(url: str, connect_timeout_s: float) -> _Target:
     """Cached, so that all connections of a process share one route, and with it one watch."""
     try:
         parsed = parse(url)
-        options: dict[str, Any] = dict(parse_url(parsed.url))
     except ValueError as error:
-        raise ConfigError(f"redis.url: {masked(url)!r}: {_reason(error)}") from None
+        raise _refused(url, error) from None
+    try:
+        options: dict[str, Any] = dict(parse_url(parsed.url))
+    except ValueError as error:  # others of its words may hold a piece of the password
+        raise _refused(url, error if str(error).startswith("Invalid value for") else _UNREADABLE) from None
     plain = options.pop("connection_class", Connection)
     options.setdefault("socket_connect_timeout", connect_timeout_s)
     options.update(protocol=2, decode_responses=False, retry=Retry(NoBackoff(), 0))
@@ -138,21 +141,17 @@ def _check(url: str, kind: type[AbstractConnection], options: dict[str, Any]) ->
         option = _UNEXPECTED.search(str(error))
         # It may be a piece of a password with an unescaped `?`.
         reason = f"redis-py has no option {option[1]!r}" if option and f"{option[1]}=" in masked(url) else _UNREADABLE
-        raise ConfigError(f"redis.url: {masked(url)!r}: {reason}") from None
+        raise _refused(url, reason) from None
     except RedisError as error:
-        raise ConfigError(f"redis.url: {masked(url)!r}: {error}") from None
+        raise _refused(url, error) from None
     for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
         path = options.get(name)
         if path and not os.access(path, os.R_OK):
-            raise ConfigError(f"redis.url: {masked(url)!r}: {name}: the file can't be read")
+            raise _refused(url, f"{name}: the file can't be read")
 
 
-def _reason(error: ValueError) -> str:
-    """The words where they quote nothing: others may hold a piece of the password."""
-    text = str(error)
-    if text.startswith(("must ", "several hosts", "Invalid value for")):
-        return text
-    return _UNREADABLE
+def _refused(url: str, why: object) -> ConfigError:
+    return ConfigError(f"redis.url: {masked(url)!r}: {why}")
 
 
 def check_url(url: str) -> None:

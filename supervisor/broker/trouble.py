@@ -18,7 +18,7 @@ _NO_CLUSTER = "has cluster support disabled"
 
 def lasting(error: BaseException) -> str:
     """In words, with what to do; empty for what may pass by itself."""
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, ssl.SSLError) and (words := _of_tls(cause)):
             return words
         if isinstance(cause, AuthenticationError):
@@ -43,15 +43,16 @@ def perhaps(url: str, error: BaseException) -> str:
 
 
 def _silent(error: BaseException) -> bool:
-    return any(isinstance(cause, TimeoutError | RedisTimeoutError) for cause in _causes(error))
+    return any(isinstance(cause, TimeoutError | RedisTimeoutError) for cause in causes(error))
 
 
 def _hung_up(error: BaseException) -> bool:
-    told = "\n".join(str(cause) for cause in _causes(error))
+    told = "\n".join(str(cause) for cause in causes(error))
     return isinstance(error, RedisConnectionError) and ("closed by server" in told or "reset by peer" in told)
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, and what was behind it."""
     found: BaseException | None = error
     while found is not None:
         yield found

@@ -27,8 +27,8 @@ _SCHEMES: dict[str, tuple[Kind, str]] = {
     "rediss+cluster": ("cluster", "rediss"),
 }
 FORMS = "redis://..., rediss://... (TLS), unix://..., redis+sentinel://..., redis+cluster://..."
-#: How others spell them.
-_ELSEWHERE = {
+#: What others write -> ours.
+_OTHER_SCHEMES = {
     "sentinel": "redis+sentinel",
     "sentinels": "rediss+sentinel",
     "redis-sentinel": "redis+sentinel",
@@ -111,7 +111,7 @@ def netloc(host: str, port: int) -> str:
 def _unknown(scheme: str) -> str:
     if scheme.lower() in _SCHEMES:
         return f"must be {scheme}:// and something behind it"
-    near = _ELSEWHERE.get(scheme.lower())
+    near = _OTHER_SCHEMES.get(scheme.lower())
     return f"must be {FORMS} or empty" + (f", did you mean {near!r}?" if near else did_you_mean(scheme, _SCHEMES))
 
 
