@@ -77,26 +77,28 @@ async def _explain(loaded: Loaded, entry_id: str, stream: str | None) -> list[Ve
 
 def _text(verdict: Verdict) -> str:
     from supervisor.cli.tables import table_text
+    from supervisor.core.explain import Presence
 
     rows = [[one.facts.group, one.fate.value, _details(verdict.entry, one.facts)] for one in verdict.groups]
     lines = [f"{verdict.entry.stream} {verdict.entry.id}: {_where(verdict)}"]
-    if rows and (verdict.known or verdict.presence.name == "GONE"):
+    if rows and (verdict.known or verdict.presence is Presence.GONE):
         lines += ["", table_text(["group", "what became of it", "more"], rows)]
     return "\n".join(lines)
 
 
 def _where(verdict: Verdict) -> str:
     """Of the entry itself."""
+    from supervisor.core.explain import Presence
     from supervisor.words import duration
 
-    entry, name = verdict.entry, verdict.presence.name
-    if name == "STORED":
+    entry = verdict.entry
+    if verdict.presence is Presence.STORED:
         age_s = (entry.now_ms - int(entry.id.partition("-")[0])) / 1000
         return f"in the stream, {duration(max(0.0, age_s))} old"
-    if name == "GONE":
+    if verdict.presence is Presence.GONE:
         first = f"it begins at {entry.first_id}" if entry.first_id else "it is empty"
         return f"not in the stream ({first}): trimmed, deleted, or never there"
-    if name == "NOT_PUBLISHED":
+    if verdict.presence is Presence.NOT_PUBLISHED:
         return f"not published yet: the stream's last id is {entry.last_id or '0-0'}"
     return "there is no such stream"
 

@@ -34,9 +34,9 @@ class Crash:
     @property
     def text(self) -> str:
         """In one line, as dead letters name it."""
-        how = f"by {self.signal}" if self.signal else f"with exit code {self.exit_code}"
+        how = f"was ended by {self.signal}" if self.signal else f"left with exit code {self.exit_code}"
         why = "" if self.reason in ("exit", "signal") else f" ({self.reason})"
-        return f"its worker was ended {how}{why}" if self.signal else f"its worker left {how}{why}"
+        return f"its worker {how}{why}"
 
 
 @dataclass(frozen=True, slots=True)
