@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ResponseError
 
-from supervisor.core.copies import of_json
 from supervisor.core.ids import parse_id
+from supervisor.core.letter import FIELD_PREFIX, FIELDS_JSON, of_json
 from supervisor.errors import UsageError
 from supervisor.names import dead_key
 
@@ -26,8 +26,8 @@ _PAGE_MIN = 10
 _PAGE_MAX = 500
 #: About what one page brings, so that it is read well within the time of one command.
 _PAGE_BYTES = 1_000_000
-_PREFIX = "field:"
-_JSON = "fields_json"
+_PREFIX = FIELD_PREFIX.decode()
+_JSON = FIELDS_JSON.decode()
 #: Of a number: a time in milliseconds has 13.
 _DIGITS_MAX = 15
 
@@ -171,7 +171,7 @@ def _letter(letter_id: str, stream: str, group: str, flat: Mapping[bytes, bytes]
     told = {_text(name): _text(value) for name, value in flat.items()}
     fields = {name.removeprefix(_PREFIX): value for name, value in told.items() if name.startswith(_PREFIX)}
     if _JSON in told:
-        found = of_json(flat[_JSON.encode()])
+        found = of_json(flat[FIELDS_JSON])
         # Anybody can write to a stream: no letter hides the others.
         fields |= {_JSON: told[_JSON]} if found is None else {_text(name): _text(text) for name, text in found.items()}
     return Letter(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from supervisor.broker.scripts import Script
 from supervisor.core.copies import ORIGIN, ORIGIN_OF_JSON
+from supervisor.core.letter import FIELD_PREFIX, FIELDS_JSON
 
 #: KEYS stream, dead, retries, crashes, replay stream; ARGV group, letter id, message id, consumer. Puts the message
 #: back to its group as if it had never been tried: `consumer` has it pending (FORCE: it was acked), or a copy is made.
@@ -36,10 +37,10 @@ else
   local copy = {{'{ORIGIN}', ARGV[3]}}
   for at = 1, #letter[2], 2 do
     local name, value = letter[2][at], letter[2][at + 1]
-    if string.sub(name, 1, 6) == 'field:' then
-      copy[#copy + 1] = string.sub(name, 7)
+    if string.sub(name, 1, {len(FIELD_PREFIX)}) == '{FIELD_PREFIX.decode()}' then
+      copy[#copy + 1] = string.sub(name, {len(FIELD_PREFIX) + 1})
       copy[#copy + 1] = value
-    elseif name == 'fields_json' then
+    elseif name == '{FIELDS_JSON.decode()}' then
       copy[1] = '{ORIGIN_OF_JSON}'
       copy[#copy + 1] = name
       copy[#copy + 1] = value

@@ -6,11 +6,12 @@ fields follow. A message of very many fields has them in one field, as JSON, as 
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
+from supervisor.core.letter import of_json
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 ORIGIN = "supervisor:origin"
 #: The same, and what follows is one field of JSON.
@@ -35,27 +36,6 @@ def original(entry_id: bytes, flat: Sequence[bytes]) -> tuple[bytes, Sequence[by
 def origin_of(entry_id: bytes, flat: Sequence[bytes]) -> bytes:
     """The same, only the id; the first field is enough."""
     return flat[1] if len(flat) >= _PAIR and flat[0] in _KINDS and _is_id(flat[1]) else entry_id
-
-
-def of_json(text: bytes) -> dict[bytes, bytes] | None:
-    """The fields of a letter that keeps them as JSON, bytes that are not UTF-8 as surrogateescape has them."""
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return dict(_encoded(found)) if isinstance(found, dict) else None
-
-
-def _encoded(fields: dict[str, object]) -> Iterator[tuple[bytes, bytes]]:
-    for name, value in fields.items():
-        yield _bytes(name), _bytes(str(value))
-
-
-def _bytes(text: str) -> bytes:
-    try:
-        return text.encode(errors="surrogateescape")
-    except UnicodeEncodeError:  # half a pair, which no worker has written
-        return text.encode(errors="backslashreplace")
 
 
 def _is_id(text: bytes) -> bool:

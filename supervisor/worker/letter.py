@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import traceback
 from typing import TYPE_CHECKING
 
+from supervisor.core.letter import FIELD_PREFIX, FIELDS_JSON, FIELDS_MAX, to_json
 from supervisor.errors import summary
 
 if TYPE_CHECKING:
@@ -13,12 +13,6 @@ if TYPE_CHECKING:
     from supervisor.core.outcome import Crash, Dead
     from supervisor.worker.delivery import Delivery
 
-#: The message's own fields keep their names behind this, so that none clashes with ours.
-FIELD_PREFIX = b"field:"
-#: More fields than this don't go through one call of a Lua script; they are kept as one field of JSON, bytes that
-#: are not UTF-8 in it as Python's surrogateescape has them.
-FIELDS_MAX = 3_000
-FIELDS_JSON = b"fields_json"
 #: The end of a traceback is where the error is.
 TRACEBACK_CHARS_MAX = 8_000
 
@@ -45,7 +39,7 @@ def dead_letter(
     pairs = iter(delivery.flat)
     fields = list(zip(pairs, pairs, strict=True))
     if len(fields) > FIELDS_MAX:
-        return [*letter, FIELDS_JSON, json.dumps({_escaped(name): _escaped(value) for name, value in fields})]
+        return [*letter, FIELDS_JSON, to_json(fields)]
     for name, value in fields:
         letter += [FIELD_PREFIX + name, value]
     return letter
@@ -54,7 +48,3 @@ def dead_letter(
 def _utf8(text: str) -> bytes:
     """Half a surrogate pair, which any JSON may bring, has no UTF-8; it is shown as it would be typed."""
     return text.encode(errors="backslashreplace")
-
-
-def _escaped(value: bytes) -> str:
-    return value.decode(errors="surrogateescape")

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from supervisor.board import Word
 from supervisor.broker.scripts_unread import BURY_UNREAD
+from supervisor.core.letter import FIELD_PREFIX, FIELDS_MAX
 from supervisor.core.outcome import Crash, Dead, outcome_of
 from supervisor.errors import SupervisorError
 from supervisor.worker.delivery import Delivery
-from supervisor.worker.letter import FIELD_PREFIX, FIELDS_MAX, dead_letter
+from supervisor.worker.letter import dead_letter
 from supervisor.worker.settler import Keys
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from supervisor.broker import inspect
 from supervisor.broker.dead import Letter, pages
 from supervisor.broker.replay import Outcome, replay
 from supervisor.core.copies import ORIGIN, ORIGIN_OF_JSON, original
+from supervisor.core.letter import FIELDS_MAX
 from supervisor.core.outcome import Dead
 from supervisor.handling.load import specs_of
 from supervisor.keeper.main import Keeper
@@ -23,7 +24,7 @@ from supervisor.keeper.reaper import Reaper
 from supervisor.names import REPLAY_CONSUMER, alone_key, dead_key, replay_key, retries_key
 from supervisor.settings.model import Settings
 from supervisor.worker.delivery import Copy, Delivery
-from supervisor.worker.letter import FIELDS_MAX, dead_letter
+from supervisor.worker.letter import dead_letter
 from tests.redis.test_worker import Worker, working
 from tests.support.letters import bury
 from tests.support.waiting import eventually_async
