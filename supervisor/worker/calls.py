@@ -33,6 +33,11 @@ class Calls:
         """When the call that runs longest began, by `time.monotonic`; infinity when none runs."""
         return min(self._began.copy().values(), default=inf)
 
+    @property
+    def running(self) -> int:
+        """How many run, those that were given up among them."""
+        return len(self._began)
+
     async def run(self, function: Callable[[Any], Any], argument: Any, runner: Runner) -> None:
         """Call it in the first free thread; `runner` learns when that is."""
         context, call = copy_context(), object()

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from supervisor.worker.surroundings import Surroundings
 
 _RECONNECT_BASE_S = 0.05
+_THREADS_LOOK_S = 0.01
 #: Redis is asked for this often while it is away: it shall be back in use within a second or so.
 _RECONNECT_MAX_S = 1.0
 #: A read gives itself up when its time is over; one that has not after this long never will.
@@ -144,13 +145,23 @@ class Consumer:
         return await self._own.charge(delivery, self._outcomes)
 
     async def run_alone(self, delivery: Delivery) -> None:
-        """Run a suspect with nothing else in hand, marked, and see it settled."""
+        """Run a suspect with nothing else in hand, marked, and see it settled.
+
+        A thread that is out of time goes on, and the worker is ended for it: the mark stays until it is over.
+        """
         delivery.recorded = True
         await self._mark.set(delivery.id)
         self.executor.submit([delivery])
         await self.finish()
+        await self._threads_over()
         self._mark.over()
         await self.around.settler.flush()
+
+    async def _threads_over(self) -> None:
+        while not self.intake.stopping:
+            if not self.executor.calls.running:
+                return
+            await asyncio.sleep(_THREADS_LOOK_S)
 
     async def run(self) -> None:
         """Read until told to stop, or in a burst until nothing is left."""

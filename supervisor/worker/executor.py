@@ -42,7 +42,7 @@ class Executor:
         self._spec = spec
         self._settle = settle
         self._loop = asyncio.get_running_loop()
-        self._calls = Calls(threads, self._loop)
+        self.calls = Calls(threads, self._loop)
         limit = spec.options.concurrency if spec.is_async else min(spec.options.concurrency, threads_max)
         self._unit = spec.options.batch_size if spec.batch else 1
         self._runners_max = max(1, limit // self._unit)
@@ -81,7 +81,7 @@ class Executor:
     def due_s(self) -> float:
         """When what runs longest must be over, by `time.monotonic`; beyond that it can't be ended from within."""
         began = [runner.started_s for runner in self._active if runner.current]
-        return min(*began, self._calls.oldest_s, inf) + self._spec.options.timeout_s + END_S
+        return min(*began, self.calls.oldest_s, inf) + self._spec.options.timeout_s + END_S
 
     def deliveries(self, *, running: bool = True) -> Iterable[Delivery]:
         """Those in hand; without `running` those that wait for their turn."""
@@ -220,7 +220,7 @@ class Executor:
 
     async def _in_thread(self, runner: Runner, argument: Any) -> None:
         runner.started_s = inf  # its time begins when a thread is free
-        await self._calls.run(self._spec.function, argument, runner)
+        await self.calls.run(self._spec.function, argument, runner)
 
     def _went_wrong(self, runner: Runner, error: BaseException) -> bool:
         """Settle what is in hand by what its handler raised; False when the runner has to end. Raises at the end."""

@@ -195,7 +195,8 @@ class Runtime:
 
     async def _live(self, consumer: Consumer) -> None:
         adopted = await consumer.open()
-        self._suspects += len(adopted.suspects)
+        # A retry of a plain function may have been going on in a thread, beyond its time.
+        self._suspects += len(adopted.suspects) + (0 if consumer.spec.is_async else len(adopted.waiting))
         self._charged |= adopted.charged
         self._suspect(bool(adopted.suspects))
         consumer.progress()
