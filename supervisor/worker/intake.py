@@ -108,8 +108,16 @@ class Intake:
                 await self._around.gate.passed()
                 await self._read_ahead(len(entries))
                 self._start([make(entry[0], entry[1]) for entry in entries])
-            elif self._ends and next(self._share.left(), None) is None:
+            elif self._ends and await self._all_done():
                 return
+
+    async def _all_done(self) -> bool:
+        """Nothing is left, nor was this consumer given anything, which in a burst nobody would look for again."""
+        done = next(self._share.left(), None) is None
+        if done and self._around.burst:
+            await self._sweep()
+            done = next(self._share.left(), None) is None
+        return done
 
     async def _next_read(self) -> bool:
         """Put the next read on the wire as soon as it is allowed; False when it is time to stop."""

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from redis.exceptions import OutOfMemoryError, ResponseError
 
 from supervisor.board import RowBoard, Word
-from supervisor.broker.scripts import DELETE_CONSUMER
+from supervisor.broker.scripts import DELETE_CONSUMER, TAKE_OVER
 from supervisor.core.blame import after_crash, marked
 from supervisor.errors import SupervisorError
+from supervisor.names import REPLAY_CONSUMER
 from supervisor.worker.adopt import Adopted, sort_out
 from supervisor.worker.delivery import Copy, Delivery
 from supervisor.worker.pages import PAGE, Pages
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from supervisor.worker.outcomes import Outcomes
     from supervisor.worker.settler import Keys
     from supervisor.worker.surroundings import Surroundings
+
+_TAKEN_AT_ONCE = 200
 
 
 class CopiesGoneError(SupervisorError):
@@ -58,6 +61,7 @@ class OwnList:
         self._complain = around.complain
         self._crash = around.crash
         self._consumer = around.name
+        self._takes_replayed = around.burst and not keys.copies
         self._row = row
         self._mark = mark
         self._make = Copy if keys.copies else Delivery
@@ -96,6 +100,8 @@ class OwnList:
 
     async def sweep(self, reader: BlockingReader, known: AbstractSet[bytes], outcomes: Outcomes) -> Adopted:
         """All that is pending but `known`, sorted by what is to be done with it."""
+        if self._takes_replayed:
+            await self._take_replayed()
         found = await self._read_all(reader, known, outcomes)
         if not self.opened:
             await self._charge_marked(found, outcomes)
@@ -154,6 +160,13 @@ class OwnList:
                 raise CopiesGoneError from None
             if not str(error).startswith("BUSYGROUP"):
                 raise
+
+    async def _take_replayed(self) -> None:
+        """A burst may be over before a keeper has given anybody what was put back by hand."""
+        words = (self._keys.group, REPLAY_CONSUMER, self._consumer, _TAKEN_AT_ONCE, 0, 0)
+        found = 1
+        while found:
+            found, _ = await self._wire.script(TAKE_OVER, [self._keys.stream], *words)
 
     async def _read_all(self, reader: BlockingReader, known: AbstractSet[bytes], outcomes: Outcomes) -> list[Delivery]:
         await self._bury_unreadable(outcomes)

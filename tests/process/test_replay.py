@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from supervisor.errors import EXIT_DRAIN
 from supervisor.names import consumer_name, dead_key, host_key, replay_key
 from tests.process.test_pool import RECORD, seen
 from tests.support.pool import Pool
@@ -17,6 +18,8 @@ from tests.support.waiting import eventually
 StartPool = Callable[..., Pool]
 DEAD, COPIES = dead_key("events", "mail"), replay_key("events", "mail")
 
+#: A drain ends what runs; whatever a pool has died with may run once more at most.
+IMPATIENT = "[pool]\ndrain_s = 0.3\n[consumer]\nmax_crashes = 1\n"
 #: Fails all until there is a file `mended`, then holds what it runs until there is a file `go`.
 MENDED = (
     RECORD
@@ -149,6 +152,35 @@ def test_a_burst_runs_them_too(start_pool: StartPool, redis_server: Any) -> None
     burst = pool.command("start", "--burst", "--workers", "2", "--no-api", limit_s=60)
     assert burst.returncode == 0, burst.stderr
     assert sum(seen(pool)[f"done-{n}"] for n in range(20)) == 20 and not redis.exists(COPIES)
+
+
+def test_a_burst_runs_what_is_still_in_its_stream_too(start_pool: StartPool, redis_server: Any) -> None:
+    pool = start_pool(MENDED, redis_url=redis_server.url, workers=1)
+    redis = redis_server.sync()
+    give_up(pool, redis, 20, trim=False)
+    assert pool.stop() == 0
+    replay(pool)
+    (pool.folder / "go").touch()
+    burst = pool.command("start", "--burst", "--workers", "2", "--no-api", limit_s=60)
+    assert burst.returncode == 0, burst.stderr
+    assert sum(seen(pool)[f"done-{n}"] for n in range(20)) == 20
+    assert redis.xpending("events", "mail")["pending"] == 0
+
+
+def test_a_copy_that_meets_many_stops_is_no_crash(start_pool: StartPool, redis_server: Any) -> None:
+    pool = start_pool(MENDED, redis_url=redis_server.url, workers=1, config=IMPATIENT)
+    redis = redis_server.sync()
+    [entry] = give_up(pool, redis, 1)
+    replay(pool)
+    for times in range(1, 4):
+        eventually(lambda times=times: seen(pool)[f"{entry}=0"] == times, 15)
+        pool.send(signal.SIGTERM)
+        assert pool.wait() == EXIT_DRAIN
+        if times == 3:
+            (pool.folder / "go").touch()
+        pool.start()
+    eventually(lambda: not redis.exists(COPIES), 15)
+    assert (seen(pool)["done-0"], redis.xlen(DEAD)) == (1, 0)
 
 
 def test_copies_that_wait_for_a_retry_change_hands_when_the_pool_shrinks(
