@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 MAGIC = 0x5355505256534F52
 SLOTS_MAX = 256
-ROWS_MAX = 64
+HANDLERS_MAX = 64
+#: Beside the stream's own messages a handler may have copies of replayed ones in hand, which are marked apart.
+ROWS_MAX = 2 * HANDLERS_MAX
 WORD_BYTES = 8
 WORD_MAX = 2**64 - 1
 HEADER_WORDS = 64

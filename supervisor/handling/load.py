@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import PydanticUserError
 
+from supervisor.board import HANDLERS_MAX
 from supervisor.core.options import Options, resolve
 from supervisor.errors import HandlerError, did_you_mean
 from supervisor.handling.decode import Decoder, make_decoder, split_batch
@@ -102,6 +103,8 @@ def make_specs(settings: Settings, functions: list[tuple[Callable[..., Any], Dec
                 f"{declaration.where}: stream {key[0]!r}, group {key[1]!r} already has a handler at {other[1].where};"
                 " each message goes to one member of a group, so give one of them a group of its own"
             )
+    if len(taken) > HANDLERS_MAX:
+        raise HandlerError(f"{len(taken)} handlers: one pool can have at most {HANDLERS_MAX}; start a second one")
     dead: dict[str, Declaration] = {}
     for stream, group in sorted(taken):
         declaration = taken[stream, group][1]

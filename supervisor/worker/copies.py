@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from redis.exceptions import RedisError
 
 from supervisor.core.backoff import backoff_s
-from supervisor.errors import SupervisorError
 from supervisor.worker.consumer import Consumer
 from supervisor.worker.own import CopiesGoneError, hand_over
 from supervisor.worker.settler import Keys
@@ -97,21 +96,19 @@ class Copies:
             main.around.complain.redis(what, error)
             return False
         main.around.complain.over(what)
-        if there and not self._stopping and self._open(main):
+        if there and not self._stopping:
+            self._open(main)
             start(self._read(main, live), f"copies {main.spec.stream} {main.spec.group}")
         return True
 
-    def _open(self, main: Consumer) -> bool:
-        """Make the consumer; False when the board has no room for its marks until another one ends."""
+    def _open(self, main: Consumer) -> None:
+        """Make the consumer."""
         keys = _keys(main)
         row = main.around.board.row(keys.stream, keys.group)
-        if row is None:
-            main.around.complain(_WHAT, SupervisorError(f"too many consumers in this worker for {keys.stream}"))
-            return False
+        assert row is not None, "the board has two rows for each handler"
         main.copies = Consumer(main.spec, main.around, row, beside=main)
         main.copies.intake.paused = main.intake.paused
         self.consumers.append(main.copies)
-        return True
 
     async def _read(self, main: Consumer, live: Callable[[Consumer], Coroutine[Any, Any, None]]) -> None:
         """From the first copy to the last."""
@@ -124,8 +121,9 @@ class Copies:
             self.consumers.remove(main.copies)
             main.copies.free_row()
             main.copies = None
-            if not more or self._stopping or not self._open(main):
+            if not more or self._stopping:
                 return
+            self._open(main)
 
     async def _more(self, consumer: Consumer) -> bool:
         """Leave the group; whether there is something to do after all."""

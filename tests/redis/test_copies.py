@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor import BatchError, Message, handler
-from supervisor.board import Board, Head, Word
+from supervisor.board import HANDLERS_MAX, Board, Head, Word
 from supervisor.broker import inspect
 from supervisor.broker.dead import Letter, pages
 from supervisor.broker.replay import Outcome, replay
 from supervisor.core.copies import ORIGIN, ORIGIN_OF_JSON, original
 from supervisor.core.letter import FIELDS_MAX
 from supervisor.core.outcome import Dead
+from supervisor.errors import HandlerError
 from supervisor.handling.load import specs_of
 from supervisor.keeper.main import Keeper
 from supervisor.keeper.reaper import Reaper
@@ -482,3 +483,25 @@ def test_an_entry_that_is_no_copy_stands_for_itself_or_at_least_harms_nobody(fla
     flat = flat[: len(flat) // 2 * 2]
     origin, found = original(b"9-9", flat)
     assert origin.count(b"-") == 1 and len(found) % 2 == 0
+
+
+async def test_whoever_may_have_a_handler_may_have_its_copies_too(redis: Any, sync: Any, every_server: Any) -> None:
+    """Two rows of the board for each."""
+    trimmed(sync, 1)
+    assert await replay_all(redis) == ["replayed"]
+    got: list[str] = []
+
+    def make(group: str) -> Any:
+        @handler(STREAM, group=group)
+        async def handle(message: Message) -> None:
+            got.append(message.id)
+
+        return handle
+
+    functions = [make(GROUP), *(make(f"other{n}") for n in range(HANDLERS_MAX - 1))]
+    worker = Worker(every_server.url, functions, Board(), **QUICK)
+    await eventually_async(lambda: nothing_left(redis), 30)
+    await worker.stop()
+    assert len(got) == 1 and not worker.faults
+    with pytest.raises(HandlerError, match="at most 64"):
+        Worker(every_server.url, [*functions, make("one more")], Board())
