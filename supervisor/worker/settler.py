@@ -80,6 +80,8 @@ class _Item:
     again: bool = False
     #: How often the server refused it.
     refusals: int = 0
+    #: The message of which it notes that it is to be retried; empty: it does something else.
+    notes: bytes = b""
 
 
 class Settler:
@@ -95,6 +97,8 @@ class Settler:
         self._items: list[_Item] = []
         self._unconfirmed: list[_Item] = []
         self._refused: dict[int, _Item] = {}
+        #: The last note of each message's retry that is not confirmed: one before it that was refused is not sent again.
+        self._notes: dict[tuple[Keys, bytes], _Item] = {}
         self._wakeup = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -125,7 +129,8 @@ class Settler:
         """Note in Redis how often this failed, when it is due (Unix ms) and after how long; it stays pending."""
         record = f"{attempts}:{due_ms}:{delay_ms}"
         arguments = (RETRY_LATER.text, 2, keys.stream, keys.retries, keys.group, entry, record)
-        self._items.append(_Item(keys, ("EVAL", *arguments)))
+        item = self._notes[keys, entry] = _Item(keys, ("EVAL", *arguments), notes=entry)
+        self._items.append(item)
         self._wake()
 
     def unmark(self, keys: Keys, consumer: str) -> None:
@@ -162,6 +167,8 @@ class Settler:
     ) -> None:
         # EVAL and not EVALSHA: these are rare, and a server that restarted needs no second try.
         arguments = ("EVAL", script.text, len(named), *named, keys.group, *ids, *more)
+        for entry in ids:
+            self._notes.pop((keys, entry), None)
         self._items.append(_Item(keys, arguments, ids))
         self._wake()
 
@@ -213,11 +220,17 @@ class Settler:
             self._complain.redis(_WHAT, reply)
             if isinstance(reply, ResponseError) and passes(reply):
                 again.append(item)
-            else:
+            elif not self._is_outdated(item):
                 self._put_off(item)
         return again
 
+    def _is_outdated(self, item: _Item) -> bool:
+        """What it notes of its message's retry was decided anew, and is perhaps written already."""
+        return bool(item.notes) and self._notes.get((item.keys, item.notes)) is not item
+
     def _confirmed(self, item: _Item, reply: Any) -> None:
+        if item.notes and not self._is_outdated(item):
+            del self._notes[item.keys, item.notes]
         is_ack = item.arguments[0] == "XACK" or item.arguments[1] == ACK_RETRIED.text
         if is_ack and not item.again and reply < len(item.ids):
             self._board.add(Word.LOST_CLAIM, len(item.ids) - reply)
@@ -228,5 +241,7 @@ class Settler:
         self._loop.call_later(backoff_s(item.refusals, _RETRY_BASE_S, _REFUSED_MAX_S, random.random), self._retry, item)
 
     def _retry(self, item: _Item) -> None:
-        self._items.append(self._refused.pop(id(item)))
-        self._wakeup.set()
+        del self._refused[id(item)]
+        if not self._is_outdated(item):
+            self._items.append(item)
+            self._wakeup.set()
