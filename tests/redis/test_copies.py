@@ -190,7 +190,11 @@ async def test_a_suspect_copy_is_charged_and_at_last_given_up(redis: Any, sync: 
     for times in (1, 2, 3):
         worker = Worker(url, [kill], board, **QUICK)
         await eventually_async(lambda times=times: calls == times)  # type: ignore[misc]
+        row: Any = board.slot(0).row(COPIES, GROUP)
+        alone = row.alone() or (0, 0)
         await worker.vanish()
+        row.set_alone(*alone)  # as a killed process leaves it
+        board.slot(0).set(Word.INCARNATION, 2)
     last = Worker(url, [kill], board, **QUICK)
     await eventually_async(lambda: sync.xlen(DEAD) == 1)
     await eventually_async(lambda: nothing_left(redis))
