@@ -97,7 +97,7 @@ class Settler:
         self._items: list[_Item] = []
         self._unconfirmed: list[_Item] = []
         self._refused: dict[int, _Item] = {}
-        #: The last note of each message's retry that is not confirmed: one before it that was refused is not sent again.
+        #: The last note of each message's retry that is not confirmed: one before it that was refused is dropped.
         self._notes: dict[tuple[Keys, bytes], _Item] = {}
         self._wakeup = asyncio.Event()
         self._idle = asyncio.Event()
