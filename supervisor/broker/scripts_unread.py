@@ -24,7 +24,7 @@ if KEYS[5] and (flat[1] == '{ORIGIN}' or flat[1] == '{ORIGIN_OF_JSON}') then
 end
 for at = first, #flat do
   bytes = bytes + #flat[at]
-  if #flat <= 2 * tonumber(ARGV[5]) then
+  if #flat - first < 2 * tonumber(ARGV[5]) then
     letter[#letter + 1] = at % 2 == 1 and prefix .. flat[at] or flat[at]
   end
 end
