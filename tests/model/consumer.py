@@ -47,7 +47,13 @@ class Consumer:
         settler: Any = worker.settler
         self.mark = Mark(wire, settler, self.keys, worker.name, worker.words, row)
         around: Any = SimpleNamespace(
-            wire=wire, settler=worker.settler, board=worker.words, crash=None, name=worker.name, complain=_unheard
+            wire=wire,
+            settler=worker.settler,
+            board=worker.words,
+            crash=None,
+            name=worker.name,
+            complain=_unheard,
+            burst=False,
         )
         spec: Any = SimpleNamespace(options=self.options)
         self.own = OwnList(spec, self.keys, around, row, self.mark)

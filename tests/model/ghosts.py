@@ -55,6 +55,8 @@ class Ghosts:
     def __init__(self, world: World) -> None:
         self._world = world
         self.of: dict[tuple[str, bytes], Ghost] = {}
+        #: Consumers of which a message was taken away while it may have been running.
+        self._blurred: set[bytes] = set()
         #: How much has happened that no server knows of.
         self.events = 0
 
@@ -96,6 +98,7 @@ class Ghosts:
 
     def blur(self, consumer: bytes) -> None:
         """What ended its process may have been taken away: the successor can't know, and may think it was another."""
+        self._blurred.add(consumer)
         for key, ghost in self.of.items():
             ghost.deaths_alone += self.owner(*key) == consumer
 
@@ -138,7 +141,7 @@ class Ghosts:
                     pending = ghost.id in held.groups[name].pending
                     unread = ghost.id > held.groups[name].last
                     self._check_one(entry, ghost, pending or unread, letters.get(entry, []))
-                    self._check_crashes(entry, ghost, int(crashes.get(entry, 0)), letters.get(entry, []))
+                    self._check_crashes(group, entry, ghost, int(crashes.get(entry, 0)), letters.get(entry, []))
             self._forbid(set(letters) - {entry for of, entry in self.of if of == group}, "a letter of nobody")
 
     def _check_one(self, entry: bytes, ghost: Ghost, open_: bool, letters: list[tuple[str, int]]) -> None:
@@ -149,10 +152,12 @@ class Ghosts:
         if any(deliveries > self._world.options.max_deliveries for _, deliveries in letters):
             raise BrokenRuleError(f"{entry!r} was tried too often")
 
-    def _check_crashes(self, entry: bytes, ghost: Ghost, crashes: int, letters: list[tuple[str, int]]) -> None:
+    def _check_crashes(
+        self, group: str, entry: bytes, ghost: Ghost, crashes: int, letters: list[tuple[str, int]]
+    ) -> None:
         most = self._world.options.max_crashes
         charged = most if any(reason == CRASHED for reason, _ in letters) else crashes
-        if charged > ghost.deaths_alone:
+        if charged > ghost.deaths_alone and self.owner(group, entry) not in self._blurred:
             raise BrokenRuleError(f"{entry!r} is charged {charged} crashes of {ghost.deaths_alone}")
         if ghost.explosions > most + 1 + ghost.forgiven:
             raise BrokenRuleError(f"{entry!r} has ended {ghost.explosions} processes, {ghost.forgiven} forgiven")
