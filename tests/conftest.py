@@ -23,7 +23,7 @@ from tests.support.servers import AnyServer, default_flavour, start_server
 from tests.support.standins import Standins
 
 #: Quick ones first: a broken rule shows before the first process is started.
-ORDER = ("unit", "redis", "http", "cli", "process", "guide", "faults", "delivery")
+ORDER = ("unit", "model", "redis", "http", "cli", "process", "guide", "faults", "delivery")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -13,7 +13,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 
 from supervisor.board import RowBoard, Word
 from supervisor.broker.scripts import DELETE_CONSUMER, TAKE_OVER
-from supervisor.core.blame import after_crash, marked
+from supervisor.core.blame import after_crash, crashes_of, marked
 from supervisor.errors import SupervisorError
 from supervisor.names import REPLAY_CONSUMER
 from supervisor.worker.adopt import Adopted, sort_out
@@ -128,7 +128,7 @@ class OwnList:
         kept_records: list[bytes | None] = []
         for delivery, record, count in zip(found, records, crashes, strict=True):
             delivery.recorded |= count is not None
-            dead = after_crash(int(count or 0), self._spec.options)
+            dead = after_crash(crashes_of(count), self._spec.options)
             if dead is not None:
                 outcomes.bury(delivery, dead, None, self._crash)
             else:

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 from supervisor.board import HEADER_WORDS, SLOT_STRIDE, Head, SlotBoard, Word
 from supervisor.keeper.lease import RENEW_S, drop, take
 from supervisor.keeper.reaper import Reaper
+from supervisor.names import alone_key, consumer_name
 from tests.model.tasks import Client, Task, Until
 from tests.model.worker import Worker
 
@@ -63,7 +64,11 @@ class Pool:
         self.keeper: Task | None = None
         #: When its keeper has to end the look that it has begun; 0: it has begun none.
         self.look_until_ms = 0.0
+        #: Since when its keeper has seen Redis without a break.
+        self.seen_since_ms = 0
         self._sweeps: dict[int, int] = {}
+        #: As in `arbiter.pool`.
+        self._handing: set[int] = set()
 
     @property
     def size(self) -> int:
@@ -104,13 +109,14 @@ class Pool:
     def start_keeper(self) -> None:
         if self.keeper is not None:
             self.keeper.drop()
-        self.look_until_ms = 0
+        self.look_until_ms, self.seen_since_ms = 0, self.world.now_ms
         self.keeper = Task(self._keep())
 
     def spawn(self, slot: int) -> None:
         words = self.board.slot(slot)
         words.clear_worker_words()
-        words.set(Word.LEAVE, self._leave_word(slot))
+        self._tell(slot)
+        words.set(Word.INCARNATION, words.get(Word.INCARNATION) + 1)
         words.set(Word.PID, 1)
         self.due.discard(slot)
         self._sweeps[slot] = words.get(Word.SWEEP)
@@ -125,10 +131,10 @@ class Pool:
             elif slot >= size and not worker.stopping:
                 self.drain(worker)
             elif worker.stopping:
-                self.board.slot(slot).set(Word.LEAVE, self._leave_word(slot))
+                self._tell(slot)
 
     def drain(self, worker: Worker) -> None:
-        self.board.slot(worker.slot).set(Word.LEAVE, self._leave_word(worker.slot))
+        self._tell(worker.slot)
         worker.drain()
 
     def stop(self) -> None:
@@ -149,12 +155,14 @@ class Pool:
         words.set(Word.PID, 0)
         if not crashed and not self.stopping:
             words.clear_marks()
-        handed_over = bool(words.get(Word.LEAVE)) and not crashed
         if not self.stopping and (slot < self.size or (crashed and self._heir(slot) is not None)):
             self.due.add(slot)
-        elif not self.stopping and (handed_over or slot >= self.size):
+        if not self.stopping and (slot not in self.due or slot in self._handing):
+            self._handing.discard(slot)
             for other in self.living:
                 self.board.slot(other.slot).add(Word.SWEEP, 1)
+        if not crashed or slot not in self.due:
+            self.world.ghosts.forgive()
         self._see_to_the_end()
 
     def die(self) -> None:
@@ -181,6 +189,12 @@ class Pool:
 
     def _heir(self, slot: int) -> int | None:
         return min((other.slot for other in self.living if other.slot < self.size and other.slot != slot), default=None)
+
+    def _tell(self, slot: int) -> None:
+        word = self._leave_word(slot)
+        if word:
+            self._handing.add(slot)
+        self.board.slot(slot).set(Word.LEAVE, word)
 
     def _leave_word(self, slot: int) -> int:
         heir = None if slot < self.size or self.stopping else self._heir(slot)
@@ -210,9 +224,14 @@ class Pool:
             await Until(lambda due_ms=due_ms: self.world.now_ms >= due_ms)
 
     async def _give_back(self) -> None:
+        """As `keeper.main` at its end."""
         client: Any = Client()
         try:
+            for group in self.world.groups:
+                for slot in range(self.size):
+                    await client.hdel(alone_key(self.world.stream, group), consumer_name(self.name, slot))
             await drop(client, self.name, self.token)
         except (RedisError, OSError):
             pass
+        self.world.ghosts.forgive()
         self.up = False

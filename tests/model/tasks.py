@@ -1,4 +1,4 @@
-"""Coroutines that are run by hand: each stops at its next round trip to Redis, and the world says when and how it goes on.
+"""Coroutines that are run by hand: each stops at its next round trip to Redis, and the world says how it goes on.
 
 So the real code of the product that only awaits its wire (`OwnList`, `Reaper`, the lease) runs in the model as it is.
 """
@@ -14,7 +14,8 @@ from redis.exceptions import ConnectionError as LostError
 from redis.exceptions import RedisError, ResponseError
 
 from supervisor.broker.scripts import Script
-from tests.model.server import Argument, Server
+from tests.model.commands import Argument
+from tests.model.server import Server
 
 Command = tuple[Argument, ...]
 
@@ -172,14 +173,14 @@ class Client:
     async def eval(self, text: str, numkeys: int, *rest: Argument) -> Any:
         return await ask("EVAL", text, numkeys, *rest)
 
-    async def info(self, section: str) -> Any:
-        return await ask("INFO", section)
-
     async def xinfo_consumers(self, stream: str, group: str) -> Any:
         return [
             {key.decode(): value for key, value in row.items()}
             for row in await ask("XINFO", "CONSUMERS", stream, group)
         ]
+
+    async def info(self, section: str) -> Any:
+        return await ask("INFO", section)
 
     async def exists(self, key: str) -> Any:
         return await ask("EXISTS", key)

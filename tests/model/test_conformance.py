@@ -25,8 +25,9 @@ from redis.exceptions import ResponseError
 
 from supervisor.broker import scripts, scripts_replay
 from supervisor.names import REPLAY_CONSUMER, crashes_key, dead_key, host_key, replay_key, retries_key
+from tests.model.commands import Argument
 from tests.model.group import written
-from tests.model.server import Argument, Server
+from tests.model.server import Server
 from tests.support.servers import AnyServer
 
 STREAM, GROUPS, CONSUMERS = "events", ("g", "h"), ("a:0", "a:1", "b:0")
@@ -177,10 +178,24 @@ class Conformance(RuleBasedStateMachine):
     def delete_consumer(self, group: str, consumer: str) -> None:
         self.both("XGROUP", "DELCONSUMER", STREAM, group, consumer)
 
-    @rule(group=groups, consumer=consumers, heir=consumers, count=counts, idle_ms=st.sampled_from([0, HOUR_MS // 2]))
-    def take_over(self, group: str, consumer: str, heir: str, count: int, idle_ms: int) -> None:
-        if heir != consumer:
-            self.script(scripts.TAKE_OVER, (STREAM,), group, consumer, heir, count, idle_ms)
+    @rule(
+        group=groups,
+        consumer=consumers,
+        heir=consumers,
+        count=counts,
+        idle_ms=st.sampled_from([0, HOUR_MS // 2, 2 * HOUR_MS]),
+        gone_ms=st.sampled_from([None, HOUR_MS // 2, 2 * HOUR_MS, -HOUR_MS]),
+    )
+    def take_over(self, group: str, consumer: str, heir: str, count: int, idle_ms: int, gone_ms: int | None) -> None:
+        """The owner is gone since half an hour ago, or two, or will be in one; what it holds is an hour old."""
+        if (held := said(self.model, ("XPENDING", STREAM, group, "-", "+", 100, consumer))) and held != "NOGROUP":
+            self.both("XCLAIM", STREAM, group, consumer, 0, *(row[0] for row in held), "IDLE", HOUR_MS, "JUSTID")
+        answers = []
+        for by in (self.model, self.real):
+            now_ms = by.call("EVAL", scripts.NOW.text, 1, STREAM)
+            words = (group, consumer, heir, count, idle_ms, 0 if gone_ms is None else now_ms - gone_ms)
+            answers.append(said(by, ("EVAL", scripts.TAKE_OVER.text, 1, STREAM, *words)))
+        assert answers[0] == answers[1]
 
     @rule(group=groups, consumer=consumers)
     def delete_consumer_if_empty(self, group: str, consumer: str) -> None:

@@ -1,45 +1,27 @@
 """Two pools on one Redis, in memory, and everything that can happen to them.
 
-A history is a list of moves, each a name and two numbers: which of the things that could be moved, and how. So Hypothesis
-can look for one and make it short, a seed can make thousands, and a file can keep those that once broke a rule.
+A history is a list of moves, each a name and two numbers: which of the things that could be moved, and how. So
+Hypothesis can look for one and make it short, a seed can make thousands, and a file can keep those that broke a rule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import SimpleNamespace
-from typing import Any
-from unittest import mock
+from collections.abc import Sequence
 
+from supervisor.broker.scripts_replay import REPLAY
 from supervisor.core.ids import parse_id
-from supervisor.core.options import Options
 from supervisor.keeper.lease import LEASE_MS
 from supervisor.messages import Reject, Retry
-from supervisor.names import REPLAY_CONSUMER, consumer_name, crashes_key, dead_key, host_key, retries_key
-from supervisor.broker.scripts import REPLAY
+from supervisor.names import REPLAY_CONSUMER, crashes_key, dead_key, replay_key, retries_key
 from supervisor.worker.delivery import Delivery
-from tests.model.ghosts import BrokenRuleError, Ghost, Ghosts
-from tests.model.pool import SLOTS, Pool
-from tests.model.server import Server
-from tests.model.tasks import GRAVEYARD, Fault, Task
-from tests.model.worker import CONCURRENCY, Consumer, Worker
+from tests.model.consumer import Consumer
+from tests.model.ghosts import BrokenRuleError, Ghost
+from tests.model.pool import SLOTS
+from tests.model.state import State
+from tests.model.tasks import GRAVEYARD, Fault
 
 Move = tuple[str, int, int]
 
-OPTIONS = Options(
-    start="0",
-    batch_size=CONCURRENCY,
-    concurrency=CONCURRENCY,
-    timeout_s=60,
-    max_deliveries=3,
-    retry_base_s=1,
-    retry_max_s=10,
-    max_crashes=2,
-    hold_ms=100,
-    block_ms=5000,
-    max_waiting=10,
-)
 #: How much time a tick may be.
 TICKS_MS = (60, 500, 1_100, 4_000, LEASE_MS + 1_000)
 MESSAGES_MAX = 8
@@ -50,6 +32,7 @@ ROUNDS_MAX = 300
 WEIGHTS = {
     "publish": 6,
     "step": 60,
+    "hurry": 6,
     "lose": 5,
     "end": 14,
     "kill": 3,
@@ -67,87 +50,49 @@ WEIGHTS = {
     "ghost_read": 2,
     "tick": 8,
     "replay": 2,
-    "delete": 0,
+    "delete": 1,
 }
 
 
-class World:
-    """The state of everything, and the moves."""
-
-    def __init__(self, groups: int = 1) -> None:
-        self.stream = "events"
-        self.groups = ["g", "h"][:groups]
-        self.options = OPTIONS
-        self.server = Server()
-        self.server.deleted = self._deleted
-        self.ghosts = Ghosts(self)
-        self.pools = [Pool(self, "a"), Pool(self, "b")]
-        self.published = 0
-        for group in self.groups:
-            self.server.call("XGROUP", "CREATE", self.stream, group, "0", "MKSTREAM")
-        self._watch_claims()
-        with self._time():
-            self.pools[0].start(2)
-
-    @property
-    def now_ms(self) -> int:
-        return self.server.now_ms
-
-    def unread(self, stream: str, group: str) -> bool:
-        """A read of new entries would be answered at once."""
-        held = self.server.streams[stream.encode()]
-        return any(entry > held.groups[group.encode()].last for entry in held.entries)
-
-    @property
-    def workers(self) -> list[Worker]:
-        return [worker for pool in self.pools for worker in pool.living]
+class World(State):
+    """The moves; one that is not possible now is none."""
 
     def play(self, move: Move) -> None:
         """Make a move; one that is not possible now is none. Raises BrokenRuleError."""
         name, which, how = move
-        with self._time():
-            getattr(self, f"move_{name}")(which, how)
-            self._reap_those_that_left()
-        self.ghosts.check()
-
-    @contextmanager
-    def _time(self) -> Iterator[None]:
-        """The product's clocks show the world's time."""
-        clock: Any = SimpleNamespace(monotonic=lambda: self.now_ms / 1000, time=lambda: self.now_ms / 1000)
-        with (
-            mock.patch("supervisor.keeper.reaper.time", clock),
-            mock.patch("supervisor.keeper.sight.time", clock),
-            mock.patch("supervisor.worker.own.time", clock),
-            mock.patch("supervisor.keeper.reaper.SLOTS_MAX", SLOTS),
-        ):
-            yield
-
-    # What a worker tells
-
-    def began(self, consumer: Consumer, delivery: Delivery) -> None:
-        self.ghosts.began(consumer.worker, consumer.group, delivery.id, delivery.failed_before)
-
-    def _deleted(self, group: bytes, consumer: bytes, lost: int) -> None:
-        if lost:
-            raise BrokenRuleError(f"{consumer!r} was deleted with {lost} pending")
-
-    # Moves
+        before = self.server.calls, self.ghosts.events
+        getattr(self, f"move_{name}")(which, how)
+        self.go_on()
+        if before != (self.server.calls, self.ghosts.events):
+            self.ghosts.check()
 
     def move_publish(self, _: int, how: int) -> None:
         if self.published < MESSAGES_MAX:
             self.published += 1
             entry = self.server.call("XADD", self.stream, "*", "n", self.published)
             for group in self.groups:
-                self.ghosts.of[group, entry] = Ghost(poison=how % 4 == 0)
+                self.ghosts.of[group, entry] = Ghost(parse_id(entry), poison=how % 4 == 0)
 
     def move_step(self, which: int, _: int) -> None:
-        if tasks := [(pool, task) for pool in self.pools for task in pool.tasks]:
-            self._step(*tasks[which % len(tasks)])
+        if tasks := [(pool, task) for pool in self.pools for task in pool.tasks if task.travels]:
+            self.step(*tasks[which % len(tasks)])
+
+    def move_hurry(self, which: int, how: int) -> None:
+        """One pool gets much done while the other stands still."""
+        pool = self.pools[which % 2]
+        for at in range(how % 24):
+            if not pool.up or pool.frozen:
+                return
+            if pool.due:
+                pool.spawn(min(pool.due))
+            elif tasks := [task for task in pool.tasks if task.travels]:
+                self.step(pool, tasks[at % len(tasks)])
+            self.go_on()
 
     def move_lose(self, which: int, how: int) -> None:
         """A connection is lost in the middle of a round trip."""
         if tasks := [(pool, task) for pool in self.pools for task in pool.tasks if task.travels]:
-            self._step(*tasks[which % len(tasks)], list(Fault)[how % len(Fault)])
+            self.step(*tasks[which % len(tasks)], list(Fault)[how % len(Fault)])
 
     def move_end(self, which: int, how: int) -> None:
         """A handler ends, in one of the ways that it can."""
@@ -171,17 +116,21 @@ class World:
         ghost = self.ghosts.ended(worker, *key)
         error = (None, None, ValueError("x"), Retry(after_s=0.5), Reject("no"))[how % 5]
         if error is None:
-            ghost.done += 1
+            ghost.done.append(worker)
             consumer.done(delivery)
         else:
-            ghost.failures += 1
+            attempts = delivery.failed_before + 1
             consumer.failed(delivery, error)
+            if consumer.waiting and consumer.waiting[-1][1] is delivery:
+                ghost.failures[consumer.waiting[-1][0]] = attempts
 
     def move_kill(self, which: int, _: int) -> None:
         """SIGKILL from outside."""
         if workers := self.workers:
             worker = workers[which % len(workers)]
             self.ghosts.died(worker)
+            if worker.accounting:
+                self.ghosts.forgive()
             worker.pool.gone(worker, crashed=True)
 
     def move_drain(self, which: int, _: int) -> None:
@@ -195,7 +144,6 @@ class World:
         if workers := [worker for worker in self.workers if worker.stopping and not worker.pool.frozen]:
             worker = workers[which % len(workers)]
             self.ghosts.died(worker)
-            self.ghosts.forgive(worker)
             worker.pool.gone(worker, crashed=False)
 
     def move_scale(self, which: int, how: int) -> None:
@@ -212,9 +160,8 @@ class World:
         """SIGKILL of the arbiter, or the end of its host."""
         pool = self.pools[which % 2]
         if pool.up:
-            for worker in pool.living:
-                self.ghosts.died(worker)
-                self.ghosts.forgive(worker)
+            self.ghosts.died_with_their_board(pool)
+            self.ghosts.forgive()
             pool.die()
 
     def move_stop(self, which: int, _: int) -> None:
@@ -268,58 +215,28 @@ class World:
         if letters := self.server.call("XRANGE", dead, "-", "+"):
             letter, flat = letters[which % len(letters)]
             entry = flat[flat.index(b"id") + 1]
-            keys = (self.stream, dead, retries_key(self.stream, group), crashes_key(self.stream, group))
+            if not self.server.call("XRANGE", self.stream, entry, entry):
+                return  # it would come as a copy, in a stream of its own; that is none of this model's business
+            if any(entry in item[2] for worker in self.workers for item in worker.settler.unconfirmed):
+                return  # its letter was written and may be written again: that would bury it untried
+            own = (dead, retries_key(self.stream, group), crashes_key(self.stream, group))
+            keys = (self.stream, *own, replay_key(self.stream, group))
             if (
                 self.server.call("EVAL", REPLAY.text, len(keys), *keys, group, letter, entry, REPLAY_CONSUMER)
                 == b"replayed"
             ):
                 before = self.ghosts.of[group, entry]
-                self.ghosts.of[group, entry] = Ghost(before.poison, runners=before.runners, torn=before.torn)
+                self.ghosts.of[group, entry] = Ghost(before.id, before.poison, runners=before.runners, torn=before.torn)
 
     def move_delete(self, which: int, _: int) -> None:
         """An entry is deleted by hand."""
         if entries := list(self.server.streams[self.stream.encode()].entries):
             entry = b"%d-%d" % entries[which % len(entries)]
-            self.server.call("XDEL", self.stream, entry)
             for group in self.groups:
                 self.ghosts.of[group, entry].deleted = True
-
-    # The inside of moves
-
-    def _step(self, pool: Pool, task: Task, fault: Fault | None = None) -> None:
-        if task is pool.keeper and 0 < pool.look_until_ms < self.now_ms:
-            task.interrupt(TimeoutError())
-            return
-        task.step(self.server, Fault.BEFORE if pool.cut_off and task.travels else fault)
-
-    def _reap_those_that_left(self) -> None:
-        for worker in self.workers:
-            failed = any(task.failed for task in worker.tasks)
-            if (worker.left or failed) and not worker.pool.frozen:
-                self.ghosts.died(worker)
-                self.ghosts.forgive(worker)
-                worker.pool.gone(worker, crashed=failed)
-
-    def _watch_claims(self) -> None:
-        """A message may be taken from a living worker only when its host had no lease for a time since it has it."""
-        claim = self.server._commands[b"XCLAIM"]
-
-        def watched(key: bytes, group: bytes, consumer: bytes, *rest: bytes) -> Any:
-            pending = self.server.streams[key].groups[group].pending
-            before = {entry: held.consumer for entry, held in pending.items()}
-            reply = claim(key, group, consumer, *rest)
-            for entry, owner in before.items():
-                if entry in pending and pending[entry].consumer != owner:
-                    self._changed_hands(group.decode(), entry, owner)
-            return reply
-
-        self.server._commands[b"XCLAIM"] = watched
-
-    def _changed_hands(self, group: str, entry: tuple[int, int], owner: bytes) -> None:
-        for pool in self.pools:
-            for worker in pool.living:
-                if worker.name.encode() == owner and self.server.call("GET", host_key(pool.name)) is None:
-                    self.ghosts.of[group, b"%d-%d" % entry].torn = True
+                if owner := self.ghosts.owner(group, entry):
+                    self.ghosts.blur(owner)
+            self.server.call("XDEL", self.stream, entry)
 
     # The end
 
@@ -363,12 +280,10 @@ def play(moves: Sequence[Move], groups: int = 1) -> World:
     """A whole history, and its end. Raises BrokenRuleError."""
     world = World(groups)
     try:
-        for move in moves:
-            world.play(move)
-        world.settle()
+        with world.time():
+            for move in moves:
+                world.play(move)
+            world.settle()
     finally:
         GRAVEYARD.clear()
     return world
-
-
-__all__ = ["WEIGHTS", "Move", "World", "consumer_name", "parse_id", "play"]

@@ -453,6 +453,21 @@ async def test_a_process_with_nothing_running_is_ended_by_no_message(redis_serve
     await worker.stop()
 
 
+async def test_a_count_of_crashes_that_is_none_ends_no_worker(redis_url: str, redis: Redis) -> None:
+    seen: list[str] = []
+
+    @handler(STREAM, group=GROUP)
+    async def handle(message: Message) -> None:
+        seen.append(message.id)
+
+    entry = await redis.xadd(STREAM, {"n": 1})
+    await redis.xgroup_create(STREAM, GROUP, "0")
+    await redis.xreadgroup(GROUP, "host:0", {STREAM: ">"})
+    await redis.hset(crashes_key(STREAM, GROUP), entry, "many")
+    async with working(redis_url, handle):
+        await eventually_async(lambda: seen == [entry.decode()])
+
+
 async def test_a_letter_that_was_lost_with_its_process_is_written_by_the_next(redis_url: str, redis: Redis) -> None:
     seen: list[str] = []
 

@@ -1,0 +1,218 @@
+"""A Redis server in memory: the commands that the supervisor sends, with the replies of RESP2.
+
+Each is one atomic step, as on a real server. What it does not know it refuses with an AssertionError, so that a new
+command of the product is taught here before it is modelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from supervisor.core.ids import parse_id
+from tests.model.group import Stream, bound, written
+
+Argument = bytes | str | int | float
+
+
+def flat(argument: Argument) -> bytes:
+    """As it goes over the wire."""
+    return argument if isinstance(argument, bytes) else str(argument).encode()
+
+
+class Commands:
+    """All keys, the clock, and the commands."""
+
+    def __init__(self, *, eager: bool = True) -> None:
+        """`eager`: see `Stream`."""
+        self.now_ms = 1_000_000
+        self.calls = 0
+        self.streams: dict[bytes, Stream] = {}
+        self.hashes: dict[bytes, dict[bytes, bytes]] = {}
+        #: Values and when they expire.
+        self.strings: dict[bytes, tuple[bytes, float]] = {}
+        #: Told of each deleted consumer: group, consumer, how much it still had pending.
+        self.deleted: Callable[[bytes, bytes, int], None] = lambda group, consumer, lost: None
+        self._eager = eager
+        self._commands = {name[4:].upper().encode(): getattr(self, name) for name in dir(self) if name[:4] == "cmd_"}
+
+    def call(self, *command: Argument) -> Any:
+        """The reply. Raises ResponseError as a client would."""
+        self.calls += 1
+        name, *arguments = map(flat, command)
+        assert name in self._commands, f"the model does not know {name.decode()}"
+        return self._commands[name](*arguments)
+
+    # Streams
+
+    def stream(self, key: bytes) -> Stream:
+        """Raises ResponseError where there is none."""
+        if key not in self.streams:
+            raise ResponseError("NOGROUP No such key")
+        return self.streams[key]
+
+    def cmd_xadd(self, key: bytes, entry: bytes, *pairs: bytes) -> bytes:
+        stream = self.streams.setdefault(key, Stream(eager=self._eager))
+        if entry == b"*":
+            ms, seq = stream.last
+            return stream.add((self.now_ms, 0) if self.now_ms > ms else (ms, seq + 1), list(pairs))
+        return stream.add(parse_id(entry), list(pairs))
+
+    def cmd_xdel(self, key: bytes, *ids: bytes) -> int:
+        return self.streams[key].delete([parse_id(entry) for entry in ids]) if key in self.streams else 0
+
+    def cmd_xtrim(self, key: bytes, kind: bytes, exact: bytes, floor: bytes) -> int:
+        assert (kind, exact) == (b"MINID", b"=")
+        return self.streams[key].trim(bound(floor)) if key in self.streams else 0
+
+    def cmd_xlen(self, key: bytes) -> int:
+        return len(self.streams[key].entries) if key in self.streams else 0
+
+    def cmd_xrange(self, key: bytes, start: bytes, end: bytes, *count: bytes) -> list[Any]:
+        if key not in self.streams:
+            return []
+        stream, most = self.streams[key], int(count[1]) if count else None
+        return [[written(entry), stream.entries[entry]] for entry in stream.range(bound(start), bound(end, end=True))][
+            :most
+        ]
+
+    def cmd_xgroup(self, verb: bytes, key: bytes, group: bytes, *rest: bytes) -> Any:
+        if verb == b"CREATE":
+            stream = self.streams.setdefault(key, Stream(eager=self._eager))
+            stream.create_group(group, stream.last if rest[0] == b"$" else bound(rest[0]))
+            return b"OK"
+        stream = self.stream(key)
+        if verb == b"DESTROY":
+            return int(stream.groups.pop(group, None) is not None)
+        if verb == b"CREATECONSUMER":
+            new = rest[0] not in stream.group(group).consumers
+            stream.group(group).consumers.add(rest[0])
+            return int(new)
+        assert verb == b"DELCONSUMER", verb
+        lost = stream.delete_consumer(group, rest[0])
+        self.deleted(group, rest[0], lost)
+        return lost
+
+    def cmd_xreadgroup(self, _: bytes, group: bytes, consumer: bytes, *rest: bytes) -> Any:
+        named = dict(zip(rest[:-3:2], rest[1:-3:2], strict=True))
+        key, start = rest[-2:]
+        stream, count = self.stream(key), int(named.get(b"COUNT", 0))
+        if start == b">":
+            found = stream.read_new(group, consumer, count, self.now_ms)
+            return [[key, found]] if found else None
+        return [[key, stream.read_own(group, consumer, bound(start), count, self.now_ms)]]
+
+    def cmd_xack(self, key: bytes, group: bytes, *ids: bytes) -> int:
+        return self.streams[key].ack(group, [parse_id(entry) for entry in ids]) if key in self.streams else 0
+
+    def cmd_xclaim(self, key: bytes, group: bytes, consumer: bytes, min_idle: bytes, *rest: bytes) -> list[Any]:
+        stream = self.stream(key)
+        words = [flat(word).upper() for word in rest]
+        at = next((at for at, word in enumerate(words) if word in (b"IDLE", b"JUSTID", b"FORCE")), len(words))
+        claimed = stream.claim(
+            group,
+            consumer,
+            [parse_id(entry) for entry in rest[:at]],
+            self.now_ms,
+            min_idle_ms=int(min_idle),
+            idle_ms=int(words[words.index(b"IDLE") + 1]) if b"IDLE" in words else 0,
+            force=b"FORCE" in words,
+            justid=b"JUSTID" in words,
+        )
+        if b"JUSTID" in words:
+            return [written(entry) for entry in claimed]
+        return [[written(entry), stream.entries[entry]] for entry in claimed]
+
+    def cmd_xpending(self, key: bytes, name: bytes, *rest: bytes) -> list[Any]:
+        group = self.stream(key).group(name)
+        if not rest:
+            return self._pending_in_all(group)
+        idle_ms = 0
+        if rest[0].upper() == b"IDLE":
+            idle_ms, rest = int(rest[1]), rest[2:]
+        start, end, count, *consumer = rest
+        found = []
+        for entry in group.pending.between(bound(start), bound(end, end=True)):
+            held = group.pending[entry]
+            if self.now_ms - held.since_ms >= idle_ms and consumer in ([], [held.consumer]):
+                found.append([written(entry), held.consumer, max(0, self.now_ms - held.since_ms), held.times])
+        return found[: int(count)]
+
+    @staticmethod
+    def _pending_in_all(group: Any) -> list[Any]:
+        if not group.pending:
+            return [0, None, None, None]
+        counts = [[name, flat(len(group.of(name)))] for name in sorted(group.consumers) if group.of(name)]
+        return [len(group.pending), written(group.pending.order[0]), written(group.pending.order[-1]), counts]
+
+    def cmd_xinfo(self, what: bytes, key: bytes, *name: bytes) -> list[Any]:
+        """As dicts; of what the supervisor looks at, and no idle times (see `test_conformance.py`)."""
+        if key not in self.streams:
+            raise ResponseError("no such key")
+        stream = self.streams[key]
+        if what == b"CONSUMERS":
+            group = stream.group(name[0])
+            return [{b"name": of, b"pending": len(group.of(of))} for of in sorted(group.consumers)]
+        assert what == b"GROUPS", what
+        return [
+            {
+                b"name": of,
+                b"consumers": len(group.consumers),
+                b"pending": len(group.pending),
+                b"last-delivered-id": written(group.last),
+            }
+            for of, group in sorted(stream.groups.items())
+        ]
+
+    # Hashes and strings
+
+    def cmd_hset(self, key: bytes, *pairs: bytes) -> int:
+        held = self.hashes.setdefault(key, {})
+        new = [name for name in pairs[::2] if name not in held]
+        held.update(zip(pairs[::2], pairs[1::2], strict=True))
+        return len(set(new))
+
+    def cmd_hget(self, key: bytes, name: bytes) -> bytes | None:
+        return self.hashes.get(key, {}).get(name)
+
+    def cmd_hmget(self, key: bytes, *names: bytes) -> list[bytes | None]:
+        return [self.hashes.get(key, {}).get(name) for name in names]
+
+    def cmd_hkeys(self, key: bytes) -> list[bytes]:
+        return list(self.hashes.get(key, {}))
+
+    def cmd_hgetall(self, key: bytes) -> dict[bytes, bytes]:
+        return dict(self.hashes.get(key, {}))
+
+    def cmd_hdel(self, key: bytes, *names: bytes) -> int:
+        held = self.hashes.get(key, {})
+        return sum(held.pop(name, None) is not None for name in names)
+
+    def cmd_hincrby(self, key: bytes, name: bytes, amount: bytes) -> int:
+        held = self.hashes.setdefault(key, {})
+        held[name] = flat(int(held.get(name, 0)) + int(amount))
+        return int(held[name])
+
+    def cmd_get(self, key: bytes) -> bytes | None:
+        value, expires_ms = self.strings.get(key, (None, 0))
+        return value if expires_ms > self.now_ms else None
+
+    def cmd_set(self, key: bytes, value: bytes, *how: bytes) -> bytes | None:
+        if b"NX" in how and self.cmd_get(key) is not None:
+            return None
+        self.strings[key] = value, self.now_ms + int(how[how.index(b"PX") + 1]) if b"PX" in how else float("inf")
+        return b"OK"
+
+    def cmd_exists(self, key: bytes) -> int:
+        return int(self.cmd_get(key) is not None or key in self.streams or bool(self.hashes.get(key)))
+
+    def cmd_info(self, _: bytes) -> dict[str, Any]:
+        return {"run_id": "model", "server_time_usec": self.now_ms * 1000}
+
+    def cmd_del(self, key: bytes) -> int:
+        found = self.cmd_exists(key)
+        for kind in (self.strings, self.streams, self.hashes):
+            kind.pop(key, None)  # type: ignore[attr-defined]
+        return found
