@@ -154,6 +154,7 @@ garbage = st.one_of(st.binary(max_size=300), requests.map(lambda request: json.d
 
 def test_43_ctl_garbage_fuzz(standins: Make, bound: Bounds) -> None:
     pool = standins(workers=2, api=True)
+    eventually(lambda: [one["state"] for one in pool.status()["services"] if one["name"] == "keeper"] == ["READY"])
     before, services = pool.pids(), pool.status()["services"]
     slowest_ms = 0.0
     count = 0
