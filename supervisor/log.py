@@ -156,6 +156,9 @@ class Complaints:
         #: What Redis lets fail now, in the order in which it began; and the one that was told of.
         self._open: dict[str, None] = {}
         self._told = ""
+        self._told_reason = ""
+        #: Why it fails since then, in other words: a lost connection often comes before what caused it is known.
+        self._reasons: dict[str, None] = {}
 
     def __call__(
         self, what: str, error: BaseException, *, level: str = "warning", where: str = "", **details: object
@@ -169,19 +172,23 @@ class Complaints:
     def redis(self, what: str, error: BaseException) -> None:
         """`what` failed for Redis. A Redis that is away lets all fail at once: one line tells of all that does."""
         self._open[what] = None
-        repeated = self._limiter.held_back(_REDIS)
-        if repeated is not None:
-            self._told = what
+        repeated, reason = self._limiter.held_back(_REDIS), summary(error)
+        if repeated is None:
+            if reason != self._told_reason and len(self._reasons) < _ALSO_MAX:
+                self._reasons[reason] = None
+        else:
+            self._told, self._told_reason, self._reasons = what, reason, {}
             others = [other for other in self._open if other != what]
             also = ", ".join(others[:_ALSO_MAX]) + (", ..." if len(others) > _ALSO_MAX else "")
-            self._log.warning(what, error=summary(error), also=also or None, repeated=repeated or None)
+            self._log.warning(what, error=reason, also=also or None, repeated=repeated or None)
 
     def over(self, what: str) -> None:
         """`what` goes well again. Told when all does, if it was told that it did not."""
         self._open.pop(what, None)
         if self._told and not self._open:
-            self._log.info("works again", what=self._told)
-            self._told = ""
+            more = {"reasons": list(self._reasons)} if self._reasons else {}
+            self._log.info("works again", what=self._told, **more)
+            self._told, self._reasons = "", {}
 
 
 def _tidy(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:

@@ -69,6 +69,20 @@ def test_all_that_fails_for_redis_is_one_line(clock: Clock) -> None:
     assert lines.lines[2:] == [{"event": "works again", "what": WHATS[2]}]
 
 
+def test_why_it_failed_is_told_at_the_end_where_the_first_words_hid_it(clock: Clock) -> None:
+    lines = Lines()
+    complain = Complaints(lines)
+    for text in ("closed by server", "max number of clients reached", "closed by server"):
+        complain.redis(WHATS[0], ConnectionError(text))
+    complain.over(WHATS[0])
+    reasons = ["ConnectionError: max number of clients reached"]
+    assert lines.lines[1:] == [{"event": "works again", "what": WHATS[0], "reasons": reasons}]
+    clock.now_s += QUIET_S
+    complain.redis(WHATS[0], ConnectionError("closed by server"))
+    complain.over(WHATS[0])
+    assert lines.lines[-1] == {"event": "works again", "what": WHATS[0]}
+
+
 def test_a_long_list_is_cut_short(clock: Clock) -> None:
     lines = Lines()
     complain = Complaints(lines)
