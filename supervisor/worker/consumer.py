@@ -221,7 +221,7 @@ class Consumer:
             await self._mark.clear()  # it was ended on purpose
         if heir is not None:
             try:
-                await self._own.hand_over(self.around.name, heir)
+                await self._own.hand_over(heir)
             except (RedisError, OSError) as error:  # a keeper does it when Redis is back
                 self.around.complain.redis("can't hand over what is pending", error)
         elif self.copied and not self.cut_off:

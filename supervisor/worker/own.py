@@ -128,10 +128,7 @@ class OwnList:
         kept_records: list[bytes | None] = []
         for delivery, record, count in zip(found, records, crashes, strict=True):
             delivery.recorded |= count is not None
-            dead = after_crash(crashes_of(count), self._spec.options)
-            if dead is not None:
-                outcomes.bury(delivery, dead, None, self._crash)
-            else:
+            if not self._bury_if_dead(delivery, crashes_of(count), outcomes):
                 kept.append(delivery)
                 kept_records.append(record)
         return kept, kept_records
@@ -140,14 +137,17 @@ class OwnList:
         """Count a crash against the message; True when it was one too many and it became a dead letter."""
         crashes = int(await self._wire.call("HINCRBY", self._keys.crashes, delivery.id, 1))
         delivery.recorded = True
+        return self._bury_if_dead(delivery, crashes, outcomes)
+
+    def _bury_if_dead(self, delivery: Delivery, crashes: int, outcomes: Outcomes) -> bool:
         dead = after_crash(crashes, self._spec.options)
         if dead is not None:
             outcomes.bury(delivery, dead, None, self._crash)
         return dead is not None
 
-    async def hand_over(self, consumer: str, heir: str) -> None:
-        """Give all that `consumer` holds to the consumer `heir`, and delete it."""
-        await hand_over(self._wire, self._keys, consumer, heir)
+    async def hand_over(self, heir: str) -> None:
+        """Give all of it to the consumer `heir`, and delete this one."""
+        await hand_over(self._wire, self._keys, self._consumer, heir)
 
     async def _make_group_of_copies(self) -> None:
         """Its stream is never made here: it is there as long as there are copies."""

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.faults.test_redis_faults import cpu_s, pause_s, pending, restarts
+from tests.faults.test_redis_faults import HOLDING, cpu_s, pause_s, pending, restarts
 from tests.support.faults import Bounds
 from tests.support.pool import Pool
-from tests.support.recording import RECORD, seen
+from tests.support.recording import seen
 from tests.support.refusals import PAUSE_S, REFUSALS, SERVER_OPTIONS
 from tests.support.servers import RedisServer, default_flavour
 from tests.support.waiting import eventually
@@ -25,16 +25,8 @@ IN_HAND = 10
 LASTS_S = PAUSE_S
 
 TWO_STREAMS = (
-    RECORD
+    HOLDING
     + """
-    import asyncio
-    @handler("events", group="workers", timeout_s=600)
-    async def handle(message: Message) -> None:
-        record(message.fields["n"])
-        while message.fields["n"].startswith("hold") and not os.path.exists("go"):
-            await asyncio.sleep(0.02)
-        record("done")
-
     @handler("others", group="workers")
     async def other(message: Message) -> None:
         record(message.fields["n"])

@@ -203,7 +203,7 @@ class Consumer:
         if self.row.alone() is not None:
             await self.mark.clear()
         if heir is not None:
-            await self.own.hand_over(self.worker.name, heir)
+            await self.own.hand_over(heir)
 
 
 def _unheard(*_: object, **__: object) -> None:
