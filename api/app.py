@@ -1,4 +1,4 @@
-"""Puts the HTTP service together: routes, errors, the gate, and a lifespan that needs no Redis."""
+"""Puts the HTTP service together: routes, errors, the request guard, and a lifespan that needs no Redis."""
 
 from __future__ import annotations
 
@@ -14,11 +14,21 @@ from fastapi import FastAPI
 
 from supervisor.version import __version__
 
-from . import dead, docs, explain, inventory, probes, problems, streams, tail, users
-from .gate import PROBES, Gate
+from . import (
+    dead_letter_routes,
+    docs_page,
+    explain_routes,
+    message_routes,
+    overview_routes,
+    probe_routes,
+    problems,
+    tail_routes,
+    users,
+)
+from .request_guard import PROBES, RequestGuard
+from .schemas import PROBLEM_SCHEMA
+from .schemas import problems as problem_answers
 from .service import Service
-from .shapes import PROBLEM_SCHEMA
-from .shapes import problems as problem_answers
 
 if TYPE_CHECKING:
     from supervisor.settings.load import Loaded
@@ -52,14 +62,23 @@ def create_app(loaded: Loaded) -> FastAPI:
         openapi_tags=_TAGS,
         lifespan=lifespan,
         redirect_slashes=False,
-        docs_url=docs.INTERACTIVE,
+        docs_url=docs_page.INTERACTIVE,
         redoc_url=None,
     )
     problems.install(app)
     # The longest addresses first: a stream's name may hold slashes.
-    for module in (users, dead, explain, tail, streams, inventory, probes, docs):
+    for module in (
+        users,
+        dead_letter_routes,
+        explain_routes,
+        tail_routes,
+        message_routes,
+        overview_routes,
+        probe_routes,
+        docs_page,
+    ):
         app.include_router(module.router)
-    app.add_middleware(Gate, settings=loaded.settings.api)
+    app.add_middleware(RequestGuard, settings=loaded.settings.api)
     _describe(app, token=bool(loaded.settings.api.token))
     return app
 

@@ -22,8 +22,8 @@ from pydantic import BaseModel, ConfigDict, EmailStr, Field
 from supervisor.broker.scripts import Script
 
 from .problems import Problem
+from .schemas import json_response, only_json, problems
 from .service import PublisherDep, RedisDep
-from .shapes import json_response, only_json, problems
 
 router = APIRouter(prefix="/users", tags=["users"])
 STREAM = "events:user_created"

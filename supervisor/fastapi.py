@@ -79,16 +79,16 @@ def lifespan(
             raise UsageError("lifespan: no Redis URL: give redis_url=..., REDIS_URL or [redis] url in config.toml")
         root = loaded.path.parent if loaded.path else Path.cwd()
         specs = specs_of(loaded.settings, handlers) if handlers else load_handlers(loaded.settings, root)
-        crew = _Crew(loaded.settings, specs, consumers, name)
+        app_consumers = AppConsumers(loaded.settings, specs, consumers, name)
         try:
             yield
         finally:
-            await crew.stop()
+            await app_consumers.stop()
 
     return run
 
 
-class _Crew:
+class AppConsumers:
     """The consumers of one process of the app: under a name of their own, from its start to its end."""
 
     def __init__(self, settings: Settings, specs: list[HandlerSpec], consumers: int, name: str) -> None:

@@ -12,7 +12,7 @@ import redis as redis_py
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.letters import SCAN_MAX, Place, place_of
+from api.dead_letter_query import SCAN_MAX, Cursor, parse_cursor
 from api.problems import Problem
 from supervisor.names import REPLAY_CONSUMER, crashes_key, dead_key, retries_key
 from tests.http.service import STREAM, problem
@@ -281,14 +281,14 @@ names = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_
 bounds = st.one_of(st.sampled_from("-+"), st.integers(0, 2**64 - 1).map(lambda ms: f"{ms}-0"))
 
 
-@given(st.builds(Place, st.tuples(names, names), bounds, bounds))
-def test_a_cursor_comes_back_as_the_place_it_stands_for(place: Place) -> None:
-    assert place_of(place.as_text()) == place
+@given(st.builds(Cursor, st.tuples(names, names), bounds, bounds))
+def test_a_cursor_comes_back_as_the_position_it_stands_for(place: Cursor) -> None:
+    assert parse_cursor(place.encode()) == place
 
 
 @given(st.text(max_size=60))
 def test_any_other_text_is_refused(text: str) -> None:
     try:
-        place_of(text)
+        parse_cursor(text)
     except Problem as refused:
         assert refused.kind == "invalid"

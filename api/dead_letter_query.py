@@ -21,7 +21,7 @@ from supervisor.broker.dead import Filter, Letter, extent, pages
 from supervisor.errors import did_you_mean
 
 from .problems import Problem
-from .shapes import NAME_SCHEMA, EntryId, check_bound, check_name
+from .schemas import NAME_SCHEMA, EntryId, check_bound, check_name
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -43,7 +43,7 @@ GroupName = Annotated[str, AfterValidator(check_name), NAME_SCHEMA]
 _Part = Annotated[str, StringConstraints(max_length=TEXT_CHARACTERS_MAX)]
 
 
-def wanted(
+def filter_of_query(
     reason: Annotated[_Part, Query(description=_REASON)] = "",
     handler: Annotated[_Part, Query(description=_HANDLER)] = "",
     text: Annotated[_Part, Query(description=_TEXT)] = "",
@@ -53,7 +53,7 @@ def wanted(
     return Filter(reason, handler, text, int(older_s * 1000))
 
 
-class Choice(BaseModel):
+class Selection(BaseModel):
     """Which letters are to be replayed or dropped: those of `ids`, those that all filters fit, or with `all` all."""
 
     #: Strict: `"all": "no"` shall not be read as anything.
@@ -99,33 +99,33 @@ class Choice(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Cursor:
     """From where to look: a group, and the bounds in its letters."""
 
     pair: Pair
     start: str
     end: str = "+"
 
-    def as_text(self) -> str:
-        """For an address or a body; only `place_of` reads it."""
+    def encode(self) -> str:
+        """For an address or a body; only `parse_cursor` reads it."""
         return base64.urlsafe_b64encode(orjson.dumps([*self.pair, self.start, self.end])).decode().rstrip("=")
 
 
-def place_of(cursor: str | None) -> Place | None:
+def parse_cursor(cursor: str | None) -> Cursor | None:
     """The place that a cursor names. Raises Problem for anything else."""
     if cursor is None:
         return None
     try:
         text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         stream, group, start, end = orjson.loads(text)
-        return Place((check_name(stream), check_name(group)), check_bound(start), check_bound(end))
+        return Cursor((check_name(stream), check_name(group)), check_bound(start), check_bound(end))
     except (ValueError, TypeError, AttributeError):
         detail = "a cursor comes from `next` of an answer, and is sent back as it is"
         raise Problem("invalid", detail, errors=[{"parameter": "cursor", "detail": detail}]) from None
 
 
 @dataclass(slots=True)
-class Found:
+class ScanResult:
     """What a look has brought."""
 
     #: All that the groups have.
@@ -135,24 +135,24 @@ class Found:
     #: How many of the scanned are meant; without a filter, all.
     matching: int = 0
     #: Where the next look begins; None when nothing is left.
-    next: Place | None = None
+    next: Cursor | None = None
     #: It has seen the end, so `matching` is all that there are from where it began.
     complete: bool = False
 
 
-async def look(
-    redis: Redis, pairs: Sequence[Pair], meant: Filter, count: int, place: Place | None, *, tally: bool = False
-) -> Found:
+async def scan(
+    redis: Redis, pairs: Sequence[Pair], meant: Filter, count: int, place: Cursor | None, *, tally: bool = False
+) -> ScanResult:
     """The first `count` letters that are meant, from `place` on.
 
     With `tally` it counts, as far as it may look, how many more are meant. What comes in while it looks is not
     seen: what is replayed and fails again must not be met again and again.
     """
     extents = {pair: await extent(redis, *pair) for pair in pairs}
-    found = Found(total=sum(total for total, _ in extents.values()))
+    found = ScanResult(total=sum(total for total, _ in extents.values()))
     counting = tally and not meant.empty
     walk = [
-        Place(pair, place.start, place.end) if place and place.pair == pair else Place(pair, "-", extents[pair][1])
+        Cursor(pair, place.start, place.end) if place and place.pair == pair else Cursor(pair, "-", extents[pair][1])
         for pair in sorted(pairs)
         if place is None or pair >= place.pair
     ]
@@ -163,14 +163,14 @@ async def look(
 
 
 async def _fill(
-    found: Found, letters: AsyncIterator[tuple[Letter, str]], meant: Filter, count: int, *, counting: bool
+    found: ScanResult, letters: AsyncIterator[tuple[Letter, str]], meant: Filter, count: int, *, counting: bool
 ) -> None:
     now_ms, until_s = int(time.time() * 1000), time.monotonic() + SCAN_S
     async for letter, end in letters:
         full = len(found.letters) >= count
         late = found.scanned >= SCAN_MAX or (found.scanned and time.monotonic() > until_s)
         if late or (full and not counting):
-            found.next = found.next or Place((letter.stream, letter.group), letter.letter_id, end)
+            found.next = found.next or Cursor((letter.stream, letter.group), letter.letter_id, end)
             return
         found.scanned += 1
         if meant.fits(letter, now_ms):
@@ -178,11 +178,11 @@ async def _fill(
             if not full:
                 found.letters.append(letter)
             elif found.next is None:
-                found.next = Place((letter.stream, letter.group), letter.letter_id, end)
+                found.next = Cursor((letter.stream, letter.group), letter.letter_id, end)
     found.complete = True
 
 
-async def _walk(redis: Redis, places: Sequence[Place], most: int) -> AsyncIterator[tuple[Letter, str]]:
+async def _walk(redis: Redis, places: Sequence[Cursor], most: int) -> AsyncIterator[tuple[Letter, str]]:
     """Each letter, and the bound up to which its group is looked at."""
     for place in places:
         async for page in pages(redis, *place.pair, place.start, place.end, most=most):

@@ -16,10 +16,10 @@ from supervisor.broker.codes import UNREACHABLE, code_of
 from supervisor.broker.dead import Filter, Letter, by_ids
 from supervisor.broker.replay import Outcome, drop, replay
 
-from .inventory import handled_groups
-from .letters import SCAN_MAX, Choice, Found, Pair, look, place_of
+from .dead_letter_query import SCAN_MAX, Pair, ScanResult, Selection, parse_cursor, scan
+from .overview_routes import handled_groups
 from .problems import Problem, of_code, pointer_of
-from .shapes import json_response
+from .schemas import json_response
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -47,7 +47,7 @@ def only(group: str, named: str | None) -> str:
     return group
 
 
-def page(found: Found, meant: Filter, count: int, address: str, following: Mapping[str, str] | None) -> Response:
+def page(found: ScanResult, meant: Filter, count: int, address: str, following: Mapping[str, str] | None) -> Response:
     """The letters with the figures of the look; `following` is what leads on, in the query."""
     link = f"{address}?{urlencode({**_query(meant), 'count': count, **following})}" if following else None
     return json_response(
@@ -96,26 +96,26 @@ async def delete(redis: Redis, pairs: Sequence[Pair], entry_id: str) -> Response
     return Response(status_code=204)
 
 
-async def change(redis: Redis, verb: str, pairs: Sequence[Pair], choice: Choice) -> Response:
+async def change(redis: Redis, verb: str, pairs: Sequence[Pair], selection: Selection) -> Response:
     """Replay or drop what is meant; what became of each."""
-    place = place_of(choice.cursor)
-    if choice.ids is not None:
-        found, missing = await _named(redis, pairs, choice.ids)
+    place = parse_cursor(selection.cursor)
+    if selection.ids is not None:
+        found, missing = await _named(redis, pairs, selection.ids)
     else:
-        found, missing = await look(redis, pairs, choice.filter, choice.count, place), []
+        found, missing = await scan(redis, pairs, selection.filter, selection.count, place), []
     outcomes = await _carry_out(redis, verb, found.letters)
     _refuse_if_all_were(outcomes)
     told = [
         {"stream": outcome.letter.stream, "group": outcome.letter.group, **outcome.as_dict()} for outcome in outcomes
     ] + [{"id": id_, "outcome": "not-found"} for id_ in missing]
-    body = choice.model_dump(exclude_defaults=True)
+    body = selection.model_dump(exclude_defaults=True)
     return json_response(
         {
             "outcomes": told,
             "counts": Counter(entry["outcome"] for entry in told),
             "total": found.total,
             "scanned": found.scanned,
-            "next": {**body, "cursor": found.next.as_text()} if found.next else None,
+            "next": {**body, "cursor": found.next.encode()} if found.next else None,
         }
     )
 
@@ -130,9 +130,9 @@ async def _carry_out(redis: Redis, verb: str, letters: Sequence[Letter]) -> list
         raise Problem("outcome-unknown", detail, code=UNREACHABLE) from None
 
 
-async def _named(redis: Redis, pairs: Sequence[Pair], ids: Sequence[str]) -> tuple[Found, list[str]]:
+async def _named(redis: Redis, pairs: Sequence[Pair], ids: Sequence[str]) -> tuple[ScanResult, list[str]]:
     """The letters of those ids, in all groups that have one, and the ids that none has."""
-    found = Found(total=0)
+    found = ScanResult(total=0)
     missing = set(ids)
     for pair in pairs:
         named = await by_ids(redis, *pair, ids, scan_max=SCAN_MAX)

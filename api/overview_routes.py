@@ -10,8 +10,8 @@ from fastapi.responses import Response
 
 from supervisor.overview import overview
 
+from .schemas import json_response, problems
 from .service import RedisDep, ServiceDep, refuse_without_redis
-from .shapes import json_response, problems
 
 router = APIRouter(prefix="/v1", tags=["status"])
 

@@ -27,7 +27,7 @@ _HOST = re.compile(r"(\[[^\[\]]+\]|[^:\[\]]+)(?::\d*)?")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
-class Gate:
+class RequestGuard:
     """Refuses what must not come in, and marks what comes out."""
 
     def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:

@@ -15,8 +15,8 @@ from fastapi.responses import PlainTextResponse, Response
 
 from .metrics import render
 from .problems import KINDS, Problem
+from .schemas import json_response, problems
 from .service import PULSE_LIMIT_S, Pulse, Service, ServiceDep
-from .shapes import json_response, problems
 
 router = APIRouter()
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"

@@ -20,10 +20,10 @@ from redis.exceptions import RedisError, ResponseError
 
 from supervisor.broker.connect import client
 
+from .message_routes import as_message
 from .problems import Problem
+from .schemas import EntryId, Stream, problems
 from .service import RedisDep, Service, ServiceDep
-from .shapes import EntryId, Stream, problems
-from .streams import as_message
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis

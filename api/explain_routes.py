@@ -11,10 +11,10 @@ from supervisor.broker.explain import collect
 from supervisor.core.explain import Presence
 from supervisor.core.explain import explain as judge
 
-from .inventory import handled_groups
+from .overview_routes import handled_groups
 from .problems import Problem
+from .schemas import EXAMPLE_ID, EntryId, Stream, json_response, problems
 from .service import RedisDep, ServiceDep
-from .shapes import EXAMPLE_ID, EntryId, Stream, json_response, problems
 
 router = APIRouter(prefix="/v1/streams", tags=["status"])
 #: As many as can be looked at within the time of an answer; `letters_left` tells of the others.

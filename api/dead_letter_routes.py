@@ -13,16 +13,16 @@ from fastapi.responses import Response
 
 from supervisor.broker.dead import Filter
 
-from .answers import change, delete, only, page, pairs_of, read
-from .inventory import handled_groups
-from .letters import COUNT_MAX, Choice, GroupName, Place, look, place_of, wanted
+from .dead_letter_query import COUNT_MAX, Cursor, GroupName, Selection, filter_of_query, parse_cursor, scan
+from .dead_letter_responses import change, delete, only, page, pairs_of, read
+from .overview_routes import handled_groups
+from .schemas import EXAMPLE_ID, Bound, EntryId, Group, Stream, json_response, only_json, problems, stream_path
 from .service import RedisDep, ServiceDep
-from .shapes import EXAMPLE_ID, Bound, EntryId, Group, Stream, json_response, only_json, problems, stream_path
 
 router = APIRouter(prefix="/v1", tags=["dead letters"])
-Meant = Annotated[Filter, Depends(wanted)]
+FilterDep = Annotated[Filter, Depends(filter_of_query)]
 Count = Annotated[int, Query(ge=1, le=COUNT_MAX, description="At most so many, the oldest first")]
-Cursor = Annotated[str | None, Query(description="Where to go on; only from `next` of an answer")]
+CursorParam = Annotated[str | None, Query(description="Where to go on; only from `next` of an answer")]
 OnlyGroup = Annotated[GroupName | None, Query(description="Only of this group")]
 _LETTER = {
     "letter_id": "1764000000123-0", "stream": "events:user_created", "group": "email_workers", "id": EXAMPLE_ID,
@@ -67,12 +67,12 @@ def _ok(example: Any) -> dict[int | str, dict[str, Any]]:
     responses=_ok(_PAGE) | _READ,
 )
 async def list_of_group(
-    stream: Stream, group: Group, redis: RedisDep, meant: Meant, start: Annotated[Bound, Query()] = "-",
+    stream: Stream, group: Group, redis: RedisDep, meant: FilterDep, start: Annotated[Bound, Query()] = "-",
     count: Count = 100,
 ) -> Response:  # fmt: skip
     """`start`: the first letter's id."""
     pair = (stream, group)
-    found = await look(redis, [pair], meant, count, Place(pair, start), tally=True)
+    found = await scan(redis, [pair], meant, count, Cursor(pair, start), tally=True)
     following = {"start": found.next.start} if found.next else None
     return page(found, meant, count, f"{stream_path(stream)}/groups/{quote(group, safe=':')}/dead", following)
 
@@ -96,9 +96,9 @@ async def read_of_group(stream: Stream, group: Group, entry_id: EntryId, redis: 
     responses=_ok(_CHANGED) | _CHANGE,
     dependencies=[Depends(only_json)],
 )
-async def replay_of_group(stream: Stream, group: Group, choice: Choice, redis: RedisDep) -> Response:
+async def replay_of_group(stream: Stream, group: Group, selection: Selection, redis: RedisDep) -> Response:
     """As if they had never been tried, to this group and no other."""
-    return await change(redis, "replay", [(stream, only(group, choice.group))], choice)
+    return await change(redis, "replay", [(stream, only(group, selection.group))], selection)
 
 
 @router.post(
@@ -109,9 +109,9 @@ async def replay_of_group(stream: Stream, group: Group, choice: Choice, redis: R
     responses=_ok(_CHANGED) | _CHANGE,
     dependencies=[Depends(only_json)],
 )
-async def drop_of_group(stream: Stream, group: Group, choice: Choice, redis: RedisDep) -> Response:
+async def drop_of_group(stream: Stream, group: Group, selection: Selection, redis: RedisDep) -> Response:
     """For good."""
-    return await change(redis, "drop", [(stream, only(group, choice.group))], choice)
+    return await change(redis, "drop", [(stream, only(group, selection.group))], selection)
 
 
 @router.delete(
@@ -137,13 +137,13 @@ async def delete_of_group(stream: Stream, group: Group, entry_id: EntryId, redis
     responses=_ok(_PAGE) | _READ,
 )
 async def list_of_stream(
-    stream: Stream, service: ServiceDep, redis: RedisDep, meant: Meant, group: OnlyGroup = None, count: Count = 100,
-    cursor: Cursor = None,
+    stream: Stream, service: ServiceDep, redis: RedisDep, meant: FilterDep, group: OnlyGroup = None, count: Count = 100,
+    cursor: CursorParam = None,
 ) -> Response:  # fmt: skip
     """Group by group."""
     pairs = await pairs_of(service, redis, stream, group)
-    found = await look(redis, pairs, meant, count, place_of(cursor), tally=True)
-    following = {"cursor": found.next.as_text()} | ({"group": group} if group else {}) if found.next else None
+    found = await scan(redis, pairs, meant, count, parse_cursor(cursor), tally=True)
+    following = {"cursor": found.next.encode()} | ({"group": group} if group else {}) if found.next else None
     return page(found, meant, count, f"{stream_path(stream)}/dead", following)
 
 
@@ -155,9 +155,9 @@ async def list_of_stream(
     responses=_ok(_CHANGED) | _CHANGE,
     dependencies=[Depends(only_json)],
 )
-async def replay_of_stream(stream: Stream, choice: Choice, service: ServiceDep, redis: RedisDep) -> Response:
+async def replay_of_stream(stream: Stream, selection: Selection, service: ServiceDep, redis: RedisDep) -> Response:
     """Each to the group that it came from; `group` in the body names one."""
-    return await change(redis, "replay", await pairs_of(service, redis, stream, choice.group), choice)
+    return await change(redis, "replay", await pairs_of(service, redis, stream, selection.group), selection)
 
 
 @router.post(
@@ -168,9 +168,9 @@ async def replay_of_stream(stream: Stream, choice: Choice, service: ServiceDep, 
     responses=_ok(_CHANGED) | _CHANGE,
     dependencies=[Depends(only_json)],
 )
-async def drop_of_stream(stream: Stream, choice: Choice, service: ServiceDep, redis: RedisDep) -> Response:
+async def drop_of_stream(stream: Stream, selection: Selection, service: ServiceDep, redis: RedisDep) -> Response:
     """For good; `group` in the body names one group."""
-    return await change(redis, "drop", await pairs_of(service, redis, stream, choice.group), choice)
+    return await change(redis, "drop", await pairs_of(service, redis, stream, selection.group), selection)
 
 
 @router.delete(
@@ -198,9 +198,9 @@ async def delete_of_stream(
     responses=_ok(_PAGE) | _READ,
 )
 async def list_all(
-    service: ServiceDep, redis: RedisDep, meant: Meant, count: Count = 100, cursor: Cursor = None
+    service: ServiceDep, redis: RedisDep, meant: FilterDep, count: Count = 100, cursor: CursorParam = None
 ) -> Response:
     """Group by group."""
     pairs = [(group["stream"], group["group"]) for group in await handled_groups(service)]
-    found = await look(redis, pairs, meant, count, place_of(cursor), tally=True)
-    return page(found, meant, count, "/v1/dead", {"cursor": found.next.as_text()} if found.next else None)
+    found = await scan(redis, pairs, meant, count, parse_cursor(cursor), tally=True)
+    return page(found, meant, count, "/v1/dead", {"cursor": found.next.encode()} if found.next else None)

@@ -18,8 +18,7 @@ from supervisor.core.encode import encode_fields
 from supervisor.errors import EncodeError
 
 from .problems import Problem, pointer_of
-from .service import PublisherDep, RedisDep
-from .shapes import (
+from .schemas import (
     EXAMPLE_ID,
     Bound,
     EntryId,
@@ -33,6 +32,7 @@ from .shapes import (
     problems,
     read_json,
 )
+from .service import PublisherDep, RedisDep
 
 router = APIRouter(prefix="/v1/streams", tags=["streams"])
 NDJSON = "application/x-ndjson"
