@@ -30,7 +30,7 @@ from supervisor.keeper.lease import RENEW_S
 from supervisor.keeper.reaper import Reaper
 from supervisor.keeper.seat import Seat
 from supervisor.keeper.trimmer import Trimmer
-from supervisor.log import Complaints, logger, worker_logger
+from supervisor.log import FaultLog, logger, worker_logger
 from supervisor.names import consumer_name
 from supervisor.settings.load import load
 from supervisor.worker.runtime import Runtime
@@ -99,7 +99,7 @@ class AppConsumers:
         self._board.set(Head.WORKERS, consumers)
         self._redis = client(settings.redis.url, connect_timeout_s=settings.redis.connect_timeout_s)
         self._log = logger(settings, pid=os.getpid())
-        self._complain = Complaints(self._log)
+        self._faults = FaultLog(self._log)
         self._stopping = asyncio.Event()
         self._life = self._start(self._live())
 
@@ -123,9 +123,9 @@ class AppConsumers:
                 seat = await Seat.find(self._redis, self._settings.pool.host, self._name)
             except (RedisError, OSError) as error:
                 failures += 1
-                self._complain.redis("can't take a name", error)
+                self._faults.redis("can't take a name", error)
             else:
-                self._complain.over("can't take a name")
+                self._faults.resolved("can't take a name")
                 return seat
             await self._pause(backoff_s(failures, _RECONNECT_BASE_S, _RECONNECT_MAX_S, random.random))
         return None
@@ -138,8 +138,8 @@ class AppConsumers:
             words = self._board.slot(slot)
             words.clear_worker_words()
             words.clear_marks()
-            complain = Complaints(worker_logger(self._settings, slot))
-            runtime = Runtime(self._settings, self._specs, words, consumer_name(seat.pool, slot), complain)
+            faults = FaultLog(worker_logger(self._settings, slot))
+            runtime = Runtime(self._settings, self._specs, words, consumer_name(seat.pool, slot), faults)
             runtimes.append(runtime)
             # At once: the task keeps the context that the runtime has just set.
             tasks.append(self._start(runtime.run(partial(_note_ready, words))))
@@ -177,10 +177,10 @@ class AppConsumers:
                     await trimmer.look()
             except (RedisError, OSError) as error:
                 reaper.lost_sight()
-                self._complain.redis("can't renew the name", error)
+                self._faults.redis("can't renew the name", error)
                 await trimmer.make_room(error)
             else:
-                self._complain.over("can't renew the name")
+                self._faults.resolved("can't renew the name")
             await asyncio.sleep(RENEW_S)
 
     async def _report(self, runtimes: list[Runtime]) -> None:

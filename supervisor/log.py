@@ -146,49 +146,64 @@ class Limiter:
         return count
 
 
-class Complaints:
-    """Tells of faults, each kind at most once in five seconds, and when those of Redis are over."""
+class FaultLog:
+    """Logs faults: each kind at most once in `QUIET_S`, and an outage of Redis as one, with its end.
+
+    An event is a constant phrase; all that varies is a field.
+
+        faults("handler failed", error, key=handler, id=id)      any fault; `key` sets apart what is logged apart
+        faults.redis("can't read", error, stream=s, group=g)     this operation failed because of Redis
+        faults.resolved("can't read", stream=s, group=g)         it works again: call it after each success, it is cheap
+
+    The fields of `redis` say which operation it is, so `resolved` is given the same ones.
+    """
 
     def __init__(self, log: Any) -> None:
         """`log` is a structlog logger."""
         self._log = log
         self._limiter = Limiter()
-        #: What Redis lets fail now, in the order in which it began; and the one that was told of.
+        #: The operations that fail now because of Redis, oldest first.
         self._open: dict[str, None] = {}
-        self._told = ""
-        self._told_reason = ""
-        #: Why it fails since then, in other words: a lost connection often comes before what caused it is known.
+        #: The fields of the last line about an outage; empty when no outage is on record.
+        self._logged: dict[str, object] = {}
+        #: Other errors since that line: a lost connection often comes before its cause is known.
         self._reasons: dict[str, None] = {}
 
     def __call__(
-        self, what: str, error: BaseException, *, level: str = "warning", where: str = "", **details: object
+        self, event: str, error: BaseException, *, level: str = "warning", key: str = "", **fields: object
     ) -> None:
-        """`what` happened; `where` tells apart what shall be told apart, the `details` come with the line."""
-        repeated = self._limiter.held_back(f"{what} {where} {type(error).__name__}")
+        """Log the fault, unless one with this event, key and type of error was logged within `QUIET_S`."""
+        repeated = self._limiter.held_back(f"{event} {key} {type(error).__name__}")
         if repeated is not None:
-            tell = getattr(self._log, level)
-            tell(what, error=summary(error), repeated=repeated or None, **{"where": where or None, **details})
+            getattr(self._log, level)(event, error=summary(error), repeated=repeated or None, **fields)
 
-    def redis(self, what: str, error: BaseException) -> None:
-        """`what` failed for Redis. A Redis that is away lets all fail at once: one line tells of all that does."""
-        self._open[what] = None
+    def redis(self, event: str, error: BaseException, **fields: object) -> None:
+        """Log that an operation failed because of Redis; the line names the other operations that fail too."""
+        operation = _operation(event, fields)
+        self._open[operation] = None
         repeated, reason = self._limiter.held_back(_REDIS), summary(error)
         if repeated is None:
-            if reason != self._told_reason and len(self._reasons) < _ALSO_MAX:
+            if reason != self._logged.get("error") and len(self._reasons) < _ALSO_MAX:
                 self._reasons[reason] = None
-        else:
-            self._told, self._told_reason, self._reasons = what, reason, {}
-            others = [other for other in self._open if other != what]
-            also = ", ".join(others[:_ALSO_MAX]) + (", ..." if len(others) > _ALSO_MAX else "")
-            self._log.warning(what, error=reason, also=also or None, repeated=repeated or None)
+            return
+        others = [other for other in self._open if other != operation]
+        also = ", ".join(others[:_ALSO_MAX]) + (", ..." if len(others) > _ALSO_MAX else "")
+        self._logged, self._reasons = {"what": operation, "error": reason}, {}
+        self._log.warning(event, **fields, error=reason, also=also or None, repeated=repeated or None)
 
-    def over(self, what: str) -> None:
-        """`what` goes well again. Told when all does, if it was told that it did not."""
-        self._open.pop(what, None)
-        if self._told and not self._open:
-            more = {"reasons": list(self._reasons)} if self._reasons else {}
-            self._log.info("works again", what=self._told, **more)
-            self._told, self._reasons = "", {}
+    def resolved(self, event: str, **fields: object) -> None:
+        """Note that an operation works; logged when nothing fails any more and the outage was logged."""
+        if not self._open:
+            return
+        self._open.pop(_operation(event, fields), None)
+        if self._logged and not self._open:
+            self._log.info("works again", what=self._logged["what"], reasons=list(self._reasons) or None)
+            self._logged, self._reasons = {}, {}
+
+
+def _operation(event: str, fields: dict[str, object]) -> str:
+    """`can't read stream=events group=mail`."""
+    return " ".join([event, *(f"{name}={value}" for name, value in fields.items())])
 
 
 def _tidy(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:

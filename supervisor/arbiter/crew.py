@@ -259,7 +259,7 @@ class Crew:
             reason=left.reason,
             signal=None if left.signal is None else signal_name(left.signal),
             code=left.code,
-            perhaps="the kernel's out-of-memory killer" if from_outside else None,
+            likely_cause="the kernel's out-of-memory killer" if from_outside else None,
             oom_kills=self._oom_kills.new() if from_outside else None,
             uptime_s=round(left.uptime_s, 3),
             last_started=(self.last_started(before.number) or None) if fault else None,

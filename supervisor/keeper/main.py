@@ -24,7 +24,7 @@ from supervisor.errors import EXIT_OK
 from supervisor.keeper.lease import RENEW_S, drop, take
 from supervisor.keeper.reaper import Reaper
 from supervisor.keeper.trimmer import Trimmer
-from supervisor.log import Complaints, service_logger
+from supervisor.log import FaultLog, service_logger
 from supervisor.names import alone_key, consumer_name, pool_id, replay_key
 from supervisor.settings.place import redis_url
 
@@ -77,7 +77,7 @@ class Keeper:
         self._board = board
         self._token = token
         self._log = service_logger(settings, "keeper")
-        self._complain = Complaints(self._log)
+        self._faults = FaultLog(self._log)
         self._reaper = Reaper(self._redis, self._pool, token, board, self._groups, self._log)
         self._reaper.foreign_after_s = settings.consumer.claim_foreign_after_s
         self._trimmer = Trimmer(self._redis, settings, token, self._groups, self._log)
@@ -92,11 +92,11 @@ class Keeper:
         except (RedisError, OSError) as error:
             self._board.set(Head.KEEPER_REDIS_OK, 0)
             self._reaper.lost_sight()
-            self._complain.redis("can't renew the lease", error)
+            self._faults.redis("can't renew the lease", error)
             await self._trimmer.make_room(error)
         else:
             self._board.set(Head.KEEPER_REDIS_OK, 1)
-            self._complain.over("can't renew the lease")
+            self._faults.resolved("can't renew the lease")
         self._board.set(Head.KEEPER_BEAT_NS, time.monotonic_ns())
 
     async def _keep_house(self) -> None:

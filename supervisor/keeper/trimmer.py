@@ -22,7 +22,7 @@ from supervisor.broker.codes import code_of
 from supervisor.broker.scripts_retention import TRIM
 from supervisor.core.retention import Patience, Retention, retention_of
 from supervisor.keeper.lease import elected
-from supervisor.log import Complaints
+from supervisor.log import FaultLog
 from supervisor.names import crashes_key, retries_key, trimmer_key
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Trimmer:
         self._redis = redis
         self._token = token
         self._log = log
-        self._complain = Complaints(log)
+        self._faults = FaultLog(log)
         self._clock = clock
         self._patience = Patience()
         #: In the order of the next look: who began the last one comes last.
@@ -71,7 +71,7 @@ class Trimmer:
             try:
                 await self._trim(stream, retention, groups, until_s)
             except ResponseError as error:  # of one stream: the others go on
-                self._complain("can't trim", error, where=stream, stream=stream)
+                self._faults("can't trim", error, key=stream, stream=stream)
         self._work.rotate(-1)
 
     async def make_room(self, error: Exception) -> None:

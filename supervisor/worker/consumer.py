@@ -65,7 +65,7 @@ class Consumer:
         self.copies: Consumer | None = None
         self.around = around
         self._row = row
-        self._what = f"can't read {self.keys.stream} as {spec.group}"
+        self._where = {"stream": self.keys.stream, "group": spec.group}
         self._reader = BlockingReader(
             around.redis_url, self.keys.stream, spec.group, around.name, connect_timeout_s=around.connect_timeout_s
         )
@@ -123,7 +123,7 @@ class Consumer:
                     return Adopted()
             else:
                 self.cut_off = False
-                self.around.complain.over(self._what)
+                self.around.faults.resolved("can't read", **self._where)
                 return adopted
 
     async def start(self, adopted: Adopted) -> None:
@@ -223,7 +223,7 @@ class Consumer:
             try:
                 await self._own.hand_over(heir)
             except (RedisError, OSError) as error:  # a keeper does it when Redis is back
-                self.around.complain.redis("can't hand over what is pending", error)
+                self.around.faults.redis("can't hand over what is pending", error)
         elif self.copied and not self.cut_off:
             with contextlib.suppress(RedisError, OSError):  # it stays a member; the next incarnation leaves then
                 await self.leave_copies()
@@ -234,7 +234,7 @@ class Consumer:
         Raises redis-py's errors.
         """
         await self._reader.close()
-        self.around.complain.over(self._what)
+        self.around.faults.resolved("can't read", **self._where)
         named = [self.keys.stream, self.keys.retries, self.keys.crashes, alone_key(self.keys.stream, self.keys.group)]
         said: bytes = await self.around.wire.script(LEAVE_COPIES, named, self.keys.group, self.around.name)
         return said.decode()
@@ -291,7 +291,7 @@ class Consumer:
         if self.intake.stopping:
             return
         self.cut_off = True
-        self.around.complain.redis(self._what, error)
+        self.around.faults.redis("can't read", error, **self._where)
         self.around.board.add(Word.RECONNECTS, 1)
         await self.intake.wait_out(backoff_s(max(1, failures), _RECONNECT_BASE_S, _RECONNECT_MAX_S, random.random))
 

@@ -89,13 +89,12 @@ class Copies:
         start: Callable[[Coroutine[Any, Any, None], str], None],
     ) -> bool:
         """Whether Redis has answered."""
-        what = f"{_WHAT} of {main.spec.stream}"
         try:
             there = main.copies is None and await _exist(main)
         except (RedisError, OSError) as error:
-            main.around.complain.redis(what, error)
+            main.around.faults.redis(_WHAT, error, stream=main.spec.stream)
             return False
-        main.around.complain.over(what)
+        main.around.faults.resolved(_WHAT, stream=main.spec.stream)
         if there and not self._stopping:
             self._open(main)
             start(self._read(main, live), f"copies {main.spec.stream} {main.spec.group}")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from supervisor.board import SlotBoard
-    from supervisor.log import Complaints
+    from supervisor.log import FaultLog
     from supervisor.settings.model import Settings
 
 
@@ -33,7 +33,7 @@ class Lines:
     """All of one worker."""
 
     def __init__(
-        self, settings: Settings, streams: Iterable[str], name: str, board: SlotBoard, complain: Complaints
+        self, settings: Settings, streams: Iterable[str], name: str, board: SlotBoard, faults: FaultLog
     ) -> None:
         """`name` is the consumer's. Connects later."""
         url, limit_s = redis_url(settings), settings.redis.connect_timeout_s
@@ -41,7 +41,7 @@ class Lines:
         self._lines: dict[str, Line] = {}
         for stream in dict.fromkeys(map(self._key, streams)):
             wire = Wire(url, key=stream, name=f"supervisor-{name}", connect_timeout_s=limit_s)
-            self._lines[stream] = Line(wire, Settler(wire, board, complain))
+            self._lines[stream] = Line(wire, Settler(wire, board, faults))
 
     def of(self, stream: str) -> Line:
         """The one for that stream."""

@@ -19,7 +19,7 @@ import uvloop
 
 from supervisor.board import Head, Word
 from supervisor.errors import EXIT_OK, WORKER_CONFIG, HandlerError
-from supervisor.log import Complaints, worker_logger
+from supervisor.log import FaultLog, worker_logger
 from supervisor.names import consumer_name, pool_id
 from supervisor.worker.runner import begin_process
 from supervisor.worker.runtime import Runtime
@@ -67,8 +67,8 @@ async def _main(
 ) -> int:
     pool = pool_id(settings.pool.host, settings.pool.name)
     words = board.slot(slot)
-    complain = Complaints(worker_logger(settings, slot))
-    runtime = Runtime(settings, specs, words, consumer_name(pool, slot), complain, burst=burst, crash=crash)
+    faults = FaultLog(worker_logger(settings, slot))
+    runtime = Runtime(settings, specs, words, consumer_name(pool, slot), faults, burst=burst, crash=crash)
     beat = Beat(board, slot, runtime)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):

@@ -54,7 +54,7 @@ class Outcomes:
         self._settler = around.settler
         self._waiting = waiting
         self._board = around.board
-        self._complain = around.complain
+        self._faults = around.faults
         self._worker = around.name
         self._loop = asyncio.get_running_loop()
         self._flush_due = False
@@ -84,10 +84,10 @@ class Outcomes:
         delivery.failed_before = outcome.attempts
         delivery.recorded = True
         self._waiting.add(delivery, outcome.delay_s)
-        self._complain(
+        self._faults(
             "handler failed",
             error,
-            where=self._spec.name,
+            key=self._spec.name,
             stream=self._spec.stream,
             group=self._spec.group,
             id=delivery.origin.decode(),
@@ -107,11 +107,11 @@ class Outcomes:
         self._tell_buried(delivery.origin, outcome, error, crash=crash and crash.text)
 
     def _tell_buried(self, entry: bytes, outcome: Dead, error: BaseException | None = None, **details: object) -> None:
-        self._complain(
+        self._faults(
             "message given up",
             error or SupervisorError(outcome.reason),
             level="error",
-            where=self._spec.name,
+            key=self._spec.name,
             stream=self._spec.stream,
             group=self._spec.group,
             id=entry.decode(),

@@ -58,7 +58,7 @@ class OwnList:
         self._wire = around.wire
         self._settler = around.settler
         self._board = around.board
-        self._complain = around.complain
+        self._faults = around.faults
         self._crash = around.crash
         self._consumer = around.name
         self._takes_replayed = around.burst and not keys.copies
@@ -90,12 +90,15 @@ class OwnList:
                 self._tell_lost_group()
 
     def _tell_lost_group(self) -> None:
-        where = f"{self._keys.stream} {self._keys.group}"
-        self._complain(
-            "the group was gone, and with it what it had in hand; it begins anew with all that its stream holds",
-            SupervisorError("FLUSHALL, DEL, XGROUP DESTROY or a server without its data"),
+        self._faults(
+            "group was gone",
+            SupervisorError(
+                "it was deleted, or the server lost its data; the stream is read from its start again"
+            ),
             level="error",
-            where=where,
+            key=f"{self._keys.stream} {self._keys.group}",
+            stream=self._keys.stream,
+            group=self._keys.group,
         )
 
     async def sweep(self, reader: BlockingReader, known: AbstractSet[bytes], outcomes: Outcomes) -> Adopted:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from supervisor.board import RowBoard, SlotBoard
     from supervisor.core.outcome import Crash
     from supervisor.handling.load import HandlerSpec
-    from supervisor.log import Complaints
+    from supervisor.log import FaultLog
     from supervisor.settings.model import Settings
     from supervisor.worker.adopt import Adopted
     from supervisor.worker.delivery import Delivery
@@ -48,7 +48,7 @@ class Runtime:
         specs: Sequence[HandlerSpec],
         board: SlotBoard,
         name: str,
-        complain: Complaints,
+        faults: FaultLog,
         *,
         burst: bool = False,
         crash: Crash | None = None,
@@ -57,7 +57,7 @@ class Runtime:
         url = redis_url(settings)
         self._board = board
         self._context = Context(settings.app, settings.state_dir.absolute(), name, url)
-        self._lines = Lines(settings, (spec.stream for spec in specs), name, board, complain)
+        self._lines = Lines(settings, (spec.stream for spec in specs), name, board, faults)
         self.settlers = self._lines.settlers
         self._threads = ThreadPoolExecutor(settings.consumer.threads, thread_name_prefix="handler")
         self._gate = Gate()
@@ -70,7 +70,7 @@ class Runtime:
             threads=self._threads,
             threads_max=settings.consumer.threads,
             connect_timeout_s=settings.redis.connect_timeout_s,
-            complain=complain,
+            faults=faults,
             broke=self._broke,
             burst=burst,
             crash=crash,

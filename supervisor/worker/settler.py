@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from supervisor.broker.scripts import Script
     from supervisor.broker.wire import Argument, Wire
-    from supervisor.log import Complaints
+    from supervisor.log import FaultLog
 
 _RETRY_BASE_S = 0.1
 _RETRY_MAX_S = 1.0
@@ -87,11 +87,11 @@ class _Item:
 class Settler:
     """The worker's one writer of outcomes."""
 
-    def __init__(self, wire: Wire, board: SlotBoard, complain: Complaints) -> None:
-        """`complain` logs what Redis refuses."""
+    def __init__(self, wire: Wire, board: SlotBoard, faults: FaultLog) -> None:
+        """`faults` logs what Redis refuses."""
         self._wire = wire
         self._board = board
-        self._complain = complain
+        self._faults = faults
         self._loop = asyncio.get_running_loop()
         self._acks: dict[Keys, list[bytes]] = {}
         self._items: list[_Item] = []
@@ -198,7 +198,7 @@ class Settler:
         try:
             replies = await self._wire.pipeline(packed)
         except (RedisError, OSError) as error:
-            self._complain.redis(_WHAT, error)
+            self._faults.redis(_WHAT, error)
             for item in sent:
                 item.again = True
             return False
@@ -207,7 +207,7 @@ class Settler:
         self._board.set(Word.SETTLE_NS, monotonic_ns())
         self.progress()
         if not self._unconfirmed and not self._refused:
-            self._complain.over(_WHAT)
+            self._faults.resolved(_WHAT)
         return not again
 
     def _judge(self, items: list[_Item], replies: list[Any]) -> list[_Item]:
@@ -217,7 +217,7 @@ class Settler:
             if not isinstance(reply, Exception):
                 self._confirmed(item, reply)
                 continue
-            self._complain.redis(_WHAT, reply)
+            self._faults.redis(_WHAT, reply)
             if isinstance(reply, ResponseError) and passes(reply):
                 again.append(item)
             elif not self._is_outdated(item):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from supervisor.board import SlotBoard
     from supervisor.broker.wire import Wire
     from supervisor.core.outcome import Crash
-    from supervisor.log import Complaints
+    from supervisor.log import FaultLog
     from supervisor.worker.gate import Gate
     from supervisor.worker.settler import Settler
 
@@ -32,7 +32,7 @@ class Surroundings:
     threads_max: int
     connect_timeout_s: float
     #: Logs faults of Redis and of handlers; limits its own rate.
-    complain: Complaints
+    faults: FaultLog
     #: Ends the worker for a bug of its own.
     broke: Callable[[BaseException], None]
     #: Read what is there and end.

@@ -21,7 +21,7 @@ from tests.support.waiting import eventually
 
 StartCase = Callable[..., Case]
 MakeCase = Callable[..., Case]
-LOST_GROUP = "the group was gone"
+LOST_GROUP = "group was gone"
 LAG_S = 0.5
 
 

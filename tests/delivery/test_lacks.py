@@ -59,7 +59,7 @@ def test_11_out_of_memory(memory: MemoryGroup, make_case: StartCase) -> None:
     case.start_load()
     [left] = eventually(lambda: case.pool.events("worker left"), 20, 0.005)
     case.struck("the kernel killed a worker for its memory", memory.oom_kills() == 1)
-    assert left["perhaps"] == "the kernel's out-of-memory killer"
+    assert left["likely_cause"] == "the kernel's out-of-memory killer"
     case.finish(repeated_max=IN_HAND_MAX, recover_ms=2000)
 
 

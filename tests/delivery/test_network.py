@@ -83,7 +83,7 @@ def test_22_rst_in_a_pipeline(behind: Callable[..., tuple[Case, Proxy]]) -> None
 
 
 def complaints_of(case: Case, slot: int) -> list[dict[str, Any]]:
-    return [line for line in case.pool.events("can't read events as workers") if line["slot"] == slot]
+    return [line for line in case.pool.events("can't read") if line["slot"] == slot]
 
 
 def round_trip_s(proxy: Proxy) -> float:
@@ -106,9 +106,7 @@ def test_23_black_hole(behind: Callable[..., tuple[Case, Proxy]]) -> None:
     swallowed = proxy.swallow(f"supervisor-{HOST}:{slot}")
     struck_ns = time.monotonic_ns()
     case.struck("a worker's connections became a black hole", swallowed >= 2 and slot in before, struck_ns)
-    [told] = eventually(
-        lambda: [line for line in case.pool.events("can't read events as workers") if line["slot"] == slot]
-    )
+    [told] = eventually(lambda: [line for line in case.pool.events("can't read") if line["slot"] == slot])
     took_ms = (time.monotonic_ns() - struck_ns) / 1e6
     case.check("a black hole is noticed", took_ms, BLOCK_MS + 1000 * SLACK_S + 500)
     assert told["error"].startswith("TimeoutError")
@@ -140,7 +138,7 @@ def test_24_latency_and_slices(behind: Callable[..., tuple[Case, Proxy]]) -> Non
         case.load.sent[16_000 + n] = {}
     eventually(lambda: len(case.recording().ends) == 16_200, 30, 0.05)
     case.struck("everything was cut into bytes", proxy.did["slices"] > 10_000)
-    assert not [line for name in ("can't settle", "can't read events as workers") for line in case.pool.events(name)]
+    assert not [line for name in ("can't settle", "can't read") for line in case.pool.events(name)]
     case.finish(repeated_max=0)
 
 

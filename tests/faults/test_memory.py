@@ -51,7 +51,7 @@ def test_18_oom_kill_cgroup(cgroup: MemoryGroup, start_pool: StartPool, redis_se
     line = eventually(lambda: pool.events("worker left"), 20)[0]
     assert cgroup.oom_kills() == 1
     assert line["signal"] == "SIGKILL" and line["reason"] == "signal"
-    assert line["perhaps"] == "the kernel's out-of-memory killer" and line["last_started"]
+    assert line["likely_cause"] == "the kernel's out-of-memory killer" and line["last_started"]
     took_ms = ready_again_ms(board, {line["slot"]: was[line["slot"]]}, times_ns(pool, "eats")[0])[line["slot"]]
     bound.check("first allocation of 200 MB until another is READY", took_ms, 2000)
     eventually(lambda: seen(pool)["1"] == 1, what="the message ran again")

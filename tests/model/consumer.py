@@ -52,7 +52,7 @@ class Consumer:
             board=worker.words,
             crash=None,
             name=worker.name,
-            complain=_unheard,
+            faults=_unheard,
             burst=False,
         )
         spec: Any = SimpleNamespace(options=self.options)

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from supervisor import BatchError, Message, Reject, Retry, handler
 from supervisor.board import Board, Word
 from supervisor.handling.load import specs_of
-from supervisor.log import Complaints
+from supervisor.log import FaultLog
 from supervisor.names import crashes_key, dead_key, retries_key
 from supervisor.settings.model import Settings
 from supervisor.worker.runtime import Runtime
@@ -27,18 +27,18 @@ class Event(BaseModel):
     number: int
 
 
-class Faults(Complaints):
+class Faults(FaultLog):
     """Keeps what it is told of."""
 
     def __init__(self, told: list[tuple[str, BaseException]]) -> None:
         super().__init__(structlog.get_logger())
         self._kept = told
 
-    def __call__(self, what: str, error: BaseException, **_: Any) -> None:
-        self._kept.append((what, error))
+    def __call__(self, event: str, error: BaseException, **_: Any) -> None:
+        self._kept.append((event, error))
 
-    def redis(self, what: str, error: BaseException) -> None:
-        self._kept.append((what, error))
+    def redis(self, event: str, error: BaseException, **_: object) -> None:
+        self._kept.append((event, error))
 
 
 class Worker:
