@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
-from supervisor.board import SLOTS_MAX, Board, Head, Word
 from supervisor.broker.connect import client
 from supervisor.core.backoff import backoff_s
 from supervisor.errors import SupervisorError, UsageError
@@ -33,12 +32,13 @@ from supervisor.keeper.trimmer import Trimmer
 from supervisor.log import FaultLog, logger, worker_logger
 from supervisor.names import consumer_name
 from supervisor.settings.load import load
+from supervisor.shared_state import SLOTS_MAX, HeaderField, SharedState, SlotField
 from supervisor.worker.runtime import Runtime
 
 if TYPE_CHECKING:
-    from supervisor.board import SlotBoard
     from supervisor.handling.load import HandlerSpec
     from supervisor.settings.model import Settings
+    from supervisor.shared_state import SharedSlot
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
 #: How often a consumer's figures are written and requests looked at.
@@ -95,8 +95,8 @@ class AppConsumers:
         self._settings = settings
         self._specs = specs
         self._name = name
-        self._board = Board()
-        self._board.set(Head.WORKERS, consumers)
+        self._shared = SharedState()
+        self._shared.set(HeaderField.WORKERS, consumers)
         self._redis = client(settings.redis.url, connect_timeout_s=settings.redis.connect_timeout_s)
         self._log = logger(settings, pid=os.getpid())
         self._faults = FaultLog(self._log)
@@ -134,10 +134,10 @@ class AppConsumers:
         """Until the app ends, or the name is another's."""
         runtimes: list[Runtime] = []
         tasks: list[asyncio.Task[Any]] = []
-        for slot in range(self._board.get(Head.WORKERS)):
-            words = self._board.slot(slot)
-            words.clear_worker_words()
-            words.clear_marks()
+        for slot in range(self._shared.get(HeaderField.WORKERS)):
+            words = self._shared.slot(slot)
+            words.reset_for_new_worker()
+            words.clear_started()
             faults = FaultLog(worker_logger(self._settings, slot))
             runtime = Runtime(self._settings, self._specs, words, consumer_name(seat.pool, slot), faults)
             runtimes.append(runtime)
@@ -164,7 +164,7 @@ class AppConsumers:
     async def _keep(self, seat: Seat) -> None:
         """Renew the name, and take over from processes that are gone; ends when the name is another's."""
         groups = [(spec.stream, spec.group) for spec in self._specs]
-        reaper = Reaper(self._redis, seat.pool, seat.token, self._board, groups, self._log)
+        reaper = Reaper(self._redis, seat.pool, seat.token, self._shared, groups, self._log)
         reaper.foreign_after_s = self._settings.consumer.claim_foreign_after_s
         trimmer = Trimmer(self._redis, self._settings, seat.token, groups, self._log)
         while True:
@@ -188,7 +188,7 @@ class AppConsumers:
         while True:
             for slot, runtime in enumerate(runtimes):
                 runtime.report()
-                asked = self._board.slot(slot).get(Word.SWEEP)
+                asked = self._shared.slot(slot).get(SlotField.RESCAN_PENDING)
                 if asked != sweeps[slot]:
                     sweeps[slot] = asked
                     runtime.sweep()
@@ -209,5 +209,5 @@ class AppConsumers:
             await asyncio.wait_for(self._stopping.wait(), limit_s)
 
 
-def _note_ready(words: SlotBoard) -> None:
-    words.set(Word.READY_NS, time.monotonic_ns())
+def _note_ready(words: SharedSlot) -> None:
+    words.set(SlotField.READY_NS, time.monotonic_ns())

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from supervisor.arbiter import screen
 from supervisor.arbiter.services import API, REDIS
-from supervisor.board import Word
 from supervisor.core.slot import State
 from supervisor.errors import EXIT_OK
 from supervisor.log import is_human
 from supervisor.settings.masking import masked
 from supervisor.settings.place import redis_url
 from supervisor.settings.unread import unread
+from supervisor.shared_state import SlotField
 from supervisor.words import counted
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Announcer:
 
     def _tell_of_work(self, limit_s: float) -> None:
         pool = self._arbiter.pool
-        in_hand = [pool.board.slot(slot.number).get(Word.IN_FLIGHT) for slot in pool.living if not slot.doomed]
+        in_hand = [pool.shared.slot(slot.number).get(SlotField.IN_FLIGHT) for slot in pool.living if not slot.doomed]
         workers, messages = sum(map(bool, in_hand)), sum(in_hand)
         if workers:
             sentence = (

@@ -28,13 +28,13 @@ from supervisor.arbiter.singleton import lease_token, name_taken
 from supervisor.arbiter.stacks import Stacks
 from supervisor.arbiter.terminal import Terminal
 from supervisor.arbiter.upkeep import Autoscaler, Recycler
-from supervisor.board import Board, Head
 from supervisor.control.server import ControlServer, listen
 from supervisor.core.slot import Limits, State
 from supervisor.errors import EXIT_REDIS, ConfigError, HandlerError, SupervisorError
 from supervisor.listening import pool_bind
 from supervisor.log import Limiter, logger
 from supervisor.settings.place import place_of
+from supervisor.shared_state import HeaderField, SharedState
 
 if TYPE_CHECKING:
     from supervisor.arbiter.entries import Entries, Specs
@@ -67,7 +67,7 @@ class Arbiter(Forks):
         self.door = Door(pool_bind(self.settings), inherited.door if inherited else None)
         if self.door.bind and not inherited:
             self.door.open(LEFTOVER_S)
-        self.board = Board(inherited.board_fd if inherited else None)
+        self.shared = SharedState(inherited.shared_fd if inherited else None)
         self.loop = Loop(self._wrong_turn)
         self.children = Children(self.loop)
         self.stacks = Stacks(inherited.stack_fds if inherited else None)
@@ -75,8 +75,8 @@ class Arbiter(Forks):
         limits = Limits(boot_s=pool.boot_limit_s, beat_s=pool.beat_limit_s, drain_s=pool.drain_s)
         slow = Limits(boot_s=BOOT_S, beat_s=KEEPER_QUIET_S, drain_s=pool.drain_s)
         shared = (self.loop, self.children, self.stacks)
-        self.services = Services(self.board, *shared, slow, self.log, self._changed)
-        self.pool = Pool(self.board, self._fork_worker, *shared, limits, self.log, self._changed, burst=burst)
+        self.services = Services(self.shared, *shared, slow, self.log, self._changed)
+        self.pool = Pool(self.shared, self._fork_worker, *shared, limits, self.log, self._changed, burst=burst)
         self.shutdown = Shutdown(self.pool, self.services)
         self.operations = Operations(self)
         self.announcer = Announcer(self)
@@ -98,7 +98,7 @@ class Arbiter(Forks):
         if self.inherited:
             self._go_on(self.inherited)
         else:
-            self.board.set(Head.START_NS, time.monotonic_ns())
+            self.shared.set(HeaderField.START_NS, time.monotonic_ns())
             self._boot()
         self.loop.run()
         self.control.close()
@@ -256,7 +256,7 @@ class Arbiter(Forks):
         if self.began and not self.shutdown.begun:
             for upkeep in self._upkeep:
                 upkeep.look()
-        if self.board.get(Head.NAME_TAKEN) and not self.shutdown.begun:
+        if self.shared.get(HeaderField.NAME_TAKEN) and not self.shutdown.begun:
             self.fail(name_taken(self.settings), drain=True)
 
     # Looking at it

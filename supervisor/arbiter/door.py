@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from supervisor.listening import VARIABLE, TakenError, listen
-from supervisor.memory_file import memory_file
+from supervisor.memfd import create_memfd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,7 +47,7 @@ class Door:
                     raise
                 time.sleep(LOOK_S)
         if self._ready_fd < 0:
-            self._ready_fd = memory_file("http")
+            self._ready_fd = create_memfd("http")
 
     def close(self) -> None:
         """No connection comes any more, but for those to a service that still has the socket."""

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import supervisor
-from supervisor.board import Board
 from supervisor.core.outcome import Crash
 from supervisor.handling.load import HandlerSpec
 from supervisor.settings.model import Settings
+from supervisor.shared_state import SharedState
 
 if TYPE_CHECKING:
     from supervisor.settings.load import Loaded
@@ -28,10 +28,10 @@ class Entries:
 
     #: (settings, specs, lease token, descriptor for its findings as JSON)
     boot: Callable[[Settings, Specs, str, int], int]
-    #: (settings, specs, board, slot, burst, how the slot's last worker crashed)
-    worker: Callable[[Settings, Specs, Board, int, bool, Crash | None], int]
-    #: (settings, specs, board, lease token)
-    keeper: Callable[[Settings, Specs, Board, str], int]
+    #: (settings, specs, shared, slot, burst, how the slot's last worker crashed)
+    worker: Callable[[Settings, Specs, SharedState, int, bool, Crash | None], int]
+    #: (settings, specs, shared, lease token)
+    keeper: Callable[[Settings, Specs, SharedState, str], int]
     #: Arguments and environment of the HTTP service.
     api: Callable[[Loaded], tuple[list[str], dict[str, str]]]
 
@@ -42,8 +42,10 @@ def real_entries() -> Entries:
     from supervisor.keeper import main as keeper
     from supervisor.worker import main as worker
 
-    def run_worker(settings: Settings, specs: Specs, board: Board, slot: int, burst: bool, crash: Crash | None) -> int:
-        return worker.run(settings, specs, board, slot, burst=burst, crash=crash)
+    def run_worker(
+        settings: Settings, specs: Specs, shared: SharedState, slot: int, burst: bool, crash: Crash | None
+    ) -> int:
+        return worker.run(settings, specs, shared, slot, burst=burst, crash=crash)
 
     return Entries(boot=boot.run, worker=run_worker, keeper=keeper.run, api=api_command)
 

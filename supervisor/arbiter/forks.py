@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from supervisor.arbiter.pool import Pool
     from supervisor.arbiter.services import Services
     from supervisor.arbiter.stacks import Stacks
-    from supervisor.board import Board
     from supervisor.control.server import ControlServer
     from supervisor.settings.load import Loaded
     from supervisor.settings.model import Settings
     from supervisor.settings.place import Place
+    from supervisor.shared_state import SharedState
 
 
 class Forks:
@@ -32,7 +32,7 @@ class Forks:
     settings: Settings
     specs: Specs
     place: Place
-    board: Board
+    shared: SharedState
     entries: Entries
     loop: Loop
     children: Children
@@ -58,10 +58,10 @@ class Forks:
 
     def _become_worker(self, slot: int) -> int:
         slot_lock.hold(self.place, slot)
-        return self.entries.worker(self.settings, self.specs, self.board, slot, self.burst, self.pool.crash(slot))
+        return self.entries.worker(self.settings, self.specs, self.shared, slot, self.burst, self.pool.crash(slot))
 
     def _fork_keeper(self) -> int:
-        return self.fork(KEEPER, lambda: self.entries.keeper(self.settings, self.specs, self.board, self.token))
+        return self.fork(KEEPER, lambda: self.entries.keeper(self.settings, self.specs, self.shared, self.token))
 
     def _fork_boot(self, out_fd: int) -> int:
         return self.fork("boot", lambda: self.entries.boot(self.settings, self.specs, self.token, out_fd))

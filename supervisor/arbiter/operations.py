@@ -14,9 +14,9 @@ from supervisor.arbiter import reexec
 from supervisor.arbiter.check import Check
 from supervisor.arbiter.rolling import Rolling
 from supervisor.arbiter.services import API, KEEPER
-from supervisor.board import Head
 from supervisor.errors import SupervisorError, UsageError, did_you_mean
 from supervisor.settings.place import redis_url
+from supervisor.shared_state import HeaderField
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,7 +108,7 @@ class Operations:
 
     def _set_paused(self, paused: int) -> dict[str, Any]:
         self._must_run()
-        self._arbiter.board.set(Head.PAUSED, paused)
+        self._arbiter.shared.set(HeaderField.PAUSED, paused)
         self._arbiter.log.info("paused" if paused else "resumed")
         return {"paused": bool(paused)}
 

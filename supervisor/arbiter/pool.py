@@ -1,4 +1,4 @@
-"""The workers: their words on the board, the breaker, scaling."""
+"""The workers: their words in shared memory, the breaker, scaling."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from supervisor.arbiter.crew import Crew
-from supervisor.board import SLOTS_MAX, Head, Word
 from supervisor.core import restart
 from supervisor.core.outcome import Crash
 from supervisor.core.restart import Breaker, Kind
 from supervisor.core.slot import Notes, Sign, Slot, State
 from supervisor.errors import UsageError
+from supervisor.shared_state import SLOTS_MAX, HeaderField, SlotField
 from supervisor.words import signal_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from supervisor.board import Board
+    from supervisor.shared_state import SharedState
 
 
 def worker_name(slot: int) -> str:
@@ -31,11 +31,11 @@ class Pool(Crew):
 
     noun = "worker"
 
-    def __init__(self, board: Board, fork: Callable[[int], int], *args: Any, **options: Any) -> None:
+    def __init__(self, shared: SharedState, fork: Callable[[int], int], *args: Any, **options: Any) -> None:
         """`fork` starts the worker of a slot and gives its pid; the rest is `Crew`'s."""
         super().__init__(*args, **options)
-        self.board = board
-        self.breaker = Breaker(done=board.total(Word.DONE))
+        self.shared = shared
+        self.breaker = Breaker(done=shared.total(SlotField.DONE))
         #: Some worker has been READY since the pool began: from now on a bad one is no reason to give up.
         self.was_ready = False
         #: Slots whose worker was told of an heir: it may have handed over, even if it is wanted again by now.
@@ -53,7 +53,7 @@ class Pool(Crew):
         """Have so many workers: the highest slots leave, or new ones come. Raises UsageError."""
         if not 0 <= workers <= SLOTS_MAX:
             raise UsageError(f"workers = {workers}: it must be between 0 and {SLOTS_MAX}")
-        self.board.set(Head.WORKERS, workers)
+        self.shared.set(HeaderField.WORKERS, workers)
         for number in range(max(workers, len(self.slots))):
             slot = self.slots.get(number, Slot(number))
             slot = replace(slot, wanted=number < workers)
@@ -68,14 +68,14 @@ class Pool(Crew):
 
     def spawn(self, number: int) -> int:
         """Clean the slot's words, then fork."""
-        words, slot = self.board.slot(number), self.slots[number]
-        words.clear_worker_words()
+        words, slot = self.shared.slot(number), self.slots[number]
+        words.reset_for_new_worker()
         self.told_to_leave(slot)
-        words.set(Word.INCARNATION, slot.incarnation + 1)
-        words.set(Word.SPAWN_NS, time.monotonic_ns())
-        words.set(Word.DONE_BEFORE, words.get(Word.DONE))
+        words.set(SlotField.INCARNATION, slot.incarnation + 1)
+        words.set(SlotField.SPAWN_NS, time.monotonic_ns())
+        words.set(SlotField.DONE_BEFORE, words.get(SlotField.DONE))
         pid = self._fork(number)
-        words.set(Word.PID, pid)
+        words.set(SlotField.PID, pid)
         return pid
 
     def name(self, number: int) -> dict[str, Any]:
@@ -88,17 +88,17 @@ class Pool(Crew):
 
     def sign(self, slot: Slot) -> Sign:
         """What the worker's own words say."""
-        words = self.board.slot(slot.number)
+        words = self.shared.slot(slot.number)
         return self._judge.sign(
             slot.number,
-            ready=bool(words.get(Word.READY_NS)),
-            beat_ns=words.get(Word.BEAT_NS),
-            deadline_ns=words.get(Word.DEADLINE_NS),
+            ready=bool(words.get(SlotField.READY_NS)),
+            beat_ns=words.get(SlotField.BEAT_NS),
+            deadline_ns=words.get(SlotField.DEADLINE_NS),
         )
 
     def deadline_ns(self, number: int) -> int:
-        """From the board."""
-        return self.board.slot(number).get(Word.DEADLINE_NS)
+        """From shared memory."""
+        return self.shared.slot(number).get(SlotField.DEADLINE_NS)
 
     def starts_at_s(self, slot: Slot, now_s: float) -> float:
         """The breaker holds back those that crashed."""
@@ -114,22 +114,22 @@ class Pool(Crew):
 
     def has_left(self, before: Slot, after: Slot) -> None:
         """Count crashes; tell the others when a slot has left for good."""
-        words, left = self.board.slot(before.number), after.last_exit
-        words.set(Word.PID, 0)
+        words, left = self.shared.slot(before.number), after.last_exit
+        words.set(SlotField.PID, 0)
         crashed = left is not None and left.kind is Kind.CRASH
         if crashed and not self.stopping:
             self._count_crash(before.number)
         else:
             self.breaker = restart.gone(self.breaker, before.number)
         if not crashed and not self.stopping:
-            words.clear_marks()
+            words.clear_started()
         if not self.stopping and (after.state is State.EMPTY or before.number in self._handing):
             self._handing.discard(before.number)
             self._poke()
 
     def _count_crash(self, number: int) -> None:
         was_open = self.breaker.is_open
-        done = self.board.total(Word.DONE)
+        done = self.shared.total(SlotField.DONE)
         self.breaker = restart.crashed(self.breaker, number, self.size, time.monotonic(), done)
         if self.breaker.is_open and not was_open:
             self.log.error(
@@ -143,7 +143,7 @@ class Pool(Crew):
         word = self._leave_word(slot)
         if word:
             self._handing.add(slot.number)
-        self.board.slot(slot.number).set(Word.LEAVE, word)
+        self.shared.slot(slot.number).set(SlotField.HANDOVER_TO, word)
 
     def heir(self, number: int) -> int | None:
         """The lowest that stays."""
@@ -154,10 +154,10 @@ class Pool(Crew):
         return 0 if heir is None else 1 + heir
 
     def notes(self, number: int, code: int | None) -> Notes:
-        """From the board: the code that it was about to leave with, and its count of messages, which goes on."""
-        words = self.board.slot(number)
-        said = code is None or words.get(Word.SAID) == 1 + code
-        return Notes(said, words.get(Word.DONE) - words.get(Word.DONE_BEFORE))
+        """From shared memory: the code that it was about to leave with, and its count of messages, which goes on."""
+        words = self.shared.slot(number)
+        said = code is None or words.get(SlotField.EXIT_CODE) == 1 + code
+        return Notes(said, words.get(SlotField.DONE) - words.get(SlotField.DONE_BEFORE))
 
     def crash(self, number: int) -> Crash | None:
         """How the slot's last worker crashed; None when it left otherwise, or there was none."""
@@ -168,8 +168,8 @@ class Pool(Crew):
         return Crash(left.reason, signal, left.code, self._last_stack.get(number, ""))
 
     def last_started(self, number: int) -> list[str]:
-        """The ids on the board."""
-        return [f"{ms}-{seq}" for ms, seq in self.board.slot(number).last_started()]
+        """The ids in shared memory."""
+        return [f"{ms}-{seq}" for ms, seq in self.shared.slot(number).last_started()]
 
     # Turning
 
@@ -187,5 +187,5 @@ class Pool(Crew):
 
     def _poke(self) -> None:
         for slot in self.living:
-            words = self.board.slot(slot.number)
-            words.add(Word.SWEEP, 1)
+            words = self.shared.slot(slot.number)
+            words.add(SlotField.RESCAN_PENDING, 1)

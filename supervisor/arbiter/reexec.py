@@ -2,7 +2,7 @@
 
 1. First the same command line is run as a preflight that only reads configuration and handlers: when
    that fails, nothing has changed.
-2. Then the process image is replaced: pid, children, lock, control socket and board stay. What must be
+2. Then the process image is replaced: pid, children, lock, control socket and shared stay. What must be
    known of the children goes through an inherited memory file.
 """
 
@@ -18,12 +18,12 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
 
 from supervisor.arbiter.fork import exec_command
-from supervisor.board import LAYOUT_VERSION, fingerprint
 from supervisor.core.restart import Exit, History, Kind
 from supervisor.core.slot import Slot, State
 from supervisor.errors import ConfigError, SupervisorError
 from supervisor.listening import listen, pool_bind
-from supervisor.memory_file import memory_file
+from supervisor.memfd import create_memfd
+from supervisor.shared_state import LAYOUT_VERSION, fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +41,7 @@ PREFLIGHT_LIMIT_S = 60.0
 class Inherited:
     """What an arbiter hands to its successor in the same process."""
 
-    board_fd: int
+    shared_fd: int
     lock_fd: int
     listener_fd: int
     workers: list[Slot]
@@ -65,7 +65,7 @@ class Inherited:
     def fds(self) -> list[int]:
         """All that the successor goes on with."""
         door = [self.door["ready_fd"]] if self.door else []
-        return [self.board_fd, self.lock_fd, *self.sockets, *door, *self.stack_fds.values()]
+        return [self.shared_fd, self.lock_fd, *self.sockets, *door, *self.stack_fds.values()]
 
 
 def shape_of(kind: Any) -> Any:
@@ -153,7 +153,7 @@ def succeed(arbiter: Arbiter) -> NoReturn:
     try:
         _exec(
             Inherited(
-                board_fd=arbiter.board.fd,
+                shared_fd=arbiter.shared.fd,
                 lock_fd=arbiter.lock_fd,
                 listener_fd=arbiter.control.listener.fileno(),
                 workers=[slot for slot in arbiter.pool.slots.values() if slot.wanted or slot.living],
@@ -175,7 +175,7 @@ def succeed(arbiter: Arbiter) -> NoReturn:
 
 def _exec(state: Inherited, environment: dict[str, str]) -> NoReturn:
     """Every other descriptor is closed by the exec itself."""
-    fd = memory_file("state")
+    fd = create_memfd("state")
     try:
         os.write(fd, _encode(state))
         os.lseek(fd, 0, os.SEEK_SET)

@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from supervisor.arbiter.crew import Crew
-from supervisor.board import Head
 from supervisor.core.liveness import NS
 from supervisor.core.slot import Sign, Slot, State, doom
+from supervisor.shared_state import HeaderField
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from supervisor.board import Board
+    from supervisor.shared_state import SharedState
 
 REDIS = "redis"
 KEEPER = "keeper"
@@ -33,10 +33,10 @@ class Services(Crew):
     noun = "service"
     turn_s = 5.0
 
-    def __init__(self, board: Board, *args: Any, **options: Any) -> None:
-        """The keeper beats on the board; the rest is `Crew`'s."""
+    def __init__(self, shared: SharedState, *args: Any, **options: Any) -> None:
+        """The keeper beats in shared memory; the rest is `Crew`'s."""
         super().__init__(*args, **options)
-        self._board = board
+        self._shared = shared
         self._spawns: dict[int, Callable[[], int]] = {}
         self._are_ready: dict[int, Callable[[], bool]] = {}
 
@@ -61,7 +61,7 @@ class Services(Crew):
         """The keeper beats, the HTTP service says when it serves, the server is watched by nobody here."""
         if NAMES[slot.number] != KEEPER:
             return Sign(ready=self._are_ready[slot.number]())
-        beat_ns = max(self._board.get(Head.KEEPER_BEAT_NS), int(slot.spawned_s * NS))
+        beat_ns = max(self._shared.get(HeaderField.KEEPER_BEAT_NS), int(slot.spawned_s * NS))
         return self._judge.sign(slot.number, ready=True, beat_ns=beat_ns, deadline_ns=0)
 
     def has_left(self, before: Slot, after: Slot) -> None:

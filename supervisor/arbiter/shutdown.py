@@ -10,9 +10,9 @@ import time
 from typing import TYPE_CHECKING
 
 from supervisor.arbiter.services import API, KEEPER, REDIS
-from supervisor.board import Head, Word
 from supervisor.core.restart import OVERRAN
 from supervisor.errors import EXIT_DRAIN, EXIT_OK
+from supervisor.shared_state import HeaderField, SlotField
 
 if TYPE_CHECKING:
     from supervisor.arbiter.pool import Pool
@@ -46,8 +46,8 @@ class Shutdown:
         if not self.begun:
             self._ending = [slot.number for slot in self._pool.living]
         self.begun = True
-        board = self._pool.board
-        board.set(Head.SHUTDOWN, 1)
+        shared = self._pool.shared
+        shared.set(HeaderField.SHUTDOWN, 1)
         reserve_s = min(SERVER_S, drain_s * SERVER_PART) if self._services.lives(REDIS) else 0.0
         self._services.leave(API, self._until_s - reserve_s)
         self._pool.stop(self._until_s - reserve_s)
@@ -82,7 +82,7 @@ class Shutdown:
         left = self._pool.slots[number].last_exit
         if left is None:
             return False
-        in_flight = self._pool.board.slot(number).get(Word.IN_FLIGHT)
+        in_flight = self._pool.shared.slot(number).get(SlotField.IN_FLIGHT)
         return left.reason == OVERRAN or (left.reason == QUICK and in_flight > 0)
 
     def _turn(self) -> None:

@@ -10,7 +10,7 @@ import fcntl
 import os
 import re
 
-from supervisor.memory_file import memory_file
+from supervisor.memfd import create_memfd
 
 #: The first lines of a dump are the innermost frames of the first thread; the rest can be had with less.
 BYTES_MAX = 16_384
@@ -29,7 +29,7 @@ class Stacks:
         """An empty file for a child that is about to start; its descriptor. Raises OSError."""
         fd = self.by_name.get(name)
         if fd is None:
-            fd = self.by_name[name] = memory_file("stacks")
+            fd = self.by_name[name] = create_memfd("stacks")
             # What a child has written may be taken while it lives: it goes on at the end, which is then the beginning.
             fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
         os.ftruncate(fd, 0)

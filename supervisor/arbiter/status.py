@@ -1,4 +1,4 @@
-"""What `status` shows, put together from slots and board when it is asked for."""
+"""What `status` shows, put together from slots and shared when it is asked for."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from typing import TYPE_CHECKING, Any
 
 from supervisor.arbiter.services import NAMES
 from supervisor.arbiter.troubles import exit_entry, troubles
-from supervisor.board import Head, Word, WorkerState
 from supervisor.core.liveness import NS
 from supervisor.core.slot import Slot, State
+from supervisor.shared_state import HeaderField, SlotField, WorkerState
 
 if TYPE_CHECKING:
     from supervisor.arbiter.arbiter import Arbiter
     from supervisor.arbiter.pool import Pool
     from supervisor.arbiter.services import Services
-    from supervisor.board import Board, SlotBoard
+    from supervisor.shared_state import SharedSlot, SharedState
 
 _ACTIVITIES = frozenset(WorkerState)
 
 
 def document(arbiter: Arbiter) -> dict[str, Any]:
     """The pool as the arbiter sees it, from what it has at hand: whoever asks must not hold it up."""
-    operations, board, pool = arbiter.operations, arbiter.board, arbiter.pool
+    operations, shared, pool = arbiter.operations, arbiter.shared, arbiter.pool
     state = whole_state(arbiter)
     return {
         "state": state,
         "troubles": _troubles(arbiter) if state in ("degraded", "down") else [],
         "pid": os.getpid(),
-        "uptime_s": round((time.monotonic_ns() - board.get(Head.START_NS)) / NS, 3),
+        "uptime_s": round((time.monotonic_ns() - shared.get(HeaderField.START_NS)) / NS, 3),
         "burst": arbiter.burst,
-        "paused": bool(board.get(Head.PAUSED)),
+        "paused": bool(shared.get(HeaderField.PAUSED)),
         "breaker_open": pool.breaker.is_open,
         "redis": arbiter.redis,
         "consumers": [[spec.stream, spec.group] for spec in arbiter.specs],
@@ -57,7 +57,7 @@ def whole_state(arbiter: Arbiter) -> str:
 
 
 def _troubles(arbiter: Arbiter) -> list[str]:
-    cut_off = _is_cut_off(arbiter.board)
+    cut_off = _is_cut_off(arbiter.shared)
     return troubles(arbiter.pool, arbiter.services, rolled=arbiter.operations.rolled, cut_off=cut_off)
 
 
@@ -72,7 +72,7 @@ def state(pool: Pool, services: Services, *, stopping: bool, began: bool, rolled
         return "starting"
     if wanted and not ready:
         return "down"
-    if troubled or pool.breaker.is_open or _is_cut_off(pool.board):
+    if troubled or pool.breaker.is_open or _is_cut_off(pool.shared):
         return "degraded"
     living = all(slot.living for slot in services.slots.values())
     return "healthy" if living and all(slot.state is State.READY for slot in wanted) else "degraded"
@@ -80,7 +80,7 @@ def state(pool: Pool, services: Services, *, stopping: bool, began: bool, rolled
 
 def workers(pool: Pool) -> list[dict[str, Any]]:
     """One entry a slot in use."""
-    return [_worker(pool.board, slot) for slot in pool.slots.values() if slot.wanted or slot.state is not State.EMPTY]
+    return [_worker(pool.shared, slot) for slot in pool.slots.values() if slot.wanted or slot.state is not State.EMPTY]
 
 
 def services(crew: Services) -> list[dict[str, Any]]:
@@ -97,9 +97,9 @@ def services(crew: Services) -> list[dict[str, Any]]:
     ]
 
 
-def _worker(board: Board, slot: Slot) -> dict[str, Any]:
-    words = board.slot(slot.number)
-    ready_ns, spawn_ns = words.get(Word.READY_NS), words.get(Word.SPAWN_NS)
+def _worker(shared: SharedState, slot: Slot) -> dict[str, Any]:
+    words = shared.slot(slot.number)
+    ready_ns, spawn_ns = words.get(SlotField.READY_NS), words.get(SlotField.SPAWN_NS)
     return {
         "slot": slot.number,
         "pid": slot.pid or None,
@@ -109,26 +109,26 @@ def _worker(board: Board, slot: Slot) -> dict[str, Any]:
         "last_exit": exit_entry(slot.last_exit),
         "uptime_s": round(time.monotonic() - slot.spawned_s, 3) if slot.living else None,
         "boot_ms": round((ready_ns - spawn_ns) / 1e6, 1) if slot.living and ready_ns else None,
-        "beat_age_s": _age_s(words, Word.BEAT_NS) if slot.living else None,
-        "fetch_age_s": _age_s(words, Word.FETCH_NS) if slot.living else None,
-        "settle_age_s": _age_s(words, Word.SETTLE_NS) if slot.living else None,
-        "in_flight": words.get(Word.IN_FLIGHT) if slot.living else 0,
-        "waiting": words.get(Word.WAITING) if slot.living else 0,
-        "done": words.get(Word.DONE),
-        "failed": words.get(Word.FAILED),
-        "dead": words.get(Word.DEAD),
+        "beat_age_s": _age_s(words, SlotField.BEAT_NS) if slot.living else None,
+        "fetch_age_s": _age_s(words, SlotField.FETCH_NS) if slot.living else None,
+        "settle_age_s": _age_s(words, SlotField.SETTLE_NS) if slot.living else None,
+        "in_flight": words.get(SlotField.IN_FLIGHT) if slot.living else 0,
+        "waiting": words.get(SlotField.WAITING) if slot.living else 0,
+        "done": words.get(SlotField.DONE),
+        "failed": words.get(SlotField.FAILED),
+        "dead": words.get(SlotField.DEAD),
         # What it is doing, and since when.
-        "activity": _activity(words.get(Word.STATE)) if slot.living else None,
-        "activity_s": _age_s(words, Word.STATE_SINCE_NS) if slot.living else None,
+        "activity": _activity(words.get(SlotField.STATE)) if slot.living else None,
+        "activity_s": _age_s(words, SlotField.STATE_SINCE_NS) if slot.living else None,
         # Acks that came too late: somebody else has settled the message.
-        "lost_claim": words.get(Word.LOST_CLAIM),
+        "lost_claim": words.get(SlotField.LOST_CLAIM),
         # Messages that were gone from the stream while they were pending.
-        "trimmed": words.get(Word.TRIMMED),
-        "reconnects": words.get(Word.RECONNECTS),
+        "trimmed": words.get(SlotField.TRIMMED),
+        "reconnects": words.get(SlotField.RECONNECTS),
         # Messages found in its own pending list: a predecessor's, or handed over.
-        "adopted": words.get(Word.ADOPTED),
-        "batches": words.get(Word.BATCHES),
-        "loop_lag_ms_max": round(words.get(Word.LOOP_LAG_NS_MAX) / 1e6, 1) if slot.living else None,
+        "adopted": words.get(SlotField.ADOPTED),
+        "batches": words.get(SlotField.BATCHES),
+        "loop_lag_ms_max": round(words.get(SlotField.LOOP_LAG_NS_MAX) / 1e6, 1) if slot.living else None,
     }
 
 
@@ -137,11 +137,11 @@ def _activity(state: int) -> str:
     return WorkerState(state).name.lower() if state in _ACTIVITIES else "unknown"
 
 
-def _age_s(words: SlotBoard, word: Word) -> float | None:
+def _age_s(words: SharedSlot, word: SlotField) -> float | None:
     """How long ago that was; None: never in this incarnation."""
     at_ns = words.get(word)
     return round((time.monotonic_ns() - at_ns) / NS, 3) if at_ns else None
 
 
-def _is_cut_off(board: Board) -> bool:
-    return bool(board.get(Head.KEEPER_BEAT_NS)) and not board.get(Head.KEEPER_REDIS_OK)
+def _is_cut_off(shared: SharedState) -> bool:
+    return bool(shared.get(HeaderField.KEEPER_BEAT_NS)) and not shared.get(HeaderField.KEEPER_REDIS_OK)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from supervisor.board import Head, Word
 from supervisor.core.autoscale import Bounds, Trend, clear_time_s, decide
 from supervisor.core.liveness import NS
 from supervisor.core.recycle import Ceilings, Wear, most_worn
 from supervisor.core.slot import Slot, State
+from supervisor.shared_state import HeaderField, SlotField
 
 if TYPE_CHECKING:
     from supervisor.arbiter.arbiter import Arbiter
@@ -57,7 +57,7 @@ class Recycler:
         pool.drain(number, time.monotonic() + self._arbiter.settings.pool.drain_s)
 
     def _wear(self, slot: Slot) -> Wear:
-        done = self._arbiter.board.slot(slot.number).get(Word.DONE)
+        done = self._arbiter.shared.slot(slot.number).get(SlotField.DONE)
         private_bytes = _private_bytes(slot.pid) if self._ceilings.growth_bytes else 0
         began_bytes, began_done = self._began.setdefault(slot.pid, (private_bytes, done))
         age_s = time.monotonic() - (slot.ready_s or slot.spawned_s)
@@ -78,15 +78,15 @@ class Autoscaler:
 
     def look(self) -> None:
         """Scale, if it is time to."""
-        bounds, pool, board = self._bounds, self._arbiter.pool, self._arbiter.board
-        if bounds is None or self._arbiter.burst or self._arbiter.operations.rolling or board.get(Head.PAUSED):
+        bounds, pool, shared = self._bounds, self._arbiter.pool, self._arbiter.shared
+        if bounds is None or self._arbiter.burst or self._arbiter.operations.rolling or shared.get(HeaderField.PAUSED):
             return
         now_s = time.monotonic()
         self._measure(now_s)
-        backlog_ns = board.get(Head.BACKLOG_NS)
+        backlog_ns = shared.get(HeaderField.BACKLOG_NS)
         if not backlog_ns or now_s - backlog_ns / NS > BACKLOG_FRESH_S:
             return
-        backlog = board.get(Head.BACKLOG)
+        backlog = shared.get(HeaderField.BACKLOG)
         clear_s = clear_time_s(backlog, self._done_per_s)
         before = pool.size
         self._trend, workers = decide(self._trend, before, clear_s, bounds, now_s)
@@ -97,7 +97,7 @@ class Autoscaler:
             pool.scale(workers)
 
     def _measure(self, now_s: float) -> None:
-        done = self._arbiter.board.total(Word.DONE)
+        done = self._arbiter.shared.total(SlotField.DONE)
         if self._done is not None and now_s > self._done[0]:
             rate = (done - self._done[1]) / (now_s - self._done[0])
             self._done_per_s += _SMOOTHING * (rate - self._done_per_s)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def marked(pending: Iterable[bytes], alone: tuple[int, int] | None) -> bytes | None:
-    """The one of `pending` that ran alone at the crash, as the board says; None: it is settled, or none did."""
+    """The one of `pending` that ran alone at the crash, as shared memory says; None: it is settled, or none did."""
     return next((entry for entry in pending if parse_id(entry) == alone), None)
 
 

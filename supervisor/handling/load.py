@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import PydanticUserError
 
-from supervisor.board import HANDLERS_MAX
 from supervisor.core.options import Options, resolve
 from supervisor.errors import HandlerError, did_you_mean
 from supervisor.handling.decode import Decoder, make_decoder, split_batch
 from supervisor.handling.registry import ATTRIBUTE, Declaration, first_parameter
 from supervisor.names import dead_key
+from supervisor.shared_state import HANDLERS_MAX
 
 if TYPE_CHECKING:
     from supervisor.settings.model import Settings

@@ -10,27 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ResponseError
 
-from supervisor.board import Word
 from supervisor.broker.scripts_replay import UNREAD_COPIES
 from supervisor.core.reclaim import owner_of
 from supervisor.names import alone_key, crashes_key, replay_key, retries_key
+from supervisor.shared_state import SlotField
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from redis.asyncio import Redis
 
-    from supervisor.board import Board
+    from supervisor.shared_state import SharedState
 
 
 class Copies:
     """What one keeper sees of them."""
 
-    def __init__(self, redis: Redis, pool: str, board: Board) -> None:
+    def __init__(self, redis: Redis, pool: str, shared: SharedState) -> None:
         """`pool`: whose workers are poked."""
         self._redis = redis
         self._pool = pool
-        self._board = board
+        self._shared = shared
         self._next = 0
 
     async def exist(self, stream: str, group: str) -> bool:
@@ -47,7 +47,7 @@ class Copies:
         self._next += unread
         members = await self._members(key, group)
         for slot in chosen | members.intersection(heirs):
-            self._board.slot(slot).add(Word.SWEEP, 1)
+            self._shared.slot(slot).add(SlotField.RESCAN_PENDING, 1)
 
     async def _members(self, key: str, group: str) -> set[int]:
         """The slots of this pool that are members."""

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import uvloop
 from redis.exceptions import RedisError
 
-from supervisor.board import Head
 from supervisor.broker import inspect
 from supervisor.broker.connect import client
 from supervisor.errors import EXIT_OK
@@ -27,29 +26,30 @@ from supervisor.keeper.trimmer import Trimmer
 from supervisor.log import FaultLog, service_logger
 from supervisor.names import alone_key, consumer_name, pool_id, replay_key
 from supervisor.settings.place import redis_url
+from supervisor.shared_state import HeaderField
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from supervisor.board import Board
     from supervisor.handling.load import HandlerSpec
     from supervisor.settings.model import Settings
+    from supervisor.shared_state import SharedState
 
 #: How often the backlog is counted.
 BACKLOG_S = 1.0
 
 
-def run(settings: Settings, specs: Sequence[HandlerSpec], board: Board, token: str) -> int:
+def run(settings: Settings, specs: Sequence[HandlerSpec], shared: SharedState, token: str) -> int:
     """Keep house until told to stop; the exit code."""
-    return uvloop.run(_main(settings, specs, board, token))
+    return uvloop.run(_main(settings, specs, shared, token))
 
 
-async def _main(settings: Settings, specs: Sequence[HandlerSpec], board: Board, token: str) -> int:
+async def _main(settings: Settings, specs: Sequence[HandlerSpec], shared: SharedState, token: str) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
-    keeper = Keeper(settings, specs, board, token)
+    keeper = Keeper(settings, specs, shared, token)
     parent = os.getppid()
     while not stop.is_set() and os.getppid() == parent:
         await keeper.once()
@@ -66,7 +66,7 @@ async def _main(settings: Settings, specs: Sequence[HandlerSpec], board: Board, 
 class Keeper:
     """What is done at each turn."""
 
-    def __init__(self, settings: Settings, specs: Sequence[HandlerSpec], board: Board, token: str) -> None:
+    def __init__(self, settings: Settings, specs: Sequence[HandlerSpec], shared: SharedState, token: str) -> None:
         """`token` is the lease's."""
         self._groups = [(spec.stream, spec.group) for spec in specs]
         self._autoscaled = bool(settings.pool.workers_max)
@@ -74,11 +74,11 @@ class Keeper:
         self.turn_s = BACKLOG_S if self._autoscaled else RENEW_S
         self._pool = pool_id(settings.pool.host, settings.pool.name)
         self._redis = client(redis_url(settings), connect_timeout_s=settings.redis.connect_timeout_s)
-        self._board = board
+        self._shared = shared
         self._token = token
         self._log = service_logger(settings, "keeper")
         self._faults = FaultLog(self._log)
-        self._reaper = Reaper(self._redis, self._pool, token, board, self._groups, self._log)
+        self._reaper = Reaper(self._redis, self._pool, token, shared, self._groups, self._log)
         self._reaper.foreign_after_s = settings.consumer.claim_foreign_after_s
         self._trimmer = Trimmer(self._redis, settings, token, self._groups, self._log)
 
@@ -90,14 +90,14 @@ class Keeper:
             else:
                 self._give_up()
         except (RedisError, OSError) as error:
-            self._board.set(Head.KEEPER_REDIS_OK, 0)
+            self._shared.set(HeaderField.KEEPER_REDIS_OK, 0)
             self._reaper.lost_sight()
             self._faults.redis("can't renew the lease", error)
             await self._trimmer.make_room(error)
         else:
-            self._board.set(Head.KEEPER_REDIS_OK, 1)
+            self._shared.set(HeaderField.KEEPER_REDIS_OK, 1)
             self._faults.resolved("can't renew the lease")
-        self._board.set(Head.KEEPER_BEAT_NS, time.monotonic_ns())
+        self._shared.set(HeaderField.KEEPER_BEAT_NS, time.monotonic_ns())
 
     async def _keep_house(self) -> None:
         if self._autoscaled:
@@ -107,18 +107,18 @@ class Keeper:
 
     def _give_up(self) -> None:
         """The lease is another pool's: this one was silent for too long. The arbiter sees to the rest."""
-        if not self._board.get(Head.NAME_TAKEN):
+        if not self._shared.get(HeaderField.NAME_TAKEN):
             self._log.error("another pool has taken this one's name", pool=self._pool)
-            self._board.set(Head.NAME_TAKEN, 1)
+            self._shared.set(HeaderField.NAME_TAKEN, 1)
 
     async def _count_backlog(self) -> None:
         found = await inspect.groups(self._redis, self._groups)
-        self._board.set(Head.BACKLOG, sum(group.lag for group in found))
-        self._board.set(Head.BACKLOG_NS, time.monotonic_ns())
+        self._shared.set(HeaderField.BACKLOG, sum(group.lag for group in found))
+        self._shared.set(HeaderField.BACKLOG_NS, time.monotonic_ns())
 
     async def clear_marks(self) -> None:
         """All workers were ended on purpose: what one of them ran alone at the drain's deadline did not end it."""
-        names = [consumer_name(self._pool, slot) for slot in range(self._board.get(Head.WORKERS))]
+        names = [consumer_name(self._pool, slot) for slot in range(self._shared.get(HeaderField.WORKERS))]
         with contextlib.suppress(RedisError, OSError):
             for stream, group in self._groups if names else ():
                 for key in (stream, replay_key(stream, group)):

@@ -25,20 +25,20 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ResponseError
 
-from supervisor.board import SLOTS_MAX, Head, Word
 from supervisor.broker.scripts import DELETE_CONSUMER, NOW, TAKE_OVER
 from supervisor.core.reclaim import foreign, owner_of, ownerless
 from supervisor.keeper.copies import Copies
 from supervisor.keeper.lease import LEASE_MS, RENEW_S, elected
 from supervisor.keeper.sight import Sight
 from supervisor.names import POOLS_KEY, alone_key, consumer_name, host_key, reaper_key, replay_key
+from supervisor.shared_state import SLOTS_MAX, HeaderField, SlotField
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from redis.asyncio import Redis
 
-    from supervisor.board import Board
+    from supervisor.shared_state import SharedState
 
 _PAGE = 200
 #: A day.
@@ -49,16 +49,16 @@ class Reaper:
     """What one keeper does for its pool's groups."""
 
     def __init__(
-        self, redis: Redis, pool: str, token: str, board: Board, groups: Sequence[tuple[str, str]], log: Any
+        self, redis: Redis, pool: str, token: str, shared: SharedState, groups: Sequence[tuple[str, str]], log: Any
     ) -> None:
         """`groups` are the (stream, group) of this pool's handlers: only they have someone who can take over."""
         self._redis = redis
         self._pool = pool
         self._token = token
-        self._board = board
+        self._shared = shared
         self._groups = groups
         self._log = log
-        self._copies = Copies(redis, pool, board)
+        self._copies = Copies(redis, pool, shared)
         self._sight = Sight()
         self._next = 0
         #: Messages that a consumer of another program holds for longer are taken; 0: never.
@@ -125,7 +125,7 @@ class Reaper:
             try:
                 found, handed = await self._redis.eval(TAKE_OVER.text, 1, stream, *words)
             finally:
-                self._board.slot(heir).add(Word.SWEEP, bool(handed))
+                self._shared.slot(heir).add(SlotField.RESCAN_PENDING, bool(handed))
             taken += handed
         inactive = (idle_ms,) if idle_ms else ()
         gone: Any = await self._redis.eval(DELETE_CONSUMER.text, 1, stream, group, named, *inactive)
@@ -172,14 +172,14 @@ class Reaper:
             await self._redis.hdel(POOLS_KEY, *gone)
 
     def _heirs(self) -> list[int]:
-        return [slot for slot in self._slots() if self._board.slot(slot).get(Word.READY_NS)]
+        return [slot for slot in self._slots() if self._shared.slot(slot).get(SlotField.READY_NS)]
 
     def _slots(self) -> range:
-        return range(self._board.get(Head.WORKERS))
+        return range(self._shared.get(HeaderField.WORKERS))
 
     def _held_slots(self) -> set[int]:
         """Wanted ones, and those that still have a process: it hands over by itself."""
-        leaving = {slot for slot in range(SLOTS_MAX) if self._board.slot(slot).get(Word.PID)}
+        leaving = {slot for slot in range(SLOTS_MAX) if self._shared.slot(slot).get(SlotField.PID)}
         return leaving | set(self._slots())
 
 

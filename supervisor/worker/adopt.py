@@ -22,7 +22,7 @@ class Adopted:
     plain: list[Delivery] = field(default_factory=list)
     #: Perhaps running at the crash: run one at a time.
     suspects: list[Delivery] = field(default_factory=list)
-    #: The board has named the suspects, so there was a crash; else they are only thought to be some.
+    #: Shared memory has named the suspects, so there was a crash; else they are only thought to be some.
     crashed: bool = False
     #: A crash was charged to the message that was marked as running alone.
     charged: bool = False

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from supervisor.board import Word
 from supervisor.broker.scripts_replay import LEAVE_COPIES
 from supervisor.broker.wire import BlockingReader
 from supervisor.core.backoff import backoff_s
 from supervisor.core.ids import parse_id
 from supervisor.names import alone_key
+from supervisor.shared_state import SlotField
 from supervisor.worker.adopt import Adopted
 from supervisor.worker.executor import Executor
 from supervisor.worker.intake import Intake
@@ -36,8 +36,8 @@ from supervisor.worker.waiting import Waiting
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from supervisor.board import RowBoard
     from supervisor.handling.load import HandlerSpec
+    from supervisor.shared_state import SharedConsumer
     from supervisor.worker.delivery import Delivery
     from supervisor.worker.surroundings import Surroundings
 
@@ -52,7 +52,9 @@ READ_SLACK_S = 5.0
 class Consumer:
     """One (stream, group) in one worker."""
 
-    def __init__(self, spec: HandlerSpec, around: Surroundings, row: RowBoard, beside: Consumer | None = None) -> None:
+    def __init__(
+        self, spec: HandlerSpec, around: Surroundings, row: SharedConsumer, beside: Consumer | None = None
+    ) -> None:
         """`row` is where it marks what it has in hand.
 
         `beside` the handler's own consumer, and sharing all that it runs with, it reads the copies of messages
@@ -69,7 +71,7 @@ class Consumer:
         self._reader = BlockingReader(
             around.redis_url, self.keys.stream, spec.group, around.name, connect_timeout_s=around.connect_timeout_s
         )
-        self._mark = Mark(around.wire, around.settler, self.keys, around.name, around.board, row)
+        self._mark = Mark(around.wire, around.settler, self.keys, around.name, around.shared, row)
         self._own = OwnList(spec, self.keys, around, row, self._mark)
         if beside is None:
             self.waiting = Waiting(self._start_unsorted)
@@ -86,7 +88,7 @@ class Consumer:
 
     def progress(self) -> None:
         """There is room for more, or something else to look at."""
-        if self.opened and not self._left and not self.around.board.get(Word.ONE_BY_ONE) and not self._has_any():
+        if self.opened and not self._left and not self.around.shared.get(SlotField.ISOLATING) and not self._has_any():
             self._row.set_started(0, 0)  # a process that ends now was not ended by a message
         self.intake.progress()
         if self.copies is not None:
@@ -217,7 +219,7 @@ class Consumer:
         self._left = True
         if not self.copied:
             await self.executor.abort()
-        if self._row.alone() is not None:
+        if self._row.isolated() is not None:
             await self._mark.clear()  # it was ended on purpose
         if heir is not None:
             try:
@@ -292,7 +294,7 @@ class Consumer:
             return
         self.cut_off = True
         self.around.faults.redis("can't read", error, **self._where)
-        self.around.board.add(Word.RECONNECTS, 1)
+        self.around.shared.add(SlotField.RECONNECTS, 1)
         await self.intake.wait_out(backoff_s(max(1, failures), _RECONNECT_BASE_S, _RECONNECT_MAX_S, random.random))
 
 

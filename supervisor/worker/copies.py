@@ -103,8 +103,8 @@ class Copies:
     def _open(self, main: Consumer) -> None:
         """Make the consumer."""
         keys = _keys(main)
-        row = main.around.board.row(keys.stream, keys.group)
-        assert row is not None, "the board has two rows for each handler"
+        row = main.around.shared.consumer(keys.stream, keys.group)
+        assert row is not None, "shared memory has two rows for each handler"
         main.copies = Consumer(main.spec, main.around, row, beside=main)
         main.copies.intake.paused = main.intake.paused
         self.consumers.append(main.copies)

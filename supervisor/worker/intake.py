@@ -11,8 +11,8 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from supervisor.board import Word
 from supervisor.core.pace import Pace
+from supervisor.shared_state import SlotField
 from supervisor.worker.delivery import Copy, Delivery
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Intake:
                 return
             asked = self._pace.count
             entries = await self._reader.receive()
-            self._around.board.set(Word.FETCH_NS, time.monotonic_ns())
+            self._around.shared.set(SlotField.FETCH_NS, time.monotonic_ns())
             self.progressed = True
             self._drained = self._around.burst and not entries
             if len(entries) < asked:

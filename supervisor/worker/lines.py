@@ -16,9 +16,9 @@ from supervisor.worker.settler import Settler
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from supervisor.board import SlotBoard
     from supervisor.log import FaultLog
     from supervisor.settings.model import Settings
+    from supervisor.shared_state import SharedSlot
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Lines:
     """All of one worker."""
 
     def __init__(
-        self, settings: Settings, streams: Iterable[str], name: str, board: SlotBoard, faults: FaultLog
+        self, settings: Settings, streams: Iterable[str], name: str, shared: SharedSlot, faults: FaultLog
     ) -> None:
         """`name` is the consumer's. Connects later."""
         url, limit_s = redis_url(settings), settings.redis.connect_timeout_s
@@ -41,7 +41,7 @@ class Lines:
         self._lines: dict[str, Line] = {}
         for stream in dict.fromkeys(map(self._key, streams)):
             wire = Wire(url, key=stream, name=f"supervisor-{name}", connect_timeout_s=limit_s)
-            self._lines[stream] = Line(wire, Settler(wire, board, faults))
+            self._lines[stream] = Line(wire, Settler(wire, shared, faults))
 
     def of(self, stream: str) -> Line:
         """The one for that stream."""

@@ -17,20 +17,20 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from supervisor.board import Head, Word
 from supervisor.errors import EXIT_OK, WORKER_CONFIG, HandlerError
 from supervisor.log import FaultLog, worker_logger
 from supervisor.names import consumer_name, pool_id
+from supervisor.shared_state import HeaderField, SlotField
 from supervisor.worker.runner import begin_process
 from supervisor.worker.runtime import Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from supervisor.board import Board
     from supervisor.core.outcome import Crash
     from supervisor.handling.load import HandlerSpec
     from supervisor.settings.model import Settings
+    from supervisor.shared_state import SharedState
 
 #: A batch makes hundreds of short-lived objects without cycles: young collections at Python's 700 find nothing.
 _GC_THRESHOLD = 20_000
@@ -41,7 +41,7 @@ BEAT_S = 0.5
 def run(
     settings: Settings,
     specs: Sequence[HandlerSpec],
-    board: Board,
+    shared: SharedState,
     slot: int,
     *,
     burst: bool = False,
@@ -54,29 +54,29 @@ def run(
     gc.enable()
     gc.set_threshold(_GC_THRESHOLD, 10, 10)
     try:
-        code = uvloop.run(_main(settings, specs, board, slot, burst, crash))
+        code = uvloop.run(_main(settings, specs, shared, slot, burst, crash))
     except HandlerError as error:
         worker_logger(settings, slot).error("worker can't start", error=str(error))
         code = WORKER_CONFIG
-    board.slot(slot).set(Word.SAID, 1 + code)
+    shared.slot(slot).set(SlotField.EXIT_CODE, 1 + code)
     return code
 
 
 async def _main(
-    settings: Settings, specs: Sequence[HandlerSpec], board: Board, slot: int, burst: bool, crash: Crash | None
+    settings: Settings, specs: Sequence[HandlerSpec], shared: SharedState, slot: int, burst: bool, crash: Crash | None
 ) -> int:
     pool = pool_id(settings.pool.host, settings.pool.name)
-    words = board.slot(slot)
+    words = shared.slot(slot)
     faults = FaultLog(worker_logger(settings, slot))
     runtime = Runtime(settings, specs, words, consumer_name(pool, slot), faults, burst=burst, crash=crash)
-    beat = Beat(board, slot, runtime)
+    beat = Beat(shared, slot, runtime)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, beat.drain)
     beat()
-    if not words.get(Word.LEAVE):
+    if not words.get(SlotField.HANDOVER_TO):
         await runtime.run(beat.ready)
-    leave = words.get(Word.LEAVE)
+    leave = words.get(SlotField.HANDOVER_TO)
     await runtime.close(consumer_name(pool, leave - 1) if leave else None)
     beat.stop()
     return EXIT_OK
@@ -85,14 +85,14 @@ async def _main(
 class Beat:
     """The worker's sign of life, and its look at what the arbiter wants."""
 
-    def __init__(self, board: Board, slot: int, runtime: Runtime) -> None:
+    def __init__(self, shared: SharedState, slot: int, runtime: Runtime) -> None:
         """Beats for `slot`; starts with the first call."""
-        self._board = board
-        self._words = board.slot(slot)
+        self._shared = shared
+        self._words = shared.slot(slot)
         self._runtime = runtime
         self._loop = asyncio.get_running_loop()
         self._parent = os.getppid()
-        self._sweeps = self._words.get(Word.SWEEP)
+        self._sweeps = self._words.get(SlotField.RESCAN_PENDING)
         self._due_s = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
         self._draining: asyncio.Task[None] | None = None
@@ -103,10 +103,10 @@ class Beat:
             os._exit(EXIT_OK)
         now_s = self._loop.time()
         lag_ns = int((now_s - self._due_s) * 1e9)
-        if lag_ns > self._words.get(Word.LOOP_LAG_NS_MAX):
-            self._words.set(Word.LOOP_LAG_NS_MAX, lag_ns)
-        self._words.set(Word.BEAT_NS, time.monotonic_ns())
-        self._words.set(Word.DEADLINE_NS, self._deadline_ns())
+        if lag_ns > self._words.get(SlotField.LOOP_LAG_NS_MAX):
+            self._words.set(SlotField.LOOP_LAG_NS_MAX, lag_ns)
+        self._words.set(SlotField.BEAT_NS, time.monotonic_ns())
+        self._words.set(SlotField.DEADLINE_NS, self._deadline_ns())
         self._runtime.report()
         self._obey()
         self._due_s = now_s + BEAT_S
@@ -121,8 +121,8 @@ class Beat:
 
     def ready(self) -> None:
         """Everything is connected and adopted."""
-        if not self._words.get(Word.READY_NS):
-            self._words.set(Word.READY_NS, time.monotonic_ns())
+        if not self._words.get(SlotField.READY_NS):
+            self._words.set(SlotField.READY_NS, time.monotonic_ns())
 
     def drain(self) -> None:
         """Stop taking messages; the worker ends when what is in hand is done."""
@@ -138,10 +138,10 @@ class Beat:
         if self._runtime.cut_off:
             # Up, and waiting for Redis: that must not count as a worker that can't boot.
             self.ready()
-        sweeps = self._words.get(Word.SWEEP)
+        sweeps = self._words.get(SlotField.RESCAN_PENDING)
         if sweeps != self._sweeps:
             self._sweeps = sweeps
             self._runtime.sweep()
-        self._runtime.pause(bool(self._board.get(Head.PAUSED)))
-        if self._board.get(Head.SHUTDOWN):
+        self._runtime.pause(bool(self._shared.get(HeaderField.PAUSED)))
+        if self._shared.get(HeaderField.SHUTDOWN):
             self.drain()

@@ -10,11 +10,11 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from supervisor.board import Word
 from supervisor.broker.scripts_unread import BURY_UNREAD
 from supervisor.core.letter import FIELD_PREFIX, FIELDS_MAX
 from supervisor.core.outcome import Crash, Dead, outcome_of
 from supervisor.errors import SupervisorError
+from supervisor.shared_state import SlotField
 from supervisor.worker.delivery import Delivery
 from supervisor.worker.letter import dead_letter
 from supervisor.worker.settler import Keys
@@ -53,7 +53,7 @@ class Outcomes:
         self._of_copies = Keys.of_copies(spec.stream, spec.group)
         self._settler = around.settler
         self._waiting = waiting
-        self._board = around.board
+        self._shared = around.shared
         self._faults = around.faults
         self._worker = around.name
         self._loop = asyncio.get_running_loop()
@@ -67,7 +67,7 @@ class Outcomes:
         """The handler returned."""
         if delivery.recorded:
             self._settler.ack_retried(self._keys_of(delivery), delivery.id)
-            self._board.add(Word.DONE, 1)
+            self._shared.add(SlotField.DONE, 1)
             return
         self.acks.append(delivery.id)
         if not self._flush_due:
@@ -80,7 +80,7 @@ class Outcomes:
         if isinstance(outcome, Dead):
             self.bury(delivery, outcome, error)
             return
-        self._board.add(Word.FAILED, 1)
+        self._shared.add(SlotField.FAILED, 1)
         delivery.failed_before = outcome.attempts
         delivery.recorded = True
         self._waiting.add(delivery, outcome.delay_s)
@@ -103,7 +103,7 @@ class Outcomes:
     def bury(self, delivery: Delivery, outcome: Dead, error: BaseException | None, crash: Crash | None = None) -> None:
         """Make it a dead letter, for what its handler raised or for how its process ended."""
         self._settler.dead(self._keys_of(delivery), delivery.id, self._letter(delivery, outcome, error, crash))
-        self._board.add(Word.DEAD, 1)
+        self._shared.add(SlotField.DEAD, 1)
         self._tell_buried(delivery.origin, outcome, error, crash=crash and crash.text)
 
     def _tell_buried(self, entry: bytes, outcome: Dead, error: BaseException | None = None, **details: object) -> None:
@@ -133,7 +133,7 @@ class Outcomes:
         done = await wire.script(BURY_UNREAD, script_keys, keys.group, self._worker, entry, *limits, *letter)
         if done:
             size, origin = done
-            self._board.add(Word.DEAD, 1)
+            self._shared.add(SlotField.DEAD, 1)
             self._tell_buried(origin, outcome, size=size)
 
     def _letter(
@@ -148,8 +148,8 @@ class Outcomes:
         acks, self.acks = self.acks, []
         if acks:
             self._settler.ack(self._keys, acks)
-            self._board.add(Word.DONE, len(acks))
-            self._board.add(Word.BATCHES, 1)
+            self._shared.add(SlotField.DONE, len(acks))
+            self._shared.add(SlotField.BATCHES, 1)
 
     def _keys_of(self, delivery: Delivery) -> Keys:
         return self._of_copies if delivery.copied else self._keys

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import OutOfMemoryError, ResponseError
 
-from supervisor.board import RowBoard, Word
 from supervisor.broker.scripts import DELETE_CONSUMER, TAKE_OVER
 from supervisor.core.blame import after_crash, crashes_of, marked
 from supervisor.errors import SupervisorError
 from supervisor.names import REPLAY_CONSUMER
+from supervisor.shared_state import SharedConsumer, SlotField
 from supervisor.worker.adopt import Adopted, sort_out
 from supervisor.worker.delivery import Copy, Delivery
 from supervisor.worker.pages import PAGE, Pages
@@ -52,12 +52,12 @@ async def hand_over(wire: Wire, keys: Keys, consumer: str, heir: str) -> None:
 class OwnList:
     """What Redis holds pending for one consumer."""
 
-    def __init__(self, spec: HandlerSpec, keys: Keys, around: Surroundings, row: RowBoard, mark: Mark):
+    def __init__(self, spec: HandlerSpec, keys: Keys, around: Surroundings, row: SharedConsumer, mark: Mark):
         self._spec = spec
         self._keys = keys
         self._wire = around.wire
         self._settler = around.settler
-        self._board = around.board
+        self._shared = around.shared
         self._faults = around.faults
         self._crash = around.crash
         self._consumer = around.name
@@ -92,9 +92,7 @@ class OwnList:
     def _tell_lost_group(self) -> None:
         self._faults(
             "group was gone",
-            SupervisorError(
-                "it was deleted, or the server lost its data; the stream is read from its start again"
-            ),
+            SupervisorError("it was deleted, or the server lost its data; the stream is read from its start again"),
             level="error",
             key=f"{self._keys.stream} {self._keys.group}",
             stream=self._keys.stream,
@@ -109,8 +107,8 @@ class OwnList:
         if not self.opened:
             await self._charge_marked(found, outcomes)
         started = (0, 0) if self.opened else self._row.started()
-        often = await self._delivered_often(found) if not self.opened and self._mark.board_is_new else frozenset()
-        self._board.add(Word.ADOPTED, len(found))
+        often = await self._delivered_often(found) if not self.opened and self._mark.shared_is_new else frozenset()
+        self._shared.add(SlotField.ADOPTED, len(found))
         records = await self._records(self._keys.retries, found)
         crashes = await self._records(self._keys.crashes, found)
         found, records = self._without_dead(found, records, crashes, outcomes)
@@ -179,7 +177,7 @@ class OwnList:
             gone = [entry[0] for entry in new if entry[1] is None]
             if gone:  # deleted while pending
                 self._settler.ack_retried(self._keys, *gone)
-                self._board.add(Word.TRIMMED, len(gone))
+                self._shared.add(SlotField.TRIMMED, len(gone))
             found += [self._make(entry[0], entry[1]) for entry in new if entry[1] is not None]
         return found
 
@@ -207,7 +205,7 @@ class OwnList:
         by_id = {delivery.id: delivery for delivery in found}
         alone = await self._mark.find()
         entry = marked(by_id, alone)
-        if alone is not None or not self._mark.board_is_new:  # what Redis has may be older than the board
+        if alone is not None or not self._mark.shared_is_new:  # what Redis has may be older than shared memory
             await self._mark.take()
         if entry is None:
             return

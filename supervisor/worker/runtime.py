@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
-from supervisor.board import Word, WorkerState
 from supervisor.context import Context, enter
 from supervisor.core.blame import lone_suspect
 from supervisor.errors import HandlerError
 from supervisor.names import replay_key
 from supervisor.settings.place import redis_url
+from supervisor.shared_state import SlotField, WorkerState
 from supervisor.worker.consumer import Consumer
 from supervisor.worker.copies import Copies
 from supervisor.worker.gate import Gate
@@ -30,11 +30,11 @@ from supervisor.worker.surroundings import Surroundings
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from supervisor.board import RowBoard, SlotBoard
     from supervisor.core.outcome import Crash
     from supervisor.handling.load import HandlerSpec
     from supervisor.log import FaultLog
     from supervisor.settings.model import Settings
+    from supervisor.shared_state import SharedConsumer, SharedSlot
     from supervisor.worker.adopt import Adopted
     from supervisor.worker.delivery import Delivery
 
@@ -46,7 +46,7 @@ class Runtime:
         self,
         settings: Settings,
         specs: Sequence[HandlerSpec],
-        board: SlotBoard,
+        shared: SharedSlot,
         name: str,
         faults: FaultLog,
         *,
@@ -55,9 +55,9 @@ class Runtime:
     ) -> None:
         """`name` is the consumer's, `crash` its predecessor's. Make it inside the running loop, after the fork."""
         url = redis_url(settings)
-        self._board = board
+        self._shared = shared
         self._context = Context(settings.app, settings.state_dir.absolute(), name, url)
-        self._lines = Lines(settings, (spec.stream for spec in specs), name, board, faults)
+        self._lines = Lines(settings, (spec.stream for spec in specs), name, shared, faults)
         self.settlers = self._lines.settlers
         self._threads = ThreadPoolExecutor(settings.consumer.threads, thread_name_prefix="handler")
         self._gate = Gate()
@@ -65,7 +65,7 @@ class Runtime:
             Surroundings,
             redis_url=url,
             name=name,
-            board=board,
+            shared=shared,
             gate=self._gate,
             threads=self._threads,
             threads_max=settings.consumer.threads,
@@ -77,13 +77,13 @@ class Runtime:
         )
         #: How many messages a predecessor may have crashed with, over all consumers; whether it is known already which.
         self._suspects = 0
-        self._charged = bool(board.get(Word.ONE_BY_ONE))
+        self._charged = bool(shared.get(SlotField.ISOLATING))
         #: Consumers whose suspects have not all run.
         self._suspicious = 0
         self._bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         enter(self._context)
         pairs = [(spec.stream, spec.group) for spec in specs]
-        board.keep_rows([*pairs, *((replay_key(*pair), pair[1]) for pair in pairs)])
+        shared.keep_consumers([*pairs, *((replay_key(*pair), pair[1]) for pair in pairs)])
         self.consumers = [self._consumer(spec, around) for spec in specs]
         self._copies = Copies(self.consumers, burst=burst)
         for settler in self.settlers:
@@ -160,14 +160,14 @@ class Runtime:
         return min((consumer.due_s for consumer in self._all()), default=math.inf)
 
     def report(self) -> None:
-        """Write state and figures to the board."""
+        """Write state and figures to shared memory."""
         in_flight = sum(consumer.executor.in_hand for consumer in self.consumers)
-        self._board.set(Word.IN_FLIGHT, in_flight)
-        self._board.set(Word.WAITING, sum(len(consumer.waiting) for consumer in self.consumers))
+        self._shared.set(SlotField.IN_FLIGHT, in_flight)
+        self._shared.set(SlotField.WAITING, sum(len(consumer.waiting) for consumer in self.consumers))
         state = self._state(in_flight)
-        if self._board.get(Word.STATE) != state:
-            self._board.set(Word.STATE, state)
-            self._board.set(Word.STATE_SINCE_NS, time.monotonic_ns())
+        if self._shared.get(SlotField.STATE) != state:
+            self._shared.set(SlotField.STATE, state)
+            self._shared.set(SlotField.STATE_SINCE_NS, time.monotonic_ns())
 
     def _state(self, in_flight: int) -> WorkerState:
         if self.stopping:
@@ -180,7 +180,7 @@ class Runtime:
 
     def _consumer(self, spec: HandlerSpec, around: Callable[..., Surroundings]) -> Consumer:
         line = self._lines.of(spec.stream)
-        return Consumer(spec, around(wire=line.wire, settler=line.settler), _row(self._board, spec))
+        return Consumer(spec, around(wire=line.wire, settler=line.settler), _row(self._shared, spec))
 
     def _all(self) -> list[Consumer]:
         return [*self.consumers, *self._copies.consumers]
@@ -226,10 +226,10 @@ class Runtime:
         self._progress()
 
     def _suspect(self, more: int) -> None:
-        """So many more consumers have suspects that did not run yet; the board knows whether there are any."""
+        """So many more consumers have suspects that did not run yet; shared memory knows whether there are any."""
         self._suspicious += more
         if self._suspicious or self._all_opened():
-            self._board.set(Word.ONE_BY_ONE, int(self._suspicious > 0))
+            self._shared.set(SlotField.ISOLATING, int(self._suspicious > 0))
 
     async def _charge_if_lone(self, consumer: Consumer, delivery: Delivery) -> bool:
         """Nothing else was in hand at the crash, so it is known already which message it was."""
@@ -274,8 +274,8 @@ class Runtime:
         task.add_done_callback(self._tasks.discard)
 
 
-def _row(board: SlotBoard, spec: HandlerSpec) -> RowBoard:
-    row = board.row(spec.stream, spec.group)
+def _row(shared: SharedSlot, spec: HandlerSpec) -> SharedConsumer:
+    row = shared.consumer(spec.stream, spec.group)
     if row is None:
         raise HandlerError(f"{spec.where}: more handlers than one pool can have; start a second pool")
     return row

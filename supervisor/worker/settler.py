@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError, ResponseError
 
-from supervisor.board import SlotBoard, Word
 from supervisor.broker.scripts import ACK_RETRIED, DEAD_LETTER, RETRY_LATER
 from supervisor.broker.wire import pack_command
 from supervisor.core.backoff import backoff_s
 from supervisor.core.faults import passes
 from supervisor.names import alone_key, crashes_key, dead_key, replay_key, retries_key
+from supervisor.shared_state import SharedSlot, SlotField
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -87,10 +87,10 @@ class _Item:
 class Settler:
     """The worker's one writer of outcomes."""
 
-    def __init__(self, wire: Wire, board: SlotBoard, faults: FaultLog) -> None:
+    def __init__(self, wire: Wire, shared: SharedSlot, faults: FaultLog) -> None:
         """`faults` logs what Redis refuses."""
         self._wire = wire
-        self._board = board
+        self._shared = shared
         self._faults = faults
         self._loop = asyncio.get_running_loop()
         self._acks: dict[Keys, list[bytes]] = {}
@@ -204,7 +204,7 @@ class Settler:
             return False
         again = self._judge(sent, replies)
         self._unconfirmed[: len(sent)] = again
-        self._board.set(Word.SETTLE_NS, monotonic_ns())
+        self._shared.set(SlotField.SETTLE_NS, monotonic_ns())
         self.progress()
         if not self._unconfirmed and not self._refused:
             self._faults.resolved(_WHAT)
@@ -233,7 +233,7 @@ class Settler:
             del self._notes[item.keys, item.notes]
         is_ack = item.arguments[0] == "XACK" or item.arguments[1] == ACK_RETRIED.text
         if is_ack and not item.again and reply < len(item.ids):
-            self._board.add(Word.LOST_CLAIM, len(item.ids) - reply)
+            self._shared.add(SlotField.LOST_CLAIM, len(item.ids) - reply)
 
     def _put_off(self, item: _Item) -> None:
         item.refusals += 1

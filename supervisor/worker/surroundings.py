@@ -9,10 +9,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Executor as Threads
 
-    from supervisor.board import SlotBoard
     from supervisor.broker.wire import Wire
     from supervisor.core.outcome import Crash
     from supervisor.log import FaultLog
+    from supervisor.shared_state import SharedSlot
     from supervisor.worker.gate import Gate
     from supervisor.worker.settler import Settler
 
@@ -26,7 +26,7 @@ class Surroundings:
     name: str
     wire: Wire
     settler: Settler
-    board: SlotBoard
+    shared: SharedSlot
     gate: Gate
     threads: Threads
     threads_max: int

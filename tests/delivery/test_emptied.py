@@ -11,10 +11,10 @@ import psutil
 import pytest
 import redis as redis_py
 
-from supervisor.board import Word
+from supervisor.shared_state import SlotField
 from tests.delivery.case import GROUP, STREAM, Case
 from tests.delivery.load import Load
-from tests.support.faults import board_of
+from tests.support.faults import shared_state_of
 from tests.support.proxy import Proxy
 from tests.support.servers import RedisServer, default_flavour
 from tests.support.waiting import eventually
@@ -91,8 +91,8 @@ def test_26_deleted_while_pending(start_case: StartCase) -> None:
     struck_ns = time.monotonic_ns()
     case.struck("entries were deleted while pending", case.redis.xdel(STREAM, *ids) == len(ids) > 0, struck_ns)
     psutil.Process(pid).send_signal(signal.SIGKILL)
-    board = board_of(case.pool.pid)
-    eventually(lambda: board.slot(slot).get(Word.TRIMMED) == len(ids), what=f"{len(ids)} are counted as trimmed")
+    shared = shared_state_of(case.pool.pid)
+    eventually(lambda: shared.slot(slot).get(SlotField.TRIMMED) == len(ids), what=f"{len(ids)} are counted as trimmed")
     case.load.join()
     numbers = {n for n, entry in case.load.ids.items() if entry.encode() in ids}
     assert len(numbers) == len(ids)

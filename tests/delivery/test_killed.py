@@ -7,11 +7,11 @@ import signal
 import time
 from collections.abc import Callable
 
-from supervisor.board import Word
+from supervisor.shared_state import SlotField
 from tests.delivery.case import HOST, Case
 from tests.delivery.checker import rate_per_s
 from tests.delivery.setting import LONG_WORK_MS
-from tests.support.faults import board_of, incarnations, ready_again_ms
+from tests.support.faults import incarnations, ready_again_ms, shared_state_of
 from tests.support.pool import Pool
 from tests.support.waiting import eventually
 
@@ -36,17 +36,19 @@ def test_00_no_fault(start_case: StartCase) -> None:
 
 def test_01_kill9_one(start_case: StartCase) -> None:
     case = start_case(work_ms=LONG_WORK_MS)
-    board = board_of(case.pool.pid)
+    shared = shared_state_of(case.pool.pid)
     case.moment()
     slot = case.busy_slot(in_hand=5)
-    was, dead = incarnations(board, [slot]), case.pool.pids()[slot]
+    was, dead = incarnations(shared, [slot]), case.pool.pids()[slot]
     killed_ns = kill(dead)
-    ready_ms = ready_again_ms(board, was, killed_ns)[slot]
+    ready_ms = ready_again_ms(shared, was, killed_ns)[slot]
     [left] = eventually(lambda: case.pool.events("worker left"))
     case.struck("kill -9 of one worker", left["signal"] == "SIGKILL" and left["pid"] == dead, killed_ns)
     # Its successor bears its name, so what it held is owned at once by who is forked then: 5 to 15 ms, and more
     # where two cases share two cores.
-    case.check("kill -9 until its successor is forked", (board.slot(slot).get(Word.SPAWN_NS) - killed_ns) / 1e6, 100)
+    case.check(
+        "kill -9 until its successor is forked", (shared.slot(slot).get(SlotField.SPAWN_NS) - killed_ns) / 1e6, 100
+    )
     case.check("kill -9 until its successor is READY", ready_ms, 500)
     case.finish(repeated_max=IN_HAND_MAX, recover_ms=1000)
     assert len(case.recording().pids()[f"{HOST}:{slot}"]) == 2
@@ -54,12 +56,12 @@ def test_01_kill9_one(start_case: StartCase) -> None:
 
 def test_02_kill9_all(start_case: StartCase) -> None:
     case = start_case(work_ms=LONG_WORK_MS)
-    board = board_of(case.pool.pid)
+    shared = shared_state_of(case.pool.pid)
     case.moment()
     before = case.pool.pids()
-    was = incarnations(board, list(before))
+    was = incarnations(shared, list(before))
     killed_ns = min(kill(pid) for pid in before.values())
-    ready_again_ms(board, was, killed_ns)
+    ready_again_ms(shared, was, killed_ns)
     eventually(lambda: len(case.pool.events("worker left")) == len(before))
     case.struck("kill -9 of all workers", not set(before.values()) & set(case.pool.pids().values()), killed_ns)
     case.finish(repeated_max=IN_HAND_MAX * len(before), recover_ms=2000)

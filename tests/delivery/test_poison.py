@@ -13,11 +13,11 @@ from typing import Any
 import psutil
 import pytest
 
-from supervisor.board import Word
+from supervisor.shared_state import SlotField
 from tests.delivery.case import HOST, Case
 from tests.delivery.checker import rate_per_s
 from tests.delivery.setting import LONG_WORK_MS
-from tests.support.faults import board_of
+from tests.support.faults import shared_state_of
 from tests.support.waiting import eventually
 
 StartCase = Callable[..., Case]
@@ -111,11 +111,11 @@ def test_13_one_slot_crash_loops(start_case: StartCase) -> None:
     case = start_case(work_ms=LONG_WORK_MS)
     case.moment(0.1, 0.2)
     slot = case.busy_slot(in_hand=3)
-    board = board_of(case.pool.pid)
+    shared = shared_state_of(case.pool.pid)
     killed_ns: list[int] = []
     killed = 0
     while case.load.elapsed_s < case.load_s:
-        pid = board.slot(slot).get(Word.PID)
+        pid = shared.slot(slot).get(SlotField.PID)
         if pid not in (0, killed):
             killed = pid
             killed_ns.append(time.monotonic_ns())

@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from supervisor.board import Word
+from supervisor.shared_state import SlotField
 from tests.delivery.case import Case
-from tests.support.faults import board_of
+from tests.support.faults import shared_state_of
 from tests.support.refusals import REFUSALS, SERVER_OPTIONS
 from tests.support.waiting import eventually
 
@@ -41,11 +41,11 @@ def check_quiet(case: Case, lasted_s: float) -> None:
 
 def fetching_again_ms(case: Case, since_ns: int) -> float:
     """From `since_ns` until the last of the workers has had an answer to a read."""
-    board = board_of(case.pool.pid)
+    shared = shared_state_of(case.pool.pid)
     slots = sorted(case.pool.pids())
 
     def found() -> list[int]:
-        times = [board.slot(slot).get(Word.FETCH_NS) for slot in slots]
+        times = [shared.slot(slot).get(SlotField.FETCH_NS) for slot in slots]
         return times if min(times) > since_ns else []
 
     return (max(eventually(found, interval_s=0.005)) - since_ns) / 1e6

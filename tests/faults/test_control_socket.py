@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from supervisor.control.server import CLIENTS_MAX, PATIENCE_S
 from supervisor.errors import EXIT_OK, EXIT_RUNNING, NotRunningError
-from tests.support.faults import Bounds, board_of, incarnations, ready_again_ms
+from tests.support.faults import Bounds, incarnations, ready_again_ms, shared_state_of
 from tests.support.standins import Standins, now_s
 from tests.support.waiting import eventually
 
@@ -68,15 +68,15 @@ def stalled(path: Path, count: int, kinds: int) -> Iterator[list[socket.socket]]
 
 def test_41_ctl_client_stalls(standins: Make, bound: Bounds) -> None:
     pool = standins(workers=4)
-    board, path = board_of(pool.pid), pool.place.control
+    shared, path = shared_state_of(pool.pid), pool.place.control
     times, answers = [], []
     for slot in range(3):
         # One place is left, and it is served at once; so are the dead.
         with stalled(path, CLIENTS_MAX - 1, 3):
-            was, before = incarnations(board, [slot]), pool.pids()
+            was, before = incarnations(shared, [slot]), pool.pids()
             killed_ns = time.monotonic_ns()
             os.kill(before[slot], signal.SIGKILL)
-            times += ready_again_ms(board, was, killed_ns).values()
+            times += ready_again_ms(shared, was, killed_ns).values()
             asked_s = now_s()
             assert pool.status()["pid"] == pool.pid
             answers.append((now_s() - asked_s) * 1000)

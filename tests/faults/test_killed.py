@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tests.support.faults import Bounds, Watch, board_of, incarnations, ready_again_ms
+from tests.support.faults import Bounds, Watch, incarnations, ready_again_ms, shared_state_of
 from tests.support.pool import Pool
 from tests.support.recording import HOLDING, RECORD, SIMPLE, records, seen, times_ns
 from tests.support.standins import Standins
@@ -21,13 +21,13 @@ def test_01_kill9_one(start_pool: StartPool, redis_server: Any, watch: Watch, bo
     def kill_each() -> list[float]:
         # Each slot is killed once: what is measured is the restart, not the backoff of one that crashes again.
         pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=10)
-        board, before = board_of(pool.pid), pool.pids()
+        shared, before = shared_state_of(pool.pid), pool.pids()
         times: list[float] = []
         for slot, pid in before.items():
-            was = incarnations(board, [slot])
+            was = incarnations(shared, [slot])
             killed_ns = time.monotonic_ns()
             os.kill(pid, signal.SIGKILL)
-            times += ready_again_ms(board, was, killed_ns).values()
+            times += ready_again_ms(shared, was, killed_ns).values()
         after = pool.wait_ready()["workers"]
         assert all(worker["last_exit"]["signal"] == signal.SIGKILL for worker in after)
         assert all(worker["pid"] != before[worker["slot"]] and worker["restarts"] == 1 for worker in after)
@@ -45,12 +45,12 @@ def test_02_kill9_all(start_pool: StartPool, redis_server: Any, watch: Watch, bo
         times: list[float] = []
         for _ in range(3):  # three pools: the second time, a slot would wait for its backoff
             pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=8)
-            board, before = board_of(pool.pid), pool.pids()
-            was = incarnations(board, list(before))
+            shared, before = shared_state_of(pool.pid), pool.pids()
+            was = incarnations(shared, list(before))
             killed_ns = time.monotonic_ns()
             for pid in before.values():
                 os.kill(pid, signal.SIGKILL)
-            times.append(max(ready_again_ms(board, was, killed_ns).values()))
+            times.append(max(ready_again_ms(shared, was, killed_ns).values()))
             after = pool.wait_ready()["workers"]
             assert [worker["last_exit"]["signal"] for worker in after] == [signal.SIGKILL] * 8
             assert not set(before.values()) & {worker["pid"] for worker in after}
@@ -104,15 +104,15 @@ def test_04_segv_ctypes(start_pool: StartPool, redis_server: Any, bound: Bounds)
         redis_url=redis_server.url,
         workers=2,
     )
-    board = board_of(pool.pid)
-    was = incarnations(board, [0, 1])
+    shared = shared_state_of(pool.pid)
+    was = incarnations(shared, [0, 1])
     for n in range(2):
         redis_server.sync().xadd("events", {"n": n})
     left = eventually(lambda: pool.events("worker left"))[0]
     assert left["signal"] == "SIGSEGV" and left["reason"] == "signal" and left["last_started"]
     crashed_ns = min(at_ns for pid, _, at_ns in records(pool) if pid == left["pid"])
     slot = left["slot"]
-    took_ms = ready_again_ms(board, {slot: was[slot]}, crashed_ns)[slot]
+    took_ms = ready_again_ms(shared, {slot: was[slot]}, crashed_ns)[slot]
     bound.check("SIGSEGV until READY", took_ms, 300)
     [line] = pool.events("worker's last stack")
     assert "Segmentation fault" in line["stack"] and "handlers.py" in line["stack"] and "string_at" in line["stack"]

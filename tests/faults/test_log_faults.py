@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.faults import Bounds, Watch, board_of, incarnations, ready_again_ms
+from tests.support.faults import Bounds, Watch, incarnations, ready_again_ms, shared_state_of
 from tests.support.pool import Pool
 from tests.support.recording import RECORD, seen
 from tests.support.standins import ROOT, now_s
@@ -105,11 +105,11 @@ def start_with(start_pool: StartPool, watch: Watch, pipes: list[LogPipe], handle
 
 def check_alive(pool: Pool, redis: Any, bound: Bounds, what: str) -> None:
     """Workers are replaced, messages handled, questions answered."""
-    board, before = board_of(pool.pid), pool.pids()
-    was = incarnations(board, [1])
+    shared, before = shared_state_of(pool.pid), pool.pids()
+    was = incarnations(shared, [1])
     killed_ns = time.monotonic_ns()
     os.kill(before[1], signal.SIGKILL)
-    bound.check(f"kill -9 of a worker until READY, {what}", ready_again_ms(board, was, killed_ns)[1], 500)
+    bound.check(f"kill -9 of a worker until READY, {what}", ready_again_ms(shared, was, killed_ns)[1], 500)
     redis.xadd("events", {"n": what})
     eventually(lambda: seen(pool)[what.replace(" ", "_")] == 1)
     with bound.within(f"an answer of the arbiter, {what}", 100):

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.support.cgroups import MemoryGroup, memory_group
-from tests.support.faults import Bounds, board_of, incarnations, ready_again_ms
+from tests.support.faults import Bounds, incarnations, ready_again_ms, shared_state_of
 from tests.support.pool import Pool
 from tests.support.recording import RECORD, seen, times_ns
 from tests.support.waiting import eventually
@@ -45,14 +45,14 @@ def test_18_oom_kill_cgroup(cgroup: MemoryGroup, start_pool: StartPool, redis_se
     for process in pool.processes():  # all of them: the kernel chooses
         cgroup.take(process.pid)
     cgroup.limit(200 * MEGABYTE)
-    board, before, arbiter = board_of(pool.pid), pool.pids(), pool.pid
-    was = incarnations(board, [0, 1])
+    shared, before, arbiter = shared_state_of(pool.pid), pool.pids(), pool.pid
+    was = incarnations(shared, [0, 1])
     redis_server.sync().xadd("events", {"n": 1})
     line = eventually(lambda: pool.events("worker left"), 20)[0]
     assert cgroup.oom_kills() == 1
     assert line["signal"] == "SIGKILL" and line["reason"] == "signal"
     assert line["likely_cause"] == "the kernel's out-of-memory killer" and line["last_started"]
-    took_ms = ready_again_ms(board, {line["slot"]: was[line["slot"]]}, times_ns(pool, "eats")[0])[line["slot"]]
+    took_ms = ready_again_ms(shared, {line["slot"]: was[line["slot"]]}, times_ns(pool, "eats")[0])[line["slot"]]
     bound.check("first allocation of 200 MB until another is READY", took_ms, 2000)
     eventually(lambda: seen(pool)["1"] == 1, what="the message ran again")
     status = pool.wait_ready()

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from supervisor.board import Board, Head, Word
 from supervisor.broker.scripts import DELETE_CONSUMER
 from supervisor.keeper.lease import LEASE_MS
 from supervisor.keeper.reaper import Reaper
 from supervisor.names import host_key
+from supervisor.shared_state import HeaderField, SharedState, SlotField
 from tests.support.faults import Bounds
 from tests.support.pool import Pool
 from tests.support.recording import RECORD, seen
@@ -122,10 +122,10 @@ def test_54_dead_host_lease_expires(start_pool: StartPool, redis_server: Any, bo
 
 
 @pytest.fixture
-def board() -> Iterator[Board]:
-    made = Board()
-    made.set(Head.WORKERS, 1)
-    made.slot(0).set(Word.READY_NS, 1)
+def shared() -> Iterator[SharedState]:
+    made = SharedState()
+    made.set(HeaderField.WORKERS, 1)
+    made.slot(0).set(SlotField.READY_NS, 1)
     yield made
     os.close(made.fd)
 
@@ -151,7 +151,7 @@ async def pending(redis: Redis) -> dict[bytes, int]:
     return {row["name"]: row["pending"] for row in summary["consumers"]}
 
 
-async def test_55_delconsumer_race(every_server: Any, board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_55_delconsumer_race(every_server: Any, shared: SharedState, monkeypatch: pytest.MonkeyPatch) -> None:
     async with every_server.client() as redis, every_server.client() as late:
         await redis.xgroup_create("events", "workers", "0", mkstream=True)
         # What it is about: looked at, then deleted, and in between it got one. That one is nobody's.
@@ -171,14 +171,14 @@ async def test_55_delconsumer_race(every_server: Any, board: Board, monkeypatch:
             return await plain(*words)
 
         monkeypatch.setattr(redis, "eval", interrupted)
-        reaper = Reaper(redis, "pool", "token", board, [("events", "workers")], Log())
+        reaper = Reaper(redis, "pool", "token", shared, [("events", "workers")], Log())
         await reaper.look()
         assert await pending(redis) == {b"pool:0": 3, b"pool:7": 1}, "the late one is still in its hands"
         monkeypatch.undo()
         await reaper.look()
         assert await pending(redis) == {b"pool:0": 4}
         names = {row["name"] for row in await redis.xinfo_consumers("events", "workers")}
-        assert b"pool:7" not in names and board.slot(0).get(Word.SWEEP) == 2
+        assert b"pool:7" not in names and shared.slot(0).get(SlotField.RESCAN_PENDING) == 2
 
 
 async def test_55_delconsumer_race_of_many(every_server: Any, bound: Bounds) -> None:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from supervisor.errors import EXIT_OK
-from tests.support.faults import Bounds, Watch, board_of, incarnations, ready_again_ms, zombies
+from tests.support.faults import Bounds, Watch, incarnations, ready_again_ms, shared_state_of, zombies
 from tests.support.pool import MARK, Pool, clean_environment
 from tests.support.recording import RECORD, SIMPLE, records, seen
 from tests.support.standins import ROOT, Standins, is_gone, now_s
@@ -234,15 +234,15 @@ def test_50_arbiter_stolen_wait(start_pool: StartPool, redis_server: Any, bound:
         workers=4,
     )
     before = pool.pids()
-    board = board_of(pool.pid)
-    was = incarnations(board, list(before))
+    shared = shared_state_of(pool.pid)
+    was = incarnations(shared, list(before))
     pool.send(signal.SIGSTOP)  # so that all have died when it forks the first successor
     for pid in before.values():
         os.kill(pid, signal.SIGKILL)
     eventually(lambda: len(zombies(pool.pid)) == 4)
     continued_ns = int(now_s() * 1e9)
     pool.send(signal.SIGCONT)
-    times = ready_again_ms(board, was, continued_ns)
+    times = ready_again_ms(shared, was, continued_ns)
     bound.check("three of four statuses stolen until all are READY", max(times.values()), 1000)
     stolen = {int(pid) for pid in (pool.folder / "stolen").read_text().split()}
     assert len(stolen & set(before.values())) == 3

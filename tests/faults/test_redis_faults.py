@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.faults import Bounds, board_of, incarnations, ready_again_ms
+from tests.support.faults import Bounds, incarnations, ready_again_ms, shared_state_of
 from tests.support.pool import Pool
 from tests.support.recording import RECORD, SIMPLE, records, seen, times_ns
 from tests.support.servers import RedisServer, default_binary
@@ -63,7 +63,7 @@ def test_32_redis_down(start_pool: StartPool, durable_server: Any, bound: Bounds
         workers=3,
         config="[pool]\nbeat_limit_s = 2.0\nboot_limit_s = 3.0\n[redis]\nconnect_timeout_s = 1.0\n",
     )
-    board, before = board_of(pool.pid), pool.pids()
+    shared, before = shared_state_of(pool.pid), pool.pids()
     for n in range(30):
         durable_server.sync().xadd("events", {"n": f"hold{n}"})
     eventually(lambda: len(seen(pool)) == 30)
@@ -73,9 +73,9 @@ def test_32_redis_down(start_pool: StartPool, durable_server: Any, bound: Bounds
     eventually(lambda: seen(pool)["done"] == 30)
     eventually(lambda: pool.ask("status")["state"] == "degraded", 10)
     # One that starts anew has to wait for Redis too, and is no failure for it.
-    was = incarnations(board, [0])
+    was = incarnations(shared, [0])
     os.kill(before[0], signal.SIGKILL)
-    ready_again_ms(board, was, time.monotonic_ns() - 1)
+    ready_again_ms(shared, was, time.monotonic_ns() - 1)
     spent_s = cpu_s([pool.pid, *pool.pids().values()])
     pause_s(down_s + DOWN_S - now_s())
     status = pool.ask("status")

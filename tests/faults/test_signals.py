@@ -15,9 +15,9 @@ from typing import Any
 import psutil
 import pytest
 
-from supervisor.board import Word
 from supervisor.errors import EXIT_DRAIN, EXIT_OK
-from tests.support.faults import Bounds, Watch, board_of, zombies
+from supervisor.shared_state import SlotField
+from tests.support.faults import Bounds, Watch, shared_state_of, zombies
 from tests.support.pool import Pool
 from tests.support.recording import RECORD, SIMPLE, seen
 from tests.support.standins import HANDLERS, ROOT, Standins, is_gone, now_s
@@ -94,21 +94,21 @@ def test_26_sigterm_in_fork_window(bound: Bounds) -> None:
 def test_26_sigterm_in_fork_window_of_a_pool(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
     # A real pool at work: each worker is killed, and its successor gets a SIGTERM as soon as it has a pid.
     pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=8)
-    board, before, arbiter = board_of(pool.pid), pool.pids(), pool.pid
+    shared, before, arbiter = shared_state_of(pool.pid), pool.pids(), pool.pid
     redis, count = redis_server.sync(), 0
     delays: list[float] = []
     for slot, pid in before.items():
         for _ in range(100):
             redis.xadd("events", {"n": count})
             count += 1
-        words = board.slot(slot)
+        words = shared.slot(slot)
         os.kill(pid, signal.SIGKILL)
         until_s = now_s() + 5
-        while words.get(Word.PID) in (pid, 0):  # no sleep: it is hit while it cleans up after the fork
+        while words.get(SlotField.PID) in (pid, 0):  # no sleep: it is hit while it cleans up after the fork
             assert now_s() < until_s
-        born = words.get(Word.PID)
+        born = words.get(SlotField.PID)
         os.kill(born, signal.SIGTERM)
-        delays.append((time.monotonic_ns() - words.get(Word.SPAWN_NS)) / 1e6)
+        delays.append((time.monotonic_ns() - words.get(SlotField.SPAWN_NS)) / 1e6)
         eventually(lambda born=born: is_gone(born), 5, 0.001)
     status = pool.wait_ready()
     bound.check("SIGTERM after the fork began", delays, 1000)

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.faults import Bounds, board_of, incarnations, ready_again_ms
+from tests.support.faults import Bounds, incarnations, ready_again_ms, shared_state_of
 from tests.support.pool import Pool
 from tests.support.recording import RECORD, SIMPLE, records, seen, times_ns
 from tests.support.standins import Standins, is_gone
@@ -51,15 +51,15 @@ def line_of(pool: Pool, text: str) -> str:
 @pytest.mark.slow
 def test_06_sigstop_worker(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
     pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=2)  # with the default beat limit of 5 s
-    board, before = board_of(pool.pid), pool.pids()
-    was = incarnations(board, [0])
+    shared, before = shared_state_of(pool.pid), pool.pids()
+    was = incarnations(shared, [0])
     stopped_ns = time.monotonic_ns()
     os.kill(before[0], signal.SIGSTOP)
     eventually(lambda: psutil.Process(before[0]).status() == psutil.STATUS_STOPPED)
     redis = redis_server.sync()
     for n in range(100):
         redis.xadd("events", {"n": n})
-    took_ms = ready_again_ms(board, was, stopped_ns)[0]
+    took_ms = ready_again_ms(shared, was, stopped_ns)[0]
     bound.check("SIGSTOP until another is READY", took_ms, 6000)
     assert is_gone(before[0])
     left = pool.worker(0)["last_exit"]
@@ -72,12 +72,12 @@ def test_06_sigstop_worker(start_pool: StartPool, redis_server: Any, bound: Boun
 
 def assert_blocked_is_replaced(pool: Pool, redis_server: Any, bound: Bounds, call: str) -> None:
     """The pool has a beat limit of 2 s, and its first message blocks a worker with `call`."""
-    board = board_of(pool.pid)
-    was = incarnations(board, [0])
+    shared = shared_state_of(pool.pid)
+    was = incarnations(shared, [0])
     before = pool.pids()[0]
     redis_server.sync().xadd("events", {"n": 1})
     [blocked_ns] = eventually(lambda: times_ns(pool, "hangs"))
-    took_ms = ready_again_ms(board, was, blocked_ns)[0]
+    took_ms = ready_again_ms(shared, was, blocked_ns)[0]
     bound.check("blocked until another is READY, beat limit 2 s", took_ms, 3000)
     left = pool.worker(0)["last_exit"]
     assert (left["reason"], left["signal"]) == ("hung", signal.SIGKILL)
@@ -153,13 +153,13 @@ def test_09_consumer_task_dies_loop_alive(
         redis_url=redis_server.url,
         workers=1,
     )
-    board = board_of(pool.pid)
-    was = incarnations(board, [0])
+    shared = shared_state_of(pool.pid)
+    was = incarnations(shared, [0])
     redis = redis_server.sync()
     redis.xadd("events", {"n": 1})
     [ended_ns] = eventually(lambda: times_ns(pool, "ended"))
     redis.xadd("other", {"n": 1})
-    took_ms = ready_again_ms(board, was, ended_ns)[0]
+    took_ms = ready_again_ms(shared, was, ended_ns)[0]
     word = {"cancelled": "is cancelled", "raised": "raises"}[death]
     bound.check(f"its task {word} until another worker is READY", took_ms, 300)
     assert pool.worker(0)["last_exit"]["reason"] == "exit"
@@ -194,8 +194,8 @@ def test_10_await_forever(start_pool: StartPool, redis_server: Any, bound: Bound
         redis_url=redis_server.url,
         workers=1,
     )
-    board, before = board_of(pool.pid), pool.pids()[0]
-    was = incarnations(board, [0])
+    shared, before = shared_state_of(pool.pid), pool.pids()[0]
+    was = incarnations(shared, [0])
     redis = redis_server.sync()
     redis.xadd("meek", {"n": 1})
     redis.xadd("defiant", {"n": 1})
@@ -205,7 +205,7 @@ def test_10_await_forever(start_pool: StartPool, redis_server: Any, bound: Bound
     [(_, letter)] = redis.xrange("supervisor:{meek}:workers:dead")
     assert b"timeout_s = 1" in letter[b"error"]
     hangs_ns = times_ns(pool, "hangs")[0]
-    took_ms = ready_again_ms(board, was, hangs_ns)[0]
+    took_ms = ready_again_ms(shared, was, hangs_ns)[0]
     # 1 s, 5 s to end, and then at most two beats and a stack.
     bound.check("cancellation swallowed until another is READY, timeout 1 s", took_ms, 1000 + 5000 + 1500)
     assert seen(pool)["cancelled"] >= 1
@@ -219,9 +219,9 @@ def test_10_await_forever(start_pool: StartPool, redis_server: Any, bound: Bound
 
 def test_11_boot_hang(standins: Callable[..., Standins], bound: Bounds) -> None:
     pool = standins(workers=2, orders={"1": "boot_hang"}, pool="boot_limit_s = 1.5", ready=False)
-    board = eventually(lambda: board_of(pool.pid))
+    shared = eventually(lambda: shared_state_of(pool.pid))
     [hangs] = eventually(lambda: [note for note in pool.notes("spawned") if note["slot"] == 1])
-    took_ms = ready_again_ms(board, {1: 1}, int(hangs["at_s"] * 1e9))[1]
+    took_ms = ready_again_ms(shared, {1: 1}, int(hangs["at_s"] * 1e9))[1]
     bound.check("hangs at boot until another is READY, boot limit 1.5 s", took_ms, 2500)
     assert is_gone(hangs["pid"])
     left = eventually(lambda: pool.worker(1)["last_exit"])

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
-from supervisor.board import RowBoard, Word
 from supervisor.core.ids import parse_id
 from supervisor.core.outcome import Dead, outcome_of
+from supervisor.shared_state import SharedConsumer, SlotField
 from supervisor.worker.adopt import Adopted
 from supervisor.worker.delivery import Delivery
 from supervisor.worker.mark import Mark
@@ -36,7 +36,7 @@ READ_SLACK_MS = 5_000
 class Consumer:
     """As `worker.consumer.Consumer`, with its executor, its intake and its outcomes."""
 
-    def __init__(self, worker: Worker, stream: str, group: str, row: RowBoard) -> None:
+    def __init__(self, worker: Worker, stream: str, group: str, row: SharedConsumer) -> None:
         self.worker = worker
         self.group = group
         self.options = worker.world.options
@@ -49,7 +49,7 @@ class Consumer:
         around: Any = SimpleNamespace(
             wire=wire,
             settler=worker.settler,
-            board=worker.words,
+            shared=worker.words,
             crash=None,
             name=worker.name,
             faults=_unheard,
@@ -79,7 +79,7 @@ class Consumer:
             self.advance()
 
     def progress(self) -> None:
-        if self.own.opened and not self.in_hand and not self.worker.words.get(Word.ONE_BY_ONE):
+        if self.own.opened and not self.in_hand and not self.worker.words.get(SlotField.ISOLATING):
             self.row.set_started(0, 0)
 
     def advance(self) -> None:
@@ -200,7 +200,7 @@ class Consumer:
         if not self.in_hand:
             self.row.set_started(0, 0)
         self.ready.clear()
-        if self.row.alone() is not None:
+        if self.row.isolated() is not None:
             await self.mark.clear()
         if heir is not None:
             await self.own.hand_over(heir)

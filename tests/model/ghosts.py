@@ -70,7 +70,7 @@ class Ghosts:
         self._forbid(ghost.runners and not ghost.torn, f"{entry!r} runs in two workers at once")
         self._forbid(failed_before >= self._world.options.max_deliveries, f"{entry!r} is tried too often")
         self._forbid(failed_before < ghost.kept and not ghost.torn, f"{entry!r}: failed attempts were forgotten")
-        started = worker.words.row(self._world.stream, group)
+        started = worker.words.consumer(self._world.stream, group)
         self._forbid(started and started.started() < parse_id(entry), f"{entry!r} runs unmarked")
         ghost.runners.append(worker)
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
-from supervisor.board import HEADER_WORDS, SLOT_STRIDE, Head, SlotBoard, Word
 from supervisor.keeper.lease import RENEW_S, drop, take
 from supervisor.keeper.reaper import Reaper
 from supervisor.names import alone_key, consumer_name
+from supervisor.shared_state import HEADER_FIELDS, SLOT_STRIDE, HeaderField, SharedSlot, SlotField
 from tests.model.tasks import Client, Task, Until
 from tests.model.worker import Worker
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 SLOTS = 3
 
 
-class Board:
-    """As `board.Board`, in plain memory and with few slots."""
+class SharedState:
+    """As `SharedState`, in plain memory and with few slots."""
 
     def __init__(self) -> None:
-        self._words = memoryview(bytearray((HEADER_WORDS + SLOTS * SLOT_STRIDE) * 8)).cast("Q")
+        self._words = memoryview(bytearray((HEADER_FIELDS + SLOTS * SLOT_STRIDE) * 8)).cast("Q")
 
-    def get(self, word: Head) -> int:
+    def get(self, word: HeaderField) -> int:
         return int(self._words[word])
 
-    def set(self, word: Head, value: int) -> None:
+    def set(self, word: HeaderField, value: int) -> None:
         self._words[word] = value
 
-    def slot(self, slot: int) -> SlotBoard:
-        return SlotBoard(self._words, slot)
+    def slot(self, slot: int) -> SharedSlot:
+        return SharedSlot(self._words, slot)
 
 
 class _Silent:
@@ -72,7 +72,7 @@ class Pool:
 
     @property
     def size(self) -> int:
-        return self.board.get(Head.WORKERS)
+        return self.shared.get(HeaderField.WORKERS)
 
     @property
     def living(self) -> list[Worker]:
@@ -87,8 +87,8 @@ class Pool:
         return [task for task in (*found, self.boot, self.keeper) if task is not None and task.ready]
 
     def start(self, size: int) -> None:
-        self.board = Board()
-        self.board.set(Head.WORKERS, size)
+        self.shared = SharedState()
+        self.shared.set(HeaderField.WORKERS, size)
         self.up, self.stopping, self.frozen, self.cut_off = True, False, False, False
         self.workers, self.due, self._sweeps = dict.fromkeys(range(SLOTS)), set(), {}
         self.keeper = None
@@ -113,17 +113,17 @@ class Pool:
         self.keeper = Task(self._keep())
 
     def spawn(self, slot: int) -> None:
-        words = self.board.slot(slot)
-        words.clear_worker_words()
+        words = self.shared.slot(slot)
+        words.reset_for_new_worker()
         self._tell(slot)
-        words.set(Word.INCARNATION, words.get(Word.INCARNATION) + 1)
-        words.set(Word.PID, 1)
+        words.set(SlotField.INCARNATION, words.get(SlotField.INCARNATION) + 1)
+        words.set(SlotField.PID, 1)
         self.due.discard(slot)
-        self._sweeps[slot] = words.get(Word.SWEEP)
+        self._sweeps[slot] = words.get(SlotField.RESCAN_PENDING)
         self.workers[slot] = Worker(self, slot)
 
     def scale(self, size: int) -> None:
-        self.board.set(Head.WORKERS, size)
+        self.shared.set(HeaderField.WORKERS, size)
         for slot in range(SLOTS):
             worker = self.workers[slot]
             if worker is None:
@@ -150,17 +150,17 @@ class Pool:
         for task in worker.tasks:
             task.drop()
         worker.alive = False
-        slot, words = worker.slot, self.board.slot(worker.slot)
+        slot, words = worker.slot, self.shared.slot(worker.slot)
         self.workers[slot] = None
-        words.set(Word.PID, 0)
+        words.set(SlotField.PID, 0)
         if not crashed and not self.stopping:
-            words.clear_marks()
+            words.clear_started()
         if not self.stopping and (slot < self.size or (crashed and self._heir(slot) is not None)):
             self.due.add(slot)
         if not self.stopping and (slot not in self.due or slot in self._handing):
             self._handing.discard(slot)
             for other in self.living:
-                self.board.slot(other.slot).add(Word.SWEEP, 1)
+                self.shared.slot(other.slot).add(SlotField.RESCAN_PENDING, 1)
         if not crashed or slot not in self.due:
             self.world.ghosts.forgive()
         self._see_to_the_end()
@@ -181,7 +181,7 @@ class Pool:
         if not self.up or self.frozen:
             return
         for worker in self.living:
-            asked = self.board.slot(worker.slot).get(Word.SWEEP)
+            asked = self.shared.slot(worker.slot).get(SlotField.RESCAN_PENDING)
             if self._sweeps.setdefault(worker.slot, 0) != asked:
                 self._sweeps[worker.slot] = asked
                 worker.sweep()
@@ -194,7 +194,7 @@ class Pool:
         word = self._leave_word(slot)
         if word:
             self._handing.add(slot)
-        self.board.slot(slot).set(Word.LEAVE, word)
+        self.shared.slot(slot).set(SlotField.HANDOVER_TO, word)
 
     def _leave_word(self, slot: int) -> int:
         heir = None if slot < self.size or self.stopping else self._heir(slot)
@@ -209,7 +209,7 @@ class Pool:
     async def _keep(self) -> None:
         groups = [(self.world.stream, group) for group in self.world.groups]
         client: Any = Client()
-        self.reaper = Reaper(client, self.name, self.token, self.board, groups, _Silent())  # type: ignore[arg-type]
+        self.reaper = Reaper(client, self.name, self.token, self.shared, groups, _Silent())  # type: ignore[arg-type]
         while True:
             due_ms = self.world.now_ms + RENEW_S * 1000
             try:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from supervisor.board import Word
 from supervisor.core.blame import lone_suspect
 from supervisor.names import consumer_name
+from supervisor.shared_state import SlotField
 from supervisor.worker.adopt import Adopted
 from supervisor.worker.delivery import Delivery
 from tests.model.consumer import Consumer
@@ -33,7 +33,7 @@ class Worker:
         self.world = pool.world
         self.slot = slot
         self.name = consumer_name(pool.name, slot)
-        self.words = pool.board.slot(slot)
+        self.words = pool.shared.slot(slot)
         self.settler = Settler(self.progress)
         self.alive = True
         self.stopping = False
@@ -43,17 +43,17 @@ class Worker:
         self.give_back_at_ms = 0
         self._one = False
         self._suspects = self._suspicious = 0
-        self._charged = bool(self.words.get(Word.ONE_BY_ONE))
+        self._charged = bool(self.words.get(SlotField.ISOLATING))
         self.consumers = [self._consumer(group) for group in self.world.groups]
         self.tasks: list[Task] = []
-        if self.words.get(Word.LEAVE):
+        if self.words.get(SlotField.HANDOVER_TO):
             self.tasks.append(Task(self._close()))
         else:
             self.lives = [Task(self._live(consumer)) for consumer in self.consumers]
             self.tasks = [*self.lives, Task(self.settler.run()), Task(self._main())]
 
     def _consumer(self, group: str) -> Consumer:
-        row = self.words.row(self.world.stream, group)
+        row = self.words.consumer(self.world.stream, group)
         assert row is not None
         return Consumer(self, self.world.stream, group, row)
 
@@ -91,7 +91,7 @@ class Worker:
         await self._close()
 
     async def _close(self) -> None:
-        leave = self.words.get(Word.LEAVE)
+        leave = self.words.get(SlotField.HANDOVER_TO)
         heir = consumer_name(self.pool.name, leave - 1) if leave else None
         for consumer in self.consumers:
             await consumer.leave(heir)
@@ -103,7 +103,7 @@ class Worker:
         self._suspect(bool(adopted.suspects))
         consumer.progress()
         if all(other.own.opened for other in self.consumers):
-            self.words.set(Word.READY_NS, 1)
+            self.words.set(SlotField.READY_NS, 1)
         await consumer.start(adopted)
         if adopted.suspects:
             await self._run_suspects(consumer, adopted)
@@ -127,7 +127,7 @@ class Worker:
     def _suspect(self, more: int) -> None:
         self._suspicious += more
         if self._suspicious or all(other.own.opened for other in self.consumers):
-            self.words.set(Word.ONE_BY_ONE, int(self._suspicious > 0))
+            self.words.set(SlotField.ISOLATING, int(self._suspicious > 0))
 
     def progress(self) -> None:
         for consumer in self.consumers:

@@ -125,7 +125,7 @@ def own_copy(tmp_path: Path, redis_server: AnyServer) -> Iterator[Pool]:
 @pytest.mark.parametrize(
     ("file", "line", "more"),
     [
-        ("board.py", "    BACKLOG_NS = 11\n", "    ANOTHER_WORD = 63\n"),
+        ("shared_state.py", "    BACKLOG_NS = 11\n", "    ANOTHER_WORD = 63\n"),
         ("core/slot.py", "    incarnation: int = 0\n", "    another_field: int = 0\n"),
         ("core/restart.py", '    PLANNED = "planned"\n', '    ANOTHER_KIND = "another"\n'),
         ("arbiter/reexec.py", "    configured: int\n", "    another_field: int\n"),

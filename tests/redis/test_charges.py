@@ -11,9 +11,9 @@ import pytest
 from redis.asyncio import Redis
 
 from supervisor import Message, handler
-from supervisor.board import Board, Word
 from supervisor.core.ids import parse_id
 from supervisor.names import alone_key, crashes_key, retries_key
+from supervisor.shared_state import SharedState, SlotField
 from tests.redis.test_worker import GROUP, STREAM, Worker
 from tests.support.waiting import eventually_async
 
@@ -26,7 +26,7 @@ def end() -> Iterator[threading.Event]:
     event.set()
 
 
-async def crashed_alone(redis_url: str, redis: Redis, board: Board) -> bytes:
+async def crashed_alone(redis_url: str, redis: Redis, shared: SharedState) -> bytes:
     """The id of a message with which a worker died; it was the only one in hand."""
     hold = asyncio.Event()
 
@@ -35,19 +35,21 @@ async def crashed_alone(redis_url: str, redis: Redis, board: Board) -> bytes:
         await hold.wait()
 
     entry: bytes = await redis.xadd(STREAM, {"n": 1})
-    worker = Worker(redis_url, [handle], board)
-    await eventually_async(lambda: board.slot(0).get(Word.IN_FLIGHT) or worker.runtime.consumers[0].executor.running)
-    started = board.slot(0).row(STREAM, GROUP).started()  # type: ignore[union-attr]
+    worker = Worker(redis_url, [handle], shared)
+    await eventually_async(
+        lambda: shared.slot(0).get(SlotField.IN_FLIGHT) or worker.runtime.consumers[0].executor.running
+    )
+    started = shared.slot(0).consumer(STREAM, GROUP).started()  # type: ignore[union-attr]
     await worker.vanish()
-    board.slot(0).row(STREAM, GROUP).set_started(*started)  # type: ignore[union-attr]
+    shared.slot(0).consumer(STREAM, GROUP).set_started(*started)  # type: ignore[union-attr]
     return entry
 
 
 async def test_a_fault_of_redis_between_charge_and_run_charges_nobody_twice(redis_url: str, redis: Redis) -> None:
-    board, ran = Board(), asyncio.Event()
-    entry = await crashed_alone(redis_url, redis, board)
-    board.slot(0).row(STREAM, GROUP).set_alone(*parse_id(entry))  # type: ignore[union-attr]
-    board.slot(0).set(Word.INCARNATION, 2)
+    shared, ran = SharedState(), asyncio.Event()
+    entry = await crashed_alone(redis_url, redis, shared)
+    shared.slot(0).consumer(STREAM, GROUP).set_isolated(*parse_id(entry))  # type: ignore[union-attr]
+    shared.slot(0).set(SlotField.INCARNATION, 2)
     # What comes after the charge fails until this key is gone.
     await redis.set(retries_key(STREAM, GROUP), "of another type")
 
@@ -56,7 +58,7 @@ async def test_a_fault_of_redis_between_charge_and_run_charges_nobody_twice(redi
         ran.crashes = await redis.hget(crashes_key(STREAM, GROUP), message.id)  # type: ignore[attr-defined]
         ran.set()
 
-    worker = Worker(redis_url, [handle], board)
+    worker = Worker(redis_url, [handle], shared)
     await eventually_async(lambda: worker.faults)
     await redis.delete(retries_key(STREAM, GROUP))
     await asyncio.wait_for(ran.wait(), 10)
@@ -68,7 +70,7 @@ async def test_who_ran_beside_a_thread_out_of_time_is_not_charged(
     redis_url: str, redis: Redis, end: threading.Event
 ) -> None:
     """A thread that goes on after its message's time limit may be what ends the process."""
-    board, hold = Board(), asyncio.Event()
+    shared, hold = SharedState(), asyncio.Event()
 
     @handler(STREAM, group="threads", timeout_s=0.05, retry_base_s=60)
     def in_thread(message: Message) -> None:
@@ -80,25 +82,25 @@ async def test_who_ran_beside_a_thread_out_of_time_is_not_charged(
 
     entry = await redis.xadd(STREAM, {"n": 1})
     once = {"consumer": {"max_crashes": 1}}
-    first = Worker(redis_url, [in_thread, innocent], board, **once)
-    await eventually_async(lambda: board.slot(0).get(Word.FAILED) == 1)
-    started = board.slot(0).row(STREAM, GROUP).started()  # type: ignore[union-attr]
+    first = Worker(redis_url, [in_thread, innocent], shared, **once)
+    await eventually_async(lambda: shared.slot(0).get(SlotField.FAILED) == 1)
+    started = shared.slot(0).consumer(STREAM, GROUP).started()  # type: ignore[union-attr]
     assert started == parse_id(entry)
     await first.vanish()
-    board.slot(0).row(STREAM, GROUP).set_started(*started)  # type: ignore[union-attr]
-    board.slot(0).set(Word.INCARNATION, 2)
+    shared.slot(0).consumer(STREAM, GROUP).set_started(*started)  # type: ignore[union-attr]
+    shared.slot(0).set(SlotField.INCARNATION, 2)
     hold.set()
-    second = Worker(redis_url, [in_thread, innocent], board, **once)
-    await eventually_async(lambda: board.slot(0).get(Word.DONE) + board.slot(0).get(Word.DEAD))
+    second = Worker(redis_url, [in_thread, innocent], shared, **once)
+    await eventually_async(lambda: shared.slot(0).get(SlotField.DONE) + shared.slot(0).get(SlotField.DEAD))
     end.set()
     await second.stop()
-    assert board.slot(0).get(Word.DEAD) == 0, "it was charged for another's thread"
+    assert shared.slot(0).get(SlotField.DEAD) == 0, "it was charged for another's thread"
 
 
 async def test_a_suspects_thread_is_over_before_the_next_one_runs(
     redis_url: str, redis: Redis, end: threading.Event
 ) -> None:
-    board = Board()
+    shared = SharedState()
     began: list[str] = []
 
     @handler(STREAM, group=GROUP, timeout_s=0.05, retry_base_s=60)
@@ -107,20 +109,20 @@ async def test_a_suspects_thread_is_over_before_the_next_one_runs(
         end.wait(20)
 
     entries = [await redis.xadd(STREAM, {"n": n}) for n in "ab"]
-    first = Worker(redis_url, [in_thread], board)
+    first = Worker(redis_url, [in_thread], shared)
     await eventually_async(lambda: len(began) == 2)
     await first.vanish()
     await redis.delete(retries_key(STREAM, GROUP))
-    row: Any = board.slot(0).row(STREAM, GROUP)
+    row: Any = shared.slot(0).consumer(STREAM, GROUP)
     row.set_started(*parse_id(entries[-1]))
-    board.slot(0).set(Word.INCARNATION, 2)
+    shared.slot(0).set(SlotField.INCARNATION, 2)
     began.clear()
-    second = Worker(redis_url, [in_thread], board)
-    await eventually_async(lambda: board.slot(0).get(Word.FAILED) >= 1 and began)
+    second = Worker(redis_url, [in_thread], shared)
+    await eventually_async(lambda: shared.slot(0).get(SlotField.FAILED) >= 1 and began)
     await asyncio.sleep(0.3)  # the next one would have begun
-    meanwhile = list(began), row.alone(), await redis.hget(alone_key(STREAM, GROUP), "host:0")
+    meanwhile = list(began), row.isolated(), await redis.hget(alone_key(STREAM, GROUP), "host:0")
     end.set()
     await eventually_async(lambda: began == ["a", "b"])
     await second.stop()
     assert meanwhile == (["a"], parse_id(entries[0]), entries[0]), "its thread still ran, and was marked"
-    assert row.alone() is None
+    assert row.isolated() is None

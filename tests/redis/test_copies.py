@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor import BatchError, Message, handler
-from supervisor.board import HANDLERS_MAX, Board, Head, Word
 from supervisor.broker import inspect
 from supervisor.broker.dead import Letter, pages
 from supervisor.broker.replay import Outcome, replay
@@ -24,6 +23,7 @@ from supervisor.keeper.main import Keeper
 from supervisor.keeper.reaper import Reaper
 from supervisor.names import REPLAY_CONSUMER, alone_key, dead_key, replay_key, retries_key
 from supervisor.settings.model import Settings
+from supervisor.shared_state import HANDLERS_MAX, HeaderField, SharedState, SlotField
 from supervisor.worker.delivery import Copy, Delivery
 from supervisor.worker.letter import dead_letter
 from tests.redis.test_worker import Worker, working
@@ -90,13 +90,13 @@ async def test_a_worker_that_starts_runs_them_as_their_messages(redis: Any, sync
     assert (info.pending, info.replaying, info.dead, info.lag) == (1, 1, 0, 0)
     [shown] = await inspect.pending(redis, STREAM, GROUP)
     assert (shown.id, shown.consumer, shown.attempts) == (entry, REPLAY_CONSUMER, 0)
-    worker = Worker(every_server.url, [handle, other], Board(), **QUICK)
+    worker = Worker(every_server.url, [handle, other], SharedState(), **QUICK)
     await eventually_async(lambda: nothing_left(redis))
     [message] = got
     assert (message.id, message.stream, message.group, message.deliveries) == (entry, STREAM, GROUP, 1)
     wanted = [part if isinstance(part, bytes) else part.encode() for pair in odd.items() for part in pair]
     assert list(message._flat) == wanted
-    assert worker.runtime._copies.consumers == [] and worker.board.get(Word.DONE) == 1
+    assert worker.runtime._copies.consumers == [] and worker.shared.get(SlotField.DONE) == 1
     await worker.stop()
     assert worker.faults == []
 
@@ -111,24 +111,24 @@ async def test_a_poked_worker_runs_them_and_costs_nothing_before_and_after(
     async def handle(message: Message) -> None:
         got.append(message.id)
 
-    board = Board()
-    board.set(Head.WORKERS, 1)
-    worker = Worker(every_server.url, [handle], board, **QUICK)
+    shared = SharedState()
+    shared.set(HeaderField.WORKERS, 1)
+    worker = Worker(every_server.url, [handle], shared, **QUICK)
     await worker.ready.wait()
-    board.slot(0).set(Word.READY_NS, 1)
-    reaper = Reaper(redis, "host", "token", board, [(STREAM, GROUP)], Log())
+    shared.slot(0).set(SlotField.READY_NS, 1)
+    reaper = Reaper(redis, "host", "token", shared, [(STREAM, GROUP)], Log())
     await reaper.look()
-    assert board.slot(0).get(Word.SWEEP) == 0, "nothing to poke for"
+    assert shared.slot(0).get(SlotField.RESCAN_PENDING) == 0, "nothing to poke for"
     connections = len(await redis.client_list())
     assert await replay_all(redis) == ["replayed"] * 250
     await reaper.look()
-    assert board.slot(0).get(Word.SWEEP) == 1
+    assert shared.slot(0).get(SlotField.RESCAN_PENDING) == 1
     worker.runtime.sweep()
     await eventually_async(lambda: nothing_left(redis))
     assert got == ids
     await eventually_async(lambda: not worker.runtime._copies.consumers)
     assert len(await redis.client_list()) == connections
-    assert board.slot(0).row(COPIES, GROUP) is not None, "its row was free to be taken"
+    assert shared.slot(0).consumer(COPIES, GROUP) is not None, "its row was free to be taken"
     await worker.stop()
 
 
@@ -142,7 +142,7 @@ async def test_a_message_of_very_many_fields_comes_back_whole(redis: Any, sync: 
         got.append(message)
 
     assert await replay_all(redis) == ["replayed"]
-    worker = Worker(every_server.url, [handle], Board(), **QUICK)
+    worker = Worker(every_server.url, [handle], SharedState(), **QUICK)
     await eventually_async(lambda: nothing_left(redis))
     wanted = [part if isinstance(part, bytes) else part.encode() for pair in fields.items() for part in pair]
     assert got[0].id == entry and list(got[0]._flat) == wanted
@@ -161,7 +161,7 @@ async def test_one_that_fails_again_is_retried_and_then_one_letter_of_its_messag
         raise ValueError("again")
 
     assert await replay_all(redis) == ["replayed"]
-    worker = Worker(every_server.url, [handle], Board(), **QUICK)
+    worker = Worker(every_server.url, [handle], SharedState(), **QUICK)
     for times in (1, 2):
         await eventually_async(lambda: sync.xlen(DEAD) == 1)
         await eventually_async(lambda: nothing_left(redis))
@@ -179,7 +179,7 @@ async def test_one_that_fails_again_is_retried_and_then_one_letter_of_its_messag
 async def test_a_suspect_copy_is_charged_and_at_last_given_up(redis: Any, sync: Any, every_server: Any) -> None:
     _, entry = bury(sync, STREAM, GROUP, {"n": "1"}, trimmed=True)
     assert await replay_all(redis) == ["replayed"]
-    board, calls, url = Board(), 0, every_server.url
+    shared, calls, url = SharedState(), 0, every_server.url
 
     @handler(STREAM, group=GROUP)
     async def kill(message: Message) -> None:
@@ -188,14 +188,14 @@ async def test_a_suspect_copy_is_charged_and_at_last_given_up(redis: Any, sync: 
         await asyncio.Event().wait()
 
     for times in (1, 2, 3):
-        worker = Worker(url, [kill], board, **QUICK)
+        worker = Worker(url, [kill], shared, **QUICK)
         await eventually_async(lambda times=times: calls == times)  # type: ignore[misc]
-        row: Any = board.slot(0).row(COPIES, GROUP)
-        alone = row.alone() or (0, 0)
+        row: Any = shared.slot(0).consumer(COPIES, GROUP)
+        alone = row.isolated() or (0, 0)
         await worker.vanish()
-        row.set_alone(*alone)  # as a killed process leaves it
-        board.slot(0).set(Word.INCARNATION, 2)
-    last = Worker(url, [kill], board, **QUICK)
+        row.set_isolated(*alone)  # as a killed process leaves it
+        shared.slot(0).set(SlotField.INCARNATION, 2)
+    last = Worker(url, [kill], shared, **QUICK)
     await eventually_async(lambda: sync.xlen(DEAD) == 1)
     await eventually_async(lambda: nothing_left(redis))
     [letter] = await letters(redis)
@@ -216,7 +216,7 @@ async def test_of_a_batch_of_both_only_what_failed_is_kept(redis: Any, sync: Any
 
     assert await replay_all(redis) == ["replayed"] * 2
     own = sync.xadd(STREAM, {"n": "own"}).decode()
-    worker = Worker(every_server.url, [handle], Board(), **QUICK)
+    worker = Worker(every_server.url, [handle], SharedState(), **QUICK)
     await eventually_async(lambda: nothing_left(redis))
     await eventually_async(lambda: sorted(seen) == sorted([bad, good, own]))
     assert [letter.id for letter in await letters(redis)] == [bad]
@@ -245,7 +245,7 @@ async def test_a_batch_may_hold_a_copy_and_a_message_whose_entries_have_the_same
         worker.runtime.sweep()
         await eventually_async(lambda: worker.runtime.consumers[0].executor.in_hand == 3)
         go_on.set()
-        await eventually_async(lambda: worker.board.get(Word.DONE) == 3)
+        await eventually_async(lambda: worker.shared.get(SlotField.DONE) == 3)
         await eventually_async(lambda: nothing_left(redis))
     assert seen == [["first"], ["copy", "own"]] and sync.xpending(STREAM, GROUP)["pending"] == 0
 
@@ -257,12 +257,12 @@ async def test_a_pool_that_is_stopped_leaves_no_mark_of_a_copy(redis: Any, sync:
     async def handle(message: Message) -> None: ...
 
     settings = Settings(redis={"url": every_server.url}, pool={"host": "host"})  # type: ignore[arg-type]
-    board = Board()
-    board.set(Head.WORKERS, 2)
+    shared = SharedState()
+    shared.set(HeaderField.WORKERS, 2)
     marks = [alone_key(STREAM, GROUP), alone_key(COPIES, GROUP)]
     for key in marks:
         sync.hset(key, mapping={"host:0": "1-1", "host:1": "2-2", "other:0": "3-3"})
-    keeper = Keeper(settings, specs_of(settings, [handle]), board, "token")
+    keeper = Keeper(settings, specs_of(settings, [handle]), shared, "token")
     await keeper.clear_marks()
     await keeper.close()
     assert [sync.hkeys(key) for key in marks] == [[b"other:0"]] * 2
@@ -292,7 +292,7 @@ async def test_concurrency_is_one_limit_for_both_and_a_busy_stream_keeps_no_copy
 
     assert await replay_all(redis) == ["replayed"] * 20
     publisher = asyncio.create_task(busy())
-    worker = Worker(every_server.url, [handle], Board(), **QUICK)
+    worker = Worker(every_server.url, [handle], SharedState(), **QUICK)
     await eventually_async(lambda: set(ids) <= set(done), 20)
     stop.set()
     await publisher
@@ -305,29 +305,29 @@ async def test_who_leaves_for_good_hands_copies_over_and_a_drain_keeps_their_ret
     redis: Any, sync: Any, every_server: Any
 ) -> None:
     trimmed(sync, 3)
-    board, failed = Board(), board_failed
+    shared, failed = SharedState(), failed_count
 
     @handler(STREAM, group=GROUP, retry_base_s=3600, retry_max_s=3600)
     async def handle(message: Message) -> None:
         raise ValueError("later")
 
     assert await replay_all(redis) == ["replayed"] * 3
-    worker = Worker(every_server.url, [handle], board, **QUICK)
-    await eventually_async(lambda: failed(board) == 3)
+    worker = Worker(every_server.url, [handle], shared, **QUICK)
+    await eventually_async(lambda: failed(shared) == 3)
     await eventually_async(lambda: redis.hlen(retries_key(COPIES, GROUP)))
     await worker.stop()
     assert [row["name"] for row in sync.xinfo_consumers(COPIES, GROUP)] == [b"host:0"]
-    again = Worker(every_server.url, [handle], board, **QUICK)
-    await eventually_async(lambda: board.slot(0).get(Word.ADOPTED) == 3)
+    again = Worker(every_server.url, [handle], shared, **QUICK)
+    await eventually_async(lambda: shared.slot(0).get(SlotField.ADOPTED) == 3)
     [info] = await inspect.groups(redis, [(STREAM, GROUP)])
     assert (info.pending, info.replaying, info.retrying) == (3, 3, 3)
     await again.stop(heir="host:1")
     assert [(row["name"], row["pending"]) for row in sync.xinfo_consumers(COPIES, GROUP)] == [(b"host:1", 3)]
-    assert failed(board) == 3, "nothing ran before its time"
+    assert failed(shared) == 3, "nothing ran before its time"
 
 
-def board_failed(board: Board) -> int:
-    return board.slot(0).get(Word.FAILED)
+def failed_count(shared: SharedState) -> int:
+    return shared.slot(0).get(SlotField.FAILED)
 
 
 async def test_who_may_only_hand_over_does_so_with_copies(redis: Any, sync: Any, every_server: Any) -> None:
@@ -338,7 +338,7 @@ async def test_who_may_only_hand_over_does_so_with_copies(redis: Any, sync: Any,
     @handler(STREAM, group=GROUP)
     async def handle(message: Message) -> None: ...
 
-    worker = Worker(every_server.url, [handle], Board(), **QUICK)
+    worker = Worker(every_server.url, [handle], SharedState(), **QUICK)
     worker.task.cancel()
     await asyncio.gather(worker.task, return_exceptions=True)
     await worker.runtime.close("host:1")
@@ -355,24 +355,24 @@ async def test_a_keeper_takes_over_copies_of_the_dead(redis: Any, sync: Any, eve
     async def handle(message: Message) -> None:
         got.append(message.id)
 
-    board = Board()
-    board.set(Head.WORKERS, 1)
-    board.slot(0).set(Word.READY_NS, 1)
-    await Reaper(redis, "host", "token", board, [(STREAM, GROUP)], Log()).look()
+    shared = SharedState()
+    shared.set(HeaderField.WORKERS, 1)
+    shared.slot(0).set(SlotField.READY_NS, 1)
+    await Reaper(redis, "host", "token", shared, [(STREAM, GROUP)], Log()).look()
     assert [row["name"] for row in sync.xinfo_consumers(COPIES, GROUP)] == [b"host:0"]
-    worker = Worker(every_server.url, [handle], board, **QUICK)
+    worker = Worker(every_server.url, [handle], shared, **QUICK)
     await eventually_async(lambda: sorted(got) == sorted(ids))
     await eventually_async(lambda: nothing_left(redis))
     await worker.stop()
 
 
 async def test_a_stream_that_nobody_needs_is_removed_by_the_keeper(redis: Any, sync: Any) -> None:
-    board = Board()
-    board.set(Head.WORKERS, 1)
-    board.slot(0).set(Word.READY_NS, 1)
+    shared = SharedState()
+    shared.set(HeaderField.WORKERS, 1)
+    shared.slot(0).set(SlotField.READY_NS, 1)
     sync.xgroup_create(COPIES, GROUP, "0", mkstream=True)
     sync.xgroup_create(STREAM, GROUP, "0", mkstream=True)
-    await Reaper(redis, "host", "token", board, [(STREAM, GROUP)], Log()).look()
+    await Reaper(redis, "host", "token", shared, [(STREAM, GROUP)], Log()).look()
     assert not sync.exists(COPIES)
 
 
@@ -389,7 +389,7 @@ async def test_a_stream_that_is_deleted_under_a_worker_ends_only_its_reading(
             raise ValueError("later")
 
     assert await replay_all(redis) == ["replayed"] * 2
-    worker = Worker(every_server.url, [handle], Board(), **QUICK)
+    worker = Worker(every_server.url, [handle], SharedState(), **QUICK)
     await eventually_async(lambda: len(got) == 2)
     sync.delete(COPIES)
     await eventually_async(lambda: not worker.runtime._copies.consumers)
@@ -417,10 +417,10 @@ async def test_two_workers_share_them_and_the_last_one_removes_the_stream(
         got.append(message.id)
 
     assert await replay_all(redis) == ["replayed"] * 400
-    workers = [Worker(every_server.url, [handle], Board(), name=f"host:{n}", **QUICK) for n in range(2)]
+    workers = [Worker(every_server.url, [handle], SharedState(), name=f"host:{n}", **QUICK) for n in range(2)]
     await eventually_async(lambda: nothing_left(redis))
     assert sorted(got) == sorted(ids)
-    assert all(worker.board.get(Word.DONE) for worker in workers)
+    assert all(worker.shared.get(SlotField.DONE) for worker in workers)
     for worker in workers:
         await worker.stop()
         assert worker.faults == []
@@ -490,7 +490,7 @@ def test_an_entry_that_is_no_copy_stands_for_itself_or_at_least_harms_nobody(fla
 
 
 async def test_whoever_may_have_a_handler_may_have_its_copies_too(redis: Any, sync: Any, every_server: Any) -> None:
-    """Two rows of the board for each."""
+    """Two rows of shared memory for each."""
     trimmed(sync, 1)
     assert await replay_all(redis) == ["replayed"]
     got: list[str] = []
@@ -503,9 +503,9 @@ async def test_whoever_may_have_a_handler_may_have_its_copies_too(redis: Any, sy
         return handle
 
     functions = [make(GROUP), *(make(f"other{n}") for n in range(HANDLERS_MAX - 1))]
-    worker = Worker(every_server.url, functions, Board(), **QUICK)
+    worker = Worker(every_server.url, functions, SharedState(), **QUICK)
     await eventually_async(lambda: nothing_left(redis), 30)
     await worker.stop()
     assert len(got) == 1 and not worker.faults
     with pytest.raises(HandlerError, match="at most 64"):
-        Worker(every_server.url, [*functions, make("one more")], Board())
+        Worker(every_server.url, [*functions, make("one more")], SharedState())

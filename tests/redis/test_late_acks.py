@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from supervisor import Message, Retry, handler
-from supervisor.board import Word
 from supervisor.names import retries_key
+from supervisor.shared_state import SlotField
 from tests.redis.test_worker import GROUP, STREAM, working
 from tests.support.waiting import eventually_async
 
@@ -28,12 +28,12 @@ async def test_a_late_ack_is_counted_once(every_server: Any, failures: int) -> N
 
     async with every_server.client() as redis, working(every_server.url, handle) as worker:
         await redis.xadd(STREAM, {"n": "in time"})
-        await eventually_async(lambda: worker.board.get(Word.DONE) == 1)
+        await eventually_async(lambda: worker.shared.get(SlotField.DONE) == 1)
         entry = await redis.xadd(STREAM, {"n": "late"})
         await asyncio.wait_for(running.wait(), 10)
         await redis.xack(STREAM, GROUP, entry)
         go.set()
-        await eventually_async(lambda: worker.board.get(Word.LOST_CLAIM))
+        await eventually_async(lambda: worker.shared.get(SlotField.LOST_CLAIM))
         # Acks are confirmed in order: that of the other was not counted.
-        assert (worker.board.get(Word.LOST_CLAIM), worker.board.get(Word.DONE)) == (1, 2)
+        assert (worker.shared.get(SlotField.LOST_CLAIM), worker.shared.get(SlotField.DONE)) == (1, 2)
         assert await redis.hlen(retries_key(STREAM, GROUP)) == 0

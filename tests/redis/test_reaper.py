@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from supervisor.board import Board, Head, Word
 from supervisor.broker.scripts import TAKE_OVER
 from supervisor.keeper import reaper as reaper_module
 from supervisor.keeper.lease import take
 from supervisor.keeper.reaper import Reaper
 from supervisor.keeper.sight import Sight
 from supervisor.names import POOLS_KEY, REPLAY_CONSUMER, host_key
+from supervisor.shared_state import HeaderField, SharedState, SlotField
 from tests.support.servers import RedisServer, default_binary
 from tests.support.stepped_clock import SteppedClock
 from tests.support.waiting import eventually_async
@@ -45,21 +45,21 @@ def _short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def board() -> Iterator[Board]:
-    made = Board()
-    made.set(Head.WORKERS, 2)
+def shared() -> Iterator[SharedState]:
+    made = SharedState()
+    made.set(HeaderField.WORKERS, 2)
     for slot in range(2):
-        made.slot(slot).set(Word.READY_NS, 1)
+        made.slot(slot).set(SlotField.READY_NS, 1)
     yield made
     os.close(made.fd)
 
 
 @pytest.fixture
-def make(board: Board) -> Callable[..., Reaper]:
+def make(shared: SharedState) -> Callable[..., Reaper]:
     """A reaper of the pool "here": `make(redis, foreign_after_s=0)`; with `log`, what it tells."""
 
     def made(redis: Any, pool: str = "here", *, foreign_after_s: float = 0, log: Log | None = None) -> Reaper:
-        one = Reaper(redis, pool, f"token of {pool}", board, [(STREAM, GROUP)], log or Log())
+        one = Reaper(redis, pool, f"token of {pool}", shared, [(STREAM, GROUP)], log or Log())
         one.foreign_after_s = foreign_after_s
         return one
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from supervisor.board import Board
 from supervisor.broker.wire import Wire
 from supervisor.names import retries_key
+from supervisor.shared_state import SharedState
 from supervisor.worker.settler import Keys, Settler
 from tests.redis.test_worker import GROUP, STREAM, Faults
 from tests.support.waiting import eventually_async
@@ -20,7 +20,7 @@ KEYS, RECORDS = Keys.of(STREAM, GROUP), retries_key(STREAM, GROUP)
 async def test_a_record_that_was_refused_replaces_no_later_one(redis_url: str, redis: Redis) -> None:
     told: list[Any] = []
     wire = Wire(redis_url)
-    settler = Settler(wire, Board().slot(0), Faults(told))
+    settler = Settler(wire, SharedState().slot(0), Faults(told))
     running = asyncio.create_task(settler.run())
     try:
         await redis.xgroup_create(STREAM, GROUP, "0", mkstream=True)

@@ -12,11 +12,11 @@ import structlog
 from pydantic import BaseModel
 
 from supervisor import BatchError, Message, Reject, Retry, handler
-from supervisor.board import Board, Word
 from supervisor.handling.load import specs_of
 from supervisor.log import FaultLog
 from supervisor.names import crashes_key, dead_key, retries_key
 from supervisor.settings.model import Settings
+from supervisor.shared_state import SharedState, SlotField
 from supervisor.worker.runtime import Runtime
 from tests.support.waiting import eventually_async
 
@@ -45,14 +45,20 @@ class Worker:
     """A runtime in this process, with the faults it complained of."""
 
     def __init__(
-        self, url: str, functions: list[Callable[..., Any]], board: Board, *, name: str = "host:0", **sections: Any
+        self,
+        url: str,
+        functions: list[Callable[..., Any]],
+        shared: SharedState,
+        *,
+        name: str = "host:0",
+        **sections: Any,
     ) -> None:
         settings = Settings(redis={"url": url}, **sections)
         self.faults: list[tuple[str, BaseException]] = []
-        self.board = board.slot(0)
+        self.shared = shared.slot(0)
         self.ready = asyncio.Event()
         specs = specs_of(settings, functions)
-        self.runtime = Runtime(settings, specs, self.board, name, Faults(self.faults))
+        self.runtime = Runtime(settings, specs, self.shared, name, Faults(self.faults))
         self.task = asyncio.create_task(self.runtime.run(self.ready.set))
 
     async def stop(self, heir: str | None = None) -> None:
@@ -69,7 +75,7 @@ class Worker:
 
 @asynccontextmanager
 async def working(url: str, *functions: Callable[..., Any], **sections: Any) -> AsyncIterator[Worker]:
-    worker = Worker(url, list(functions), Board(), **sections)
+    worker = Worker(url, list(functions), SharedState(), **sections)
     try:
         yield worker
     finally:
@@ -118,7 +124,7 @@ async def test_a_plain_function_runs_in_a_thread_and_a_waiting_one_beside_others
     for n in range(50):
         await redis.xadd(STREAM, {"n": n})
     async with working(redis_url, in_thread, wait_for_all) as worker:
-        await eventually_async(lambda: worker.board.get(Word.DONE) == 100)
+        await eventually_async(lambda: worker.shared.get(SlotField.DONE) == 100)
     assert together.is_set()
     assert threading.main_thread().name not in threads
 
@@ -133,7 +139,7 @@ async def test_a_failing_message_is_retried_and_then_a_dead_letter_with_its_reas
 
     entry = await redis.xadd(STREAM, {"user": "ada"})
     async with working(redis_url, fail) as worker:
-        await eventually_async(lambda: worker.board.get(Word.DEAD) == 1)
+        await eventually_async(lambda: worker.shared.get(SlotField.DEAD) == 1)
     assert attempts == [1, 2, 3]
     [(_, letter)] = await redis.xrange(dead_key(STREAM, GROUP))
     assert letter[b"id"] == entry
@@ -183,7 +189,7 @@ async def test_of_a_batch_only_what_failed_is_kept(redis: Any, redis_url: str) -
     for n in range(100):
         await redis.xadd(STREAM, {"n": n})
     async with working(redis_url, batch) as worker:
-        await eventually_async(lambda: worker.board.get(Word.DONE) == 90)
+        await eventually_async(lambda: worker.shared.get(SlotField.DONE) == 90)
     assert max(sizes) > 1
     assert await redis.xlen(dead_key(STREAM, GROUP)) == 10
     assert await pending(redis) == 0
@@ -196,7 +202,7 @@ async def test_a_handler_past_its_time_limit_is_cancelled_and_counted(redis: Any
 
     await redis.xadd(STREAM, {"n": 1})
     async with working(redis_url, hang) as worker:
-        await eventually_async(lambda: worker.board.get(Word.DEAD) == 1)
+        await eventually_async(lambda: worker.shared.get(SlotField.DEAD) == 1)
     [(_, letter)] = await redis.xrange(dead_key(STREAM, GROUP))
     assert b"timeout_s = 0.05" in letter[b"reason"]
 
@@ -214,7 +220,7 @@ async def test_a_timeout_inside_a_handler_that_never_waited_hits_only_that_handl
     for n in range(20):
         await redis.xadd(STREAM, {"n": n})
     async with working(redis_url, timed) as worker:
-        await eventually_async(lambda: worker.board.get(Word.DEAD) == 1 and done == 19)
+        await eventually_async(lambda: worker.shared.get(SlotField.DEAD) == 1 and done == 19)
 
 
 async def test_concurrency_is_a_limit(redis: Any, redis_url: str) -> None:
@@ -237,7 +243,7 @@ async def test_concurrency_is_a_limit(redis: Any, redis_url: str) -> None:
 
 
 async def test_a_successor_adopts_and_runs_what_had_been_started_alone(redis: Any, redis_url: str) -> None:
-    board = Board()
+    shared = SharedState()
     stuck = asyncio.Event()
 
     @handler(STREAM, group=GROUP)
@@ -248,7 +254,7 @@ async def test_a_successor_adopts_and_runs_what_had_been_started_alone(redis: An
 
     for n in range(10):
         await redis.xadd(STREAM, {"n": n})
-    first = Worker(redis_url, [hang], board)
+    first = Worker(redis_url, [hang], shared)
     await asyncio.wait_for(stuck.wait(), 10)
     await first.vanish()
     assert await pending(redis) == 10
@@ -264,11 +270,11 @@ async def test_a_successor_adopts_and_runs_what_had_been_started_alone(redis: An
         running -= 1
         done += 1
 
-    second = Worker(redis_url, [handle], board)
+    second = Worker(redis_url, [handle], shared)
     await eventually_async(lambda: done == 10)
     await second.stop()
     assert most == 1
-    assert second.board.get(Word.ADOPTED) == 10
+    assert second.shared.get(SlotField.ADOPTED) == 10
     assert await pending(redis) == 0
     assert not await redis.exists(crashes_key(STREAM, GROUP))
 
@@ -282,11 +288,11 @@ async def test_retries_and_their_count_survive_a_restart(redis: Any, redis_url: 
         raise Retry(after_s=0.2 if message.deliveries == 1 else 60)
 
     await redis.xadd(STREAM, {"n": 1})
-    first = Worker(redis_url, [fail], Board())
+    first = Worker(redis_url, [fail], SharedState())
     await eventually_async(lambda: redis.hlen(retries_key(STREAM, GROUP)))
     await first.stop()
     assert await pending(redis) == 1
-    second = Worker(redis_url, [fail], Board())
+    second = Worker(redis_url, [fail], SharedState())
     await eventually_async(lambda: seen == [1, 2])
     await second.stop()
 
@@ -297,7 +303,7 @@ async def test_who_leaves_for_good_hands_its_retries_over(redis: Any, redis_url:
         raise ValueError("later")
 
     await redis.xadd(STREAM, {"n": 1})
-    worker = Worker(redis_url, [fail], Board())
+    worker = Worker(redis_url, [fail], SharedState())
     await eventually_async(lambda: redis.hlen(retries_key(STREAM, GROUP)))
     await worker.stop("host:7")
     consumers = {c["name"]: c["pending"] for c in await redis.xinfo_consumers(STREAM, GROUP)}
@@ -370,5 +376,5 @@ async def test_an_entry_deleted_while_pending_is_dropped_and_counted(redis: Any,
         pytest.fail("there is no such message")
 
     async with working(redis_url, handle) as worker:
-        await eventually_async(lambda: worker.board.get(Word.TRIMMED) == 1)
+        await eventually_async(lambda: worker.shared.get(SlotField.TRIMMED) == 1)
     assert await pending(redis) == 0

@@ -10,16 +10,16 @@ from typing import Any, ClassVar
 from redis.asyncio import Redis
 
 from supervisor import BatchError, Message, Reject, Retry, handler
-from supervisor.board import Board, Word
 from supervisor.core.ids import parse_id
 from supervisor.names import crashes_key, dead_key, retries_key
+from supervisor.shared_state import SharedState, SlotField
 from tests.redis.test_worker import GROUP, STREAM, Worker, pending, working
 from tests.support.waiting import eventually_async
 
 
 async def test_a_retry_that_was_running_at_a_crash_is_a_suspect(redis_url: str, redis: Redis) -> None:
     """It raised first, and so has a record as if it waited; at the crash it ran beside an innocent one."""
-    board, runs = Board(), Counter[str]()
+    shared, runs = SharedState(), Counter[str]()
     hold = asyncio.Event()
 
     @handler(STREAM, group=GROUP, retry_base_s=0.05)
@@ -30,7 +30,7 @@ async def test_a_retry_that_was_running_at_a_crash_is_a_suspect(redis_url: str, 
             raise ValueError("the first time")
         await hold.wait()
 
-    first = Worker(redis_url, [handle], board)
+    first = Worker(redis_url, [handle], shared)
     await redis.xadd(STREAM, {"n": "innocent"})
     await redis.xadd(STREAM, {"n": "bad"})
     await eventually_async(lambda: runs["bad"] == 2)
@@ -47,14 +47,14 @@ async def test_a_retry_that_was_running_at_a_crash_is_a_suspect(redis_url: str, 
         await asyncio.sleep(0.05)
         running -= 1
 
-    second = Worker(redis_url, [watch], board)
+    second = Worker(redis_url, [watch], shared)
     await eventually_async(lambda: len(together) == 2)
     await second.stop()
     assert together == [1, 1], "each suspect runs alone"
 
 
 async def test_waiting_retries_keep_out_of_the_way_of_suspects(redis_url: str, redis: Redis) -> None:
-    board, running, hold = Board(), asyncio.Event(), asyncio.Event()
+    shared, running, hold = SharedState(), asyncio.Event(), asyncio.Event()
 
     @handler(STREAM, group=GROUP, retry_base_s=0.3)
     async def handle(message: Message) -> None:
@@ -63,10 +63,10 @@ async def test_waiting_retries_keep_out_of_the_way_of_suspects(redis_url: str, r
         running.set()
         await hold.wait()
 
-    first = Worker(redis_url, [handle], board)
+    first = Worker(redis_url, [handle], shared)
     for n in ("later", "slow"):
         await redis.xadd(STREAM, {"n": n})
-    await eventually_async(lambda: board.slot(0).get(Word.FAILED) == 1 and running.is_set())
+    await eventually_async(lambda: shared.slot(0).get(SlotField.FAILED) == 1 and running.is_set())
     await first.vanish()
     log: list[str] = []
 
@@ -76,7 +76,7 @@ async def test_waiting_retries_keep_out_of_the_way_of_suspects(redis_url: str, r
         await asyncio.sleep(0.6)  # longer than the retry waits
         log.append(f"-{message.fields['n']}")
 
-    second = Worker(redis_url, [watch], board)
+    second = Worker(redis_url, [watch], shared)
     await eventually_async(lambda: len(log) == 4)
     await second.stop()
     assert log == ["+slow", "-slow", "+later", "-later"]
@@ -97,9 +97,9 @@ async def test_a_drain_lets_no_retry_start_and_cancels_nothing(redis_url: str, r
     for _ in range(40):
         await redis.xadd(STREAM, {"n": 1})
     for _ in range(10):
-        board = Board()
-        worker = Worker(redis_url, [handle], board)
-        await eventually_async(lambda board=board: board.slot(0).get(Word.FAILED) > 100)  # type: ignore[misc]
+        shared = SharedState()
+        worker = Worker(redis_url, [handle], shared)
+        await eventually_async(lambda shared=shared: shared.slot(0).get(SlotField.FAILED) > 100)  # type: ignore[misc]
         await worker.stop()
     assert ended == []
     assert await pending(redis) == 40
@@ -118,12 +118,12 @@ async def test_only_a_batch_error_acks_the_others(redis_url: str, redis: Redis) 
         raise ForeignError if calls == 1 else BatchError({"1-1": ValueError("of no message here")})
 
     for _ in range(2):
-        board = Board()
+        shared = SharedState()
         await redis.xadd(STREAM, {"n": 1})
         async with working(redis_url, handle) as worker:
-            await eventually_async(lambda worker=worker: worker.board.get(Word.FAILED) >= 1)  # type: ignore[misc]
-            assert worker.board.get(Word.DONE) == 0
-        del board
+            await eventually_async(lambda worker=worker: worker.shared.get(SlotField.FAILED) >= 1)  # type: ignore[misc]
+            assert worker.shared.get(SlotField.DONE) == 0
+        del shared
     assert calls == 2
     assert await pending(redis) == 2
 
@@ -136,7 +136,7 @@ async def test_nonsense_in_a_retry_is_a_failure_like_any_other(redis_url: str, r
     async with working(redis_url, handle) as worker:
         for n in ("text", "inf", "past"):
             await redis.xadd(STREAM, {"n": n})
-        await eventually_async(lambda: worker.board.get(Word.DEAD) == 3)
+        await eventually_async(lambda: worker.shared.get(SlotField.DEAD) == 3)
     letters = await redis.xrange(dead_key(STREAM, GROUP))
     assert all(b"after_s" in fields[b"reason"] for _, fields in letters)
 
@@ -153,7 +153,7 @@ async def test_words_that_no_utf8_can_hold_end_no_worker(redis_url: str, redis: 
     async with working(redis_url, handle) as worker:
         await redis.xadd(STREAM, {"n": "surrogate"})
         await redis.xadd(STREAM, {"n": "silent"})
-        await eventually_async(lambda: worker.board.get(Word.DEAD) == 2)
+        await eventually_async(lambda: worker.shared.get(SlotField.DEAD) == 2)
     reasons = [fields[b"reason"] for _, fields in await redis.xrange(dead_key(STREAM, GROUP))]
     assert b"\\ud800" in reasons[0] and b"SilentError" in reasons[1]
 
@@ -165,7 +165,7 @@ async def test_a_message_of_many_fields_can_die(redis_url: str, redis: Redis) ->
 
     async with working(redis_url, handle) as worker:
         await redis.xadd(STREAM, {f"name{n}": f"value{n}" for n in range(6000)})
-        await eventually_async(lambda: worker.board.get(Word.DEAD) == 1)
+        await eventually_async(lambda: worker.shared.get(SlotField.DEAD) == 1)
         await worker.runtime.settlers[0].flush()
         assert await pending(redis) == 0
     assert await redis.xlen(dead_key(STREAM, GROUP)) == 1
@@ -183,7 +183,7 @@ async def test_what_the_server_refuses_holds_up_nothing_else(redis_url: str, red
         await eventually_async(lambda: any(b"WRONGTYPE" in str(e).encode() for _, e in worker.faults))
         for _ in range(3000):
             await redis.xadd(STREAM, {"n": "good"})
-        await eventually_async(lambda: worker.board.get(Word.DONE) == 3000, 5)
+        await eventually_async(lambda: worker.shared.get(SlotField.DONE) == 3000, 5)
         assert await pending(redis) <= 2, "the acks did not wait for the letter"
         await redis.delete(dead_key(STREAM, GROUP))
 
@@ -231,9 +231,9 @@ async def test_a_handler_that_is_out_of_time_is_cancelled_once(redis_url: str, r
 
     async with working(redis_url, handle) as worker:
         await redis.xadd(STREAM, {"n": "slow"})
-        await eventually_async(lambda: worker.board.get(Word.FAILED) == 1)
+        await eventually_async(lambda: worker.shared.get(SlotField.FAILED) == 1)
         await redis.xadd(STREAM, {"n": "next"})
-        await eventually_async(lambda: worker.board.get(Word.DONE) == 1)
+        await eventually_async(lambda: worker.shared.get(SlotField.DONE) == 1)
     assert (cleaned, cancelling) == (["whole"], [0])
 
 
@@ -254,7 +254,7 @@ async def test_two_busy_streams_starve_nobody(redis_url: str, redis: Redis) -> N
 
     for attempt in range(3):
         async with working(redis_url, first, second) as worker:
-            await eventually_async(lambda worker=worker: worker.board.get(Word.DONE) == 2 * count, 10)  # type: ignore[misc]
+            await eventually_async(lambda worker=worker: worker.shared.get(SlotField.DONE) == 2 * count, 10)  # type: ignore[misc]
         for stream in ("one", "two"):
             await redis.xgroup_setid(stream, GROUP, "0") if attempt < 2 else None
 
@@ -270,7 +270,7 @@ async def test_a_lost_settling_connection_does_not_stop_the_reading(redis_url: s
     async def handle(message: Message) -> None: ...
 
     async with working(redis_url, handle) as worker:
-        await eventually_async(lambda: worker.board.get(Word.DONE) > 500)
+        await eventually_async(lambda: worker.shared.get(SlotField.DONE) > 500)
 
         async def felt_a_kill() -> bool:
             for row in await redis.client_list():
@@ -329,7 +329,7 @@ async def test_whatever_a_handler_raises_is_a_failure(redis_url: str, redis: Red
     async with working(redis_url, handle, block) as worker:
         for n in ("generator", "own", "group", "stop"):
             await redis.xadd(STREAM, {"n": n})
-        await eventually_async(lambda: worker.board.get(Word.FAILED) == 8, 5)
+        await eventually_async(lambda: worker.shared.get(SlotField.FAILED) == 8, 5)
 
 
 async def test_a_cancel_that_comes_late_hits_no_other_message(redis_url: str, redis: Redis) -> None:
@@ -352,8 +352,8 @@ async def test_a_cancel_that_comes_late_hits_no_other_message(redis_url: str, re
             await asyncio.sleep(0.3)  # lets the cancel come while nothing is in hand
         for n in range(10):
             await redis.xadd(STREAM, {"n": n})
-        await eventually_async(lambda: worker.board.get(Word.DONE) + worker.board.get(Word.FAILED) == 12, 5)
-        assert worker.board.get(Word.DONE) >= 11
+        await eventually_async(lambda: worker.shared.get(SlotField.DONE) + worker.shared.get(SlotField.FAILED) == 12, 5)
+        assert worker.shared.get(SlotField.DONE) >= 11
 
 
 async def test_a_long_adopted_list_is_started_batch_by_batch(redis_url: str, redis: Redis) -> None:
@@ -361,7 +361,7 @@ async def test_a_long_adopted_list_is_started_batch_by_batch(redis_url: str, red
     ids = [await redis.xadd(STREAM, {"n": n}) for n in range(500)]
     await redis.xgroup_create(STREAM, GROUP, "0")
     await redis.xreadgroup(GROUP, "host:0", {STREAM: ">"}, count=500)
-    board, hold, running = Board(), asyncio.Event(), 0
+    shared, hold, running = SharedState(), asyncio.Event(), 0
 
     @handler(STREAM, group=GROUP, batch_size=10, concurrency=10, timeout_s=600)
     async def handle(message: Message) -> None:
@@ -369,10 +369,10 @@ async def test_a_long_adopted_list_is_started_batch_by_batch(redis_url: str, red
         running += 1
         await hold.wait()
 
-    worker = Worker(redis_url, [handle], board)
+    worker = Worker(redis_url, [handle], shared)
     await eventually_async(lambda: running == 10)
     assert worker.ready.is_set()
-    row = board.slot(0).row(STREAM, GROUP)
+    row = shared.slot(0).consumer(STREAM, GROUP)
     assert row is not None
     assert row.started() < parse_id(ids[30])
     stopping = asyncio.create_task(worker.stop())
@@ -401,7 +401,7 @@ async def test_groups_of_one_stream_hide_no_message_from_each_other(redis_url: s
 
     entry = await redis.xadd(STREAM, {"n": 1})
     await redis.xgroup_create(STREAM, "others", "$")
-    worker = Worker(redis_url, [refuse, handle], Board())
+    worker = Worker(redis_url, [refuse, handle], SharedState())
     await asyncio.wait_for(asyncio.gather(started.wait(), worker.ready.wait()), 10)
     await redis.config_set("maxmemory", 1)
     full.set()
@@ -441,11 +441,11 @@ async def test_a_process_with_nothing_running_is_ended_by_no_message(redis_serve
         await release.wait()
         ended.set()
 
-    board = Board()
-    worker = Worker(redis_server.url, [handle], board)
+    shared = SharedState()
+    worker = Worker(redis_server.url, [handle], shared)
     entry = await redis.xadd(STREAM, {"n": 1})
     await asyncio.wait_for(started.wait(), 10)
-    row = board.slot(0).row(STREAM, GROUP)
+    row = shared.slot(0).consumer(STREAM, GROUP)
     assert row is not None and row.started() == parse_id(entry)
     redis_server.pause()
     try:

@@ -13,12 +13,12 @@ import pytest
 from redis.asyncio import Redis
 
 from supervisor import Message, handler
-from supervisor.board import Word
 from supervisor.broker.dead import pages
 from supervisor.broker.replay import REPLAYED, replay
 from supervisor.errors import PublishRefusedError
 from supervisor.names import dead_key, replay_key
 from supervisor.publisher import Publisher
+from supervisor.shared_state import SlotField
 from tests.redis.test_worker import GROUP, STREAM, pending, working
 from tests.support.letters import bury
 from tests.support.proxy import Proxy
@@ -117,7 +117,7 @@ async def test_a_batch_that_no_reply_may_be_long_enough_for(seen: Counter[str]) 
                 await eventually_async(lambda: len(seen) == 60, 30)
                 await eventually_async(lambda: settled(redis))
             closed = server.log.count("scheduled to be closed ASAP for overcoming of output buffer limits")
-            assert closed >= 1 and worker.board.get(Word.RECONNECTS) >= closed
+            assert closed >= 1 and worker.shared.get(SlotField.RECONNECTS) >= closed
             assert set(seen.values()) == {1}
 
 
@@ -129,7 +129,7 @@ async def test_an_entry_that_no_reply_may_be_long_enough_for(seen: Counter[str])
             large = await redis.xadd(STREAM, {"n": "large", "pad": b"\xff" * 2_000_000})
             await publish(redis, *range(10, 20))
             async with working(server.url, counting(seen)) as worker:
-                await eventually_async(lambda: worker.board.get(Word.DEAD) == 1, 40)
+                await eventually_async(lambda: worker.shared.get(SlotField.DEAD) == 1, 40)
                 await publish(redis, "new")
                 await eventually_async(lambda: seen["new"] == 1)
                 await eventually_async(lambda: settled(redis))
@@ -150,7 +150,7 @@ async def test_a_copy_that_no_reply_may_be_long_enough_for_stays_a_letter_of_its
             assert [outcome.outcome for outcome in await replay(redis, letters)] == [REPLAYED]
             await redis.config_set("client-output-buffer-limit", "normal 1mb 0 0")
             async with working(server.url, counting(seen)) as worker:
-                await eventually_async(lambda: worker.board.get(Word.DEAD) == 1, 40)
+                await eventually_async(lambda: worker.shared.get(SlotField.DEAD) == 1, 40)
                 await eventually_async(lambda: is_gone(redis, replay_key(STREAM, GROUP)))
             await redis.config_set("client-output-buffer-limit", "normal 0 0 0")
             [(_, letter)] = await redis.xrange(dead_key(STREAM, GROUP))
@@ -166,11 +166,11 @@ async def test_an_entry_that_a_bad_network_keeps_back_is_no_dead_letter(
         await eventually_async(worker.ready.is_set)
         proxy.set(reset_after=2_000, reset_in="reply")
         await redis.xadd(STREAM, {"n": "1", "pad": b"x" * 20_000})
-        await eventually_async(lambda: worker.board.get(Word.RECONNECTS) >= 12, 40)
+        await eventually_async(lambda: worker.shared.get(SlotField.RECONNECTS) >= 12, 40)
         proxy.set()
         await eventually_async(lambda: seen["1"] == 1)
         await eventually_async(lambda: settled(redis))
-        assert proxy.did["reset in the middle"] >= 12 and worker.board.get(Word.DEAD) == 0
+        assert proxy.did["reset in the middle"] >= 12 and worker.shared.get(SlotField.DEAD) == 0
 
 
 async def test_a_large_entry_and_its_letter_on_a_slow_link(proxy: Proxy, redis: Redis, seen: Counter[str]) -> None:
@@ -188,7 +188,7 @@ async def test_a_large_entry_and_its_letter_on_a_slow_link(proxy: Proxy, redis: 
     proxy.set(bytes_per_s=420_000, slice_bytes=20_000)
     async with working(proxy.url, handle) as worker:
         await eventually_async(lambda: settled(redis), 60)
-        assert worker.board.get(Word.RECONNECTS) >= 2
+        assert worker.shared.get(SlotField.RECONNECTS) >= 2
     assert bad == ["1"] and await redis.xlen(dead_key(STREAM, GROUP)) == 1
 
 

@@ -1,4 +1,4 @@
-"""What every fault test needs: the footprint of an arbiter, time bounds that are shown, a look at the board."""
+"""What every fault test needs: the footprint of an arbiter, time bounds that are shown, a look at shared memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from supervisor.board import Board, Word
+from supervisor.shared_state import SharedState, SlotField
 from tests.support.pool import Pool
 from tests.support.standins import Standins
 from tests.support.waiting import eventually
@@ -174,35 +174,35 @@ def show(rows: Sequence[Row], terminal: pytest.TerminalReporter) -> None:
         terminal.write_line(f"{left}  {right}")
 
 
-# The board, read from outside: it costs the arbiter nothing, so it does not disturb what is measured
+# Shared memory, read from outside: it costs the arbiter nothing, so it does not disturb what is measured
 
 
-def board_of(pid: int) -> Board:
+def shared_state_of(pid: int) -> SharedState:
     """The mapping of a running arbiter."""
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
-            if str(link.readlink()).startswith("/memfd:supervisor-board"):
-                board = Board(os.open(link, os.O_RDWR))
-                os.close(board.fd)
-                return board
-    raise LookupError(f"process {pid} has no board")
+            if str(link.readlink()).startswith("/memfd:supervisor-shared-state"):
+                shared = SharedState(os.open(link, os.O_RDWR))
+                os.close(shared.fd)
+                return shared
+    raise LookupError(f"process {pid} has no shared")
 
 
-def ready_again_ms(board: Board, incarnations: dict[int, int], since_ns: int) -> dict[int, float]:
+def ready_again_ms(shared: SharedState, incarnations: dict[int, int], since_ns: int) -> dict[int, float]:
     """Slot -> ms from `since_ns` until an incarnation later than the given one was READY, by its own clock."""
 
     def found() -> dict[int, float]:
         times = {}
         for slot, incarnation in incarnations.items():
-            words = board.slot(slot)
-            ready_ns = words.get(Word.READY_NS)
-            if words.get(Word.INCARNATION) > incarnation and ready_ns > since_ns:
+            words = shared.slot(slot)
+            ready_ns = words.get(SlotField.READY_NS)
+            if words.get(SlotField.INCARNATION) > incarnation and ready_ns > since_ns:
                 times[slot] = (ready_ns - since_ns) / 1e6
         return times if len(times) == len(incarnations) else {}
 
     return eventually(found, 10, 0.001, what=f"slots {sorted(incarnations)} are READY again")
 
 
-def incarnations(board: Board, slots: Sequence[int]) -> dict[int, int]:
+def incarnations(shared: SharedState, slots: Sequence[int]) -> dict[int, int]:
     """Slot -> the incarnation that runs in it."""
-    return {slot: board.slot(slot).get(Word.INCARNATION) for slot in slots}
+    return {slot: shared.slot(slot).get(SlotField.INCARNATION) for slot in slots}

@@ -21,7 +21,7 @@ from supervisor.arbiter.children import Children, Status
 from supervisor.arbiter.fork import fork_child
 from supervisor.arbiter.loop import Loop
 from supervisor.errors import EXIT_FAILED
-from supervisor.memory_file import memory_file
+from supervisor.memfd import create_memfd
 
 CODE_RAN = 7
 CODE_HEARD = 9
@@ -64,7 +64,7 @@ class Storm:
         self.loop = Loop(self._failed)
         self.loop.on_signal(signal.SIGTERM, self._hear)
         self.children = Children(self.loop)
-        self.stack_fd = memory_file("stacks")
+        self.stack_fd = create_memfd("stacks")
         if mode == "child":
             os.register_at_fork(after_in_child=self._hit)
         elif mode == "parent":

@@ -19,11 +19,11 @@ from typing import Any
 
 from supervisor.arbiter.entries import Entries
 from supervisor.arbiter.main import run
-from supervisor.board import Board, Head, Word
 from supervisor.cli.main import run as run_cli
 from supervisor.errors import EXIT_OK, SupervisorError
 from supervisor.settings.load import Loaded, load
 from supervisor.settings.model import Settings
+from supervisor.shared_state import HeaderField, SharedState, SlotField
 
 FOLDER = Path(sys.argv[1]).parent
 BEAT_S = 0.02
@@ -32,8 +32,8 @@ BEAT_S = 0.02
 class Worker:
     """One stand-in worker."""
 
-    def __init__(self, board: Board, slot: int, burst: bool) -> None:
-        self.board, self.words, self.slot, self.burst = board, board.slot(slot), slot, burst
+    def __init__(self, shared: SharedState, slot: int, burst: bool) -> None:
+        self.shared, self.words, self.slot, self.burst = shared, shared.slot(slot), slot, burst
         self.terms = 0
         orders = json.loads((FOLDER / "orders.json").read_text())
         self.behaviour = orders.get(str(slot), orders.get("*", "good"))
@@ -43,7 +43,7 @@ class Worker:
         self.terms += 1
 
     def beat(self) -> None:
-        self.words.set(Word.BEAT_NS, time.monotonic_ns())
+        self.words.set(SlotField.BEAT_NS, time.monotonic_ns())
 
     def run(self) -> int:
         note("spawned", self.slot, terms=0)
@@ -51,10 +51,16 @@ class Worker:
         if before is not None:
             before()
         self.beat()
-        self.words.set(Word.READY_NS, time.monotonic_ns())
+        self.words.set(SlotField.READY_NS, time.monotonic_ns())
         code = getattr(self, f"do_{self.behaviour}", self.do_good)()
-        self.words.set(Word.SAID, 1 + code)
-        note("left", self.slot, terms=self.terms, leave=self.words.get(Word.LEAVE), sweep=self.words.get(Word.SWEEP))
+        self.words.set(SlotField.EXIT_CODE, 1 + code)
+        note(
+            "left",
+            self.slot,
+            terms=self.terms,
+            leave=self.words.get(SlotField.HANDOVER_TO),
+            sweep=self.words.get(SlotField.RESCAN_PENDING),
+        )
         return code
 
     def until_told(self) -> None:
@@ -76,44 +82,44 @@ class Worker:
         return EXIT_OK
 
     def do_stubborn(self) -> int:
-        self.words.set(Word.IN_FLIGHT, 1)
+        self.words.set(SlotField.IN_FLIGHT, 1)
         while True:
             self.beat()
             time.sleep(BEAT_S)
 
     def do_hang(self) -> int:
-        if self.words.get(Word.INCARNATION) > 1:
+        if self.words.get(SlotField.INCARNATION) > 1:
             return self.do_good()
         while True:
             time.sleep(3600)
 
     def do_overdue(self) -> int:
-        if self.words.get(Word.INCARNATION) > 1:
+        if self.words.get(SlotField.INCARNATION) > 1:
             return self.do_good()
-        self.words.set(Word.DEADLINE_NS, time.monotonic_ns() + 200_000_000)
+        self.words.set(SlotField.DEADLINE_NS, time.monotonic_ns() + 200_000_000)
         return self.do_stubborn()
 
     def do_long(self) -> int:
         """A deadline some seconds ahead, set once."""
-        self.words.set(Word.DEADLINE_NS, time.monotonic_ns() + 5_000_000_000)
+        self.words.set(SlotField.DEADLINE_NS, time.monotonic_ns() + 5_000_000_000)
         return self.do_good()
 
     def before_boot_hang(self) -> None:
-        if self.words.get(Word.INCARNATION) == 1:
+        if self.words.get(SlotField.INCARNATION) == 1:
             time.sleep(3600)
 
     def do_exit0(self) -> int:
-        return EXIT_OK if self.burst or self.words.get(Word.INCARNATION) == 1 else self.do_good()
+        return EXIT_OK if self.burst or self.words.get(SlotField.INCARNATION) == 1 else self.do_good()
 
     def do_recycle(self) -> int:
-        return 80 if self.words.get(Word.INCARNATION) < 4 else self.do_good()
+        return 80 if self.words.get(SlotField.INCARNATION) < 4 else self.do_good()
 
     def before_config(self) -> None:
-        self.words.set(Word.SAID, 1 + 78)
+        self.words.set(SlotField.EXIT_CODE, 1 + 78)
         os._exit(78)
 
     def do_config_later(self) -> int:
-        return 78 if self.words.get(Word.INCARNATION) > 1 else self.do_good()
+        return 78 if self.words.get(SlotField.INCARNATION) > 1 else self.do_good()
 
     def before_crash(self) -> None:
         os._exit(3)
@@ -131,7 +137,7 @@ class Worker:
     def do_crash_in_turn(self) -> int:
         """Slots 0 and 1 crash by turns; whose file exists has the turn."""
         turn = FOLDER / f"turn{self.slot}"
-        if self.slot == 0 and self.words.get(Word.INCARNATION) == 1:
+        if self.slot == 0 and self.words.get(SlotField.INCARNATION) == 1:
             turn.touch()
         while not turn.exists() and not self.terms:
             self.beat()
@@ -148,7 +154,7 @@ class Worker:
         return self.do_good()
 
     def do_row(self) -> int:
-        row = self.board.slot(self.slot).row("events", "group")
+        row = self.shared.slot(self.slot).consumer("events", "group")
         assert row is not None
         row.set_started(1234, 5)
         return self.do_good()
@@ -162,17 +168,17 @@ def note(what: str, slot: int, **more: Any) -> None:
     os.close(fd)
 
 
-def worker(_settings: Settings, _specs: Any, board: Board, slot: int, burst: bool, _crash: Any) -> int:
-    return Worker(board, slot, burst).run()
+def worker(_settings: Settings, _specs: Any, shared: SharedState, slot: int, burst: bool, _crash: Any) -> int:
+    return Worker(shared, slot, burst).run()
 
 
-def keeper(_settings: Settings, _specs: Any, board: Board, token: str) -> int:
+def keeper(_settings: Settings, _specs: Any, shared: SharedState, token: str) -> int:
     told: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: told.append(number))
     note("keeper", -1, token=token)
     while not told:
-        board.set(Head.KEEPER_REDIS_OK, 1)
-        board.set(Head.KEEPER_BEAT_NS, time.monotonic_ns())
+        shared.set(HeaderField.KEEPER_REDIS_OK, 1)
+        shared.set(HeaderField.KEEPER_BEAT_NS, time.monotonic_ns())
         time.sleep(BEAT_S)
     return EXIT_OK
 

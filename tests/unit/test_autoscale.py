@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervisor.arbiter import upkeep
-from supervisor.board import Board, Head, Word
 from supervisor.core.autoscale import (
     DOWN_AFTER_S,
     DOWN_AFTER_S_MAX,
@@ -22,11 +21,12 @@ from supervisor.core.autoscale import (
     Trend,
     decide,
 )
+from supervisor.shared_state import HeaderField, SharedState, SlotField
 
 #: What one worker does in a second, and how long a new one needs until it does.
 PACE, BOOT_S = 100, 1
 HOUR_S = 3600
-BOARD = Board()
+SHARED = SharedState()
 
 
 class Factory:
@@ -41,14 +41,14 @@ class Factory:
             SimpleNamespace(
                 settings=SimpleNamespace(pool=pool),
                 pool=self,
-                board=BOARD,
+                shared=SHARED,
                 operations=SimpleNamespace(rolling=None),
                 burst=False,
                 log=SimpleNamespace(info=lambda *_, **__: None),
             )
         )
-        for word in (Word.DONE, Word.PID):
-            BOARD.slot(0).set(word, 0)
+        for word in (SlotField.DONE, SlotField.PID):
+            SHARED.slot(0).set(word, 0)
 
     @property
     def size(self) -> int:
@@ -65,9 +65,9 @@ class Factory:
             self.backlog += self.load(self.now_s)
             done = min(self.backlog, working * PACE)
             self.backlog -= done
-            BOARD.slot(0).add(Word.DONE, int(done))
-            BOARD.set(Head.BACKLOG, int(self.backlog))
-            BOARD.set(Head.BACKLOG_NS, self.now_s * 1_000_000_000)
+            SHARED.slot(0).add(SlotField.DONE, int(done))
+            SHARED.set(HeaderField.BACKLOG, int(self.backlog))
+            SHARED.set(HeaderField.BACKLOG_NS, self.now_s * 1_000_000_000)
             self.scaler.look()
 
 

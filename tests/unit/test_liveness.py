@@ -28,7 +28,7 @@ BEGIN_S = 1000.0
 STEP_S, TURN_S, BEAT_S = 0.05, 0.25, 0.5
 #: The arbiter can't know which part of its last sleep it was frozen; a word may be rounded up to the next beat but one.
 EARLY_S, SLOW_S = 0.3, 2.0
-WORD_MAX = 2**64 - 1
+FIELD_MAX = 2**64 - 1
 EVER = math.inf
 
 
@@ -185,7 +185,7 @@ def test_one_that_hangs_is_found_soon_all_the_same(freezes: list[Freeze], hangs_
     assert freezes or ran_s >= hangs_after_s + LIMITS.beat_s - BEAT_S
 
 
-Words = st.integers(0, WORD_MAX) | st.sampled_from([0, 1, int(BEGIN_S * NS), int((BEGIN_S + 1e6) * NS), WORD_MAX])
+Words = st.integers(0, FIELD_MAX) | st.sampled_from([0, 1, int(BEGIN_S * NS), int((BEGIN_S + 1e6) * NS), FIELD_MAX])
 
 
 class Scribbled(Child):
@@ -196,7 +196,7 @@ class Scribbled(Child):
 
 @settings(deadline=None)
 @given(Words, Words, st.booleans(), Freezes)
-@example(WORD_MAX, WORD_MAX, True, [])
+@example(FIELD_MAX, FIELD_MAX, True, [])
 @example(0, 0, True, [])
 def test_no_word_makes_a_child_immortal(beat: int, deadline: int, ready: bool, freezes: list[Freeze]) -> None:
     child = Scribbled(ready=ready, beat_ns=beat, deadline_ns=deadline)
@@ -216,7 +216,7 @@ def quiet_s(beat_ns: Callable[[int, int], int]) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("word", [0, WORD_MAX])
+@pytest.mark.parametrize("word", [0, FIELD_MAX])
 def test_a_wrong_word_is_forgotten_when_the_child_writes_again(word: int) -> None:
     # Wrong for 3 s, right for 1 s, and so on.
     assert 2.5 < max(quiet_s(lambda turn, now_ns: word if turn % 16 < 12 else now_ns)) <= 3.0

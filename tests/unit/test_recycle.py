@@ -12,9 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from supervisor.arbiter import upkeep
-from supervisor.board import Board, Word
 from supervisor.core.recycle import GROWN_UP_S, Ceilings, Wear, most_worn
 from supervisor.core.slot import Slot, State
+from supervisor.shared_state import SharedState, SlotField
 
 Limit = st.just(0) | st.integers(1, 1000)
 Wears = st.lists(
@@ -51,7 +51,7 @@ def test_the_one_furthest_beyond_a_limit_is_found_and_no_other(workers: list[Wea
 SECOND_NS = 1_000_000_000
 MEGABYTE = 1_000_000
 RESTART_S = 3.0
-BOARD = Board()
+SHARED = SharedState()
 
 
 class Plant:
@@ -71,7 +71,7 @@ class Plant:
             SimpleNamespace(
                 settings=SimpleNamespace(pool=SimpleNamespace(**none | limits)),
                 pool=self,
-                board=BOARD,
+                shared=SHARED,
                 operations=self,
                 log=SimpleNamespace(info=lambda _event, **told: self.told.append({"at_s": self.now_s, **told})),
             )
@@ -96,7 +96,7 @@ class Plant:
             self.now_s += 1
             for number, slot in self.slots.items():
                 if slot.state is State.READY:
-                    BOARD.slot(number).add(Word.DONE, self.works[number])
+                    SHARED.slot(number).add(SlotField.DONE, self.works[number])
                 elif self.now_s >= slot.drain_until_s:
                     self.slots[number] = self.born(number)
             self.recycler.look()
@@ -138,7 +138,7 @@ def test_growth_counts_from_ready_and_a_large_worker_is_no_grown_one(plant) -> N
 
 
 def test_messages_count_from_the_incarnation_s_first(plant) -> None:
-    BOARD.slot(0).set(Word.DONE, 123_456)
+    SHARED.slot(0).set(SlotField.DONE, 123_456)
     here = plant(2, recycle_messages=1000)
     here.works |= {0: 10, 1: 40}
     here.run(1100)

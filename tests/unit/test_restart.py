@@ -27,15 +27,15 @@ from supervisor.arbiter import crew, pool
 from supervisor.arbiter.loop import Timer
 from supervisor.arbiter.pool import Pool
 from supervisor.arbiter.stacks import Stacks
-from supervisor.board import Board, Word
 from supervisor.core import restart
 from supervisor.core.restart import CALM_S, CANARY_AFTER_S, CANARY_PROVES_S, WINDOW_S, Breaker, Kind
 from supervisor.core.slot import Limits, State
 from supervisor.errors import EXIT_FAILED, EXIT_OK, WORKER_PLANNED, WORKER_TEMPFAIL
+from supervisor.shared_state import SharedState, SlotField
 
 #: Nobody beats in here.
 LIMITS = Limits(boot_s=15.0, beat_s=math.inf, drain_s=25.0)
-BOARD, CHANCE = Board(), random.Random()
+SHARED, CHANCE = SharedState(), random.Random()
 #: The last one: a loop wakes a little after the time it slept for.
 BOOT_S, EXIT_S, LATE_S = 0.1, 0.01, 1e-6
 
@@ -73,7 +73,7 @@ class World:
         self._gone: dict[int, Callable[[Any], None]] = {}
         self.add = self._gone.__setitem__
         silent = SimpleNamespace(**dict.fromkeys(("debug", "info", "warning", "error"), lambda *_, **__: None))
-        self.pool = Pool(BOARD, self._fork, self, self, Stacks(), LIMITS, silent, lambda: None)
+        self.pool = Pool(SHARED, self._fork, self, self, Stacks(), LIMITS, silent, lambda: None)
         self.pool.turn_s = 1.0
         self.pool.scale(workers)
 
@@ -117,17 +117,17 @@ class World:
             assert breaker.canary is None, "two canaries at a time"
             self.canaries_s.append(self.now_s)
         if way.ready:
-            self.at(self.now_s + BOOT_S, lambda: pid in self._gone and BOARD.slot(number).set(Word.READY_NS, 1))
+            self.at(self.now_s + BOOT_S, lambda: pid in self._gone and SHARED.slot(number).set(SlotField.READY_NS, 1))
         if way.leaves_s < math.inf:
             self.at(self.now_s + way.leaves_s, lambda: self._leave(pid, way.code, None, way.done))
         return pid
 
     def _leave(self, pid: int, code: int | None, number: int | None, done: int = 0) -> None:
         if pid in self._gone:
-            BOARD.slot(self._slots[pid]).add(Word.DONE, done)
+            SHARED.slot(self._slots[pid]).add(SlotField.DONE, done)
             if code in (EXIT_FAILED, None):
                 self.crashes_s.append(self.now_s)
-            BOARD.slot(self._slots[pid]).set(Word.SAID, 0 if code is None else 1 + code)
+            SHARED.slot(self._slots[pid]).set(SlotField.EXIT_CODE, 0 if code is None else 1 + code)
             self._gone.pop(pid)((code, number))
 
 

@@ -8,8 +8,8 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from supervisor.board import ROWS_MAX, SLOT_WORDS, Board, Word
-from tests.support.faults import Bounds, board_of
+from supervisor.shared_state import CONSUMERS_MAX, SLOT_FIELDS, SharedState, SlotField
+from tests.support.faults import Bounds, shared_state_of
 from tests.support.pool import Pool
 from tests.support.recording import SIMPLE, records, seen
 from tests.support.standins import Standins, now_s
@@ -17,29 +17,29 @@ from tests.support.waiting import eventually
 
 StartPool = Callable[..., Pool]
 #: All that is the worker's own: the words behind the arbiter's eight, and the rows.
-OWN = range(Word.BEAT_NS, SLOT_WORDS + ROWS_MAX * 8)
+OWN = range(SlotField.BEAT_NS, SLOT_FIELDS + CONSUMERS_MAX * 8)
 ABSURD = (1, 2**31, 2**63, 2**64 - 1)
 
 
-def write(board: Board, slot: int, value: Callable[[], int]) -> None:
+def write(shared: SharedState, slot: int, value: Callable[[], int]) -> None:
     """As the worker in `slot` could: it has the same mapping."""
-    words: Any = board.slot(slot)
+    words: Any = shared.slot(slot)
     for word in OWN:
         words.set(word, value())
 
 
 def test_56_shm_garbage_from_worker(standins: Callable[..., Standins], bound: Bounds) -> None:
     pool = standins(workers=len(ABSURD) + 2, pool="beat_limit_s = 1.0")
-    board, before = board_of(pool.pid), pool.pids()
+    shared, before = shared_state_of(pool.pid), pool.pids()
     vandal, bystander = len(ABSURD), len(ABSURD) + 1
     slowest_ms = 0.0
     for slot, value in enumerate(ABSURD):
-        write(board, slot, lambda value=value: value)
+        write(shared, slot, lambda value=value: value)
         slowest_ms = max(slowest_ms, look(pool))
     random_of = random.Random(56)
     until_s = now_s() + 2
     while now_s() < until_s:  # and one that does nothing else
-        write(board, vandal, lambda: random_of.getrandbits(64))
+        write(shared, vandal, lambda: random_of.getrandbits(64))
         slowest_ms = max(slowest_ms, look(pool))
     bound.check("the status of a pool with absurd words", slowest_ms, 250)
     after = pool.wait_ready()
@@ -49,7 +49,7 @@ def test_56_shm_garbage_from_worker(standins: Callable[..., Standins], bound: Bo
     assert bystander not in spoilt and spoilt, "those whose deadline had passed were ended for it"
     # One that has written its next beat into the far future and then hangs is found all the same.
     os.kill(pool.pids()[0], signal.SIGSTOP)
-    board.slot(0).set(Word.BEAT_NS, 2**64 - 1)
+    shared.slot(0).set(SlotField.BEAT_NS, 2**64 - 1)
     stopped_s = now_s()
     eventually(lambda: pool.events("no sign of life") and pool.events("no sign of life")[-1]["slot"] == 0, 10)
     bound.check("a beat that can't be, then SIGSTOP, until it is found", now_s() - stopped_s, 3, "s")
@@ -64,11 +64,11 @@ def look(pool: Standins) -> float:
 
 
 def test_56_shm_garbage_and_its_successor(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
-    # What a dead worker has left on the board is what its successor begins with.
+    # What a dead worker has left in shared memory is what its successor begins with.
     pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=2)
-    redis, board, before = redis_server.sync(), board_of(pool.pid), pool.pids()
+    redis, shared, before = redis_server.sync(), shared_state_of(pool.pid), pool.pids()
     os.kill(before[0], signal.SIGSTOP)
-    write(board, 0, lambda: 2**64 - 1)
+    write(shared, 0, lambda: 2**64 - 1)
     os.kill(before[0], signal.SIGKILL)
     with bound.within("killed with its slot scribbled over until its successor is READY", 3000):
         eventually(lambda: pool.worker(0)["restarts"] == 1 and pool.worker(0)["state"] == "READY")
@@ -87,6 +87,9 @@ def test_56_shm_garbage_and_its_successor(start_pool: StartPool, redis_server: A
     shown = pool.command("status")
     assert shown.returncode == 0 and "Traceback" not in shown.stderr
     # Without a free row, too, after many restarts with ever other handlers.
-    assert sum(board.slot(0).row(f"other{n}", "group") is not None for n in range(ROWS_MAX)) == ROWS_MAX - 1
+    assert (
+        sum(shared.slot(0).consumer(f"other{n}", "group") is not None for n in range(CONSUMERS_MAX))
+        == CONSUMERS_MAX - 1
+    )
     os.kill(pool.pids()[0], signal.SIGKILL)
     eventually(lambda: pool.worker(0)["restarts"] == 2 and pool.worker(0)["state"] == "READY")

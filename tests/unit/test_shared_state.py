@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from supervisor.board import Board
+from supervisor.shared_state import SharedState
 
 
 def test_what_was_started_last_is_told_once_and_what_ran_alone_alone() -> None:
-    board = Board()
-    slot = board.slot(0)
-    rows = [slot.row("events", group) for group in ("mail", "count", "idle")]
+    shared = SharedState()
+    slot = shared.slot(0)
+    rows = [slot.consumer("events", group) for group in ("mail", "count", "idle")]
     mail, count, _ = rows
     assert mail is not None and count is not None
     assert slot.last_started() == []
@@ -17,5 +17,5 @@ def test_what_was_started_last_is_told_once_and_what_ran_alone_alone() -> None:
     assert slot.last_started() == [(7, 1)], "one entry, in two groups"
     count.set_started(9, 0)
     assert slot.last_started() == [(7, 1), (9, 0)]
-    mail.set_alone(8, 2)
+    mail.set_isolated(8, 2)
     assert slot.last_started() == [(8, 2)], "nothing else was in hand"

@@ -6,7 +6,7 @@ import os
 import tempfile
 
 
-def memory_file(name: str) -> int:
+def create_memfd(name: str) -> int:
     """A new empty one; its descriptor, which an exec closes. `name` shows in /proc."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create(f"supervisor-{name}", os.MFD_CLOEXEC)

@@ -18,7 +18,7 @@ import os
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from supervisor.memory_file import memory_file
+from supervisor.memfd import create_memfd
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,16 +27,16 @@ MAGIC = 0x5355505256534F52
 SLOTS_MAX = 256
 HANDLERS_MAX = 64
 #: Beside the stream's own messages a handler may have copies of replayed ones in hand, which are marked apart.
-ROWS_MAX = 2 * HANDLERS_MAX
-WORD_BYTES = 8
-WORD_MAX = 2**64 - 1
-HEADER_WORDS = 64
-SLOT_WORDS = 64
-ROW_WORDS = 8
-SLOT_STRIDE = SLOT_WORDS + ROWS_MAX * ROW_WORDS
+CONSUMERS_MAX = 2 * HANDLERS_MAX
+FIELD_BYTES = 8
+FIELD_MAX = 2**64 - 1
+HEADER_FIELDS = 64
+SLOT_FIELDS = 64
+CONSUMER_FIELDS = 8
+SLOT_STRIDE = SLOT_FIELDS + CONSUMERS_MAX * CONSUMER_FIELDS
 
 
-class Head(IntEnum):
+class HeaderField(IntEnum):
     """Words of the header."""
 
     MAGIC = 0
@@ -59,7 +59,7 @@ class Head(IntEnum):
     WORKERS = 12
 
 
-class Word(IntEnum):
+class SlotField(IntEnum):
     """Words of a slot. The first eight are the arbiter's, the others the worker's."""
 
     PID = 0
@@ -68,10 +68,10 @@ class Word(IntEnum):
     #: DONE when this incarnation was started.
     DONE_BEFORE = 3
     #: Raised by the arbiter or the keeper: read your own pending list again.
-    SWEEP = 4
+    RESCAN_PENDING = 4
     #: Set before a slot is drained for good: 1 + the slot that inherits what it still has. A worker that finds
     #: it set when it starts only hands over: its predecessor could not.
-    LEAVE = 5
+    HANDOVER_TO = 5
 
     BEAT_NS = 8
     STATE = 9
@@ -95,23 +95,23 @@ class Word(IntEnum):
     BATCHES = 24
     ADOPTED = 25
     #: 1 + the exit code with which the worker is about to leave.
-    SAID = 26
+    EXIT_CODE = 26
     #: Not 0: suspects of a crash run one at a time; what ends the process now is marked as running alone, or is none
     #: of its messages. Outlives the process, as the rows do.
-    ONE_BY_ONE = 27
+    ISOLATING = 27
 
 
-class Row(IntEnum):
+class ConsumerField(IntEnum):
     """Words of a consumer's row: what a worker has in hand of one (stream, group)."""
 
-    #: `row_key(stream, group)`; 0: the row is free.
+    #: `consumer_key(stream, group)`; 0: the row is free.
     KEY = 0
     #: The highest id of which the handler was started, as Unix ms and sequence.
     STARTED_MS = 1
     STARTED_SEQ = 2
     #: The message that runs alone after a crash; 0-0: none.
-    ALONE_MS = 3
-    ALONE_SEQ = 4
+    ISOLATED_MS = 3
+    ISOLATED_SEQ = 4
 
 
 class WorkerState(IntEnum):
@@ -134,80 +134,88 @@ def fingerprint(shape: object) -> int:
 #: Derived, so that nobody has to remember to raise it. A word that comes to mean something else gets another name.
 LAYOUT_VERSION = fingerprint(
     {
-        "sizes": [SLOTS_MAX, ROWS_MAX, WORD_BYTES, HEADER_WORDS, SLOT_WORDS, ROW_WORDS],
-        "words": {kind.__name__: {word.name: word.value for word in kind} for kind in (Head, Word, Row, WorkerState)},
+        "sizes": [SLOTS_MAX, CONSUMERS_MAX, FIELD_BYTES, HEADER_FIELDS, SLOT_FIELDS, CONSUMER_FIELDS],
+        "words": {
+            kind.__name__: {word.name: word.value for word in kind}
+            for kind in (HeaderField, SlotField, ConsumerField, WorkerState)
+        },
     }
 )
 
 
-def row_key(stream: str, group: str) -> int:
+def consumer_key(stream: str, group: str) -> int:
     """A 64-bit name for (stream, group), never 0."""
     digest = hashlib.blake2b(f"{stream}\0{group}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") or 1
 
 
-class SlotBoard:
+class SharedSlot:
     """The words of one slot."""
 
     __slots__ = ("_base", "_words", "slot")
 
     def __init__(self, words: memoryview, slot: int) -> None:
         self._words = words
-        self._base = HEADER_WORDS + slot * SLOT_STRIDE
+        self._base = HEADER_FIELDS + slot * SLOT_STRIDE
         self.slot = slot
 
-    def get(self, word: Word) -> int:
+    def get(self, word: SlotField) -> int:
         """The word's value."""
         return int(self._words[self._base + word])
 
-    def set(self, word: Word, value: int) -> None:
+    def set(self, word: SlotField, value: int) -> None:
         """Store the word in one go."""
         self._words[self._base + word] = value
 
-    def add(self, word: Word, amount: int) -> None:
+    def add(self, word: SlotField, amount: int) -> None:
         """Count; only for the word's one writer. One that was scribbled over may wrap round; it must not raise."""
-        self._words[self._base + word] = (self._words[self._base + word] + amount) & WORD_MAX
+        self._words[self._base + word] = (self._words[self._base + word] + amount) & FIELD_MAX
 
-    def clear_worker_words(self) -> None:
+    def reset_for_new_worker(self) -> None:
         """What the arbiter does before it forks: a new incarnation starts with fresh words.
 
         Counters go on, and the rows stay: they tell the new worker what the dead one had in hand.
         """
-        for word in range(Word.BEAT_NS, Word.IN_FLIGHT + 1):
+        for word in range(SlotField.BEAT_NS, SlotField.IN_FLIGHT + 1):
             self._words[self._base + word] = 0
-        for word in (Word.WAITING, Word.SAID):
+        for word in (SlotField.WAITING, SlotField.EXIT_CODE):
             self._words[self._base + word] = 0
 
-    def clear_marks(self) -> None:
+    def clear_started(self) -> None:
         """Nothing that was in hand is to be suspected: its worker has left, or was ended, for another reason."""
-        self.set(Word.ONE_BY_ONE, 0)
-        for index in range(ROWS_MAX):
-            at = self._base + SLOT_WORDS + index * ROW_WORDS
-            for word in (Row.STARTED_MS, Row.STARTED_SEQ, Row.ALONE_MS, Row.ALONE_SEQ):
+        self.set(SlotField.ISOLATING, 0)
+        for index in range(CONSUMERS_MAX):
+            at = self._base + SLOT_FIELDS + index * CONSUMER_FIELDS
+            for word in (
+                ConsumerField.STARTED_MS,
+                ConsumerField.STARTED_SEQ,
+                ConsumerField.ISOLATED_MS,
+                ConsumerField.ISOLATED_SEQ,
+            ):
                 self._words[at + word] = 0
 
-    def keep_rows(self, consumers: Iterable[tuple[str, str]]) -> None:
+    def keep_consumers(self, consumers: Iterable[tuple[str, str]]) -> None:
         """Free the rows of all but these (stream, group): of handlers that are no more, or of nobody at all."""
-        keys = {row_key(stream, group) for stream, group in consumers}
-        for index in range(ROWS_MAX):
-            at = self._base + SLOT_WORDS + index * ROW_WORDS
+        keys = {consumer_key(stream, group) for stream, group in consumers}
+        for index in range(CONSUMERS_MAX):
+            at = self._base + SLOT_FIELDS + index * CONSUMER_FIELDS
             if self._words[at] not in keys:
-                for word in range(at, at + ROW_WORDS):
+                for word in range(at, at + CONSUMER_FIELDS):
                     self._words[word] = 0
 
-    def row(self, stream: str, group: str) -> RowBoard | None:
+    def consumer(self, stream: str, group: str) -> SharedConsumer | None:
         """The row of a consumer, taken if it has none yet; None when all rows are in use."""
-        key = row_key(stream, group)
+        key = consumer_key(stream, group)
         free = None
-        for index in range(ROWS_MAX):
-            at = self._base + SLOT_WORDS + index * ROW_WORDS
+        for index in range(CONSUMERS_MAX):
+            at = self._base + SLOT_FIELDS + index * CONSUMER_FIELDS
             if self._words[at] == key:
-                return RowBoard(self._words, at)
+                return SharedConsumer(self._words, at)
             if free is None and self._words[at] == 0:
                 free = at
         if free is not None:
             self._words[free] = key
-            return RowBoard(self._words, free)
+            return SharedConsumer(self._words, free)
         return None
 
     def last_started(self) -> list[tuple[int, int]]:
@@ -215,13 +223,13 @@ class SlotBoard:
 
         Where something runs alone, nothing else is in hand. A highest one may be done: its row keeps it.
         """
-        places = [self._base + SLOT_WORDS + index * ROW_WORDS for index in range(ROWS_MAX)]
-        rows = [RowBoard(self._words, at) for at in places if self._words[at]]
-        alone = [pair for row in rows if (pair := row.alone())]
+        places = [self._base + SLOT_FIELDS + index * CONSUMER_FIELDS for index in range(CONSUMERS_MAX)]
+        rows = [SharedConsumer(self._words, at) for at in places if self._words[at]]
+        alone = [pair for row in rows if (pair := row.isolated())]
         return list(dict.fromkeys(alone or [pair for row in rows if (pair := row.started()) != (0, 0)]))
 
 
-class RowBoard:
+class SharedConsumer:
     """The words of one consumer in one slot."""
 
     __slots__ = ("_at", "_words")
@@ -232,67 +240,72 @@ class RowBoard:
 
     def free(self) -> None:
         """Nobody needs the row any more."""
-        for word in range(ROW_WORDS):
+        for word in range(CONSUMER_FIELDS):
             self._words[self._at + word] = 0
 
     def started(self) -> tuple[int, int]:
         """The highest id whose handler was started by any incarnation."""
-        return int(self._words[self._at + Row.STARTED_MS]), int(self._words[self._at + Row.STARTED_SEQ])
+        return int(self._words[self._at + ConsumerField.STARTED_MS]), int(
+            self._words[self._at + ConsumerField.STARTED_SEQ]
+        )
 
     def set_started(self, ms: int, seq: int) -> None:
         """Say, before the call, that the handler of this id starts; (0, 0): nothing is in hand."""
-        self._words[self._at + Row.STARTED_MS] = ms
-        self._words[self._at + Row.STARTED_SEQ] = seq
+        self._words[self._at + ConsumerField.STARTED_MS] = ms
+        self._words[self._at + ConsumerField.STARTED_SEQ] = seq
 
-    def alone(self) -> tuple[int, int] | None:
+    def isolated(self) -> tuple[int, int] | None:
         """The id that runs, or ran at a crash, with nothing else in hand."""
-        pair = int(self._words[self._at + Row.ALONE_MS]), int(self._words[self._at + Row.ALONE_SEQ])
+        pair = (
+            int(self._words[self._at + ConsumerField.ISOLATED_MS]),
+            int(self._words[self._at + ConsumerField.ISOLATED_SEQ]),
+        )
         return None if pair == (0, 0) else pair
 
-    def set_alone(self, ms: int, seq: int) -> None:
+    def set_isolated(self, ms: int, seq: int) -> None:
         """Mark the id that runs alone; (0, 0) takes the mark away.
 
         The sequence goes first and the mark counts only with its ms, so a process that dies between
         the two stores leaves no wrong mark.
         """
         if ms == 0:
-            self._words[self._at + Row.ALONE_MS] = 0
-            self._words[self._at + Row.ALONE_SEQ] = 0
+            self._words[self._at + ConsumerField.ISOLATED_MS] = 0
+            self._words[self._at + ConsumerField.ISOLATED_SEQ] = 0
             return
-        self._words[self._at + Row.ALONE_SEQ] = seq
-        self._words[self._at + Row.ALONE_MS] = ms
+        self._words[self._at + ConsumerField.ISOLATED_SEQ] = seq
+        self._words[self._at + ConsumerField.ISOLATED_MS] = ms
 
 
-class Board:
+class SharedState:
     """The whole mapping. Create it in the arbiter before the first fork."""
 
     def __init__(self, fd: int | None = None) -> None:
         """Map a new file, or with `fd` the one of a predecessor (raises ValueError if it is none)."""
-        size = (HEADER_WORDS + SLOTS_MAX * SLOT_STRIDE) * WORD_BYTES
+        size = (HEADER_FIELDS + SLOTS_MAX * SLOT_STRIDE) * FIELD_BYTES
         fresh = fd is None
-        self.fd = memory_file("board") if fd is None else fd
+        self.fd = create_memfd("shared-state") if fd is None else fd
         if fresh:
             os.ftruncate(self.fd, size)
         self._map = mmap.mmap(self.fd, size)
         self._words = memoryview(self._map).cast("Q")
         if fresh:
-            self._words[Head.MAGIC] = MAGIC
-            self._words[Head.VERSION] = LAYOUT_VERSION
-        elif (self._words[Head.MAGIC], self._words[Head.VERSION]) != (MAGIC, LAYOUT_VERSION):
-            raise ValueError("this is no board, or one of another version")
+            self._words[HeaderField.MAGIC] = MAGIC
+            self._words[HeaderField.VERSION] = LAYOUT_VERSION
+        elif (self._words[HeaderField.MAGIC], self._words[HeaderField.VERSION]) != (MAGIC, LAYOUT_VERSION):
+            raise ValueError("this is no shared, or one of another version")
 
-    def get(self, word: Head) -> int:
+    def get(self, word: HeaderField) -> int:
         """A word of the header."""
         return int(self._words[word])
 
-    def set(self, word: Head, value: int) -> None:
+    def set(self, word: HeaderField, value: int) -> None:
         """Store a word of the header."""
         self._words[word] = value
 
-    def total(self, word: Word) -> int:
+    def total(self, word: SlotField) -> int:
         """The sum of the word over all slots."""
         return sum(self.slot(slot).get(word) for slot in range(SLOTS_MAX))
 
-    def slot(self, slot: int) -> SlotBoard:
+    def slot(self, slot: int) -> SharedSlot:
         """The words of one slot."""
-        return SlotBoard(self._words, slot)
+        return SharedSlot(self._words, slot)
