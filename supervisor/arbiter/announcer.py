@@ -70,7 +70,7 @@ class Announcer:
         ready = sum(slot.state is State.READY for slot in arbiter.pool.slots.values())
         arbiter.began = ready == arbiter.pool.size
         if arbiter.began:
-            arbiter.notify.ready()
+            arbiter.systemd.ready()
         if not arbiter.burst:
             self._show(ready, arbiter.pool.size)
 
@@ -98,7 +98,9 @@ class Announcer:
 
     def _tell_of_work(self, limit_s: float) -> None:
         pool = self._arbiter.pool
-        in_hand = [pool.shared.slot(slot.number).get(SlotField.IN_FLIGHT) for slot in pool.living if not slot.doomed]
+        in_hand = [
+            pool.shared.slot(slot.number).get(SlotField.IN_FLIGHT) for slot in pool.living if not slot.kill_reason
+        ]
         workers, messages = sum(map(bool, in_hand)), sum(in_hand)
         if workers:
             sentence = (

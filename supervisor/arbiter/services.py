@@ -6,9 +6,9 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from supervisor.arbiter.crew import Crew
+from supervisor.arbiter.child_group import ChildGroup
 from supervisor.core.liveness import NS
-from supervisor.core.slot import Sign, Slot, State, doom
+from supervisor.core.slot import Heartbeat, Slot, State, kill
 from supervisor.shared_state import HeaderField
 
 if TYPE_CHECKING:
@@ -27,14 +27,14 @@ KEEPER_QUIET_S = 60.0
 BOOT_S = 60.0
 
 
-class Services(Crew):
+class Services(ChildGroup):
     """The services that were added."""
 
     noun = "service"
     turn_s = 5.0
 
     def __init__(self, shared: SharedState, *args: Any, **options: Any) -> None:
-        """The keeper beats in shared memory; the rest is `Crew`'s."""
+        """The keeper beats in shared memory; the rest is `ChildGroup`'s."""
         super().__init__(*args, **options)
         self._shared = shared
         self._spawns: dict[int, Callable[[], int]] = {}
@@ -57,12 +57,12 @@ class Services(Crew):
         """As it was told with `add`."""
         return self._spawns[number]()
 
-    def sign(self, slot: Slot) -> Sign:
+    def sign(self, slot: Slot) -> Heartbeat:
         """The keeper beats, the HTTP service says when it serves, the server is watched by nobody here."""
         if NAMES[slot.number] != KEEPER:
-            return Sign(ready=self._are_ready[slot.number]())
+            return Heartbeat(ready=self._are_ready[slot.number]())
         beat_ns = max(self._shared.get(HeaderField.KEEPER_BEAT_NS), int(slot.spawned_s * NS))
-        return self._judge.sign(slot.number, ready=True, beat_ns=beat_ns, deadline_ns=0)
+        return self._liveness.sign(slot.number, ready=True, beat_ns=beat_ns, deadline_ns=0)
 
     def has_left(self, before: Slot, after: Slot) -> None:
         """One that has left for good is none of the pool's services any more."""
@@ -94,7 +94,7 @@ class Services(Crew):
         slot = self.get(name)
         if slot is not None:
             slot = replace(slot, wanted=False)
-            self._do(slot.number, *doom(slot, "quick", time.monotonic(), dump=False))
+            self._do(slot.number, *kill(slot, "quick", time.monotonic(), dump=False))
 
     def lives(self, *names: str) -> bool:
         """Whether one of these has a process."""

@@ -10,13 +10,13 @@ import time
 from typing import TYPE_CHECKING
 
 from supervisor.arbiter.services import API, KEEPER, REDIS
-from supervisor.core.restart import OVERRAN
+from supervisor.core.restart import DRAIN_TIMEOUT
 from supervisor.errors import EXIT_DRAIN, EXIT_OK
 from supervisor.shared_state import HeaderField, SlotField
 
 if TYPE_CHECKING:
-    from supervisor.arbiter.pool import Pool
     from supervisor.arbiter.services import Services
+    from supervisor.arbiter.worker_group import WorkerGroup
 
 #: Of the deadline, what the embedded server gets to write its file and leave.
 SERVER_S = 2.0
@@ -30,7 +30,7 @@ QUICK = "quick"
 class Shutdown:
     """The end of a pool, from the first signal to the last child."""
 
-    def __init__(self, pool: Pool, services: Services) -> None:
+    def __init__(self, pool: WorkerGroup, services: Services) -> None:
         """Nothing happens before `begin`."""
         self._pool = pool
         self._services = services
@@ -83,7 +83,7 @@ class Shutdown:
         if left is None:
             return False
         in_flight = self._pool.shared.slot(number).get(SlotField.IN_FLIGHT)
-        return left.reason == OVERRAN or (left.reason == QUICK and in_flight > 0)
+        return left.reason == DRAIN_TIMEOUT or (left.reason == QUICK and in_flight > 0)
 
     def _turn(self) -> None:
         self._services.turn()

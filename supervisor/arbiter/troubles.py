@@ -11,8 +11,8 @@ from supervisor.words import counted, exit_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from supervisor.arbiter.pool import Pool
     from supervisor.arbiter.services import Services
+    from supervisor.arbiter.worker_group import WorkerGroup
     from supervisor.core.restart import Exit
     from supervisor.core.slot import Slot
 
@@ -26,7 +26,7 @@ _DOES = {
 }
 
 
-def troubles(pool: Pool, services: Services, *, rolled: int | None, cut_off: bool) -> list[str]:
+def troubles(pool: WorkerGroup, services: Services, *, rolled: int | None, cut_off: bool) -> list[str]:
     """One sentence for each kind of trouble. `rolled`: the slot that is being replaced on purpose."""
     found = []
     if pool.breaker.is_open:

@@ -12,7 +12,7 @@ import psutil
 
 from supervisor.core.autoscale import Bounds, Trend, clear_time_s, decide
 from supervisor.core.liveness import NS
-from supervisor.core.recycle import Ceilings, Wear, most_worn
+from supervisor.core.recycle import RecycleLimits, WorkerUsage, most_overdue
 from supervisor.core.slot import Slot, State
 from supervisor.shared_state import HeaderField, SlotField
 
@@ -33,7 +33,7 @@ class Recycler:
         """Acts on `arbiter`."""
         pool = arbiter.settings.pool
         self._arbiter = arbiter
-        self._ceilings = Ceilings(pool.recycle_growth_mb * MEGABYTE, pool.recycle_messages, pool.recycle_age_s)
+        self._ceilings = RecycleLimits(pool.recycle_growth_mb * MEGABYTE, pool.recycle_messages, pool.recycle_age_s)
         #: pid -> (private bytes, messages done) when it was first seen READY.
         self._began: dict[int, tuple[int, int]] = {}
 
@@ -42,26 +42,26 @@ class Recycler:
         pool = self._arbiter.pool
         wanted = [slot for slot in pool.slots.values() if slot.wanted]
         self._began = {slot.pid: self._began[slot.pid] for slot in wanted if slot.pid in self._began}
-        if not self._ceilings.any or self._arbiter.operations.rolling or not wanted:
+        if not self._ceilings.any or self._arbiter.commands.rolling or not wanted:
             return
         worn = [self._wear(slot) for slot in wanted if slot.state is State.READY]
-        found = most_worn(worn, self._ceilings)
+        found = most_overdue(worn, self._ceilings)
         if found is None or len(worn) < len(wanted):
             return
         number, reason = found
         wear = next(wear for wear in worn if wear.slot == number)
         self._arbiter.log.info(
-            "recycling a worker", slot=number, reason=reason, age_s=round(wear.age_s, 1), messages=wear.messages,
+            "recycling worker", slot=number, reason=reason, age_s=round(wear.age_s, 1), messages=wear.messages,
             growth_mb=round(wear.growth_bytes / MEGABYTE, 1) if self._ceilings.growth_bytes else None,
         )  # fmt: skip
         pool.drain(number, time.monotonic() + self._arbiter.settings.pool.drain_s)
 
-    def _wear(self, slot: Slot) -> Wear:
+    def _wear(self, slot: Slot) -> WorkerUsage:
         done = self._arbiter.shared.slot(slot.number).get(SlotField.DONE)
         private_bytes = _private_bytes(slot.pid) if self._ceilings.growth_bytes else 0
         began_bytes, began_done = self._began.setdefault(slot.pid, (private_bytes, done))
         age_s = time.monotonic() - (slot.ready_s or slot.spawned_s)
-        return Wear(slot.number, age_s, done - began_done, private_bytes - began_bytes)
+        return WorkerUsage(slot.number, age_s, done - began_done, private_bytes - began_bytes)
 
 
 class Autoscaler:
@@ -79,7 +79,7 @@ class Autoscaler:
     def look(self) -> None:
         """Scale, if it is time to."""
         bounds, pool, shared = self._bounds, self._arbiter.pool, self._arbiter.shared
-        if bounds is None or self._arbiter.burst or self._arbiter.operations.rolling or shared.get(HeaderField.PAUSED):
+        if bounds is None or self._arbiter.burst or self._arbiter.commands.rolling or shared.get(HeaderField.PAUSED):
             return
         now_s = time.monotonic()
         self._measure(now_s)

@@ -55,11 +55,11 @@ def serve(loaded: Loaded) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. Raises ConfigError for an address that must not be used."""
     import uvicorn
 
-    from supervisor.listening import check_bind, given, listen
+    from supervisor.http_bind import check_bind, inherited_socket, listen
     from supervisor.log import service_logger
 
     check_bind(loaded.settings)
-    listening, ready_fd = given() or (listen(loaded.settings.api.bind), None)
+    listening, ready_fd = inherited_socket() or (listen(loaded.settings.api.bind), None)
     app = application().create_app(loaded)
     configuration = uvicorn.Config(
         app,

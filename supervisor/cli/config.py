@@ -80,7 +80,7 @@ def check(config: Path | None, as_json: bool) -> None:
     """Check the configuration and import the handlers: exit 2 when the first is wrong, 4 when the second fails."""
     from supervisor.broker.connect import check_url
     from supervisor.handling.load import load_handlers
-    from supervisor.listening import check_bind
+    from supervisor.http_bind import check_bind
     from supervisor.settings.unread import unread
     from supervisor.words import counted
 

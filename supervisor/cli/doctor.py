@@ -161,7 +161,7 @@ async def _redis(settings: Settings, pairs: list[tuple[str, str]]) -> list[Findi
 
 
 def _embedded() -> Finding:
-    from supervisor.arbiter.embedded import find_binary
+    from supervisor.arbiter.embedded_redis import find_binary
 
     try:
         binary = find_binary()

@@ -168,10 +168,10 @@ def _answers(place: Place) -> bool:
 
 def _tell_end(place: Place, pid: int, since_s: float) -> int:
     """Say how it ended, and return what it returned."""
-    from supervisor.control import farewell
+    from supervisor.control import exit_report
 
     until_s = time.monotonic() + FAREWELL_LIMIT_S
-    while (said := farewell.find(place, pid, since_s)) is None:
+    while (said := exit_report.read(place, pid, since_s)) is None:
         if time.monotonic() > until_s:
             talk(f"the supervisor (pid {pid}) is gone, but has not said how it ended: it was killed, or has crashed")
             return EXIT_FAILED

@@ -47,15 +47,15 @@ def start(
         # A burst is no service: whoever starts one wants it to leave.
         "api.enabled": False if no_api or burst else None,
     }
-    from supervisor.arbiter.reexec import reporting
+    from supervisor.arbiter.reload import reporting
 
     with reporting():
         loaded = load_settings(config, flags)
         if loaded.settings.api.enabled:
-            from supervisor.listening import check_bind
+            from supervisor.http_bind import check_bind
 
             # Here, and not only in the service: the pool would start that again and again.
             check_bind(loaded.settings)
-        from supervisor.arbiter.main import run
+        from supervisor.arbiter.bootstrap import run
 
         return run(loaded, burst=burst)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from supervisor.core.slot import Sign
+from supervisor.core.slot import Heartbeat
 
 NS = 1_000_000_000
 #: An arbiter that was later than this does not judge by the old times.
@@ -21,7 +21,7 @@ ROUNDED_NS = NS
 
 
 @dataclass(slots=True)
-class Judge:
+class LivenessMonitor:
     """Judges the signs of life of many slots."""
 
     _turn_ns: int = 0
@@ -49,11 +49,11 @@ class Judge:
         }
         return late_ns
 
-    def sign(self, slot: int, *, ready: bool, beat_ns: int, deadline_ns: int) -> Sign:
+    def sign(self, slot: int, *, ready: bool, beat_ns: int, deadline_ns: int) -> Heartbeat:
         """What a slot's words say, as of the last turn; a word of 0 says nothing."""
         quiet_ns = self._turn_ns - max(self._beat_ns(slot, beat_ns, ready), self._thaw_ns)
         overdue = bool(deadline_ns) and self._turn_ns > deadline_ns + self._extra_ns(slot, deadline_ns)
-        return Sign(ready=ready, quiet_s=max(0, quiet_ns) / NS, overdue=overdue)
+        return Heartbeat(ready=ready, quiet_s=max(0, quiet_ns) / NS, overdue=overdue)
 
     def _beat_ns(self, slot: int, beat_ns: int, ready: bool) -> int:
         """When it beat. What can't be, a beat to come or none of a child that is READY, is as old as it is known."""

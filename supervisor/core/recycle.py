@@ -14,7 +14,7 @@ GROWN_UP_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Ceilings:
+class RecycleLimits:
     """What a worker may reach; 0: no limit."""
 
     growth_bytes: int = 0
@@ -28,7 +28,7 @@ class Ceilings:
 
 
 @dataclass(frozen=True, slots=True)
-class Wear:
+class WorkerUsage:
     """What a worker has reached since it was READY."""
 
     slot: int
@@ -37,7 +37,7 @@ class Wear:
     growth_bytes: int
 
 
-def most_worn(workers: Iterable[Wear], ceilings: Ceilings) -> tuple[int, str] | None:
+def most_overdue(workers: Iterable[WorkerUsage], ceilings: RecycleLimits) -> tuple[int, str] | None:
     """(slot, reason) of the worker that is furthest beyond a limit; None: none is."""
     worst, found = 1.0, None
     for worker in workers:
@@ -47,7 +47,7 @@ def most_worn(workers: Iterable[Wear], ceilings: Ceilings) -> tuple[int, str] | 
     return found
 
 
-def _shares(worker: Wear, ceilings: Ceilings) -> Iterable[tuple[float, str]]:
+def _shares(worker: WorkerUsage, ceilings: RecycleLimits) -> Iterable[tuple[float, str]]:
     if ceilings.growth_bytes and worker.age_s >= GROWN_UP_S:
         yield worker.growth_bytes / ceilings.growth_bytes, "memory"
     if ceilings.messages:

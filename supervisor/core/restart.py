@@ -43,12 +43,12 @@ CANARY_PROVES_S = 30.0
 #: Nobody crashed and nobody was tried for this long: then none waits to be tried, for whom it would stay open.
 CALM_S = CANARY_AFTER_S[-1] + CANARY_PROVES_S
 #: Why a child is killed that has not drained in time: no fault that a restart could mend.
-OVERRAN = "drain"
+DRAIN_TIMEOUT = "drain"
 #: The signal number of SIGTERM, which POSIX fixes.
 SIGTERM = 15
 
 
-class Kind(Enum):
+class ExitKind(Enum):
     """What an exit means for the slot."""
 
     #: It was told to leave, or has done all that there was: no fault.
@@ -63,9 +63,9 @@ class Kind(Enum):
 
 
 _MEANINGS = {
-    WORKER_PLANNED: (Kind.PLANNED, "recycled"),
-    WORKER_CONFIG: (Kind.CONFIG, "config"),
-    WORKER_TEMPFAIL: (Kind.DEPENDENCY, "dependency"),
+    WORKER_PLANNED: (ExitKind.PLANNED, "recycled"),
+    WORKER_CONFIG: (ExitKind.CONFIG, "config"),
+    WORKER_TEMPFAIL: (ExitKind.DEPENDENCY, "dependency"),
 }
 
 
@@ -73,7 +73,7 @@ _MEANINGS = {
 class Exit:
     """How a child left."""
 
-    kind: Kind
+    kind: ExitKind
     #: One word for logs and status: drained, done, recycled, config, dependency, exit, signal, hung, deadline, boot...
     reason: str
     #: The exit code, None when a signal ended it.
@@ -85,26 +85,26 @@ class Exit:
 
 
 def classify(
-    code: int | None, signal: int | None, *, told: bool, doomed: str, burst: bool, said: bool = True
-) -> tuple[Kind, str]:
+    code: int | None, signal: int | None, *, told: bool, kill_reason: str, burst: bool, announced: bool = True
+) -> tuple[ExitKind, str]:
     """What an exit means, and the word for it.
 
-    `told`: it was asked to drain. `doomed`: why the arbiter killed it, else empty. `said`: the exit code
+    `told`: it was asked to drain. `kill_reason`: why the arbiter killed it, else empty. `announced`: the exit code
     is the child's own word, and not that of a handler that has called `os._exit`. In a burst, exit code 0
     means that nothing is left to do.
     """
-    if doomed:
-        return (Kind.DONE if doomed == OVERRAN else Kind.CRASH), doomed
-    if code is not None and not said:
-        return Kind.CRASH, "exit"
+    if kill_reason:
+        return (ExitKind.DONE if kill_reason == DRAIN_TIMEOUT else ExitKind.CRASH), kill_reason
+    if code is not None and not announced:
+        return ExitKind.CRASH, "exit"
     # SIGTERM between fork and the worker's own handlers ends a worker that has nothing in hand yet.
     if told and (code == EXIT_OK or signal == SIGTERM):
-        return Kind.DONE, "drained"
+        return ExitKind.DONE, "drained"
     if code == EXIT_OK and burst:
-        return Kind.DONE, "done"
+        return ExitKind.DONE, "done"
     if signal is not None or code is None:
-        return Kind.CRASH, "signal"
-    return _MEANINGS.get(code, (Kind.CRASH, "exit"))
+        return ExitKind.CRASH, "signal"
+    return _MEANINGS.get(code, (ExitKind.CRASH, "exit"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +124,10 @@ def plan(history: History, left: Exit, ready_for_s: float, random: Callable[[], 
     """
     if ready_for_s >= FORGIVEN_AFTER_S or left.done > 0:
         history = History()
-    if left.kind is Kind.DEPENDENCY:
+    if left.kind is ExitKind.DEPENDENCY:
         misses = history.misses + 1
         return replace(history, misses=misses), backoff_s(misses, BACKOFF_BASE_S, BACKOFF_MAX_S, random)
-    if left.kind is not Kind.CRASH:
+    if left.kind is not ExitKind.CRASH:
         return replace(history, misses=0), 0.0
     if left.uptime_s >= YOUNG_S:
         return replace(history, misses=0), 0.0

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from supervisor.core.restart import OVERRAN, Exit, History, Kind, classify, plan
+from supervisor.core.restart import DRAIN_TIMEOUT, Exit, ExitKind, History, classify, plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,7 @@ DUMP_S = 0.25
 #: SIGKILL is sent again after this long; a process in an uninterruptible call takes its time.
 KILL_AGAIN_S = 1.0
 #: A slot that shall leave, but loses its child before it has handed over, is started again so often.
-HAND_OVER_TRIES = 3
+HANDOVER_ATTEMPTS_MAX = 3
 
 
 class State(Enum):
@@ -54,7 +54,7 @@ class Action(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Sign:
+class Heartbeat:
     """What is seen of a living child."""
 
     ready: bool = True
@@ -65,16 +65,16 @@ class Sign:
 
 
 @dataclass(frozen=True, slots=True)
-class Notes:
+class ExitNotes:
     """What a child has noted before it left."""
 
     #: That it leaves with this exit code: it is the child's own word, and not that of a handler's `os._exit`.
-    said: bool = True
+    announced: bool = True
     #: How many messages it had done.
     done: int = 0
 
 
-NO_NOTES = Notes()
+NO_EXIT_NOTES = ExitNotes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +102,11 @@ class Slot:
     ready_s: float | None = None
     drain_until_s: float = math.inf
     #: Why it is being killed, and when SIGKILL is due.
-    doomed: str = ""
-    kill_s: float = math.inf
+    kill_reason: str = ""
+    kill_due_s: float = math.inf
     next_start_s: float = 0.0
     #: Children that it lost since it is not wanted any more.
-    hand_overs: int = 0
+    handover_attempts: int = 0
     history: History = field(default_factory=History)
     last_exit: Exit | None = None
 
@@ -127,8 +127,8 @@ def spawned(slot: Slot, pid: int, now_s: float) -> Slot:
         spawned_s=now_s,
         ready_s=None,
         drain_until_s=math.inf,
-        doomed="",
-        kill_s=math.inf,
+        kill_reason="",
+        kill_due_s=math.inf,
     )
 
 
@@ -151,16 +151,16 @@ def due_now(slot: Slot, now_s: float) -> Slot:
     return replace(slot, state=State.BACKOFF, next_start_s=now_s)
 
 
-def doom(slot: Slot, reason: str, now_s: float, *, dump: bool) -> tuple[Slot, Action]:
+def kill(slot: Slot, reason: str, now_s: float, *, dump: bool) -> tuple[Slot, Action]:
     """It will be killed: at once, or shortly after it was asked for its stacks."""
-    if not slot.living or slot.doomed:
+    if not slot.living or slot.kill_reason:
         return slot, Action.NONE
     if dump:
-        return replace(slot, doomed=reason, kill_s=now_s + DUMP_S), Action.DUMP
-    return replace(slot, doomed=reason, kill_s=now_s + KILL_AGAIN_S), Action.KILL
+        return replace(slot, kill_reason=reason, kill_due_s=now_s + DUMP_S), Action.DUMP
+    return replace(slot, kill_reason=reason, kill_due_s=now_s + KILL_AGAIN_S), Action.KILL
 
 
-def advance(slot: Slot, sign: Sign, limits: Limits, now_s: float) -> tuple[Slot, Action]:
+def advance(slot: Slot, sign: Heartbeat, limits: Limits, now_s: float) -> tuple[Slot, Action]:
     """What time and the child's signs of life make of the slot."""
     if not slot.living:
         if slot.state is State.EMPTY and slot.wanted:
@@ -168,11 +168,11 @@ def advance(slot: Slot, sign: Sign, limits: Limits, now_s: float) -> tuple[Slot,
             slot = replace(slot, state=State.BACKOFF, next_start_s=now_s)
         due = slot.state is State.BACKOFF and now_s >= slot.next_start_s
         return slot, Action.START if due else Action.NONE
-    if slot.doomed:
+    if slot.kill_reason:
         return _kill_when_due(slot, now_s)
     reason = _wrong(slot, sign, limits, now_s)
     if reason:
-        return doom(slot, reason, now_s, dump=reason != OVERRAN)
+        return kill(slot, reason, now_s, dump=reason != DRAIN_TIMEOUT)
     if slot.state is State.STARTING and sign.ready:
         slot = replace(slot, state=State.READY, ready_s=now_s)
     if not slot.wanted and slot.state is State.READY:
@@ -181,15 +181,15 @@ def advance(slot: Slot, sign: Sign, limits: Limits, now_s: float) -> tuple[Slot,
 
 
 def _kill_when_due(slot: Slot, now_s: float) -> tuple[Slot, Action]:
-    if now_s < slot.kill_s:
+    if now_s < slot.kill_due_s:
         return slot, Action.NONE
-    return replace(slot, kill_s=now_s + KILL_AGAIN_S), Action.KILL
+    return replace(slot, kill_due_s=now_s + KILL_AGAIN_S), Action.KILL
 
 
-def _wrong(slot: Slot, sign: Sign, limits: Limits, now_s: float) -> str:
+def _wrong(slot: Slot, sign: Heartbeat, limits: Limits, now_s: float) -> str:
     """Why the child must go, or nothing."""
     if slot.state is State.DRAINING and now_s >= slot.drain_until_s:
-        return OVERRAN
+        return DRAIN_TIMEOUT
     if slot.state is State.STARTING and not sign.ready and now_s >= slot.spawned_s + limits.boot_s:
         return "boot"
     if sign.quiet_s > limits.beat_s:
@@ -213,8 +213,8 @@ def due_s(slot: Slot, limits: Limits) -> float:
         return slot.next_start_s
     if not slot.living:
         return math.inf
-    if slot.doomed:
-        return slot.kill_s
+    if slot.kill_reason:
+        return slot.kill_due_s
     if slot.state is State.STARTING:
         return min(slot.drain_until_s, slot.spawned_s + limits.boot_s)
     return slot.drain_until_s
@@ -228,7 +228,7 @@ def exited(
     *,
     burst: bool = False,
     final: bool = False,
-    notes: Notes = NO_NOTES,
+    notes: ExitNotes = NO_EXIT_NOTES,
 ) -> Slot:
     """Its process is gone with (exit code, signal): where the slot goes from here.
 
@@ -238,20 +238,22 @@ def exited(
     """
     code, signal = status
     told = slot.state is State.DRAINING or not slot.wanted
-    kind, reason = classify(code, signal, told=told, doomed=slot.doomed, burst=burst, said=notes.said)
+    kind, reason = classify(
+        code, signal, told=told, kill_reason=slot.kill_reason, burst=burst, announced=notes.announced
+    )
     uptime_s = now_s - slot.spawned_s
     left = Exit(kind, reason, code, signal, uptime_s, notes.done)
     ready_for_s = 0.0 if slot.ready_s is None else now_s - slot.ready_s
     history, wait_s = plan(slot.history, left, ready_for_s, random)
-    slot = replace(slot, pid=0, ready_s=None, last_exit=left, history=history, doomed="", kill_s=math.inf)
+    slot = replace(slot, pid=0, ready_s=None, last_exit=left, history=history, kill_reason="", kill_due_s=math.inf)
     slot = replace(slot, drain_until_s=math.inf, next_start_s=now_s + wait_s)
-    if final or (kind is Kind.DONE and not told):
+    if final or (kind is ExitKind.DONE and not told):
         return replace(slot, state=State.EMPTY, wanted=False)
     return _wanted_next(slot, kind) if slot.wanted else _unwanted_next(slot, left)
 
 
-def _wanted_next(slot: Slot, kind: Kind) -> Slot:
-    return replace(slot, state=State.FAILED if kind is Kind.CONFIG else State.BACKOFF, hand_overs=0)
+def _wanted_next(slot: Slot, kind: ExitKind) -> Slot:
+    return replace(slot, state=State.FAILED if kind is ExitKind.CONFIG else State.BACKOFF, handover_attempts=0)
 
 
 def _unwanted_next(slot: Slot, left: Exit) -> Slot:
@@ -259,16 +261,16 @@ def _unwanted_next(slot: Slot, left: Exit) -> Slot:
 
     One that only lacks a dependency did not fail.
     """
-    tries = slot.hand_overs + (left.kind is not Kind.DEPENDENCY)
-    handed_over = left.kind is Kind.DONE and left.reason != OVERRAN
-    if handed_over or left.kind is Kind.CONFIG or tries > HAND_OVER_TRIES:
-        return replace(slot, state=State.EMPTY, hand_overs=0)
-    return replace(slot, state=State.BACKOFF, hand_overs=tries)
+    tries = slot.handover_attempts + (left.kind is not ExitKind.DEPENDENCY)
+    handed_over = left.kind is ExitKind.DONE and left.reason != DRAIN_TIMEOUT
+    if handed_over or left.kind is ExitKind.CONFIG or tries > HANDOVER_ATTEMPTS_MAX:
+        return replace(slot, state=State.EMPTY, handover_attempts=0)
+    return replace(slot, state=State.BACKOFF, handover_attempts=tries)
 
 
 def not_spawned(slot: Slot, now_s: float, random: Callable[[], float]) -> Slot:
     """The process could not even be made (no memory, too many processes): as a crash, after a wait."""
-    left = Exit(Kind.CRASH, "fork", None, None, 0.0)
+    left = Exit(ExitKind.CRASH, "fork", None, None, 0.0)
     history = replace(slot.history, crashes=max(1, slot.history.crashes))
     history, wait_s = plan(history, left, 0.0, random)
     return replace(slot, state=State.BACKOFF, pid=0, last_exit=left, history=history, next_start_s=now_s + wait_s)

@@ -25,7 +25,7 @@ class Place:
     lock: Path
     token: Path
     #: How the last pool has ended.
-    farewell: Path
+    exit_report: Path
     #: A lock file a slot.
     slots: Path
     redis_dir: Path
@@ -40,7 +40,7 @@ def place_of(settings: Settings) -> Place:
         control=_socket_path(state, "control.sock"),
         lock=state / "lock",
         token=state / "token",
-        farewell=state / "farewell.json",
+        exit_report=state / "exit_report.json",
         slots=state / "slots",
         redis_dir=state / "redis",
         redis_socket=_socket_path(state, "redis/redis.sock"),

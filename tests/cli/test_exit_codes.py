@@ -62,7 +62,7 @@ def test_stop_of_a_supervisor_that_is_killed_meanwhile_does_not_say_that_all_is_
     pool = standins(workers=1, orders={"*": "stubborn"}, pool="drain_s = 60").start()
     # What an earlier one left behind, with the same number: in a container they all have it.
     word = {"pid": pool.pid, "exit_code": 0, "reason": "drained", "at_s": time.time() - 60}
-    pool.place.farewell.write_text(json.dumps(word))
+    pool.place.exit_report.write_text(json.dumps(word))
     with spawn("stop", cwd=pool.folder) as stopping:
         eventually(lambda: pool.status()["state"] == "draining")
         pool.send(signal.SIGKILL)
@@ -94,7 +94,7 @@ class Unseen(threading.Thread):
                     self.asked.append(json.loads(connection.makefile().readline())["cmd"])
                     connection.sendall(json.dumps({"ok": True, "data": {"pid": self.pid}}).encode() + b"\n")
             word = {"pid": self.pid, "exit_code": EXIT_DRAIN, "reason": "", "at_s": time.time()}
-            self.place.farewell.write_text(json.dumps(word))
+            self.place.exit_report.write_text(json.dumps(word))
 
 
 def test_stop_of_a_supervisor_whose_process_is_not_to_be_seen(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_26_flushall(start_case: StartCase) -> None:
     eventually(case.drained, 20)
     case.check("messages that FLUSHALL has taken", forget(case, gone), 100, "")
     assert len(case.pool.events(case_event(case))) == 1, "told once, by who made it anew"
-    assert case.pool.pids() == before and not case.pool.events("worker left")
+    assert case.pool.pids() == before and not case.pool.events("worker exited")
     case.finish(repeated_max=0, recover_ms=2000, errors=[LOST_GROUP])
 
 
@@ -170,7 +170,7 @@ def test_27_failover_to_a_lagging_replica(make_case: MakeCase, replica: RedisSer
             f"messages lost of the {len(tail)} that were not replicated", len(not_done), 0 if waits else len(tail), ""
         )
         forget(case, acked_of_tail)
-        assert case.pool.pids() == before and not case.pool.events("worker left")
+        assert case.pool.pids() == before and not case.pool.events("worker exited")
         # The acks and deliveries of the same time are lost with it.
         in_the_gap = int((LAG_S + 0.5) * case.setting.rate) + 400
         case.finish(repeated_max=in_the_gap, recover_ms=4000, errors=[LOST_GROUP])

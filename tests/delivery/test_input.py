@@ -73,7 +73,7 @@ def test_29_what_no_handler_can_take(make_case: MakeCase) -> None:
     eventually(lambda: not case.redis.xpending("orders", "orders")["pending"], 20)
     assert good and large
     eventually(lambda: {end.n for end in case.recording("orders").ends} == {1, 2}, 10)
-    assert case.pool.pids() == before and not case.pool.events("worker left")
+    assert case.pool.pids() == before and not case.pool.events("worker exited")
     case.check("longest line of the log", max(len(line) for line in case.pool.lines), 20_000, "characters")
     # The others were not held up.
     case.finish(repeated_max=0, recover_ms=3000, errors=["message given up"])
@@ -105,4 +105,4 @@ def test_29_what_the_api_does_not_take(make_case: MakeCase, path: str) -> None:
         assert answer.status_code in {413, 422}, answer.text
         assert not case.redis.exists("orders")
         assert http.post(address, json=wrapped({"n": 1})).status_code == 202
-        assert len(case.pool.pids()) == case.setting.workers and not case.pool.events("worker left")
+        assert len(case.pool.pids()) == case.setting.workers and not case.pool.events("worker exited")

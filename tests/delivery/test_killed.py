@@ -42,7 +42,7 @@ def test_01_kill9_one(start_case: StartCase) -> None:
     was, dead = incarnations(shared, [slot]), case.pool.pids()[slot]
     killed_ns = kill(dead)
     ready_ms = ready_again_ms(shared, was, killed_ns)[slot]
-    [left] = eventually(lambda: case.pool.events("worker left"))
+    [left] = eventually(lambda: case.pool.events("worker exited"))
     case.struck("kill -9 of one worker", left["signal"] == "SIGKILL" and left["pid"] == dead, killed_ns)
     # Its successor bears its name, so what it held is owned at once by who is forked then: 5 to 15 ms, and more
     # where two cases share two cores.
@@ -62,7 +62,7 @@ def test_02_kill9_all(start_case: StartCase) -> None:
     was = incarnations(shared, list(before))
     killed_ns = min(kill(pid) for pid in before.values())
     ready_again_ms(shared, was, killed_ns)
-    eventually(lambda: len(case.pool.events("worker left")) == len(before))
+    eventually(lambda: len(case.pool.events("worker exited")) == len(before))
     case.struck("kill -9 of all workers", not set(before.values()) & set(case.pool.pids().values()), killed_ns)
     case.finish(repeated_max=IN_HAND_MAX * len(before), recover_ms=2000)
 
@@ -76,7 +76,7 @@ def test_03_kill_storm(start_case: StartCase) -> None:
         living = case.pool.pids()
         kills.append(kill(living[case.rng.choice(sorted(living))]))
         at_s += STORM_EVERY_S
-    eventually(lambda: len(case.pool.events("worker left")) == len(kills))
+    eventually(lambda: len(case.pool.events("worker exited")) == len(kills))
     case.struck(f"{len(kills)} kills", len(kills) >= 5, kills[-1])
     case.finish(repeated_max=IN_HAND_MAX * len(kills), recover_ms=2000)
     during = rate_per_s(case.recording().ends, kills[0], kills[-1]) / case.setting.rate

@@ -57,7 +57,7 @@ def test_11_out_of_memory(memory: MemoryGroup, make_case: StartCase) -> None:
         memory.take(process.pid)
     memory.limit(250 * MEGABYTE)
     case.start_load()
-    [left] = eventually(lambda: case.pool.events("worker left"), 20, 0.005)
+    [left] = eventually(lambda: case.pool.events("worker exited"), 20, 0.005)
     case.struck("the kernel killed a worker for its memory", memory.oom_kills() == 1)
     assert left["likely_cause"] == "the kernel's out-of-memory killer"
     case.finish(repeated_max=IN_HAND_MAX, recover_ms=2000)
@@ -79,10 +79,10 @@ def test_11_recycled_in_time(start_case: StartCase) -> None:
         load_s=8.0,
     )
     case.load.join()
-    recycled = case.pool.events("recycling a worker")
+    recycled = case.pool.events("recycling worker")
     case.struck("workers were recycled", recycled and {line["reason"] for line in recycled} == {"memory"})
     case.finish(repeated_max=0)
-    assert {line["reason"] for line in case.pool.events("worker left")} == {"drained"}
+    assert {line["reason"] for line in case.pool.events("worker exited")} == {"drained"}
 
 
 @pytest.mark.parametrize("bad", ["import", "setting"])
@@ -95,7 +95,7 @@ def test_12_bad_code(start_case: StartCase, bad: str) -> None:
     before = case.pool.pids()
     path.write_text(good + ("\nimport nothing_of_this_name\n" if bad == "import" else "\n[pol]\nworkers = 3\n"))
     case.pool.send(signal.SIGHUP)
-    [refused] = eventually(lambda: case.pool.events("not restarted"))
+    [refused] = eventually(lambda: case.pool.events("restart failed"))
     case.struck("a restart with bad code was refused", "nothing_of_this_name" in str(refused) or "pol" in str(refused))
     assert case.pool.pids() == before
     case.pool.send(signal.SIGTERM)
@@ -109,7 +109,7 @@ def test_12_bad_code(start_case: StartCase, bad: str) -> None:
     assert case.pending() == pending
     path.write_text(good)
     case.pool.start()
-    case.finish(repeated_max=0, errors=["not restarted"])
+    case.finish(repeated_max=0, errors=["restart failed"])
     assert case.pool.output.count("did you mean") == (2 if bad == "setting" else 0)
 
 
@@ -122,14 +122,14 @@ def test_14_no_fork(pids: PidsGroup, make_case: StartCase) -> None:
     pids.limit(1)
     dead = case.pool.pids()[slot]
     os.kill(dead, signal.SIGKILL)
-    eventually(lambda: len(case.pool.events("can't start")) >= 3)
+    eventually(lambda: len(case.pool.events("worker start failed")) >= 3)
     assert case.pool.ask("status")["state"] == "degraded"
     pids.limit(None)
     lifted_ns = time.monotonic_ns()
     case.struck("forks were refused", pids.refused() >= 3, lifted_ns)
     eventually(lambda: slot in case.pool.pids(), 5, 0.005)
     case.check("forks again until there is a successor", (time.monotonic_ns() - lifted_ns) / 1e6, 1500)
-    case.finish(repeated_max=IN_HAND_MAX, recover_ms=3000, errors=["can't start"])
+    case.finish(repeated_max=IN_HAND_MAX, recover_ms=3000, errors=["worker start failed"])
 
 
 def test_handlers_text_is_whole() -> None:

@@ -182,7 +182,7 @@ def test_18_rolling_restart(start_case: StartCase) -> None:
     case.finish(repeated_max=len(failing), errors=["handler failed"])
     assert_attempts(case)
     assert_steady(case)
-    assert {line["reason"] for line in case.pool.events("worker left")} == {"drained"}
+    assert {line["reason"] for line in case.pool.events("worker exited")} == {"drained"}
 
 
 def test_18_scale_4_8_2(start_case: StartCase) -> None:
@@ -204,7 +204,7 @@ def test_18_scale_4_8_2(start_case: StartCase) -> None:
     moved = [n for n in failing if len({line.consumer for line in did.of(n)}) == 2]
     assert moved, "some had their second attempt elsewhere"
     assert_steady(case)
-    assert {line["reason"] for line in case.pool.events("worker left")} == {"drained"}
+    assert {line["reason"] for line in case.pool.events("worker exited")} == {"drained"}
 
 
 def test_18_scaling_down_gives_back_what_was_read_ahead(start_case: StartCase) -> None:
@@ -222,7 +222,7 @@ def test_18_scaling_down_gives_back_what_was_read_ahead(start_case: StartCase) -
     case.busy_slot(in_hand=5)
     case.pool.ask("scale", n=1)
     eventually(lambda: set(case.pending()) == {f"{HOST}:0"}, 10, what="three have left and hold nothing")
-    case.struck("4 workers, then 1", eventually(lambda: len(case.pool.events("worker left")) == 3))
+    case.struck("4 workers, then 1", eventually(lambda: len(case.pool.events("worker exited")) == 3))
     case.pool.ask("scale", n=4)
     eventually(lambda: len(case.pool.pids()) == 4)
     case.finish(repeated_max=0)

@@ -78,7 +78,7 @@ def test_22_rst_in_a_pipeline(behind: Callable[..., tuple[Case, Proxy]]) -> None
     stored = [fields[b"n"] for _, fields in case.redis.xrange("keyed")]
     case.check("stored twice under one key", len(stored) - len(set(stored)), 0, "")
     assert len(set(stored)) == KEYED
-    assert case.pool.pids() == before and not case.pool.events("worker left")
+    assert case.pool.pids() == before and not case.pool.events("worker exited")
     case.finish(repeated_max=0, recover_ms=2000)
 
 

@@ -48,7 +48,7 @@ def poison_at(place: int) -> Callable[[int, random.Random], dict[str, Any]]:
 
 
 def deaths(case: Case) -> list[dict[str, Any]]:
-    return [line for line in case.pool.events("worker left") if line["reason"] in ("signal", "exit")]
+    return [line for line in case.pool.events("worker exited") if line["reason"] in ("signal", "exit")]
 
 
 def test_09_poison_among_200(make_case: StartCase, seed: int) -> None:
@@ -125,9 +125,9 @@ def test_13_one_slot_crash_loops(start_case: StartCase) -> None:
     case.check("starts of the one that crashes", len(killed_ns), 10, "")
     case.pool.wait_ready(40)
     # What it holds waits for its next incarnation.
-    last_s = case.pool.events("worker left")[-1]["next_start_s"]
+    last_s = case.pool.events("worker exited")[-1]["next_start_s"]
     case.finish(repeated_max=IN_HAND_MAX * len(killed_ns), recover_ms=1000 * last_s + 2000)
-    waits_s = [line["next_start_s"] for line in case.pool.events("worker left") if line.get("signal") == "SIGKILL"]
+    waits_s = [line["next_start_s"] for line in case.pool.events("worker exited") if line.get("signal") == "SIGKILL"]
     assert all(earlier < later for earlier, later in itertools.pairwise(waits_s[2:])), waits_s
     during = rate_per_s(case.recording().ends, killed_ns[0], killed_ns[-1]) / case.setting.rate
     case.check("share of the load that was not done meanwhile", 100 * (1 - during), 20, "%")

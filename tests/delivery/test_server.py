@@ -62,7 +62,7 @@ def test_19_redis_killed_and_restarted(start_case: StartCase) -> None:
     back_ns = time.monotonic_ns()
     case.struck("Redis was killed", case.redis.info("server")["process_id"], killed_ns)
     case.check("Redis answers until all workers fetch", fetching_again_ms(case, back_ns), 1500)
-    assert case.pool.pids() == before and not case.pool.events("worker left")
+    assert case.pool.pids() == before and not case.pool.events("worker exited")
     # What was acknowledged was in the server's file, and what is in hand is known to its worker: nothing runs twice.
     case.finish(repeated_max=0, recover_ms=(back_ns - killed_ns) / 1e6 + 2000)
     assert case.load.errors, "the load has felt it, too"
@@ -97,7 +97,7 @@ def test_20_redis_down(make_case: MakeCase, pytestconfig: pytest.Config) -> None
         case.check("Redis answers until all workers fetch", fetching_again_ms(case, back_ns), 2000)
         eventually(lambda: http.get("/readyz").status_code == 200, 5)
     check_quiet(case, down_s)
-    assert case.pool.pids() == before and not case.pool.events("worker left")
+    assert case.pool.pids() == before and not case.pool.events("worker exited")
     case.finish(repeated_max=0, recover_ms=2500)
 
 
@@ -128,7 +128,7 @@ def test_21_redis_refuses(make_case: MakeCase) -> None:
             case.check(f"{name} is over until messages are handled", (time.monotonic_ns() - back_ns) / 1e6, 3000)
             eventually(lambda: http.get("/readyz").status_code == 200, 5)
     check_quiet(case, time.monotonic() - began_s)
-    assert case.pool.pids() == before and not case.pool.events("worker left")
+    assert case.pool.pids() == before and not case.pool.events("worker exited")
     case.load.end()
     case.finish(repeated_max=0)
 

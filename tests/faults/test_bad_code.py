@@ -40,11 +40,11 @@ def test_13_import_error_after_reexec(start_pool: StartPool, redis_server: Any, 
     (pool.folder / "handlers.py").write_text("import nothing_of_this_name\n")
     with bound.within("SIGHUP until the bad code is refused", 2000):
         pool.send(signal.SIGHUP)
-        refused = eventually(lambda: pool.events("not restarted"), interval_s=0.005)
+        refused = eventually(lambda: pool.events("restart failed"), interval_s=0.005)
     assert "nothing_of_this_name" in refused[0]["error"] or "nothing_of_this_name" in pool.output
     status = pool.ask("status")
     assert status["pid"] == arbiter and status["last_operation"]["ok"] is False
-    assert pool.pids() == before and not pool.events("worker left")
+    assert pool.pids() == before and not pool.events("worker exited")
     redis.xadd("events", {"n": "old"})
     eventually(lambda: seen(pool)["old"] == 1, what="the old code goes on")
     # Mended, it is taken over.

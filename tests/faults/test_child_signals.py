@@ -17,7 +17,7 @@ from tests.support.waiting import eventually
 StartPool = Callable[..., Pool]
 ROUNDS = 3
 #: What the arbiter itself does something at.
-NEWS = ("draining", "stopping at once", "restarted", "not restarted", "scaled", "not scaled", "status")
+NEWS = ("draining", "quick stop", "restarted", "restart failed", "scaled", "scale refused", "status")
 
 
 def news(pool: Pool) -> list[str]:
@@ -54,7 +54,7 @@ def test_31_ctrl_c_process_group(start_pool: StartPool, redis_server: Any, bound
     assert seen(pool) == {"begun": 40, "done": 40}
     assert redis_server.sync().xpending("events", "workers")["pending"] == 0
     assert news(pool) == ["draining"] and "Traceback" not in pool.output
-    assert {line["reason"] for line in pool.events("worker left")} == {"drained"}
+    assert {line["reason"] for line in pool.events("worker exited")} == {"drained"}
 
 
 def test_59_python311_signal_leak(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
@@ -68,7 +68,7 @@ def test_59_python311_signal_leak(start_pool: StartPool, redis_server: Any, boun
     with bound.within("6 workers lose to 6 signals until all are READY again", 6000):
         eventually(lambda: all(map(is_gone, before.values())), 5, what="two of them were stopped, and killed for it")
         pool.wait_ready()
-    ends = {line["slot"]: (line.get("signal"), line["reason"]) for line in pool.events("worker left")}
+    ends = {line["slot"]: (line.get("signal"), line["reason"]) for line in pool.events("worker exited")}
     assert [ends[slot][0] for slot in range(6)] == [None, "SIGHUP", "SIGUSR1", "SIGQUIT", "SIGKILL", "SIGKILL"]
     # Again and again what nearly every signal of a supervisor is: TERM, to a loop that has a handler for it.
     for count in range(1, ROUNDS + 1):

@@ -31,7 +31,7 @@ def test_01_kill9_one(start_pool: StartPool, redis_server: Any, watch: Watch, bo
         after = pool.wait_ready()["workers"]
         assert all(worker["last_exit"]["signal"] == signal.SIGKILL for worker in after)
         assert all(worker["pid"] != before[worker["slot"]] and worker["restarts"] == 1 for worker in after)
-        for line in pool.events("worker left"):
+        for line in pool.events("worker exited"):
             assert line["pid"] == before[line["slot"]] and line["signal"] == "SIGKILL" and line["next_start_s"] == 0
         watch.assert_flat()
         assert pool.stop() == 0
@@ -108,13 +108,13 @@ def test_04_segv_ctypes(start_pool: StartPool, redis_server: Any, bound: Bounds)
     was = incarnations(shared, [0, 1])
     for n in range(2):
         redis_server.sync().xadd("events", {"n": n})
-    left = eventually(lambda: pool.events("worker left"))[0]
+    left = eventually(lambda: pool.events("worker exited"))[0]
     assert left["signal"] == "SIGSEGV" and left["reason"] == "signal" and left["last_started"]
     crashed_ns = min(at_ns for pid, _, at_ns in records(pool) if pid == left["pid"])
     slot = left["slot"]
     took_ms = ready_again_ms(shared, {slot: was[slot]}, crashed_ns)[slot]
     bound.check("SIGSEGV until READY", took_ms, 300)
-    [line] = pool.events("worker's last stack")
+    [line] = pool.events("worker stack dump")
     assert "Segmentation fault" in line["stack"] and "handlers.py" in line["stack"] and "string_at" in line["stack"]
     eventually(lambda: sum(seen(pool).values()) == 3)
     eventually(lambda: redis_server.sync().xpending("events", "workers")["pending"] == 0)
@@ -138,4 +138,4 @@ def test_05_exit0_unexpected(standins: Callable[..., Standins], bound: Bounds) -
             ]
             times.append((again[0] - left[first["pid"]]["at_s"]) * 1000)
     bound.check("exit 0 unasked until its successor runs", times, 200)
-    assert [line["next_start_s"] for line in pool.events("worker left")] == [0] * 4, "a crash, but the first"
+    assert [line["next_start_s"] for line in pool.events("worker exited")] == [0] * 4, "a crash, but the first"

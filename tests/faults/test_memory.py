@@ -48,7 +48,7 @@ def test_18_oom_kill_cgroup(cgroup: MemoryGroup, start_pool: StartPool, redis_se
     shared, before, arbiter = shared_state_of(pool.pid), pool.pids(), pool.pid
     was = incarnations(shared, [0, 1])
     redis_server.sync().xadd("events", {"n": 1})
-    line = eventually(lambda: pool.events("worker left"), 20)[0]
+    line = eventually(lambda: pool.events("worker exited"), 20)[0]
     assert cgroup.oom_kills() == 1
     assert line["signal"] == "SIGKILL" and line["reason"] == "signal"
     assert line["likely_cause"] == "the kernel's out-of-memory killer" and line["last_started"]
@@ -91,15 +91,15 @@ def test_19_memory_leak(start_pool: StartPool, redis_server: Any, bound: Bounds)
     bound.check("start of the leak until the last of three was recycled", (time.monotonic() - leaked_s) * 1000, 15000)
     news = [
         (line["timestamp"], line["event"], line["slot"])
-        for name in ("recycling a worker", "worker left", "worker ready")
+        for name in ("recycling worker", "worker exited", "worker ready")
         for line in pool.events(name)
     ]
     slots = [slot for _, _, slot in sorted(news)]
-    assert [event for _, event, _ in sorted(news)][:6] == ["recycling a worker", "worker left", "worker ready"] * 2
+    assert [event for _, event, _ in sorted(news)][:6] == ["recycling worker", "worker exited", "worker ready"] * 2
     assert all(slots[n] == slots[n + 1] == slots[n + 2] for n in range(0, 6, 3)), "one slot at a time"
-    for line in pool.events("recycling a worker"):
+    for line in pool.events("recycling worker"):
         assert line["reason"] == "memory" and line["growth_mb"] >= 30
-    assert {line["reason"] for line in pool.events("worker left")} == {"drained"}
+    assert {line["reason"] for line in pool.events("worker exited")} == {"drained"}
     eventually(lambda: seen(pool) == {str(n): 1 for n in range(count)}, 20)
     eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)
 
@@ -131,7 +131,7 @@ def test_20_fat_parent_no_recycle_loop(start_pool: StartPool, redis_server: Any,
             redis.xadd("events", {"n": n})
         count += 20
         eventually(lambda count=count: sum(seen(pool).values()) == count, interval_s=0.05)
-    assert pool.pids() == before and not pool.events("recycling a worker")
+    assert pool.pids() == before and not pool.events("recycling worker")
     own = [psutil.Process(pid).memory_full_info().uss / MEGABYTE for pid in before.values()]
     bound.check("a worker's own memory under a parent of more than 150 MB", own, 30, "MB")
     assert count > 100

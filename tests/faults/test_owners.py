@@ -73,7 +73,7 @@ def test_53_scale_8_to_2_to_8(start_pool: StartPool, redis_server: Any, bound: B
     counts = seen(pool)
     del counts["done"]
     assert counts == {str(n): 1 + (n % 10 == 0) for n in range(count)}, "each once, and the retries once more"
-    assert {line["reason"] for line in pool.events("worker left")} == {"drained"}
+    assert {line["reason"] for line in pool.events("worker exited")} == {"drained"}
     assert [line["workers"] for line in pool.events("scaled")] == [2, 8, 2, 8]
 
 

@@ -164,7 +164,7 @@ def test_49_grandchild_double_fork_as_pid1(pid_one: PidOne, bound: Bounds) -> No
             os.kill(pid, signal.SIGKILL)
         eventually(lambda: not any(map(psutil.pid_exists, orphans + workers)), interval_s=0.002)
     eventually(lambda: [worker["restarts"] for worker in pool.wait_ready()["workers"]] == [1, 0, 1])
-    assert [line["signal"] for line in pool.events("worker left")] == ["SIGKILL"] * 2
+    assert [line["signal"] for line in pool.events("worker exited")] == ["SIGKILL"] * 2
     assert not zombies(arbiter)
     with bound.within("SIGTERM to pid 1 until it has left", 2000):
         pool.send(signal.SIGTERM)
@@ -211,7 +211,7 @@ def test_50_worker_stolen_wait(start_pool: StartPool, redis_server: Any, bound: 
     (pool.folder / "enough").touch()
     eventually(lambda: {str(n) for n in range(10)} <= set(seen(pool)), 20, what="each was run until nobody interfered")
     eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)
-    assert pool.pids() == before and not pool.events("worker left")
+    assert pool.pids() == before and not pool.events("worker exited")
     assert not zombies(before[0])
 
 

@@ -92,7 +92,7 @@ def test_32_redis_down(start_pool: StartPool, durable_server: Any, bound: Bounds
     eventually(lambda: pending(durable_server.sync()) == 0)
     pool.wait_ready()
     assert restarts(pool) == [1, 0, 0] and pool.pids()[1] == before[1] and pool.pids()[2] == before[2]
-    assert [line["signal"] for line in pool.events("worker left")] == ["SIGKILL"]
+    assert [line["signal"] for line in pool.events("worker exited")] == ["SIGKILL"]
     mine = {text for pid, text, _ in records(pool) if pid == before[0] and text != "done"}
     assert {text: count for text, count in seen(pool).items() if count > 1 and text != "done"} == dict.fromkeys(mine, 2)
 

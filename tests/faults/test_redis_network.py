@@ -107,7 +107,7 @@ def test_a_pool_shrinks_without_redis(start_pool: StartPool, durable_server: Any
     durable_server.kill()
     eventually(lambda: {worker["activity"] for worker in pool.ask("status")["workers"]} == {"wait_redis"})
     pool.ask("scale", n=1)
-    left = eventually(lambda: found if len(found := pool.events("worker left")) == 2 else [], 20)
+    left = eventually(lambda: found if len(found := pool.events("worker exited")) == 2 else [], 20)
     assert {(line["code"], line.get("signal")) for line in left} == {(0, None)}, left
     assert "Traceback" not in pool.output
     durable_server.start()

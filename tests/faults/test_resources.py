@@ -48,7 +48,7 @@ def test_36_fork_eagain(cgroup: PidsGroup, standins: Make, bound: Bounds) -> Non
     pool.send(signal.SIGHUP)
     eventually(lambda: (pool.status()["last_operation"] or {}).get("ok") is False)
     bound.check("CPU of the arbiter while it can't fork", lack(pool, until_s), 0.2, "s/s")
-    refused = [line["error"] for line in pool.events("can't start")]
+    refused = [line["error"] for line in pool.events("worker start failed")]
     assert cgroup.refused() and all("temporarily unavailable" in error for error in refused)
     bound.check(f"tries to fork in {LACK_S:.0f} s", len(refused), 7, "")
     assert {slot: pid for slot, pid in pool.pids().items() if slot} == {1: before[1], 2: before[2]}
@@ -74,7 +74,7 @@ def test_37_emfile(standins: Make, bound: Bounds) -> None:
         with pytest.raises(BlockingIOError):
             client.recv(1)
         # New workers have no descriptors either: they fail, one after the other, ever more seldom.
-        left = pool.events("worker left")
+        left = pool.events("worker exited")
         assert {line["slot"] for line in left} == {0} and {line["code"] for line in left[1:]} == {1}
         bound.check(f"tries to start in {LACK_S:.0f} s", len(left), 8, "")
         resource.prlimit(pool.pid, resource.RLIMIT_NOFILE, (soft, hard))

@@ -45,13 +45,13 @@ def test_56_shm_garbage_from_worker(standins: Callable[..., Standins], bound: Bo
     after = pool.wait_ready()
     assert after["pid"] == pool.pid and pool.pids()[bystander] == before[bystander]
     assert not pool.events("internal error")
-    spoilt = {line["slot"] for line in pool.events("worker left")}
+    spoilt = {line["slot"] for line in pool.events("worker exited")}
     assert bystander not in spoilt and spoilt, "those whose deadline had passed were ended for it"
     # One that has written its next beat into the far future and then hangs is found all the same.
     os.kill(pool.pids()[0], signal.SIGSTOP)
     shared.slot(0).set(SlotField.BEAT_NS, 2**64 - 1)
     stopped_s = now_s()
-    eventually(lambda: pool.events("no sign of life") and pool.events("no sign of life")[-1]["slot"] == 0, 10)
+    eventually(lambda: pool.events("worker unresponsive") and pool.events("worker unresponsive")[-1]["slot"] == 0, 10)
     bound.check("a beat that can't be, then SIGSTOP, until it is found", now_s() - stopped_s, 3, "s")
     pool.wait_ready()
 

@@ -79,7 +79,7 @@ def test_46_stale_lock_after_power_loss(start_pool: StartPool, watch: Watch, bou
         for path in (place.lock, place.redis_dir / "lock"):
             assert path.read_text().isdigit()
             path.write_text(str(other.pid))
-        place.farewell.write_text('{"pid": ')
+        place.exit_report.write_text('{"pid": ')
         place.token.with_suffix(".new").write_text("")
         [log] = place.redis_dir.glob("appendonlydir/*.incr.aof")
         with log.open("ab") as file:

@@ -36,7 +36,7 @@ ONCE = (
 
 def stack_of(pool: Pool, pid: int) -> str:
     """What the log has of the stack of this worker."""
-    [line] = [line for line in pool.events("worker's last stack") if line["pid"] == pid]
+    [line] = [line for line in pool.events("worker stack dump") if line["pid"] == pid]
     stack: str = line["stack"]
     return stack
 
@@ -226,7 +226,7 @@ def test_11_boot_hang(standins: Callable[..., Standins], bound: Bounds) -> None:
     assert is_gone(hangs["pid"])
     left = eventually(lambda: pool.worker(1)["last_exit"])
     assert (left["reason"], left["signal"]) == ("boot", signal.SIGKILL)
-    [line] = pool.events("worker's last stack")
+    [line] = pool.events("worker stack dump")
     assert "Current thread" in line["stack"] and "before_boot_hang" in line["stack"]
     pool.wait_ready()
     assert pool.worker(0)["restarts"] == 0

@@ -69,7 +69,7 @@ class Service:
         self.http.close()
         try:
             code = self.stop()
-            assert code == 0, f"the service left with {code}\n{self.log}"
+            assert code == 0, f"the service exited with {code}\n{self.log}"
             assert "Traceback" not in self.log, self.log
         except (AssertionError, subprocess.TimeoutExpired) as left:
             if error is None:

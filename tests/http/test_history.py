@@ -81,7 +81,7 @@ def test_a_stream_that_does_not_exist_is_empty(http: httpx.Client, store: redis_
     "query",
     [
         {"start": "yesterday"}, {"end": "1-2-3"}, {"start": "$"}, {"start": "18446744073709551616"}, {"end": "(-"},
-        {"count": "0"}, {"count": "1001"}, {"count": "many"}, {"reverse": "perhaps"},
+        {"count": "0"}, {"count": "1001"}, {"count": "many"}, {"reverse": "likely_cause"},
     ],
     ids=str,
 )  # fmt: skip

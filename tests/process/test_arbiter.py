@@ -36,8 +36,8 @@ def test_a_pool_starts_shows_itself_and_leaves_nothing(standins: Make) -> None:
 def test_what_was_started_last_is_logged_and_left_for_the_successor(standins: Make) -> None:
     pool = standins(workers=1, orders={"*": "row"}).start()
     os.kill(pool.pids()[0], signal.SIGKILL)
-    eventually(lambda: pool.events("worker left"))
-    assert pool.events("worker left")[0]["last_started"] == ["1234-5"]
+    eventually(lambda: pool.events("worker exited"))
+    assert pool.events("worker exited")[0]["last_started"] == ["1234-5"]
 
 
 def test_a_recycled_worker_is_replaced_without_penalty(standins: Make) -> None:

@@ -133,7 +133,7 @@ def test_unusable_code_or_configuration_changes_nothing(standins: Make, file: st
     before = pool.pids()
     (pool.folder / file).write_text(text)
     pool.send(signal.SIGHUP)
-    eventually(lambda: pool.events("not restarted"), 20)
+    eventually(lambda: pool.events("restart failed"), 20)
     assert words in pool.err
     assert pool.pids() == before and pool.status()["last_operation"]["ok"] is False
     os.kill(before[0], signal.SIGKILL)  # and the pool goes on with what it has

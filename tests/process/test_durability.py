@@ -54,4 +54,4 @@ def test_a_killed_redis_loses_what_its_durability_says(
         halves = [sum(text.startswith(half) for text in seen(pool)) for half in ("before", "after")]
         assert halves == [first, second]
         assert max(seen(pool).values()) == 1
-        assert not pool.events("worker left")
+        assert not pool.events("worker exited")

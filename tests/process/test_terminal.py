@@ -147,8 +147,8 @@ def test_a_burst_shows_itself_first_and_has_no_http_service(open_terminal: Open)
     terminal = open_terminal("--burst", api=None)
     assert terminal.pool.wait(20) == 0
     text = eventually(lambda: terminal.text if "stopped" in terminal.text else None)
-    assert "2, until nothing is left" in text and "ready" not in text.partition("worker left")[0]
-    assert text.index("supervisor 0.") < text.index("worker left") < text.index("why='nothing is left'")
+    assert "2, until nothing is left" in text and "ready" not in text.partition("worker exited")[0]
+    assert text.index("supervisor 0.") < text.index("worker exited") < text.index("why='nothing is left'")
     assert "http://" not in text and "listening" not in text
 
 

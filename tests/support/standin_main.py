@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from supervisor.arbiter.bootstrap import run
 from supervisor.arbiter.entries import Entries
-from supervisor.arbiter.main import run
 from supervisor.cli.main import run as run_cli
 from supervisor.errors import EXIT_OK, SupervisorError
 from supervisor.settings.load import Loaded, load

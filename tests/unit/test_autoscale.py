@@ -42,7 +42,7 @@ class Factory:
                 settings=SimpleNamespace(pool=pool),
                 pool=self,
                 shared=SHARED,
-                operations=SimpleNamespace(rolling=None),
+                commands=SimpleNamespace(rolling=None),
                 burst=False,
                 log=SimpleNamespace(info=lambda *_, **__: None),
             )

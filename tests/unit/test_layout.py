@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
-from supervisor.arbiter.reexec import Inherited, shape_of
+from supervisor.arbiter.reload import ReloadState, shape_of
 
 
 def test_the_shape_of_what_is_handed_over_holds_all_parts_of_its_parts() -> None:
-    shape = shape_of(Inherited)
+    shape = shape_of(ReloadState)
     (_, slot) = shape["workers"]
     assert slot["state"]["BACKOFF"] == "BACKOFF"
     assert slot["history"] == {"crashes": ["int"], "misses": ["int"]}

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from supervisor.arbiter.stacks import BYTES_MAX, Stacks
+from supervisor.arbiter.stack_dumps import BYTES_MAX, StackDumps
 from supervisor.core import slot as slots
-from supervisor.core.liveness import NS, Judge
-from supervisor.core.restart import OVERRAN
+from supervisor.core.liveness import NS, LivenessMonitor
+from supervisor.core.restart import DRAIN_TIMEOUT
 from supervisor.core.slot import Limits, Slot, State
 
 LIMITS = Limits(boot_s=15.0, beat_s=5.0, drain_s=25.0)
@@ -60,7 +60,7 @@ class Arbiter:
     """Judges one slot, as `arbiter.crew` does."""
 
     slot: Slot
-    judge: Judge = field(default_factory=Judge)
+    judge: LivenessMonitor = field(default_factory=LivenessMonitor)
     due_s: float = BEGIN_S
 
     def run(self, now_s: float, child: Child) -> None:
@@ -92,11 +92,11 @@ Freezes = st.lists(st.builds(Freeze, st.floats(0, 40), Lengths, st.booleans(), s
 
 
 def judged(slot: Slot, child: Child, freezes: list[Freeze], for_s: float = 60.0) -> tuple[str, float]:
-    """Why the child was doomed, and how many seconds the arbiter itself had run by then."""
+    """Why the child was kill_reason, and how many seconds the arbiter itself had run by then."""
     arbiter, now_s, ran_s = Arbiter(slot), BEGIN_S, 0.0
     child.run(now_s)
     ahead = sorted(freezes, key=lambda freeze: freeze.at_s)
-    while ran_s < for_s and not arbiter.slot.doomed:
+    while ran_s < for_s and not arbiter.slot.kill_reason:
         first = True
         while ahead and ran_s >= ahead[0].at_s:
             freeze = ahead.pop(0)
@@ -110,7 +110,7 @@ def judged(slot: Slot, child: Child, freezes: list[Freeze], for_s: float = 60.0)
         arbiter.run(now_s, child)
         now_s, ran_s = now_s + STEP_S, ran_s + STEP_S
         child.run(now_s)
-    return arbiter.slot.doomed, ran_s
+    return arbiter.slot.kill_reason, ran_s
 
 
 @settings(deadline=None)
@@ -131,7 +131,7 @@ def test_what_has_a_deadline_gets_all_the_time_back_and_no_more(
     assert left_s - EARLY_S * len(freezes) <= ran_s <= left_s + SLOW_S
 
 
-def overdue(judge: Judge, now_s: float, deadline_s: float) -> bool:
+def overdue(judge: LivenessMonitor, now_s: float, deadline_s: float) -> bool:
     """Judged in time."""
     now_ns = int(now_s * NS)
     judge.turn(now_ns, now_ns, {})
@@ -139,7 +139,7 @@ def overdue(judge: Judge, now_s: float, deadline_s: float) -> bool:
 
 
 def test_a_thaw_is_forgotten_by_what_was_begun_after_it() -> None:
-    judge = Judge()
+    judge = LivenessMonitor()
     for thaw_s in (1100, 1200, 1300):  # late by 100 s each time, with nothing in hand
         assert judge.turn(thaw_s * NS, (thaw_s - 100) * NS, {0: 0}) == 100 * NS
     assert not overdue(judge, 1305, 1250), "begun just before, and first told of afterwards"
@@ -148,7 +148,7 @@ def test_a_thaw_is_forgotten_by_what_was_begun_after_it() -> None:
 
 
 def test_what_waits_behind_the_first_deadline_gets_the_time_back_as_well() -> None:
-    judge = Judge()
+    judge = LivenessMonitor()
     judge.turn(1100 * NS, 1000 * NS, {0: 1010 * NS})
     assert not overdue(judge, 1105, 1010)
     assert not overdue(judge, 1119, 1020), "the second of two that ran when all stood still"
@@ -156,14 +156,14 @@ def test_what_waits_behind_the_first_deadline_gets_the_time_back_as_well() -> No
 
 
 def test_a_deadline_that_is_rounded_up_after_a_thaw_is_the_same_one() -> None:
-    judge = Judge()
+    judge = LivenessMonitor()
     judge.turn(1100 * NS, 1000 * NS, {0: 1101 * NS})
     assert not overdue(judge, 1110, 1101.9)
     assert overdue(judge, 1110, 1102.1)
 
 
 @settings(deadline=None)
-@given(Freezes, st.sampled_from(["boot", OVERRAN]))
+@given(Freezes, st.sampled_from(["boot", DRAIN_TIMEOUT]))
 def test_boot_and_drain_get_the_time_back_too(freezes: list[Freeze], reason: str) -> None:
     slot = (
         STARTING if reason == "boot" else replace(READY, state=State.DRAINING, drain_until_s=BEGIN_S + LIMITS.drain_s)
@@ -208,7 +208,7 @@ def test_no_word_makes_a_child_immortal(beat: int, deadline: int, ready: bool, f
 
 def quiet_s(beat_ns: Callable[[int, int], int]) -> list[float]:
     """How quiet a READY child seems, turn by turn, that has written this by the turn's number and time."""
-    judge, found = Judge(), []
+    judge, found = LivenessMonitor(), []
     for turn in range(100):
         now_ns = int((BEGIN_S + turn * TURN_S) * NS)
         judge.turn(now_ns, now_ns, {})
@@ -226,16 +226,16 @@ def test_a_child_whose_clock_is_ahead_lives_as_long_as_it_beats() -> None:
     assert max(quiet_s(lambda turn, _now_ns: int((BEGIN_S + 1e6 + turn // 2 * BEAT_S) * NS))) <= BEAT_S
 
 
-# Stacks
+# StackDumps
 
 
 @pytest.fixture(params=["memfd", "unlinked file"])
-def stacks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stacks]:
+def stacks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[StackDumps]:
     if request.param == "unlinked file":
         monkeypatch.delattr(os, "memfd_create", raising=False)
     elif not hasattr(os, "memfd_create"):
         pytest.skip("Linux's")
-    found = Stacks()
+    found = StackDumps()
     yield found
     for fd in found.fds():
         os.close(fd)
@@ -278,7 +278,7 @@ arbiters_own()
 """
 
 
-def test_each_dump_of_a_child_is_read_once_and_whole(stacks: Stacks) -> None:
+def test_each_dump_of_a_child_is_read_once_and_whole(stacks: StackDumps) -> None:
     fd = stacks.fresh("worker 0")
     os.write(stacks.fresh("worker 1"), b"another's")
     child = subprocess.Popen(
@@ -301,7 +301,7 @@ def test_each_dump_of_a_child_is_read_once_and_whole(stacks: Stacks) -> None:
     assert stacks.take("worker 1") == "another's"
 
 
-def test_a_dump_ends_where_the_child_began(stacks: Stacks) -> None:
+def test_a_dump_ends_where_the_child_began(stacks: StackDumps) -> None:
     fd = stacks.fresh("worker 0")
     subprocess.run([sys.executable, "-c", FORKED, str(fd)], pass_fds=[fd], check=True)
     text = stacks.take("worker 0")
@@ -310,18 +310,18 @@ def test_a_dump_ends_where_the_child_began(stacks: Stacks) -> None:
     assert " in wait" in text, "other threads are there"
 
 
-def test_a_successor_starts_with_an_empty_file_in_the_same_place(stacks: Stacks) -> None:
+def test_a_successor_starts_with_an_empty_file_in_the_same_place(stacks: StackDumps) -> None:
     fd = stacks.fresh("worker 0")
     os.write(fd, b"of the one before " * 100)
     assert stacks.fresh("worker 0") == fd
     os.write(fd, b"mine")
     assert not os.get_inheritable(fd)
-    heir = Stacks(stacks.by_name)
-    assert (heir.fds(), heir.take("worker 0")) == ([fd], "mine")
+    handover_slot = StackDumps(stacks.by_name)
+    assert (handover_slot.fds(), handover_slot.take("worker 0")) == ([fd], "mine")
     assert stacks.take("nobody") == ""
 
 
-def test_a_dump_is_cut_and_never_too_odd_to_read(stacks: Stacks) -> None:
+def test_a_dump_is_cut_and_never_too_odd_to_read(stacks: StackDumps) -> None:
     os.write(stacks.fresh("worker 0"), b"\xff\xfe first\n" + b"x" * 3 * BYTES_MAX)
     text = stacks.take("worker 0")
     assert "first" in text

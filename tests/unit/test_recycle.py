@@ -12,19 +12,19 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from supervisor.arbiter import upkeep
-from supervisor.core.recycle import GROWN_UP_S, Ceilings, Wear, most_worn
+from supervisor.core.recycle import GROWN_UP_S, RecycleLimits, WorkerUsage, most_overdue
 from supervisor.core.slot import Slot, State
 from supervisor.shared_state import SharedState, SlotField
 
 Limit = st.just(0) | st.integers(1, 1000)
 Wears = st.lists(
-    st.builds(Wear, st.integers(0, 9), st.floats(0, 2000), st.integers(0, 2000), st.integers(-500, 2000)),
+    st.builds(WorkerUsage, st.integers(0, 9), st.floats(0, 2000), st.integers(0, 2000), st.integers(-500, 2000)),
     max_size=8,
     unique_by=lambda wear: wear.slot,
 )
 
 
-def shares(wear: Wear, ceilings: Ceilings) -> dict[str, float]:
+def shares(wear: WorkerUsage, ceilings: RecycleLimits) -> dict[str, float]:
     """How much of each limit is used up."""
     found = {
         "memory": (wear.growth_bytes if wear.age_s >= GROWN_UP_S else 0, ceilings.growth_bytes),
@@ -35,10 +35,12 @@ def shares(wear: Wear, ceilings: Ceilings) -> dict[str, float]:
 
 
 @settings(deadline=None)
-@given(Wears, st.builds(Ceilings, Limit, Limit, Limit))
-@example([Wear(0, 10.0, 100, 0), Wear(1, 10.0, 99, 0)], Ceilings(messages=100))
-def test_the_one_furthest_beyond_a_limit_is_found_and_no_other(workers: list[Wear], ceilings: Ceilings) -> None:
-    found = most_worn(workers, ceilings)
+@given(Wears, st.builds(RecycleLimits, Limit, Limit, Limit))
+@example([WorkerUsage(0, 10.0, 100, 0), WorkerUsage(1, 10.0, 99, 0)], RecycleLimits(messages=100))
+def test_the_one_furthest_beyond_a_limit_is_found_and_no_other(
+    workers: list[WorkerUsage], ceilings: RecycleLimits
+) -> None:
+    found = most_overdue(workers, ceilings)
     worst = max((share for wear in workers for share in shares(wear, ceilings).values()), default=0.0)
     if worst < 1.0:
         assert found is None
@@ -72,7 +74,7 @@ class Plant:
                 settings=SimpleNamespace(pool=SimpleNamespace(**none | limits)),
                 pool=self,
                 shared=SHARED,
-                operations=self,
+                commands=self,
                 log=SimpleNamespace(info=lambda _event, **told: self.told.append({"at_s": self.now_s, **told})),
             )
         )

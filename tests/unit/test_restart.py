@@ -23,12 +23,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from supervisor.arbiter import crew, pool
+from supervisor.arbiter import child_group, worker_group
 from supervisor.arbiter.loop import Timer
-from supervisor.arbiter.pool import Pool
-from supervisor.arbiter.stacks import Stacks
+from supervisor.arbiter.stack_dumps import StackDumps
+from supervisor.arbiter.worker_group import WorkerGroup
 from supervisor.core import restart
-from supervisor.core.restart import CALM_S, CANARY_AFTER_S, CANARY_PROVES_S, WINDOW_S, Breaker, Kind
+from supervisor.core.restart import CALM_S, CANARY_AFTER_S, CANARY_PROVES_S, WINDOW_S, Breaker, ExitKind
 from supervisor.core.slot import Limits, State
 from supervisor.errors import EXIT_FAILED, EXIT_OK, WORKER_PLANNED, WORKER_TEMPFAIL
 from supervisor.shared_state import SharedState, SlotField
@@ -73,7 +73,7 @@ class World:
         self._gone: dict[int, Callable[[Any], None]] = {}
         self.add = self._gone.__setitem__
         silent = SimpleNamespace(**dict.fromkeys(("debug", "info", "warning", "error"), lambda *_, **__: None))
-        self.pool = Pool(SHARED, self._fork, self, self, Stacks(), LIMITS, silent, lambda: None)
+        self.pool = WorkerGroup(SHARED, self._fork, self, self, StackDumps(), LIMITS, silent, lambda: None)
         self.pool.turn_s = 1.0
         self.pool.scale(workers)
 
@@ -113,7 +113,7 @@ class World:
         assert not slot.living
         self._slots[pid] = number
         self.starts_s.append(self.now_s)
-        if breaker.is_open and slot.last_exit is not None and slot.last_exit.kind is Kind.CRASH:
+        if breaker.is_open and slot.last_exit is not None and slot.last_exit.kind is ExitKind.CRASH:
             assert breaker.canary is None, "two canaries at a time"
             self.canaries_s.append(self.now_s)
         if way.ready:
@@ -136,7 +136,11 @@ def played_clock() -> Iterator[None]:
     """The clock of the world that was made last."""
     clock = SimpleNamespace(monotonic=lambda: World.last.now_s, monotonic_ns=lambda: int(World.last.now_s * 1e9))
     with pytest.MonkeyPatch.context() as patch:
-        for module, name, played in ((crew, "time", clock), (pool, "time", clock), (crew, "random", CHANCE)):
+        for module, name, played in (
+            (child_group, "time", clock),
+            (worker_group, "time", clock),
+            (child_group, "random", CHANCE),
+        ):
             patch.setattr(module, name, played)
         yield
 

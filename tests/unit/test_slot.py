@@ -12,8 +12,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from supervisor.core import slot as slots
-from supervisor.core.restart import FORGIVEN_AFTER_S, OVERRAN, YOUNG_S, Kind
-from supervisor.core.slot import DUMP_S, HAND_OVER_TRIES, KILL_AGAIN_S, Action, Limits, Notes, Sign, Slot, State
+from supervisor.core.restart import DRAIN_TIMEOUT, FORGIVEN_AFTER_S, YOUNG_S, ExitKind
+from supervisor.core.slot import (
+    DUMP_S,
+    HANDOVER_ATTEMPTS_MAX,
+    KILL_AGAIN_S,
+    Action,
+    ExitNotes,
+    Heartbeat,
+    Limits,
+    Slot,
+    State,
+)
 from supervisor.errors import EXIT_FAILED, EXIT_OK, WORKER_CONFIG, WORKER_PLANNED, WORKER_TEMPFAIL
 
 LIMITS = Limits(boot_s=15.0, beat_s=5.0, drain_s=25.0)
@@ -25,7 +35,7 @@ STATUSES = (
     (None, None),
 )
 Times = st.one_of(st.sampled_from([0.0, 0.01, 0.25, 1.0, YOUNG_S, FORGIVEN_AFTER_S]), st.floats(0, 100))
-Signs = st.builds(Sign, ready=st.booleans(), quiet_s=st.sampled_from([0.0, 5.0, 5.01]), overdue=st.booleans())
+Signs = st.builds(Heartbeat, ready=st.booleans(), quiet_s=st.sampled_from([0.0, 5.0, 5.01]), overdue=st.booleans())
 
 
 def backoff_bounds(tries: int) -> tuple[float, float]:
@@ -73,17 +83,17 @@ class Life(RuleBasedStateMachine):
         self.now_s += by_s
 
     @rule(sign=Signs, start=st.sampled_from(["spawn", "spawn", "spawn", "fail", "hold"]))
-    def look(self, sign: Sign, start: str) -> None:
+    def look(self, sign: Heartbeat, start: str) -> None:
         before = self.slot
         self.slot, action = slots.advance(before, sign, LIMITS, self.now_s)
         self.keeps_its_child(before)
-        if before.doomed:
-            assert action is (Action.KILL if self.now_s >= before.kill_s else Action.NONE)
+        if before.kill_reason:
+            assert action is (Action.KILL if self.now_s >= before.kill_due_s else Action.NONE)
         elif before.state is State.DRAINING and self.now_s >= before.drain_until_s:
-            assert (action, self.slot.doomed) == (Action.KILL, OVERRAN)
+            assert (action, self.slot.kill_reason) == (Action.KILL, DRAIN_TIMEOUT)
         elif before.living and (sign.overdue or sign.quiet_s > LIMITS.beat_s):
             assert action is Action.DUMP
-            assert self.slot.doomed
+            assert self.slot.kill_reason
         elif self.slot.state is State.READY:
             assert self.slot.wanted, "a READY child that shall leave is told"
         elif not before.living and before.wanted:
@@ -100,7 +110,7 @@ class Life(RuleBasedStateMachine):
         """The arbiter sleeps until then: if there is nothing to do, it turns without end."""
         self.now_s = max(self.now_s, slots.due_s(self.slot, LIMITS))
         before = self.slot
-        self.slot, action = slots.advance(before, Sign(ready=False), LIMITS, self.now_s)
+        self.slot, action = slots.advance(before, Heartbeat(ready=False), LIMITS, self.now_s)
         self.keeps_its_child(before)
         assert action is not Action.NONE
         self.act(action)
@@ -120,13 +130,13 @@ class Life(RuleBasedStateMachine):
             assert self.slot.state is State.EMPTY, "nothing to wait for"
 
     @rule(dump=st.booleans())
-    def doom(self, dump: bool) -> None:
+    def kill(self, dump: bool) -> None:
         before = self.slot
-        self.slot, action = slots.doom(before, "quick", self.now_s, dump=dump)
+        self.slot, action = slots.kill(before, "quick", self.now_s, dump=dump)
         self.keeps_its_child(before)
-        if before.living and not before.doomed:
+        if before.living and not before.kill_reason:
             assert action is (Action.DUMP if dump else Action.KILL)
-            assert self.slot.kill_s == self.now_s + (DUMP_S if dump else KILL_AGAIN_S)
+            assert self.slot.kill_due_s == self.now_s + (DUMP_S if dump else KILL_AGAIN_S)
         else:
             assert (self.slot, action) == (before, Action.NONE)
 
@@ -134,7 +144,7 @@ class Life(RuleBasedStateMachine):
     def freeze(self, by_s: float) -> None:
         before, self.slot = self.slot, slots.postpone(self.slot, by_s)
         self.keeps_its_child(before)
-        gets_back_s = 0.0 if before.doomed or not before.living else by_s
+        gets_back_s = 0.0 if before.kill_reason or not before.living else by_s
         assert slots.due_s(self.slot, LIMITS) == pytest.approx(slots.due_s(before, LIMITS) + gets_back_s)
 
     @rule(wanted=st.booleans())
@@ -143,29 +153,37 @@ class Life(RuleBasedStateMachine):
         self.slot = replace(self.slot, wanted=wanted, state=State.EMPTY if gives_up else self.slot.state)
 
     @precondition(lambda self: self.alive)
-    @rule(status=st.sampled_from(STATUSES), final=st.booleans(), said=st.booleans(), done=st.sampled_from([0, 0, 1]))
-    def exit(self, status: tuple[int | None, int | None], final: bool, said: bool = True, done: int = 0) -> None:
+    @rule(
+        status=st.sampled_from(STATUSES), final=st.booleans(), announced=st.booleans(), done=st.sampled_from([0, 0, 1])
+    )
+    def exit(self, status: tuple[int | None, int | None], final: bool, announced: bool = True, done: int = 0) -> None:
         before, self.alive = self.slot, False
-        final, said = final and not before.wanted, said or status[0] is None
+        final, announced = final and not before.wanted, announced or status[0] is None
         self.slot = slots.exited(
-            before, status, self.now_s, lambda: self.chance, burst=self.burst, final=final, notes=Notes(said, done)
+            before,
+            status,
+            self.now_s,
+            lambda: self.chance,
+            burst=self.burst,
+            final=final,
+            notes=ExitNotes(announced, done),
         )
         left = self.slot.last_exit
         assert left is not None
         assert (left.code, left.signal) == status
-        if before.doomed:
-            assert left.reason == before.doomed
-        elif not said:
-            assert left.kind is Kind.CRASH, "a handler has ended the process"
+        if before.kill_reason:
+            assert left.reason == before.kill_reason
+        elif not announced:
+            assert left.kind is ExitKind.CRASH, "a handler has ended the process"
         elif before.state is State.DRAINING or not before.wanted:
-            assert (left.kind is Kind.DONE) == (status in ((EXIT_OK, None), (None, SIGTERM)))
+            assert (left.kind is ExitKind.DONE) == (status in ((EXIT_OK, None), (None, SIGTERM)))
         if done or (before.ready_s is not None and self.now_s - before.ready_s >= FORGIVEN_AFTER_S):
             self.crashes = self.misses = 0
         wait = self.promised_wait(left.kind, self.now_s - before.spawned_s)
         assert not final or self.slot.state is State.EMPTY
-        assert (self.slot.state is State.FAILED) == (left.kind is Kind.CONFIG and before.wanted)
+        assert (self.slot.state is State.FAILED) == (left.kind is ExitKind.CONFIG and before.wanted)
         if before.wanted and self.slot.state is State.EMPTY:
-            assert (left.kind, self.burst) == (Kind.DONE, True), "only a burst is done unasked"
+            assert (left.kind, self.burst) == (ExitKind.DONE, True), "only a burst is done unasked"
         if self.slot.state is State.BACKOFF:
             self.waits(wait)
 
@@ -174,19 +192,19 @@ class Life(RuleBasedStateMachine):
     def live(self, ready: bool, lived_s: float, told: bool, status: tuple[int | None, int | None]) -> None:
         """A whole incarnation: what comes of a row of them is seen only when there are many."""
         self.now_s = max(self.now_s, self.slot.next_start_s)
-        self.look(Sign(ready=False), "spawn")
-        self.look(Sign(ready=ready), "spawn")
+        self.look(Heartbeat(ready=False), "spawn")
+        self.look(Heartbeat(ready=ready), "spawn")
         self.time_passes(lived_s)
         if told:
             self.drain(LIMITS.drain_s)
         self.exit(status, final=False)
 
-    def promised_wait(self, kind: Kind, uptime_s: float) -> tuple[float, float]:
-        if kind is Kind.DEPENDENCY:
+    def promised_wait(self, kind: ExitKind, uptime_s: float) -> tuple[float, float]:
+        if kind is ExitKind.DEPENDENCY:
             self.misses += 1
             return backoff_bounds(self.misses)
         self.misses = 0
-        if kind is Kind.CRASH and uptime_s < YOUNG_S:
+        if kind is ExitKind.CRASH and uptime_s < YOUNG_S:
             self.crashes += 1
             return backoff_bounds(self.crashes - 1) if self.crashes > 1 else (0.0, 0.0)
         return 0.0, 0.0
@@ -195,25 +213,25 @@ class Life(RuleBasedStateMachine):
     def is_sound(self) -> None:
         slot = self.slot
         assert slot.living == self.alive == bool(slot.pid)
-        if slot.doomed:
+        if slot.kill_reason:
             assert slot.living
-            assert slot.kill_s <= self.now_s + KILL_AGAIN_S
+            assert slot.kill_due_s <= self.now_s + KILL_AGAIN_S
         if slot.state is State.DRAINING:
             assert slots.due_s(slot, LIMITS) < math.inf, "a drain ends"
         if slot.state is State.FAILED:
             assert slot.last_exit is not None
-            assert slot.last_exit.kind is Kind.CONFIG
+            assert slot.last_exit.kind is ExitKind.CONFIG
             assert slot.wanted
         if not slot.living:
-            assert (slot.ready_s, slot.doomed) == (None, "")
-            assert slot.kill_s == slot.drain_until_s == math.inf
+            assert (slot.ready_s, slot.kill_reason) == (None, "")
+            assert slot.kill_due_s == slot.drain_until_s == math.inf
 
     def teardown(self) -> None:
         """From wherever it came: once it is not wanted, a child that obeys nothing but SIGKILL ends it."""
         if not hasattr(self, "slot"):
             return
         self.scale(wanted=False)
-        assert ends_empty(self.slot, self.now_s, iter(["stubborn"] * 10)) <= 1 + HAND_OVER_TRIES
+        assert ends_empty(self.slot, self.now_s, iter(["stubborn"] * 10)) <= 1 + HANDOVER_ATTEMPTS_MAX
 
 
 Life.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
@@ -236,7 +254,7 @@ def ends_empty(slot: Slot, now_s: float, manners: Iterator[str]) -> int:
     for _ in range(200):
         if slot.state is State.EMPTY:
             return children
-        slot, action = slots.advance(slot, Sign(ready=manner != "never ready"), LIMITS, now_s)
+        slot, action = slots.advance(slot, Heartbeat(ready=manner != "never ready"), LIMITS, now_s)
         if action is Action.START:
             slot, children, manner = slots.spawned(slot, 7, now_s), children + 1, next(manners)
         elif action is Action.TERMINATE and manner in MANNERS:
@@ -258,6 +276,6 @@ def test_a_slot_that_is_not_wanted_ends_empty_whatever_its_children_do(
 ) -> None:
     slot = slots.spawned(Slot(0), 7, 0.0)
     if ready:
-        slot, _ = slots.advance(slot, Sign(), LIMITS, 0.1)
+        slot, _ = slots.advance(slot, Heartbeat(), LIMITS, 0.1)
     children = ends_empty(replace(slot, wanted=False), 0.1, iter([first, *others]))
-    assert children == (1 if first == "obeys" else 1 + HAND_OVER_TRIES), "what a child had in hand is handed over"
+    assert children == (1 if first == "obeys" else 1 + HANDOVER_ATTEMPTS_MAX), "what a child had in hand is handed over"

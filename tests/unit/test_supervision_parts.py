@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.arbiter import oom
-from supervisor.arbiter.notify import Notify
-from supervisor.arbiter.oom import OomKills
+from supervisor.arbiter import oom_kills
+from supervisor.arbiter.oom_kills import OomKills
+from supervisor.arbiter.systemd import SystemdNotifier
 from tests.support.waiting import eventually
 
-# Notify
+# systemd
 
 
 class Systemd:
@@ -61,51 +61,51 @@ def open_fds() -> int:
 
 
 def test_systemd_hears_every_word_in_its_own_format(systemd: Systemd) -> None:
-    notify = Notify({"NOTIFY_SOCKET": systemd.address})
+    notifier = SystemdNotifier({"NOTIFY_SOCKET": systemd.address})
     before = open_fds()
-    notify.ready()
+    notifier.ready()
     assert systemd.hears() == "READY=1"
-    notify.alive()
+    notifier.alive()
     assert systemd.hears() == "WATCHDOG=1"
     earliest = time.monotonic_ns() // 1000
-    notify.reloading()
+    notifier.reloading()
     state, at = systemd.hears().splitlines()
     assert state == "RELOADING=1"
     name, _, micros = at.partition("=")
     assert name == "MONOTONIC_USEC"
     assert earliest <= int(micros) <= time.monotonic_ns() // 1000
-    notify.stopping()
+    notifier.stopping()
     assert systemd.hears() == "STOPPING=1"
     assert open_fds() == before, "nothing stays open for a fork to inherit"
 
 
 def test_status_is_told_when_it_changes_and_only_then(systemd: Systemd) -> None:
-    notify = Notify({"NOTIFY_SOCKET": systemd.address})
+    notifier = SystemdNotifier({"NOTIFY_SOCKET": systemd.address})
     for text in ("starting", "starting", "healthy: größer", "healthy: größer", "starting"):
-        notify.status(text)
+        notifier.status(text)
     assert systemd.heard() == ["STATUS=starting", "STATUS=healthy: größer", "STATUS=starting"]
 
 
 def test_a_status_that_did_not_get_through_is_told_again(systemd: Systemd) -> None:
-    notify = Notify({"NOTIFY_SOCKET": systemd.address})
+    notifier = SystemdNotifier({"NOTIFY_SOCKET": systemd.address})
     began_s, texts = time.monotonic(), [f"state {number}" for number in range(2000)]
     for text in texts:
-        notify.status(text)
+        notifier.status(text)
     assert time.monotonic() - began_s < 5, "systemd does not read, and nobody waits for it"
     heard = systemd.heard()
     assert heard[0] == "STATUS=state 0"
     assert len(heard) < len(texts), "it was full"
-    notify.status(texts[-1])
+    notifier.status(texts[-1])
     assert systemd.heard() == [f"STATUS={texts[-1]}"]
 
 
 def test_a_systemd_that_is_gone_does_no_harm(systemd: Systemd) -> None:
-    notify = Notify({"NOTIFY_SOCKET": systemd.address})
+    notifier = SystemdNotifier({"NOTIFY_SOCKET": systemd.address})
     systemd.socket.close()
     before = open_fds()
-    for tell in (notify.ready, notify.alive, notify.reloading, notify.stopping):
+    for tell in (notifier.ready, notifier.alive, notifier.reloading, notifier.stopping):
         tell()
-    notify.status("healthy")
+    notifier.status("healthy")
     assert open_fds() == before
 
 
@@ -113,12 +113,12 @@ def test_no_child_speaks_for_the_pool_but_a_successor_does(systemd: Systemd, mon
     given = {"NOTIFY_SOCKET": systemd.address, "WATCHDOG_USEC": "4000000", "WATCHDOG_PID": str(os.getpid())}
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    notify = Notify()
+    notifier = SystemdNotifier()
     seen = subprocess.run(["env"], check=True, capture_output=True, text=True).stdout
     assert "PATH=" in seen
     assert not [name for name in given if f"{name}=" in seen]
-    os.environ.update(notify.environment())
-    successor = Notify()
+    os.environ.update(notifier.environment())
+    successor = SystemdNotifier()
     assert successor.watchdog_s == 2.0
     successor.ready()
     assert systemd.hears() == "READY=1"
@@ -146,16 +146,16 @@ OWN = "own"
 def test_the_watchdog_is_fed_twice_as_often_as_it_asks(micros: str, pid: str, interval_s: float | None) -> None:
     pid = pid.replace(OWN, str(os.getpid()))
     environ = {"NOTIFY_SOCKET": "/nowhere", "WATCHDOG_USEC": micros, "WATCHDOG_PID": pid, "OTHER": "1"}
-    assert Notify(environ).watchdog_s == interval_s
+    assert SystemdNotifier(environ).watchdog_s == interval_s
     assert environ == {"OTHER": "1"}
 
 
 def test_without_a_socket_nobody_is_told_and_no_watchdog_is_fed() -> None:
-    notify = Notify({"WATCHDOG_USEC": "1000000"})
+    notifier = SystemdNotifier({"WATCHDOG_USEC": "1000000"})
     before = open_fds()
-    notify.ready()
-    notify.status("healthy")
-    assert (notify.watchdog_s, open_fds()) == (None, before)
+    notifier.ready()
+    notifier.status("healthy")
+    assert (notifier.watchdog_s, open_fds()) == (None, before)
 
 
 # OomKills
@@ -205,8 +205,8 @@ def test_the_process_s_own_cgroup_is_looked_at(
     events = tmp_path / "root" / "pool.slice" / "pool.service" / "memory.events"
     write_events(events, 1)
     (tmp_path / "cgroup").write_text(lines)
-    monkeypatch.setattr(oom, "ROOT", tmp_path / "root")
-    monkeypatch.setattr(oom, "OWN", tmp_path / "cgroup")
+    monkeypatch.setattr(oom_kills, "ROOT", tmp_path / "root")
+    monkeypatch.setattr(oom_kills, "OWN", tmp_path / "cgroup")
     kills = OomKills()
     write_events(events, 3)
     assert kills.new() == (2 if counted else None)
@@ -219,9 +219,9 @@ HOLDER = """
 import os, sys, time
 from pathlib import Path
 from types import SimpleNamespace
-from supervisor.arbiter.slot_lock import hold
+from supervisor.arbiter.locks import lock_slot
 
-hold(SimpleNamespace(slots=Path(sys.argv[1])), int(sys.argv[2]))
+lock_slot(SimpleNamespace(slots=Path(sys.argv[1])), int(sys.argv[2]))
 child = 0
 if len(sys.argv) > 3:
     child = os.fork()

@@ -6,11 +6,11 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from supervisor.arbiter.crew import Crew
+from supervisor.arbiter.child_group import ChildGroup
 from supervisor.core import restart
 from supervisor.core.outcome import Crash
-from supervisor.core.restart import Breaker, Kind
-from supervisor.core.slot import Notes, Sign, Slot, State
+from supervisor.core.restart import Breaker, ExitKind
+from supervisor.core.slot import ExitNotes, Heartbeat, Slot, State
 from supervisor.errors import UsageError
 from supervisor.shared_state import SLOTS_MAX, HeaderField, SlotField
 from supervisor.words import signal_name
@@ -26,19 +26,19 @@ def worker_name(slot: int) -> str:
     return f"worker {slot}"
 
 
-class Pool(Crew):
+class WorkerGroup(ChildGroup):
     """All workers of the pool."""
 
     noun = "worker"
 
     def __init__(self, shared: SharedState, fork: Callable[[int], int], *args: Any, **options: Any) -> None:
-        """`fork` starts the worker of a slot and gives its pid; the rest is `Crew`'s."""
+        """`fork` starts the worker of a slot and gives its pid; the rest is `ChildGroup`'s."""
         super().__init__(*args, **options)
         self.shared = shared
         self.breaker = Breaker(done=shared.total(SlotField.DONE))
         #: Some worker has been READY since the pool began: from now on a bad one is no reason to give up.
         self.was_ready = False
-        #: Slots whose worker was told of an heir: it may have handed over, even if it is wanted again by now.
+        #: Slots whose worker was told of an handover_slot: it may have handed over, even if it is wanted again by now.
         self._handing: set[int] = set()
         self._fork = fork
 
@@ -64,7 +64,7 @@ class Pool(Crew):
                 self.told_to_leave(slot)  # it was to come back, and now is not, or the other way round
         self.turn()
 
-    # What Crew asks
+    # What ChildGroup asks
 
     def spawn(self, number: int) -> int:
         """Clean the slot's words, then fork."""
@@ -86,10 +86,10 @@ class Pool(Crew):
         """By slot, too."""
         return worker_name(number)
 
-    def sign(self, slot: Slot) -> Sign:
+    def sign(self, slot: Slot) -> Heartbeat:
         """What the worker's own words say."""
         words = self.shared.slot(slot.number)
-        return self._judge.sign(
+        return self._liveness.sign(
             slot.number,
             ready=bool(words.get(SlotField.READY_NS)),
             beat_ns=words.get(SlotField.BEAT_NS),
@@ -103,20 +103,20 @@ class Pool(Crew):
     def starts_at_s(self, slot: Slot, now_s: float) -> float:
         """The breaker holds back those that crashed."""
         left = slot.last_exit
-        if left is None or left.kind is not Kind.CRASH:
+        if left is None or left.kind is not ExitKind.CRASH:
             return now_s
         return restart.permitted_s(self.breaker, slot.number, now_s)
 
     def has_started(self, slot: Slot) -> None:
         """With the breaker open this one is the canary."""
-        if slot.last_exit is not None and slot.last_exit.kind is Kind.CRASH:
+        if slot.last_exit is not None and slot.last_exit.kind is ExitKind.CRASH:
             self.breaker = restart.started(self.breaker, slot.number)
 
     def has_left(self, before: Slot, after: Slot) -> None:
         """Count crashes; tell the others when a slot has left for good."""
         words, left = self.shared.slot(before.number), after.last_exit
         words.set(SlotField.PID, 0)
-        crashed = left is not None and left.kind is Kind.CRASH
+        crashed = left is not None and left.kind is ExitKind.CRASH
         if crashed and not self.stopping:
             self._count_crash(before.number)
         else:
@@ -133,7 +133,7 @@ class Pool(Crew):
         self.breaker = restart.crashed(self.breaker, number, self.size, time.monotonic(), done)
         if self.breaker.is_open and not was_open:
             self.log.error(
-                "workers crash too often: only one at a time is tried until it stays up",
+                "crash breaker opened",
                 crashes=len(self.breaker.crashed_s),
                 within_s=restart.WINDOW_S,
             )
@@ -145,24 +145,24 @@ class Pool(Crew):
             self._handing.add(slot.number)
         self.shared.slot(slot.number).set(SlotField.HANDOVER_TO, word)
 
-    def heir(self, number: int) -> int | None:
+    def handover_slot(self, number: int) -> int | None:
         """The lowest that stays."""
         return min((slot.number for slot in self.living if slot.wanted and slot.number != number), default=None)
 
     def _leave_word(self, slot: Slot) -> int:
-        heir = None if slot.wanted or self.stopping else self.heir(slot.number)
-        return 0 if heir is None else 1 + heir
+        handover_slot = None if slot.wanted or self.stopping else self.handover_slot(slot.number)
+        return 0 if handover_slot is None else 1 + handover_slot
 
-    def notes(self, number: int, code: int | None) -> Notes:
+    def notes(self, number: int, code: int | None) -> ExitNotes:
         """From shared memory: the code that it was about to leave with, and its count of messages, which goes on."""
         words = self.shared.slot(number)
-        said = code is None or words.get(SlotField.EXIT_CODE) == 1 + code
-        return Notes(said, words.get(SlotField.DONE) - words.get(SlotField.DONE_BEFORE))
+        announced = code is None or words.get(SlotField.EXIT_CODE) == 1 + code
+        return ExitNotes(announced, words.get(SlotField.DONE) - words.get(SlotField.DONE_BEFORE))
 
     def crash(self, number: int) -> Crash | None:
         """How the slot's last worker crashed; None when it left otherwise, or there was none."""
         left = self.slots[number].last_exit
-        if left is None or left.kind is not Kind.CRASH:
+        if left is None or left.kind is not ExitKind.CRASH:
             return None
         signal = "" if left.signal is None else signal_name(left.signal)
         return Crash(left.reason, signal, left.code, self._last_stack.get(number, ""))
@@ -182,7 +182,7 @@ class Pool(Crew):
                 self.was_ready = True
                 self.breaker = restart.ready(self.breaker, slot.number, now_s - slot.ready_s)
         if was_open and not self.breaker.is_open:
-            self.log.info("a worker has stayed up: all are started again")
+            self.log.info("crash breaker closed")
             super().turn()
 
     def _poke(self) -> None:

@@ -18,7 +18,7 @@ BYTES_MAX = 16_384
 _ARBITERS = re.compile(r'(\n  File "[^"\n]*/arbiter/fork\.py", line \d+ in _run_child)(?:\n  (?:File|\.\.\.)[^\n]*)+')
 
 
-class Stacks:
+class StackDumps:
     """The memory files of all children, by name."""
 
     def __init__(self, inherited: dict[str, int] | None = None) -> None:

@@ -42,7 +42,7 @@ ERRORS: dict[int, type[SupervisorError]] = {
 }
 
 
-class Check:
+class CheckProcess:
     """One such child."""
 
     def __init__(

@@ -20,7 +20,7 @@ CLOCK_SLACK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Farewell:
+class ExitReport:
     """The last words of one arbiter."""
 
     pid: int
@@ -30,18 +30,18 @@ class Farewell:
     at_s: float
 
 
-def leave(place: Place, exit_code: int, reason: str) -> None:
+def write(place: Place, exit_code: int, reason: str) -> None:
     """The last thing that an arbiter does; a full disk must not change how it ends."""
-    draft = place.farewell.with_suffix(".new")
+    draft = place.exit_report.with_suffix(".new")
     with contextlib.suppress(OSError):
-        draft.write_text(json.dumps(asdict(Farewell(os.getpid(), exit_code, reason, time.time()))))
-        draft.replace(place.farewell)
+        draft.write_text(json.dumps(asdict(ExitReport(os.getpid(), exit_code, reason, time.time()))))
+        draft.replace(place.exit_report)
 
 
-def find(place: Place, pid: int, since_s: float) -> Farewell | None:
+def read(place: Place, pid: int, since_s: float) -> ExitReport | None:
     """What the arbiter `pid` has said since then; an older word is another one's, for pids come again."""
     try:
-        found = Farewell(**json.loads(place.farewell.read_bytes()))
+        found = ExitReport(**json.loads(place.exit_report.read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
     return found if found.pid == pid and found.at_s >= since_s - CLOCK_SLACK_S else None

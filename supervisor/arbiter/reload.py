@@ -18,10 +18,10 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
 
 from supervisor.arbiter.fork import exec_command
-from supervisor.core.restart import Exit, History, Kind
+from supervisor.core.restart import Exit, ExitKind, History
 from supervisor.core.slot import Slot, State
 from supervisor.errors import ConfigError, SupervisorError
-from supervisor.listening import listen, pool_bind
+from supervisor.http_bind import listen, pool_bind
 from supervisor.memfd import create_memfd
 from supervisor.shared_state import LAYOUT_VERSION, fingerprint
 
@@ -38,7 +38,7 @@ PREFLIGHT_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Inherited:
+class ReloadState:
     """What an arbiter hands to its successor in the same process."""
 
     shared_fd: int
@@ -51,21 +51,21 @@ class Inherited:
     redis: dict[str, Any]
     #: Name of a child -> the memory file that it writes its stacks into.
     stack_fds: dict[str, int]
-    #: `Door.state`: the HTTP service's listening socket.
-    door: dict[str, Any] | None
+    #: `HttpListener.state`: the HTTP service's listening socket.
+    http: dict[str, Any] | None
     #: Numbers of signals that have come and were not obeyed.
     signals: list[int]
 
     @property
     def sockets(self) -> list[int]:
         """Those of its descriptors that are sockets."""
-        return [self.listener_fd, *([self.door["fd"]] if self.door else [])]
+        return [self.listener_fd, *([self.http["fd"]] if self.http else [])]
 
     @property
     def fds(self) -> list[int]:
         """All that the successor goes on with."""
-        door = [self.door["ready_fd"]] if self.door else []
-        return [self.shared_fd, self.lock_fd, *self.sockets, *door, *self.stack_fds.values()]
+        http = [self.http["ready_fd"]] if self.http else []
+        return [self.shared_fd, self.lock_fd, *self.sockets, *http, *self.stack_fds.values()]
 
 
 def shape_of(kind: Any) -> Any:
@@ -79,7 +79,7 @@ def shape_of(kind: Any) -> Any:
 
 
 #: What a successor must have been built with to understand what it is handed.
-LAYOUT = f"{fingerprint(shape_of(Inherited)):016x}-{LAYOUT_VERSION:016x}"
+LAYOUT = f"{fingerprint(shape_of(ReloadState)):016x}-{LAYOUT_VERSION:016x}"
 
 
 def identity(settings: Settings) -> dict[str, Any]:
@@ -95,16 +95,16 @@ def identity(settings: Settings) -> dict[str, Any]:
 # The preflight
 
 
-def preflight_asked() -> dict[str, Any] | None:
+def preflight_request() -> dict[str, Any] | None:
     """In the preflight: what to agree with. Else None."""
     text = os.environ.pop(PREFLIGHT_VARIABLE, None)
     found: dict[str, Any] | None = json.loads(text) if text else None
     return found
 
 
-def agree(wanted: dict[str, Any], settings: Settings) -> None:
+def check_compatible(wanted: dict[str, Any], settings: Settings) -> None:
     """Raises ConfigError when the pool would be another one, or a new address of its service is taken."""
-    # First, since another version may have said all else in another way.
+    # First, since another version may have announced all else in another way.
     if wanted.get("layout") != LAYOUT:
         raise ConfigError(
             "this is another version of supervisor, which can't take over what the running one has in memory:"
@@ -144,15 +144,15 @@ def exec_preflight(settings: Settings, out_fd: int) -> NoReturn:
 # Handing over
 
 
-def succeed(arbiter: Arbiter) -> NoReturn:
+def exec_successor(arbiter: Arbiter) -> NoReturn:
     """Replace this process's image. Raises OSError, and then all is as it was: nothing is closed before."""
     # Handlers end with the image, and the default of most signals is death: they wait for the successor's.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     signals = arbiter.loop.take_signals()
-    arbiter.notify.reloading()
+    arbiter.systemd.reloading()
     try:
         _exec(
-            Inherited(
+            ReloadState(
                 shared_fd=arbiter.shared.fd,
                 lock_fd=arbiter.lock_fd,
                 listener_fd=arbiter.control.listener.fileno(),
@@ -160,20 +160,20 @@ def succeed(arbiter: Arbiter) -> NoReturn:
                 services=list(arbiter.services.slots.values()),
                 configured=arbiter.settings.pool.workers,
                 redis=arbiter.redis,
-                stack_fds=arbiter.stacks.by_name,
-                door=arbiter.door.state(),
+                stack_fds=arbiter.stack_dumps.by_name,
+                http=arbiter.http.state(),
                 signals=signals,
             ),
-            {**os.environ, **arbiter.notify.environment()},
+            {**os.environ, **arbiter.systemd.environment()},
         )
     finally:
-        arbiter.notify.ready()
+        arbiter.systemd.ready()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number in signals:
             signal.raise_signal(number)
 
 
-def _exec(state: Inherited, environment: dict[str, str]) -> NoReturn:
+def _exec(state: ReloadState, environment: dict[str, str]) -> NoReturn:
     """Every other descriptor is closed by the exec itself."""
     fd = create_memfd("state")
     try:
@@ -191,7 +191,7 @@ def _exec(state: Inherited, environment: dict[str, str]) -> NoReturn:
             os.set_inheritable(kept, False)
 
 
-def take_over() -> Inherited | None:
+def read_state() -> ReloadState | None:
     """In the successor: what was handed over. Else None."""
     text = os.environ.pop(STATE_VARIABLE, None)
     if text is None:
@@ -207,24 +207,24 @@ def _command() -> list[str]:
     return [sys.executable, *sys.orig_argv[1:]]
 
 
-def _encode(state: Inherited) -> bytes:
+def _encode(state: ReloadState) -> bytes:
     def plain(value: object) -> object:
-        if isinstance(value, State | Kind):
+        if isinstance(value, State | ExitKind):
             return value.value
         raise TypeError(type(value).__name__)
 
     return json.dumps(asdict(state), default=plain).encode()
 
 
-def _decode(data: bytes) -> Inherited:
+def _decode(data: bytes) -> ReloadState:
     found = json.loads(data)
     found["workers"] = [_slot(slot) for slot in found["workers"]]
     found["services"] = [_slot(slot) for slot in found["services"]]
-    return Inherited(**found)
+    return ReloadState(**found)
 
 
 def _slot(found: dict[str, Any]) -> Slot:
     left = found["last_exit"]
     if left is not None:
-        left = Exit(**{**left, "kind": Kind(left["kind"])})
+        left = Exit(**{**left, "kind": ExitKind(left["kind"])})
     return Slot(**{**found, "state": State(found["state"]), "history": History(**found["history"]), "last_exit": left})

@@ -11,7 +11,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from supervisor.listening import VARIABLE, TakenError, listen
+from supervisor.http_bind import HTTP_FDS_VARIABLE, PortInUseError, listen
 from supervisor.memfd import create_memfd
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ LEFTOVER_S = 1.0
 LOOK_S = 0.02
 
 
-class Door:
+class HttpListener:
     """The socket and the file; neither is there before `open`."""
 
     def __init__(self, bind: str, inherited: Mapping[str, Any] | None = None) -> None:
@@ -42,7 +42,7 @@ class Door:
         while self._socket is None:
             try:
                 self._socket = listen(self.bind)
-            except TakenError:
+            except PortInUseError:
                 if time.monotonic() > until_s:
                     raise
                 time.sleep(LOOK_S)
@@ -68,7 +68,7 @@ class Door:
         os.ftruncate(self._ready_fd, 0)
 
     def is_served(self) -> bool:
-        """The service has said that it serves."""
+        """The service has announced that it serves."""
         return self._ready_fd >= 0 and os.fstat(self._ready_fd).st_size > 0
 
     def hand_on(self) -> dict[str, str]:
@@ -76,7 +76,7 @@ class Door:
         fds = self.fds()
         for fd in fds:
             os.set_inheritable(fd, True)
-        return {VARIABLE: ",".join(map(str, fds))}
+        return {HTTP_FDS_VARIABLE: ",".join(map(str, fds))}
 
     def state(self) -> dict[str, Any] | None:
         """For a successor in the same process."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
-class Notify:
+class SystemdNotifier:
     """The line to systemd; says nothing where nobody listens."""
 
     def __init__(self, environ: MutableMapping[str, str] | None = None) -> None:
@@ -43,7 +43,7 @@ class Notify:
         self._send("READY=1")
 
     def reloading(self) -> None:
-        """Configuration and code are read afresh; `ready` follows. For Type=notify-reload."""
+        """Configuration and code are read afresh; `ready` follows. For Type=systemd-reload."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 from supervisor.core.slot import State
 
 if TYPE_CHECKING:
-    from supervisor.arbiter.pool import Pool
+    from supervisor.arbiter.worker_group import WorkerGroup
 
 #: A new worker must stay READY for this long before the next one is drained.
 STEADY_S = 0.2
 
 
-class Rolling:
+class RollingRestart:
     """One such restart of the workers that run when it begins."""
 
-    def __init__(self, pool: Pool, drain_s: float) -> None:
+    def __init__(self, pool: WorkerGroup, drain_s: float) -> None:
         """Takes note of who runs; `step` begins."""
         self._pool = pool
         self._drain_s = drain_s

@@ -14,8 +14,8 @@ from supervisor.shared_state import HeaderField, SlotField, WorkerState
 
 if TYPE_CHECKING:
     from supervisor.arbiter.arbiter import Arbiter
-    from supervisor.arbiter.pool import Pool
     from supervisor.arbiter.services import Services
+    from supervisor.arbiter.worker_group import WorkerGroup
     from supervisor.shared_state import SharedSlot, SharedState
 
 _ACTIVITIES = frozenset(WorkerState)
@@ -23,7 +23,7 @@ _ACTIVITIES = frozenset(WorkerState)
 
 def document(arbiter: Arbiter) -> dict[str, Any]:
     """The pool as the arbiter sees it, from what it has at hand: whoever asks must not hold it up."""
-    operations, shared, pool = arbiter.operations, arbiter.shared, arbiter.pool
+    commands, shared, pool = arbiter.commands, arbiter.shared, arbiter.pool
     state = whole_state(arbiter)
     return {
         "state": state,
@@ -37,8 +37,8 @@ def document(arbiter: Arbiter) -> dict[str, Any]:
         "consumers": [[spec.stream, spec.group] for spec in arbiter.specs],
         "workers": workers(pool),
         "services": services(arbiter.services),
-        "operation": operations.describe(),
-        "last_operation": operations.last,
+        "operation": commands.describe(),
+        "last_operation": commands.last,
     }
 
 
@@ -51,17 +51,17 @@ def sentence(arbiter: Arbiter) -> str:
 
 def whole_state(arbiter: Arbiter) -> str:
     """`state` of the whole, as it is now."""
-    rolled = arbiter.operations.rolled
+    rolled = arbiter.commands.rolled
     stopping, began = arbiter.shutdown.begun, arbiter.began
     return state(arbiter.pool, arbiter.services, stopping=stopping, began=began, rolled=rolled)
 
 
 def _troubles(arbiter: Arbiter) -> list[str]:
     cut_off = _is_cut_off(arbiter.shared)
-    return troubles(arbiter.pool, arbiter.services, rolled=arbiter.operations.rolled, cut_off=cut_off)
+    return troubles(arbiter.pool, arbiter.services, rolled=arbiter.commands.rolled, cut_off=cut_off)
 
 
-def state(pool: Pool, services: Services, *, stopping: bool, began: bool, rolled: int | None) -> str:
+def state(pool: WorkerGroup, services: Services, *, stopping: bool, began: bool, rolled: int | None) -> str:
     """One word for the whole; `began`: all were READY once; `rolled`: the slot that is being replaced on purpose."""
     if stopping:
         return "draining"
@@ -78,7 +78,7 @@ def state(pool: Pool, services: Services, *, stopping: bool, began: bool, rolled
     return "healthy" if living and all(slot.state is State.READY for slot in wanted) else "degraded"
 
 
-def workers(pool: Pool) -> list[dict[str, Any]]:
+def workers(pool: WorkerGroup) -> list[dict[str, Any]]:
     """One entry a slot in use."""
     return [_worker(pool.shared, slot) for slot in pool.slots.values() if slot.wanted or slot.state is not State.EMPTY]
 

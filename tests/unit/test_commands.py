@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from supervisor.arbiter.operations import Operations
+from supervisor.arbiter.commands import Commands
 from supervisor.errors import UsageError
 
 
-def operations(scale: Any) -> Operations:
+def commands(scale: Any) -> Commands:
     """The commands of an arbiter of which only the pool's `scale` is there."""
     arbiter: Any = SimpleNamespace(
         pool=SimpleNamespace(size=1, slots={0: None}, scale=scale),
@@ -19,13 +19,13 @@ def operations(scale: Any) -> Operations:
         services={"keeper": object()},
         log=SimpleNamespace(info=lambda *_words, **_more: None),
     )
-    return Operations(arbiter)
+    return Commands(arbiter)
 
 
 @pytest.mark.parametrize("arguments", [{}, {"n": 1, "m": 2}, {"workers": 1}, {"self": 1, "n": 1}])
 def test_arguments_that_a_command_does_not_take_are_named(arguments: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="scale: wrong arguments"):
-        operations(lambda _workers: None).handle("scale", arguments)
+        commands(lambda _workers: None).handle("scale", arguments)
 
 
 def test_a_bug_in_a_command_is_not_blamed_on_the_client() -> None:
@@ -33,4 +33,4 @@ def test_a_bug_in_a_command_is_not_blamed_on_the_client() -> None:
         raise TypeError("a bug of ours")
 
     with pytest.raises(TypeError, match="a bug of ours"):
-        operations(broken).handle("scale", {"n": 2})
+        commands(broken).handle("scale", {"n": 2})

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TOKEN_BYTES = 16
 
 
-def acquire(place: Place) -> int:
+def lock_state_dir(place: Place) -> int:
     """Take the lock; its descriptor, which holds it until it is closed.
 
     Raises AlreadyRunningError, and ConfigError when the state directory can't be used.
@@ -42,6 +42,17 @@ def acquire(place: Place) -> int:
     os.ftruncate(fd, 0)
     os.pwrite(fd, str(os.getpid()).encode(), 0)
     return fd
+
+
+def lock_slot(place: Place, slot: int) -> None:
+    """Wait for the slot's lock and keep it until this process ends. Raises OSError when it can't be made.
+
+    The lock is a record lock, which is the process's own: no grandchild that inherits descriptors holds
+    it on (fcntl(2); with flock(2) it would).
+    """
+    place.slots.mkdir(mode=0o700, exist_ok=True)
+    fd = os.open(place.slots / f"{slot}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.lockf(fd, fcntl.LOCK_EX)
 
 
 def lease_token(place: Place) -> str:

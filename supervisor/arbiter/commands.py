@@ -10,9 +10,9 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
-from supervisor.arbiter import reexec
-from supervisor.arbiter.check import Check
-from supervisor.arbiter.rolling import Rolling
+from supervisor.arbiter import reload
+from supervisor.arbiter.check_process import CheckProcess
+from supervisor.arbiter.rolling_restart import RollingRestart
 from supervisor.arbiter.services import API, KEEPER
 from supervisor.errors import SupervisorError, UsageError, did_you_mean
 from supervisor.settings.place import redis_url
@@ -28,16 +28,16 @@ PREFLIGHT = "preflight"
 TIME_S_MAX = 1e9
 
 
-class Operations:
+class Commands:
     """The pool's commands."""
 
     def __init__(self, arbiter: Arbiter) -> None:
         """Acts on `arbiter`, which must be complete before the first command comes."""
         self._arbiter = arbiter
-        self.rolling: Rolling | None = None
+        self.rolling: RollingRestart | None = None
         #: How the last long operation ended.
         self.last: dict[str, Any] | None = None
-        self._preflight: Check | None = None
+        self._preflight: CheckProcess | None = None
         self._again = False
         self._commands: dict[str, Callable[..., dict[str, Any]]] = {
             "ping": self._ping,
@@ -125,14 +125,14 @@ class Operations:
         try:
             self._scale(self._arbiter.pool.size + amount)
         except SupervisorError as error:
-            self._arbiter.log.warning("not scaled", error=str(error))
+            self._arbiter.log.warning("scale refused", error=str(error))
 
     def restart_by_signal(self) -> None:
         """SIGHUP."""
         try:
             self._restart()
         except SupervisorError as error:
-            self._arbiter.log.warning("not restarted", error=str(error))
+            self._arbiter.log.warning("restart failed", error=str(error))
 
     # The rolling restart
 
@@ -145,11 +145,11 @@ class Operations:
             return
         arbiter = self._arbiter
         try:
-            self._preflight = Check(
-                arbiter.loop, arbiter.children, self._fork_preflight, reexec.PREFLIGHT_LIMIT_S, self._judged
+            self._preflight = CheckProcess(
+                arbiter.loop, arbiter.children, self._fork_preflight, reload.PREFLIGHT_LIMIT_S, self._judged
             )
         except (OSError, SupervisorError) as error:
-            arbiter.stacks.drop(PREFLIGHT)
+            arbiter.stack_dumps.drop(PREFLIGHT)
             self._end(str(error))
 
     def abandon(self) -> None:
@@ -159,7 +159,7 @@ class Operations:
 
     def roll(self) -> None:
         """Replace the workers that run now."""
-        self.rolling = Rolling(self._arbiter.pool, self._arbiter.settings.pool.drain_s)
+        self.rolling = RollingRestart(self._arbiter.pool, self._arbiter.settings.pool.drain_s)
         self.step()
 
     def step(self) -> None:
@@ -183,25 +183,25 @@ class Operations:
             self.restart()
 
     def _fork_preflight(self, out_fd: int) -> int:
-        return self._arbiter.fork(PREFLIGHT, lambda: reexec.exec_preflight(self._arbiter.settings, out_fd))
+        return self._arbiter.fork(PREFLIGHT, lambda: reload.exec_preflight(self._arbiter.settings, out_fd))
 
     def _judged(self, code: int, report: dict[str, Any]) -> None:
         self._preflight = None
-        self._arbiter.stacks.drop(PREFLIGHT)
+        self._arbiter.stack_dumps.drop(PREFLIGHT)
         if self._arbiter.shutdown.begun:
             return
         if code != 0:
             self._end(f"nothing was changed, since the new code or configuration is unusable: {report.get('error')}")
             return
         try:
-            reexec.succeed(self._arbiter)
+            reload.exec_successor(self._arbiter)
         except OSError as error:
             self._end(f"nothing was changed, since this process could not be replaced: {error}")
 
     def _end(self, error: str) -> None:
         self.last = {"kind": "restart", "ok": not error, "error": error or None}
         if error:
-            self._arbiter.log.error("not restarted", error=error)
+            self._arbiter.log.error("restart failed", error=error)
         else:
             self._arbiter.log.info("restarted", workers=self._arbiter.pool.size)
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import gc
 from typing import TYPE_CHECKING
 
-from supervisor.arbiter import fork, reexec
+from supervisor.arbiter import fork, reload
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.arbiter.entries import real_entries
-from supervisor.arbiter.singleton import acquire
-from supervisor.control import farewell
+from supervisor.arbiter.locks import lock_state_dir
+from supervisor.control import exit_report
 from supervisor.errors import EXIT_FAILED, EXIT_OK, HandlerError, SupervisorError
 from supervisor.handling.load import load_handlers
 from supervisor.settings.place import place_of
@@ -35,14 +35,14 @@ def run(loaded: Loaded, *, burst: bool = False, entries: Entries | None = None) 
     """
     # What the collector does not touch stays shared with the children; they turn it on again.
     gc.disable()
-    inherited = reexec.take_over()
-    wanted = reexec.preflight_asked()
+    inherited = reload.read_state()
+    wanted = reload.preflight_request()
     if wanted is not None:
-        reexec.agree(wanted, loaded.settings)
+        reload.check_compatible(wanted, loaded.settings)
         load_handlers(loaded.settings, loaded.root)
         _check_forkable(())
         return EXIT_OK
-    lock_fd = inherited.lock_fd if inherited else acquire(place_of(loaded.settings))
+    lock_fd = inherited.lock_fd if inherited else lock_state_dir(place_of(loaded.settings))
     specs = load_handlers(loaded.settings, loaded.root)
     entries = entries or real_entries()
     _check_forkable(inherited.sockets if inherited else ())
@@ -63,10 +63,10 @@ def _run(arbiter: Arbiter) -> int:
         arbiter.announcer.warn()
         code = arbiter.run()
     except SupervisorError as error:
-        farewell.leave(arbiter.place, error.exit_code, str(error))
+        exit_report.write(arbiter.place, error.exit_code, str(error))
         raise
     except Exception as error:
-        farewell.leave(arbiter.place, EXIT_FAILED, repr(error))
+        exit_report.write(arbiter.place, EXIT_FAILED, repr(error))
         raise
-    farewell.leave(arbiter.place, code, "" if code == EXIT_OK else WORK_LEFT)
+    exit_report.write(arbiter.place, code, "" if code == EXIT_OK else WORK_LEFT)
     return code

@@ -14,10 +14,10 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from supervisor.arbiter.oom import OomKills
+from supervisor.arbiter.oom_kills import OomKills
 from supervisor.core import slot as slots
-from supervisor.core.liveness import NS, Judge
-from supervisor.core.slot import NO_NOTES, Action, Limits, Notes, Sign, Slot, State
+from supervisor.core.liveness import NS, LivenessMonitor
+from supervisor.core.slot import NO_EXIT_NOTES, Action, ExitNotes, Heartbeat, Limits, Slot, State
 from supervisor.errors import SupervisorError
 from supervisor.words import signal_name
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
     from supervisor.arbiter.children import Children, Status
     from supervisor.arbiter.loop import Loop, Timer
-    from supervisor.arbiter.stacks import Stacks
+    from supervisor.arbiter.stack_dumps import StackDumps
 
 #: How often to look whether a child that starts is READY.
 STARTING_TURN_S = 0.01
 
 
-class Crew:
+class ChildGroup:
     """Children that are started, watched, restarted and stopped by the same rules."""
 
     #: What the log calls one of them.
@@ -44,7 +44,7 @@ class Crew:
         self,
         loop: Loop,
         children: Children,
-        stacks: Stacks,
+        stacks: StackDumps,
         limits: Limits,
         log: Any,
         changed: Callable[[], None],
@@ -57,12 +57,12 @@ class Crew:
         self.log = log
         self._loop = loop
         self._children = children
-        self._stacks = stacks
+        self._stack_dumps = stacks
         self._oom_kills = OomKills()
         self._limits = limits
         self._changed = changed
         self._burst = burst
-        self._judge = Judge()
+        self._liveness = LivenessMonitor()
         self._timer: Timer | None = None
         self._turning = False
         #: By slot: what the last child that ended itself, or was killed, has told of its stacks.
@@ -74,7 +74,7 @@ class Crew:
         """Start a process for the slot; its pid. Raises OSError."""
         raise NotImplementedError
 
-    def sign(self, slot: Slot) -> Sign:
+    def sign(self, slot: Slot) -> Heartbeat:
         """What is seen of the slot's living child."""
         raise NotImplementedError
 
@@ -94,16 +94,16 @@ class Crew:
         """When a slot that is due may start, seen from the whole crew; now, later or never."""
         return now_s
 
-    def heir(self, number: int) -> int | None:
+    def handover_slot(self, number: int) -> int | None:
         """The slot that takes over what this one has in hand when it leaves for good; None: nobody can."""
         return None
 
     def has_left(self, before: Slot, after: Slot) -> None:
         """A child has left; `after` is the slot as it is now."""
 
-    def notes(self, number: int, code: int | None) -> Notes:
+    def notes(self, number: int, code: int | None) -> ExitNotes:
         """What the slot's child has noted, now that it has left with this exit code."""
-        return NO_NOTES
+        return NO_EXIT_NOTES
 
     def last_started(self, number: int) -> list[str] | None:
         """The ids of what the slot's child has started last: alone, or else of each consumer."""
@@ -138,7 +138,7 @@ class Crew:
         self.stopping = True
         now_s = time.monotonic()
         for number, slot in self.slots.items():
-            self._do(number, *slots.doom(replace(slot, wanted=False), reason, now_s, dump=False))
+            self._do(number, *slots.kill(replace(slot, wanted=False), reason, now_s, dump=False))
         self._changed()
 
     @property
@@ -158,7 +158,7 @@ class Crew:
             now_s = self._look_at_clock()
             for number in sorted(self.slots):
                 slot = self.slots[number]
-                sign = self.sign(slot) if slot.living else Sign()
+                sign = self.sign(slot) if slot.living else Heartbeat()
                 self._do(number, *slots.advance(slot, sign, self._limits, now_s))
                 self._tell_ready(slot, self.slots[number])
             self._schedule()
@@ -171,9 +171,11 @@ class Crew:
         """One time for the whole turn, and forgiveness for what ran out while the arbiter itself stood still."""
         now_ns = time.monotonic_ns()
         due_ns = int(self._timer.due_s * NS) if self._timer else 0
-        late_ns = self._judge.turn(now_ns, due_ns, {slot.number: self.deadline_ns(slot.number) for slot in self.living})
+        late_ns = self._liveness.turn(
+            now_ns, due_ns, {slot.number: self.deadline_ns(slot.number) for slot in self.living}
+        )
         if late_ns:
-            self.log.warning("the arbiter itself was late; deadlines are put off", late_s=round(late_ns / NS, 3))
+            self.log.warning("arbiter stalled", late_s=round(late_ns / NS, 3))
             self.slots = {number: slots.postpone(slot, late_ns / NS) for number, slot in self.slots.items()}
         return now_ns / NS
 
@@ -185,7 +187,7 @@ class Crew:
             self.told_to_leave(slot)
             self._children.send(slot.pid, signal.SIGTERM)
         elif action is Action.DUMP:
-            self.log.warning("no sign of life", **self.name(number), pid=slot.pid, reason=slot.doomed)
+            self.log.warning(f"{self.noun} unresponsive", **self.name(number), pid=slot.pid, reason=slot.kill_reason)
             self._children.send(slot.pid, signal.SIGUSR2)
         elif action is Action.KILL:
             self._tell_stack(slot)
@@ -200,7 +202,7 @@ class Crew:
         try:
             pid = self.spawn(slot.number)
         except (OSError, SupervisorError) as error:
-            self.log.error("can't start", **self.name(slot.number), error=str(error))
+            self.log.error(f"{self.noun} start failed", **self.name(slot.number), error=str(error))
             self.slots[slot.number] = slots.not_spawned(slot, time.monotonic(), random.random)
             return
         self._last_stack.pop(slot.number, None)
@@ -214,14 +216,14 @@ class Crew:
 
     def _gone(self, number: int, status: Status) -> None:
         before = self.slots[number]
-        final = self.stopping or self.heir(number) is None
+        final = self.stopping or self.handover_slot(number) is None
         final, notes, now_s = final and not before.wanted, self.notes(number, status[0]), time.monotonic()
         after = slots.exited(before, status, now_s, random.random, burst=self._burst, final=final, notes=notes)
         self.slots[number] = after
         self._tell_stack(before)
         self._tell_exit(before, after, time.monotonic())
         if not after.wanted and after.state is State.EMPTY:
-            self._stacks.drop(self.process_name(number))
+            self._stack_dumps.drop(self.process_name(number))
         self.has_left(before, after)
         self.turn()
         self._changed()
@@ -240,10 +242,10 @@ class Crew:
             tell(f"{self.noun} ready", **self.name(after.number), pid=after.pid, ready_ms=ready_ms)
 
     def _tell_stack(self, slot: Slot) -> None:
-        stack = self._stacks.take(self.process_name(slot.number))
+        stack = self._stack_dumps.take(self.process_name(slot.number))
         if stack:
             self._last_stack[slot.number] = stack
-            self.log.warning(f"{self.noun}'s last stack", **self.name(slot.number), pid=slot.pid, stack=stack)
+            self.log.warning(f"{self.noun} stack dump", **self.name(slot.number), pid=slot.pid, stack=stack)
 
     def _tell_exit(self, before: Slot, after: Slot, now_s: float) -> None:
         left = after.last_exit
@@ -253,7 +255,7 @@ class Crew:
         fault = left.reason not in ("drained", "done", "recycled")
         tell = self.log.warning if fault else self.log.info
         tell(
-            f"{self.noun} left",
+            f"{self.noun} exited",
             **self.name(before.number),
             pid=before.pid,
             reason=left.reason,

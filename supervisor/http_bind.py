@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 #: `<descriptor of the socket>,<descriptor of a file to write into when the service serves>`.
 #: Not SUPERVISOR_*: those are settings, and an unknown one is refused.
-VARIABLE = "_SUPERVISOR_HTTP_FDS"
+HTTP_FDS_VARIABLE = "_SUPERVISOR_HTTP_FDS"
 BACKLOG = 2048
 _PORT_MAX = 65535
 
 
 def check_bind(settings: Settings) -> None:
     """Raise ConfigError for an address that others can reach, unless a token is needed there."""
-    if not settings.api.token and not is_loopback(address_of(settings.api.bind)[0]):
+    if not settings.api.token and not is_loopback(parse_bind(settings.api.bind)[0]):
         raise ConfigError(
             f"api.bind = {settings.api.bind!r}: anybody who reaches that address could publish;"
             " set api.token (SUPERVISOR_API__TOKEN), or listen on 127.0.0.1"
@@ -39,7 +39,7 @@ def pool_bind(settings: Settings) -> str:
     return settings.api.bind if settings.api.enabled else ""
 
 
-def address_of(bind: str) -> tuple[str, int]:
+def parse_bind(bind: str) -> tuple[str, int]:
     """(host, port) of `host:port`, brackets around an IPv6 host removed."""
     host, _, port = bind.rpartition(":")
     return host.strip("[]"), int(port)
@@ -55,7 +55,7 @@ def is_loopback(host: str) -> bool:
 
 def listen(bind: str) -> socket.socket:
     """A socket that listens there. Raises ConfigError that says what to do when the port is taken."""
-    host, port = address_of(bind)
+    host, port = parse_bind(bind)
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -71,18 +71,18 @@ def listen(bind: str) -> socket.socket:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             other = f"{bind.rpartition(':')[0]}:{port + 1 if port < _PORT_MAX else port - 1}"
-            raise TakenError(f"{bind} is taken; use --bind {other} or [api] bind") from None
+            raise PortInUseError(f"{bind} is taken; use --bind {other} or [api] bind") from None
         raise ConfigError(f"api.bind: can't listen on {bind}: {error.strerror or error}") from None
     return listening
 
 
-class TakenError(ConfigError):
+class PortInUseError(ConfigError):
     """Another process listens there."""
 
 
-def given() -> tuple[socket.socket, int] | None:
+def inherited_socket() -> tuple[socket.socket, int] | None:
     """The socket and the file that the arbiter has handed over, if it has."""
-    text = os.environ.pop(VARIABLE, None)
+    text = os.environ.pop(HTTP_FDS_VARIABLE, None)
     if text is None:
         return None
     fd, ready_fd = map(int, text.split(","))
