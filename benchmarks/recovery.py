@@ -64,7 +64,7 @@ def one_round(pool: Pool, client: redis_py.Redis, slot: int, messages: int) -> t
             client.xadd(STREAM, {"n": "1"})
         eventually(lambda: len({ids for _, ids, _ in runs(log)}) == client.xlen(STREAM), 20, 0.05, "all were started")
         held = in_hand(client, slot)
-    pid = pool.worker_pids()[slot]
+    pid = pool.pids()[slot]
     started = {ids for by, ids, _ in runs(log) if by == pid}
     if not held <= started:
         raise RuntimeError(f"worker {pid} holds messages that it has not started: {held - started}")

@@ -22,6 +22,8 @@ from tests.support.pool import Pool
 from tests.support.servers import AnyServer, default_flavour, start_server
 from tests.support.standins import Standins
 
+pytest_plugins = ("tests.support.cpu",)
+
 #: Quick ones first: a broken rule shows before the first process is started.
 ORDER = ("unit", "model", "redis", "http", "cli", "process", "guide", "faults", "delivery")
 

@@ -75,7 +75,7 @@ def test_nothing_is_lost_while_workers_are_killed_every_half_second(
     while not settled():
         assert time.monotonic() < until_s, pool.output[-3000:]
         time.sleep(0.5)  # the rhythm of the fault, not a wait for an event
-        pids = pool.worker_pids()
+        pids = pool.pids()
         if pids and kills < 20:
             os.kill(random.choice(list(pids.values())), signal.SIGKILL)
             kills += 1
@@ -242,7 +242,7 @@ def test_what_overruns_the_drain_of_a_slot_that_leaves_goes_to_a_sibling(
 
 def test_a_rolling_restart_brings_new_code_and_loses_nothing(start_pool: StartPool, redis_server: Any) -> None:
     pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=2)
-    arbiter, before = pool.pid, pool.worker_pids()
+    arbiter, before = pool.pid, pool.pids()
     pool.command("publish", "events", "n=old")
     eventually(lambda: seen(pool)["old"] == 1)
     code = pool.folder / "handlers.py"
@@ -250,7 +250,7 @@ def test_a_rolling_restart_brings_new_code_and_loses_nothing(start_pool: StartPo
     done = pool.command("restart", "--wait")
     assert done.returncode == 0, done.stderr
     assert pool.status()["pid"] == arbiter
-    assert not set(before.values()) & set(pool.worker_pids().values())
+    assert not set(before.values()) & set(pool.pids().values())
     pool.command("publish", "events", "n=1")
     eventually(lambda: seen(pool)["new-1"] == 1)
 
@@ -277,15 +277,15 @@ def test_what_was_handed_over_is_run_also_when_the_slot_is_wanted_again(
         for n in range(40):
             redis.xadd("events", {"n": f"{turn}-{n}"})
         eventually(lambda: redis.hlen(retries_key("events", "workers")) == 40)
-        pid = pool.worker_pids()[1]
+        pid = pool.pids()[1]
         pool.ask("scale", n=1)
         eventually(lambda: not [row for row in consumers(redis) if row["name"] == b"here:1"], interval_s=0.001)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGSTOP)
-            caught += pid in pool.worker_pids().values()
+            caught += pid in pool.pids().values()
             pool.ask("scale", n=2)
             os.kill(pid, signal.SIGCONT)
         pool.ask("scale", n=2)
         eventually(lambda turn=turn: len(seen(pool)) == 40 * turn, 15)  # type: ignore[misc]
-        eventually(lambda: len(pool.worker_pids()) == 2 and pool.worker(1)["state"] == "READY")
+        eventually(lambda: len(pool.pids()) == 2 and pool.worker(1)["state"] == "READY")
     assert caught, "it was met while it left"

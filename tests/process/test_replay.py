@@ -93,7 +93,7 @@ def test_a_worker_that_is_killed_with_a_copy_in_hand_loses_nothing(start_pool: S
     eventually(lambda: all(seen(pool)[f"done-{n}"] == 1 for n in range(3)), 15)
     eventually(lambda: not redis.exists(COPIES), 20)
     assert killed and all(seen(pool)[f"{entry}={n}"] == 2 for n, entry in enumerate(ids)), "each ran twice"
-    assert redis.xlen(DEAD) == 0 and not killed & set(pool.worker_pids().values())
+    assert redis.xlen(DEAD) == 0 and not killed & set(pool.pids().values())
 
 
 def test_a_copy_that_kills_harms_no_other_and_is_the_only_letter(start_pool: StartPool, redis_server: Any) -> None:
@@ -215,7 +215,7 @@ def test_copies_that_wait_for_a_retry_change_hands_when_the_pool_shrinks(
     def holders() -> set[str]:
         return {row["name"].decode().rpartition(":")[2] for row in redis.xinfo_consumers(COPIES, "mail")}
 
-    eventually(lambda: len(pool.worker_pids()) == 1 and holders() == {"0"}, 20)
+    eventually(lambda: len(pool.pids()) == 1 and holders() == {"0"}, 20)
     assert redis.xpending(COPIES, "mail")["pending"] == 12
     (pool.folder / "go").touch()
     eventually(lambda: all(seen(pool)[f"done-{n}"] == 1 for n in range(12)), 20)

@@ -97,7 +97,7 @@ class Pool:
         def is_ready() -> dict[str, Any] | None:
             if self.pid and self.exit_code() is not None:
                 raise PoolLeftError(f"the pool left with {self.exit_code()}")
-            status = self.status()
+            status = self.ask("status")
             ready = status["workers"] and all(worker["state"] == "READY" for worker in status["workers"])
             return status if ready and status["state"] == "healthy" else None
 
@@ -218,7 +218,7 @@ class Pool:
         return found
 
     def pids(self) -> dict[int, int]:
-        """As `worker_pids`, asked of the arbiter itself."""
+        """Slot -> pid of the workers that run now."""
         return {worker["slot"]: worker["pid"] for worker in self.ask("status")["workers"] if worker["pid"]}
 
     def events(self, name: str) -> list[dict[str, Any]]:
@@ -227,13 +227,9 @@ class Pool:
         lines = [json.loads(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
         return [line for line in lines if line["event"] == name]
 
-    def worker_pids(self) -> dict[int, int]:
-        """Slot -> pid of the workers that run now."""
-        return {worker["slot"]: worker["pid"] for worker in self.status()["workers"] if worker["pid"]}
-
     def kill_worker(self, slot: int = 0, number: signal.Signals = signal.SIGKILL) -> int:
         """Kill the worker in `slot` and see it die; the pid that it had."""
-        pid = self.worker_pids()[slot]
+        pid = self.pids()[slot]
         before = psutil.Process(pid)
         before.send_signal(number)
         eventually(lambda: not _alive(before), 10, 0.001, what=f"worker {pid} is dead")
