@@ -1,8 +1,7 @@
-"""Group `analytics`: how many users registered on each day (UTC).
+"""Group `analytics`: counts the users who registered on each day (UTC).
 
-`registrations:{events:user_created}:by_day` is a hash: day -> how many. `...:counted` is the set of the
-user ids in it, so a message that is delivered twice counts once: the identity is the producer's, since an
-entry's id changes when a dead letter is replayed. The set is kept as long as the users are.
+`registrations:{events:user_created}:by_day` is a hash of day and count. `...:counted` is the set of the user ids
+that were counted, so a message that is delivered twice counts once.
 """
 
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ from supervisor import context, handler
 COUNTS = "registrations:{events:user_created}:by_day"
 COUNTED = "registrations:{events:user_created}:counted"
 
-#: KEYS counts, counted; ARGV user id, day. What can fail comes before the first write.
+#: KEYS counts, counted; ARGV user id, day. Every command that can fail comes before the first write.
 _COUNT_ONCE = """
 if redis.call('SISMEMBER', KEYS[2], ARGV[1]) == 1 then
   return 0

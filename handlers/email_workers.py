@@ -1,8 +1,9 @@
 """Group `email_workers`: a welcome mail for each new user.
 
-With `[app] smtp_url` it is sent by SMTP: `smtp://[user:password@]host:port` (STARTTLS where the server
-offers it) or `smtps://` (TLS from the start). Without, it is written to `<state_dir>/mail/<user id>.eml`.
-A message that is delivered twice gives the same file, and by SMTP a mail with the same Message-ID.
+The environment variable SMTP_URL names the mail server: `smtp://[user:password@]host:port` (STARTTLS where the
+server offers it) or `smtps://` (TLS from the start). Without it, each mail becomes a file,
+`<state_dir>/mail/<user id>.eml`. A message that is delivered twice writes the same file, or sends a second mail
+with the same Message-ID.
 """
 
 import os
@@ -18,23 +19,23 @@ from handlers.events import UserCreated
 from supervisor import Reject, context, handler
 
 SENDER = "welcome@example.com"
-#: Less than the handler's own timeout, so that the error says what was waited for.
+#: Less than the handler's own time limit, so that the error names the mail server.
 SMTP_TIMEOUT_S = 30
 _PERMANENT = range(500, 600)
 
 
 @handler("events:user_created", group="email_workers")
 async def send_welcome_email(event: UserCreated) -> None:
-    """Send the mail, or write it to a file when no server is configured."""
+    """Send the mail, or write it to a file when SMTP_URL is not set."""
     mail = welcome(event)
-    if url := str(context().app.get("smtp_url") or ""):
+    if url := os.environ.get("SMTP_URL"):
         await send(mail, url)
     else:
         write(mail, context().state_dir / "mail" / f"{event.user_id}.eml")
 
 
 def welcome(event: UserCreated) -> EmailMessage:
-    """The mail, the same for each delivery of the event."""
+    """Return the mail; each delivery of the event makes the same one."""
     mail = EmailMessage(policy=SMTP)
     mail["From"] = SENDER
     mail["To"] = event.email
@@ -46,9 +47,9 @@ def welcome(event: UserCreated) -> EmailMessage:
 
 
 async def send(mail: EmailMessage, url: str) -> None:
-    """Hand the mail to the server at `url`. Raises Reject for an address that the server refuses for good.
+    """Send the mail through the server at `url`. Raises Reject for an address that the server refuses for good.
 
-    All else that goes wrong is aiosmtplib's or the socket's error, and leads to a retry.
+    Every other error leads to a retry.
     """
     parts = urlsplit(url)
     try:
@@ -68,7 +69,7 @@ async def send(mail: EmailMessage, url: str) -> None:
 
 
 def write(mail: EmailMessage, path: Path) -> None:
-    """Write the mail to `path` in one go, so that nobody meets half of it."""
+    """Write the mail to `path` in one step: a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}.draft")
     draft.write_bytes(mail.as_bytes())

@@ -1,4 +1,4 @@
-"""The events that the handlers take."""
+"""The events that the handlers receive."""
 
 from datetime import datetime
 
@@ -6,10 +6,10 @@ from pydantic import BaseModel, EmailStr
 
 
 class UserCreated(BaseModel):
-    """A user was stored; published by `POST /users` in the same script."""
+    """A user was stored. `POST /users` stores the user and publishes this event in one script."""
 
     user_id: int
     email: EmailStr
     name: str | None = None
-    #: When it happened, by the producer's clock; a producer may leave it out.
+    #: When the user was stored, by the producer's clock. A producer may leave it out.
     created_at: datetime | None = None

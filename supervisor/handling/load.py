@@ -12,7 +12,7 @@ import inspect
 import pkgutil
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -59,12 +59,13 @@ class HandlerSpec:
 def load_handlers(settings: Settings, root: Path) -> list[HandlerSpec]:
     """All handlers of the configured modules, in order of (stream, group).
 
-    `root` (the folder of config.toml) becomes importable. Raises HandlerError.
+    `root` (the folder of config.toml) becomes importable. A package's modules with routers of the HTTP service
+    are skipped: no worker needs FastAPI. Raises HandlerError.
     """
     make_importable(root)
     functions: list[tuple[Callable[..., Any], Declaration]] = []
     for name in settings.handlers:
-        for module in _modules(name, root):
+        for module in _modules(name, root, settings.router_modules):
             functions += _declared(vars(module).values())
     if not functions:
         found = [f"{name} ({_place(sys.modules[name])})" for name in settings.handlers]
@@ -150,26 +151,35 @@ def _declared(values: Iterable[Any]) -> Iterator[tuple[Callable[..., Any], Decla
                 yield value, declaration
 
 
-def _modules(name: str, root: Path) -> Iterator[ModuleType]:
-    module = _import(name, root)
+def _modules(name: str, root: Path, skip: Collection[str]) -> Iterator[ModuleType]:
+    module = import_module_of(name, root)
     yield module
     for found in pkgutil.walk_packages(getattr(module, "__path__", []), f"{name}."):
-        yield _import(found.name, root)
+        if found.name not in skip:
+            yield import_module_of(found.name, root)
 
 
-def _import(name: str, root: Path) -> ModuleType:
+def import_module_of(name: str, root: Path, setting: str = "handlers") -> ModuleType:
+    """Import a module that `setting` names. Raises HandlerError that names file and line of what is wrong."""
     try:
         return importlib.import_module(name)
     except HandlerError:
         raise
     except ModuleNotFoundError as error:
-        if error.name == name:
-            near = did_you_mean(name, [path.stem for path in root.iterdir() if path.suffix == ".py" or path.is_dir()])
-            where = f"handlers: there is no module {name!r} in {root} or among what is installed"
-            raise HandlerError(f"{where}{near or f'; {_INIT}'}") from None
+        if error.name and f"{name}.".startswith(f"{error.name}."):
+            where = f"{setting}: there is no module {error.name!r} in {root} or among what is installed"
+            raise HandlerError(f"{where}{_similar_module(error.name, root) or f'; {_INIT}'}") from None
         raise HandlerError(_import_failure(name, error)) from error
     except (Exception, SystemExit) as error:
         raise HandlerError(_import_failure(name, error)) from error
+
+
+def _similar_module(missing: str, root: Path) -> str:
+    """A hint at a module with a name like that of the missing one, beside which it would stand; empty: none."""
+    package, dot, _ = missing.rpartition(".")
+    folders = map(Path, getattr(sys.modules[package], "__path__", [])) if package else [root]
+    found = [path for folder in folders for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()]
+    return did_you_mean(missing, [f"{package}{dot}{path.stem}" for path in found])
 
 
 def _place(module: ModuleType) -> str:

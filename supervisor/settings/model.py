@@ -23,6 +23,8 @@ _NAME = "a name without spaces, colons and braces"
 _START = 'an entry id such as "0" or "1700000000000-0", or "$" for new entries only'
 _START_PATTERN = r"^(\$|\d+(-\d+)?)$"
 _PORT = r"([1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5])"
+_ROUTER = 'a module and the name of a router in it, such as "handlers.http:router"'
+_ROUTER_PATTERN = r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$"
 _BIND_PATTERN = rf"^(\[[0-9a-fA-F:.]+\]|[^:\s\[\]]+):{_PORT}$"
 
 
@@ -138,6 +140,10 @@ class ApiSettings(Section):
     produce_timeout_ms: Annotated[int, Field(ge=10, le=60_000)] = 200
     #: The largest request body.
     max_body_bytes: Annotated[int, Field(ge=1024)] = 16 * 1024 * 1024
+    #: The project's own FastAPI routers, imported in the process of the HTTP service only.
+    routers: list[Annotated[str, Field(pattern=_ROUTER_PATTERN, description=_ROUTER)]] = Field(
+        default_factory=list, description=_ROUTER
+    )
 
 
 class LogSettings(Section):
@@ -185,3 +191,8 @@ class Settings(Section):
     stream: dict[str, StreamSettings] = Field(default_factory=dict)
     #: Free keys for the handlers themselves: `supervisor.context().app["key"]`.
     app: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def router_modules(self) -> set[str]:
+        """The modules that `api.routers` names."""
+        return {router.partition(":")[0] for router in self.api.routers}

@@ -26,7 +26,7 @@ KeyPath = tuple[str, ...]
 
 PREFIX = "SUPERVISOR_"
 #: Common names that are understood too; our own variable wins over them.
-FOREIGN_VARIABLES: dict[str, KeyPath] = {"REDIS_URL": ("redis", "url"), "SMTP_URL": ("app", "smtp_url")}
+FOREIGN_VARIABLES: dict[str, KeyPath] = {"REDIS_URL": ("redis", "url")}
 #: Set by supervisord for its children, and by Kubernetes for a Service whose name begins with "supervisor".
 _NOT_OURS = re.compile(
     r"SUPERVISOR_(ENABLED|PROCESS_NAME|GROUP_NAME|SERVER_URL)="

@@ -54,14 +54,20 @@ def smtp(mailbox: Mailbox) -> Iterator[Controller]:
     controller.stop()
 
 
-def surroundings(folder: Path, **app: str) -> Context:
-    return Context(app=app, state_dir=folder, worker="host:0", redis_url="")
+async def deliver(folder: Path, event: UserCreated = EVENT) -> None:
+    """Run the handler as a worker with this state_dir does."""
+    enter(Context(app={}, state_dir=folder, worker="host:0", redis_url=""))
+    await send_welcome_email(event)
+
+
+@pytest.fixture(autouse=True)
+def no_mail_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SMTP_URL", raising=False)
 
 
 async def test_a_file_without_a_server(tmp_path: Path) -> None:
-    enter(surroundings(tmp_path, smtp_url=""))
-    await send_welcome_email(EVENT)
-    await send_welcome_email(EVENT)  # delivered twice
+    await deliver(tmp_path)
+    await deliver(tmp_path)  # delivered twice
     assert [path.name for path in (tmp_path / "mail").iterdir()] == ["7.eml"]
     content = (tmp_path / "mail" / "7.eml").read_bytes()
     mail = email.message_from_bytes(content, policy=email.policy.SMTP)
@@ -72,17 +78,16 @@ async def test_a_file_without_a_server(tmp_path: Path) -> None:
 
 
 async def test_an_address_that_is_not_ascii(tmp_path: Path) -> None:
-    enter(surroundings(tmp_path))
-    await send_welcome_email(UserCreated(user_id=8, email="jürgen@example.com", name="Jürgen"))
+    await deliver(tmp_path, UserCreated(user_id=8, email="jürgen@example.com", name="Jürgen"))
     assert (
         "Jürgen"
         in email.message_from_bytes((tmp_path / "mail" / "8.eml").read_bytes(), policy=email.policy.SMTP).get_content()
     )
 
 
-async def test_by_smtp(tmp_path: Path, smtp: Controller, mailbox: Mailbox) -> None:
-    enter(surroundings(tmp_path, smtp_url=f"smtp://127.0.0.1:{smtp.port}"))
-    await send_welcome_email(EVENT)
+async def test_by_smtp(tmp_path: Path, smtp: Controller, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMTP_URL", f"smtp://127.0.0.1:{smtp.port}")
+    await deliver(tmp_path)
     ((sender, recipients, content),) = mailbox.mails
     assert (sender, recipients) == ("welcome@example.com", ["ada@example.com"])
     assert b"Message-ID: <welcome-7@example.com>" in content
@@ -90,7 +95,7 @@ async def test_by_smtp(tmp_path: Path, smtp: Controller, mailbox: Mailbox) -> No
 
 
 @pytest.mark.filterwarnings("ignore:Requiring AUTH")
-async def test_credentials_of_the_url(tmp_path: Path, mailbox: Mailbox) -> None:
+async def test_credentials_of_the_url(tmp_path: Path, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[LoginPassword] = []
 
     def authenticate(server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
@@ -107,29 +112,31 @@ async def test_credentials_of_the_url(tmp_path: Path, mailbox: Mailbox) -> None:
     )
     controller.start()
     try:
-        enter(surroundings(tmp_path, smtp_url=f"smtp://ada:p%40ss@127.0.0.1:{controller.port}"))
-        await send_welcome_email(EVENT)
-        enter(surroundings(tmp_path, smtp_url=f"smtp://ada:wrong@127.0.0.1:{controller.port}"))
+        monkeypatch.setenv("SMTP_URL", f"smtp://ada:p%40ss@127.0.0.1:{controller.port}")
+        await deliver(tmp_path)
+        monkeypatch.setenv("SMTP_URL", f"smtp://ada:wrong@127.0.0.1:{controller.port}")
         with pytest.raises(aiosmtplib.SMTPAuthenticationError):
-            await send_welcome_email(EVENT)
+            await deliver(tmp_path)
     finally:
         controller.stop()
     assert (seen[0].login, seen[0].password) == (b"ada", b"p@ss")
     assert len(mailbox.mails) == 1
 
 
-async def test_refused_for_good_or_for_now(tmp_path: Path, smtp: Controller, mailbox: Mailbox) -> None:
-    enter(surroundings(tmp_path, smtp_url=f"smtp://127.0.0.1:{smtp.port}"))
+async def test_refused_for_good_or_for_now(
+    tmp_path: Path, smtp: Controller, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMTP_URL", f"smtp://127.0.0.1:{smtp.port}")
     mailbox.refuse = "550 no such user"
     with pytest.raises(Reject, match="no such user"):
-        await send_welcome_email(EVENT)
+        await deliver(tmp_path)
     mailbox.refuse = "451 try again later"
     with pytest.raises(aiosmtplib.SMTPRecipientsRefused):
-        await send_welcome_email(EVENT)
+        await deliver(tmp_path)
     assert mailbox.mails == []
 
 
-async def test_no_server_there(tmp_path: Path) -> None:
-    enter(surroundings(tmp_path, smtp_url=f"smtp://127.0.0.1:{free_port()}"))
+async def test_no_server_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMTP_URL", f"smtp://127.0.0.1:{free_port()}")
     with pytest.raises(aiosmtplib.SMTPConnectError):
-        await send_welcome_email(EVENT)
+        await deliver(tmp_path)

@@ -43,8 +43,9 @@ def all_keys() -> dict[tuple[str, ...], Any]:
 def test_the_shipped_file_holds_every_key_with_its_default() -> None:
     text = SHIPPED.read_text()
     shipped = dict(leaves(tomllib.loads(text)))
-    assert shipped.pop(("app", "smtp_url")) == ""
+    assert shipped.pop(("api", "routers")) == ["handlers.http:router"]  # the example's
     expected = all_keys()
+    assert expected.pop(("api", "routers")) == []
     del expected[("pool", "host")]  # differs from machine to machine, so it is shown commented out
     assert "\n# host = " in text
     assert shipped == expected
@@ -60,7 +61,7 @@ def test_the_shipped_file_is_loaded_as_the_defaults(tmp_path: Path, monkeypatch:
     shipped = load(SHIPPED, environ={}).settings
     monkeypatch.chdir(tmp_path)
     defaults = load(environ={}).settings
-    without = {"state_dir", "app"}
+    without = {"state_dir": True, "app": True, "api": {"routers": True}}
     assert shipped.model_dump(exclude=without) == defaults.model_dump(exclude=without)
     assert shipped.pool.host == socket.gethostname()
 
@@ -115,18 +116,17 @@ def test_lists_from_the_environment(tmp_path: Path, text: str) -> None:
 
 
 def test_common_names_are_understood_and_ours_win(tmp_path: Path) -> None:
-    path = written(tmp_path, '[redis]\nurl = "redis://file"\n[app]\nsmtp_url = "smtp://file"\n')
-    common = {"REDIS_URL": "redis://common", "SMTP_URL": "smtp://common"}
-    ours = {"SUPERVISOR_REDIS__URL": "redis://ours", "SUPERVISOR_APP__SMTP_URL": "smtp://ours"}
+    path = written(tmp_path, '[redis]\nurl = "redis://file"\n')
+    common = {"REDIS_URL": "redis://common"}
+    ours = {"SUPERVISOR_REDIS__URL": "redis://ours"}
 
-    def urls(environ: dict[str, str]) -> tuple[str, str]:
-        settings = load(path, environ=environ).settings
-        return settings.redis.url, settings.app["smtp_url"]
+    def url(environ: dict[str, str]) -> str:
+        return load(path, environ=environ).settings.redis.url
 
-    assert urls({}) == ("redis://file", "smtp://file")
-    assert urls(common) == ("redis://common", "smtp://common")
-    assert urls(common | ours) == ("redis://ours", "smtp://ours")
-    assert urls({"REDIS_URL": "", "SMTP_URL": ""}) == ("redis://file", "smtp://file")
+    assert url({}) == "redis://file"
+    assert url(common) == "redis://common"
+    assert url(common | ours) == "redis://ours"
+    assert url({"REDIS_URL": ""}) == "redis://file"
     assert load(path, environ=common).origins["redis.url"] == "environment REDIS_URL"
 
 
