@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from pydantic_core import PydanticCustomError
 
 from supervisor.broker.dead import Filter, Letter, extent, pages
-from supervisor.errors import did_you_mean
+from supervisor.text import did_you_mean
 
 from .problems import Problem
 from .schemas import NAME_SCHEMA, EntryId, check_bound, check_name

@@ -143,6 +143,6 @@ async def problem(kind: str) -> Response:
 
 def _seen_from_here(service: Service, state: dict[str, Any]) -> dict[str, Any]:
     """Without a pool on this host, `down` is not the word: the service is what there is."""
-    if state["pid"] is None and not service.place.control.exists():
+    if state["pid"] is None and not service.paths.control.exists():
         return {**state, "state": "down" if "error" in state["redis"] else "healthy", "reason": "no pool on this host"}
     return state

@@ -21,7 +21,7 @@ from supervisor.broker.connect import client
 from supervisor.broker.publisher import Publisher
 from supervisor.control.client import request as ask_arbiter
 from supervisor.errors import SupervisorError
-from supervisor.settings.place import Place, place_of, redis_url
+from supervisor.settings.paths import PoolPaths, pool_paths, redis_url
 from supervisor.status import collect, with_memory
 
 from .problems import Problem
@@ -96,7 +96,7 @@ class Service:
         """Connects to nothing."""
         self.loaded = loaded
         self.settings: Settings = loaded.settings
-        self.place: Place = place_of(self.settings)
+        self.paths: PoolPaths = pool_paths(self.settings)
         self.url = redis_url(self.settings)
         self.limit_s = self.settings.api.produce_timeout_ms / 1000
         self.redis: Redis = client(self.url, timeout_s=self.limit_s, connect_timeout_s=self.limit_s)
@@ -146,10 +146,10 @@ class Service:
         return ""
 
     def _ask(self) -> tuple[dict[str, Any] | None, str]:
-        if not self.place.control.exists():
+        if not self.paths.control.exists():
             return None, ""
         try:
-            told = ask_arbiter(self.place, "status", patience_s=PULSE_LIMIT_S)
+            told = ask_arbiter(self.paths, "status", patience_s=PULSE_LIMIT_S)
         except SupervisorError as error:
             return None, str(error)
         del told["redis_url"]  # with its password

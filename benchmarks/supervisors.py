@@ -119,10 +119,10 @@ class Running:
         from supervisor.control.client import request
         from supervisor.errors import SupervisorError
         from supervisor.settings.load import load
-        from supervisor.settings.place import place_of
+        from supervisor.settings.paths import pool_paths
 
         try:
-            told = request(place_of(load(self.folder / "config.toml", environ={}).settings), "status")
+            told = request(pool_paths(load(self.folder / "config.toml", environ={}).settings), "status")
         except SupervisorError:
             return {}
         now_s = time.monotonic()

@@ -6,12 +6,6 @@ terminal, `api/problems.py` for HTTP. The exit codes are part of the contract wi
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
 #: Everything went as asked.
 EXIT_OK = 0
 #: Failed while running.
@@ -112,23 +106,3 @@ class PublishUnknownError(PublishError):
 
 class IdempotencyError(PublishError):
     """The key was used before, for another payload."""
-
-
-def did_you_mean(word: str, allowed: Iterable[str]) -> str:
-    """`, did you mean 'x'?` when something in `allowed` is close to `word`, else nothing."""
-    close = get_close_matches(word, list(allowed), n=1, cutoff=0.6)
-    return f", did you mean {close[0]!r}?" if close else ""
-
-
-def summary(error: BaseException) -> str:
-    """An exception in one line, as logs and dead letters name it."""
-    text = " ".join(words(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def words(error: BaseException) -> str:
-    """What an exception says, even when it can't."""
-    try:
-        return str(error)
-    except Exception:  # its own __str__ is broken
-        return ""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from supervisor.errors import summary
+from supervisor.text import error_summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -175,13 +175,13 @@ class FaultLog:
         """Log the fault, unless one with this event, key and type of error was logged within `QUIET_S`."""
         repeated = self._limiter.held_back(f"{event} {key} {type(error).__name__}")
         if repeated is not None:
-            getattr(self._log, level)(event, error=summary(error), repeated=repeated or None, **fields)
+            getattr(self._log, level)(event, error=error_summary(error), repeated=repeated or None, **fields)
 
     def redis(self, event: str, error: BaseException, **fields: object) -> None:
         """Log that an operation failed because of Redis; the line names the other operations that fail too."""
         operation = _operation(event, fields)
         self._open[operation] = None
-        repeated, reason = self._limiter.held_back(_REDIS), summary(error)
+        repeated, reason = self._limiter.held_back(_REDIS), error_summary(error)
         if repeated is None:
             if reason != self._logged.get("error") and len(self._reasons) < _ALSO_MAX:
                 self._reasons[reason] = None

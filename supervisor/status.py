@@ -18,7 +18,7 @@ from supervisor.broker.connect import client, describe
 from supervisor.control.client import request
 from supervisor.errors import HandlerError, NotRunningError
 from supervisor.settings.masking import masked
-from supervisor.settings.place import place_of, redis_url
+from supervisor.settings.paths import pool_paths, redis_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -79,7 +79,7 @@ async def with_memory(workers: Iterable[dict[str, Any]]) -> list[dict[str, Any]]
 
 def _ask_arbiter(settings: Settings) -> dict[str, Any]:
     try:
-        return request(place_of(settings), "status")
+        return request(pool_paths(settings), "status")
     except NotRunningError as error:
         return {"state": "down", "pid": None, "uptime_s": None, "reason": str(error)}
 

@@ -11,10 +11,10 @@ from supervisor.core.slot import State
 from supervisor.errors import EXIT_OK
 from supervisor.log import is_human
 from supervisor.settings.masking import masked
-from supervisor.settings.place import redis_url
-from supervisor.settings.unread import unread
+from supervisor.settings.paths import redis_url
+from supervisor.settings.unused_overrides import unused_overrides
 from supervisor.shared_state import SlotField
-from supervisor.words import counted
+from supervisor.text import counted
 
 if TYPE_CHECKING:
     from supervisor.arbiter.arbiter import Arbiter
@@ -37,7 +37,7 @@ class Announcer:
     def warn(self) -> None:
         """Tell of settings that nobody reads."""
         arbiter = self._arbiter
-        for line in unread(arbiter.loaded, [(spec.stream, spec.group) for spec in arbiter.specs]):
+        for line in unused_overrides(arbiter.loaded, [(spec.stream, spec.group) for spec in arbiter.specs]):
             arbiter.log.warning(line)
 
     def booting(self) -> None:

@@ -33,7 +33,7 @@ from supervisor.core.slot import Limits, State
 from supervisor.errors import EXIT_REDIS, ConfigError, HandlerError, SupervisorError
 from supervisor.http_bind import pool_bind
 from supervisor.log import Limiter, logger
-from supervisor.settings.place import place_of
+from supervisor.settings.paths import pool_paths
 from supervisor.shared_state import HeaderField, SharedState
 
 if TYPE_CHECKING:
@@ -65,12 +65,12 @@ class Arbiter(Forks):
         self.loaded, self.settings, self.specs, self.entries = loaded, loaded.settings, specs, entries
         self.burst = burst
         self.began_s = time.monotonic()
-        self.place = place_of(self.settings)
+        self.paths = pool_paths(self.settings)
         self.log = logger(self.settings)
         self._limiter = Limiter()
         self.lock_fd = lock_fd
         self.inherited = inherited
-        self.token = lease_token(self.place)
+        self.token = lease_token(self.paths)
         self.http = HttpListener(pool_bind(self.settings), inherited.http if inherited else None)
         if self.http.bind and not inherited:
             self.http.open(LEFTOVER_S)
@@ -90,7 +90,7 @@ class Arbiter(Forks):
         self.terminal = Terminal()
         self.systemd = SystemdNotifier()
         self._upkeep = (Recycler(self), Autoscaler(self))
-        self.control = ControlServer(self._listener(), self.place.control, self.loop, self.commands.handle)
+        self.control = ControlServer(self._listener(), self.paths.control, self.loop, self.commands.handle)
         self.redis: dict[str, Any] = inherited.redis if inherited else {}
         #: All workers have been READY once.
         self.began = False
@@ -134,8 +134,8 @@ class Arbiter(Forks):
         if self.shutdown.begun:
             self._changed()
         elif code != 0:
-            words = embedded_redis.last_words(self.place) if self.services.get(REDIS) else ""
-            hint = f"; the last line of {embedded_redis.log_path(self.place)}: {words}" if words else ""
+            words = embedded_redis.last_words(self.paths) if self.services.get(REDIS) else ""
+            hint = f"; the last line of {embedded_redis.log_path(self.paths)}: {words}" if words else ""
             self.fail(ERRORS.get(code, SupervisorError)(f"{report.get('error')}{hint if code == EXIT_REDIS else ''}"))
         else:
             self.redis = report.get("redis", {})
@@ -276,6 +276,6 @@ class Arbiter(Forks):
         if self.inherited:
             return socket.socket(fileno=self.inherited.listener_fd)
         try:
-            return listen(self.place.control)
+            return listen(self.paths.control)
         except OSError as error:
-            raise ConfigError(f"state_dir: the control socket {self.place.control}: {error.strerror}") from None
+            raise ConfigError(f"state_dir: the control socket {self.paths.control}: {error.strerror}") from None

@@ -15,7 +15,7 @@ from supervisor.arbiter.locks import lock_state_dir
 from supervisor.control import exit_report
 from supervisor.errors import EXIT_FAILED, EXIT_OK, HandlerError, SupervisorError
 from supervisor.handling.load import load_handlers
-from supervisor.settings.place import place_of
+from supervisor.settings.paths import pool_paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,7 +42,7 @@ def run(loaded: Loaded, *, burst: bool = False, entries: Entries | None = None) 
         load_handlers(loaded.settings, loaded.root)
         _check_forkable(())
         return EXIT_OK
-    lock_fd = inherited.lock_fd if inherited else lock_state_dir(place_of(loaded.settings))
+    lock_fd = inherited.lock_fd if inherited else lock_state_dir(pool_paths(loaded.settings))
     specs = load_handlers(loaded.settings, loaded.root)
     entries = entries or real_entries()
     _check_forkable(inherited.sockets if inherited else ())
@@ -63,10 +63,10 @@ def _run(arbiter: Arbiter) -> int:
         arbiter.announcer.warn()
         code = arbiter.run()
     except SupervisorError as error:
-        exit_report.write(arbiter.place, error.exit_code, str(error))
+        exit_report.write(arbiter.paths, error.exit_code, str(error))
         raise
     except Exception as error:
-        exit_report.write(arbiter.place, EXIT_FAILED, repr(error))
+        exit_report.write(arbiter.paths, EXIT_FAILED, repr(error))
         raise
-    exit_report.write(arbiter.place, code, "" if code == EXIT_OK else WORK_LEFT)
+    exit_report.write(arbiter.paths, code, "" if code == EXIT_OK else WORK_LEFT)
     return code

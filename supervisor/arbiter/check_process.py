@@ -22,7 +22,7 @@ from supervisor.errors import (
     RedisUnreachableError,
     SupervisorError,
 )
-from supervisor.words import signal_name
+from supervisor.text import signal_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,7 @@ from supervisor.core import slot as slots
 from supervisor.core.liveness import NS, LivenessMonitor
 from supervisor.core.slot import NO_EXIT_NOTES, Action, ExitNotes, Heartbeat, Limits, Slot, State
 from supervisor.errors import SupervisorError
-from supervisor.words import signal_name
+from supervisor.text import signal_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,9 +14,10 @@ from supervisor.arbiter import reload
 from supervisor.arbiter.check_process import CheckProcess
 from supervisor.arbiter.rolling_restart import RollingRestart
 from supervisor.arbiter.services import API, KEEPER
-from supervisor.errors import SupervisorError, UsageError, did_you_mean
-from supervisor.settings.place import redis_url
+from supervisor.errors import SupervisorError, UsageError
+from supervisor.settings.paths import redis_url
 from supervisor.shared_state import HeaderField
+from supervisor.text import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable

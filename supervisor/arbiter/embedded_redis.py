@@ -22,7 +22,7 @@ from supervisor.errors import ConfigError
 
 if TYPE_CHECKING:
     from supervisor.settings.model import Settings
-    from supervisor.settings.place import Place
+    from supervisor.settings.paths import PoolPaths
 
 #: How long a server of a killed arbiter may take to leave, before SIGKILL, and how often to look.
 LEFTOVER_S = 3.0
@@ -46,13 +46,13 @@ def find_binary() -> str:
     )
 
 
-def arguments(binary: str, settings: Settings, place: Place) -> list[str]:
+def arguments(binary: str, settings: Settings, paths: PoolPaths) -> list[str]:
     """The server's command line."""
     options = {
         "--port": "0",
-        "--unixsocket": str(place.redis_socket),
+        "--unixsocket": str(paths.redis_socket),
         "--unixsocketperm": "700",
-        "--dir": str(place.redis_dir),
+        "--dir": str(paths.redis_dir),
         "--appendonly": "yes",
         "--appendfsync": settings.redis.appendfsync,
         "--save": "",
@@ -63,41 +63,41 @@ def arguments(binary: str, settings: Settings, place: Place) -> list[str]:
     return [binary, *(word for option in options.items() for word in option)]
 
 
-def become_server(binary: str, settings: Settings, place: Place) -> NoReturn:
+def become_server(binary: str, settings: Settings, paths: PoolPaths) -> NoReturn:
     """In a forked child: wait until the files are free, then become the server."""
-    log = os.open(log_path(place), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    log = os.open(log_path(paths), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    _own_files(place)
+    _own_files(paths)
     with contextlib.suppress(FileNotFoundError):
-        place.redis_socket.unlink()
+        paths.redis_socket.unlink()
     # A server refuses locales that this machine does not have.
-    exec_command(arguments(binary, settings, place), {**os.environ, "LC_ALL": "C"})
+    exec_command(arguments(binary, settings, paths), {**os.environ, "LC_ALL": "C"})
 
 
-def log_path(place: Place) -> Path:
+def log_path(paths: PoolPaths) -> Path:
     """Where the server writes."""
-    return place.redis_dir / "redis.log"
+    return paths.redis_dir / "redis.log"
 
 
-def last_words(place: Place) -> str:
+def last_words(paths: PoolPaths) -> str:
     """The last line that the server wrote, for an error."""
     try:
-        lines = log_path(place).read_text(errors="replace").splitlines()
+        lines = log_path(paths).read_text(errors="replace").splitlines()
     except OSError:
         return ""
     return lines[-1] if lines else ""
 
 
-def make_folders(place: Place) -> None:
+def make_folders(paths: PoolPaths) -> None:
     """Make the folders of data and socket, for the owner alone."""
-    for folder in (place.redis_dir, place.redis_socket.parent):
+    for folder in (paths.redis_dir, paths.redis_socket.parent):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def _own_files(place: Place) -> None:
+def _own_files(paths: PoolPaths) -> None:
     """Lock the data for as long as the server lives: the lock's descriptor goes with it."""
-    fd = os.open(place.redis_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fd = os.open(paths.redis_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     os.set_inheritable(fd, True)
     began_s = time.monotonic()
     number = signal.SIGTERM

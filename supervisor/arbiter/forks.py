@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from supervisor.control.server import ControlServer
     from supervisor.settings.load import Loaded
     from supervisor.settings.model import Settings
-    from supervisor.settings.place import Place
+    from supervisor.settings.paths import PoolPaths
     from supervisor.shared_state import SharedState
 
 
@@ -32,7 +32,7 @@ class Forks:
     loaded: Loaded
     settings: Settings
     specs: Specs
-    place: Place
+    paths: PoolPaths
     shared: SharedState
     entries: Entries
     loop: Loop
@@ -58,7 +58,7 @@ class Forks:
         return self.fork(worker_name(slot), lambda: self._become_worker(slot))
 
     def _become_worker(self, slot: int) -> int:
-        lock_slot(self.place, slot)
+        lock_slot(self.paths, slot)
         return self.entries.worker(self.settings, self.specs, self.shared, slot, self.burst, self.pool.crash(slot))
 
     def _fork_keeper(self) -> int:
@@ -75,9 +75,9 @@ class Forks:
 
     def _fork_server(self) -> int:
         binary = embedded_redis.find_binary()
-        return self.fork(REDIS, lambda: embedded_redis.become_server(binary, self.settings, self.place))
+        return self.fork(REDIS, lambda: embedded_redis.become_server(binary, self.settings, self.paths))
 
     def _add_server(self) -> None:
         embedded_redis.find_binary()
-        embedded_redis.make_folders(self.place)
+        embedded_redis.make_folders(self.paths)
         self.services.add(REDIS, self._fork_server)

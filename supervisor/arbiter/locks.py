@@ -15,28 +15,28 @@ from supervisor.names import pool_id
 
 if TYPE_CHECKING:
     from supervisor.settings.model import Settings
-    from supervisor.settings.place import Place
+    from supervisor.settings.paths import PoolPaths
 
 TOKEN_BYTES = 16
 
 
-def lock_state_dir(place: Place) -> int:
+def lock_state_dir(paths: PoolPaths) -> int:
     """Take the lock; its descriptor, which holds it until it is closed.
 
     Raises AlreadyRunningError, and ConfigError when the state directory can't be used.
     """
     try:
-        place.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(place.lock, os.O_RDWR | os.O_CREAT, 0o600)
+        paths.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise ConfigError(f"state_dir: {place.state_dir}: {error.strerror}") from None
+        raise ConfigError(f"state_dir: {paths.state_dir}: {error.strerror}") from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         owner = os.pread(fd, 20, 0).decode(errors="replace").strip()
         os.close(fd)
         raise AlreadyRunningError(
-            f"a supervisor{f' (pid {owner})' if owner else ''} already runs with the state directory {place.state_dir};"
+            f"a supervisor{f' (pid {owner})' if owner else ''} already runs with the state directory {paths.state_dir};"
             " `supervisor stop` ends it, another state_dir (and [pool] name) makes a second pool"
         ) from None
     os.ftruncate(fd, 0)
@@ -44,31 +44,31 @@ def lock_state_dir(place: Place) -> int:
     return fd
 
 
-def lock_slot(place: Place, slot: int) -> None:
+def lock_slot(paths: PoolPaths, slot: int) -> None:
     """Wait for the slot's lock and keep it until this process ends. Raises OSError when it can't be made.
 
     The lock is a record lock, which is the process's own: no grandchild that inherits descriptors holds
     it on (fcntl(2); with flock(2) it would).
     """
-    place.slots.mkdir(mode=0o700, exist_ok=True)
-    fd = os.open(place.slots / f"{slot}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    paths.slots.mkdir(mode=0o700, exist_ok=True)
+    fd = os.open(paths.slots / f"{slot}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.lockf(fd, fcntl.LOCK_EX)
 
 
-def lease_token(place: Place) -> str:
+def lease_token(paths: PoolPaths) -> str:
     """The token of this state directory, made at its first use. Raises ConfigError when it can't be kept."""
     try:
-        if place.token.exists() and (token := place.token.read_text().strip()):
+        if paths.token.exists() and (token := paths.token.read_text().strip()):
             return token
         token = secrets.token_hex(TOKEN_BYTES)
-        draft = place.token.with_suffix(".new")
+        draft = paths.token.with_suffix(".new")
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(fd, "w") as file:
             file.write(token)
-        draft.replace(place.token)
+        draft.replace(paths.token)
         return token
     except OSError as error:
-        raise ConfigError(f"state_dir: {place.token}: {error.strerror}") from None
+        raise ConfigError(f"state_dir: {paths.token}: {error.strerror}") from None
 
 
 def name_taken(settings: Settings) -> AlreadyRunningError:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from supervisor.arbiter.services import NAMES
 from supervisor.core.slot import State
-from supervisor.words import counted, exit_text
+from supervisor.text import counted, exit_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

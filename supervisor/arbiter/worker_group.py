@@ -13,7 +13,7 @@ from supervisor.core.restart import Breaker, ExitKind
 from supervisor.core.slot import ExitNotes, Heartbeat, Slot, State
 from supervisor.errors import UsageError
 from supervisor.shared_state import SLOTS_MAX, HeaderField, SlotField
-from supervisor.words import signal_name
+from supervisor.text import signal_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,8 +14,9 @@ from redis.exceptions import ResponseError
 
 from supervisor.core.copies import origin_of
 from supervisor.core.ids import parse_id
-from supervisor.errors import UsageError, did_you_mean
+from supervisor.errors import UsageError
 from supervisor.names import REPLAY_CONSUMER, dead_key, replay_key, retries_key
+from supervisor.text import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -48,8 +48,8 @@ def config() -> None:
 @json_option
 def show(config: Path | None, as_json: bool) -> None:
     """Print every key with its value and where it came from. Passwords and tokens are masked."""
-    from supervisor.settings.explain import shown
     from supervisor.settings.sources import dotted, leaves
+    from supervisor.settings.validation_errors import shown
 
     loaded = load_settings(config)
     rows: list[dict[str, Any]] = []
@@ -81,8 +81,8 @@ def check(config: Path | None, as_json: bool) -> None:
     from supervisor.broker.connect import check_url
     from supervisor.handling.load import load_handlers
     from supervisor.http_bind import check_bind
-    from supervisor.settings.unread import unread
-    from supervisor.words import counted
+    from supervisor.settings.unused_overrides import unused_overrides
+    from supervisor.text import counted
 
     loaded = load_settings(config)
     errors: list[SupervisorError] = []
@@ -98,7 +98,7 @@ def check(config: Path | None, as_json: bool) -> None:
         errors.insert(0, error)
     if errors:
         raise type(errors[0])("\n".join(map(str, errors)))
-    for line in unread(loaded, [(spec.stream, spec.group) for spec in specs]):
+    for line in unused_overrides(loaded, [(spec.stream, spec.group) for spec in specs]):
         warn(line)
     if as_json:
         handlers = [{"stream": spec.stream, "group": spec.group, "handler": spec.name} for spec in specs]

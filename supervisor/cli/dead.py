@@ -20,7 +20,7 @@ from supervisor.cli.common import (
     talk,
 )
 from supervisor.errors import EXIT_FAILED, EXIT_OK, UsageError
-from supervisor.words import counted
+from supervisor.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable

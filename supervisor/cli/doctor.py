@@ -105,18 +105,18 @@ def _python() -> Iterator[Finding]:
 
 
 def _machine(settings: Settings) -> Iterator[Finding]:
-    from supervisor.settings.place import place_of
+    from supervisor.settings.paths import pool_paths
 
-    place = place_of(settings)
-    existing = next(path for path in (place.state_dir, *place.state_dir.parents) if path.exists())
+    paths = pool_paths(settings)
+    existing = next(path for path in (paths.state_dir, *paths.state_dir.parents) if path.exists())
     if os.access(existing, os.W_OK | os.X_OK) and existing.is_dir():
-        yield Finding(OK, f"state_dir {place.state_dir} can be written")
+        yield Finding(OK, f"state_dir {paths.state_dir} can be written")
     else:
-        yield Finding(FAIL, f"state_dir {place.state_dir} can't be written", "set state_dir to a folder of this user")
-    if place.control.parent == place.state_dir:
-        yield Finding(OK, f"control socket {place.control}")
+        yield Finding(FAIL, f"state_dir {paths.state_dir} can't be written", "set state_dir to a folder of this user")
+    if paths.control.parent == paths.state_dir:
+        yield Finding(OK, f"control socket {paths.control}")
     else:
-        yield Finding(OK, f"control socket {place.control}: the path of state_dir is too long for one")
+        yield Finding(OK, f"control socket {paths.control}: the path of state_dir is too long for one")
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -127,7 +127,7 @@ def _machine(settings: Settings) -> Iterator[Finding]:
 
 
 def _handlers(loaded: Loaded, pairs: list[tuple[str, str]]) -> Iterator[Finding]:
-    from supervisor.settings.unread import unread
+    from supervisor.settings.unused_overrides import unused_overrides
     from supervisor.status import configured_pairs
 
     try:
@@ -137,7 +137,7 @@ def _handlers(loaded: Loaded, pairs: list[tuple[str, str]]) -> Iterator[Finding]
         return
     listed = ", ".join(f"{stream} / {group}" for stream, group in pairs)
     yield Finding(OK, f"handlers: {len(pairs)} ({listed})")
-    for line in unread(loaded, pairs):
+    for line in unused_overrides(loaded, pairs):
         yield Finding(WARN, line, "correct the name, or remove the override")
     names = sorted(
         path.stem for path in loaded.root.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()
@@ -173,7 +173,7 @@ def _embedded() -> Finding:
 async def _server(settings: Settings, redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[Finding]:
     from supervisor.broker.connect import describe
     from supervisor.settings.masking import masked
-    from supervisor.settings.place import redis_url
+    from supervisor.settings.paths import redis_url
 
     server = await describe(redis)
     where = f"{server.version} at {masked(redis_url(settings))}"
@@ -203,7 +203,7 @@ async def _groups(redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[F
     from supervisor.broker.inspect import groups
     from supervisor.cli.status import dead_command
     from supervisor.cli.tables import lag_text
-    from supervisor.words import duration
+    from supervisor.text import duration_text
 
     for info in await groups(redis, pairs):
         name = f"{info.stream} / {info.group}"
@@ -212,7 +212,7 @@ async def _groups(redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[F
             yield Finding(OK, f"{name}: the group is made at the first start")
         elif (info.oldest_s or 0) > OLDEST_WARN_S:
             yield Finding(
-                WARN, f"{text}, the oldest waits for {duration(info.oldest_s)}", "`supervisor pending` shows why"
+                WARN, f"{text}, the oldest waits for {duration_text(info.oldest_s)}", "`supervisor pending` shows why"
             )
         elif info.dead:
             yield Finding(WARN, text, f"why each was given up: {dead_command(info.stream, info.group)}")

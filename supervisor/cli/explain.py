@@ -89,12 +89,12 @@ def _text(verdict: Verdict) -> str:
 def _where(verdict: Verdict) -> str:
     """Of the entry itself."""
     from supervisor.core.explain import Presence
-    from supervisor.words import duration
+    from supervisor.text import duration_text
 
     entry = verdict.entry
     if verdict.presence is Presence.STORED:
         age_s = (entry.now_ms - int(entry.id.partition("-")[0])) / 1000
-        return f"in the stream, {duration(max(0.0, age_s))} old"
+        return f"in the stream, {duration_text(max(0.0, age_s))} old"
     if verdict.presence is Presence.GONE:
         first = f"it begins at {entry.first_id}" if entry.first_id else "it is empty"
         return f"not in the stream ({first}): trimmed, deleted, or never there"
@@ -104,17 +104,17 @@ def _where(verdict: Verdict) -> str:
 
 
 def _details(entry: Entry, facts: GroupFacts) -> str:
-    from supervisor.words import counted, duration
+    from supervisor.text import counted, duration_text
 
     found = []
     if facts.consumer:
-        found.append(f"with {facts.consumer} for {duration(facts.idle_ms / 1000)}")
+        found.append(f"with {facts.consumer} for {duration_text(facts.idle_ms / 1000)}")
         found += [f"{counted(facts.attempts, 'attempt')} failed"] if facts.attempts else []
         due_s = ((facts.next_due_ms or 0) - entry.now_ms) / 1000
-        found += [f"next attempt in {duration(due_s)}"] if due_s > 0 else []
+        found += [f"next attempt in {duration_text(due_s)}"] if due_s > 0 else []
     elif facts.letter:
         age_s = max(0.0, (entry.now_ms - facts.letter.dead_at_ms) / 1000)
-        found.append(f"{facts.letter.reason} ({duration(age_s)} ago, letter {facts.letter.letter_id})")
+        found.append(f"{facts.letter.reason} ({duration_text(age_s)} ago, letter {facts.letter.letter_id})")
     elif facts.before:
         found.append(f"{'at least ' if facts.before_at_least else ''}{facts.before:,} before it")
     found += [f"its worker died with it {counted(facts.crashes, 'time')}"] if facts.crashes else []

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from supervisor.cli.common import command
-from supervisor.errors import UsageError, did_you_mean
+from supervisor.errors import UsageError
+from supervisor.text import did_you_mean
 
 
 @command(

@@ -18,7 +18,7 @@ from supervisor.cli.redis import open_redis
 from supervisor.cli.streams import handled_pairs
 from supervisor.core.ids import whole_id
 from supervisor.errors import EXIT_FAILED, EXIT_OK, SupervisorError, UsageError
-from supervisor.words import counted, duration
+from supervisor.text import counted, duration_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -202,7 +202,7 @@ def _print(found: Sequence[Letter], *, with_stream: bool) -> None:
             letter.id,
             *([letter.stream] if with_stream else []),
             letter.group,
-            duration(max(0.0, now_s - letter.dead_at_ms / 1000) if letter.dead_at_ms else None),
+            duration_text(max(0.0, now_s - letter.dead_at_ms / 1000) if letter.dead_at_ms else None),
             str(letter.deliveries),
             letter.handler.rpartition(".")[2],
             letter.reason[:REASON_CHARACTERS],

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from supervisor.cli.common import CONTEXT, Examples
-from supervisor.errors import EXIT_FAILED, EXIT_OK, EXIT_REDIS, EXIT_USAGE, SupervisorError, did_you_mean
+from supervisor.errors import EXIT_FAILED, EXIT_OK, EXIT_REDIS, EXIT_USAGE, SupervisorError
+from supervisor.text import did_you_mean
 from supervisor.version import __version__
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from supervisor.settings.place import Place
+    from supervisor.settings.paths import PoolPaths
 
 POLL_S = 0.02
 #: An arbiter that re-executes itself does not answer for a moment.
@@ -60,8 +60,8 @@ class _Scale(Examples):
 @config_option
 def scale(workers: int, wait: bool, timeout_s: float, config: Path | None) -> int:
     """Have N workers. New ones start at once; those that are too many finish what they have in hand."""
-    place = _place(config)
-    _ask(place, "scale", n=workers)
+    paths = _paths(config)
+    _ask(paths, "scale", n=workers)
     if not wait:
         talk(f"scaling to {workers} workers; `supervisor status` shows them")
         return EXIT_OK
@@ -71,7 +71,7 @@ def scale(workers: int, wait: bool, timeout_s: float, config: Path | None) -> in
         missing = sum(1 for slot in range(workers) if states.get(slot) != "READY")
         return missing + sum(1 for slot in states if slot >= workers)
 
-    return _watch(place, left, timeout_s, f"scaling to {workers} workers")
+    return _watch(paths, left, timeout_s, f"scaling to {workers} workers")
 
 
 @command(
@@ -85,11 +85,11 @@ def scale(workers: int, wait: bool, timeout_s: float, config: Path | None) -> in
 @config_option
 def restart(wait: bool, timeout_s: float, config: Path | None) -> int:
     """Replace the workers one after the other, then the services, with configuration and handlers read afresh."""
-    place = _place(config)
-    status = _ask(place, "status")
+    paths = _paths(config)
+    status = _ask(paths, "status")
     before = {worker["slot"]: worker["incarnation"] for worker in status["workers"]}
     pids = {service["name"]: service["pid"] for service in status["services"]}
-    _ask(place, "restart")
+    _ask(paths, "restart")
     if not wait:
         talk("restarting; `supervisor status` shows how far it is")
         return EXIT_OK
@@ -104,7 +104,7 @@ def restart(wait: bool, timeout_s: float, config: Path | None) -> int:
         late = [s for s in waited if s["state"] != "READY" or s["pid"] == pids.get(s["name"])]
         return len(old) + len(late) or int(status["operation"] is not None)
 
-    return _watch(place, left, timeout_s, "restarting workers and services")
+    return _watch(paths, left, timeout_s, "restarting workers and services")
 
 
 @command(
@@ -120,25 +120,25 @@ def stop(timeout_s: float | None, config: Path | None) -> int:
 
     Returns when the process is gone, with 7 when it left work, else with its own exit code.
     """
-    from supervisor.settings.place import place_of
+    from supervisor.settings.paths import pool_paths
 
     settings = load_settings_anyway(config).settings
-    place = place_of(settings)
+    paths = pool_paths(settings)
     limit_s = (settings.pool.drain_s if timeout_s is None else timeout_s) + LEAVE_LIMIT_S
-    pid = _ask(place, "status")["pid"]
-    has_left = _end_of(pid, place)
+    pid = _ask(paths, "status")["pid"]
+    has_left = _end_of(pid, paths)
     asked_s = time.time()
-    _ask(place, "stop", **({} if timeout_s is None else {"timeout_s": timeout_s}))
+    _ask(paths, "stop", **({} if timeout_s is None else {"timeout_s": timeout_s}))
     until_s = time.monotonic() + limit_s
     while not has_left():
         if time.monotonic() > until_s:
             talk(f"the supervisor (pid {pid}) still runs after {limit_s:g} s; `supervisor status` shows why")
             return EXIT_DRAIN
         time.sleep(POLL_S)
-    return _tell_end(place, pid, asked_s)
+    return _tell_end(paths, pid, asked_s)
 
 
-def _end_of(pid: int, place: Place) -> Callable[[], bool]:
+def _end_of(pid: int, paths: PoolPaths) -> Callable[[], bool]:
     """Tells whether the process has left. Make it before that is asked to, so that its number can't mean another."""
     import psutil
 
@@ -146,7 +146,7 @@ def _end_of(pid: int, place: Place) -> Callable[[], bool]:
         process = psutil.Process(pid)
     except psutil.NoSuchProcess:
         # In another container, seen through a shared folder: then its silence has to do.
-        return lambda: not _answers(place)
+        return lambda: not _answers(paths)
 
     def has_left() -> bool:
         """A zombie has: when its parent takes note is the parent's affair."""
@@ -158,20 +158,20 @@ def _end_of(pid: int, place: Place) -> Callable[[], bool]:
     return has_left
 
 
-def _answers(place: Place) -> bool:
+def _answers(paths: PoolPaths) -> bool:
     try:
-        _ask(place, "ping")
+        _ask(paths, "ping")
     except NotRunningError:
         return False
     return True
 
 
-def _tell_end(place: Place, pid: int, since_s: float) -> int:
+def _tell_end(paths: PoolPaths, pid: int, since_s: float) -> int:
     """Say how it ended, and return what it returned."""
     from supervisor.control import exit_report
 
     until_s = time.monotonic() + FAREWELL_LIMIT_S
-    while (said := exit_report.read(place, pid, since_s)) is None:
+    while (said := exit_report.read(paths, pid, since_s)) is None:
         if time.monotonic() > until_s:
             talk(f"the supervisor (pid {pid}) is gone, but has not said how it ended: it was killed, or has crashed")
             return EXIT_FAILED
@@ -189,7 +189,7 @@ def _tell_end(place: Place, pid: int, since_s: float) -> int:
 @config_option
 def pause(config: Path | None) -> None:
     """Have the workers take nothing new until `supervisor resume`; what runs is finished."""
-    _ask(_place(config), "pause")
+    _ask(_paths(config), "pause")
     talk("paused; `supervisor resume` goes on")
 
 
@@ -201,35 +201,35 @@ def pause(config: Path | None) -> None:
 @config_option
 def resume(config: Path | None) -> None:
     """Go on after `supervisor pause`."""
-    _ask(_place(config), "resume")
+    _ask(_paths(config), "resume")
     talk("resumed")
 
 
-def _place(config: Path | None) -> Place:
-    from supervisor.settings.place import place_of
+def _paths(config: Path | None) -> PoolPaths:
+    from supervisor.settings.paths import pool_paths
 
-    return place_of(load_settings_anyway(config).settings)
+    return pool_paths(load_settings_anyway(config).settings)
 
 
-def _ask(place: Place, cmd: str, **args: Any) -> dict[str, Any]:
+def _ask(paths: PoolPaths, cmd: str, **args: Any) -> dict[str, Any]:
     from supervisor.control.client import request
 
     try:
-        return request(place, cmd, **args)
+        return request(paths, cmd, **args)
     except NotRunningError as error:
         # One that is there and silent is not mended by another.
         hint = "" if isinstance(error.__context__, TimeoutError) else "\n`supervisor start` starts it"
         raise NotRunningError(f"{error}{hint}") from None
 
 
-def _watch(place: Place, left: Callable[[dict[str, Any]], int], timeout_s: float, what: str) -> int:
+def _watch(paths: PoolPaths, left: Callable[[dict[str, Any]], int], timeout_s: float, what: str) -> int:
     """Poll until nothing is left. Raises SupervisorError when it takes too long."""
     started_s = heard_s = time.monotonic()
     told = -1
     while True:
         now_s = time.monotonic()
         try:
-            status = _ask(place, "status")
+            status = _ask(paths, "status")
         except NotRunningError:
             if now_s - heard_s > SILENCE_LIMIT_S:
                 raise

@@ -105,7 +105,7 @@ class _Sender:
 
         from supervisor.broker.connect import connection
         from supervisor.cli.redis import LOST, refused, unreachable
-        from supervisor.settings.place import redis_url
+        from supervisor.settings.paths import redis_url
 
         connect_s = self._settings.redis.connect_timeout_s
         url = redis_url(self._settings)
@@ -140,7 +140,7 @@ class _Sender:
         from redis.exceptions import AskError, TryAgainError
 
         from supervisor.cli.redis import LOST
-        from supervisor.settings.place import redis_url
+        from supervisor.settings.paths import redis_url
         from supervisor.settings.redis_url import is_cluster
 
         ids: list[bytes] = []

@@ -13,7 +13,7 @@ from supervisor.broker.connect import client
 from supervisor.broker.trouble import lasting, perhaps
 from supervisor.errors import RedisUnreachableError, SupervisorError
 from supervisor.settings.masking import masked
-from supervisor.settings.place import redis_url
+from supervisor.settings.paths import redis_url
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

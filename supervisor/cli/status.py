@@ -47,10 +47,10 @@ def status(config: Path | None, as_json: bool) -> int:
 
 def show(found: dict[str, Any], *, rates: Mapping[int, float] | None = None) -> str:
     """The document as text for people; `rates`: slot -> messages a second, where they are known."""
-    from supervisor.words import duration
+    from supervisor.text import duration_text
 
     state = click.style(f"{found['state']:{_LABEL}}", fg=_COLOURS.get(found["state"]), bold=True)
-    about = f"pid {found['pid']}, up {duration(found['uptime_s'])}" if found["pid"] else found.get("reason", "")
+    about = f"pid {found['pid']}, up {duration_text(found['uptime_s'])}" if found["pid"] else found.get("reason", "")
     redis = found["redis"]
     if redis["version"]:
         server = f"{redis['version']}, durability {redis['durability']}, at {redis['url']}"
@@ -83,7 +83,7 @@ def _operations(now: dict[str, Any] | None, last: dict[str, Any] | None) -> list
 
 def _late_acks(workers: Sequence[dict[str, Any]]) -> list[str]:
     """What was settled elsewhere before it was done here: its host was taken for dead, or somebody acked it."""
-    from supervisor.words import counted
+    from supervisor.text import counted
 
     late = sum(worker.get("lost_claim", 0) for worker in workers)
     return (
@@ -92,7 +92,7 @@ def _late_acks(workers: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _service(service: dict[str, Any]) -> str:
-    from supervisor.words import counted, exit_text
+    from supervisor.text import counted, exit_text
 
     left = service["last_exit"]
     fault = f" ({counted(service['restarts'], 'restart')}, the last: {exit_text(left)})"
@@ -101,7 +101,7 @@ def _service(service: dict[str, Any]) -> str:
 
 def _workers(workers: Sequence[dict[str, Any]], rates: Mapping[int, float] | None) -> str:
     from supervisor.cli.tables import size, table_text
-    from supervisor.words import duration, exit_text
+    from supervisor.text import duration_text, exit_text
 
     columns = ["slot", "pid", "state", "boot", "restarts", "beat", "rss", "pss", "running", "done", "failed", "dead"]
     columns += ["per s"] if rates is not None else []
@@ -112,7 +112,7 @@ def _workers(workers: Sequence[dict[str, Any]], rates: Mapping[int, float] | Non
             worker["state"],
             f"{worker['boot_ms']:.0f} ms" if worker.get("boot_ms") else "-",
             str(worker["restarts"]),
-            duration(worker["beat_age_s"]),
+            duration_text(worker["beat_age_s"]),
             size(worker["rss_bytes"]),
             size(worker["pss_bytes"]),
             *(f"{worker[key]:,}" for key in ("in_flight", "done", "failed", "dead")),
@@ -128,7 +128,7 @@ def _workers(workers: Sequence[dict[str, Any]], rates: Mapping[int, float] | Non
 def groups_table(groups: Sequence[dict[str, Any]]) -> str:
     """The table of groups that `status` and `streams` show."""
     from supervisor.cli.tables import lag_text, table_text
-    from supervisor.words import duration
+    from supervisor.text import duration_text
 
     numbers = ["lag", "pending", "retrying", "consumers", "oldest", "dead"]
     rows = [
@@ -139,7 +139,7 @@ def groups_table(groups: Sequence[dict[str, Any]]) -> str:
             f"{group['pending']:,}",
             f"{group['retrying']:,}",
             str(group["consumers"]),
-            duration(group["oldest_s"]),
+            duration_text(group["oldest_s"]),
             f"{group['dead']:,}",
         ]
         for group in groups

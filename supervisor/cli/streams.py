@@ -54,11 +54,11 @@ async def handled_pairs(loaded: Loaded) -> list[tuple[str, str]]:
     """Those of the running pool, which knows them already; else those of the handlers."""
     from supervisor.control.client import request
     from supervisor.errors import SupervisorError
-    from supervisor.settings.place import place_of
+    from supervisor.settings.paths import pool_paths
     from supervisor.status import configured_pairs
 
     try:
-        told = request(place_of(loaded.settings), "status")
+        told = request(pool_paths(loaded.settings), "status")
         return [(stream, group) for stream, group in told["consumers"]]
     except (SupervisorError, KeyError):
         return configured_pairs(loaded.settings, loaded.root)
@@ -85,10 +85,10 @@ def _print(found: list[dict[str, Any]]) -> None:
 
 def retention_text(item: dict[str, Any]) -> str:
     """How long the stream of that document keeps what is settled: `7 d 0 h`, `1,000 entries`, `all`."""
-    from supervisor.words import duration
+    from supervisor.text import duration_text
 
     kept = item["retention"]
-    age = [duration(kept["max_age_s"])] if kept["max_age_s"] else []
+    age = [duration_text(kept["max_age_s"])] if kept["max_age_s"] else []
     length = [f"{kept['max_length']:,} entries"] if kept["max_length"] else []
     return ", ".join(age + length) or "all"
 
@@ -141,7 +141,7 @@ def _print_pending(found: list[dict[str, Any]]) -> None:
     import time
 
     from supervisor.cli.tables import print_table
-    from supervisor.words import duration
+    from supervisor.text import duration_text
 
     now_ms = time.time() * 1000
     numbers = ["idle", "deliveries", "attempts", "due in"]
@@ -149,10 +149,10 @@ def _print_pending(found: list[dict[str, Any]]) -> None:
         [
             item["id"],
             item["consumer"],
-            duration(item["idle_ms"] / 1000),
+            duration_text(item["idle_ms"] / 1000),
             str(item["deliveries"]),
             str(item["attempts"]),
-            duration(max(0.0, item["next_due_ms"] - now_ms) / 1000) if item["next_due_ms"] else "-",
+            duration_text(max(0.0, item["next_due_ms"] - now_ms) / 1000) if item["next_due_ms"] else "-",
         ]
         for item in found
     ]

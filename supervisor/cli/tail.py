@@ -72,7 +72,7 @@ async def _follow(settings: Settings, stream: str, start: str, count: int | None
 class _Reader:
     def __init__(self, settings: Settings, stream: str) -> None:
         from supervisor.broker.connect import client
-        from supervisor.settings.place import redis_url
+        from supervisor.settings.paths import redis_url
 
         self._settings = settings
         self._stream = stream

@@ -11,14 +11,14 @@ from supervisor.control.protocol import ANSWER_BYTES_MAX, encode
 from supervisor.errors import NotRunningError, SupervisorError
 
 if TYPE_CHECKING:
-    from supervisor.settings.place import Place
+    from supervisor.settings.paths import PoolPaths
 
 
 #: Before one who was hung up on asks again.
 AGAIN_S = 0.05
 
 
-def request(place: Place, cmd: str, *, patience_s: float = 5.0, **args: Any) -> dict[str, Any]:
+def request(paths: PoolPaths, cmd: str, *, patience_s: float = 5.0, **args: Any) -> dict[str, Any]:
     """Have the arbiter do `cmd`; what it answers as data.
 
     Who is hung up on asks again: the arbiter serves as many as it can, or has replaced its own image in that
@@ -30,24 +30,24 @@ def request(place: Place, cmd: str, *, patience_s: float = 5.0, **args: Any) -> 
     deadline_s = time.monotonic() + patience_s
     while True:
         try:
-            answer = json.loads(_ask(place, encode({"cmd": cmd, **args}), deadline_s))
+            answer = json.loads(_ask(paths, encode({"cmd": cmd, **args}), deadline_s))
             break
         except (ConnectionResetError, BrokenPipeError) as error:
             if time.monotonic() + AGAIN_S > deadline_s:
-                raise _not_running(place, error) from None
+                raise _not_running(paths, error) from None
             time.sleep(AGAIN_S)
         except (OSError, ValueError) as error:
-            raise _not_running(place, error) from None
+            raise _not_running(paths, error) from None
     if not answer.get("ok"):
         raise SupervisorError(str(answer.get("error", "the supervisor refused without a reason")))
     data: dict[str, Any] = answer["data"]
     return data
 
 
-def _ask(place: Place, line: bytes, deadline_s: float) -> bytes:
+def _ask(paths: PoolPaths, line: bytes, deadline_s: float) -> bytes:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(max(0.001, deadline_s - time.monotonic()))
-        connection.connect(str(place.control))
+        connection.connect(str(paths.control))
         connection.sendall(line)
         return _read_line(connection, deadline_s)
 
@@ -65,8 +65,8 @@ def _read_line(connection: socket.socket, deadline_s: float) -> bytes:
     return received
 
 
-def _not_running(place: Place, error: Exception) -> NotRunningError:
-    return NotRunningError(f"no supervisor answers on {place.control}: {_why(error)}")
+def _not_running(paths: PoolPaths, error: Exception) -> NotRunningError:
+    return NotRunningError(f"no supervisor answers on {paths.control}: {_why(error)}")
 
 
 def _why(error: Exception) -> str:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from supervisor.settings.place import Place
+    from supervisor.settings.paths import PoolPaths
 
 #: A clock may be set meanwhile; by no more than this.
 CLOCK_SLACK_S = 1.0
@@ -30,18 +30,18 @@ class ExitReport:
     at_s: float
 
 
-def write(place: Place, exit_code: int, reason: str) -> None:
+def write(paths: PoolPaths, exit_code: int, reason: str) -> None:
     """The last thing that an arbiter does; a full disk must not change how it ends."""
-    draft = place.exit_report.with_suffix(".new")
+    draft = paths.exit_report.with_suffix(".new")
     with contextlib.suppress(OSError):
         draft.write_text(json.dumps(asdict(ExitReport(os.getpid(), exit_code, reason, time.time()))))
-        draft.replace(place.exit_report)
+        draft.replace(paths.exit_report)
 
 
-def read(place: Place, pid: int, since_s: float) -> ExitReport | None:
+def read(paths: PoolPaths, pid: int, since_s: float) -> ExitReport | None:
     """What the arbiter `pid` has said since then; an older word is another one's, for pids come again."""
     try:
-        found = ExitReport(**json.loads(place.exit_report.read_bytes()))
+        found = ExitReport(**json.loads(paths.exit_report.read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
     return found if found.pid == pid and found.at_s >= since_s - CLOCK_SLACK_S else None

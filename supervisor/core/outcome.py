@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from supervisor.core.backoff import backoff_s
-from supervisor.errors import summary, words
 from supervisor.messages import Reject, Retry
+from supervisor.text import error_summary, error_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,10 +60,10 @@ def outcome_of(error: BaseException, failed_before: int, options: Options, rando
     """What follows from a handler's exception, the `failed_before + 1`th failure of its message."""
     attempts = failed_before + 1
     if isinstance(error, Reject):
-        return Dead(words(error), attempts)
+        return Dead(error_text(error), attempts)
     if attempts >= options.max_deliveries:
         often = "once," if attempts == 1 else f"{attempts} times, the last time"
-        return Dead(f"failed {often} with {summary(error)}", attempts)
+        return Dead(f"failed {often} with {error_summary(error)}", attempts)
     if isinstance(error, Retry) and error.after_s is not None:
         return Later(max(0.0, error.after_s), attempts)
     return Later(backoff_s(attempts, options.retry_base_s, options.retry_max_s, random), attempts)

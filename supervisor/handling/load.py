@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import PydanticUserError
 
 from supervisor.core.options import Options, resolve
-from supervisor.errors import HandlerError, did_you_mean
+from supervisor.errors import HandlerError
 from supervisor.handling.decode import Decoder, make_decoder, split_batch
 from supervisor.handling.registry import ATTRIBUTE, Declaration, first_parameter
 from supervisor.names import dead_key
 from supervisor.shared_state import HANDLERS_MAX
+from supervisor.text import did_you_mean
 
 if TYPE_CHECKING:
     from supervisor.settings.model import Settings

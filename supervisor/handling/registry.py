@@ -16,9 +16,10 @@ from pydantic import ValidationError
 from typing_extensions import Unpack
 
 from supervisor.core.options import HANDLER_OPTIONS
-from supervisor.errors import HandlerError, did_you_mean
-from supervisor.settings.explain import plain
+from supervisor.errors import HandlerError
 from supervisor.settings.model import HandlerOptions
+from supervisor.settings.validation_errors import plain
+from supervisor.text import did_you_mean
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -28,7 +28,7 @@ from supervisor.errors import (
 from supervisor.keeper.lease import take
 from supervisor.names import fits_cluster, pool_id
 from supervisor.settings.masking import masked
-from supervisor.settings.place import redis_url
+from supervisor.settings.paths import redis_url
 from supervisor.settings.redis_url import is_cluster
 
 if TYPE_CHECKING:

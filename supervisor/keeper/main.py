@@ -25,7 +25,7 @@ from supervisor.keeper.reaper import Reaper
 from supervisor.keeper.trimmer import Trimmer
 from supervisor.log import FaultLog, service_logger
 from supervisor.names import alone_key, consumer_name, pool_id, replay_key
-from supervisor.settings.place import redis_url
+from supervisor.settings.paths import redis_url
 from supervisor.shared_state import HeaderField
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from supervisor.errors import ConfigError
-from supervisor.settings.explain import explain
 from supervisor.settings.model import Settings
 from supervisor.settings.sources import (
     Given,
@@ -28,6 +27,7 @@ from supervisor.settings.sources import (
     leaves,
     salvaged_layer,
 )
+from supervisor.settings.validation_errors import error_lines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,7 +77,7 @@ def load(
     try:
         settings = Settings.model_validate(_tree(layer, root), strict=True)
     except ValidationError as error:
-        errors += explain(error, layer)
+        errors += error_lines(error, layer)
     if errors:
         raise ConfigError("\n".join([f"{len(errors)} errors in the configuration:", *errors] if errors[1:] else errors))
     return Loaded(settings, path, _origins(settings, layer))
@@ -106,7 +106,7 @@ def load_anyway(config: Path | None = None, environ: Mapping[str, str] = os.envi
         try:
             settings = Settings.model_validate(_tree(layer, root), strict=True)
         except ValidationError as error:
-            errors += explain(error, layer)
+            errors += error_lines(error, layer)
             wrong = [tuple(str(part) for part in details["loc"]) for details in error.errors()]
             right = {key: given for key, given in layer.items() if not any(_touches(key, path) for path in wrong)}
             if len(right) == len(layer):

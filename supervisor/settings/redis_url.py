@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Literal
 from urllib.parse import parse_qsl, unquote, urlencode
 
-from supervisor.errors import did_you_mean
+from supervisor.text import did_you_mean
 
 Kind = Literal["server", "sentinel", "cluster"]
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, get_origin
 
 from pydantic import BaseModel
 
-from supervisor.errors import ConfigError, did_you_mean
+from supervisor.errors import ConfigError
 from supervisor.settings.model import Settings
+from supervisor.text import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -6,7 +6,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from supervisor.core.letter import FIELD_PREFIX, FIELDS_JSON, FIELDS_MAX, to_json
-from supervisor.errors import summary
+from supervisor.text import error_summary
 
 if TYPE_CHECKING:
     from supervisor.broker.wire import Argument
@@ -32,7 +32,7 @@ def dead_letter(
     letter += ["handler", handler, "worker", worker, "dead_at_ms", now_ms]
     if error is not None:
         text = "".join(traceback.format_exception(error))
-        letter += ["error", _utf8(summary(error)), "traceback", _utf8(text[-TRACEBACK_CHARS_MAX:])]
+        letter += ["error", _utf8(error_summary(error)), "traceback", _utf8(text[-TRACEBACK_CHARS_MAX:])]
     if crash is not None:
         letter += ["error", crash.text, "signal", crash.signal, "stack", _utf8(crash.stack)]
         letter += [] if crash.exit_code is None else ["exit_code", crash.exit_code]

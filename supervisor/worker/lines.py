@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from supervisor.broker.wire import Wire
-from supervisor.settings.place import redis_url
+from supervisor.settings.paths import redis_url
 from supervisor.settings.redis_url import is_cluster
 from supervisor.worker.settler import Settler
 

@@ -19,7 +19,7 @@ from supervisor.context import Context, enter
 from supervisor.core.blame import lone_suspect
 from supervisor.errors import HandlerError
 from supervisor.names import replay_key
-from supervisor.settings.place import redis_url
+from supervisor.settings.paths import redis_url
 from supervisor.shared_state import SlotField, WorkerState
 from supervisor.worker.consumer import Consumer
 from supervisor.worker.copies import Copies

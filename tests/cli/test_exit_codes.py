@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from supervisor.errors import EXIT_DEGRADED, EXIT_DOWN, EXIT_DRAIN, EXIT_FAILED, EXIT_OK
-from supervisor.settings.place import Place
+from supervisor.settings.paths import PoolPaths
 from tests.cli.run import data, run, spawn
 from tests.support.standins import Standins
 from tests.support.waiting import eventually
@@ -62,7 +62,7 @@ def test_stop_of_a_supervisor_that_is_killed_meanwhile_does_not_say_that_all_is_
     pool = standins(workers=1, orders={"*": "stubborn"}, pool="drain_s = 60").start()
     # What an earlier one left behind, with the same number: in a container they all have it.
     word = {"pid": pool.pid, "exit_code": 0, "reason": "drained", "at_s": time.time() - 60}
-    pool.place.exit_report.write_text(json.dumps(word))
+    pool.paths.exit_report.write_text(json.dumps(word))
     with spawn("stop", cwd=pool.folder) as stopping:
         eventually(lambda: pool.status()["state"] == "draining")
         pool.send(signal.SIGKILL)
@@ -75,15 +75,15 @@ def test_stop_of_a_supervisor_that_is_killed_meanwhile_does_not_say_that_all_is_
 class Unseen(threading.Thread):
     """Answers as an arbiter whose process can't be seen from here, as from outside of its container."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, paths: PoolPaths) -> None:
         super().__init__(daemon=True)
-        self.place, self.asked = place, list[str]()
+        self.paths, self.asked = paths, list[str]()
         gone = subprocess.Popen(["true"])
         gone.wait()
         self.pid = gone.pid
-        place.control.parent.mkdir(parents=True)
+        paths.control.parent.mkdir(parents=True)
         self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(str(place.control))
+        self.listener.bind(str(paths.control))
         self.listener.listen()
 
     def run(self) -> None:
@@ -94,12 +94,12 @@ class Unseen(threading.Thread):
                     self.asked.append(json.loads(connection.makefile().readline())["cmd"])
                     connection.sendall(json.dumps({"ok": True, "data": {"pid": self.pid}}).encode() + b"\n")
             word = {"pid": self.pid, "exit_code": EXIT_DRAIN, "reason": "", "at_s": time.time()}
-            self.place.exit_report.write_text(json.dumps(word))
+            self.paths.exit_report.write_text(json.dumps(word))
 
 
 def test_stop_of_a_supervisor_whose_process_is_not_to_be_seen(tmp_path: Path) -> None:
     pool = Standins(tmp_path / "none")
-    unseen = Unseen(pool.place)
+    unseen = Unseen(pool.paths)
     unseen.start()
     done = run("stop", cwd=pool.folder)
     unseen.join(5)

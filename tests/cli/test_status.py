@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from supervisor.cli.tables import fitting
-from supervisor.words import duration, exit_text
+from supervisor.text import duration_text, exit_text
 from tests.cli.run import run, run_on_terminal
 from tests.support.waiting import eventually
 
@@ -74,7 +74,7 @@ def test_exits_and_durations_in_words() -> None:
     assert exit_text(left("signal", None, 63)) == "signal 63 after 1.5 s"
     assert exit_text(left("exit", 3, None)) == "exit 3 after 1.5 s"
     assert exit_text(left("hung", None, 9)) == "hung after 1.5 s"
-    assert [duration(s) for s in (None, 9.94, 61, 7260, 90000)] == ["-", "9.9 s", "1 m 1 s", "2 h 1 m", "1 d 1 h"]
+    assert [duration_text(s) for s in (None, 9.94, 61, 7260, 90000)] == ["-", "9.9 s", "1 m 1 s", "2 h 1 m", "1 d 1 h"]
 
 
 def show(pool) -> list[str]:

@@ -68,7 +68,7 @@ def stalled(path: Path, count: int, kinds: int) -> Iterator[list[socket.socket]]
 
 def test_41_ctl_client_stalls(standins: Make, bound: Bounds) -> None:
     pool = standins(workers=4)
-    shared, path = shared_state_of(pool.pid), pool.place.control
+    shared, path = shared_state_of(pool.pid), pool.paths.control
     times, answers = [], []
     for slot in range(3):
         # One place is left, and it is served at once; so are the dead.
@@ -108,7 +108,7 @@ def another_user() -> Iterator[None]:
 def test_42_ctl_wrong_uid(standins: Make, monkeypatch: pytest.MonkeyPatch, bound: Bounds) -> None:
     pool = standins(workers=2)
     before = pool.pids()
-    path = pool.place.control
+    path = pool.paths.control
     assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
     # From inside of the folder, so that only its own rights are between them and not those of the tests' folder.
     monkeypatch.chdir(path.parent)
@@ -164,7 +164,7 @@ def test_43_ctl_garbage_fuzz(standins: Make, bound: Bounds) -> None:
     def send(data: bytes) -> None:
         nonlocal slowest_ms, count
         began_s = now_s()
-        with connect(pool.place.control) as client:
+        with connect(pool.paths.control) as client:
             client.sendall(data + b"\n")
             client.shutdown(socket.SHUT_WR)
             answers = client.makefile("rb").read().splitlines()
@@ -175,7 +175,7 @@ def test_43_ctl_garbage_fuzz(standins: Make, bound: Bounds) -> None:
             assert answer["ok"] is False and "internal error" not in answer["error"], answer
 
     send()
-    with connect(pool.place.control) as endless, contextlib.suppress(ConnectionError):
+    with connect(pool.paths.control) as endless, contextlib.suppress(ConnectionError):
         endless.sendall(b"x" * 100_000)
         assert eventually(lambda: is_hung_up(endless)), "a line without end"
     assert count >= 300
@@ -187,7 +187,7 @@ def test_43_ctl_garbage_fuzz(standins: Make, bound: Bounds) -> None:
 
 def test_44_ctl_socket_deleted(standins: Make, bound: Bounds) -> None:
     pool = standins(workers=2)
-    path, before = pool.place.control, pool.pids()
+    path, before = pool.paths.control, pool.pids()
     for cycle in range(2):
         path.unlink()
         with pytest.raises(NotRunningError, match="no such socket"):
@@ -208,7 +208,7 @@ def test_44_ctl_socket_deleted(standins: Make, bound: Bounds) -> None:
 
 def test_44_ctl_socket_replaced(standins: Make) -> None:
     pool = standins(workers=2)
-    path, before = pool.place.control, pool.pids()
+    path, before = pool.paths.control, pool.pids()
     path.unlink()
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.bind(str(path))

@@ -118,7 +118,7 @@ def test_54_dead_host_lease_expires(start_pool: StartPool, redis_server: Any, bo
     eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)
     eventually(lambda: set(held(redis)) == {"first:0", "first:1", "second:0", "second:1"})
     assert not redis.exists(host_key("dying"))
-    dying.place.control.unlink()  # nobody else does
+    dying.paths.control.unlink()  # nobody else does
 
 
 @pytest.fixture

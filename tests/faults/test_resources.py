@@ -66,7 +66,7 @@ def test_37_emfile(standins: Make, bound: Bounds) -> None:
     until_s = now_s() + LACK_S
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(5)
-        client.connect(str(pool.place.control))
+        client.connect(str(pool.paths.control))
         client.sendall(b'{"cmd": "ping"}\n')
         os.kill(before[0], signal.SIGKILL)
         bound.check("CPU of the arbiter while it can open nothing", lack(pool, until_s), 0.2, "s/s")

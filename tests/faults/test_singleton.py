@@ -66,13 +66,13 @@ def test_46_stale_lock_after_power_loss(start_pool: StartPool, watch: Watch, bou
         HOLDING,
         workers=2,
     )
-    redis = Redis(unix_socket_path=str(pool.place.redis_socket))
+    redis = Redis(unix_socket_path=str(pool.paths.redis_socket))
     for n in range(5):
         redis.xadd("events", {"n": n})
     eventually(lambda: len(seen(pool)) == 5)
     power_loss(pool)
     (pool.folder / "go").touch()
-    place = pool.place
+    place = pool.paths
     assert place.control.exists() and place.lock.exists() and place.redis_socket.exists()
     # The pids in the files are other people's by now, and what was just written is half there.
     with subprocess.Popen(["sleep", "600"], start_new_session=True) as other:

@@ -99,7 +99,7 @@ def kill_whole(pool: Pool) -> None:
         process.kill()
     pool.wait()
     eventually(lambda: not pool.processes())
-    pool.place.control.unlink()
+    pool.paths.control.unlink()
 
 
 @pytest.mark.slow

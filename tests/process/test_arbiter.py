@@ -27,9 +27,9 @@ def test_a_pool_starts_shows_itself_and_leaves_nothing(standins: Make) -> None:
         assert worker["boot_ms"] > 0
         assert worker["last_exit"] is None and worker["restarts"] == 0 and worker["incarnation"] == 1
     assert pool.events("started")[0]["ready"] == 3
-    assert pool.place.control.stat().st_mode & 0o777 == 0o600
+    assert pool.paths.control.stat().st_mode & 0o777 == 0o600
     assert pool.stop() == EXIT_OK
-    assert not pool.place.control.exists()
+    assert not pool.paths.control.exists()
     assert [note["terms"] for note in pool.notes("left")] == [1, 1, 1]
 
 

@@ -156,7 +156,7 @@ def test_a_restart_stops_at_the_first_worker_that_does_not_stay_up(standins: Mak
 def test_clients_that_misbehave_cost_nobody_else_anything(standins: Make) -> None:
     pool = standins(workers=1).start()
     before = pool.fds()
-    path = str(pool.place.control)
+    path = str(pool.paths.control)
 
     def connect() -> socket.socket:
         client = socket.socket(socket.AF_UNIX)
@@ -191,14 +191,14 @@ def test_clients_that_misbehave_cost_nobody_else_anything(standins: Make) -> Non
 
 
 def test_nobody_answers(tmp_path: Path) -> None:
-    place = Standins(tmp_path / "none").place
+    paths = Standins(tmp_path / "none").paths
     with pytest.raises(NotRunningError, match="no such socket"):
-        request(place, "ping")
-    place.control.parent.mkdir(parents=True)
+        request(paths, "ping")
+    paths.control.parent.mkdir(parents=True)
     with socket.socket(socket.AF_UNIX) as leftover:
-        leftover.bind(str(place.control))
+        leftover.bind(str(paths.control))
     with pytest.raises(NotRunningError, match="is gone"):
-        request(place, "ping")
+        request(paths, "ping")
 
 
 def _worker_pid(pool: Standins) -> int:

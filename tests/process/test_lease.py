@@ -92,7 +92,7 @@ def test_a_pool_whose_name_was_taken_meanwhile_drains_and_says_why(
     redis.pexpire(LEASE, 1)
     second = start_pool(HANDLERS, redis_url=redis_server.url, workers=1, config=HOST)
     mine = redis.get(LEASE)
-    assert mine == second.place.token.read_bytes() != first.place.token.read_bytes()
+    assert mine == second.paths.token.read_bytes() != first.paths.token.read_bytes()
     late.resume()
     eventually(lambda: first.ask("status")["state"] == "draining")
     assert first.exit_code() is None, "what is in hand is finished first"
@@ -110,7 +110,7 @@ def test_a_lease_that_has_run_out_or_was_lost_with_its_server_is_taken_again(
     start_pool: StartPool, redis_server: AnyServer
 ) -> None:
     pool = start_pool(HANDLERS, redis_url=redis_server.url, workers=1, config=HOST)
-    token, pids = pool.place.token.read_bytes(), pool.pids()
+    token, pids = pool.paths.token.read_bytes(), pool.pids()
     with redis_server.sync() as redis:
         redis.delete(LEASE)
         eventually(lambda: redis.get(LEASE) == token)

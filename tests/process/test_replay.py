@@ -242,4 +242,4 @@ def test_copies_change_hands_when_their_host_dies(start_pool: StartPool, redis_s
     assert redis.xlen(DEAD) == 0
     assert consumer_name("heir", 0).encode() in {row["name"] for row in redis.xinfo_consumers("events", "mail")}
     assert len(times_ns(heir, "done-0")) == 1
-    dying.place.control.unlink(missing_ok=True)  # nobody else does
+    dying.paths.control.unlink(missing_ok=True)  # nobody else does

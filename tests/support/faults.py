@@ -105,7 +105,7 @@ class Watch:
         """Fails when one of the pools left a process or a socket file."""
         for pool in self._pools:
             assert not pool.processes(), pool.processes()
-            left = [path for path in (pool.place.control, pool.place.redis_socket) if path.exists()]
+            left = [path for path in (pool.paths.control, pool.paths.redis_socket) if path.exists()]
             assert not left, f"sockets were left: {left}"
 
 

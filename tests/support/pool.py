@@ -24,7 +24,7 @@ import psutil
 
 from supervisor.control.client import request
 from supervisor.settings.load import load
-from supervisor.settings.place import Place, place_of
+from supervisor.settings.paths import PoolPaths, pool_paths
 from tests.support.servers import free_port
 from tests.support.waiting import eventually
 
@@ -204,13 +204,13 @@ class Pool:
         return found
 
     @functools.cached_property
-    def place(self) -> Place:
+    def paths(self) -> PoolPaths:
         """Where it keeps its files; taken while its configuration is whole."""
-        return place_of(load(self.config, environ={}).settings)
+        return pool_paths(load(self.config, environ={}).settings)
 
     def ask(self, cmd: str, **args: Any) -> dict[str, Any]:
         """Ask the arbiter itself, without a process of the command line and without Redis."""
-        return request(self.place, cmd, **args)
+        return request(self.paths, cmd, **args)
 
     def worker(self, slot: int) -> dict[str, Any]:
         """What the arbiter says of a slot."""

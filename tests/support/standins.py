@@ -17,7 +17,7 @@ import psutil
 
 from supervisor.control.client import request
 from supervisor.settings.load import load
-from supervisor.settings.place import Place, place_of
+from supervisor.settings.paths import PoolPaths, pool_paths
 from tests.support.pool import MARK, clean_environment
 from tests.support.servers import free_port
 from tests.support.waiting import eventually
@@ -52,7 +52,7 @@ class Standins:
         self.process: subprocess.Popen[bytes] | None = None
         self.python = sys.executable
         #: Taken while the configuration is whole: some tests break it.
-        self.place: Place = place_of(load(self.config, environ={}).settings)
+        self.paths: PoolPaths = pool_paths(load(self.config, environ={}).settings)
 
     def order(self, orders: dict[str, str]) -> None:
         """How workers that are spawned from now on behave."""
@@ -128,7 +128,7 @@ class Standins:
         return self.process.pid
 
     def ask(self, cmd: str, **args: Any) -> dict[str, Any]:
-        return request(self.place, cmd, **args)
+        return request(self.paths, cmd, **args)
 
     def status(self) -> dict[str, Any]:
         return self.ask("status")

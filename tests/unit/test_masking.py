@@ -12,8 +12,8 @@ from redis.asyncio.connection import parse_url
 
 from supervisor.broker.connect import client
 from supervisor.errors import ConfigError
-from supervisor.settings.explain import shown
 from supervisor.settings.masking import masked
+from supervisor.settings.validation_errors import shown
 
 #: These letters stand nowhere else, neither in the URLs below nor in the errors about them.
 LETTERS = re.compile("[QXYZ]")

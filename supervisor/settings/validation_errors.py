@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from supervisor.errors import did_you_mean
 from supervisor.settings.masking import is_secret, masked
 from supervisor.settings.model import Settings
 from supervisor.settings.sources import dotted
+from supervisor.text import did_you_mean
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -43,7 +43,7 @@ _KINDS = {
 }
 
 
-def explain(error: ValidationError, layer: Layer) -> list[str]:
+def error_lines(error: ValidationError, layer: Layer) -> list[str]:
     """One line for each thing that is wrong, with the place it was found in."""
     return [_line(details, layer) for details in error.errors(include_url=False)]
 

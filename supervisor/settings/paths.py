@@ -17,7 +17,7 @@ SOCKET_PATH_BYTES_MAX = 103
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PoolPaths:
     """The paths of one pool."""
 
     state_dir: Path
@@ -32,10 +32,10 @@ class Place:
     redis_socket: Path
 
 
-def place_of(settings: Settings) -> Place:
+def pool_paths(settings: Settings) -> PoolPaths:
     """The paths of the pool that `settings` describe; creates nothing."""
     state = settings.state_dir.absolute()
-    return Place(
+    return PoolPaths(
         state_dir=state,
         control=_socket_path(state, "control.sock"),
         lock=state / "lock",
@@ -49,7 +49,7 @@ def place_of(settings: Settings) -> Place:
 
 def redis_url(settings: Settings) -> str:
     """The URL to connect to: the configured one, or that of the embedded server."""
-    return settings.redis.url or f"unix://{place_of(settings).redis_socket}"
+    return settings.redis.url or f"unix://{pool_paths(settings).redis_socket}"
 
 
 def _socket_path(state: Path, name: str) -> Path:

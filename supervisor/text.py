@@ -1,4 +1,4 @@
-"""Numbers and facts in words that people read in the log, in `status` and over HTTP."""
+"""Text for people: counts, durations, exits, errors and suggestions, in the log, on the terminal and over HTTP."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 _MINUTE_S = 60
 _HOUR_S = 3600
@@ -18,7 +18,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def duration(seconds: float | None) -> str:
+def duration_text(seconds: float | None) -> str:
     """`45 s`, `3 m 20 s`, `2 h 5 m`, `4 d 3 h`; `-` for none."""
     if seconds is None:
         return "-"
@@ -43,7 +43,7 @@ def exit_text(left: Mapping[str, Any] | None) -> str:
         what = signal_name(left["signal"])
     elif what == "exit":
         what = f"exit {left['code']}"
-    return f"{what} after {duration(left['uptime_s'])}"
+    return f"{what} after {duration_text(left['uptime_s'])}"
 
 
 def signal_name(number: int) -> str:
@@ -52,3 +52,25 @@ def signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def did_you_mean(word: str, allowed: Iterable[str]) -> str:
+    """`, did you mean 'x'?` when something in `allowed` is close to `word`, else nothing."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, list(allowed), n=1, cutoff=0.6)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def error_summary(error: BaseException) -> str:
+    """An exception in one line, as logs and dead letters name it."""
+    text = " ".join(error_text(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def error_text(error: BaseException) -> str:
+    """What an exception says, even when it can't."""
+    try:
+        return str(error)
+    except Exception:  # its own __str__ is broken
+        return ""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from supervisor.errors import did_you_mean
 from supervisor.settings.sources import dotted
+from supervisor.text import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from supervisor.settings.sources import KeyPath
 
 
-def unread(loaded: Loaded, pairs: Iterable[tuple[str, str]]) -> list[str]:
+def unused_overrides(loaded: Loaded, pairs: Iterable[tuple[str, str]]) -> list[str]:
     """One line for each such override; `pairs` are the handlers' (stream, group)."""
     groups: dict[str, list[str]] = {}
     for stream, group in pairs:
