@@ -47,7 +47,7 @@ format: $(VENV)/.installed-dev ## put the code into ruff's shape
 	$(BIN)/ruff format $(LINTED)
 
 bench: $(VENV)/.installed-dev ## all benchmarks but `make peers`, a few minutes
-	@for name in throughput recovery sharing memory idle producer; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in drain recovery sharing memory idle producer; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 peers: $(VENV)/.installed-peers ## the supervisor beside others of its kind, a quarter of an hour
 	@$(BIN)/python -m benchmarks.supervisors

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -32,7 +33,8 @@ CONFIG = f'[pool]\nhost = "{HOST}"\n'
 
 
 def arguments(description: str, *, rounds: int) -> argparse.ArgumentParser:
-    """The options that all benchmarks have."""
+    """The options that all benchmarks have. From now on SIGTERM ends with all that was started."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", help="server binary to start (default: the first that is found)")
     parser.add_argument(

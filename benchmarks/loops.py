@@ -1,14 +1,15 @@
-"""Loops that drain a stream without the pool: `python -m benchmarks.peers NAME URL STREAM GROUP`.
+"""Loops that drain a stream without the pool: `python -m benchmarks.loops NAME URL STREAM GROUP WORKLOAD`.
 
 `pipeline` is what a good redis-py user writes: hiredis, uvloop, one `pipeline(transaction=False)` a
 batch with XACK and the next XREADGROUP. `bare` drives redis-py's connection by hand with two batches
-in flight. Both await an `async def` no-op handler for each entry. They leave when nothing is left.
+in flight. Both await the workload for each entry. They leave when nothing is left.
 """
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import hiredis
@@ -16,46 +17,54 @@ import uvloop
 from redis.asyncio import Redis
 from redis.asyncio.connection import Connection, parse_url
 
+from benchmarks.workloads import WORKLOADS, Workload
+
 COUNT = 100
 #: Its annotation allows tuples of one word only.
 pack: Any = hiredis.pack_command
+Work = Callable[[dict[bytes, bytes]], Awaitable[None]]
 
 
-async def handle(fields: object) -> None:
-    """Do nothing."""
-
-
-async def pipeline(url: str, stream: str, group: str, *, text: bool = False) -> None:
-    """redis-py's own commands, one pipeline a batch; with `text`, ids and fields as str."""
+async def pipeline(url: str, stream: str, group: str, workload: Workload) -> None:
+    """redis-py's own commands, one pipeline a batch."""
     done: list[bytes] = []
-    async with Redis.from_url(url, decode_responses=text) as redis:
+    count = max(COUNT, workload.at_once)
+    run = run_together if workload.at_once > 1 else run_each
+    async with Redis.from_url(url) as redis:
         while True:
             async with redis.pipeline(transaction=False) as pipe:
                 if done:
                     pipe.xack(stream, group, *done)
-                pipe.xreadgroup(group, "peer", {stream: ">"}, count=COUNT)
+                pipe.xreadgroup(group, "loop", {stream: ">"}, count=count)
                 reply = (await pipe.execute())[-1]
-            entries = _entries(reply)
+            entries = entries_of(reply)
             if not entries:
                 return
-            done = []
-            for entry_id, fields in entries:
-                await handle(fields)
-                done.append(entry_id)
+            done = await run(workload.work, entries)
 
 
-async def decoded(url: str, stream: str, group: str) -> None:
-    """The same with `decode_responses=True`, for handlers that get their fields as str."""
-    await pipeline(url, stream, group, text=True)
+async def run_each(work: Work, entries: Any) -> list[bytes]:
+    """One after the other; the ids."""
+    done = []
+    for entry_id, fields in entries:
+        await work(fields)
+        done.append(entry_id)
+    return done
 
 
-async def bare(url: str, stream: str, group: str) -> None:
+async def run_together(work: Work, entries: Any) -> list[bytes]:
+    """All at once; the ids."""
+    await asyncio.gather(*(work(fields) for _, fields in entries))
+    return [entry_id for entry_id, _ in entries]
+
+
+async def bare(url: str, stream: str, group: str, workload: Workload) -> None:
     """redis-py's connection, commands packed by hiredis, the next read sent before the present batch is handled."""
     options: dict[str, Any] = dict(parse_url(url))
     kind = options.pop("connection_class", Connection)
     connection: Any = kind(**options, protocol=2)
     await connection.connect()
-    read = pack(("XREADGROUP", "GROUP", group, "peer", "COUNT", COUNT, "STREAMS", stream, ">"))
+    read = pack(("XREADGROUP", "GROUP", group, "loop", "COUNT", COUNT, "STREAMS", stream, ">"))
     await connection.send_packed_command(read, check_health=False)
     await connection.send_packed_command(read, check_health=False)
     waiting_for = ["read", "read"]
@@ -65,8 +74,9 @@ async def bare(url: str, stream: str, group: str) -> None:
         if what == "ack" or not reply:
             continue
         done = []
-        for entry_id, fields in reply[0][1]:
-            await handle(fields)
+        for entry_id, pairs in reply[0][1]:
+            names = iter(pairs)
+            await workload.work(dict(zip(names, names, strict=True)))
             done.append(entry_id)
         ack = pack(("XACK", stream, group, *done))
         await connection.send_packed_command(ack + read, check_health=False)
@@ -74,7 +84,7 @@ async def bare(url: str, stream: str, group: str) -> None:
     await connection.disconnect()
 
 
-def _entries(reply: Any) -> Any:
+def entries_of(reply: Any) -> Any:
     """The entries, whether the reply is RESP2's list of pairs or RESP3's map."""
     if not reply:
         return []
@@ -84,11 +94,7 @@ def _entries(reply: Any) -> Any:
     return reply[0][1]
 
 
-PEERS: dict[str, Callable[[str, str, str], Coroutine[Any, Any, None]]] = {
-    "pipeline": pipeline,
-    "decoded": decoded,
-    "bare": bare,
-}
+LOOPS: dict[str, Callable[[str, str, str, Workload], Coroutine[Any, Any, None]]] = {"pipeline": pipeline, "bare": bare}
 
 if __name__ == "__main__":
-    uvloop.run(PEERS[sys.argv[1]](*sys.argv[2:5]))
+    uvloop.run(LOOPS[sys.argv[1]](*sys.argv[2:5], WORKLOADS[sys.argv[5]]))
