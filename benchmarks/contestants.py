@@ -181,5 +181,5 @@ def pool(backlog: Backlog, url: str, workload: str, *, workers: int = 1) -> Iter
     text = HANDLER.format(stream=backlog.stream, group=group, options=chosen.options, name=workload, root=str(ROOT))
     with project(text, redis_url=url, workers=workers) as running:
         running.start()
-        pids = list(running.worker_pids().values())
+        pids = list(running.pids().values())
         yield PoolContestant("pool", backlog, group, pids, lambda: running.exit_code() is None)

@@ -125,7 +125,7 @@ async def ignore(fields: dict[bytes, bytes]) -> None:
 
 async def decode(fields: dict[bytes, bytes]) -> None:
     """As `mapping`."""
-    {name.decode(): value.decode() for name, value in fields.items()}  # noqa: B018
+    {name.decode(): value.decode() for name, value in fields.items()}
 
 
 async def validate(fields: dict[bytes, bytes]) -> None:
