@@ -12,8 +12,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from supervisor.broker import inspect
-from supervisor.broker.codes import UNREACHABLE, code_of
-from supervisor.broker.dead import Filter, Letter, by_ids
+from supervisor.broker.dead_letters import Filter, Letter, by_ids
+from supervisor.broker.redis_errors import UNREACHABLE, code_of
 from supervisor.broker.replay import Outcome, drop, replay
 
 from .dead_letter_query import SCAN_MAX, Pair, ScanResult, Selection, parse_cursor, scan

@@ -7,9 +7,9 @@ import asyncio
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-from supervisor.broker.explain import collect
-from supervisor.core.explain import Presence
-from supervisor.core.explain import explain as judge
+from supervisor.broker.entry_lookup import collect
+from supervisor.core.entry_fate import Presence
+from supervisor.core.entry_fate import explain as judge
 
 from .overview_routes import handled_groups
 from .problems import Problem

@@ -13,9 +13,9 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response
 
-from supervisor.broker.publisher import BATCH_MAX, KEY_BYTES_MAX
 from supervisor.core.encode import encode_fields
 from supervisor.errors import EncodeError
+from supervisor.publisher import BATCH_MAX, KEY_BYTES_MAX
 
 from .problems import Problem, pointer_of
 from .schemas import (

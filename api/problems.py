@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from supervisor.broker.coalesce import FULL
-from supervisor.broker.codes import UNREACHABLE, code_of
+from supervisor.broker.redis_errors import UNREACHABLE, code_of
 from supervisor.errors import (
     IdempotencyError,
     PublishError,

@@ -16,11 +16,11 @@ from fastapi import Depends, Request
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from supervisor.broker.codes import code_of
 from supervisor.broker.connect import client
-from supervisor.broker.publisher import Publisher
+from supervisor.broker.redis_errors import code_of
 from supervisor.control.client import request as ask_arbiter
 from supervisor.errors import SupervisorError
+from supervisor.publisher import Publisher
 from supervisor.settings.paths import PoolPaths, pool_paths, redis_url
 from supervisor.status import collect, with_memory
 

@@ -26,11 +26,11 @@ from supervisor.core.backoff import backoff_s
 from supervisor.errors import SupervisorError, UsageError
 from supervisor.handling.load import load_handlers, specs_of
 from supervisor.keeper.lease import RENEW_S
+from supervisor.keeper.numbered_lease import NumberedLease
 from supervisor.keeper.reaper import Reaper
-from supervisor.keeper.seat import Seat
 from supervisor.keeper.trimmer import Trimmer
+from supervisor.keys import consumer_name
 from supervisor.log import FaultLog, logger, worker_logger
-from supervisor.names import consumer_name
 from supervisor.settings.load import load
 from supervisor.shared_state import SLOTS_MAX, HeaderField, SharedState, SlotField
 from supervisor.worker.runtime import Runtime
@@ -115,12 +115,12 @@ class AppConsumers:
         finally:
             await self._redis.aclose()
 
-    async def _find_seat(self) -> Seat | None:
+    async def _find_seat(self) -> NumberedLease | None:
         """A name; None when the app ends first. Waits while Redis is away."""
         failures = 0
         while not self._stopping.is_set():
             try:
-                seat = await Seat.find(self._redis, self._settings.pool.host, self._name)
+                seat = await NumberedLease.find(self._redis, self._settings.pool.host, self._name)
             except (RedisError, OSError) as error:
                 failures += 1
                 self._faults.redis("can't take a name", error)
@@ -130,7 +130,7 @@ class AppConsumers:
             await self._pause(backoff_s(failures, _RECONNECT_BASE_S, _RECONNECT_MAX_S, random.random))
         return None
 
-    async def _work(self, seat: Seat) -> None:
+    async def _work(self, seat: NumberedLease) -> None:
         """Until the app ends, or the name is another's."""
         runtimes: list[Runtime] = []
         tasks: list[asyncio.Task[Any]] = []
@@ -161,7 +161,7 @@ class AppConsumers:
         if failed:
             raise SupervisorError(f"a consumer ended by itself: {failed[0]!r}") from failed[0]
 
-    async def _keep(self, seat: Seat) -> None:
+    async def _keep(self, seat: NumberedLease) -> None:
         """Renew the name, and take over from processes that are gone; ends when the name is another's."""
         groups = [(spec.stream, spec.group) for spec in self._specs]
         reaper = Reaper(self._redis, seat.pool, seat.token, self._shared, groups, self._log)

@@ -1,5 +1,158 @@
-"""`supervisor.Publisher`, for programs that publish: the public names of `supervisor.broker.publisher`."""
+"""Publishes messages: what a loop turn publishes goes out as one pipeline, each caller gets its own result.
 
-from supervisor.broker.publisher import Published, PublishedBatch, Publisher
+1. Never stored twice by us: a publish whose answer was lost is repeated only when it carries a key.
+2. Answered within its timeout, whatever Redis does; nothing is kept for later.
+3. Never trims a stream: retention is the keeper's.
+"""
 
-__all__ = ["Published", "PublishedBatch", "Publisher"]
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from supervisor.broker.node_router import NodeRouter
+from supervisor.broker.scripts_publish import PUBLISH_ONCE
+from supervisor.core.encode import fields_of
+from supervisor.errors import IdempotencyError, UsageError
+from supervisor.keys import idempotency_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from redis.asyncio import Redis
+
+    from supervisor.broker.scripts import Script
+
+#: How long a key is remembered.
+KEY_TTL_S = 24 * 3600
+KEY_BYTES_MAX = 255
+#: Messages in one `publish_many`: about 70 ms of the server's time.
+BATCH_MAX = 10_000
+_CONFLICT = 2
+
+
+class Published(NamedTuple):
+    """What became of a publish."""
+
+    #: The entry's id.
+    id: str
+    #: It had been stored before under the same key; this is the first one's id.
+    replayed: bool = False
+
+
+class PublishedBatch(NamedTuple):
+    """What became of `publish_batch`."""
+
+    ids: list[str]
+    replayed: bool = False
+
+
+class Publisher:
+    """Publishes to the streams of one Redis. `async with Publisher(url) as publisher: await publisher.publish(...)`.
+
+    Belongs to one event loop; all its tasks share one connection, in a cluster one to each node. Errors are
+    PublishRefusedError (surely not stored), PublishUnknownError (the answer was lost) and EncodeError (no
+    message to begin with).
+    """
+
+    def __init__(self, redis: str | Redis, *, timeout_s: float = 5.0) -> None:
+        """`redis`: a URL, or a redis-py asyncio client whose server and credentials are used. Connects later."""
+        self._router = NodeRouter(redis, timeout_s=timeout_s)
+        self._closed = False
+
+    async def publish(self, stream: str, message: Any, *, key: str | None = None) -> Published:
+        """Store `message` (a mapping, pydantic model or dataclass) and return its id.
+
+        Strings are stored as they are, everything else as JSON text. With `key`, the same message is
+        stored once in 24 h, however often it is published. Raises the class's errors, and
+        IdempotencyError when the key stands for another message.
+        """
+        fields = fields_of(message)
+        self._check(stream)
+        if key is not None:
+            ids, replayed = await self._once(stream, [fields], key)
+            return Published(ids[0], replayed)
+        flat = [text for pair in fields.items() for text in pair]
+        entry: bytes = await self._router.send(stream, lambda lane: lane.command("XADD", stream, "*", *flat))
+        return Published(entry.decode())
+
+    async def publish_many(self, stream: str, messages: Iterable[Any], *, key: str | None = None) -> list[str]:
+        """Store all of the messages in one transaction, or none; their ids, in order.
+
+        At most BATCH_MAX at once, else UsageError. Raises as `publish` does; nothing is sent when one
+        of them can't be encoded.
+        """
+        return (await self.publish_batch(stream, [fields_of(message) for message in messages], key=key)).ids
+
+    async def publish_batch(
+        self, stream: str, messages: Sequence[Mapping[str, str]], *, key: str | None = None
+    ) -> PublishedBatch:
+        """`publish_many` for messages that are encoded already; tells whether the key had been used."""
+        self._check(stream)
+        if len(messages) > BATCH_MAX:
+            raise UsageError(f"{len(messages)} messages at once: at most {BATCH_MAX} are allowed")
+        if not messages:
+            return PublishedBatch([])
+        if key is not None:
+            return PublishedBatch(*await self._once(stream, messages, key))
+        commands = [("XADD", stream, "*", *(text for pair in fields.items() for text in pair)) for fields in messages]
+        entries: list[bytes] = await self._router.send(stream, lambda lane: lane.transaction(commands))
+        return PublishedBatch([entry.decode() for entry in entries])
+
+    async def evaluate(
+        self, script: Script, keys: Sequence[str], *arguments: str | int, repeatable: bool = False
+    ) -> Any:
+        """A script of the caller's own, in the same pipeline as the publishes around it; its raw reply.
+
+        `keys` are all of one hash slot, for Redis Cluster. `repeatable`: it may be sent again when its answer was
+        lost. Raises as `publish` does.
+        """
+        return await self._router.send(
+            keys[0] if keys else "", lambda lane: lane.script(script, keys, *arguments, repeatable=repeatable)
+        )
+
+    async def aclose(self) -> None:
+        """Wait for the publishes that are on their way, then disconnect."""
+        self._closed = True
+        await self._router.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def _once(self, stream: str, messages: Sequence[Mapping[str, str]], key: str) -> tuple[list[str], bool]:
+        if not key or len(key.encode(errors="surrogatepass")) > KEY_BYTES_MAX:
+            raise UsageError(f"an idempotency key has 1 to {KEY_BYTES_MAX} bytes, not {len(key)}")
+        values: list[str | int] = []
+        for fields in messages:
+            values.append(2 * len(fields))
+            values += [text for pair in fields.items() for text in pair]
+        keys, arguments = [idempotency_key(stream, key), stream], (_fingerprint(messages), KEY_TTL_S, *values)
+        status, *ids = await self._router.send(
+            stream, lambda lane: lane.script(PUBLISH_ONCE, keys, *arguments, repeatable=True)
+        )
+        if status == _CONFLICT:
+            raise IdempotencyError(f"the key {key!r} was used for another message on {stream!r}", "CONFLICT")
+        return [entry.decode() for entry in ids], status == 1
+
+    def _check(self, stream: str) -> None:
+        if self._closed:
+            raise UsageError("the publisher is closed")
+        try:
+            stream.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"stream {stream!r}: not Unicode: {error.reason}") from None
+        if not stream:
+            raise UsageError("a stream's name must not be empty")
+
+
+def _fingerprint(messages: Sequence[Mapping[str, str]]) -> str:
+    """The same for the same fields in any order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for fields in messages:
+        for text in (str(len(fields)), *(part for pair in sorted(fields.items()) for part in pair)):
+            data = text.encode()
+            digest.update(len(data).to_bytes(4, "big") + data)
+    return digest.hexdigest()

@@ -38,8 +38,7 @@ class Entries:
 
 def real_entries() -> Entries:
     """The supervisor's own. Imports all that the forked children need, so that they share it."""
-    from supervisor.keeper import boot
-    from supervisor.keeper import main as keeper
+    from supervisor.keeper import keeper, preflight
     from supervisor.worker import main as worker
 
     def run_worker(
@@ -47,7 +46,7 @@ def real_entries() -> Entries:
     ) -> int:
         return worker.run(settings, specs, shared, slot, burst=burst, crash=crash)
 
-    return Entries(boot=boot.run, worker=run_worker, keeper=keeper.run, api=api_command)
+    return Entries(boot=preflight.run, worker=run_worker, keeper=keeper.run, api=api_command)
 
 
 def api_command(loaded: Loaded) -> tuple[list[str], dict[str, str]]:

@@ -11,7 +11,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 from supervisor.errors import AlreadyRunningError, ConfigError
-from supervisor.names import pool_id
+from supervisor.keys import pool_id
 
 if TYPE_CHECKING:
     from supervisor.settings.model import Settings

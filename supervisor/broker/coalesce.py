@@ -16,15 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoScriptError
 
-from supervisor.broker.codes import UNREACHABLE, code_of
-from supervisor.broker.link import LOST
+from supervisor.broker.redis_errors import REDIS_FAULTS, UNREACHABLE, code_of
 from supervisor.broker.wire import pack_command
 from supervisor.errors import PublishError, PublishRefusedError, PublishUnknownError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from supervisor.broker.link import Link
+    from supervisor.broker.pipeline_connection import PipelineConnection
     from supervisor.broker.scripts import Script
 
 #: Commands in one pipeline; a single job may have more.
@@ -56,10 +55,10 @@ class Job:
 
 
 class Coalescer:
-    """The queue in front of one link. Belongs to one event loop."""
+    """The queue in front of one connection. Belongs to one event loop."""
 
-    def __init__(self, link: Link, *, timeout_s: float) -> None:
-        self._link = link
+    def __init__(self, connection: PipelineConnection, *, timeout_s: float) -> None:
+        self._connection = connection
         self._timeout_s = timeout_s
         self._queue: deque[Job] = deque()
         self._queued_bytes = 0
@@ -89,7 +88,7 @@ class Coalescer:
             await asyncio.wait([self._task])
         if self._timer is not None:
             self._timer.cancel()
-        await self._link.drop()
+        await self._connection.drop()
 
     async def _submit(self, commands: list[bytes], with_text: bytes | None = None, *, repeatable: bool = False) -> Any:
         size = sum(map(len, commands))
@@ -116,7 +115,7 @@ class Coalescer:
                 except Exception as error:
                     # A bug must not leave callers waiting without an answer.
                     self._fail(batch, error)
-                    await self._link.drop()
+                    await self._connection.drop()
                 self._sending = []
         finally:
             self._task = None
@@ -139,12 +138,12 @@ class Coalescer:
     async def _send(self, batch: list[Job]) -> None:
         try:
             async with asyncio.timeout_at(batch[-1].deadline_s):
-                await self._link.open()
+                await self._connection.open()
                 for job in batch:
                     job.sent = True
                 await self._receive(batch)
-        except LOST as error:
-            await self._link.drop()
+        except REDIS_FAULTS as error:
+            await self._connection.drop()
             again = [job for job in batch if job.sent and job.repeatable and not job.lost and not job.done.done()]
             for job in again:
                 job.lost = True
@@ -152,7 +151,7 @@ class Coalescer:
             self._again(again)
 
     async def _receive(self, batch: list[Job]) -> None:
-        replies = self._link.replies([command for job in batch for command in job.commands])
+        replies = self._connection.replies([command for job in batch for command in job.commands])
         unknown_script: list[Job] = []
         for job in batch:
             got = [await anext(replies) for _ in job.commands]

@@ -23,10 +23,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from supervisor.broker.cluster import Cluster
-from supervisor.broker.routed import Routed, RoutedTls
-from supervisor.broker.steady import SteadyUnix
-from supervisor.broker.topology import ASK_LIMIT_S, Address, Fixed, ToMaster, ToOwner
+from supervisor.broker.cluster_client import ClusterClient
+from supervisor.broker.routed_connection import RoutedConnection, RoutedTlsConnection, UnixConnection
+from supervisor.broker.routes import ASK_LIMIT_S, Address, ClusterRoute, FixedRoute, SentinelRoute
 from supervisor.errors import ConfigError
 from supervisor.settings.masking import masked
 from supervisor.settings.redis_url import parse
@@ -34,7 +33,7 @@ from supervisor.settings.redis_url import parse
 if TYPE_CHECKING:
     from redis.asyncio.client import Redis as RedisClient
 
-    from supervisor.broker.topology import Route
+    from supervisor.broker.routes import Route
 
 _UNREADABLE = "it can't be taken apart; in user and password, write @ : / ? # as %40 %3A %2F %3F %23"
 _UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
@@ -70,8 +69,8 @@ def client(url: str, *, timeout_s: float = 5.0, connect_timeout_s: float = 5.0) 
     """
     target = _target(url, connect_timeout_s)
     options = {**target.options, "socket_timeout": timeout_s}
-    if isinstance(target.route, ToOwner):
-        return cast("RedisClient", Cluster.of(target.nodes, options, tls=issubclass(target.kind, SSLConnection)))
+    if isinstance(target.route, ClusterRoute):
+        return cast("RedisClient", ClusterClient.of(target.nodes, options, tls=issubclass(target.kind, SSLConnection)))
     if target.route is not None:
         options["route"] = target.route
     pool: ConnectionPool = ConnectionPool(connection_class=target.kind, **options)
@@ -91,16 +90,16 @@ def connection(
     if name:
         options["client_name"] = name
     if at is not None:
-        options["route"] = Fixed(at)
+        options["route"] = FixedRoute(at)
     elif target.route is not None:
         options |= {"route": target.route, "key": key}
     return target.kind(**options)
 
 
-def cluster(url: str, *, connect_timeout_s: float = 5.0) -> ToOwner | None:
+def cluster(url: str, *, connect_timeout_s: float = 5.0) -> ClusterRoute | None:
     """Who owns which slot, where the URL names a cluster."""
     route = _target(url, connect_timeout_s).route
-    return route if isinstance(route, ToOwner) else None
+    return route if isinstance(route, ClusterRoute) else None
 
 
 @lru_cache(maxsize=8)
@@ -119,18 +118,18 @@ def _target(url: str, connect_timeout_s: float) -> _Target:
     options.update(protocol=2, decode_responses=False, retry=Retry(NoBackoff(), 0))
     _check(url, plain, options)
     if not issubclass(plain, Connection):  # a unix socket
-        return _Target(SteadyUnix, options)
+        return _Target(UnixConnection, options)
     there = Address(options.pop("host", "localhost"), int(options.pop("port", 6379)))
-    routed = RoutedTls if plain is SSLConnection else Routed
+    routed = RoutedTlsConnection if plain is SSLConnection else RoutedConnection
     if parsed.kind == "server":
-        return _Target(routed, options, Fixed(there))
+        return _Target(routed, options, FixedRoute(there))
     hosts = tuple(Address(host, port) for host, port in parsed.hosts)
     asking = {**options, "db": 0, "socket_timeout": ASK_LIMIT_S, "socket_connect_timeout": ASK_LIMIT_S}
     if parsed.kind == "cluster":
-        return _Target(routed, options, ToOwner(hosts, plain, asking), hosts)
+        return _Target(routed, options, ClusterRoute(hosts, plain, asking), hosts)
     # Sentinel has users of its own; what makes the TLS of the servers makes its own too.
     asking |= {"username": parsed.sentinel_username, "password": parsed.sentinel_password}
-    return _Target(routed, options, ToMaster(hosts, parsed.master, plain, asking))
+    return _Target(routed, options, SentinelRoute(hosts, parsed.master, plain, asking))
 
 
 def _check(url: str, kind: type[AbstractConnection], options: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 from supervisor.core.copies import origin_of
 from supervisor.core.ids import parse_id
 from supervisor.errors import UsageError
-from supervisor.names import REPLAY_CONSUMER, dead_key, replay_key, retries_key
+from supervisor.keys import REPLAY_CONSUMER, dead_key, replay_key, retries_key
 from supervisor.text import did_you_mean
 
 if TYPE_CHECKING:

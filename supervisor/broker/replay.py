@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ResponseError
 
-from supervisor.broker.codes import code_of
+from supervisor.broker.redis_errors import code_of
 from supervisor.broker.scripts_replay import REPLAY
 from supervisor.core.ids import whole_id
-from supervisor.names import REPLAY_CONSUMER, crashes_key, dead_key, replay_key, retries_key
+from supervisor.keys import REPLAY_CONSUMER, crashes_key, dead_key, replay_key, retries_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from redis.asyncio import Redis
 
-    from supervisor.broker.dead import Letter
+    from supervisor.broker.dead_letters import Letter
 
 REPLAYED, DROPPED = "replayed", "dropped"
 #: What an outcome other than the wanted one means, for people. The letter is kept in all of them but the first.

@@ -10,7 +10,7 @@ from supervisor.core.copies import ORIGIN, ORIGIN_OF_JSON
 #: With `copies`, the same key as `stream`, the entry may be a copy: the letter is its message's, and it is removed.
 #: Gives the entry's bytes and its message's id, or nothing when nothing was done. What has too many fields is still in
 #: the stream.
-BURY_UNREAD = Script(
+DEAD_LETTER_UNREADABLE = Script(
     f"""
 local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2])
 local found = redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3])

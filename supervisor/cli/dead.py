@@ -97,7 +97,7 @@ def list_(  # noqa: PLR0913, PLR0917 - one parameter an option
     """List dead letters: of one group, of a stream's groups, or of all handlers here. With --json one object a line."""
     import asyncio
 
-    from supervisor.broker.dead import Filter
+    from supervisor.broker.dead_letters import Filter
     from supervisor.cli.letters import list_letters
 
     loaded = load_settings(config, {"redis.url": redis})
@@ -152,7 +152,7 @@ def _change(verb: str, help_text: str, short: str) -> click.Command:
     ) -> int:  # fmt: skip
         import asyncio
 
-        from supervisor.broker.dead import Filter
+        from supervisor.broker.dead_letters import Filter
         from supervisor.cli.letters import Work, carry_out, choose
 
         loaded = load_settings(config, {"redis.url": redis})

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from supervisor.core.explain import Entry, GroupFacts, Verdict
+    from supervisor.core.entry_fate import Entry, GroupFacts, Verdict
     from supervisor.settings.load import Loaded
 
 
@@ -56,10 +56,10 @@ def explain(id_: str, stream: str | None, config: Path | None, redis: str | None
 
 
 async def _explain(loaded: Loaded, entry_id: str, stream: str | None) -> list[Verdict]:
-    from supervisor.broker.explain import collect
+    from supervisor.broker.entry_lookup import collect
     from supervisor.cli.redis import open_redis
     from supervisor.cli.streams import handled_pairs
-    from supervisor.core.explain import explain as judge
+    from supervisor.core.entry_fate import explain as judge
 
     try:
         pairs = await handled_pairs(loaded)
@@ -77,7 +77,7 @@ async def _explain(loaded: Loaded, entry_id: str, stream: str | None) -> list[Ve
 
 def _text(verdict: Verdict) -> str:
     from supervisor.cli.tables import table_text
-    from supervisor.core.explain import Presence
+    from supervisor.core.entry_fate import Presence
 
     rows = [[one.facts.group, one.fate.value, _details(verdict.entry, one.facts)] for one in verdict.groups]
     lines = [f"{verdict.entry.stream} {verdict.entry.id}: {_where(verdict)}"]
@@ -88,7 +88,7 @@ def _text(verdict: Verdict) -> str:
 
 def _where(verdict: Verdict) -> str:
     """Of the entry itself."""
-    from supervisor.core.explain import Presence
+    from supervisor.core.entry_fate import Presence
     from supervisor.text import duration_text
 
     entry = verdict.entry

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from supervisor.broker.dead import Filter, by_ids, extent, pages
+from supervisor.broker.dead_letters import Filter, by_ids, extent, pages
 from supervisor.broker.replay import DROPPED, REPLAYED, WORDS, drop, replay
 from supervisor.cli.common import dumps, talk
 from supervisor.cli.redis import open_redis
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from supervisor.broker.dead import Letter
+    from supervisor.broker.dead_letters import Letter
     from supervisor.broker.replay import Outcome
     from supervisor.settings.load import Loaded
 

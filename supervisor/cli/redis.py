@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from supervisor.broker.connect import client
-from supervisor.broker.trouble import lasting, perhaps
+from supervisor.broker.redis_errors import likely_cause, permanent_cause
 from supervisor.errors import RedisUnreachableError, SupervisorError
 from supervisor.settings.masking import masked
 from supervisor.settings.paths import redis_url
@@ -44,7 +44,7 @@ async def open_redis(settings: Settings) -> AsyncIterator[Redis]:
 
 def refused(settings: Settings, error: Exception, more: str = "") -> SupervisorError:
     """The same for a server that answers, but not as it was asked to."""
-    words = lasting(error)
+    words = permanent_cause(error)
     text = f"Redis at {masked(redis_url(settings))} {words}" if words else f"Redis refused: {error}"
     return SupervisorError(f"{text}\n{more}" if more else text)
 
@@ -52,7 +52,7 @@ def refused(settings: Settings, error: Exception, more: str = "") -> SupervisorE
 def unreachable(settings: Settings, error: Exception, more: str = "") -> RedisUnreachableError:
     """Names the server, the reason and what was already done (`more`)."""
     url = redis_url(settings)
-    words = lasting(error) or f"can't be reached: {error or type(error).__name__}{perhaps(url, error)}"
+    words = permanent_cause(error) or f"can't be reached: {error or type(error).__name__}{likely_cause(url, error)}"
     text = f"Redis at {masked(url)} {words}"
     if not settings.redis.url:
         text += "\nNo redis.url is configured, and the embedded server runs only while `supervisor start` does."

@@ -96,8 +96,8 @@ class _Reader:
 
         from redis.exceptions import ResponseError
 
+        from supervisor.broker.redis_errors import is_transient
         from supervisor.cli.redis import LOST, unreachable
-        from supervisor.core.faults import passes
 
         failures = 0
         while True:
@@ -105,7 +105,7 @@ class _Reader:
                 reply = await self._read(count)
             except (*LOST, ResponseError) as error:
                 # A server that was demoted while it was waited for says so.
-                if isinstance(error, ResponseError) and not passes(error):
+                if isinstance(error, ResponseError) and not is_transient(error):
                     raise
                 if not failures:
                     talk(f"{unreachable(self._settings, error)}\nwaiting for it, to go on after {self.last_id}")

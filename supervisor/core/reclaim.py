@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Set
 
-from supervisor.names import REPLAY_CONSUMER
+from supervisor.keys import REPLAY_CONSUMER
 
 
 def owner_of(consumer: str) -> tuple[str, int] | None:

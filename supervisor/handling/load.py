@@ -24,7 +24,7 @@ from supervisor.core.options import Options, resolve
 from supervisor.errors import HandlerError
 from supervisor.handling.decode import Decoder, make_decoder, split_batch
 from supervisor.handling.registry import ATTRIBUTE, Declaration, first_parameter
-from supervisor.names import dead_key
+from supervisor.keys import dead_key
 from supervisor.shared_state import HANDLERS_MAX
 from supervisor.text import did_you_mean
 

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from supervisor.broker.scripts import DROP_LEASE, TAKE_LEASE
-from supervisor.names import POOLS_KEY, host_key
+from supervisor.keys import POOLS_KEY, host_key
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis

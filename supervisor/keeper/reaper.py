@@ -27,10 +27,10 @@ from redis.exceptions import ResponseError
 
 from supervisor.broker.scripts import DELETE_CONSUMER, NOW, TAKE_OVER
 from supervisor.core.reclaim import foreign, owner_of, ownerless
-from supervisor.keeper.copies import Copies
 from supervisor.keeper.lease import LEASE_MS, RENEW_S, elected
-from supervisor.keeper.sight import Sight
-from supervisor.names import POOLS_KEY, alone_key, consumer_name, host_key, reaper_key, replay_key
+from supervisor.keeper.redis_continuity import RedisContinuity
+from supervisor.keeper.replays import Replays
+from supervisor.keys import POOLS_KEY, consumer_name, host_key, isolated_key, reaper_key, replay_key
 from supervisor.shared_state import SLOTS_MAX, HeaderField, SlotField
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ class Reaper:
         self._shared = shared
         self._groups = groups
         self._log = log
-        self._copies = Copies(redis, pool, shared)
-        self._sight = Sight()
+        self._copies = Replays(redis, pool, shared)
+        self._sight = RedisContinuity()
         self._next = 0
         #: Messages that a consumer of another program holds for longer are taken; 0: never.
         self.foreign_after_s = 0.0
@@ -130,7 +130,7 @@ class Reaper:
         inactive = (idle_ms,) if idle_ms else ()
         gone: Any = await self._redis.eval(DELETE_CONSUMER.text, 1, stream, group, named, *inactive)
         if gone >= 0:
-            await self._redis.hdel(alone_key(stream, group), named)
+            await self._redis.hdel(isolated_key(stream, group), named)
         if taken or gone >= 0:
             about = {
                 "consumer": named.decode(errors="backslashreplace"),

@@ -16,14 +16,14 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
-from supervisor.broker.codes import code_of
+from supervisor.broker.redis_errors import REDIS_FAULTS, code_of
 from supervisor.broker.scripts_retention import TRIM
 from supervisor.core.retention import Patience, Retention, retention_of
 from supervisor.keeper.lease import elected
+from supervisor.keys import crashes_key, retries_key, trimmer_key
 from supervisor.log import FaultLog
-from supervisor.names import crashes_key, retries_key, trimmer_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -77,7 +77,7 @@ class Trimmer:
     async def make_room(self, error: Exception) -> None:
         """After this fault of a keeper's turn: look all the same, if it says that the server is full."""
         if code_of(error) == _FULL:
-            with contextlib.suppress(RedisError, OSError):
+            with contextlib.suppress(*REDIS_FAULTS):
                 await self.look()
 
     async def _is_mine(self, stream: str) -> bool:

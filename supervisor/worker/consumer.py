@@ -21,7 +21,7 @@ from supervisor.broker.scripts_replay import LEAVE_COPIES
 from supervisor.broker.wire import BlockingReader
 from supervisor.core.backoff import backoff_s
 from supervisor.core.ids import parse_id
-from supervisor.names import alone_key
+from supervisor.keys import isolated_key
 from supervisor.shared_state import SlotField
 from supervisor.worker.adopt import Adopted
 from supervisor.worker.executor import Executor
@@ -237,7 +237,12 @@ class Consumer:
         """
         await self._reader.close()
         self.around.faults.resolved("can't read", **self._where)
-        named = [self.keys.stream, self.keys.retries, self.keys.crashes, alone_key(self.keys.stream, self.keys.group)]
+        named = [
+            self.keys.stream,
+            self.keys.retries,
+            self.keys.crashes,
+            isolated_key(self.keys.stream, self.keys.group),
+        ]
         said: bytes = await self.around.wire.script(LEAVE_COPIES, named, self.keys.group, self.around.name)
         return said.decode()
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from supervisor.errors import EXIT_OK, WORKER_CONFIG, HandlerError
+from supervisor.keys import consumer_name, pool_id
 from supervisor.log import FaultLog, worker_logger
-from supervisor.names import consumer_name, pool_id
 from supervisor.shared_state import HeaderField, SlotField
 from supervisor.worker.runner import begin_process
 from supervisor.worker.runtime import Runtime

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError
 
 from supervisor.core.ids import parse_id
-from supervisor.names import alone_key
+from supervisor.keys import isolated_key
 from supervisor.shared_state import SharedSlot, SlotField
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Mark:
         self._wire = wire
         self._settler = settler
         self._keys = keys
-        self._key = alone_key(keys.stream, keys.group)
+        self._key = isolated_key(keys.stream, keys.group)
         self._consumer = consumer
         self._row = row
         #: Nobody has written to this shared before: what a predecessor did, only Redis can tell.

@@ -10,7 +10,7 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from supervisor.broker.scripts_unread import BURY_UNREAD
+from supervisor.broker.scripts_unread import DEAD_LETTER_UNREADABLE
 from supervisor.core.letter import FIELD_PREFIX, FIELDS_MAX
 from supervisor.core.outcome import Crash, Dead, outcome_of
 from supervisor.errors import SupervisorError
@@ -130,7 +130,7 @@ class Outcomes:
         letter = self._letter(Delivery(entry, ()), outcome)
         limits = (UNREADABLE_BYTES_MIN, FIELDS_MAX, FIELD_PREFIX)
         script_keys = [keys.stream, keys.retries, keys.crashes, keys.dead, *keys.copies]
-        done = await wire.script(BURY_UNREAD, script_keys, keys.group, self._worker, entry, *limits, *letter)
+        done = await wire.script(DEAD_LETTER_UNREADABLE, script_keys, keys.group, self._worker, entry, *limits, *letter)
         if done:
             size, origin = done
             self._shared.add(SlotField.DEAD, 1)

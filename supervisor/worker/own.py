@@ -14,7 +14,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from supervisor.broker.scripts import DELETE_CONSUMER, TAKE_OVER
 from supervisor.core.blame import after_crash, crashes_of, marked
 from supervisor.errors import SupervisorError
-from supervisor.names import REPLAY_CONSUMER
+from supervisor.keys import REPLAY_CONSUMER
 from supervisor.shared_state import SharedConsumer, SlotField
 from supervisor.worker.adopt import Adopted, sort_out
 from supervisor.worker.delivery import Copy, Delivery

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from supervisor.context import Context, enter
 from supervisor.core.blame import lone_suspect
 from supervisor.errors import HandlerError
-from supervisor.names import replay_key
+from supervisor.keys import replay_key
 from supervisor.settings.paths import redis_url
 from supervisor.shared_state import SlotField, WorkerState
 from supervisor.worker.consumer import Consumer

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError, ResponseError
 
+from supervisor.broker.redis_errors import is_transient
 from supervisor.broker.scripts import ACK_RETRIED, DEAD_LETTER, RETRY_LATER
 from supervisor.broker.wire import pack_command
 from supervisor.core.backoff import backoff_s
-from supervisor.core.faults import passes
-from supervisor.names import alone_key, crashes_key, dead_key, replay_key, retries_key
+from supervisor.keys import crashes_key, dead_key, isolated_key, replay_key, retries_key
 from supervisor.shared_state import SharedSlot, SlotField
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Settler:
 
     def unmark(self, keys: Keys, consumer: str) -> None:
         """This consumer runs nothing alone any more."""
-        self._items.append(_Item(keys, ("HDEL", alone_key(keys.stream, keys.group), consumer)))
+        self._items.append(_Item(keys, ("HDEL", isolated_key(keys.stream, keys.group), consumer)))
         self._wake()
 
     def dead(self, keys: Keys, entry: bytes, letter: Sequence[Argument]) -> None:
@@ -218,7 +218,7 @@ class Settler:
                 self._confirmed(item, reply)
                 continue
             self._faults.redis(_WHAT, reply)
-            if isinstance(reply, ResponseError) and passes(reply):
+            if isinstance(reply, ResponseError) and is_transient(reply):
                 again.append(item)
             elif not self._is_outdated(item):
                 self._put_off(item)

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from supervisor.cli import letters
-from supervisor.names import dead_key
+from supervisor.keys import dead_key
 from tests.cli.run import environment, lines_of, run, run_on_terminal, spawn
 from tests.process.test_pool import RECORD, seen
-from tests.support.letters import bury
+from tests.support.letters import add_dead_letter
 from tests.support.pool import Pool
 from tests.support.waiting import eventually
 
@@ -96,7 +96,7 @@ def test_nothing_is_changed_without_a_yes(start_pool: StartPool, redis_server: A
 def test_on_a_terminal_it_asks(tmp_path: Path, redis_server: Any, word: bytes, code: int, left: int) -> None:
     with redis_server.sync() as redis:
         for n in range(2):
-            bury(redis, "events", "mail", {"n": n})
+            add_dead_letter(redis, "events", "mail", {"n": n})
         master, slave = os.openpty()
         with spawn("dead", "drop", "events", "mail", cwd=tmp_path, redis_url=redis_server.url, stdin=slave) as asked:
             os.write(master, word + b"\n")
@@ -120,7 +120,7 @@ def send(fields: dict[str, str]) -> None: ...
     names = "events:user_created", "email_workers"
     reason = "failed 5 times, the last time with ValueError: " + "no such address " * 9
     with redis_server.sync() as redis:
-        letter, entry = bury(
+        letter, entry = add_dead_letter(
             redis, *names, {"n": 1}, entry="5-0", letter="7777-0", reason=reason, dead_at_ms=1_764_000_000_000
         )
     for columns in (80, 120, 200):
@@ -138,7 +138,7 @@ def send(fields: dict[str, str]) -> None: ...
 
 def test_letters_are_chosen_in_one_way(tmp_path: Path, redis_server: Any) -> None:
     with redis_server.sync() as redis:
-        _, entry = bury(redis, "events", "mail", {"n": 1})
+        _, entry = add_dead_letter(redis, "events", "mail", {"n": 1})
         for wrong in (
             [entry, "--text", "x"], ["yesterday"], ["77-7"], ["--older", "-1"], ["--older", "soon"],
         ):  # fmt: skip
@@ -151,7 +151,7 @@ def test_age_reason_and_handler_choose_and_new_letters_are_left_alone(tmp_path: 
     now_ms = int(time.time() * 1000)
     with redis_server.sync() as redis:
         for n in range(40):
-            bury(
+            add_dead_letter(
                 redis, "events", "mail", {"n": n}, reason="Timeout" if n % 2 else "KeyError", handler=f"mod.h{n % 4}",
                 dead_at_ms=now_ms - (7_200_000 if n < 20 else 0),
             )  # fmt: skip
@@ -204,7 +204,7 @@ def test_long_work_tells_how_far_it_is(capsys: pytest.CaptureFixture[str], monke
 def test_what_redis_refuses_is_told_and_kept(tmp_path: Path, redis_server: Any) -> None:
     with redis_server.sync() as redis:
         for n in range(3):
-            bury(redis, "events", "mail", {"n": n})
+            add_dead_letter(redis, "events", "mail", {"n": n})
         redis.delete("events")
         redis.set("events", "text")
         done = run("dead", "replay", "events", "mail", "--yes", cwd=tmp_path, redis_url=redis_server.url)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from supervisor.names import dead_key, replay_key
+from supervisor.keys import dead_key, replay_key
 from tests.cli.run import COMMAND, environment, lines_of, run, run_on_terminal
-from tests.support.letters import bury
+from tests.support.letters import add_dead_letter
 from tests.support.proxy import REQUEST, Proxy
 
 GROUP = ("events", "mail")
@@ -21,7 +21,7 @@ KEY = dead_key(*GROUP)
 def test_a_full_redis_still_shows_and_drops_them(tmp_path: Path, redis_server: Any) -> None:
     with redis_server.sync() as redis:
         for n in range(2):
-            _, entry = bury(redis, *GROUP, {"n": n}, trimmed=True)
+            _, entry = add_dead_letter(redis, *GROUP, {"n": n}, trimmed=True)
         redis.config_set("maxmemory", 1)
         refused = run("dead", "replay", *GROUP, "--yes", cwd=tmp_path, redis_url=redis_server.url)
         assert refused.returncode == 1 and "0 replayed" in refused.stderr and "maxmemory" in refused.stderr
@@ -68,8 +68,8 @@ def test_letters_and_fields_that_others_wrote_are_shown(tmp_path: Path, redis_se
 
 def test_an_id_means_the_same_however_it_is_written(tmp_path: Path, redis_server: Any) -> None:
     with redis_server.sync() as redis:
-        letter, _ = bury(redis, *GROUP, {"n": 1}, entry="5-0", letter="100-0")
-        bury(redis, *GROUP, {"n": 2}, entry="5-3", letter="100-3")
+        letter, _ = add_dead_letter(redis, *GROUP, {"n": 1}, entry="5-0", letter="100-0")
+        add_dead_letter(redis, *GROUP, {"n": 2}, entry="5-3", letter="100-3")
         for written in ("5", "005-0", "0100"):
             shown = run("dead", "show", *GROUP, written, cwd=tmp_path, redis_url=redis_server.url)
             assert f"{letter}\n" in shown.stdout, (written, shown.stderr)
@@ -77,9 +77,9 @@ def test_an_id_means_the_same_however_it_is_written(tmp_path: Path, redis_server
 
 def test_an_id_of_a_letter_and_of_anothers_message_is_refused(tmp_path: Path, redis_server: Any) -> None:
     with redis_server.sync() as redis:
-        bury(redis, *GROUP, {"n": 1}, entry="5-0", letter="7-0")
-        bury(redis, *GROUP, {"n": 2}, entry="7-0", letter="9-0")
-        bury(redis, *GROUP, {"n": 3}, entry="10-0", letter="10-0")
+        add_dead_letter(redis, *GROUP, {"n": 1}, entry="5-0", letter="7-0")
+        add_dead_letter(redis, *GROUP, {"n": 2}, entry="7-0", letter="9-0")
+        add_dead_letter(redis, *GROUP, {"n": 3}, entry="10-0", letter="10-0")
         for words in (("show", *GROUP, "7-0"), ("drop", *GROUP, "7-0", "--yes")):
             done = run("dead", *words, cwd=tmp_path, redis_url=redis_server.url)
             assert done.returncode == 2 and "5-0" in done.stderr and "9-0" in done.stderr, done.stderr

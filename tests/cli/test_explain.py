@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from supervisor.broker.dead import by_ids
-from supervisor.broker.explain import BEFORE_MAX, collect
+from supervisor.broker.dead_letters import by_ids
+from supervisor.broker.entry_lookup import BEFORE_MAX, collect
 from supervisor.broker.replay import replay
-from supervisor.core.explain import Fate, GroupFacts, explain
-from supervisor.names import REPLAY_CONSUMER, crashes_key, dead_key, replay_key, retries_key
+from supervisor.core.entry_fate import Fate, GroupFacts, explain
+from supervisor.keys import REPLAY_CONSUMER, crashes_key, dead_key, replay_key, retries_key
 from tests.cli.run import data, run
 from tests.support.pool import Pool
 from tests.support.waiting import eventually

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from supervisor.broker import inspect
 from supervisor.broker.inspect import LAG_COUNT_MAX, GroupInfo
 from supervisor.errors import UsageError
-from supervisor.names import dead_key, retries_key
+from supervisor.keys import dead_key, retries_key
 from tests.cli.run import data, run
 
 STREAM, GROUP = "events:x", "g"

@@ -17,7 +17,7 @@ from typing import Any
 
 import redis as redis_py
 
-from supervisor.names import crashes_key, dead_key, retries_key
+from supervisor.keys import crashes_key, dead_key, retries_key
 from tests.delivery.checker import Verdict, check, few, recovery_ms
 from tests.delivery.load import Load
 from tests.delivery.recorder import Recording, recording

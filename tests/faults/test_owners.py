@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from supervisor.broker.scripts import DELETE_CONSUMER
 from supervisor.keeper.lease import LEASE_MS
 from supervisor.keeper.reaper import Reaper
-from supervisor.names import host_key
+from supervisor.keys import host_key
 from supervisor.shared_state import HeaderField, SharedState, SlotField
 from tests.support.faults import Bounds
 from tests.support.pool import Pool

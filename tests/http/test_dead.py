@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from api.dead_letter_query import SCAN_MAX, Cursor, parse_cursor
 from api.problems import Problem
-from supervisor.names import REPLAY_CONSUMER, crashes_key, dead_key, retries_key
+from supervisor.keys import REPLAY_CONSUMER, crashes_key, dead_key, retries_key
 from tests.http.service import STREAM, problem
-from tests.support.letters import bury
+from tests.support.letters import add_dead_letter
 from tests.support.waiting import eventually
 
 GROUP = "mail"
@@ -28,7 +28,9 @@ OF_STREAM = f"/v1/streams/{STREAM}/dead"
 def letters(store: redis_py.Redis) -> list[tuple[str, str]]:
     """Ten of one group; (letter id, message id), the oldest first."""
     return [
-        bury(store, STREAM, GROUP, {"n": f"N{n}"}, entry=f"{n + 1}-0", letter=f"{n + 100}-0", reason=reason(n))
+        add_dead_letter(
+            store, STREAM, GROUP, {"n": f"N{n}"}, entry=f"{n + 1}-0", letter=f"{n + 100}-0", reason=reason(n)
+        )
         for n in range(10)
     ]
 
@@ -88,8 +90,8 @@ def test_a_filter_chooses(
 
 def test_the_young_are_left_out_by_age(http: httpx.Client, store: redis_py.Redis) -> None:
     now_ms = int(time.time() * 1000)
-    old, _ = bury(store, STREAM, GROUP, {"n": 1}, dead_at_ms=now_ms - 7_200_000)
-    bury(store, STREAM, GROUP, {"n": 2}, dead_at_ms=now_ms)
+    old, _ = add_dead_letter(store, STREAM, GROUP, {"n": 1}, dead_at_ms=now_ms - 7_200_000)
+    add_dead_letter(store, STREAM, GROUP, {"n": 2}, dead_at_ms=now_ms)
     page = http.get(DEAD, params={"older_s": 3600}).json()
     assert [letter["letter_id"] for letter in page["letters"]] == [old]
 
@@ -111,7 +113,7 @@ def test_a_look_through_many_is_bounded_and_says_so(http: httpx.Client, store: r
 
 def test_large_letters_come_in_one_page_all_the_same(http: httpx.Client, store: redis_py.Redis) -> None:
     for n in range(30):
-        bury(store, STREAM, GROUP, {"n": n, "large": "x" * 1_000_000})
+        add_dead_letter(store, STREAM, GROUP, {"n": n, "large": "x" * 1_000_000})
     assert len(http.get(DEAD).json()["letters"]) == 30
 
 
@@ -126,7 +128,7 @@ def test_one_letter_by_its_own_and_by_its_messages_id(http: httpx.Client, letter
 
 
 def test_a_message_that_is_newer_than_its_letter_is_found(http: httpx.Client, store: redis_py.Redis) -> None:
-    bury(store, STREAM, GROUP, {"n": 1}, entry="9999999999999-0", letter="5-0")
+    add_dead_letter(store, STREAM, GROUP, {"n": 1}, entry="9999999999999-0", letter="5-0")
     assert http.get(f"{DEAD}/9999999999999-0").json()["letter_id"] == "5-0"
 
 
@@ -170,7 +172,7 @@ def test_next_is_the_body_that_goes_on_and_never_meets_what_came_later(
         counts.update(answer["counts"])
         body = answer["next"]
         requests += 1
-        bury(store, STREAM, GROUP, {"n": "new"})
+        add_dead_letter(store, STREAM, GROUP, {"n": "new"})
     assert (requests, counts) == (3, {"replayed": 10})
     assert store.xlen(dead_key(STREAM, GROUP)) == 3, "what was given up meanwhile is left alone"
 
@@ -208,7 +210,7 @@ def test_one_is_removed(http: httpx.Client, store: redis_py.Redis, letters: list
 
 def test_of_two_groups_letters_the_group_must_be_named(http: httpx.Client, store: redis_py.Redis) -> None:
     for group in (GROUP, "count"):
-        bury(store, STREAM, group, {"n": 1}, letter="100-0")
+        add_dead_letter(store, STREAM, group, {"n": 1}, letter="100-0")
     found = problem(http.delete(f"{OF_STREAM}/100-0"), 409, "ambiguous")
     assert "count, mail" in found["detail"]
     assert http.delete(f"{OF_STREAM}/100-0", params={"group": "count"}).status_code == 204
@@ -216,7 +218,7 @@ def test_of_two_groups_letters_the_group_must_be_named(http: httpx.Client, store
 
 
 def test_groups_of_a_stream_are_listed_one_after_the_other(http: httpx.Client, store: redis_py.Redis) -> None:
-    wanted = [bury(store, STREAM, group, {"n": n})[0] for group in ("count", GROUP) for n in range(3)]
+    wanted = [add_dead_letter(store, STREAM, group, {"n": n})[0] for group in ("count", GROUP) for n in range(3)]
     pages = through(http, OF_STREAM, count=2)
     assert [letter["letter_id"] for page in pages for letter in page["letters"]] == wanted
     assert {page["total"] for page in pages} == {6}
@@ -227,8 +229,8 @@ def test_groups_of_a_stream_are_listed_one_after_the_other(http: httpx.Client, s
 
 
 def test_names_with_slashes_and_colons_are_addressed(http: httpx.Client, store: redis_py.Redis) -> None:
-    letter, _ = bury(store, "a/b c", "g/h:i", {"n": 1})
-    bury(store, "a/b c", "g/h:i", {"n": 2})
+    letter, _ = add_dead_letter(store, "a/b c", "g/h:i", {"n": 1})
+    add_dead_letter(store, "a/b c", "g/h:i", {"n": 2})
     page = http.get("/v1/streams/a/b c/groups/g/h:i/dead", params={"count": 1}).json()
     assert [one["letter_id"] for one in page["letters"]] == [letter]
     assert http.get(page["next"]).json()["letters"][0]["fields"] == {"n": "2"}
@@ -251,7 +253,7 @@ def test_what_was_trimmed_is_put_back_too_and_seen_as_pending(
 
 
 def test_what_can_not_be_put_back_is_told_and_kept(http: httpx.Client, store: redis_py.Redis) -> None:
-    bury(store, STREAM, GROUP, {"n": 1}, entry="1-0")
+    add_dead_letter(store, STREAM, GROUP, {"n": 1}, entry="1-0")
     store.xgroup_destroy(STREAM, GROUP)
     answer = http.post(f"{DEAD}:replay", json={"all": True}).json()
     assert answer["counts"] == {"no-group": 1}

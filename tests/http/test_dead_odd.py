@@ -10,9 +10,9 @@ import httpx
 import pytest
 import redis as redis_py
 
-from supervisor.names import crashes_key, dead_key, retries_key
+from supervisor.keys import crashes_key, dead_key, retries_key
 from tests.http.service import STREAM, Service, problem
-from tests.support.letters import bury
+from tests.support.letters import add_dead_letter
 from tests.support.waiting import eventually
 
 GROUP = "mail"
@@ -25,7 +25,7 @@ COUNT = 1_000
 def test_a_full_redis_still_shows_and_drops_them(redis_server: Any, start_service: Callable[..., Service]) -> None:
     http = start_service(redis_server.url).http
     with redis_server.sync() as store:
-        ids = [bury(store, STREAM, GROUP, {"n": n}, trimmed=True) for n in range(2)]
+        ids = [add_dead_letter(store, STREAM, GROUP, {"n": n}, trimmed=True) for n in range(2)]
         store.config_set("maxmemory", 1)
         problem(http.post(f"{DEAD}:replay", json={"all": True}), 503, "redis-refused")
         assert len(http.get(DEAD).json()["letters"]) == 2, "what would need room is kept"
@@ -95,7 +95,7 @@ def test_a_letter_that_no_worker_wrote_is_listed_and_dropped(
 
 
 def test_a_letter_of_no_message_is_kept_and_hinders_no_other(http: httpx.Client, store: redis_py.Redis) -> None:
-    bury(store, STREAM, GROUP, {"n": 1}, entry="7-0")
+    add_dead_letter(store, STREAM, GROUP, {"n": 1}, entry="7-0")
     for given in ("", "soon", "-", "+", "$", "9" * 30, "7", "07-00"):
         store.xadd(dead_key(STREAM, GROUP), {"id": given, "field:n": "1"})
     answer = http.post(f"{DEAD}:replay", json={"all": True}).json()
@@ -117,15 +117,15 @@ def test_records_that_no_worker_wrote_say_nothing(http: httpx.Client, store: red
 
 
 def test_an_id_means_the_same_however_it_is_written(http: httpx.Client, store: redis_py.Redis) -> None:
-    letter, _ = bury(store, STREAM, GROUP, {"n": 1}, entry="5-0", letter="100-0")
-    bury(store, STREAM, GROUP, {"n": 2}, entry="5-3", letter="100-3")
+    letter, _ = add_dead_letter(store, STREAM, GROUP, {"n": 1}, entry="5-0", letter="100-0")
+    add_dead_letter(store, STREAM, GROUP, {"n": 2}, entry="5-3", letter="100-3")
     for written in ("5", "5-0", "005-00", "100", "0100-0"):
         assert http.get(f"{DEAD}/{written}").json()["letter_id"] == letter, written
 
 
 def test_an_id_of_a_letter_and_of_anothers_message_means_the_letter(http: httpx.Client, store: redis_py.Redis) -> None:
-    bury(store, STREAM, GROUP, {"n": 1}, entry="5-0", letter="7-0")
-    other, entry = bury(store, STREAM, GROUP, {"n": 2}, entry="7-0", letter="9-0")
+    add_dead_letter(store, STREAM, GROUP, {"n": 1}, entry="5-0", letter="7-0")
+    other, entry = add_dead_letter(store, STREAM, GROUP, {"n": 2}, entry="7-0", letter="9-0")
     [told] = http.get(f"/v1/streams/{STREAM}/messages/{entry}/explain").json()["groups"]
     assert (told["fate"], told["letter"]["letter_id"]) == ("dead letter", other), "there it means the message"
     assert http.get(f"{DEAD}/{entry}").json()["id"] == "5-0"
@@ -142,7 +142,7 @@ def test_a_group_that_has_no_name_in_redis_is_refused(http: httpx.Client, group:
 
 
 def test_a_range_that_can_hold_nothing_is_refused(http: httpx.Client, store: redis_py.Redis) -> None:
-    bury(store, STREAM, GROUP, {"n": 1})
+    add_dead_letter(store, STREAM, GROUP, {"n": 1})
     problem(http.get(DEAD, params={"start": f"({MOST}-{MOST}"}), 422, "invalid")
     problem(http.get(f"/v1/streams/{STREAM}/messages", params={"end": "(0-0"}), 422, "invalid")
     assert len(http.get(DEAD, params={"start": "(0-0"}).json()["letters"]) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import redis as redis_py
 
-from supervisor.names import dead_key
+from supervisor.keys import dead_key
 from tests.http.service import STREAM, problem
 from tests.support.waiting import eventually
 

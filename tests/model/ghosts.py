@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from supervisor.core.ids import parse_id
 from supervisor.core.outcome import CRASHED
-from supervisor.names import alone_key, consumer_name, crashes_key, dead_key, retries_key
+from supervisor.keys import consumer_name, crashes_key, dead_key, isolated_key, retries_key
 
 if TYPE_CHECKING:
     from tests.model.group import Id
@@ -114,7 +114,7 @@ class Ghosts:
             self.died(worker)
         for group in self._world.groups:
             for slot in pool.workers:
-                key = alone_key(self._world.stream, group), consumer_name(pool.name, slot)
+                key = isolated_key(self._world.stream, group), consumer_name(pool.name, slot)
                 held = group, self._world.server.call("HGET", *key)
                 if held in before and self.of[held].deaths_alone == before[held]:
                     self.of[held].deaths_alone += 1

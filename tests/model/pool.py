@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 
 from supervisor.keeper.lease import RENEW_S, drop, take
 from supervisor.keeper.reaper import Reaper
-from supervisor.names import alone_key, consumer_name
+from supervisor.keys import consumer_name, isolated_key
 from supervisor.shared_state import HEADER_FIELDS, SLOT_STRIDE, HeaderField, SharedSlot, SlotField
 from tests.model.tasks import Client, Task, Until
 from tests.model.worker import Worker
@@ -229,7 +229,7 @@ class Pool:
         try:
             for group in self.world.groups:
                 for slot in range(self.size):
-                    await client.hdel(alone_key(self.world.stream, group), consumer_name(self.name, slot))
+                    await client.hdel(isolated_key(self.world.stream, group), consumer_name(self.name, slot))
             await drop(client, self.name, self.token)
         except (RedisError, OSError):
             pass

@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 
 from supervisor.broker.scripts import ACK_RETRIED, DEAD_LETTER, RETRY_LATER, Script
 from supervisor.core.outcome import Dead
-from supervisor.names import alone_key
+from supervisor.keys import isolated_key
 from supervisor.worker.settler import Keys
 from tests.model.tasks import Command, Trip, Until
 
@@ -37,7 +37,7 @@ class Settler:
         self._script(keys, ACK_RETRIED, (keys.stream, keys.retries, keys.crashes), keys.group, *ids, ids=ids)
 
     def unmark(self, keys: Keys, consumer: str) -> None:
-        self.items.append((("HDEL", alone_key(keys.stream, keys.group), consumer), keys, ()))
+        self.items.append((("HDEL", isolated_key(keys.stream, keys.group), consumer), keys, ()))
 
     def retry_later(self, keys: Keys, entry: bytes, attempts: int, due_ms: int, delay_ms: int) -> None:
         self._script(

@@ -10,7 +10,7 @@ from unittest import mock
 
 from supervisor.core.options import Options
 from supervisor.keeper.lease import LEASE_MS
-from supervisor.names import host_key
+from supervisor.keys import host_key
 from supervisor.worker.delivery import Delivery
 from tests.model.consumer import CONCURRENCY, Consumer
 from tests.model.ghosts import BrokenRuleError, Ghosts
@@ -74,7 +74,7 @@ class State:
         with (
             mock.patch("supervisor.keeper.reaper.time", clock),
             mock.patch("supervisor.keeper.lease.time", clock),
-            mock.patch("supervisor.keeper.sight.time", clock),
+            mock.patch("supervisor.keeper.redis_continuity.time", clock),
             mock.patch("supervisor.worker.own.time", clock),
             mock.patch("supervisor.keeper.reaper.SLOTS_MAX", SLOTS),
         ):

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 from redis.exceptions import ResponseError
 
 from supervisor.broker import scripts, scripts_replay
-from supervisor.names import REPLAY_CONSUMER, crashes_key, dead_key, host_key, replay_key, retries_key
+from supervisor.keys import REPLAY_CONSUMER, crashes_key, dead_key, host_key, replay_key, retries_key
 from tests.model.commands import Argument
 from tests.model.group import written
 from tests.model.server import Server

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from redis.exceptions import RedisError
 
 from supervisor.core.blame import lone_suspect
-from supervisor.names import consumer_name
+from supervisor.keys import consumer_name
 from supervisor.shared_state import SlotField
 from supervisor.worker.adopt import Adopted
 from supervisor.worker.delivery import Delivery

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from supervisor.broker.scripts_replay import REPLAY
 from supervisor.core.ids import parse_id
 from supervisor.keeper.lease import LEASE_MS
+from supervisor.keys import REPLAY_CONSUMER, crashes_key, dead_key, replay_key, retries_key
 from supervisor.messages import Reject, Retry
-from supervisor.names import REPLAY_CONSUMER, crashes_key, dead_key, replay_key, retries_key
 from supervisor.worker.delivery import Delivery
 from tests.model.consumer import Consumer
 from tests.model.ghosts import BrokenRuleError, Ghost

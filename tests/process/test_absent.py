@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.names import host_key
+from supervisor.keys import host_key
 from tests.http.service import browser
 from tests.process.test_pool import RECORD, consumers, seen
 from tests.support.pool import Pool

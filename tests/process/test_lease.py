@@ -11,7 +11,7 @@ import psutil
 
 from supervisor.errors import EXIT_DRAIN, EXIT_OK, EXIT_RUNNING
 from supervisor.keeper.lease import LEASE_MS
-from supervisor.names import host_key
+from supervisor.keys import host_key
 from tests.support.pool import Pool
 from tests.support.servers import AnyServer
 from tests.support.standins import Standins

@@ -18,7 +18,7 @@ import pytest
 from supervisor import Message, context, handler
 from supervisor.errors import UsageError
 from supervisor.fastapi import lifespan
-from supervisor.names import host_key
+from supervisor.keys import host_key
 from supervisor.settings.model import Settings
 from tests.support.pool import clean_environment
 from tests.support.servers import AnyServer

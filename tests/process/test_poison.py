@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from supervisor.errors import EXIT_DRAIN
-from supervisor.names import alone_key, crashes_key, dead_key
+from supervisor.keys import crashes_key, dead_key, isolated_key
 from tests.process.test_pool import RECORD, seen
 from tests.support.pool import Pool
 from tests.support.waiting import eventually
@@ -76,7 +76,7 @@ def test_what_takes_the_whole_pool_with_it_is_found_too(start_pool: StartPool, r
     deaths = counts.pop("death")
     assert (set(counts), redis.xinfo_groups("events")[0]["lag"]) == ({str(n) for n in range(20) if n != 5}, 0)
     assert deaths <= 6, "three to be suspected, three alone"
-    assert not redis.exists(alone_key("events", "workers"))
+    assert not redis.exists(isolated_key("events", "workers"))
 
 
 def test_a_long_job_that_meets_many_stops_is_no_crash(start_pool: StartPool, redis_server: Any) -> None:
@@ -105,7 +105,7 @@ def test_a_long_job_that_meets_many_stops_is_no_crash(start_pool: StartPool, red
         pool.start()
     eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)
     assert redis.xlen(dead_key("events", "workers")) == 0
-    assert not redis.exists(alone_key("events", "workers"), crashes_key("events", "workers"))
+    assert not redis.exists(isolated_key("events", "workers"), crashes_key("events", "workers"))
 
 
 def test_an_end_at_the_drain_limit_is_no_crash(start_pool: StartPool, redis_server: Any) -> None:

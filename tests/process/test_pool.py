@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.names import retries_key
+from supervisor.keys import retries_key
 from tests.support.pool import Pool
 from tests.support.recording import RECORD, SIMPLE, seen
 from tests.support.waiting import eventually

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from supervisor.errors import EXIT_DRAIN
-from supervisor.names import consumer_name, dead_key, host_key, replay_key
+from supervisor.keys import consumer_name, dead_key, host_key, replay_key
 from tests.process.test_pool import RECORD, seen
 from tests.support.pool import Pool
 from tests.support.recording import times_ns

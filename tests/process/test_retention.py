@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 
 from supervisor import Message, handler
 from supervisor.fastapi import lifespan
-from supervisor.names import host_key
+from supervisor.keys import host_key
 from supervisor.settings.load import load
 from tests.support.pool import Pool
 from tests.support.recording import HOLDING, SIMPLE, seen

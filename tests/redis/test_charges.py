@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from supervisor import Message, handler
 from supervisor.core.ids import parse_id
-from supervisor.names import alone_key, crashes_key, retries_key
+from supervisor.keys import crashes_key, isolated_key, retries_key
 from supervisor.shared_state import SharedState, SlotField
 from tests.redis.test_worker import GROUP, STREAM, Worker
 from tests.support.waiting import eventually_async
@@ -120,7 +120,7 @@ async def test_a_suspects_thread_is_over_before_the_next_one_runs(
     second = Worker(redis_url, [in_thread], shared)
     await eventually_async(lambda: shared.slot(0).get(SlotField.FAILED) >= 1 and began)
     await asyncio.sleep(0.3)  # the next one would have begun
-    meanwhile = list(began), row.isolated(), await redis.hget(alone_key(STREAM, GROUP), "host:0")
+    meanwhile = list(began), row.isolated(), await redis.hget(isolated_key(STREAM, GROUP), "host:0")
     end.set()
     await eventually_async(lambda: began == ["a", "b"])
     await second.stop()

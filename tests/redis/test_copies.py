@@ -12,22 +12,22 @@ from hypothesis import strategies as st
 
 from supervisor import BatchError, Message, handler
 from supervisor.broker import inspect
-from supervisor.broker.dead import Letter, pages
+from supervisor.broker.dead_letters import Letter, pages
 from supervisor.broker.replay import Outcome, replay
 from supervisor.core.copies import ORIGIN, ORIGIN_OF_JSON, original
 from supervisor.core.letter import FIELDS_MAX
 from supervisor.core.outcome import Dead
 from supervisor.errors import HandlerError
 from supervisor.handling.load import specs_of
-from supervisor.keeper.main import Keeper
+from supervisor.keeper.keeper import Keeper
 from supervisor.keeper.reaper import Reaper
-from supervisor.names import REPLAY_CONSUMER, alone_key, dead_key, replay_key, retries_key
+from supervisor.keys import REPLAY_CONSUMER, dead_key, isolated_key, replay_key, retries_key
 from supervisor.settings.model import Settings
 from supervisor.shared_state import HANDLERS_MAX, HeaderField, SharedState, SlotField
 from supervisor.worker.delivery import Copy, Delivery
 from supervisor.worker.letter import dead_letter
 from tests.redis.test_worker import Worker, working
-from tests.support.letters import bury
+from tests.support.letters import add_dead_letter
 from tests.support.waiting import eventually_async
 
 STREAM, GROUP = "events", "workers"
@@ -63,7 +63,7 @@ async def replay_all(redis: Any) -> list[str]:
 
 def trimmed(sync: Any, count: int, **fields: Any) -> list[str]:
     """The ids of so many messages that were given up and whose entries are trimmed."""
-    return [bury(sync, STREAM, GROUP, {"n": n, **fields}, trimmed=True)[1] for n in range(count)]
+    return [add_dead_letter(sync, STREAM, GROUP, {"n": n, **fields}, trimmed=True)[1] for n in range(count)]
 
 
 async def nothing_left(redis: Any) -> bool:
@@ -72,7 +72,7 @@ async def nothing_left(redis: Any) -> bool:
 
 async def test_a_worker_that_starts_runs_them_as_their_messages(redis: Any, sync: Any, every_server: Any) -> None:
     odd = {"n": "0", b"\xff\x00": b"\xfe", "": "empty", "id": "mine", "supervisor:origin": "5-5"}
-    _, entry = bury(sync, STREAM, GROUP, odd, trimmed=True)
+    _, entry = add_dead_letter(sync, STREAM, GROUP, odd, trimmed=True)
     sync.xgroup_create(STREAM, "other", "0")
     got: list[Message] = []
 
@@ -134,7 +134,7 @@ async def test_a_poked_worker_runs_them_and_costs_nothing_before_and_after(
 
 async def test_a_message_of_very_many_fields_comes_back_whole(redis: Any, sync: Any, every_server: Any) -> None:
     fields = {f"n{n}": str(n) for n in range(FIELDS_MAX + 1)} | {b"\xff": b"\xfe\x00"}
-    _, entry = bury(sync, STREAM, GROUP, fields, trimmed=True)
+    _, entry = add_dead_letter(sync, STREAM, GROUP, fields, trimmed=True)
     got: list[Message] = []
 
     @handler(STREAM, group=GROUP)
@@ -152,7 +152,7 @@ async def test_a_message_of_very_many_fields_comes_back_whole(redis: Any, sync: 
 async def test_one_that_fails_again_is_retried_and_then_one_letter_of_its_message(
     redis: Any, sync: Any, every_server: Any
 ) -> None:
-    _, entry = bury(sync, STREAM, GROUP, {"n": "1"}, trimmed=True)
+    _, entry = add_dead_letter(sync, STREAM, GROUP, {"n": "1"}, trimmed=True)
     attempts: list[int] = []
 
     @handler(STREAM, group=GROUP, max_deliveries=3, retry_base_s=0.01, retry_max_s=0.02)
@@ -177,7 +177,7 @@ async def test_one_that_fails_again_is_retried_and_then_one_letter_of_its_messag
 
 
 async def test_a_suspect_copy_is_charged_and_at_last_given_up(redis: Any, sync: Any, every_server: Any) -> None:
-    _, entry = bury(sync, STREAM, GROUP, {"n": "1"}, trimmed=True)
+    _, entry = add_dead_letter(sync, STREAM, GROUP, {"n": "1"}, trimmed=True)
     assert await replay_all(redis) == ["replayed"]
     shared, calls, url = SharedState(), 0, every_server.url
 
@@ -259,7 +259,7 @@ async def test_a_pool_that_is_stopped_leaves_no_mark_of_a_copy(redis: Any, sync:
     settings = Settings(redis={"url": every_server.url}, pool={"host": "host"})  # type: ignore[arg-type]
     shared = SharedState()
     shared.set(HeaderField.WORKERS, 2)
-    marks = [alone_key(STREAM, GROUP), alone_key(COPIES, GROUP)]
+    marks = [isolated_key(STREAM, GROUP), isolated_key(COPIES, GROUP)]
     for key in marks:
         sync.hset(key, mapping={"host:0": "1-1", "host:1": "2-2", "other:0": "3-3"})
     keeper = Keeper(settings, specs_of(settings, [handle]), shared, "token")

@@ -12,7 +12,6 @@ import pytest
 from pydantic import BaseModel
 
 from supervisor.broker.coalesce import COMMANDS_MAX, QUEUED_JOBS_MAX
-from supervisor.broker.publisher import BATCH_MAX, KEY_TTL_S, Published, Publisher
 from supervisor.errors import (
     EncodeError,
     IdempotencyError,
@@ -20,7 +19,8 @@ from supervisor.errors import (
     PublishUnknownError,
     UsageError,
 )
-from supervisor.names import idempotency_key
+from supervisor.keys import idempotency_key
+from supervisor.publisher import BATCH_MAX, KEY_TTL_S, Published, Publisher
 
 STREAM = "events"
 
@@ -113,7 +113,7 @@ async def test_publishes_mappings_models_and_nested_values(publisher: Publisher,
 async def test_a_turn_is_one_pipeline_in_order(publisher: Publisher, redis: Any) -> None:
     await publisher.publish(STREAM, {"n": "warm"})
     sent: list[int] = []
-    link = publisher._lanes._only._link
+    link = publisher._router._only._connection
     original = link.replies
 
     def counted(packed: Any) -> Any:
@@ -161,7 +161,7 @@ async def test_a_caller_cancelled_on_the_way_leaves_answers_in_step(
     await publisher.publish(STREAM, {"n": "warm"})
     redis_server.pause()
     tasks = [asyncio.create_task(publisher.publish(STREAM, {"n": n})) for n in range(3)]
-    while not publisher._lanes._only._sending:
+    while not publisher._router._only._sending:
         await asyncio.sleep(0)
     tasks[0].cancel()
     redis_server.resume()
@@ -260,7 +260,7 @@ async def test_a_black_hole_is_answered_in_time(relay: Relay, redis: Any) -> Non
         relay.swallow = True
         begin = time.monotonic()
         on_the_way = asyncio.create_task(publisher.publish(STREAM, {"n": 1}))
-        while not publisher._lanes._only._sending:
+        while not publisher._router._only._sending:
             await asyncio.sleep(0)
         waiting = asyncio.create_task(publisher.publish(STREAM, {"n": 2}))
         results = await asyncio.gather(on_the_way, waiting, return_exceptions=True)

@@ -15,8 +15,8 @@ from supervisor.broker.scripts import TAKE_OVER
 from supervisor.keeper import reaper as reaper_module
 from supervisor.keeper.lease import take
 from supervisor.keeper.reaper import Reaper
-from supervisor.keeper.sight import Sight
-from supervisor.names import POOLS_KEY, REPLAY_CONSUMER, host_key
+from supervisor.keeper.redis_continuity import RedisContinuity
+from supervisor.keys import POOLS_KEY, REPLAY_CONSUMER, host_key
 from supervisor.shared_state import HeaderField, SharedState, SlotField
 from tests.support.servers import RedisServer, default_binary
 from tests.support.stepped_clock import SteppedClock
@@ -263,7 +263,7 @@ async def test_a_pool_is_forgotten_a_day_after_it_died_with_nothing_left(every_s
 
 async def test_a_server_that_was_started_again_between_two_looks_is_a_break(durable_server: Any) -> None:
     clock = [100.0]
-    sight = Sight(lambda: clock[0])
+    sight = RedisContinuity(lambda: clock[0])
     for _ in range(3):
         async with durable_server.client() as redis:  # connected anew: no command fails
             await sight.look(redis)

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.broker.dead import Filter, Letter, by_ids, pages
+from supervisor.broker.dead_letters import Filter, Letter, by_ids, pages
 from supervisor.broker.replay import Outcome, drop, replay
-from supervisor.names import REPLAY_CONSUMER, crashes_key, dead_key, retries_key
-from tests.support.letters import bury
+from supervisor.keys import REPLAY_CONSUMER, crashes_key, dead_key, retries_key
+from tests.support.letters import add_dead_letter
 
 STREAM, GROUP = "events", "mail"
 DEAD = dead_key(STREAM, GROUP)
@@ -41,7 +41,7 @@ def told(outcomes: list[Outcome]) -> Counter[str]:
 
 
 async def test_an_entry_in_the_stream_is_pending_again_as_if_never_tried(redis: Any, sync: Any) -> None:
-    _, entry = bury(sync, STREAM, GROUP, {"n": 1})
+    _, entry = add_dead_letter(sync, STREAM, GROUP, {"n": 1})
     sync.xgroup_create(STREAM, "other", "$")
     sync.hset(retries_key(STREAM, GROUP), entry, "4:1")
     sync.hset(crashes_key(STREAM, GROUP), entry, "2")
@@ -55,7 +55,7 @@ async def test_an_entry_in_the_stream_is_pending_again_as_if_never_tried(redis: 
 
 async def test_of_two_who_replay_the_same_letters_one_wins_each(redis: Any, sync: Any, every_server: Any) -> None:
     for n in range(300):
-        bury(sync, STREAM, GROUP, {"n": n})
+        add_dead_letter(sync, STREAM, GROUP, {"n": n})
     found = await letters(redis)
     async with every_server.client() as other:
         outcomes = await asyncio.gather(replay(redis, found), replay(other, found), drop(other, found))
@@ -66,7 +66,7 @@ async def test_of_two_who_replay_the_same_letters_one_wins_each(redis: Any, sync
 
 
 async def test_what_is_being_handled_again_is_taken_from_nobody(redis: Any, sync: Any) -> None:
-    _, entry = bury(sync, STREAM, GROUP, {"n": 1})
+    _, entry = add_dead_letter(sync, STREAM, GROUP, {"n": 1})
     sync.xgroup_destroy(STREAM, GROUP)
     sync.xgroup_create(STREAM, GROUP, "0")
     sync.xreadgroup(GROUP, "host:0", {STREAM: ">"})
@@ -78,14 +78,14 @@ async def test_what_is_being_handled_again_is_taken_from_nobody(redis: Any, sync
 
 
 async def test_without_its_group_a_letter_stays(redis: Any, sync: Any) -> None:
-    bury(sync, STREAM, GROUP, {"n": 1})
+    add_dead_letter(sync, STREAM, GROUP, {"n": 1})
     sync.xgroup_destroy(STREAM, GROUP)
     assert told(await replay(redis, await letters(redis))) == {"no-group": 1}
     assert sync.xlen(DEAD) == 1 and sync.xinfo_groups(STREAM) == []
 
 
 async def test_where_the_stream_is_of_another_type_a_letter_stays(redis: Any, sync: Any) -> None:
-    bury(sync, STREAM, GROUP, {"n": 1})
+    add_dead_letter(sync, STREAM, GROUP, {"n": 1})
     sync.delete(STREAM)
     sync.set(STREAM, "text")
     [outcome] = await replay(redis, await letters(redis))
@@ -94,7 +94,7 @@ async def test_where_the_stream_is_of_another_type_a_letter_stays(redis: Any, sy
 
 
 async def test_a_full_server_takes_back_what_needs_no_memory(redis: Any, sync: Any) -> None:
-    bury(sync, STREAM, GROUP, {"n": 1})
+    add_dead_letter(sync, STREAM, GROUP, {"n": 1})
     found = await letters(redis)
     sync.config_set("maxmemory", 1)
     try:
@@ -108,10 +108,10 @@ async def test_a_full_server_takes_back_what_needs_no_memory(redis: Any, sync: A
 
 
 async def test_letters_are_found_by_their_messages_ids(redis: Any, sync: Any) -> None:
-    first, _ = bury(sync, STREAM, GROUP, {"n": 1}, entry="5-0", letter="10-0")
-    later, _ = bury(sync, STREAM, GROUP, {"n": 2}, entry="20-0", letter="15-0")  # newer than its letter
+    first, _ = add_dead_letter(sync, STREAM, GROUP, {"n": 1}, entry="5-0", letter="10-0")
+    later, _ = add_dead_letter(sync, STREAM, GROUP, {"n": 2}, entry="20-0", letter="15-0")  # newer than its letter
     for n in range(30, 60):
-        bury(sync, STREAM, GROUP, {"n": n}, entry=f"{n}-0", letter=f"{n + 40}-0")
+        add_dead_letter(sync, STREAM, GROUP, {"n": n}, entry=f"{n}-0", letter=f"{n + 40}-0")
     found = await by_ids(redis, STREAM, GROUP, ["5-0", "20-0", "45-0", "70-0", "3-3"])
     assert {id_: letter.letter_id for id_, letter in found.items()} == {
         "5-0": first, "20-0": later, "45-0": "85-0", "70-0": "70-0",

@@ -13,7 +13,7 @@ from supervisor.broker import inspect
 from supervisor.broker.scripts_retention import TRIM
 from supervisor.keeper.lease import LEASE_MS
 from supervisor.keeper.trimmer import LIMIT, Trimmer
-from supervisor.names import crashes_key, retries_key, trimmer_key
+from supervisor.keys import crashes_key, retries_key, trimmer_key
 from supervisor.settings.model import Settings
 from tests.support.waiting import eventually_async
 

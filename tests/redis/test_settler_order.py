@@ -8,7 +8,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from supervisor.broker.wire import Wire
-from supervisor.names import retries_key
+from supervisor.keys import retries_key
 from supervisor.shared_state import SharedState
 from supervisor.worker.settler import Keys, Settler
 from tests.redis.test_worker import GROUP, STREAM, Faults

@@ -13,8 +13,8 @@ from pydantic import BaseModel
 
 from supervisor import BatchError, Message, Reject, Retry, handler
 from supervisor.handling.load import specs_of
+from supervisor.keys import crashes_key, dead_key, retries_key
 from supervisor.log import FaultLog
-from supervisor.names import crashes_key, dead_key, retries_key
 from supervisor.settings.model import Settings
 from supervisor.shared_state import SharedState, SlotField
 from supervisor.worker.runtime import Runtime

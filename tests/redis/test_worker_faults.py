@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from supervisor import BatchError, Message, Reject, Retry, handler
 from supervisor.core.ids import parse_id
-from supervisor.names import crashes_key, dead_key, retries_key
+from supervisor.keys import crashes_key, dead_key, retries_key
 from supervisor.shared_state import SharedState, SlotField
 from tests.redis.test_worker import GROUP, STREAM, Worker, pending, working
 from tests.support.waiting import eventually_async

@@ -13,14 +13,14 @@ import pytest
 from redis.asyncio import Redis
 
 from supervisor import Message, handler
-from supervisor.broker.dead import pages
+from supervisor.broker.dead_letters import pages
 from supervisor.broker.replay import REPLAYED, replay
 from supervisor.errors import PublishRefusedError
-from supervisor.names import dead_key, replay_key
+from supervisor.keys import dead_key, replay_key
 from supervisor.publisher import Publisher
 from supervisor.shared_state import SlotField
 from tests.redis.test_worker import GROUP, STREAM, pending, working
-from tests.support.letters import bury
+from tests.support.letters import add_dead_letter
 from tests.support.proxy import Proxy
 from tests.support.servers import RedisServer, default_flavour
 from tests.support.waiting import eventually_async
@@ -145,7 +145,9 @@ async def test_a_copy_that_no_reply_may_be_long_enough_for_stays_a_letter_of_its
     with RedisServer(default_flavour()) as server:
         async with server.client() as redis:
             with server.sync() as sync:
-                _, entry = bury(sync, STREAM, GROUP, {"n": "large", "pad": b"\xff" * 2_000_000}, trimmed=True)
+                _, entry = add_dead_letter(
+                    sync, STREAM, GROUP, {"n": "large", "pad": b"\xff" * 2_000_000}, trimmed=True
+                )
             [letters] = [page async for page in pages(redis, STREAM, GROUP)]
             assert [outcome.outcome for outcome in await replay(redis, letters)] == [REPLAYED]
             await redis.config_set("client-output-buffer-limit", "normal 1mb 0 0")

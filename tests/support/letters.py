@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from supervisor.core.outcome import Dead
-from supervisor.names import dead_key
+from supervisor.keys import dead_key
 from supervisor.worker.delivery import Delivery
 from supervisor.worker.letter import dead_letter
 
 
-def bury(
+def add_dead_letter(
     redis: Any,
     stream: str,
     group: str,

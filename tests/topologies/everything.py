@@ -14,8 +14,8 @@ from fastapi import FastAPI
 
 from supervisor import Message, handler
 from supervisor.broker.connect import client
-from supervisor.broker.publisher import Publisher
 from supervisor.fastapi import lifespan
+from supervisor.publisher import Publisher
 from tests.support.pool import Pool
 from tests.support.recording import RECORD, seen
 from tests.support.waiting import eventually, eventually_async

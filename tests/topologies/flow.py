@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from supervisor.broker.publisher import Publisher
 from supervisor.errors import PublishError, PublishUnknownError
+from supervisor.publisher import Publisher
 
 PAUSE_S = 0.005
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from supervisor.broker.publisher import Publisher
 from supervisor.errors import PublishRefusedError
+from supervisor.publisher import Publisher
 from tests.support.pool import Pool
 from tests.support.recording import SIMPLE, seen
 from tests.support.topologies import Sentinels, bare

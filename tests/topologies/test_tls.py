@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.broker.publisher import Publisher
 from supervisor.errors import EXIT_REDIS, EXIT_USAGE, PublishRefusedError
+from supervisor.publisher import Publisher
 from tests.support.certificates import Certificates, make_certificates
 from tests.support.pool import Pool
 from tests.support.recording import SIMPLE

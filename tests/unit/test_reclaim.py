@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.core.reclaim import foreign, owner_of, ownerless
-from supervisor.names import REPLAY_CONSUMER, consumer_name
+from supervisor.keys import REPLAY_CONSUMER, consumer_name
 
 POOLS = st.sampled_from(["here", "here:blue", "other", "gone", "never"])
 NAMES = st.one_of(

@@ -21,8 +21,8 @@ from supervisor.core.pace import SLOW_SHARE, Pace
 from supervisor.errors import HandlerError
 from supervisor.handling.decode import make_decoder, split_batch
 from supervisor.handling.load import specs_of
+from supervisor.keys import dead_key, hash_tag
 from supervisor.messages import DecodeError
-from supervisor.names import dead_key, hash_tag
 from supervisor.settings.model import Settings
 from supervisor.worker.adopt import sort_out
 from supervisor.worker.delivery import Delivery

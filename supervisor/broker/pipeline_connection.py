@@ -1,7 +1,7 @@
-"""One connection of the publisher: whole pipelines out, replies in, in order.
+"""The publisher's connection: sends whole pipelines and yields their replies in order.
 
-It tells apart what was never sent from what may have been: `open` fails before a byte of the pipeline
-is written. A link that the server closed while it was idle is made anew.
+`open` fails before a byte of the pipeline is written, so a caller can tell what was never sent from what may have
+been. A connection that the server closed while it was idle is made again.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import ReadOnlyError, ResponseError
 
 from supervisor.broker.connect import connection
-from supervisor.broker.steady import open_anew, send
+from supervisor.broker.routed_connection import reopen, send_packed
 from supervisor.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,14 +23,11 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from redis.asyncio.connection import AbstractConnection
 
-    from supervisor.broker.topology import Address
-
-#: What a link that fails raises; timeouts are OSErrors.
-LOST = (RedisError, OSError)
+    from supervisor.broker.routes import Address
 
 
-class Link:
-    """Used by one task at a time."""
+class PipelineConnection:
+    """One connection, used by one task at a time."""
 
     def __init__(self, source: str | Redis, *, connect_timeout_s: float, at: Address | None = None) -> None:
         """`source`: a URL, or a client whose server and credentials are used; its own connections are not.
@@ -40,21 +37,21 @@ class Link:
         self._connection = (
             connection(source, at=at, connect_timeout_s=connect_timeout_s, name="supervisor-publisher")
             if isinstance(source, str)
-            else _like(source)
+            else _connection_like(source)
         )
         self._demoted = False
 
     async def open(self) -> None:
-        """Connect, if need be. Raises redis-py's errors and OSError; nothing was sent then."""
-        await open_anew(self._connection, demoted=self._demoted)
+        """Connect unless connected. Raises redis-py's errors and OSError; nothing was sent then."""
+        await reopen(self._connection, demoted=self._demoted)
         self._demoted = False
 
     async def replies(self, packed: Sequence[bytes]) -> AsyncIterator[Any]:
-        """Send packed commands; their replies in order, the server's errors among them as exceptions.
+        """Send packed commands and yield their replies in order, errors of the server as exceptions.
 
-        Raises redis-py's errors and OSError when the link fails: the rest is then unknown.
+        Raises redis-py's errors and OSError when the connection fails; what became of the rest is then unknown.
         """
-        await send(self._connection, packed)
+        await send_packed(self._connection, packed)
         for _ in packed:
             try:
                 yield await self._connection.read_response(disable_decoding=True, timeout=math.inf)
@@ -63,11 +60,11 @@ class Link:
                 yield error
 
     async def drop(self) -> None:
-        """Close it; replies that are still to come are lost."""
+        """Close the connection; replies that are still to come are lost."""
         await self._connection.disconnect(nowait=True)
 
 
-def _like(client: Redis) -> AbstractConnection:
+def _connection_like(client: Redis) -> AbstractConnection:
     pool = getattr(client, "connection_pool", None)
     if pool is None or not hasattr(pool, "make_connection"):
         raise UsageError(

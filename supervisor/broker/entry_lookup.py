@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from supervisor.broker import inspect
-from supervisor.broker.dead import by_ids, extent
+from supervisor.broker.dead_letters import by_ids, extent
 from supervisor.broker.scripts import Script
-from supervisor.core.explain import Entry, GroupFacts, LetterFact
-from supervisor.names import crashes_key, retries_key
+from supervisor.core.entry_fate import Entry, GroupFacts, LetterFact
+from supervisor.keys import crashes_key, retries_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

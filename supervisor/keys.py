@@ -59,7 +59,7 @@ def crashes_key(stream: str, group: str) -> str:
     return f"{_stream_key(stream)}:{group}:crashes"
 
 
-def alone_key(stream: str, group: str) -> str:
+def isolated_key(stream: str, group: str) -> str:
     """A hash: consumer -> id of the message that it runs alone, with nothing else in hand."""
     return f"{_stream_key(stream)}:{group}:alone"
 

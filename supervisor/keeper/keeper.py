@@ -15,16 +15,16 @@ import time
 from typing import TYPE_CHECKING
 
 import uvloop
-from redis.exceptions import RedisError
 
 from supervisor.broker import inspect
 from supervisor.broker.connect import client
+from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.errors import EXIT_OK
 from supervisor.keeper.lease import RENEW_S, drop, take
 from supervisor.keeper.reaper import Reaper
 from supervisor.keeper.trimmer import Trimmer
+from supervisor.keys import consumer_name, isolated_key, pool_id, replay_key
 from supervisor.log import FaultLog, service_logger
-from supervisor.names import alone_key, consumer_name, pool_id, replay_key
 from supervisor.settings.paths import redis_url
 from supervisor.shared_state import HeaderField
 
@@ -89,7 +89,7 @@ class Keeper:
                 await self._keep_house()
             else:
                 self._give_up()
-        except (RedisError, OSError) as error:
+        except REDIS_FAULTS as error:
             self._shared.set(HeaderField.KEEPER_REDIS_OK, 0)
             self._reaper.lost_sight()
             self._faults.redis("can't renew the lease", error)
@@ -119,13 +119,13 @@ class Keeper:
     async def clear_marks(self) -> None:
         """All workers were ended on purpose: what one of them ran alone at the drain's deadline did not end it."""
         names = [consumer_name(self._pool, slot) for slot in range(self._shared.get(HeaderField.WORKERS))]
-        with contextlib.suppress(RedisError, OSError):
+        with contextlib.suppress(*REDIS_FAULTS):
             for stream, group in self._groups if names else ():
                 for key in (stream, replay_key(stream, group)):
-                    await self._redis.hdel(alone_key(key, group), *names)
+                    await self._redis.hdel(isolated_key(key, group), *names)
 
     async def close(self) -> None:
         """Give the lease back."""
-        with contextlib.suppress(RedisError, OSError):  # it runs out by itself
+        with contextlib.suppress(*REDIS_FAULTS):  # it runs out by itself
             await drop(self._redis, self._pool, self._token)
         await self._redis.aclose()

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 from supervisor.errors import SupervisorError
 from supervisor.keeper.lease import drop, take
-from supervisor.names import pool_id
+from supervisor.keys import pool_id
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 #: More processes of one app on one host than this are no app.
-SEATS_MAX = 1000
+NUMBERS_MAX = 1000
 
 
-class Seat:
+class NumberedLease:
     """One of the numbers, as long as the lease is renewed."""
 
     def __init__(self, redis: Redis, pool: str, token: str) -> None:
@@ -31,14 +31,14 @@ class Seat:
         self._redis = redis
 
     @classmethod
-    async def find(cls, redis: Redis, host: str, name: str) -> Seat:
+    async def find(cls, redis: Redis, host: str, name: str) -> NumberedLease:
         """The lowest that is free, taken. Raises redis-py's errors."""
         token = secrets.token_hex(16)
-        for number in range(SEATS_MAX):
+        for number in range(NUMBERS_MAX):
             seat = cls(redis, pool_id(host, f"{name}-{number}"), token)
             if await seat.renew():
                 return seat
-        raise SupervisorError(f"{SEATS_MAX} processes work as {pool_id(host, name)!r} already")
+        raise SupervisorError(f"{NUMBERS_MAX} processes work as {pool_id(host, name)!r} already")
 
     async def renew(self) -> bool:
         """Keep it for another lease; False when it has become another's. Raises redis-py's errors."""

@@ -8,15 +8,15 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisClusterException, SlotNotCoveredError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from supervisor.broker.trouble import causes
+from supervisor.broker.redis_errors import causes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from supervisor.broker.topology import Address
+    from supervisor.broker.routes import Address
 
 
-class Cluster(RedisCluster):
+class ClusterClient(RedisCluster):
     """Follows MOVED and ASK, which say that nothing was done; repeats nothing else."""
 
     @classmethod

@@ -14,7 +14,7 @@ from redis.exceptions import ResponseError
 from supervisor.core.ids import parse_id
 from supervisor.core.letter import FIELD_PREFIX, FIELDS_JSON, of_json
 from supervisor.errors import UsageError
-from supervisor.names import dead_key
+from supervisor.keys import dead_key
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.core.explain import Entry, Fate, GroupFacts, LetterFact, Presence, explain
+from supervisor.core.entry_fate import Entry, Fate, GroupFacts, LetterFact, Presence, explain
 from supervisor.core.ids import parse_id, whole_id
-from supervisor.names import REPLAY_CONSUMER
+from supervisor.keys import REPLAY_CONSUMER
 
 NOW_MS = 1000
 IDS = st.builds("{}-{}".format, st.integers(0, 6), st.integers(0, 2))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError, ResponseError
 
 from supervisor.broker.connect import client, describe
-from supervisor.broker.trouble import lasting, perhaps
+from supervisor.broker.redis_errors import REDIS_FAULTS, likely_cause, permanent_cause
 from supervisor.core.backoff import backoff_s
 from supervisor.errors import (
     EXIT_OK,
@@ -26,7 +26,7 @@ from supervisor.errors import (
     SupervisorError,
 )
 from supervisor.keeper.lease import take
-from supervisor.names import fits_cluster, pool_id
+from supervisor.keys import fits_cluster, pool_id
 from supervisor.settings.masking import masked
 from supervisor.settings.paths import redis_url
 from supervisor.settings.redis_url import is_cluster
@@ -68,7 +68,7 @@ async def _check(settings: Settings, specs: Sequence[HandlerSpec], token: str) -
         for spec in specs:
             await make_group(redis, spec)
     except RedisError as error:
-        words = lasting(error) or f"refuses to serve: {error}"
+        words = permanent_cause(error) or f"refuses to serve: {error}"
         raise RedisUnreachableError(f"Redis at {masked(url)} {words}") from None
     finally:
         await redis.aclose()
@@ -107,12 +107,12 @@ async def _wait_for(redis: Redis, url: str, limit_s: float) -> None:
         try:
             await redis.ping()
             return
-        except (RedisError, OSError) as error:
-            if words := lasting(error):
+        except REDIS_FAULTS as error:
+            if words := permanent_cause(error):
                 raise RedisUnreachableError(f"Redis at {masked(url)} {words}") from None
             if time.monotonic() > deadline_s:
                 raise RedisUnreachableError(
-                    f"Redis at {masked(url)} does not answer within {limit_s:g} s: {error}{perhaps(url, error)};"
+                    f"Redis at {masked(url)} does not answer within {limit_s:g} s: {error}{likely_cause(url, error)};"
                     " check [redis] url or REDIS_URL, or leave it empty for an embedded server"
                 ) from None
         await asyncio.sleep(backoff_s(tries, 0.02, 0.5, random.random))

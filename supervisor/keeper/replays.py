@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 
 from supervisor.broker.scripts_replay import UNREAD_COPIES
 from supervisor.core.reclaim import owner_of
-from supervisor.names import alone_key, crashes_key, replay_key, retries_key
+from supervisor.keys import crashes_key, isolated_key, replay_key, retries_key
 from supervisor.shared_state import SlotField
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from supervisor.shared_state import SharedState
 
 
-class Copies:
+class Replays:
     """What one keeper sees of them."""
 
     def __init__(self, redis: Redis, pool: str, shared: SharedState) -> None:
@@ -41,7 +41,7 @@ class Copies:
         """Poke as many of `heirs` as there are unread copies, and each that is still a member of the group: it may
         have missed a poke. Raises redis-py's errors."""
         key = replay_key(stream, group)
-        named = (key, retries_key(key, group), crashes_key(key, group), alone_key(key, group))
+        named = (key, retries_key(key, group), crashes_key(key, group), isolated_key(key, group))
         unread: int = await self._redis.eval(UNREAD_COPIES.text, len(named), *named, group, len(heirs))
         chosen = {heirs[(self._next + at) % len(heirs)] for at in range(unread)}
         self._next += unread

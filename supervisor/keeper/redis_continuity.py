@@ -26,7 +26,7 @@ def _monotonic_s() -> float:
     return time.monotonic()
 
 
-class Sight:
+class RedisContinuity:
     """What one keeper has seen of its Redis."""
 
     def __init__(self, clock: Callable[[], float] = _monotonic_s) -> None:

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from supervisor.core.ids import parse_id
-from supervisor.names import REPLAY_CONSUMER
+from supervisor.keys import REPLAY_CONSUMER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

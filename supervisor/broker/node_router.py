@@ -1,0 +1,89 @@
+"""Routes each publish to the server of its stream: one server, or in a cluster the node that owns the stream's slot.
+
+A node that answers that it does not own the slot has stored nothing: the slots are looked up again and the
+publish is repeated on the right node until its time is up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, TypeVar
+
+from supervisor.broker.coalesce import Coalescer
+from supervisor.broker.connect import cluster
+from supervisor.broker.pipeline_connection import PipelineConnection
+from supervisor.broker.redis_errors import REDIS_FAULTS, UNREACHABLE, code_of
+from supervisor.broker.routes import slot_owner
+from supervisor.errors import PublishRefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from redis.asyncio import Redis
+
+    from supervisor.broker.routes import Address, SlotRange
+
+T = TypeVar("T")
+#: Answers of a node that is not, or not yet, the owner of the slot.
+_WRONG_NODE = frozenset({"MOVED", "ASK", "TRYAGAIN"})
+#: Pause before the next try while a slot migrates.
+_RETRY_S = 0.02
+
+
+class NodeRouter:
+    """Holds one coalescer for each node; belongs to one event loop."""
+
+    def __init__(self, source: str | Redis, *, timeout_s: float) -> None:
+        """`source`: a URL, or a client whose server and credentials are used. Connects later."""
+        self._source = source
+        self._timeout_s = timeout_s
+        self._cluster = cluster(source, connect_timeout_s=timeout_s) if isinstance(source, str) else None
+        self._only = None if self._cluster else self._coalescer(None)
+        self._nodes: dict[Address, Coalescer] = {}
+        #: The last answer of the cluster; None: to be looked up.
+        self._slots: list[SlotRange] | None = None
+        #: Lets one task look the slots up for all that wait.
+        self._lookup = asyncio.Lock()
+
+    async def send(self, key: str, publish: Callable[[Coalescer], Awaitable[T]]) -> T:
+        """Return the result of `publish` on the server of `key`.
+
+        Raises what `publish` raises, and PublishRefusedError when no server is found.
+        """
+        if self._only is not None:
+            return await publish(self._only)
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + self._timeout_s
+        while True:
+            node = await self._find(key)
+            try:
+                return await publish(node)
+            except PublishRefusedError as error:
+                if error.code in _WRONG_NODE or error.code == UNREACHABLE:
+                    self._slots = None
+                if error.code not in _WRONG_NODE or loop.time() + _RETRY_S >= deadline_s:
+                    raise
+            await asyncio.sleep(_RETRY_S)
+
+    async def close(self) -> None:
+        """Wait for the publishes that are under way, then disconnect."""
+        nodes = [self._only] if self._only else self._nodes.values()
+        await asyncio.gather(*(node.close() for node in nodes))
+
+    async def _find(self, key: str) -> Coalescer:
+        assert self._cluster is not None
+        try:
+            async with asyncio.timeout(self._timeout_s), self._lookup:
+                self._slots = slots = self._slots or await self._cluster.slots()
+            address = slot_owner(slots, key)
+        except REDIS_FAULTS as error:
+            raise PublishRefusedError(
+                f"Redis can't be reached: {error or 'no answer in time'}", code_of(error)
+            ) from None
+        if address not in self._nodes:
+            self._nodes[address] = self._coalescer(address)
+        return self._nodes[address]
+
+    def _coalescer(self, at: Address | None) -> Coalescer:
+        connection = PipelineConnection(self._source, at=at, connect_timeout_s=self._timeout_s)
+        return Coalescer(connection, timeout_s=self._timeout_s)

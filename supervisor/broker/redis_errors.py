@@ -1,0 +1,138 @@
+"""Classifies errors of Redis and redis-py: their codes, lost connections, transient and permanent refusals."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from typing import TYPE_CHECKING
+
+from redis import exceptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: What any command may raise; timeouts of asyncio are OSErrors.
+REDIS_FAULTS = (exceptions.RedisError, OSError)
+#: The server was not reached or did not answer, as opposed to a refusal.
+CONNECTION_LOST = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
+
+#: The code for an error without an answer of the server.
+UNREACHABLE = "UNREACHABLE"
+#: redis-py strips the code from the errors that it has a class for.
+_CODES: tuple[tuple[type[Exception], str], ...] = (
+    (exceptions.BusyLoadingError, "LOADING"),
+    (exceptions.OutOfMemoryError, "OOM"),
+    (exceptions.ReadOnlyError, "READONLY"),
+    (exceptions.NoPermissionError, "NOPERM"),
+    (exceptions.AuthenticationError, "NOAUTH"),
+    (exceptions.NoScriptError, "NOSCRIPT"),
+    (exceptions.ExecAbortError, "EXECABORT"),
+    (exceptions.MasterDownError, "MASTERDOWN"),
+    (exceptions.ClusterDownError, "CLUSTERDOWN"),
+    (exceptions.MovedError, "MOVED"),
+    (exceptions.AskError, "ASK"),
+    (exceptions.TryAgainError, "TRYAGAIN"),
+)
+_CODE = re.compile(r"-?([A-Z][A-Z0-9_]+)(?= |$)")
+_CODE_IN_SCRIPT = re.compile(r"\b(OOM|WRONGTYPE|READONLY|MISCONF|NOREPLICAS|NOPERM)\b")
+#: Refusals that end by themselves. AskError is the base of MovedError: the next connection goes to the right node.
+_TRANSIENT = (
+    exceptions.AskError,
+    exceptions.ClusterDownError,
+    exceptions.MasterDownError,
+    exceptions.ReadOnlyError,
+    exceptions.TryAgainError,
+)
+#: More of them, which redis-py has no class for.
+_TRANSIENT_CODES = frozenset({"BUSY", "LOADING", "MISCONF", "NOREPLICAS", "UNBLOCKED"})
+#: OpenSSL's reasons when the other side does not speak TLS, or another version.
+_TLS_MISMATCH = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE", "HTTP_REQUEST"})
+_NO_CLUSTER = "has cluster support disabled"
+
+
+def code_of(error: BaseException) -> str:
+    """Return Redis's error code such as OOM or WRONGTYPE; UNREACHABLE without an answer, ERR without a code."""
+    for kind, code in _CODES:
+        if isinstance(error, kind):
+            return code
+    if not isinstance(error, exceptions.ResponseError):
+        return UNREACHABLE
+    text = str(error)
+    found = _CODE.match(text)
+    if found and found[1] != "ERR":
+        return found[1]
+    # Before Redis 7 a script's error is wrapped: `ERR Error running script ...: -OOM command not allowed`.
+    inside = _CODE_IN_SCRIPT.search(text)
+    return inside[1] if inside else "ERR"
+
+
+def is_transient(error: exceptions.ResponseError) -> bool:
+    """Return whether the server refuses everything for a while (loading, failover, busy): send it again later.
+
+    Any other refusal (wrong type, no permission, no memory) concerns one command and must not hold up the others.
+    """
+    return isinstance(error, _TRANSIENT) or str(error).partition(" ")[0] in _TRANSIENT_CODES
+
+
+def permanent_cause(error: BaseException) -> str:
+    """Describe what waiting will not mend (credentials, rights, certificates, URL) and the fix; empty otherwise."""
+    for cause in causes(error):
+        if isinstance(cause, ssl.SSLError) and (text := _tls_cause(cause)):
+            return text
+        if isinstance(cause, exceptions.AuthenticationError):
+            return f"refuses the credentials: {cause}"
+        if isinstance(cause, exceptions.NoPermissionError):
+            return f"refuses a command: {cause}; README.md lists the rights that its user needs"
+        if isinstance(cause, exceptions.AskError):
+            return "is a node of a cluster: write redis+cluster:// for redis://"
+        if isinstance(cause, exceptions.ResponseError) and (text := _wrong_server_kind(str(cause))):
+            return text
+    return ""
+
+
+def likely_cause(url: str, error: BaseException) -> str:
+    """Guess whether client and server disagree on TLS, as only one side notices; a suffix for the error's text."""
+    scheme, _, rest = url.partition("://")
+    if scheme == "unix" or not rest:
+        return ""
+    if scheme.startswith("rediss"):
+        return "; a server without TLS keeps silent: write redis:// for rediss://" if _timed_out(error) else ""
+    return "; a server that wants TLS hangs up: write rediss:// for redis://" if _hung_up(error) else ""
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error and the chain of exceptions behind it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _timed_out(error: BaseException) -> bool:
+    return any(isinstance(cause, TimeoutError | exceptions.TimeoutError) for cause in causes(error))
+
+
+def _hung_up(error: BaseException) -> bool:
+    text = "\n".join(str(cause) for cause in causes(error))
+    return isinstance(error, exceptions.ConnectionError) and ("closed by server" in text or "reset by peer" in text)
+
+
+def _tls_cause(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"has a certificate that is not trusted: {error.verify_message};"
+            " ssl_ca_certs=FILE in the URL names its CA, ssl_check_hostname=false allows another host's name"
+        )
+    if "CERTIFICATE_REQUIRED" in (error.reason or ""):
+        return "wants a certificate of the client: ssl_certfile=FILE&ssl_keyfile=FILE in the URL"
+    if error.reason in _TLS_MISMATCH:
+        return f"does not speak TLS there, or another version ({error.reason}): redis:// is without TLS"
+    return ""
+
+
+def _wrong_server_kind(text: str) -> str:
+    if _NO_CLUSTER in text:
+        return "is no cluster: write redis:// for redis+cluster://"
+    if "unknown command" in text.lower() and "sentinel" in text.lower():
+        return "is no sentinel: its port is 26379, that of Redis 6379"
+    return ""

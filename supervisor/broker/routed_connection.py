@@ -1,0 +1,124 @@
+"""redis-py's connections, which look up their server at each connect and report a lost connection uniformly.
+
+1. What the server or the network ended in the meantime shows only when something is sent: redis-py still
+   takes the connection for open. asyncio's loop then reports a lost connection, uvloop's a closed handle,
+   which is a RuntimeError and would pass for a bug. Both become redis-py's ConnectionError here.
+2. `connect` is called before each use, by redis-py's pools too, so that is where a lost or misplaced
+   connection is replaced.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
+from redis.exceptions import AskError, MovedError, ReadOnlyError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from supervisor.broker.routes import Address
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from supervisor.broker.routes import Route
+
+#: Answers of a server that does not, or no longer, serve the key. AskError is the base of MovedError.
+_WRONG_SERVER = (AskError, ReadOnlyError)
+
+
+def is_lost(connection: AbstractConnection) -> bool:
+    """Return whether it was connected and the other end is gone."""
+    reader, writer = connection._reader, connection._writer
+    if reader is None or writer is None:
+        return False
+    return reader.at_eof() or reader.exception() is not None or writer.transport.is_closing()
+
+
+async def reopen(connection: AbstractConnection, *, demoted: bool = False) -> None:
+    """Connect any of redis-py's connections unless connected; replace a lost one.
+
+    `demoted`: the server has answered READONLY. After a failover another server answers at the same name, so the
+    connection is made again. Raises redis-py's errors and OSError.
+    """
+    if demoted or is_lost(connection):
+        await connection.disconnect(nowait=True)
+    await connection.connect()
+
+
+async def send_packed(connection: AbstractConnection, packed: Sequence[bytes]) -> None:
+    """Send packed commands. Raises redis-py's errors and OSError; how much was sent is then unknown."""
+    try:
+        await connection.send_packed_command(packed, check_health=False)
+    except RuntimeError as error:
+        raise _lost(error) from None
+
+
+def _lost(error: RuntimeError) -> RedisConnectionError:
+    return RedisConnectionError(f"Connection lost: {error}")
+
+
+class LostConnectionMixin(AbstractConnection):
+    """Replaces a lost connection at `connect` and reports a loss as ConnectionError; goes before redis-py's class."""
+
+    async def connect(self) -> None:
+        """Connect unless connected; replace a lost connection. Raises redis-py's errors and OSError."""
+        if is_lost(self):
+            await self.disconnect(nowait=True)
+        await super().connect()  # type: ignore[no-untyped-call]
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        """Send as redis-py does; raise ConnectionError for uvloop's RuntimeError."""
+        try:
+            await super().send_packed_command(command, check_health)
+        except RuntimeError as error:
+            raise _lost(error) from None
+
+
+class UnixConnection(LostConnectionMixin, UnixDomainSocketConnection):
+    """A connection through a unix socket."""
+
+
+class RoutedConnection(LostConnectionMixin, Connection):
+    """A connection to the server of one key."""
+
+    def __init__(self, *, route: Route, key: str = "", **options: Any) -> None:
+        """`route` finds the server of `key`."""
+        super().__init__(**options)
+        self._route = route
+        self._key = key
+        #: The server is the wrong one: do not use the connection again.
+        self._misplaced = False
+        #: Where the right server is, as a MOVED reply said.
+        self._moved_to: Address | None = None
+
+    async def connect(self) -> None:
+        """Connect to the key's present server unless connected. Raises redis-py's errors and OSError."""
+        if self._misplaced or is_lost(self):
+            await self.disconnect(nowait=True)
+        if self.is_connected:
+            return
+        self._misplaced = False
+        moved_to, self._moved_to = self._moved_to, None
+        self.host, self.port = await self._route.find(self._key, moved_to)
+        await super().connect()
+        self._route.watch(self)
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        """Read as redis-py does; note replies that say that this is the wrong server."""
+        try:
+            return await super().read_response(*args, **options)
+        except ResponseError as error:
+            self._misplaced |= isinstance(error, _WRONG_SERVER)
+            if isinstance(error, MovedError):
+                self._moved_to = Address(error.host or self.host, error.port)
+            raise
+
+    def leave_unless_at(self, address: Address) -> None:
+        """Drop a connection to any other server; a caller that waits for a reply sees a lost connection."""
+        if self._writer is not None and (self.host, self.port) != address:
+            self._misplaced = True
+            self._writer.transport.abort()
+
+
+class RoutedTlsConnection(RoutedConnection, SSLConnection):
+    """The same with TLS."""
