@@ -96,6 +96,8 @@ class Conformance(RuleBasedStateMachine):
         super().__init__()
         self.real.call("FLUSHALL")
         self.model = Server(eager=self.real.eager)
+        #: Late enough that a time some hours ago is a positive number there too.
+        self.model.now_ms = 100 * HOUR_MS
         self.published = 0
         #: The ids of dead letters are the servers' own: (model's, real one's, message).
         self.letters: list[tuple[bytes, bytes, bytes]] = []
