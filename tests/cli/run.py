@@ -11,9 +11,11 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 from pathlib import Path
 from typing import Any
 
+from tests.support import command_server
 from tests.support.pool import clean_environment
 
 LIMIT_S = 60
@@ -24,15 +26,8 @@ def run(
     *words: str, cwd: Path, redis_url: str = "", stdin: str | bytes = "", env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run one command to its end."""
-    found = subprocess.run(
-        [*COMMAND, *words],
-        cwd=cwd,
-        env=environment(redis_url) | (env or {}),
-        input=stdin.encode() if isinstance(stdin, str) else stdin,
-        capture_output=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
+    given = stdin.encode() if isinstance(stdin, str) else stdin
+    found = command_server.run(words, cwd=cwd, env=environment(redis_url) | (env or {}), stdin=given, limit_s=LIMIT_S)
     return subprocess.CompletedProcess(found.args, found.returncode, found.stdout.decode(), found.stderr.decode())
 
 
@@ -62,20 +57,20 @@ def run_on_terminal(*words: str, cwd: Path, redis_url: str = "", columns: int = 
     master, slave = os.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", lines, columns, 0, 0))
     env = {name: value for name, value in environment(redis_url).items() if name not in ("COLUMNS", "LINES")}
-    process = subprocess.Popen(
-        [*COMMAND, *words],
-        cwd=cwd,
-        env=env | {"NO_COLOR": "1", "TERM": "xterm"},
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        start_new_session=True,
-    )
-    os.close(slave)
     printed = bytearray()
-    with contextlib.suppress(OSError):  # nobody has its other side open any more
-        while chunk := os.read(master, 65536):
-            printed += chunk
-    os.close(master)
-    process.wait(LIMIT_S)
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # nobody has its other side open any more
+            while chunk := os.read(master, 65536):
+                printed.extend(chunk)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    terminal = {"NO_COLOR": "1", "TERM": "xterm"}
+    try:
+        command_server.run_on(words, cwd=cwd, env=env | terminal, streams=[slave] * 3, limit_s=LIMIT_S)
+    finally:
+        os.close(slave)
+        reader.join()
+        os.close(master)
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", printed.decode(errors="replace")).replace("\r\n", "\n")

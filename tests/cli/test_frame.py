@@ -11,6 +11,8 @@ import pytest
 
 from supervisor.cli.main import COMMANDS, cli, main
 from tests.cli.run import COMMAND, data, environment, run
+from tests.support.servers import AnyServer
+from tests.support.standins import HANDLERS
 
 TWO_LEVELS = [[name] for name in COMMANDS] + [["config", "show"], ["config", "check"]]
 
@@ -41,6 +43,25 @@ def test_bare_command_shows_help(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("Usage: supervisor")
     assert all(f"\n  {name} " in done.stdout for name in COMMANDS)
+
+
+def test_each_command_imports_what_it_uses(tmp_path: Path, redis_server: AnyServer) -> None:
+    """Elsewhere commands run in forks of one process that has imported everything; here each has an interpreter."""
+    with redis_server.sync() as redis:
+        redis.xadd("events", {"n": 1})
+        redis.xgroup_create("events", "group", "0")
+    (tmp_path / "handlers.py").write_text(HANDLERS)
+    env = environment(redis_server.url)
+    for words in ("publish events n=2", "read events", "streams", "pending events group", "dead list events group"):
+        done = subprocess.run(
+            [*COMMAND, *words.split()],
+            cwd=tmp_path,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{words}: {done.stderr.decode()}"
 
 
 def test_no_summary_is_cut_on_a_narrow_terminal(tmp_path: Path) -> None:

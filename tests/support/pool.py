@@ -25,6 +25,7 @@ import psutil
 from supervisor.control.client import request
 from supervisor.settings.load import load
 from supervisor.settings.paths import PoolPaths, pool_paths
+from tests.support import command_server
 from tests.support.servers import free_port
 from tests.support.waiting import eventually
 
@@ -190,6 +191,13 @@ class Pool:
 
     def command(self, *words: str, limit_s: float = 30.0, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run another `supervisor` command on this project, whatever its exit code."""
+        if self._program is PROGRAM:
+            given = (stdin or "").encode()
+            done = command_server.run(
+                [*words, "--config", str(self.config)], cwd=self.folder, env=self._env, stdin=given, limit_s=limit_s
+            )
+            texts = (text.decode() for text in (done.stdout, done.stderr))
+            return subprocess.CompletedProcess(done.args, done.returncode, *texts)
         return subprocess.run(
             [*self._program, *words, "--config", str(self.config)],
             cwd=self.folder, env=self._env, input=stdin, stdin=subprocess.DEVNULL if stdin is None else None,
