@@ -13,13 +13,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 ARGS ?= --workers 8
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 SEEDS ?= 1
 LINTED := supervisor api handlers tests benchmarks
 
-.PHONY: help install run test faults delivery lint format bench peers constraints clean
+.PHONY: help install run test faults delivery lint format bench bench-guard peers constraints clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed ## make .venv with the `supervisor` command
 	@:
@@ -46,8 +47,11 @@ format: $(VENV)/.installed-dev ## put the code into ruff's shape
 	$(BIN)/ruff check --fix $(LINTED)
 	$(BIN)/ruff format $(LINTED)
 
-bench: $(VENV)/.installed-dev ## all benchmarks but `make peers`, a few minutes
-	@for name in drain recovery sharing memory idle producer; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+bench: $(VENV)/.installed-bench $(VENV)/queues/.installed $(VENV)/older-queues/.installed ## all benchmarks, under 15 minutes; writes benchmarks/RESULTS.md
+	@$(BIN)/python -m benchmarks.suite $(BENCH_ARGS)
+
+bench-guard: $(VENV)/.installed-dev ## fail when the pool has become slower beside a redis-py loop, under a minute
+	@$(BIN)/python -m benchmarks.guard
 
 peers: $(VENV)/.installed-peers ## the supervisor beside others of its kind, a quarter of an hour
 	@$(BIN)/python -m benchmarks.supervisors
@@ -71,6 +75,17 @@ $(VENV)/.installed-dev: $(VENV)/.installed constraints-dev.txt
 	@$(PIP) install --no-deps --require-hashes -r constraints-dev.txt
 	@touch $@
 
+$(VENV)/.installed-bench: $(VENV)/.installed-dev constraints-bench.txt
+	@echo "installing what the benchmarks need into $(VENV)"
+	@$(PIP) install --no-deps --require-hashes -r constraints-bench.txt
+	@touch $@
+
+$(VENV)/queues/.installed $(VENV)/older-queues/.installed: $(VENV)/%/.installed: $(VENV)/.installed constraints-%.txt
+	@echo "installing the queues to compare with into $(@D)"
+	@$(BIN)/python -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check --quiet --quiet install --no-deps --require-hashes -r constraints-$*.txt
+	@touch $@
+
 $(VENV)/.installed-peers: $(VENV)/.installed-dev constraints-peers.txt
 	@echo "installing the supervisors to compare with into $(VENV)"
 	@$(PIP) install --no-deps --require-hashes -r constraints-peers.txt
@@ -88,3 +103,5 @@ constraints: $(VENV)/.python ## settle all versions anew (needs the network)
 		pyproject.toml build/build-system.in -o constraints-dev.txt
 	$(COMPILE) --upgrade --extra peers --constraint constraints-dev.txt \
 		pyproject.toml -o constraints-peers.txt
+	$(COMPILE) --upgrade --group queues -o constraints-queues.txt
+	$(COMPILE) --upgrade --group older-queues -o constraints-older-queues.txt

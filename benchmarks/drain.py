@@ -11,26 +11,10 @@ from __future__ import annotations
 
 import contextlib
 
-from benchmarks.contestants import Backlog, Contestant, Turn, in_c, loop, pool
+from benchmarks.contestants import Backlog, Contestant, in_c, loop, pool
+from benchmarks.measure import ratios, take_turns
 from benchmarks.tools import STREAM, Report, arguments, median, say, server
 from benchmarks.workloads import WORKLOADS
-
-
-def take_turns(contestants: list[Contestant], turns: int) -> dict[str, list[Turn]]:
-    """A B C A B C ...: the turns of each, by title. One more turn goes before, which is not counted."""
-    found: dict[str, list[Turn]] = {contestant.title: [] for contestant in contestants}
-    for number in range(turns + 1):
-        for contestant in contestants:
-            turn = contestant.turn()
-            if number:
-                found[contestant.title].append(turn)
-                say(f"turn {number}: {contestant.title}: {turn.rate:,.0f}/s, {turn.cpu_us:.2f} µs of CPU")
-    return found
-
-
-def ratios(measured: list[Turn], reference: list[Turn]) -> list[float]:
-    """Turn by turn."""
-    return [one.rate / other.rate for one, other in zip(measured, reference, strict=True)]
 
 
 def main() -> None:

@@ -1,0 +1,353 @@
+"""The pool beside other queues on Redis, each in its best configuration, in turn on one server.
+
+    python -m benchmarks.queues --only faststream-batch --only taskiq
+
+Each queue publishes its backlog once in its own way; what that wrote is kept and put back before each
+turn. The workers are started once, and stopped (SIGSTOP) while it is the pool's turn. The rate is taken
+between 90 % and 10 % of the backlog left. All run two worker processes over TCP with a task that does
+nothing. `make bench` installs the queues.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import redis as redis_py
+
+from benchmarks.contestants import Backlog, Contestant, Turn, cpu_s, pool
+from benchmarks.measure import ratios, take_turns
+from benchmarks.tools import STREAM, Report, arguments, median, say, server
+from benchmarks.workloads import WORKLOADS
+from supervisor.bench.window import Look, Window
+from tests.support.servers import RedisServer
+
+ROOT = Path(__file__).parent.parent
+APPS = Path(__file__).parent / "queue_apps"
+WORKERS = 2
+POLL_S = 0.01
+#: A queue that has not drained its backlog by then is measured no further.
+TURN_LIMIT_S = 60.0
+Left = Callable[[Any], int]
+
+
+@dataclass(frozen=True)
+class Queue:
+    """How a queue's workers are started and how far they are."""
+
+    title: str
+    distribution: str
+    app: str
+    command: str
+    entries: int
+    #: How many are not done yet.
+    left: Left
+    environment: str = "queues"
+    configuration: str = ""
+    #: The entries stay in the stream, so the group is set back instead of the keys.
+    stream: str = ""
+
+
+def length(key: str) -> Left:
+    """The length of a list."""
+    return lambda redis: int(redis.llen(key))
+
+
+def unread(stream: str, group: str) -> Left:
+    """The entries of a stream that are not acked yet."""
+
+    def count(redis: Any) -> int:
+        found = next(one for one in redis.xinfo_groups(stream) if one["name"] == group.encode())
+        return int(redis.xlen(stream)) - int(found["entries-read"] or 0) + int(found["pending"])
+
+    return count
+
+
+QUEUES = {
+    "faststream-batch": Queue(
+        "FastStream, batch",
+        "faststream",
+        "faststream_app",
+        "faststream run faststream_app:batch --workers 2 --log-level error",
+        100_000,
+        unread("faststream", "faststream"),
+        configuration="StreamSub(batch=True, max_records=100), 2 workers",
+        stream="faststream",
+    ),
+    "faststream": Queue(
+        "FastStream, single",
+        "faststream",
+        "faststream_app",
+        "faststream run faststream_app:single --workers 2 --log-level error",
+        10_000,
+        unread("faststream", "faststream"),
+        configuration="StreamSub(max_records=100), 2 workers",
+        stream="faststream",
+    ),
+    "taskiq": Queue(
+        "taskiq-redis",
+        "taskiq-redis",
+        "taskiq_app",
+        "taskiq worker --workers 2 --max-async-tasks 1000 --log-level ERROR taskiq_app:broker",
+        10_000,
+        unread("taskiq", "taskiq"),
+        configuration="RedisStreamBroker(xread_count=100), 2 workers, 1,000 async tasks",
+        stream="taskiq",
+    ),
+    "dramatiq": Queue(
+        "dramatiq",
+        "dramatiq",
+        "dramatiq_app",
+        "dramatiq --processes 2 --threads 8 --skip-logging dramatiq_app",
+        10_000,
+        length("dramatiq:default"),
+        configuration="Redis broker, no middleware, 2 processes of 8 threads",
+    ),
+    "streaq": Queue(
+        "streaQ",
+        "streaq",
+        "streaq_app",
+        "streaq run --workers 2 streaq_app:worker",
+        4_000,
+        lambda redis: (
+            int(redis.xlen("streaq:default:stream:normal")) + int(redis.zcard("streaq:default:queues:normal"))
+        ),
+        configuration="concurrency 100, prefetch 100, no results, 2 workers",
+    ),
+    "celery": Queue(
+        "Celery",
+        "celery",
+        "celery_app",
+        "celery -A celery_app worker -P prefork -c 2 --without-gossip --without-mingle --without-heartbeat"
+        " --loglevel ERROR",
+        4_000,
+        length("celery"),
+        configuration="prefork -c 2, prefetch 100, results ignored",
+    ),
+    "rq": Queue(
+        "RQ",
+        "rq",
+        "rq_app",
+        "rq worker-pool -n 2 --worker-class rq.worker.SimpleWorker --quiet --logging-level ERROR --url {url} default",
+        2_000,
+        length("rq:queue:default"),
+        configuration="worker-pool of 2 SimpleWorkers, no results",
+    ),
+    "huey": Queue(
+        "Huey",
+        "huey",
+        "huey_app",
+        "huey_consumer.py huey_app.huey -k process -w 2 --quiet --no-periodic",
+        10_000,
+        length("huey.redis.huey"),
+        configuration="RedisHuey, 2 processes, no results",
+    ),
+    "arq": Queue(
+        "arq",
+        "arq",
+        "arq_app",
+        "arq arq_app.WorkerSettings",
+        2_000,
+        lambda redis: int(redis.zcard("arq:queue")),
+        environment="older-queues",
+        configuration="max_jobs=100, poll_delay=0.001, no results, 2 workers",
+    ),
+    "saq": Queue(
+        "SAQ",
+        "saq",
+        "saq_app",
+        "saq saq_app.settings --workers 2 --quiet",
+        4_000,
+        length("saq:saq:queued"),
+        environment="older-queues",
+        configuration="concurrency 100, no results, 2 workers",
+    ),
+}
+#: It has no option for several workers: that many are started.
+ONE_EACH = {"arq"}
+
+
+class Snapshot:
+    """What a queue's own publishing wrote, to be put back."""
+
+    def __init__(self, redis: Any) -> None:
+        keys = list(redis.scan_iter(count=1000))
+        with redis.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.dump(key)
+                pipe.pttl(key)
+            found = pipe.execute()
+        self._redis = redis
+        self._kept = list(zip(keys, found[0::2], found[1::2], strict=True))
+
+    def put_back(self) -> None:
+        """At once, so that no worker sees a part."""
+        with self._redis.pipeline(transaction=True) as pipe:
+            for key, value, ttl_ms in self._kept:
+                pipe.restore(key, max(0, ttl_ms), value, replace=True)
+            pipe.execute()
+
+
+class QueueContestant(Contestant):
+    """A queue's workers, which run only while it is their turn."""
+
+    def __init__(self, queue: Queue, redis: Any, snapshot: Snapshot, processes: list[subprocess.Popen[bytes]]) -> None:
+        self.title = queue.title
+        self._queue, self._redis, self._snapshot, self._processes = queue, redis, snapshot, processes
+
+    def turn(self) -> Turn:
+        """Put the backlog back and watch it go."""
+        for process in self._processes:
+            os.killpg(process.pid, signal.SIGCONT)
+        self._refill()
+        try:
+            return self._drain(family(self._processes))
+        finally:
+            for process in self._processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGSTOP)
+
+    def _refill(self) -> None:
+        stream = self._queue.stream
+        if not stream:
+            self._snapshot.put_back()
+            return
+        self._redis.xgroup_setid(stream, stream, id="0", entries_read=0)
+        ((_, fields),) = self._redis.xrange(stream, count=1)
+        self._redis.xadd(stream, fields)
+
+    def _drain(self, pids: list[int]) -> Turn:
+        entries = self._queue.left(self._redis)
+        window, until = Window(entries), time.monotonic() + TURN_LIMIT_S
+        while (left := self._queue.left(self._redis)) > 0 or not window.complete:
+            if not window.complete:
+                window.saw(Look(time.perf_counter(), entries - left, sum(map(cpu_s, pids))))
+            if time.monotonic() > until or any(process.poll() is not None for process in self._processes):
+                raise RuntimeError(f"{self.title} stopped with {left:,} of {entries:,} left")
+            time.sleep(POLL_S)
+        return Turn(window.rate, window.cpu_us)
+
+
+def family(processes: list[subprocess.Popen[bytes]]) -> list[int]:
+    """The processes and all below them."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            found += [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
+    return found
+
+
+def binary(queue: Queue, name: str) -> Path:
+    """A command of the environment that the queue is installed in."""
+    return ROOT / ".venv" / queue.environment / "bin" / name
+
+
+def version(queue: Queue) -> str | None:
+    """The installed version; None where it is not installed."""
+    text = f"from importlib.metadata import version; print(version({queue.distribution!r}))"
+    try:
+        done = subprocess.run([binary(queue, "python"), "-c", text], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+@contextmanager
+def workers(name: str, running: RedisServer) -> Iterator[QueueContestant]:
+    """The queue with its backlog published and its workers started."""
+    queue = QUEUES[name]
+    url = running.tcp_url
+    redis = redis_py.Redis.from_url(url)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("VIRTUAL_ENV")}
+    environment |= {"QUEUE_URL": url, "PYTHONPATH": str(APPS), "PYTHONDONTWRITEBYTECODE": "1"}
+    if queue.stream:  # the group would begin after the backlog
+        redis.xgroup_create(queue.stream, queue.stream, id="0", mkstream=True)
+    published = [binary(queue, "python"), f"{queue.app}.py", str(queue.entries)]
+    subprocess.run(published, cwd=APPS, env=environment, check=True, capture_output=True)
+    snapshot = Snapshot(redis)
+    words = queue.command.format(url=url).split()
+    with contextlib.ExitStack() as stack, running.folder.joinpath(f"{name}.log").open("wb") as log:
+        processes: list[subprocess.Popen[bytes]] = []
+        stack.callback(end, processes)
+        for _ in range(WORKERS if name in ONE_EACH else 1):
+            processes.append(
+                subprocess.Popen(
+                    [binary(queue, words[0]), *words[1:]],
+                    cwd=APPS,
+                    env=environment,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            )
+        try:
+            yield QueueContestant(queue, redis, snapshot, processes)
+        except RuntimeError as error:
+            error.add_note(running.folder.joinpath(f"{name}.log").read_text(errors="replace")[-1500:])
+            raise
+
+
+def end(processes: list[subprocess.Popen[bytes]]) -> None:
+    """Kill all of them; most would first ask for their results, which nobody wants."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = arguments(str(__doc__), rounds=5)
+    parser.add_argument("--only", action="append", choices=[*QUEUES], help="measure only these")
+    parser.add_argument("--count", type=int, default=200_000, help="the pool's backlog (default: 200000)")
+    options = parser.parse_args()
+    report = Report(
+        f"Queues on Redis, {WORKERS} worker processes, a task that does nothing, {options.rounds} turns",
+        ("", "version", "messages/s", "lowest", "highest", "CPU µs", "pool's ratio", "lowest", "highest"),
+    )
+    for name in options.only or QUEUES:
+        if (found := version(QUEUES[name])) is None:
+            say(f"{QUEUES[name].title} is not installed; `make bench` installs it")
+            continue
+        try:
+            measured, where = beside_pool(name, options)
+        except RuntimeError as error:
+            say(f"{error}\n{chr(10).join(getattr(error, '__notes__', []))}")
+            report.row(QUEUES[name].title, found, *["failed"] * 7)
+            continue
+        report.where = where
+        theirs, ours = measured[QUEUES[name].title], measured["pool"]
+        rates, beside = [turn.rate for turn in theirs], ratios(ours, theirs)
+        cpu = median([turn.cpu_us for turn in theirs])
+        report.row(
+            QUEUES[name].title, found, median(rates), min(rates), max(rates), cpu,
+            median(beside), min(beside), max(beside),
+        )  # fmt: skip
+    report.show(as_json=options.json)
+
+
+def beside_pool(name: str, options: Any) -> tuple[dict[str, list[Turn]], dict[str, str]]:
+    """Turns of one queue and of the pool on one server; and what that is."""
+    workload = WORKLOADS["message"]
+    report = Report("", ())
+    with contextlib.ExitStack() as stack:
+        running = stack.enter_context(server(options))
+        client = stack.enter_context(running.sync())
+        report.measured_on(running)
+        contestant = stack.enter_context(workers(name, running))
+        backlog = Backlog(client, STREAM, options.count, workload.fields)
+        ours = stack.enter_context(pool(backlog, running.tcp_url, "message", workers=WORKERS))
+        return take_turns([ours, contestant], options.rounds), report.where
+
+
+if __name__ == "__main__":
+    main()
