@@ -117,10 +117,8 @@ QUEUES = {
         "streaq",
         "streaq_app",
         "streaq run --workers 2 streaq_app:worker",
-        4_000,
-        lambda redis: (
-            int(redis.xlen("streaq:default:stream:normal")) + int(redis.zcard("streaq:default:queues:normal"))
-        ),
+        2_000,
+        lambda redis: int(redis.xlen("streaq:default:queues:normal")),
         configuration="concurrency 100, prefetch 100, no results, 2 workers",
     ),
     "celery": Queue(
@@ -129,7 +127,7 @@ QUEUES = {
         "celery_app",
         "celery -A celery_app worker -P prefork -c 2 --without-gossip --without-mingle --without-heartbeat"
         " --loglevel ERROR",
-        4_000,
+        1_500,
         length("celery"),
         configuration="prefork -c 2, prefetch 100, results ignored",
     ),
@@ -138,7 +136,7 @@ QUEUES = {
         "rq",
         "rq_app",
         "rq worker-pool -n 2 --worker-class rq.worker.SimpleWorker --quiet --logging-level ERROR --url {url} default",
-        2_000,
+        600,
         length("rq:queue:default"),
         configuration="worker-pool of 2 SimpleWorkers, no results",
     ),
@@ -146,7 +144,7 @@ QUEUES = {
         "Huey",
         "huey",
         "huey_app",
-        "huey_consumer.py huey_app.huey -k process -w 2 --quiet --no-periodic",
+        "python -m huey.bin.huey_consumer huey_app.huey -k process -w 2 --quiet --no-periodic",
         10_000,
         length("huey.redis.huey"),
         configuration="RedisHuey, 2 processes, no results",
@@ -177,30 +175,44 @@ ONE_EACH = {"arq"}
 
 
 class Snapshot:
-    """What a queue's own publishing wrote, to be put back."""
+    """What a queue's own publishing wrote: taken away, to be put back before each turn."""
 
     def __init__(self, redis: Any) -> None:
         keys = list(redis.scan_iter(count=1000))
         with redis.pipeline(transaction=False) as pipe:
             for key in keys:
+                pipe.type(key)
                 pipe.dump(key)
                 pipe.pttl(key)
             found = pipe.execute()
         self._redis = redis
-        self._kept = list(zip(keys, found[0::2], found[1::2], strict=True))
+        self._kept = list(zip(keys, found[1::3], found[2::3], strict=True))
+        #: Entries are added again, one by one: a stream that is replaced ends the reads that wait for it.
+        self._entries: dict[bytes, list[Any]] = {
+            key: [fields for _, fields in redis.xrange(key)]
+            for key, kind in zip(keys, found[0::3], strict=True)
+            if kind == b"stream"
+        }
+        redis.flushdb()
 
     def put_back(self) -> None:
         """At once, so that no worker sees a part."""
         with self._redis.pipeline(transaction=True) as pipe:
             for key, value, ttl_ms in self._kept:
-                pipe.restore(key, max(0, ttl_ms), value, replace=True)
+                if key in self._entries:
+                    for fields in self._entries[key]:
+                        pipe.xadd(key, fields)
+                else:
+                    pipe.restore(key, max(0, ttl_ms), value, replace=True)
             pipe.execute()
 
 
 class QueueContestant(Contestant):
     """A queue's workers, which run only while it is their turn."""
 
-    def __init__(self, queue: Queue, redis: Any, snapshot: Snapshot, processes: list[subprocess.Popen[bytes]]) -> None:
+    def __init__(
+        self, queue: Queue, redis: Any, snapshot: Snapshot | None, processes: list[subprocess.Popen[bytes]]
+    ) -> None:
         self.title = queue.title
         self._queue, self._redis, self._snapshot, self._processes = queue, redis, snapshot, processes
 
@@ -218,7 +230,7 @@ class QueueContestant(Contestant):
 
     def _refill(self) -> None:
         stream = self._queue.stream
-        if not stream:
+        if self._snapshot is not None:
             self._snapshot.put_back()
             return
         self._redis.xgroup_setid(stream, stream, id="0", entries_read=0)
@@ -273,7 +285,7 @@ def workers(name: str, running: RedisServer) -> Iterator[QueueContestant]:
         redis.xgroup_create(queue.stream, queue.stream, id="0", mkstream=True)
     published = [binary(queue, "python"), f"{queue.app}.py", str(queue.entries)]
     subprocess.run(published, cwd=APPS, env=environment, check=True, capture_output=True)
-    snapshot = Snapshot(redis)
+    snapshot = None if queue.stream else Snapshot(redis)
     words = queue.command.format(url=url).split()
     with contextlib.ExitStack() as stack, running.folder.joinpath(f"{name}.log").open("wb") as log:
         processes: list[subprocess.Popen[bytes]] = []
