@@ -53,7 +53,7 @@ def show(config: Path | None, as_json: bool) -> None:
 
     loaded = load_settings(config)
     rows: list[dict[str, Any]] = []
-    for path, value in leaves(loaded.settings.model_dump(mode="json", exclude_none=True)):
+    for path, value in leaves(loaded.settings.as_dict()):
         if (key := dotted(path)) in loaded.origins:
             rows.append({"key": key, "value": shown(path, value), "origin": loaded.origins[key]})
     if as_json:

@@ -12,13 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypedDict, TypeVar, get_type_hints
 
-from pydantic import ValidationError
 from typing_extensions import Unpack
 
 from supervisor.core.options import HANDLER_OPTIONS
 from supervisor.errors import HandlerError
 from supervisor.settings.model import HandlerOptions
-from supervisor.settings.validation_errors import plain
 from supervisor.text import did_you_mean
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -107,17 +105,15 @@ def _check_name(where: str, what: str, value: object) -> None:
 
 def _check_options(where: str, options: dict[str, Any]) -> None:
     errors = []
-    for name in options:
+    for name, value in options.items():
         if name not in HANDLER_OPTIONS:
             hint = did_you_mean(name, HANDLER_OPTIONS)
             errors.append(f"{where}: unknown option {name!r}{hint} (known: {', '.join(HANDLER_OPTIONS)})")
-    try:
-        HandlerOptions.model_validate({name: options[name] for name in HANDLER_OPTIONS if name in options})
-    except ValidationError as error:
-        for details in error.errors():
-            name = str(details["loc"][0])
-            allowed = plain(details, HandlerOptions.model_fields[name])
-            errors.append(f"{where}: option {name} = {details['input']!r}: {allowed}")
+            continue
+        try:
+            HandlerOptions.fields[name].kind.check(value)
+        except ValueError as error:
+            errors.append(f"{where}: option {name} = {value!r}: {error}")
     if errors:
         raise HandlerError("\n".join(errors))
 

@@ -1,25 +1,23 @@
-"""The settings from flags, environment, config.toml and defaults, in that order of strength.
+"""The settings from flags, environment, config.toml and defaults, the strongest first.
 
 1. Every value keeps its origin, for `config show` and for errors.
-2. All that is wrong is told at once, as one ConfigError; nothing is guessed and nothing ignored.
+2. All errors are reported at once, as one ConfigError; nothing is guessed and nothing ignored.
 3. Reads one file and the environment; imports no handlers and opens no connection.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
-
-from pydantic import ValidationError
 
 from supervisor.errors import ConfigError
 from supervisor.settings.model import Settings
 from supervisor.settings.sources import (
     Given,
-    KeyPath,
     Layer,
     dotted,
     environment_layer,
@@ -27,13 +25,14 @@ from supervisor.settings.sources import (
     leaves,
     salvaged_layer,
 )
-from supervisor.settings.validation_errors import error_lines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from supervisor.values import KeyPath, Problem
+
 CONFIG_NAME = "config.toml"
-#: How the command line calls the settings that it can set.
+#: Settings that the command line can set -> the flag.
 FLAGS = {
     "pool.workers": "--workers",
     "redis.url": "--redis",
@@ -45,17 +44,23 @@ FLAGS = {
 
 @dataclass(frozen=True)
 class Loaded:
-    """Settings, the file that was read (None: there is none) and the origin of each dotted key."""
+    """Settings, and where they came from."""
 
     settings: Settings
+    #: The file that was read; None: there is none.
     path: Path | None
-    #: `default`, `<path>:<line>`, `environment SUPERVISOR_X` or `flag --workers`.
-    origins: dict[str, str] = field(default_factory=dict)
+    layer: Layer
 
     @property
     def root(self) -> Path:
         """The folder of config.toml, or the working directory: handlers are importable from here."""
         return self.path.parent if self.path else Path.cwd()
+
+    @cached_property
+    def origins(self) -> dict[str, str]:
+        """Dotted key -> `default`, `<path>:<line>`, `environment SUPERVISOR_X` or `flag --workers`."""
+        keys = [path for path, value in leaves(self.settings.as_dict()) if value != {}]
+        return {dotted(path): self.layer[path].origin if path in self.layer else "default" for path in keys}
 
 
 def load(
@@ -69,57 +74,43 @@ def load(
     wrong value and mistyped variable, each with its place.
     """
     path = _config_path(config)
-    layer = file_layer(path) if path else {}
-    from_environment, errors = environment_layer(environ, layer)
-    layer.update(from_environment)
-    layer.update(_flag_layer(flags))
-    root = path.parent if path else Path.cwd()
-    try:
-        settings = Settings.model_validate(_tree(layer, root), strict=True)
-    except ValidationError as error:
-        errors += error_lines(error, layer)
+    loaded, errors = _load(path, file_layer(path) if path else {}, environ, flags)
     if errors:
         raise ConfigError("\n".join([f"{len(errors)} errors in the configuration:", *errors] if errors[1:] else errors))
-    return Loaded(settings, path, _origins(settings, layer))
+    return loaded
 
 
 def load_anyway(config: Path | None = None, environ: Mapping[str, str] = os.environ) -> tuple[Loaded, list[str]]:
-    """The settings without what is wrong with them, and what that is, one line each.
+    """The settings with defaults in place of what is wrong, and one line for each error.
 
-    For those who ask a pool that runs: they need to find it, and a mistake made since it was started
-    must not keep them from it. Raises ConfigError only when there is no such file.
+    For commands that ask a running pool: a mistake made after the pool was started must not keep them from finding
+    it. Raises ConfigError only when there is no such file.
     """
     path = _config_path(config)
-    errors: list[str] = []
     layer: Layer = {}
+    unreadable: list[str] = []
     if path is not None:
         try:
             layer = file_layer(path)
         except ConfigError as error:
-            errors.append(str(error))
-            layer = salvaged_layer(path)
-    from_environment, unknown = environment_layer(environ, layer)
+            unreadable, layer = [str(error)], salvaged_layer(path)
+    loaded, errors = _load(path, layer, environ)
+    return loaded, unreadable + errors
+
+
+def _load(
+    path: Path | None, layer: Layer, environ: Mapping[str, str], flags: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Loaded, list[str]]:
+    from_environment, errors = environment_layer(environ, layer)
     layer.update(from_environment)
-    errors += unknown
-    root = path.parent if path else Path.cwd()
-    while True:
-        try:
-            settings = Settings.model_validate(_tree(layer, root), strict=True)
-        except ValidationError as error:
-            errors += error_lines(error, layer)
-            wrong = [tuple(str(part) for part in details["loc"]) for details in error.errors()]
-            right = {key: given for key, given in layer.items() if not any(_touches(key, path) for path in wrong)}
-            if len(right) == len(layer):
-                raise ConfigError("\n".join(errors)) from None
-            layer = right
-        else:
-            return Loaded(settings, path, _origins(settings, layer)), list(dict.fromkeys(errors))
+    layer.update(_flag_layer(flags))
+    problems: list[Problem] = []
+    settings = Settings.collect((), _tree(layer, path.parent if path else Path.cwd()), problems)
+    if problems:
+        from supervisor.settings.validation_errors import error_line
 
-
-def _touches(key: KeyPath, wrong: KeyPath) -> bool:
-    """The key is what is wrong, a part of it, or the table that it is in."""
-    shorter = min(len(key), len(wrong))
-    return key[:shorter] == wrong[:shorter]
+        errors += [error_line(problem, layer) for problem in problems]
+    return Loaded(settings, path, layer), errors
 
 
 def _config_path(config: Path | None) -> Path | None:
@@ -162,8 +153,3 @@ def _table(tree: dict[str, Any], path: KeyPath) -> dict[str, Any] | None:
             return None
     found: dict[str, Any] = table
     return found
-
-
-def _origins(settings: Settings, layer: Layer) -> dict[str, str]:
-    found = leaves(settings.model_dump(exclude_none=True))
-    return {dotted(path): layer[path].origin if path in layer else "default" for path, value in found if value != {}}

@@ -1,92 +1,98 @@
 """The settings as one frozen, typed tree, with every default.
 
-It says what exists, what it means and what is allowed. Where values come from (flags, environment,
-config.toml) is `supervisor.settings.load`'s job.
+This module says what exists, what it means and what is allowed; `supervisor.settings.load` finds the values (flags,
+environment, config.toml).
 """
 
 from __future__ import annotations
 
 import re
-import socket
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
-
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from typing import Any
 
 from supervisor.settings import redis_url
-from supervisor.settings.duration import DURATION, SECONDS_MAX, Duration
-
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+from supervisor.settings.section import FreeTable, Section, setting, table, tables
+from supervisor.values import SECONDS_MAX, Choice, Duration, Flag, Kind, ListOf, Number, Text, Whole
 
 _NAME = "a name without spaces, colons and braces"
-_START = 'an entry id such as "0" or "1700000000000-0", or "$" for new entries only'
-_START_PATTERN = r"^(\$|\d+(-\d+)?)$"
-_PORT = r"([1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5])"
-_ROUTER = 'a module and the name of a router in it, such as "handlers.http:router"'
-_ROUTER_PATTERN = r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$"
-_BIND_PATTERN = rf"^(\[[0-9a-fA-F:.]+\]|[^:\s\[\]]+):{_PORT}$"
+_PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+
+SECONDS = Number(above=0)
+COUNT = Whole(1)
+BATCH = Whole(1, 10_000)
+RETENTION = Duration(zero="for ever")
+START = Text('an entry id such as "0" or "1700000000000-0", or "$" for new entries only', r"\$|[0-9]+(-[0-9]+)?")
+BIND = Text("host:port, with an IPv6 host in brackets", rf"(\[[0-9a-fA-F:.]+\]|[^:\s\[\]]+):{_PORT}")
+ROUTER = Text(
+    'a module and the name of a router in it, such as "handlers.http:router"',
+    r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*",
+)
+
+
+class FilePath(Kind):
+    """A path."""
+
+    def check(self, value: Any) -> Path:
+        """The path. Raises ValueError."""
+        if not isinstance(value, str | Path):
+            raise ValueError("must be a path, in quotes")
+        return Path(value)
+
+
+def _check_redis_url(url: str) -> None:
+    if url:
+        redis_url.parse(url)
 
 
 def _host_name() -> str:
+    import socket
+
     return re.sub(r"[\s:{}]+", "-", socket.gethostname()) or "localhost"
-
-
-def _redis_url(url: str) -> str:
-    if url:
-        redis_url.parse(url)
-    return url
-
-
-class Section(BaseModel):
-    """A table of config.toml: unknown keys are refused, values never change once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class RedisSettings(Section):
     """`[redis]`: where the streams live."""
 
-    #: One server, a master that Sentinel names, or a cluster: see `settings.redis_url`; empty: a server of our own,
-    #: kept in `state_dir`/redis.
-    url: Annotated[str, AfterValidator(_redis_url)] = Field("", description=f"{redis_url.FORMS} or empty")
+    #: One server, a master that Sentinel names, or a cluster: see `settings.redis_url`. Empty: an embedded server with
+    #: its data in `state_dir`/redis.
+    url: str = setting(Text(f"{redis_url.FORMS} or empty", check=_check_redis_url), "")
     #: How the embedded server syncs its append-only file.
-    appendfsync: Literal["everysec", "always", "no"] = "everysec"
+    appendfsync: str = setting(Choice("everysec", "always", "no"), "everysec")
     #: How long to wait for a connection, and at boot for Redis to answer at all.
-    connect_timeout_s: Seconds = 5.0
+    connect_timeout_s: float = setting(SECONDS, 5.0)
 
 
 class PoolSettings(Section):
     """`[pool]`: the worker processes."""
 
-    workers: Annotated[int, Field(ge=0, le=256)] = 8
-    #: With `workers_max` set, the pool has between these many workers, as the backlog asks for.
-    workers_min: Annotated[int, Field(ge=1, le=256)] = 1
-    workers_max: Annotated[int, Field(ge=0, le=256)] = 0
-    #: A backlog that would take longer calls for more workers.
-    backlog_limit_s: Seconds = 10.0
-    #: A worker is replaced when its own memory has grown by so many megabytes since it was READY; 0: never.
-    recycle_growth_mb: Annotated[int, Field(ge=0)] = 0
-    #: ... when it has done so many messages; 0: never.
-    recycle_messages: Annotated[int, Field(ge=0)] = 0
-    #: ... when it is so old; 0: never.
-    recycle_age_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    workers: int = setting(Whole(0, 256), 8)
+    #: With `workers_max` above 0, the backlog decides how many workers there are, within these limits.
+    workers_min: int = setting(Whole(1, 256), 1)
+    workers_max: int = setting(Whole(0, 256), 0)
+    #: More workers are started when the backlog would take longer than this.
+    backlog_limit_s: float = setting(SECONDS, 10.0)
+    #: A worker is replaced when its private memory has grown by this much since it was READY; 0: never.
+    recycle_growth_mb: int = setting(Whole(0), 0)
+    #: A worker is replaced after this many messages; 0: never.
+    recycle_messages: int = setting(Whole(0), 0)
+    #: A worker is replaced at this age; 0: never.
+    recycle_age_s: float = setting(Number(0), 0.0)
     #: This host's name in consumer names.
-    host: str = Field(default_factory=_host_name, pattern=r"^[^\s:{}]+$", description=_NAME)
-    #: Tells pools apart that run on one host.
-    name: str = Field("", pattern=r"^[^\s:{}]*$", description=_NAME)
-    #: The whole shutdown's deadline.
-    drain_s: Seconds = 25.0
-    #: A worker without a sign of life for this long is killed.
-    beat_limit_s: Seconds = 5.0
+    host: str = setting(Text(_NAME, r"[^\s:{}]+"), factory=_host_name)
+    #: Tells apart the pools of one host.
+    name: str = setting(Text(_NAME, r"[^\s:{}]*"), "")
+    #: The deadline of the whole shutdown.
+    drain_s: float = setting(SECONDS, 25.0)
+    #: A worker without a heartbeat for this long is killed.
+    beat_limit_s: float = setting(SECONDS, 5.0)
     #: A worker that is not READY after this long is killed.
-    boot_limit_s: Seconds = 15.0
+    boot_limit_s: float = setting(SECONDS, 15.0)
 
-    @model_validator(mode="after")
-    def _is_a_range(self) -> Self:
-        if self.workers_max and self.workers_max < self.workers_min:
-            raise ValueError(f"workers_max = {self.workers_max} must be 0 or at least workers_min = {self.workers_min}")
-        return self
+    def contradictions(self) -> list[tuple[str, str]]:
+        """workers_max may not be below workers_min."""
+        if 0 < self.workers_max < self.workers_min:
+            return [("workers_max", f"must be 0 or at least workers_min = {self.workers_min}")]
+        return []
 
     @property
     def first_workers(self) -> int:
@@ -97,100 +103,98 @@ class PoolSettings(Section):
 class ConsumerSettings(Section):
     """`[consumer]`: how workers read and run; each handler and stream may differ."""
 
-    #: Where a new group begins: "0" is the stream's first entry, "$" what comes after the group was made.
-    start: str = Field("0", pattern=_START_PATTERN, description=_START)
-    batch_size: Annotated[int, Field(ge=1, le=10_000)] = 100
-    concurrency: Annotated[int, Field(ge=1, le=10_000)] = 100
-    timeout_s: Seconds = 60.0
+    #: Where a new group begins: "0" is the stream's first entry, "$" only entries that come after the group was made.
+    start: str = setting(START, "0")
+    batch_size: int = setting(BATCH, 100)
+    concurrency: int = setting(BATCH, 100)
+    timeout_s: float = setting(SECONDS, 60.0)
     #: Threads per worker for plain `def` handlers.
-    threads: Annotated[int, Field(ge=1, le=256)] = 16
+    threads: int = setting(Whole(1, 256), 16)
     #: A worker reads ahead at most what it finishes within this time.
-    hold_ms: Annotated[int, Field(ge=1, le=60_000)] = 100
+    hold_ms: int = setting(Whole(1, 60_000), 100)
     #: How long one read waits for entries at the server.
-    block_ms: Annotated[int, Field(ge=10, le=60_000)] = 5_000
-    #: Process deaths with one message alone in hand before it becomes a dead letter.
-    max_crashes: Count = 3
-    #: What a consumer of another program has held for longer is given to our workers; 0: never.
-    claim_foreign_after_s: Annotated[float, Field(ge=0, le=SECONDS_MAX, allow_inf_nan=False)] = 0.0
-    #: Entries that every group has settled are removed from the stream when they are older; 0: never.
-    max_age: Duration = Field(0.0, description=DURATION)
-    #: ... and while the stream has more entries than this; 0: never.
-    max_length: Annotated[int, Field(ge=0)] = 0
+    block_ms: int = setting(Whole(10, 60_000), 5_000)
+    #: A message that was alone in hand at this many crashes of its worker becomes a dead letter.
+    max_crashes: int = setting(COUNT, 3)
+    #: Messages that a consumer of another program holds for longer are given to our workers; 0: never.
+    claim_foreign_after_s: float = setting(Number(0, SECONDS_MAX), 0.0)
+    #: Entries that every group has settled are removed from the stream at this age; 0: never.
+    max_age: float = setting(RETENTION, 0.0)
+    #: Settled entries are removed while the stream has more entries than this; 0: never.
+    max_length: int = setting(Whole(0), 0)
 
 
 class RetrySettings(Section):
     """`[retry]`: what happens to a message whose handler raised."""
 
-    max_deliveries: Count = 5
-    retry_base_s: Seconds = 1.0
-    retry_max_s: Seconds = 300.0
-    #: Messages of one group that may wait for a retry in one worker before it stops reading new ones.
-    max_waiting: Count = 1_000
+    max_deliveries: int = setting(COUNT, 5)
+    retry_base_s: float = setting(SECONDS, 1.0)
+    retry_max_s: float = setting(SECONDS, 300.0)
+    #: A worker stops reading new messages of a group when this many of them wait for a retry.
+    max_waiting: int = setting(COUNT, 1_000)
 
 
 class ApiSettings(Section):
     """`[api]`: the HTTP service."""
 
-    enabled: bool = True
+    enabled: bool = setting(Flag(), True)
     #: host:port. Anything but loopback needs `token`.
-    bind: str = Field("127.0.0.1:8000", pattern=_BIND_PATTERN, description="host:port, with an IPv6 host in brackets")
+    bind: str = setting(BIND, "127.0.0.1:8000")
     #: When set, every request but the probes must carry `Authorization: Bearer <token>`.
-    token: str = ""
+    token: str = setting(Text(), "")
     #: A publish is answered within this time, with 503 when Redis has not stored it.
-    produce_timeout_ms: Annotated[int, Field(ge=10, le=60_000)] = 200
+    produce_timeout_ms: int = setting(Whole(10, 60_000), 200)
     #: The largest request body.
-    max_body_bytes: Annotated[int, Field(ge=1024)] = 16 * 1024 * 1024
+    max_body_bytes: int = setting(Whole(1024), 16 * 1024 * 1024)
     #: The project's own FastAPI routers, imported in the process of the HTTP service only.
-    routers: list[Annotated[str, Field(pattern=_ROUTER_PATTERN, description=_ROUTER)]] = Field(
-        default_factory=list, description=_ROUTER
-    )
+    routers: list[str] = setting(ListOf(ROUTER, '["handlers.http:router"]'), factory=list)
 
 
 class LogSettings(Section):
     """`[log]`: the supervisor's own log, on stderr."""
 
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    #: auto: for people on a terminal, JSON lines otherwise.
-    format: Literal["auto", "human", "json"] = "auto"
+    level: str = setting(Choice("debug", "info", "warning", "error"), "info")
+    #: auto: readable text on a terminal, JSON lines otherwise.
+    format: str = setting(Choice("auto", "human", "json"), "auto")
 
 
 class HandlerOptions(Section):
     """The options of one handler, None where it leaves them to the sections above."""
 
-    max_deliveries: Count | None = None
-    timeout_s: Seconds | None = None
-    concurrency: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    batch_size: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    retry_base_s: Seconds | None = None
-    retry_max_s: Seconds | None = None
-    start: str | None = Field(None, pattern=_START_PATTERN, description=_START)
+    max_deliveries: int | None = setting(COUNT)
+    timeout_s: float | None = setting(SECONDS)
+    concurrency: int | None = setting(BATCH)
+    batch_size: int | None = setting(BATCH)
+    retry_base_s: float | None = setting(SECONDS)
+    retry_max_s: float | None = setting(SECONDS)
+    start: str | None = setting(START)
 
 
 class StreamSettings(HandlerOptions):
     """`[stream."name"]`: overrides for all handlers of a stream, or with `group."name"` for one."""
 
-    #: A stream has one retention, whatever groups it has: not for `group."name"`.
-    max_age: Duration | None = Field(None, description=DURATION)
-    max_length: Annotated[int, Field(ge=0)] | None = None
-    group: dict[str, HandlerOptions] = Field(default_factory=dict)
+    #: The retention of the stream, for all its groups: not for `group."name"`.
+    max_age: float | None = setting(RETENTION)
+    max_length: int | None = setting(Whole(0))
+    group: dict[str, HandlerOptions] = tables(HandlerOptions)
 
 
 class Settings(Section):
     """The whole of config.toml."""
 
     #: Handler modules; a package means all its modules.
-    handlers: list[str] = Field(default_factory=lambda: ["handlers"])
+    handlers: list[str] = setting(ListOf(Text(), '["handlers"]'), factory=lambda: ["handlers"])
     #: Control socket, lock and the embedded Redis.
-    state_dir: Path = Path(".supervisor")
-    redis: RedisSettings = Field(default_factory=RedisSettings)
-    pool: PoolSettings = Field(default_factory=PoolSettings)
-    consumer: ConsumerSettings = Field(default_factory=ConsumerSettings)
-    retry: RetrySettings = Field(default_factory=RetrySettings)
-    api: ApiSettings = Field(default_factory=ApiSettings)
-    log: LogSettings = Field(default_factory=LogSettings)
-    stream: dict[str, StreamSettings] = Field(default_factory=dict)
+    state_dir: Path = setting(FilePath(), Path(".supervisor"))
+    redis: RedisSettings = table(RedisSettings)
+    pool: PoolSettings = table(PoolSettings)
+    consumer: ConsumerSettings = table(ConsumerSettings)
+    retry: RetrySettings = table(RetrySettings)
+    api: ApiSettings = table(ApiSettings)
+    log: LogSettings = table(LogSettings)
+    stream: dict[str, StreamSettings] = tables(StreamSettings)
     #: Free keys for the handlers themselves: `supervisor.context().app["key"]`.
-    app: dict[str, Any] = Field(default_factory=dict)
+    app: dict[str, Any] = setting(FreeTable(), factory=dict)
 
     @property
     def router_modules(self) -> set[str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,6 +55,9 @@ def _socket_path(state: Path, name: str) -> Path:
     path = state / name
     if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX:
         return path
+    import hashlib
+    import tempfile
+
     digest = hashlib.sha256(os.fsencode(state)).hexdigest()[:16]
     runtime = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
     return Path(runtime) / f"supervisor-{os.getuid()}-{digest}" / Path(name).name

@@ -11,19 +11,17 @@ import json
 import re
 import tomllib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_origin
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Any
 
 from supervisor.errors import ConfigError
 from supervisor.settings.model import Settings
+from supervisor.settings.section import FreeTable, Table, Tables
 from supervisor.text import did_you_mean
+from supervisor.values import KeyPath, Kind, kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
-
-KeyPath = tuple[str, ...]
 
 PREFIX = "SUPERVISOR_"
 #: Common names that are understood too; our own variable wins over them.
@@ -38,7 +36,6 @@ _NOT_OURS = re.compile(
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _TOML_PLACE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 _TOML_LINE = re.compile(r"""\s*(?:(?P<table>\[[^\[].*\])|(?P<key>(?:"[^"]*"|'[^']*'|[^="'#\[])+)=)""")
-_BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,24 +115,25 @@ def environment_layer(environ: Mapping[str, str], below: Layer) -> tuple[Layer, 
         found = known.get(name)
         if name.startswith(f"{PREFIX}APP__") and len(name) > len(f"{PREFIX}APP__"):
             path = tuple(name.removeprefix(PREFIX).lower().split("__"))
-            found = path, type(below[path].value) if path in below else str
+            found = path, kind_of(below[path].value if path in below else text)
         if found is None:
             errors.append(f"environment {name}: {_unknown(name, known)}")
         else:
-            layer[found[0]] = Given(_converted(text, found[1]), f"environment {name}")
+            layer[found[0]] = Given(found[1].parse(text), f"environment {name}")
     return layer, errors
 
 
-def _variables() -> dict[str, tuple[KeyPath, Any]]:
-    """All variables that name a setting, with its path and type."""
-    found: dict[str, tuple[KeyPath, Any]] = {}
-    for name, field in Settings.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel):
-            for key, inner in section.model_fields.items():
-                found[f"{PREFIX}{name}__{key}".upper()] = (name, key), inner.annotation
-        elif name not in ("stream", "app"):
-            found[f"{PREFIX}{name}".upper()] = (name,), field.annotation
+def _variables() -> dict[str, tuple[KeyPath, Kind]]:
+    """All variables that name a setting, with its path and kind."""
+    found: dict[str, tuple[KeyPath, Kind]] = {}
+    for name, (kind, _) in Settings.fields.items():
+        if isinstance(kind, Tables | FreeTable):
+            continue
+        if isinstance(kind, Table):
+            for key, inner in kind.section.fields.items():
+                found[f"{PREFIX}{name}__{key}".upper()] = (name, key), inner.kind
+        else:
+            found[f"{PREFIX}{name}".upper()] = (name,), kind
     return found
 
 
@@ -146,26 +144,6 @@ def _unknown(name: str, known: Mapping[str, Any]) -> str:
     same_key = [other for other in known if other.endswith((f"__{last}", f"{PREFIX}{last}"))]
     near = f", did you mean {same_key[0]!r}?" if len(same_key) == 1 else did_you_mean(name, known)
     return f"there is no such setting{near} (`supervisor config show` lists all; sections are set off by __)"
-
-
-def _converted(text: str, kind: Any) -> Any:
-    """The text as the setting's type; as it is when that fails, so that validation names what is wrong."""
-    if (get_origin(kind) or kind) is list:
-        return _list(text)
-    converters: dict[Any, Callable[[str], Any]] = {int: int, float: float, bool: lambda t: _BOOLEANS[t.lower()]}
-    try:
-        return converters[kind](text.strip()) if kind in converters else text
-    except (ValueError, KeyError):
-        return text
-
-
-def _list(text: str) -> Any:
-    if text.lstrip().startswith("["):
-        try:
-            return json.loads(text)
-        except ValueError:
-            return text
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _line_numbers(text: str) -> dict[KeyPath, int]:

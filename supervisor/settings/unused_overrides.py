@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from supervisor.settings.load import Loaded
-    from supervisor.settings.sources import KeyPath
+    from supervisor.values import KeyPath
 
 
 def unused_overrides(loaded: Loaded, pairs: Iterable[tuple[str, str]]) -> list[str]:

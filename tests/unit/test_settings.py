@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
 from supervisor.errors import ConfigError, HandlerError
 from supervisor.handling.registry import handler
 from supervisor.settings.load import Loaded, load
 from supervisor.settings.model import Settings
+from supervisor.settings.section import Section, Table
 from supervisor.settings.sources import leaves
 
 SHIPPED = Path(__file__).parents[2] / "config.toml"
@@ -35,9 +35,7 @@ def refused(path: Path | None, flags: dict[str, Any] | None = None, environ: dic
 
 
 def all_keys() -> dict[tuple[str, ...], Any]:
-    return {
-        path: value for path, value in leaves(Settings().model_dump(mode="json")) if path[0] not in ("app", "stream")
-    }
+    return {path: value for path, value in leaves(Settings().as_dict()) if path[0] not in ("app", "stream")}
 
 
 def test_the_shipped_file_holds_every_key_with_its_default() -> None:
@@ -61,8 +59,10 @@ def test_the_shipped_file_is_loaded_as_the_defaults(tmp_path: Path, monkeypatch:
     shipped = load(SHIPPED, environ={}).settings
     monkeypatch.chdir(tmp_path)
     defaults = load(environ={}).settings
-    without = {"state_dir": True, "app": True, "api": {"routers": True}}
-    assert shipped.model_dump(exclude=without) == defaults.model_dump(exclude=without)
+    for settings in (shipped, defaults):
+        assert settings.state_dir.name == ".supervisor"
+    differing = {path for path, value in leaves(shipped.as_dict()) if dict(leaves(defaults.as_dict()))[path] != value}
+    assert differing == {("state_dir",), ("api", "routers")}
     assert shipped.pool.host == socket.gethostname()
 
 
@@ -107,7 +107,7 @@ def test_every_setting_has_a_variable(tmp_path: Path) -> None:
         environ["SUPERVISOR_" + "__".join(path).upper()] = text
     loaded = load(written(tmp_path, ""), environ=environ)
     assert set(loaded.origins.values()) == {f"environment {name}" for name in environ}
-    assert loaded.settings.model_dump(exclude={"state_dir"}) == Settings().model_dump(exclude={"state_dir"})
+    assert {**loaded.settings.as_dict(), "state_dir": ".supervisor"} == Settings().as_dict()
 
 
 @pytest.mark.parametrize("text", ["a,b", " a , b ,", '["a", "b"]'])
@@ -279,22 +279,30 @@ def test_the_file_of_the_working_directory_is_found(tmp_path: Path, monkeypatch:
 
 
 def test_settings_never_change() -> None:
-    def frozen(model: type[BaseModel]) -> None:
-        assert model.model_config.get("frozen") and model.model_config.get("extra") == "forbid", model
-        for field in model.model_fields.values():
-            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                frozen(field.annotation)
-
-    frozen(Settings)
+    settings = Settings()
+    for section in (settings, *(value for value in vars(settings).values() if isinstance(value, Section))):
+        name = next(iter(vars(section)))
+        with pytest.raises(AttributeError, match="can't be changed"):
+            setattr(section, name, getattr(section, name))
 
 
-def every_key(model: type[BaseModel] = Settings, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+def test_a_section_made_in_a_program_is_checked_too() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Settings(pool={"workers": 300, "wokers": 1}, redis=3, stream={"s": {"timeout_s": 0}})
+    assert str(caught.value).splitlines() == [
+        "redis = 3: must be a table, [redis]",
+        "pool.wokers = 1: unknown key",
+        "pool.workers = 300: must be between 0 and 256",
+        "stream.s.timeout_s = 0: must be more than 0",
+    ]
+
+
+def every_key(section: type[Section] = Settings, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     """The path of each setting that is no table."""
     found = []
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            found += every_key(kind, (*above, name))
+    for name, (kind, _) in section.fields.items():
+        if type(kind) is Table:
+            found += every_key(kind.section, (*above, name))
         elif name not in ("stream", "app"):
             found.append((*above, name))
     return found
@@ -324,8 +332,8 @@ def test_the_options_of_a_handler_are_refused_in_plain_words_and_all_at_once() -
         handler("s", group="g", timeout_s=-1, batch_size="many", start="now", concurency=1)  # type: ignore[arg-type, call-arg]
     lines = str(caught.value).splitlines()
     told = [line.partition(": ")[2] for line in lines]
-    assert "unknown option 'concurency', did you mean 'concurrency'?" in told[0]
-    assert told[1:] == [
+    assert "unknown option 'concurency', did you mean 'concurrency'?" in told[3]
+    assert told[:3] == [
         "option timeout_s = -1: must be more than 0",
         "option batch_size = 'many': must be a whole number between 1 and 10,000",
         'option start = \'now\': must be an entry id such as "0" or "1700000000000-0", or "$" for new entries only',
