@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--seeds", type=int, default=1, help="run each case with the seeds 1 to N (default: 1)")
     group.addoption("--seed", type=int, help="run each case with this seed alone")
     group.addoption("--load-s", type=float, default=4.0, help="how long a case's load lasts (default: 4 s)")
+
+
+def pytest_configure() -> None:
+    """Undo what a shell does to a job in the background: its children would ignore Ctrl-C, too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

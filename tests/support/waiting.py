@@ -19,7 +19,7 @@ class _Watch:
     """One wait: its clock, the last thing seen, and the text when it was in vain."""
 
     def __init__(self, condition: Callable[[], Any], limit_s: float, what: str) -> None:
-        self._what = what or _text(condition)
+        self._condition, self._what = condition, what
         self._limit_s = limit_s
         self._until = time.monotonic() + limit_s
         self._last: object = None
@@ -28,7 +28,8 @@ class _Watch:
         self._last = value
         if time.monotonic() >= self._until:
             seen = f"raised {value!r}" if isinstance(value, BaseException) else f"was {value!r}"
-            raise AssertionError(f"not within {self._limit_s:g} s: {self._what} (at last it {seen})")
+            what = self._what or _text(self._condition)
+            raise AssertionError(f"not within {self._limit_s:g} s: {what} (at last it {seen})")
 
 
 def eventually(condition: Callable[[], T], limit_s: float = 10.0, interval_s: float = 0.01, what: str = "") -> T:
