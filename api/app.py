@@ -1,4 +1,4 @@
-"""Puts the HTTP service together: routes, errors, the request guard, and a lifespan that needs no Redis."""
+"""Assembles the HTTP service: routes, error answers, the request guard, and a lifespan that needs no Redis."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
+from supervisor.fastapi import AppConnections
 from supervisor.version import __version__
 
 from . import (
@@ -22,8 +23,8 @@ from . import (
     overview_routes,
     probe_routes,
     problems,
+    routers,
     tail_routes,
-    users,
 )
 from .request_guard import PROBES, RequestGuard
 from .schemas import PROBLEM_SCHEMA
@@ -35,21 +36,26 @@ if TYPE_CHECKING:
 
 _TAGS = [
     {"name": "streams", "description": "Publish, read history, follow"},
-    {"name": "dead letters", "description": "What was given up: found, put back to its group, removed"},
-    {"name": "users", "description": "The example's producer"},
+    {"name": "dead letters", "description": "Messages that were given up: find, replay, remove"},
     {"name": "status", "description": "The pool, its streams and groups"},
     {"name": "probes", "description": "For load balancers and orchestrators"},
     {"name": "problems", "description": "What errors mean"},
 ]
+#: For the routes of a project's router that has no tags.
+_PROJECT = "project"
 
 
 def create_app(loaded: Loaded) -> FastAPI:
-    """The application for these settings. It starts when Redis is down, and answers 503 until it is up."""
+    """Return the application for these settings. It starts while Redis is down, and answers 503 until Redis is up.
+
+    Raises HandlerError for a router of the project that can't be used.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.service = service = Service(loaded)
-        _end_with_signals(service)
+        app.state.supervisor = AppConnections(service.publisher, service.redis)
+        _stop_on_signal(service)
         try:
             yield
         finally:
@@ -66,9 +72,8 @@ def create_app(loaded: Loaded) -> FastAPI:
         redoc_url=None,
     )
     problems.install(app)
-    # The longest addresses first: a stream's name may hold slashes.
+    # The longest paths first: the name of a stream may contain slashes.
     for module in (
-        users,
         dead_letter_routes,
         explain_routes,
         tail_routes,
@@ -78,26 +83,20 @@ def create_app(loaded: Loaded) -> FastAPI:
         docs_page,
     ):
         app.include_router(module.router)
+    routers.mount(app, loaded)
     app.add_middleware(RequestGuard, settings=loaded.settings.api)
     _describe(app, token=bool(loaded.settings.api.token))
     return app
 
 
 def _describe(app: FastAPI, *, token: bool) -> None:
-    """Add to the OpenAPI description the problem document, in place of FastAPI's own form of a bad request, and the
-    token that all but the probes want."""
+    """Complete the OpenAPI description: problem documents in place of FastAPI's own errors, tags, and the token."""
     generate = app.openapi
-    invalid = problem_answers("invalid")[422]
 
     def openapi() -> dict[str, Any]:
         schema = generate()
-        schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-        schemas.setdefault("Problem", PROBLEM_SCHEMA)
-        for operation in [operation for path in schema["paths"].values() for operation in path.values()]:
-            if "application/json" in operation["responses"].get("422", {}).get("content", {}):
-                operation["responses"]["422"] = invalid
-        for name in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(name, None)
+        _add_problems(schema)
+        _add_tags(schema)
         if token:
             schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
             schema["security"] = [{"token": []}]
@@ -108,8 +107,30 @@ def _describe(app: FastAPI, *, token: bool) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _end_with_signals(service: Service) -> None:
-    """Let the signal that ends the server also end the streams that it would otherwise wait for."""
+def _add_problems(schema: dict[str, Any]) -> None:
+    schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+    schemas.setdefault("Problem", PROBLEM_SCHEMA)
+    for operation in _operations(schema):
+        if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+            operation["responses"]["422"] = problem_answers("invalid")[422]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+
+
+def _add_tags(schema: dict[str, Any]) -> None:
+    """Declare the tags of the project's routes too, so that the page of all routes shows these."""
+    for operation in _operations(schema):
+        for tag in operation.setdefault("tags", [_PROJECT]):
+            if all(tag != known["name"] for known in schema["tags"]):
+                schema["tags"].append({"name": tag, "description": "Routes of the project"})
+
+
+def _operations(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    return [operation for path in schema["paths"].values() for operation in path.values()]
+
+
+def _stop_on_signal(service: Service) -> None:
+    """Have the signal that ends the server also end the event streams, for which the server would wait."""
     if threading.current_thread() is not threading.main_thread():
         return
     loop = asyncio.get_running_loop()

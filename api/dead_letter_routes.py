@@ -12,12 +12,13 @@ from fastapi import APIRouter, Depends, Query
 from fastapi.responses import Response
 
 from supervisor.broker.dead_letters import Filter
+from supervisor.fastapi import RedisDep
 
 from .dead_letter_query import COUNT_MAX, Cursor, GroupName, Selection, filter_of_query, parse_cursor, scan
 from .dead_letter_responses import change, delete, only, page, pairs_of, read
 from .overview_routes import handled_groups
 from .schemas import EXAMPLE_ID, Bound, EntryId, Group, Stream, json_response, only_json, problems, stream_path
-from .service import RedisDep, ServiceDep
+from .service import ServiceDep
 
 router = APIRouter(prefix="/v1", tags=["dead letters"])
 FilterDep = Annotated[Filter, Depends(filter_of_query)]

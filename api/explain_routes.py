@@ -10,11 +10,12 @@ from fastapi.responses import Response
 from supervisor.broker.entry_lookup import collect
 from supervisor.core.entry_fate import Presence
 from supervisor.core.entry_fate import explain as judge
+from supervisor.fastapi import RedisDep
 
 from .overview_routes import handled_groups
 from .problems import Problem
 from .schemas import EXAMPLE_ID, EntryId, Stream, json_response, problems
-from .service import RedisDep, ServiceDep
+from .service import ServiceDep
 
 router = APIRouter(prefix="/v1/streams", tags=["status"])
 #: As many as can be looked at within the time of an answer; `letters_left` tells of the others.

@@ -16,6 +16,7 @@ from fastapi.responses import Response
 from supervisor.core.encode import encode_fields
 from supervisor.errors import EncodeError
 from supervisor.publisher import BATCH_MAX, KEY_BYTES_MAX
+from supervisor.fastapi import PublisherDep, RedisDep
 
 from .problems import Problem, pointer_of
 from .schemas import (
@@ -32,7 +33,6 @@ from .schemas import (
     problems,
     read_json,
 )
-from .service import PublisherDep, RedisDep
 
 router = APIRouter(prefix="/v1/streams", tags=["streams"])
 NDJSON = "application/x-ndjson"

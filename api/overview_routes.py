@@ -8,10 +8,11 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import Response
 
+from supervisor.fastapi import RedisDep
 from supervisor.overview import overview
 
 from .schemas import json_response, problems
-from .service import RedisDep, ServiceDep, refuse_without_redis
+from .service import ServiceDep, refuse_without_redis
 
 router = APIRouter(prefix="/v1", tags=["status"])
 

@@ -1,6 +1,7 @@
-"""What every request passes first: its id, the name it asked for, the token, the origin, the size of its body.
+"""Checks every request before its route: the Host header, the token, the origin and the size of the body.
 
-A plain ASGI middleware, since Starlette's own class costs more than the rest of a request.
+It also gives each request an id. It is a plain ASGI middleware: Starlette's base class costs more time than the
+rest of a request.
 """
 
 from __future__ import annotations
@@ -12,41 +13,48 @@ import re
 import secrets
 from typing import TYPE_CHECKING
 
-from .problems import Problem, response
+from .problems import KINDS, Problem, response
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from supervisor.settings.model import ApiSettings
 
+PROBLEM_PAGES = "/problems/"
 PROBES = frozenset({"/livez", "/readyz", "/startupz"})
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-#: What a browser says of a request that the user or our own pages made.
+#: RFC 6455, 7.4.1
+_POLICY_VIOLATION = 1008
+#: What a browser sends for a request that the user or a page of this service made.
 _OWN_SITE = frozenset({b"same-origin", b"none"})
 _HOST = re.compile(r"(\[[^\[\]]+\]|[^:\[\]]+)(?::\d*)?")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 class RequestGuard:
-    """Refuses what must not come in, and marks what comes out."""
+    """Refuse requests that must not reach a route, and mark every answer."""
 
     def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
-        """`settings` may change only with the process."""
+        """`settings` stay the same for the life of the process."""
         self._app = app
         self._max_body_bytes = settings.max_body_bytes
         self._token = settings.token.encode()
-        #: Nobody needs to prove anything, since only this machine can connect: then a request must be meant for it.
-        self._only_here = not settings.token and _is_here(settings.bind.encode())
+        #: No token is needed, since only this machine can connect. Then the Host header must name this machine.
+        self._only_local = not settings.token and _is_loopback(settings.bind.encode())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
-        if scope["type"] != "http":
+        """Handle one request."""
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         headers: dict[bytes, bytes] = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8).encode()
         scope["request_id"] = request_id.decode()
+        refusal = self._refusal(scope, headers)
+        if scope["type"] == "websocket":
+            await _websocket(self._app, refusal, scope, receive, send)
+            return
 
         async def marked(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -56,7 +64,6 @@ class RequestGuard:
                     found.append((b"x-request-id", request_id))
             await send(message)
 
-        refusal = self._refusal(scope, headers)
         if refusal is not None:
             await response(scope, refusal)(scope, receive, marked)
         elif scope["method"] in _SAFE_METHODS:
@@ -66,14 +73,15 @@ class RequestGuard:
 
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> Problem | None:
         host = headers.get(b"host")
-        if self._only_here and host is not None and not _is_here(host):
-            return _not_here(host)
-        path = scope["path"]
-        if self._token and path not in PROBES and not path.startswith("/problems/"):
+        if self._only_local and host is not None and not _is_loopback(host):
+            return _wrong_host(host)
+        # A WebSocket has no method. Browsers let pages of any origin open one, so it is never safe.
+        method = scope.get("method", "")
+        if self._token and not (method == "GET" and _is_open(scope["path"])):
             kind, _, token = headers.get(b"authorization", b"").partition(b" ")
             if kind.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token):
                 return Problem("unauthorized", headers={"WWW-Authenticate": "Bearer"})
-        if scope["method"] in _SAFE_METHODS:
+        if method in _SAFE_METHODS:
             return None
         site = headers.get(b"sec-fetch-site")
         if site is not None and site not in _OWN_SITE:
@@ -84,7 +92,7 @@ class RequestGuard:
         return None
 
     def _counted(self, receive: Receive) -> Receive:
-        """Content-Length may be absent: count what comes."""
+        """Count the bytes of the body, since Content-Length may be absent."""
         received = 0
 
         async def counted() -> Message:
@@ -101,9 +109,23 @@ class RequestGuard:
         return Problem("body-too-large", f"at most {self._max_body_bytes} bytes", headers={"Connection": "close"})
 
 
+async def _websocket(app: ASGIApp, refusal: Problem | None, scope: Scope, receive: Receive, send: Send) -> None:
+    """Hand a WebSocket to the app, or close it before it is accepted: the server then answers 403."""
+    if refusal is None:
+        await app(scope, receive, send)
+    else:
+        await receive()
+        await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": refusal.kind})
+
+
+def _is_open(path: str) -> bool:
+    """Return whether a GET of this path needs no token: the probes, and the page about a kind of problem."""
+    return path in PROBES or (path.startswith(PROBLEM_PAGES) and path.removeprefix(PROBLEM_PAGES) in KINDS)
+
+
 @functools.lru_cache(maxsize=64)
-def _is_here(host: bytes) -> bool:
-    """Whether a Host header, with or without a port, can only mean the machine that sent it."""
+def _is_loopback(host: bytes) -> bool:
+    """Return whether a Host header, with or without a port, can only mean the machine that sent it."""
     found = _HOST.fullmatch(host.decode("latin-1").strip().lower())
     if found is None:
         return False
@@ -116,8 +138,8 @@ def _is_here(host: bytes) -> bool:
         return False
 
 
-def _not_here(host: bytes) -> Problem:
-    """A page whose own name was made to point to this machine is of the same origin to the browser."""
+def _wrong_host(host: bytes) -> Problem:
+    """Return the answer to DNS rebinding: a page whose own name was made to point to this machine."""
     return Problem(
         "cross-site",
         f"Host: {host.decode(errors='replace')} does not name this machine, and there is no token;"

@@ -1,7 +1,7 @@
-"""What the routes share: settings, Redis, the publisher, and the state of the pool, none older than a second.
+"""What the routes share: settings, Redis, the publisher, and the state of the pool, at most a second old.
 
-It starts and answers without Redis. The state is asked for when somebody wants it, once for all who
-want it at the same time, and never waited for beyond a limit.
+The service starts and answers without Redis. It fetches the state on request, once for all requests that wait
+for it, and waits only up to a limit.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ if TYPE_CHECKING:
     from supervisor.settings.model import Settings
 
 T = TypeVar("T")
-#: How old an answer about the state may be.
+#: The greatest age of a state that is answered with.
 FRESH_S = 1.0
-#: A probe is answered within this time, and with "no answer" from whoever took longer.
+#: A probe is answered within this time; a part that takes longer counts as "no answer".
 PULSE_LIMIT_S = 0.15
-#: The same for the whole state.
+#: The time limit for the whole state.
 STATUS_LIMIT_S = 0.2
-#: A script that could write is refused wherever a write is (full, a replica, disk trouble), whatever it does.
+#: Redis refuses a script that may write wherever it refuses a write (out of memory, read-only, a failing disk).
 _WRITES_NOTHING = "#!lua\nreturn 1"
 
 
 class Cached(Generic[T]):
-    """The latest result of `fetch`, fetched again when it is older than a second."""
+    """Keeps the latest result of `fetch`, and fetches again when it is older than a second."""
 
     def __init__(self, fetch: Callable[[], Awaitable[T]]) -> None:
-        """Fetches nothing yet."""
+        """Fetch nothing yet."""
         self._fetch = fetch
         self._task: asyncio.Task[T] | None = None
         self._value: T | None = None
         self._until_s = float("-inf")
 
     async def get(self, limit_s: float) -> T | None:
-        """A fresh result; None when there is none within `limit_s`. The fetch goes on for the next who asks."""
+        """Return a fresh result; None when `limit_s` is over, and then the fetch goes on for the next call."""
         if time.monotonic() < self._until_s:
             return self._value
         if self._task is None or self._task.done():
@@ -61,7 +61,7 @@ class Cached(Generic[T]):
         return self._task.result() if done else None
 
     def cancel(self) -> None:
-        """End a fetch that is under way."""
+        """Cancel a running fetch."""
         if self._task is not None:
             self._task.cancel()
 
@@ -77,23 +77,23 @@ class Pulse:
 
     #: Why Redis can't be used; empty: it can.
     redis_error: str
-    #: What the arbiter says; None: no pool runs on this host.
+    #: The answer of the arbiter; None: no pool runs on this host.
     pool: dict[str, Any] | None = None
-    #: Why the arbiter said nothing though its socket is there.
+    #: Why the arbiter did not answer though its socket exists.
     pool_error: str = ""
 
     @property
     def workers(self) -> tuple[int, int]:
-        """(ready, all)."""
+        """The number of ready workers, and of all."""
         workers = (self.pool or {}).get("workers", [])
         return sum(worker["state"] == "READY" for worker in workers), len(workers)
 
 
 class Service:
-    """One per process."""
+    """The resources of one process of the HTTP service."""
 
     def __init__(self, loaded: Loaded) -> None:
-        """Connects to nothing."""
+        """Connect to nothing yet."""
         self.loaded = loaded
         self.settings: Settings = loaded.settings
         self.paths: PoolPaths = pool_paths(self.settings)
@@ -103,43 +103,43 @@ class Service:
         self.publisher = Publisher(self.url, timeout_s=self.limit_s)
         self.stopping = asyncio.Event()
         self.started = False
-        #: Clients that follow a stream now.
+        #: The number of clients that follow a stream now.
         self.tails = 0
-        self.pulse: Cached[Pulse] = Cached(self._feel)
+        self.pulse: Cached[Pulse] = Cached(self._measure_pulse)
         self.status: Cached[dict[str, Any]] = Cached(lambda: collect(self.settings, loaded.root))
 
     async def state(self) -> dict[str, Any]:
-        """The document of `supervisor status --json`; what can't be had in time is missing from it."""
+        """Return the document of `supervisor status --json`, without the parts that did not answer in time."""
         found: dict[str, Any] | None
-        # Both at once: one after the other would take too long when neither can be had.
+        # Both at once: one after the other would take too long when neither answers.
         found, pulse = await asyncio.gather(self.status.get(STATUS_LIMIT_S), self.pulse.get(STATUS_LIMIT_S))
         if found is not None:
             return found
-        told = dict((pulse and pulse.pool) or {"state": "down", "pid": None, "uptime_s": None, "workers": []})
-        told["redis"] = {"url": None, "version": None, "durability": None, "error": "no answer in time"}
-        if told["state"] == "healthy":
-            told["state"] = "degraded"
-        return {**told, "workers": await with_memory(told["workers"]), "groups": []}
+        answer = dict((pulse and pulse.pool) or {"state": "down", "pid": None, "uptime_s": None, "workers": []})
+        answer["redis"] = {"url": None, "version": None, "durability": None, "error": "no answer in time"}
+        if answer["state"] == "healthy":
+            answer["state"] = "degraded"
+        return {**answer, "workers": await with_memory(answer["workers"]), "groups": []}
 
     async def close(self) -> None:
-        """End what is under way and disconnect."""
+        """Cancel what is running and disconnect."""
         self.stopping.set()
         self.pulse.cancel()
         self.status.cancel()
         await self.publisher.aclose()
         await self.redis.aclose()
 
-    async def _feel(self) -> Pulse:
-        trouble, told = await asyncio.gather(self._would_write(), asyncio.to_thread(self._ask))
-        return Pulse(trouble, *told)
+    async def _measure_pulse(self) -> Pulse:
+        redis_error, pool = await asyncio.gather(self._would_write(), asyncio.to_thread(self._ask))
+        return Pulse(redis_error, *pool)
 
     async def _would_write(self) -> str:
-        """Why Redis would not take a write now; empty: it would."""
+        """Return why Redis would refuse a write now; empty: it would not."""
         try:
             async with asyncio.timeout(PULSE_LIMIT_S):
                 await self.redis.execute_command("EVAL", _WRITES_NOTHING, 0)
         except ResponseError as error:
-            # Before Redis 7 the script has no flags and does not compile: it answers, and no more is known.
+            # Before Redis 7 a script has no flags and does not compile: Redis answers, and that is all we know.
             return "" if code_of(error) == "ERR" else f"{code_of(error)}: {error}"
         except (RedisError, OSError) as error:
             return str(error) or "no answer in time"
@@ -149,39 +149,24 @@ class Service:
         if not self.paths.control.exists():
             return None, ""
         try:
-            told = ask_arbiter(self.paths, "status", patience_s=PULSE_LIMIT_S)
+            answer = ask_arbiter(self.paths, "status", patience_s=PULSE_LIMIT_S)
         except SupervisorError as error:
             return None, str(error)
-        del told["redis_url"]  # with its password
-        return told, ""
+        del answer["redis_url"]  # with its password
+        return answer, ""
 
 
-def service_of(request: Request) -> Service:
-    """The process's service."""
+async def get_service(request: Request) -> Service:
+    """Return the service of this process."""
     found: Service = request.app.state.service
     return found
 
 
-async def _service(request: Request) -> Service:
-    return service_of(request)
-
-
-async def _publisher(request: Request) -> Publisher:
-    return service_of(request).publisher
-
-
-async def _redis(request: Request) -> Redis:
-    return service_of(request).redis
-
-
-ServiceDep = Annotated[Service, Depends(_service)]
-PublisherDep = Annotated[Publisher, Depends(_publisher)]
-#: A client whose every answer comes as quickly as a publish's, or fails with what becomes 503.
-RedisDep = Annotated[Redis, Depends(_redis)]
+ServiceDep = Annotated[Service, Depends(get_service)]
 
 
 def refuse_without_redis(state: dict[str, Any]) -> None:
-    """Raise a problem when the state lacks what Redis would have told."""
+    """Raise Problem when the state was made without an answer of Redis."""
     error = state["redis"].get("error")
     if error:
         raise Problem("redis-unavailable", error, code="UNREACHABLE")

@@ -19,11 +19,12 @@ from fastapi.responses import StreamingResponse
 from redis.exceptions import RedisError, ResponseError
 
 from supervisor.broker.connect import client
+from supervisor.fastapi import RedisDep
 
 from .message_routes import as_message
 from .problems import Problem
 from .schemas import EntryId, Stream, problems
-from .service import RedisDep, Service, ServiceDep
+from .service import Service, ServiceDep
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis

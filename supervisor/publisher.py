@@ -8,9 +8,11 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from supervisor.broker.node_router import NodeRouter
+from supervisor.broker.scripts import Script
 from supervisor.broker.scripts_publish import PUBLISH_ONCE
 from supervisor.core.encode import fields_of
 from supervisor.errors import IdempotencyError, UsageError
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from redis.asyncio import Redis
-
-    from supervisor.broker.scripts import Script
 
 #: How long a key is remembered.
 KEY_TTL_S = 24 * 3600
@@ -100,15 +100,16 @@ class Publisher:
         return PublishedBatch([entry.decode() for entry in entries])
 
     async def evaluate(
-        self, script: Script, keys: Sequence[str], *arguments: str | int, repeatable: bool = False
+        self, script: str, keys: Sequence[str], *arguments: str | int, repeatable: bool = False
     ) -> Any:
-        """A script of the caller's own, in the same pipeline as the publishes around it; its raw reply.
+        """Run a Lua script in the same pipeline as the publishes around it, and return its raw reply.
 
-        `keys` are all of one hash slot, for Redis Cluster. `repeatable`: it may be sent again when its answer was
-        lost. Raises as `publish` does.
+        With it a record and its message are stored together or not at all. In Redis Cluster all `keys` must be in
+        one hash slot. `repeatable`: the script may be sent again when its answer was lost. Raises as `publish` does.
         """
+        own = _script(script)
         return await self._router.send(
-            keys[0] if keys else "", lambda lane: lane.script(script, keys, *arguments, repeatable=repeatable)
+            keys[0] if keys else "", lambda lane: lane.script(own, keys, *arguments, repeatable=repeatable)
         )
 
     async def aclose(self) -> None:
@@ -146,6 +147,12 @@ class Publisher:
             raise UsageError(f"stream {stream!r}: not Unicode: {error.reason}") from None
         if not stream:
             raise UsageError("a stream's name must not be empty")
+
+
+@lru_cache(maxsize=64)
+def _script(text: str) -> Script:
+    """Cached: the digest of a text is computed once."""
+    return Script(text)
 
 
 def _fingerprint(messages: Sequence[Mapping[str, str]]) -> str:

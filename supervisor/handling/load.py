@@ -67,7 +67,7 @@ def load_handlers(settings: Settings, root: Path) -> list[HandlerSpec]:
     functions: list[tuple[Callable[..., Any], Declaration]] = []
     for name in settings.handlers:
         for module in _modules(name, root, settings.router_modules):
-            functions += _declared(vars(module).values())
+            functions += declarations_in(vars(module).values())
     if not functions:
         found = [f"{name} ({_place(sys.modules[name])})" for name in settings.handlers]
         raise HandlerError(f"no @handler found in {' and '.join(found) or 'no module, handlers = []'}; {_INIT}")
@@ -91,7 +91,7 @@ def make_importable(root: Path) -> None:
 
 def specs_of(settings: Settings, functions: Iterable[Callable[..., Any]]) -> list[HandlerSpec]:
     """The handlers among `functions`, for programs that name them instead of modules."""
-    return make_specs(settings, list(_declared(functions)))
+    return make_specs(settings, list(declarations_in(functions)))
 
 
 def make_specs(settings: Settings, functions: list[tuple[Callable[..., Any], Declaration]]) -> list[HandlerSpec]:
@@ -145,7 +145,8 @@ def _spec(settings: Settings, function: Callable[..., Any], declaration: Declara
     )
 
 
-def _declared(values: Iterable[Any]) -> Iterator[tuple[Callable[..., Any], Declaration]]:
+def declarations_in(values: Iterable[Any]) -> Iterator[tuple[Callable[..., Any], Declaration]]:
+    """Yield each handler function among `values` with its declaration, once for each `@handler` on it."""
     for value in values:
         if inspect.isfunction(value):
             for declaration in getattr(value, ATTRIBUTE, ()):
@@ -170,9 +171,9 @@ def import_module_of(name: str, root: Path, setting: str = "handlers") -> Module
         if error.name and f"{name}.".startswith(f"{error.name}."):
             where = f"{setting}: there is no module {error.name!r} in {root} or among what is installed"
             raise HandlerError(f"{where}{_similar_module(error.name, root) or f'; {_INIT}'}") from None
-        raise HandlerError(_import_failure(name, error)) from error
+        raise HandlerError(_import_failure(name, root, error)) from error
     except (Exception, SystemExit) as error:
-        raise HandlerError(_import_failure(name, error)) from error
+        raise HandlerError(_import_failure(name, root, error)) from error
 
 
 def _similar_module(missing: str, root: Path) -> str:
@@ -187,11 +188,16 @@ def _place(module: ModuleType) -> str:
     return module.__file__ or ", ".join(getattr(module, "__path__", []))
 
 
-def _import_failure(name: str, error: BaseException) -> str:
-    """Names the user's own line: the last frame outside of importlib, or that of a syntax error."""
+def _import_failure(name: str, root: Path, error: BaseException) -> str:
+    """Name the line of the project that failed: the last frame in a file of its own, or that of a syntax error."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}: {error.msg} (while importing {name!r})"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
-    own = [f for f in frames if f.filename != __file__]
+    frames = [f for f in frames if f.filename != __file__]
+    own = [f for f in frames if _belongs_to(root, Path(f.filename))] or frames
     place = f"{own[-1].filename}:{own[-1].lineno}" if own else name
     return f"{place}: {type(error).__name__}: {error} (while importing {name!r})"
+
+
+def _belongs_to(root: Path, file: Path) -> bool:
+    return file.is_relative_to(root) and not set(file.relative_to(root).parts) & set(_INSTALLED)

@@ -1,0 +1,77 @@
+"""The project's own routers (`[api] routers`): imported, checked and mounted behind the service's routes."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, FastAPI, routing
+from starlette.routing import BaseRoute, Match
+
+from supervisor.errors import HandlerError, did_you_mean
+from supervisor.handling.load import declarations_in, import_module_of, make_importable
+
+from .schemas import problems
+
+if TYPE_CHECKING:
+    from supervisor.settings.load import Loaded
+
+#: Newer versions of FastAPI keep included routers as a tree, older ones as a flat list.
+_routes_of = getattr(routing, "iter_route_contexts", iter)
+_PARAMETER = re.compile(r"\{[^}]*\}")
+
+
+def mount(app: FastAPI, loaded: Loaded) -> None:
+    """Add the routes of all configured routers to `app`. Raises HandlerError that names file and line."""
+    own = list(app.routes)
+    make_importable(loaded.root)
+    setting = f"{loaded.origins.get('api.routers', 'default')}: api.routers"
+    for name in loaded.settings.api.routers:
+        module_name, _, attribute = name.partition(":")
+        module = import_module_of(module_name, loaded.root, setting)
+        router = _router_in(module, attribute, setting)
+        if module_name not in loaded.settings.handlers:
+            _refuse_handlers(module)
+        for route in _routes_of(router.routes):
+            _refuse_collision(route, own, f"{setting}: {name}")
+        try:
+            app.include_router(router, responses=problems("invalid", "redis-unavailable"))
+        except Exception as error:
+            raise HandlerError(f"{setting}: {name}: {error}") from error
+
+
+def _router_in(module: ModuleType, attribute: str, setting: str) -> APIRouter:
+    found = getattr(module, attribute, None)
+    if isinstance(found, APIRouter):
+        return found
+    if hasattr(module, attribute):
+        problem = f"{attribute!r} is of type {type(found).__name__}, not APIRouter"
+    else:
+        problem = f"there is no {attribute!r}"
+    routers = [name for name, value in vars(module).items() if isinstance(value, APIRouter)]
+    hint = did_you_mean(attribute, routers) or f" (routers in it: {', '.join(routers) or 'none'})"
+    raise HandlerError(f"{setting}: {problem} in {module.__file__}{hint}")
+
+
+def _refuse_handlers(module: ModuleType) -> None:
+    """Raise HandlerError for a handler that no worker would run: workers skip the modules with routers."""
+    for function, declaration in declarations_in(vars(module).values()):
+        if function.__module__ == module.__name__:
+            raise HandlerError(
+                f"{declaration.where}: api.routers names this module, so workers skip it and its handler never runs;"
+                " move the handler to another module"
+            )
+
+
+def _refuse_collision(route: Any, own: Sequence[BaseRoute], setting: str) -> None:
+    """Raise HandlerError for a route with the address of one of the service's own routes, which come first."""
+    path: str = route.path
+    scope = {"type": "http", "method": "GET", "path": _PARAMETER.sub("1", path), "root_path": "", "headers": []}
+    if all(other.matches(scope)[0] is Match.NONE for other in own):
+        return
+    code = getattr(inspect.unwrap(route.endpoint), "__code__", None)
+    where = f"{code.co_filename}:{code.co_firstlineno}: {setting}" if code else setting
+    raise HandlerError(f"{where}: the path {path!r} belongs to the HTTP service; give the route another path")

@@ -1,0 +1,167 @@
+"""The consumers of one process of a FastAPI app, for `supervisor.fastapi.lifespan`.
+
+They run as tasks of the app's event loop. Each process of the app takes a name of its own with a lease in
+Redis, does the keeper's work for that name, and takes over from processes that are gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
+
+from supervisor.broker.connect import client
+from supervisor.core.backoff import backoff_s
+from supervisor.errors import SupervisorError
+from supervisor.keeper.lease import RENEW_S
+from supervisor.keeper.reaper import Reaper
+from supervisor.keeper.numbered_lease import NumberedLease
+from supervisor.keeper.trimmer import Trimmer
+from supervisor.log import FaultLog, logger, worker_logger
+from supervisor.keys import consumer_name
+from supervisor.shared_state import HeaderField, SharedState, SlotField
+from supervisor.worker.runtime import Runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from supervisor.handling.load import HandlerSpec
+    from supervisor.settings.model import Settings
+    from supervisor.shared_state import SharedSlot
+
+#: How often the consumers' figures are written and requests to rescan are looked for.
+_REPORT_S = 0.5
+_RECONNECT_BASE_S = 0.05
+_RECONNECT_MAX_S = 2.0
+
+
+class AppConsumers:
+    """The consumers of one process of the app, from its start to its end."""
+
+    def __init__(self, settings: Settings, specs: list[HandlerSpec], consumers: int, name: str) -> None:
+        self._settings = settings
+        self._specs = specs
+        self._name = name
+        self._shared = SharedState()
+        self._shared.set(HeaderField.WORKERS, consumers)
+        self._redis = client(settings.redis.url, connect_timeout_s=settings.redis.connect_timeout_s)
+        self._log = logger(settings, pid=os.getpid())
+        self._faults = FaultLog(self._log)
+        self._stopping = asyncio.Event()
+        self._running = self._start_task(self._run())
+
+    async def stop(self) -> None:
+        """Finish the messages in hand within the drain deadline, then disconnect. Raises what a consumer raised."""
+        self._stopping.set()
+        await self._running
+
+    async def _run(self) -> None:
+        try:
+            while (lease := await self._take_lease()) is not None:
+                await self._work(lease)
+        finally:
+            await self._redis.aclose()
+
+    async def _take_lease(self) -> NumberedLease | None:
+        """Take a name; waits while Redis is unreachable. None: the app ended first."""
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                lease = await NumberedLease.find(self._redis, self._settings.pool.host, self._name)
+            except (RedisError, OSError) as error:
+                failures += 1
+                self._faults.redis("can't take an app name", error)
+            else:
+                self._faults.resolved("can't take an app name")
+                return lease
+            await self._pause(backoff_s(failures, _RECONNECT_BASE_S, _RECONNECT_MAX_S, random.random))
+        return None
+
+    async def _work(self, lease: NumberedLease) -> None:
+        """Run the consumers until the app ends or another process has the name."""
+        runtimes: list[Runtime] = []
+        tasks: list[asyncio.Task[Any]] = []
+        for slot in range(self._shared.get(HeaderField.WORKERS)):
+            words = self._shared.slot(slot)
+            words.reset_for_new_worker()
+            words.clear_started()
+            faults = FaultLog(worker_logger(self._settings, slot))
+            runtime = Runtime(self._settings, self._specs, words, consumer_name(lease.pool, slot), faults)
+            runtimes.append(runtime)
+            # Start it before the next runtime is made: a task keeps the context that its runtime has set.
+            tasks.append(self._start_task(runtime.run(partial(_note_ready, words))))
+        reporting, keeping = self._start_task(self._report(runtimes)), self._start_task(self._keep(lease))
+        stopping = self._start_task(self._stopping.wait())
+        await asyncio.wait([keeping, stopping], return_when=asyncio.FIRST_COMPLETED)
+        for runtime in runtimes:
+            await runtime.drain()
+        await asyncio.wait(tasks, timeout=self._settings.pool.drain_s)
+        tasks += [reporting, keeping, stopping]
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        for runtime in runtimes:
+            await runtime.close()
+        with contextlib.suppress(RedisError, OSError):  # the lease expires by itself
+            await lease.leave()
+        failed = [result for result in results if isinstance(result, Exception)]
+        if failed:
+            raise SupervisorError(f"a consumer failed: {failed[0]!r}") from failed[0]
+
+    async def _keep(self, lease: NumberedLease) -> None:
+        """Renew the lease and take over from processes that are gone. Returns when another process has the name."""
+        groups = [(spec.stream, spec.group) for spec in self._specs]
+        reaper = Reaper(self._redis, lease.pool, lease.token, self._shared, groups, self._log)
+        reaper.foreign_after_s = self._settings.consumer.claim_foreign_after_s
+        trimmer = Trimmer(self._redis, self._settings, lease.token, groups, self._log)
+        while True:
+            try:
+                if not await lease.renew():
+                    self._log.error("app name lost to another process", name=lease.pool)
+                    return
+                if not self._stopping.is_set():
+                    await reaper.look()
+                    await trimmer.look()
+            except (RedisError, OSError) as error:
+                reaper.lost_sight()
+                self._faults.redis("can't renew the app name", error)
+                await trimmer.make_room(error)
+            else:
+                self._faults.resolved("can't renew the app name")
+            await asyncio.sleep(RENEW_S)
+
+    async def _report(self, runtimes: list[Runtime]) -> None:
+        """Write each consumer's figures, and have it rescan its pending list when the keeper asks for it."""
+        sweeps = [0] * len(runtimes)
+        while True:
+            for slot, runtime in enumerate(runtimes):
+                runtime.report()
+                asked = self._shared.slot(slot).get(SlotField.RESCAN_PENDING)
+                if asked != sweeps[slot]:
+                    sweeps[slot] = asked
+                    runtime.sweep()
+            await asyncio.sleep(_REPORT_S)
+
+    def _start_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Start a task whose failure is logged at once, since it may be awaited only when the app ends."""
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._log_failure)
+        return task
+
+    def _log_failure(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.error("app consumers failed", exc_info=error)
+
+    async def _pause(self, limit_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), limit_s)
+
+
+def _note_ready(words: SharedSlot) -> None:
+    words.set(SlotField.READY_NS, time.monotonic_ns())
