@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, FastAPI, routing
 from starlette.routing import BaseRoute, Match
 
-from supervisor.errors import HandlerError, did_you_mean
+from supervisor.errors import HandlerError
 from supervisor.handling.load import declarations_in, import_module_of, make_importable
+from supervisor.text import did_you_mean
 
 from .schemas import problems
 

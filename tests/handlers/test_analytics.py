@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from redis.exceptions import ResponseError
 
-from api.users import REGISTRATIONS_KEY
 from handlers.analytics import COUNTED, COUNTS, track_user_registration
 from handlers.events import UserCreated
 from supervisor.context import Context, enter
@@ -53,7 +52,3 @@ async def test_what_fails_is_not_half_counted(surroundings: Context, redis: Any)
     await redis.delete(COUNTS)
     await track_user_registration(user(1))
     assert await redis.hgetall(COUNTS) == {b"2026-11-24": b"1"}
-
-
-def test_the_api_reads_what_is_counted() -> None:
-    assert REGISTRATIONS_KEY == COUNTS

@@ -5,8 +5,9 @@ from __future__ import annotations
 import subprocess
 import textwrap
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import httpx
@@ -33,11 +34,15 @@ def browser(base_url: str) -> httpx.Client:
 class Service:
     """The HTTP service alone, in a folder of its own, on a free loopback port."""
 
-    def __init__(self, folder: Path, redis_url: str, *, config: str = "", ready: bool = True) -> None:
-        """Start it; with `ready`, wait until it answers."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.toml").write_text(textwrap.dedent(config))
-        (folder / "handlers.py").write_text(HANDLERS)
+    def __init__(
+        self, folder: Path, redis_url: str, *, config: str = "", files: Mapping[str, str] = MappingProxyType({}),
+        ready: bool = True,
+    ) -> None:  # fmt: skip
+        """Start it in a project with these files; with `ready`, wait until it answers."""
+        for name, text in ({"handlers.py": HANDLERS} | dict(files) | {"config.toml": config}).items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(textwrap.dedent(text))
         self._err = folder / "err"
         self.base_url = f"http://127.0.0.1:{free_port()}"
         self.http = browser(self.base_url)

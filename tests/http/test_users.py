@@ -1,19 +1,39 @@
-"""The example's producer: the user and the event exist together, or neither does."""
+"""The example's router: the user and the event exist together, or neither does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from html import unescape
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import redis as redis_py
 
-from tests.http.service import STREAM, problem
+from tests.http.service import STREAM, Service, problem
 
+EXAMPLE = Path(__file__).parents[2] / "handlers"
 LAST_ID = f"users:{{{STREAM}}}:last_id"
 USERS = f"users:{{{STREAM}}}:by_id"
+
+
+@pytest.fixture(scope="module")
+def example(_shared: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The service with the shipped handlers and their router."""
+    files = {f"handlers/{path.name}": path.read_text() for path in EXAMPLE.glob("*.py")}
+    config = '[api]\nmax_body_bytes = 1048576\nrouters = ["handlers.http:router"]'
+    with Service(tmp_path_factory.mktemp("example"), _shared[0].url, config=config, files=files) as service:
+        yield service
+
+
+@pytest.fixture
+def http(example: Service, store: redis_py.Redis) -> httpx.Client:
+    return example.http
 
 
 def test_a_user_is_stored_and_the_event_published(http: httpx.Client, store: redis_py.Redis) -> None:
@@ -125,6 +145,13 @@ def test_a_full_server_takes_neither(http: httpx.Client, store: redis_py.Redis) 
 )
 def test_a_user_that_is_not_there(http: httpx.Client, user: str, status: int, kind: str) -> None:
     problem(http.get(f"/users/{user}"), status, kind)
+
+
+def test_the_page_of_all_routes_has_a_command_that_registers_a_user(http: httpx.Client, store: redis_py.Redis) -> None:
+    commands = [unescape(text) for text in re.findall(r"<pre>(.*?)</pre>", http.get("/docs").text)]
+    (register,) = [command for command in commands if "-X POST" in command and "/users " in command]
+    made = http.post("/users", json=json.loads(shlex.split(register)[-1]))
+    assert made.status_code == 201, made.text
 
 
 def test_registrations_are_shown_by_day(http: httpx.Client, store: redis_py.Redis) -> None:
