@@ -15,8 +15,8 @@ from fastapi.responses import Response
 
 from supervisor.core.encode import encode_fields
 from supervisor.errors import EncodeError
-from supervisor.publisher import BATCH_MAX, KEY_BYTES_MAX
 from supervisor.fastapi import PublisherDep, RedisDep
+from supervisor.publisher import BATCH_MAX, KEY_BYTES_MAX
 
 from .problems import Problem, pointer_of
 from .schemas import (

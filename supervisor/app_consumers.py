@@ -20,11 +20,11 @@ from supervisor.broker.connect import client
 from supervisor.core.backoff import backoff_s
 from supervisor.errors import SupervisorError
 from supervisor.keeper.lease import RENEW_S
-from supervisor.keeper.reaper import Reaper
 from supervisor.keeper.numbered_lease import NumberedLease
+from supervisor.keeper.reaper import Reaper
 from supervisor.keeper.trimmer import Trimmer
-from supervisor.log import FaultLog, logger, worker_logger
 from supervisor.keys import consumer_name
+from supervisor.log import FaultLog, logger, worker_logger
 from supervisor.shared_state import HeaderField, SharedState, SlotField
 from supervisor.worker.runtime import Runtime
 

@@ -20,8 +20,8 @@ from fastapi import Depends
 from redis.asyncio import Redis
 from starlette.requests import HTTPConnection
 
-from supervisor.publisher import Publisher
 from supervisor.errors import UsageError
+from supervisor.publisher import Publisher
 
 if TYPE_CHECKING:
     from supervisor.settings.load import Loaded

@@ -99,9 +99,7 @@ class Publisher:
         entries: list[bytes] = await self._router.send(stream, lambda lane: lane.transaction(commands))
         return PublishedBatch([entry.decode() for entry in entries])
 
-    async def evaluate(
-        self, script: str, keys: Sequence[str], *arguments: str | int, repeatable: bool = False
-    ) -> Any:
+    async def evaluate(self, script: str, keys: Sequence[str], *arguments: str | int, repeatable: bool = False) -> Any:
         """Run a Lua script in the same pipeline as the publishes around it, and return its raw reply.
 
         With it a record and its message are stored together or not at all. In Redis Cluster all `keys` must be in
