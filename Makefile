@@ -67,7 +67,7 @@ $(VENV)/.python: | .ci/find-python
 $(VENV)/.installed: $(VENV)/.python constraints.txt pyproject.toml
 	@echo "installing the supervisor into $(VENV)"
 	@$(PIP) install --no-deps --require-hashes -r constraints.txt
-	@$(PIP) install --no-deps --no-build-isolation -e .
+	@$(PIP) install --no-deps --no-build-isolation -e '.[example]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed constraints-dev.txt
@@ -98,8 +98,8 @@ COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate
 constraints: $(VENV)/.python ## settle all versions anew (needs the network)
 	@test -x $(UV) || { $(BIN)/python -m venv build/uv && build/uv/bin/python -m pip --quiet install uv; }
 	@echo 'setuptools>=77' > build/build-system.in
-	$(COMPILE) --upgrade pyproject.toml build/build-system.in -o constraints.txt
-	$(COMPILE) --upgrade --extra test --extra lint --extra bench --constraint constraints.txt \
+	$(COMPILE) --upgrade --extra example pyproject.toml build/build-system.in -o constraints.txt
+	$(COMPILE) --upgrade --extra example --extra test --extra lint --extra bench --constraint constraints.txt \
 		pyproject.toml build/build-system.in -o constraints-dev.txt
 	$(COMPILE) --upgrade --extra peers --constraint constraints-dev.txt \
 		pyproject.toml -o constraints-peers.txt

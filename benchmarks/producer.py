@@ -7,10 +7,12 @@ Client and Redis run on the same machine, so the ratios say more than the rates.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import orjson
@@ -31,13 +33,7 @@ CASES = {
     "api: POST /v1/streams/{stream}/messages": ("api", "/v1/streams/events:user_created/messages", EVENT),
     "api: POST /users (record and event)": ("api", "/users", USER),
 }
-HANDLER = """
-from supervisor import Message, handler
-
-@handler("events:user_created", group="producer")
-async def handle(message: Message) -> None:
-    pass
-"""
+SHIPPED = Path(__file__).parents[1] / "handlers"
 
 
 @contextmanager
@@ -55,8 +51,10 @@ def peer(running: RedisServer) -> Iterator[str]:
 
 @contextmanager
 def api(running: RedisServer) -> Iterator[str]:
-    """The API service of a pool without workers."""
-    with project(HANDLER, redis_url=running.url, workers=0, api=True) as pool:
+    """The API service of a pool without workers, with the router of the shipped handlers."""
+    routers = '[api]\nrouters = ["handlers.http:router"]\n'
+    with project("", redis_url=running.url, workers=0, api=True, config=routers) as pool:
+        shutil.copytree(SHIPPED, pool.folder / "handlers")  # a package comes before the module handlers.py
         pool.start(ready=False)
         yield pool.base_url
 

@@ -39,11 +39,12 @@ def test_the_files_agree() -> None:
 def test_what_pyproject_asks_for_is_pinned_within_its_range() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     project = settings["project"]
-    extras = [text for name in ("test", "lint", "bench") for text in project["optional-dependencies"][name]]
+    optional = project["optional-dependencies"]
+    extras = [text for name in ("test", "lint", "bench") for text in optional[name]]
     for file, asked in (
-        ("constraints.txt", project["dependencies"] + settings["build-system"]["requires"]),
+        ("constraints.txt", project["dependencies"] + optional["example"] + settings["build-system"]["requires"]),
         ("constraints-dev.txt", project["dependencies"] + extras),
-        ("constraints-peers.txt", project["optional-dependencies"]["peers"]),
+        ("constraints-peers.txt", optional["peers"]),
     ):
         pinned = pins(file)
         for requirement in map(Requirement, asked):
