@@ -1,8 +1,8 @@
-"""Where the HTTP service listens: the address, whether it may be used, and the socket itself.
+"""The address of the HTTP service: its syntax, whether it may be used, and the listening socket.
 
-The service binds it when it runs alone. In a pool the arbiter does, before anything is started, and
-hands it to each incarnation of the service: so a taken port is one clear error, and no connection is
-refused while the service restarts.
+The service binds the socket when it runs alone. In a pool the arbiter does, before anything is started,
+and passes it to each incarnation of the service. So a port in use is reported once at the start, and no
+connection is refused while the service restarts.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from supervisor.errors import ConfigError
 if TYPE_CHECKING:
     from supervisor.settings.model import Settings
 
-#: `<descriptor of the socket>,<descriptor of a file to write into when the service serves>`.
-#: Not SUPERVISOR_*: those are settings, and an unknown one is refused.
+#: `<descriptor of the socket>,<descriptor of a file that the service writes to when it serves>`.
+#: Not SUPERVISOR_*: those are settings, and an unknown setting is an error.
 HTTP_FDS_VARIABLE = "_SUPERVISOR_HTTP_FDS"
 BACKLOG = 2048
 _PORT_MAX = 65535
 
 
 def check_bind(settings: Settings) -> None:
-    """Raise ConfigError for an address that others can reach, unless a token is needed there."""
+    """Raise ConfigError for an address that other machines can reach, unless a token is set."""
     if not settings.api.token and not is_loopback(parse_bind(settings.api.bind)[0]):
         raise ConfigError(
             f"api.bind = {settings.api.bind!r}: anybody who reaches that address could publish;"
@@ -35,18 +35,18 @@ def check_bind(settings: Settings) -> None:
 
 
 def pool_bind(settings: Settings) -> str:
-    """Where a pool's service listens; empty where a pool has none."""
+    """Return the address of a pool's HTTP service; empty if the pool has none."""
     return settings.api.bind if settings.api.enabled else ""
 
 
 def parse_bind(bind: str) -> tuple[str, int]:
-    """(host, port) of `host:port`, brackets around an IPv6 host removed."""
+    """Split `host:port`; brackets around an IPv6 host are removed."""
     host, _, port = bind.rpartition(":")
     return host.strip("[]"), int(port)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach that address."""
+    """Return whether only this machine can reach that address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -54,7 +54,7 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(bind: str) -> socket.socket:
-    """A socket that listens there. Raises ConfigError that says what to do when the port is taken."""
+    """Return a listening socket. Raises PortInUseError and ConfigError."""
     host, port = parse_bind(bind)
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -71,17 +71,17 @@ def listen(bind: str) -> socket.socket:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             other = f"{bind.rpartition(':')[0]}:{port + 1 if port < _PORT_MAX else port - 1}"
-            raise PortInUseError(f"{bind} is taken; use --bind {other} or [api] bind") from None
+            raise PortInUseError(f"{bind} is in use; use --bind {other} or [api] bind") from None
         raise ConfigError(f"api.bind: can't listen on {bind}: {error.strerror or error}") from None
     return listening
 
 
 class PortInUseError(ConfigError):
-    """Another process listens there."""
+    """Another process listens on that address."""
 
 
 def inherited_socket() -> tuple[socket.socket, int] | None:
-    """The socket and the file that the arbiter has handed over, if it has."""
+    """Return the socket and the ready file that the arbiter passed to this process, if any."""
     text = os.environ.pop(HTTP_FDS_VARIABLE, None)
     if text is None:
         return None

@@ -1,4 +1,4 @@
-"""Files without a name that live in memory: shared with forked children, gone with their last user."""
+"""Anonymous memory files, which forked children share."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import tempfile
 
 
 def create_memfd(name: str) -> int:
-    """A new empty one; its descriptor, which an exec closes. `name` shows in /proc."""
+    """Create an empty file and return its descriptor, which an exec closes. `name` is shown in /proc."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create(f"supervisor-{name}", os.MFD_CLOEXEC)
-    # macOS: an unlinked file does the same.
+    # macOS has no memfd; an unlinked file does the same.
     fd, path = tempfile.mkstemp(prefix=f"supervisor-{name}-")
     os.unlink(path)
     return fd

@@ -1,12 +1,11 @@
-"""The shared mapping of arbiter and workers: beats, deadlines, counters, the ids in hand.
+"""The memory shared by arbiter and children: beats, deadlines, counters, ids of started messages.
 
-1. One anonymous memory file, mapped before the first fork: a beat is a store, no system call.
-2. Each word has one writer (the arbiter, the keeper or the slot's worker). Aligned 8-byte stores are
-   never torn; what needs several words is read with that in mind.
-3. It outlives the worker: what a dead one was doing is still there for the arbiter and its successor.
+1. It is one anonymous memory file, mapped before the first fork: a beat is a store, not a system call.
+2. Each field has one writer (the arbiter, the keeper or the slot's worker). Aligned 8-byte stores are
+   never torn; readers of several fields must expect a mix of old and new values.
+3. It outlives the workers: the arbiter and the next worker can read what a dead worker was doing.
 
-The layout is the same whatever handlers there are, so that an arbiter that re-executes itself can go
-on with the mapping of its predecessor.
+The layout does not depend on the handlers, so an arbiter that execs itself can keep the mapping.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 MAGIC = 0x5355505256534F52
 SLOTS_MAX = 256
 HANDLERS_MAX = 64
-#: Beside the stream's own messages a handler may have copies of replayed ones in hand, which are marked apart.
+#: Two for each handler: the stream's own messages and replayed copies are tracked separately.
 CONSUMERS_MAX = 2 * HANDLERS_MAX
 FIELD_BYTES = 8
 FIELD_MAX = 2**64 - 1
@@ -37,49 +36,49 @@ SLOT_STRIDE = SLOT_FIELDS + CONSUMERS_MAX * CONSUMER_FIELDS
 
 
 class HeaderField(IntEnum):
-    """Words of the header."""
+    """Fields of the header."""
 
     MAGIC = 0
     VERSION = 1
-    #: The time of the arbiter's start (CLOCK_MONOTONIC).
+    #: The start of the arbiter (CLOCK_MONOTONIC).
     START_NS = 4
-    #: Not 0: every child shall drain.
+    #: Not 0: every worker drains.
     SHUTDOWN = 5
-    #: Not 0: workers take nothing new.
+    #: Not 0: workers fetch no new messages.
     PAUSED = 6
-    #: Not 0: the keeper has found another pool's token in this pool's lease. Never taken back.
+    #: Not 0: the keeper found another pool's token in this pool's lease. Never reset.
     NAME_TAKEN = 7
-    #: The keeper's last finished turn and whether Redis answered it.
+    #: The end of the keeper's last cycle and whether Redis answered.
     KEEPER_BEAT_NS = 8
     KEEPER_REDIS_OK = 9
-    #: What the keeper last counted as not yet delivered, over all groups, and when (0: never).
+    #: The undelivered messages of all groups as last counted by the keeper, and when (0: never).
     BACKLOG = 10
     BACKLOG_NS = 11
-    #: How many workers there shall be: the slots below this number.
+    #: The number of workers that there should be: the slots below this number.
     WORKERS = 12
 
 
 class SlotField(IntEnum):
-    """Words of a slot. The first eight are the arbiter's, the others the worker's."""
+    """Fields of a slot. The arbiter writes the first eight, the worker the others."""
 
     PID = 0
     INCARNATION = 1
     SPAWN_NS = 2
-    #: DONE when this incarnation was started.
+    #: The value of DONE when this incarnation was started.
     DONE_BEFORE = 3
-    #: Raised by the arbiter or the keeper: read your own pending list again.
+    #: Incremented by the arbiter or the keeper: the worker must read its pending list again.
     RESCAN_PENDING = 4
-    #: Set before a slot is drained for good: 1 + the slot that inherits what it still has. A worker that finds
-    #: it set when it starts only hands over: its predecessor could not.
+    #: 1 + the slot that takes over the pending messages; set before a slot is removed. A worker that starts with it
+    #: only hands over, because its predecessor could not.
     HANDOVER_TO = 5
 
     BEAT_NS = 8
     STATE = 9
     STATE_SINCE_NS = 10
-    #: When the stretch of work that was begun must be over; 0: none.
+    #: When the current step of work must be finished; 0: no deadline.
     DEADLINE_NS = 11
     READY_NS = 12
-    #: The last finished read (an empty one counts) and the last confirmed ack.
+    #: The last completed read (also an empty one) and the last confirmed ack.
     FETCH_NS = 13
     SETTLE_NS = 14
     LOOP_LAG_NS_MAX = 15
@@ -94,28 +93,28 @@ class SlotField(IntEnum):
     RECONNECTS = 23
     BATCHES = 24
     ADOPTED = 25
-    #: 1 + the exit code with which the worker is about to leave.
+    #: 1 + the exit code that the worker is about to exit with.
     EXIT_CODE = 26
-    #: Not 0: suspects of a crash run one at a time; what ends the process now is marked as running alone, or is none
-    #: of its messages. Outlives the process, as the rows do.
+    #: Not 0: suspects of a crash run one at a time. If the process dies now, either the isolated message or none of
+    #: its messages caused it. Kept when the process ends, like the consumers' fields.
     ISOLATING = 27
 
 
 class ConsumerField(IntEnum):
-    """Words of a consumer's row: what a worker has in hand of one (stream, group)."""
+    """Fields of a consumer: what a worker has started of one (stream, group)."""
 
-    #: `consumer_key(stream, group)`; 0: the row is free.
+    #: `consumer_key(stream, group)`; 0: unused.
     KEY = 0
-    #: The highest id of which the handler was started, as Unix ms and sequence.
+    #: The highest id whose handler was started, as Unix ms and sequence.
     STARTED_MS = 1
     STARTED_SEQ = 2
-    #: The message that runs alone after a crash; 0-0: none.
+    #: The message that runs in isolation after a crash; 0-0: none.
     ISOLATED_MS = 3
     ISOLATED_SEQ = 4
 
 
 class WorkerState(IntEnum):
-    """What a worker says that it does."""
+    """What a worker reports to be doing."""
 
     BOOT = 0
     ADOPT = 1
@@ -126,17 +125,17 @@ class WorkerState(IntEnum):
 
 
 def fingerprint(shape: object) -> int:
-    """A 64-bit number for what `shape` lists, as JSON; another list has another."""
+    """Return a 64-bit hash of `shape`, which must be serializable as JSON."""
     text = json.dumps(shape, sort_keys=True)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-#: Derived, so that nobody has to remember to raise it. A word that comes to mean something else gets another name.
+#: Derived from the names and numbers. A field whose meaning changes needs a new name.
 LAYOUT_VERSION = fingerprint(
     {
         "sizes": [SLOTS_MAX, CONSUMERS_MAX, FIELD_BYTES, HEADER_FIELDS, SLOT_FIELDS, CONSUMER_FIELDS],
-        "words": {
-            kind.__name__: {word.name: word.value for word in kind}
+        "fields": {
+            kind.__name__: {field.name: field.value for field in kind}
             for kind in (HeaderField, SlotField, ConsumerField, WorkerState)
         },
     }
@@ -144,13 +143,13 @@ LAYOUT_VERSION = fingerprint(
 
 
 def consumer_key(stream: str, group: str) -> int:
-    """A 64-bit name for (stream, group), never 0."""
+    """Return a 64-bit hash of (stream, group), never 0."""
     digest = hashlib.blake2b(f"{stream}\0{group}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") or 1
 
 
 class SharedSlot:
-    """The words of one slot."""
+    """The fields of one slot."""
 
     __slots__ = ("_base", "_words", "slot")
 
@@ -159,56 +158,47 @@ class SharedSlot:
         self._base = HEADER_FIELDS + slot * SLOT_STRIDE
         self.slot = slot
 
-    def get(self, word: SlotField) -> int:
-        """The word's value."""
-        return int(self._words[self._base + word])
+    def get(self, field: SlotField) -> int:
+        """Return the field's value."""
+        return int(self._words[self._base + field])
 
-    def set(self, word: SlotField, value: int) -> None:
-        """Store the word in one go."""
-        self._words[self._base + word] = value
+    def set(self, field: SlotField, value: int) -> None:
+        """Store the field atomically."""
+        self._words[self._base + field] = value
 
-    def add(self, word: SlotField, amount: int) -> None:
-        """Count; only for the word's one writer. One that was scribbled over may wrap round; it must not raise."""
-        self._words[self._base + word] = (self._words[self._base + word] + amount) & FIELD_MAX
+    def add(self, field: SlotField, amount: int) -> None:
+        """Add to the field; only for its one writer. Wraps around instead of raising if it holds garbage."""
+        self._words[self._base + field] = (self._words[self._base + field] + amount) & FIELD_MAX
 
     def reset_for_new_worker(self) -> None:
-        """What the arbiter does before it forks: a new incarnation starts with fresh words.
+        """Reset the fields of the last incarnation, before the fork.
 
-        Counters go on, and the rows stay: they tell the new worker what the dead one had in hand.
+        Counters continue, and the consumers' fields stay: they tell the new worker what the dead one had started.
         """
-        for word in range(SlotField.BEAT_NS, SlotField.IN_FLIGHT + 1):
-            self._words[self._base + word] = 0
-        for word in (SlotField.WAITING, SlotField.EXIT_CODE):
-            self._words[self._base + word] = 0
+        for field in range(SlotField.BEAT_NS, SlotField.IN_FLIGHT + 1):
+            self._words[self._base + field] = 0
+        for field in (SlotField.WAITING, SlotField.EXIT_CODE):
+            self._words[self._base + field] = 0
 
     def clear_started(self) -> None:
-        """Nothing that was in hand is to be suspected: its worker has left, or was ended, for another reason."""
+        """Clear the ids of started messages, because none of them caused the worker to exit."""
         self.set(SlotField.ISOLATING, 0)
-        for index in range(CONSUMERS_MAX):
-            at = self._base + SLOT_FIELDS + index * CONSUMER_FIELDS
-            for word in (
-                ConsumerField.STARTED_MS,
-                ConsumerField.STARTED_SEQ,
-                ConsumerField.ISOLATED_MS,
-                ConsumerField.ISOLATED_SEQ,
-            ):
-                self._words[at + word] = 0
+        for at in self._consumers():
+            for index in range(at + ConsumerField.STARTED_MS, at + ConsumerField.ISOLATED_SEQ + 1):
+                self._words[index] = 0
 
     def keep_consumers(self, consumers: Iterable[tuple[str, str]]) -> None:
-        """Free the rows of all but these (stream, group): of handlers that are no more, or of nobody at all."""
+        """Free the consumers that are not in `consumers`, because their handlers no longer exist."""
         keys = {consumer_key(stream, group) for stream, group in consumers}
-        for index in range(CONSUMERS_MAX):
-            at = self._base + SLOT_FIELDS + index * CONSUMER_FIELDS
+        for at in self._consumers():
             if self._words[at] not in keys:
-                for word in range(at, at + CONSUMER_FIELDS):
-                    self._words[word] = 0
+                SharedConsumer(self._words, at).free()
 
     def consumer(self, stream: str, group: str) -> SharedConsumer | None:
-        """The row of a consumer, taken if it has none yet; None when all rows are in use."""
+        """Return the fields of a consumer, allocating them if necessary; None if all are in use."""
         key = consumer_key(stream, group)
         free = None
-        for index in range(CONSUMERS_MAX):
-            at = self._base + SLOT_FIELDS + index * CONSUMER_FIELDS
+        for at in self._consumers():
             if self._words[at] == key:
                 return SharedConsumer(self._words, at)
             if free is None and self._words[at] == 0:
@@ -219,18 +209,22 @@ class SharedSlot:
         return None
 
     def last_started(self) -> list[tuple[int, int]]:
-        """The ids that run alone, or else the highest that were started, of each consumer; each id once.
+        """Return the isolated ids or else the highest started id of each consumer, without duplicates.
 
-        Where something runs alone, nothing else is in hand. A highest one may be done: its row keeps it.
+        While a message is isolated, no other one runs. A highest started message may be completed already.
         """
-        places = [self._base + SLOT_FIELDS + index * CONSUMER_FIELDS for index in range(CONSUMERS_MAX)]
-        rows = [SharedConsumer(self._words, at) for at in places if self._words[at]]
-        alone = [pair for row in rows if (pair := row.isolated())]
-        return list(dict.fromkeys(alone or [pair for row in rows if (pair := row.started()) != (0, 0)]))
+        used = [SharedConsumer(self._words, at) for at in self._consumers() if self._words[at]]
+        isolated = [pair for consumer in used if (pair := consumer.isolated())]
+        return list(dict.fromkeys(isolated or [pair for consumer in used if (pair := consumer.started()) != (0, 0)]))
+
+    def _consumers(self) -> range:
+        """Return the indexes at which the consumers' fields begin."""
+        first = self._base + SLOT_FIELDS
+        return range(first, first + CONSUMERS_MAX * CONSUMER_FIELDS, CONSUMER_FIELDS)
 
 
 class SharedConsumer:
-    """The words of one consumer in one slot."""
+    """The fields of one consumer in one slot."""
 
     __slots__ = ("_at", "_words")
 
@@ -239,23 +233,22 @@ class SharedConsumer:
         self._at = at
 
     def free(self) -> None:
-        """Nobody needs the row any more."""
-        for word in range(CONSUMER_FIELDS):
-            self._words[self._at + word] = 0
+        """Free the fields."""
+        for index in range(self._at, self._at + CONSUMER_FIELDS):
+            self._words[index] = 0
 
     def started(self) -> tuple[int, int]:
-        """The highest id whose handler was started by any incarnation."""
-        return int(self._words[self._at + ConsumerField.STARTED_MS]), int(
-            self._words[self._at + ConsumerField.STARTED_SEQ]
-        )
+        """Return the highest id whose handler any incarnation has started."""
+        ms, seq = self._at + ConsumerField.STARTED_MS, self._at + ConsumerField.STARTED_SEQ
+        return int(self._words[ms]), int(self._words[seq])
 
     def set_started(self, ms: int, seq: int) -> None:
-        """Say, before the call, that the handler of this id starts; (0, 0): nothing is in hand."""
+        """Record that the handler of this id is about to start; (0, 0): no message is running."""
         self._words[self._at + ConsumerField.STARTED_MS] = ms
         self._words[self._at + ConsumerField.STARTED_SEQ] = seq
 
     def isolated(self) -> tuple[int, int] | None:
-        """The id that runs, or ran at a crash, with nothing else in hand."""
+        """Return the id that runs, or ran when the worker crashed, in isolation."""
         pair = (
             int(self._words[self._at + ConsumerField.ISOLATED_MS]),
             int(self._words[self._at + ConsumerField.ISOLATED_SEQ]),
@@ -263,10 +256,10 @@ class SharedConsumer:
         return None if pair == (0, 0) else pair
 
     def set_isolated(self, ms: int, seq: int) -> None:
-        """Mark the id that runs alone; (0, 0) takes the mark away.
+        """Mark the id that runs in isolation; (0, 0) removes the mark.
 
-        The sequence goes first and the mark counts only with its ms, so a process that dies between
-        the two stores leaves no wrong mark.
+        The mark counts only with its ms, which is stored last, so a process that dies between the two stores
+        leaves no wrong mark.
         """
         if ms == 0:
             self._words[self._at + ConsumerField.ISOLATED_MS] = 0
@@ -277,10 +270,10 @@ class SharedConsumer:
 
 
 class SharedState:
-    """The whole mapping. Create it in the arbiter before the first fork."""
+    """The whole mapping; created by the arbiter before the first fork."""
 
     def __init__(self, fd: int | None = None) -> None:
-        """Map a new file, or with `fd` the one of a predecessor (raises ValueError if it is none)."""
+        """Map a new file, or an existing one with `fd`. Raises ValueError if that has another layout."""
         size = (HEADER_FIELDS + SLOTS_MAX * SLOT_STRIDE) * FIELD_BYTES
         fresh = fd is None
         self.fd = create_memfd("shared-state") if fd is None else fd
@@ -292,20 +285,20 @@ class SharedState:
             self._words[HeaderField.MAGIC] = MAGIC
             self._words[HeaderField.VERSION] = LAYOUT_VERSION
         elif (self._words[HeaderField.MAGIC], self._words[HeaderField.VERSION]) != (MAGIC, LAYOUT_VERSION):
-            raise ValueError("this is no shared, or one of another version")
+            raise ValueError("not a shared state of this version")
 
-    def get(self, word: HeaderField) -> int:
-        """A word of the header."""
-        return int(self._words[word])
+    def get(self, field: HeaderField) -> int:
+        """Return a field of the header."""
+        return int(self._words[field])
 
-    def set(self, word: HeaderField, value: int) -> None:
-        """Store a word of the header."""
-        self._words[word] = value
+    def set(self, field: HeaderField, value: int) -> None:
+        """Store a field of the header."""
+        self._words[field] = value
 
-    def total(self, word: SlotField) -> int:
-        """The sum of the word over all slots."""
-        return sum(self.slot(slot).get(word) for slot in range(SLOTS_MAX))
+    def total(self, field: SlotField) -> int:
+        """Return the sum of a field over all slots."""
+        return sum(self.slot(slot).get(field) for slot in range(SLOTS_MAX))
 
     def slot(self, slot: int) -> SharedSlot:
-        """The words of one slot."""
+        """Return the fields of one slot."""
         return SharedSlot(self._words, slot)

@@ -51,7 +51,7 @@ async def collect(settings: Settings, root: Path | None = None) -> dict[str, Any
     workers = await with_memory(told.pop("workers", []))
     state = "degraded" if "error" in server and told["state"] == "healthy" else told["state"]
     if "error" in server and told["pid"]:
-        told["troubles"] = [*told.get("troubles", []), f"Redis can't be used: {server['error']}"]
+        told["degraded_reasons"] = [*told.get("degraded_reasons", []), f"Redis can't be used: {server['error']}"]
     head = {"state": state, "pid": told["pid"], "uptime_s": told["uptime_s"], "redis": server}
     rest = {key: value for key, value in told.items() if key not in ("redis", "redis_url", "consumers")}
     return {**head, "workers": workers, "groups": groups, **{k: v for k, v in rest.items() if k not in head}}

@@ -1,281 +1,398 @@
-"""The arbiter: puts loop, children, pool, services and control socket together, and says what follows from what.
+"""The arbiter: assembles loop, children, workers, services and control socket, and connects their events.
 
-It forks, waits, kills and counts. It speaks to no Redis, makes no thread, and does nothing that can
-block: all that may fail is a child's work.
+It forks, waits, kills and counts. It has no Redis connection and no thread, and does nothing that can
+block: everything that may fail runs in a child.
 """
 
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from supervisor.arbiter import embedded_redis, fork, pool_status
-from supervisor.arbiter.announcer import Announcer
-from supervisor.arbiter.check_process import ERRORS, CheckProcess
+from supervisor.arbiter import embedded_redis, fork, reload
+from supervisor.arbiter.autoscaler import Autoscaler
+from supervisor.arbiter.check_process import CheckProcess, error_of
 from supervisor.arbiter.children import Children
 from supervisor.arbiter.commands import Commands
-from supervisor.arbiter.forks import Forks
 from supervisor.arbiter.http_listener import LEFTOVER_S, HttpListener
 from supervisor.arbiter.locks import lease_token, name_taken
 from supervisor.arbiter.loop import Loop
-from supervisor.arbiter.services import API, BOOT_S, KEEPER, KEEPER_QUIET_S, NAMES, REDIS, Services
+from supervisor.arbiter.pool_status import PoolStatus
+from supervisor.arbiter.recycler import Recycler
+from supervisor.arbiter.rolling_restart import RollingRestart
+from supervisor.arbiter.services import BOOT_S, KEEPER_SILENT_S, NAMES, ServiceGroup
 from supervisor.arbiter.shutdown import Shutdown
+from supervisor.arbiter.spawn import API, KEEPER, REDIS, EntryPoints, Spawner, Specs
 from supervisor.arbiter.stack_dumps import StackDumps
+from supervisor.arbiter.startup_report import StartupReport
 from supervisor.arbiter.systemd import SystemdNotifier
-from supervisor.arbiter.terminal import Terminal
-from supervisor.arbiter.upkeep import Autoscaler, Recycler
 from supervisor.arbiter.worker_group import WorkerGroup
 from supervisor.control.server import ControlServer, listen
 from supervisor.core.slot import Limits, State
-from supervisor.errors import EXIT_REDIS, ConfigError, HandlerError, SupervisorError
+from supervisor.errors import EXIT_OK, EXIT_REDIS, HandlerError, SupervisorError
 from supervisor.http_bind import pool_bind
 from supervisor.log import Limiter, logger
-from supervisor.settings.paths import pool_paths
+from supervisor.settings.masking import masked
+from supervisor.settings.paths import pool_paths, redis_url
+from supervisor.settings.unused_overrides import unused_overrides
 from supervisor.shared_state import HeaderField, SharedState
 
 if TYPE_CHECKING:
-    from supervisor.arbiter.entries import Entries, Specs
+    from collections.abc import Callable
+
     from supervisor.arbiter.reload import ReloadState
     from supervisor.settings.load import Loaded
 
 TICK_S = 1.0
-#: At the end, for what workers left behind and what was killed with them.
-REST_S = 0.2
-#: Beyond what the boot check itself waits for Redis.
+#: A boot check that takes longer than this is explained.
+PATIENCE_S = 1.0
+#: How long to wait at the very end for the processes that workers left behind.
+REAP_S = 0.2
+#: Added to the time that the boot check itself waits for Redis.
 BOOT_CHECK_SLACK_S = 10.0
+PREFLIGHT = "preflight"
 
 
-class Arbiter(Forks):
-    """One pool's arbiter, from the first child to the last."""
+class Arbiter:
+    """The arbiter of one pool."""
 
     def __init__(
         self,
         loaded: Loaded,
         specs: Specs,
-        entries: Entries,
+        entry_points: EntryPoints,
         lock_fd: int,
         inherited: ReloadState | None,
         *,
         burst: bool,
     ) -> None:
-        """Opens what it needs and starts nothing. Raises ConfigError when the control socket can't be made."""
-        self.loaded, self.settings, self.specs, self.entries = loaded, loaded.settings, specs, entries
-        self.burst = burst
-        self.began_s = time.monotonic()
-        self.paths = pool_paths(self.settings)
-        self.log = logger(self.settings)
+        """Opens its descriptors and starts nothing. Raises ConfigError if a socket can't be opened."""
+        self._began_s = time.monotonic()
+        self._loaded, self._settings, self._specs = loaded, loaded.settings, specs
+        self._paths = pool_paths(self._settings)
+        self._log = logger(self._settings)
         self._limiter = Limiter()
-        self.lock_fd = lock_fd
-        self.inherited = inherited
-        self.token = lease_token(self.paths)
-        self.http = HttpListener(pool_bind(self.settings), inherited.http if inherited else None)
-        if self.http.bind and not inherited:
-            self.http.open(LEFTOVER_S)
-        self.shared = SharedState(inherited.shared_fd if inherited else None)
-        self.loop = Loop(self._wrong_turn)
-        self.children = Children(self.loop)
-        self.stack_dumps = StackDumps(inherited.stack_fds if inherited else None)
-        pool = self.settings.pool
-        limits = Limits(boot_s=pool.boot_limit_s, beat_s=pool.beat_limit_s, drain_s=pool.drain_s)
-        slow = Limits(boot_s=BOOT_S, beat_s=KEEPER_QUIET_S, drain_s=pool.drain_s)
-        shared = (self.loop, self.children, self.stack_dumps)
-        self.services = Services(self.shared, *shared, slow, self.log, self._changed)
-        self.pool = WorkerGroup(self.shared, self._fork_worker, *shared, limits, self.log, self._changed, burst=burst)
-        self.shutdown = Shutdown(self.pool, self.services)
-        self.commands = Commands(self)
-        self.announcer = Announcer(self)
-        self.terminal = Terminal()
-        self.systemd = SystemdNotifier()
-        self._upkeep = (Recycler(self), Autoscaler(self))
-        self.control = ControlServer(self._listener(), self.paths.control, self.loop, self.commands.handle)
-        self.redis: dict[str, Any] = inherited.redis if inherited else {}
-        #: All workers have been READY once.
-        self.began = False
+        self._lock_fd, self._inherited, self._burst = lock_fd, inherited, burst
+        token = lease_token(self._paths)
+        self._http = HttpListener(pool_bind(self._settings), inherited.http if inherited else None)
+        if self._http.bind and not inherited:
+            self._http.open(LEFTOVER_S)
+        self._shared = SharedState(inherited.shared_fd if inherited else None)
+        self._loop = Loop(self._internal_error)
+        self._children = Children(self._loop)
+        self._stack_dumps = StackDumps(inherited.stack_fds if inherited else None)
+        self._systemd = SystemdNotifier()
+        path = self._paths.control
+        listener = socket.socket(fileno=inherited.control_fd) if inherited else listen(path)
+        self._control = ControlServer(listener, path, self._loop, self._handle)
+        self._spawner = Spawner(
+            loaded=loaded,
+            specs=specs,
+            entry_points=entry_points,
+            shared=self._shared,
+            http=self._http,
+            stack_dumps=self._stack_dumps,
+            lease_token=token,
+            burst=burst,
+            control_fds=self._control.fds,
+            private_fds=lambda: [*self._loop.fds(), *self._children.fds(), self._lock_fd],
+        )
+        self._assemble()
         self._failure: SupervisorError | None = None
-        self._check: CheckProcess | None = None
+        self._boot_check: CheckProcess | None = None
+
+    def _assemble(self) -> None:
+        pool, log = self._settings.pool, self._log
+        limits = Limits(boot_s=pool.boot_limit_s, beat_s=pool.beat_limit_s, drain_s=pool.drain_s)
+        service_limits = Limits(boot_s=BOOT_S, beat_s=KEEPER_SILENT_S, drain_s=pool.drain_s)
+        common = (self._loop, self._children, self._stack_dumps)
+        self._services = ServiceGroup(self._shared, *common, service_limits, log, self._changed)
+        self._workers = WorkerGroup(
+            self._shared, self._spawner.worker, *common, limits, log, self._changed, burst=self._burst
+        )
+        self._shutdown = Shutdown(self._workers, self._services, self._loop, log)
+        self._restarts = RollingRestart(
+            workers=self._workers,
+            services=self._services,
+            shutdown=self._shutdown,
+            loop=self._loop,
+            log=log,
+            drain_s=pool.drain_s,
+            start_preflight=self._start_preflight,
+            exec_successor=self._exec_successor,
+        )
+        self._status = PoolStatus(
+            self._workers, self._services, self._shutdown, self._restarts, self._specs, self._burst
+        )
+        self._commands = Commands(
+            workers=self._workers,
+            services=self._services,
+            shutdown=self._shutdown,
+            restarts=self._restarts,
+            log=log,
+            # With the password: the answer goes to the owner of the socket and to no log.
+            status=lambda: {**self._status.document(), "redis_url": redis_url(self._settings)},
+            stop=self._stop,
+        )
+        self._recycler = Recycler(self._workers, self._restarts, pool, log)
+        self._autoscaler = Autoscaler(self._workers, self._restarts, pool, log)
+
+    def _handle(self, cmd: str, args: dict[str, Any]) -> dict[str, Any]:
+        return self._commands.handle(cmd, args)
 
     def run(self) -> int:
-        """Until the last child is gone; the exit code. Raises what kept the pool from starting."""
+        """Run until the last child is gone and return the exit code. Raises what kept the pool from starting."""
+        for line in unused_overrides(self._loaded, [(spec.stream, spec.group) for spec in self._specs]):
+            self._log.warning("unused override", where=line)
         fork.become_subreaper()
-        self._obey_signals()
+        self._handle_signals()
         self._tick()
-        if self.inherited:
-            self._go_on(self.inherited)
+        if self._inherited:
+            self._resume(self._inherited)
         else:
-            self.shared.set(HeaderField.START_NS, time.monotonic_ns())
+            self._shared.set(HeaderField.START_NS, time.monotonic_ns())
             self._boot()
-        self.loop.run()
-        self.control.close()
-        self.loop.close()
-        self.children.reap_rest(REST_S)
+        self._loop.run()
+        self._control.close()
+        self._loop.close()
+        self._children.reap_rest(REAP_S)
         if self._failure is not None:
             raise self._failure
-        self.announcer.stopped(self.shutdown.exit_code)
-        return self.shutdown.exit_code
+        code = self._shutdown.exit_code
+        unfinished = "unfinished messages stay pending and run at the next start"
+        self._log.info("stopped", hint=None if code == EXIT_OK else unfinished)
+        return code
 
-    # Beginning
+    # Start
 
     def _boot(self) -> None:
-        if not self.settings.redis.url:
-            self._add_server()
-            self.services.turn()
-        limit_s = self.settings.redis.connect_timeout_s + BOOT_CHECK_SLACK_S
+        redis = self._settings.redis
+        if not redis.url:
+            embedded_redis.find_binary()
+            embedded_redis.make_folders(self._paths)
+            self._services.add(REDIS, self._spawner.redis)
+            self._services.check()
+        limit_s = redis.connect_timeout_s + BOOT_CHECK_SLACK_S
         try:
-            self.announcer.booting()
-            self._check = CheckProcess(self.loop, self.children, self._fork_boot, limit_s, self._booted)
+            self._boot_check = CheckProcess(
+                self._loop, self._children, self._spawner.boot_check, limit_s, self._boot_check_done
+            )
         except (OSError, SupervisorError) as error:
-            self.fail(SupervisorError(f"the boot check can't be started: {error}"))
+            self._fail(SupervisorError(f"the boot check can't be started: {error}"))
+        self._loop.call_at(time.monotonic() + PATIENCE_S, self._log_waiting_for_redis)
 
-    def _booted(self, code: int, report: dict[str, Any]) -> None:
-        self._check = None
-        if self.shutdown.begun:
+    def _log_waiting_for_redis(self) -> None:
+        if self._boot_check is not None and not self._shutdown.begun:
+            url, limit_s = masked(redis_url(self._settings)), self._settings.redis.connect_timeout_s
+            self._log.info("waiting for Redis", url=url, limit_s=limit_s)
+
+    def _boot_check_done(self, code: int, report: dict[str, Any]) -> None:
+        self._boot_check = None
+        if self._shutdown.begun:
             self._changed()
-        elif code != 0:
-            words = embedded_redis.last_words(self.paths) if self.services.get(REDIS) else ""
-            hint = f"; the last line of {embedded_redis.log_path(self.paths)}: {words}" if words else ""
-            self.fail(ERRORS.get(code, SupervisorError)(f"{report.get('error')}{hint if code == EXIT_REDIS else ''}"))
+        elif code != EXIT_OK:
+            line = embedded_redis.last_log_line(self._paths) if self._services.get(REDIS) else ""
+            hint = f"; the last line of {embedded_redis.log_path(self._paths)}: {line}" if line else ""
+            self._fail(error_of(code, f"{report.get('error')}{hint if code == EXIT_REDIS else ''}"))
         else:
-            self.redis = report.get("redis", {})
-            self._open()
+            self._status.redis = report.get("redis", {})
+            self._start_children()
 
-    def _open(self) -> None:
+    def _start_children(self) -> None:
         gc.collect()
         gc.freeze()
-        self.announcer.begin()
-        self.pool.scale(self.settings.pool.first_workers)
-        self.services.add(KEEPER, self._fork_keeper)
-        if self.settings.api.enabled:
-            self.services.add(API, self._fork_api, is_ready=self.http.is_served)
-        self.services.turn()
-        self.loop.at(time.monotonic() + self.settings.pool.boot_limit_s, self.announcer.show)
+        pool = self._settings.pool
+        if self._burst:
+            self._show_report(0, pool.first_workers)
+        self._workers.scale(pool.first_workers)
+        self._services.add(KEEPER, self._spawner.keeper)
+        self._add_api()
+        self._services.check()
+        self._loop.call_at(time.monotonic() + pool.boot_limit_s, self._report_started)
 
-    def _go_on(self, inherited: ReloadState) -> None:
-        """With the children of the image before this one; they are replaced one by one."""
-        self.began = True
-        self.systemd.ready()
+    def _add_api(self) -> None:
+        if self._settings.api.enabled:
+            self._services.add(API, self._spawner.api, is_ready=self._http.is_served)
+
+    def _report_started(self) -> None:
+        """Show the startup report; repeated until all workers have been READY."""
+        workers = self._workers
+        if self._status.started or self._shutdown.begun:
+            return
+        ready = sum(slot.state is State.READY for slot in workers.slots.values())
+        self._status.started = ready == workers.size
+        if self._status.started:
+            self._systemd.ready()
+        if not self._burst:
+            self._show_report(ready, workers.size)
+
+    def _show_report(self, ready: int, workers: int) -> None:
+        StartupReport(
+            loaded=self._loaded,
+            specs=self._specs,
+            redis=self._status.redis,
+            embedded=self._services.get(REDIS) is not None,
+            ready=ready,
+            workers=workers,
+            boot_ms=round((time.monotonic() - self._began_s) * 1000),
+            api=self._services.get(API) is not None,
+            burst=self._burst,
+        ).show(self._log)
+
+    # Reload
+
+    def _start_preflight(self, done: Callable[[int, dict[str, Any]], None]) -> CheckProcess:
+        def finished(code: int, report: dict[str, Any]) -> None:
+            self._stack_dumps.drop(PREFLIGHT)
+            done(code, report)
+
+        def start(out_fd: int) -> int:
+            return self._spawner.fork(PREFLIGHT, lambda: reload.exec_preflight(self._settings, out_fd))
+
+        return CheckProcess(self._loop, self._children, start, reload.PREFLIGHT_LIMIT_S, finished)
+
+    def _exec_successor(self) -> NoReturn:
+        state = reload.ReloadState(
+            shared_fd=self._shared.fd,
+            lock_fd=self._lock_fd,
+            control_fd=self._control.listener.fileno(),
+            workers=[slot for slot in self._workers.slots.values() if slot.wanted or slot.living],
+            services=list(self._services.slots.values()),
+            configured_workers=self._settings.pool.workers,
+            redis=self._status.redis,
+            stack_fds=self._stack_dumps.by_name,
+            http=self._http.state(),
+            signals=[],
+        )
+        reload.exec_successor(state, self._loop, self._systemd)
+
+    def _resume(self, inherited: ReloadState) -> None:
+        """Continue with the children of the earlier image and replace them one by one."""
+        self._status.redis, self._status.started = inherited.redis, True
+        self._systemd.ready()
         gc.collect()
         gc.freeze()
-        spawns = {REDIS: self._fork_server, KEEPER: self._fork_keeper, API: self._fork_api}
+        spawns = {REDIS: self._spawner.redis, KEEPER: self._spawner.keeper, API: self._spawner.api}
         for slot in inherited.services:
-            is_ready = self.http.is_served if NAMES[slot.number] == API else lambda: True
-            self.services.add(NAMES[slot.number], spawns[NAMES[slot.number]], slot, is_ready)
+            name = NAMES[slot.number]
+            is_ready = self._http.is_served if name == API else lambda: True
+            self._services.add(name, spawns[name], slot, is_ready)
         for slot in inherited.workers:
-            self.pool.adopt(slot)
-        self.pool.was_ready = True
-        if self.settings.api.enabled and self.services.get(API) is None:
-            self.services.add(API, self._fork_api, is_ready=self.http.is_served)
-        elif not self.settings.api.enabled:
-            self.services.leave(API, time.monotonic() + self.settings.pool.drain_s)
-        configured = self.settings.pool.workers
-        self.services.turn()
-        self.pool.scale(configured if configured != inherited.configured else self.pool.size)
-        self.commands.roll()
+            self._workers.adopt(slot)
+        self._workers.was_ready = True
+        pool = self._settings.pool
+        if not self._settings.api.enabled:
+            self._services.stop_service(API, time.monotonic() + pool.drain_s)
+        elif self._services.get(API) is None:
+            self._add_api()
+        self._services.check()
+        changed = pool.workers != inherited.configured_workers
+        self._workers.scale(pool.workers if changed else self._workers.size)
+        self._restarts.roll()
 
-    # What follows from what
+    # Events
 
     def _changed(self) -> None:
-        """Something about some child is different."""
-        if self.shutdown.begun:
-            self.commands.abandon()
-            if self._check is not None:
-                self._check.kill()
-            elif self.shutdown.is_over():
-                self.loop.stop()
+        """React to a change of any child's state."""
+        if self._shutdown.begun:
+            self._restarts.cancel()
+            if self._boot_check is not None:
+                self._boot_check.kill()
+            elif self._shutdown.is_over():
+                self._loop.stop()
             return
-        if self._check is not None:
+        if self._boot_check is not None:
             return
-        self.announcer.look()
-        self.commands.step()
-        if not self.pool.was_ready and any(slot.state is State.FAILED for slot in self.pool.slots.values()):
-            self.fail(HandlerError("a worker can't start with this configuration; its own words are above"))
-        elif self.burst and self.pool.slots and self.pool.size == 0 and not self.pool.living:
-            self.stop("nothing is left")
+        workers = self._workers
+        if workers.all_ready:
+            self._report_started()
+        self._restarts.step()
+        if not workers.was_ready and any(slot.state is State.FAILED for slot in workers.slots.values()):
+            self._fail(HandlerError("a worker can't start with this configuration; its error is logged above"))
+        elif self._burst and workers.slots and workers.size == 0 and not workers.living:
+            self._stop("no work left")
 
-    def fail(self, error: SupervisorError, *, drain: bool = False) -> None:
-        """Give up: end all at once, or drain, and raise this in the end."""
+    def _fail(self, error: SupervisorError, *, drain: bool = False) -> None:
+        """Kill or drain everything, then have `run` raise this error."""
         self._failure = self._failure or error
         if drain:
-            self.stop(str(error))
+            self._stop(str(error))
             return
-        self.http.close()
-        self.shutdown.begin(self.settings.pool.drain_s)
-        self.shutdown.hurry()
+        self._http.close()
+        self._shutdown.begin(self._settings.pool.drain_s)
+        self._shutdown.kill()
         self._changed()
 
-    def _wrong_turn(self, error: Exception) -> None:
-        """A bug of the arbiter's own: told, and the children live on; but a pool that never was is given up."""
-        held_back = self._limiter.held_back(repr(error))
-        if held_back is not None:
-            self.log.error("internal error", held_back=held_back or None, exc_info=error)
-        if not self.pool.was_ready and not self.shutdown.begun:
-            self.fail(SupervisorError(f"internal error while starting: {error!r}"))
+    def _internal_error(self, error: Exception) -> None:
+        """Log a bug of the arbiter; the children live on, but a pool that has never worked is given up."""
+        repeated = self._limiter.held_back(repr(error))
+        if repeated is not None:
+            self._log.error("internal error", repeated=repeated or None, exc_info=error)
+        if not self._workers.was_ready and not self._shutdown.begun:
+            self._fail(SupervisorError(f"internal error while starting: {error!r}"))
 
-    def stop(self, why: str, drain_s: float | None = None) -> None:
-        """Drain all within `drain_s` (default: as configured) and leave."""
-        self.systemd.stopping()
-        self.http.close()
-        limit_s = self.settings.pool.drain_s if drain_s is None else drain_s
-        self.announcer.draining(why, limit_s)
-        self.shutdown.begin(limit_s)
+    def _stop(self, reason: str, drain_s: float | None = None) -> None:
+        """Drain the pool within `drain_s` (default: as configured) and exit."""
+        self._systemd.stopping()
+        self._http.close()
+        self._shutdown.drain(reason, self._settings.pool.drain_s if drain_s is None else drain_s)
         self._changed()
 
-    def _end_signal(self, name: str) -> None:
-        if self.shutdown.begun:
-            self._quick(name)
-        else:
-            self.stop(name)
-
-    def _hang_up(self) -> None:
-        if not self.terminal.is_gone():
-            self.commands.restart_by_signal()
-        elif not self.shutdown.begun:
-            self.stop("the terminal was closed")
-
-    def _quick(self, name: str) -> None:
-        self.log.info("quick stop", why=name)
-        self.shutdown.hurry()
+    def _quick_stop(self, reason: str) -> None:
+        self._log.info("quick stop", reason=reason)
+        self._shutdown.kill()
         self._changed()
 
     # Signals and time
 
-    def _obey_signals(self) -> None:
+    def _handle_signals(self) -> None:
+        on_signal = self._loop.on_signal
+        #: Where a terminal was at the start: stdin and stderr.
+        terminals = [fd for fd in (0, 2) if os.isatty(fd)]
         for number in (signal.SIGTERM, signal.SIGINT):
-            self.loop.on_signal(number, lambda number=number: self._end_signal(number.name))  # type: ignore[misc]
-        self.loop.on_signal(signal.SIGQUIT, lambda: self._quick("SIGQUIT"))
-        self.loop.on_signal(signal.SIGHUP, self._hang_up)
-        self.loop.on_signal(signal.SIGTTIN, lambda: self.commands.scale_by(1))
-        self.loop.on_signal(signal.SIGTTOU, lambda: self.commands.scale_by(-1))
-        self.loop.on_signal(signal.SIGUSR1, lambda: self.log.info("status", **self.status()))
-        if self.inherited:  # its predecessor blocked them all before it left
+            on_signal(number, partial(self._stop_signal, number.name))
+        on_signal(signal.SIGQUIT, partial(self._quick_stop, "SIGQUIT"))
+        on_signal(signal.SIGHUP, partial(self._hangup, terminals))
+        on_signal(signal.SIGTTIN, lambda: self._commands.scale_by(1))
+        on_signal(signal.SIGTTOU, lambda: self._commands.scale_by(-1))
+        on_signal(signal.SIGUSR1, lambda: self._log.info("status", **self._status.document()))
+        if self._inherited:  # the earlier image blocked all signals before the exec
             signal.pthread_sigmask(signal.SIG_SETMASK, [])
-            for missed in self.inherited.signals:
+            for missed in self._inherited.signals:
                 signal.raise_signal(missed)
 
+    def _stop_signal(self, name: str) -> None:
+        if self._shutdown.begun:
+            self._quick_stop(name)
+        else:
+            self._stop(name)
+
+    def _hangup(self, terminals: list[int]) -> None:
+        """Handle SIGHUP: a request to reload, unless it comes because the terminal was closed.
+
+        The kernel hangs up the terminal before it sends the signal.
+        """
+        if all(os.isatty(fd) for fd in terminals):
+            self._commands.restart_by_signal()
+        elif not self._shutdown.begun:
+            self._stop("the terminal was closed")
+
     def _tick(self) -> None:
-        self.loop.at(time.monotonic() + min(TICK_S, self.systemd.watchdog_s or TICK_S), self._tick)
-        self.control.tidy()
-        if self.systemd.watchdog_s is not None:
-            self.systemd.alive()
-        self.systemd.status(pool_status.sentence(self))
-        if self.began and not self.shutdown.begun:
-            for upkeep in self._upkeep:
-                upkeep.look()
-        if self.shared.get(HeaderField.NAME_TAKEN) and not self.shutdown.begun:
-            self.fail(name_taken(self.settings), drain=True)
-
-    # Looking at it
-
-    def status(self) -> dict[str, Any]:
-        """What `status --json` shows, but for the groups, which only Redis knows."""
-        return pool_status.document(self)
-
-    def _listener(self) -> socket.socket:
-        if self.inherited:
-            return socket.socket(fileno=self.inherited.listener_fd)
-        try:
-            return listen(self.paths.control)
-        except OSError as error:
-            raise ConfigError(f"state_dir: the control socket {self.paths.control}: {error.strerror}") from None
+        self._loop.call_at(time.monotonic() + min(TICK_S, self._systemd.watchdog_s or TICK_S), self._tick)
+        self._control.tidy()
+        if self._systemd.watchdog_s is not None:
+            self._systemd.alive()
+        self._systemd.status(self._status.line())
+        if self._shutdown.begun:
+            return
+        if self._status.started:
+            self._recycler.check()
+            if not self._burst:
+                self._autoscaler.check()
+        if self._shared.get(HeaderField.NAME_TAKEN):
+            self._fail(name_taken(self._settings), drain=True)

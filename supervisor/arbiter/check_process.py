@@ -1,6 +1,6 @@
-"""Children that run once and report: the boot check (is Redis there?) and the preflight of a restart.
+"""Child processes that run once and report: the boot check and the preflight of a restart.
 
-The report is one JSON object on a pipe. A child that takes too long is killed and counts as failed.
+The report is one JSON object on a pipe. A child that exceeds its time limit is killed and counts as failed.
 """
 
 from __future__ import annotations
@@ -31,15 +31,17 @@ if TYPE_CHECKING:
     from supervisor.arbiter.loop import Loop
 
 REPORT_BYTES_MAX = 1024 * 1024
-
-
-#: What the exit code of the check stands for.
-ERRORS: dict[int, type[SupervisorError]] = {
+_ERRORS: dict[int, type[SupervisorError]] = {
     EXIT_USAGE: ConfigError,
     EXIT_REDIS: RedisUnreachableError,
     EXIT_HANDLERS: HandlerError,
     EXIT_RUNNING: AlreadyRunningError,
 }
+
+
+def error_of(code: int, text: str) -> SupervisorError:
+    """Return the error that a child's exit code stands for."""
+    return _ERRORS.get(code, SupervisorError)(text)
 
 
 class CheckProcess:
@@ -53,7 +55,7 @@ class CheckProcess:
         limit_s: float,
         done: Callable[[int, dict[str, Any]], None],
     ) -> None:
-        """`start(out_fd)` makes the child, `done(exit code, report)` hears of its end."""
+        """`start(out_fd)` starts the child and returns its pid; `done(exit code, report)` is called at its end."""
         self._loop = loop
         self._children = children
         self._done = done
@@ -70,11 +72,11 @@ class CheckProcess:
         finally:
             os.close(out)
         loop.watch(self._in, selectors.EVENT_READ, self._receive)
-        self._timer = loop.at(time.monotonic() + limit_s, self._overdue)
-        children.add(self.pid, self._gone)
+        self._timer = loop.call_at(time.monotonic() + limit_s, self._timed_out)
+        children.add(self.pid, self._exited)
 
     def kill(self) -> None:
-        """End it; `done` still hears of it."""
+        """Kill the child; `done` is still called."""
         self._children.kill(self.pid)
 
     def _receive(self, _events: int) -> None:
@@ -86,11 +88,11 @@ class CheckProcess:
         if not chunk or len(self._received) > REPORT_BYTES_MAX:
             self._loop.unwatch(self._in)
 
-    def _overdue(self) -> None:
+    def _timed_out(self) -> None:
         self._late = True
         self.kill()
 
-    def _gone(self, status: Status) -> None:
+    def _exited(self, status: Status) -> None:
         self._timer.cancel()
         self._receive(selectors.EVENT_READ)
         self._loop.unwatch(self._in)

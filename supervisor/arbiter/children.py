@@ -1,7 +1,7 @@
-"""Knows which processes are the arbiter's children, and tells when one has left.
+"""Tracks the arbiter's child processes and reports when one has exited.
 
-A pidfd per child where the system has them, else SIGCHLD; the truth is always `waitpid` for a known
-pid. Orphans that come to the arbiter, as a subreaper or as pid 1, are reaped without a word to anyone.
+It uses one pidfd per child where available, else SIGCHLD; the exit itself always comes from `waitpid` for
+a known pid. Orphans that the arbiter gets as a subreaper or as pid 1 are reaped silently.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from supervisor.arbiter.loop import Loop
 
-LOOK_S = 0.005
+REAP_INTERVAL_S = 0.005
 #: (exit code, None) or (None, signal number)
 Status = tuple[int | None, int | None]
 
@@ -27,48 +27,48 @@ class Children:
     """All children, by pid."""
 
     def __init__(self, loop: Loop) -> None:
-        """Listens to SIGCHLD from now on."""
+        """Handles SIGCHLD from now on."""
         self._loop = loop
         self._pidfds: dict[int, int] = {}
         self._callbacks: dict[int, Callable[[Status], None]] = {}
-        loop.on_signal(signal.SIGCHLD, self._look)
+        loop.on_signal(signal.SIGCHLD, self._reap_all)
 
     def fds(self) -> list[int]:
-        """The pidfds; a forked child closes them."""
+        """Return the pidfds; a forked child closes them."""
         return list(self._pidfds.values())
 
-    def add(self, pid: int, gone: Callable[[Status], None]) -> None:
-        """Call `gone` once when this child has left, after its process group was killed."""
-        self._callbacks[pid] = gone
+    def add(self, pid: int, on_exit: Callable[[Status], None]) -> None:
+        """Call `on_exit` once when this child has exited and its process group was killed."""
+        self._callbacks[pid] = on_exit
         if not hasattr(os, "pidfd_open"):
             return
-        with contextlib.suppress(OSError):  # no descriptor left, or an old kernel: SIGCHLD has to do
+        with contextlib.suppress(OSError):  # no free descriptor or an old kernel: SIGCHLD is enough
             fd = os.pidfd_open(pid)
             self._pidfds[pid] = fd
             self._loop.watch(fd, selectors.EVENT_READ, lambda _events: self._reap(pid))
 
     def send(self, pid: int, number: signal.Signals) -> None:
-        """Signal a child that was not reaped yet: its pid can't be another's."""
+        """Signal a child that has not been reaped yet, so its pid can't belong to another process."""
         if pid in self._callbacks:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
     def kill(self, pid: int) -> None:
-        """SIGKILL for the child and all of its process group."""
+        """Send SIGKILL to the child and its process group."""
         self.send(pid, signal.SIGKILL)
         if pid in self._callbacks:
             _kill_group(pid)
 
     def reap_rest(self, limit_s: float) -> None:
-        """At the very end: wait a moment for the killed grandchildren that came here, so that none is left a zombie."""
+        """Wait at the very end for killed grandchildren, so that no zombie is left."""
         until_s = time.monotonic() + limit_s
         with contextlib.suppress(ChildProcessError):
             while time.monotonic() < until_s:
                 if os.waitpid(-1, os.WNOHANG) == (0, 0):
-                    time.sleep(LOOK_S)
+                    time.sleep(REAP_INTERVAL_S)
 
-    def _look(self) -> None:
-        """SIGCHLD is only a hint: several may have become one, and it may be about an orphan."""
+    def _reap_all(self) -> None:
+        """Reap whatever has exited; one SIGCHLD may stand for several children and for orphans."""
         for pid in list(self._callbacks):
             if pid not in self._pidfds:
                 self._reap(pid)
@@ -86,32 +86,32 @@ class Children:
                     os.waitpid(found.si_pid, os.WNOHANG)
 
     def _reap(self, pid: int) -> None:
-        if pid not in self._callbacks or not _has_left(pid):
+        if pid not in self._callbacks or not _has_exited(pid):
             return
-        _kill_group(pid)  # before its pid, which is the group's name, is given back
+        _kill_group(pid)  # before the pid, which is also the group's number, can be reused
         try:
             _, status = os.waitpid(pid, os.WNOHANG)
-        except ChildProcessError:  # somebody else has waited for it
+        except ChildProcessError:  # something else has waited for it
             status = 0
         fd = self._pidfds.pop(pid, None)
         if fd is not None:
             self._loop.unwatch(fd)
             os.close(fd)
-        gone = self._callbacks.pop(pid)
-        gone((None, os.WTERMSIG(status)) if os.WIFSIGNALED(status) else (os.WEXITSTATUS(status), None))
+        on_exit = self._callbacks.pop(pid)
+        on_exit((None, os.WTERMSIG(status)) if os.WIFSIGNALED(status) else (os.WEXITSTATUS(status), None))
 
 
-def _has_left(pid: int) -> bool:
+def _has_exited(pid: int) -> bool:
     if not hasattr(os, "waitid"):
-        return _has_left_by_group(pid)
+        return _has_no_group(pid)
     try:
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
         return True
 
 
-def _has_left_by_group(pid: int) -> bool:
-    """Without waitid (macOS before Python 3.13) a zombie is told by its lack of a process group."""
+def _has_no_group(pid: int) -> bool:
+    """Return whether the process is a zombie, which has no process group (macOS before Python 3.13 has no waitid)."""
     try:
         os.getpgid(pid)
     except (ProcessLookupError, PermissionError):

@@ -1,8 +1,8 @@
-"""Makes child processes: forked ones that go on with what is loaded, and ones that exec a command.
+"""Creates child processes: forked ones that use the loaded modules, and ones that exec a command.
 
 1. Nothing is forked while there is a second thread or a socket that is not the arbiter's.
-2. The child is cleaned before anything runs in it: descriptors, signals, process group, stdin, random.
-3. It dies with the arbiter, and it ends with `os._exit`: the arbiter's exit handlers are not its own.
+2. The child's descriptors, signals, process group, stdin and random state are reset before its body runs.
+3. It dies with the arbiter, and it ends with `os._exit`, because the arbiter's exit handlers are not its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
 PR_SET_CHILD_SUBREAPER = 36
-#: Of all processes of a pool the arbiter shall be the last that the kernel takes for want of memory.
+#: Makes the kernel kill children before the arbiter when memory runs out.
 OOM_SCORE = 300
 NAME_BYTES_MAX = 15
 EXIT_NO_COMMAND = 127
@@ -38,52 +38,51 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class ForkUnsafeError(SupervisorError):
-    """There is a thread or a socket that would be broken in a forked child."""
+    """A thread or a socket exists that would be broken in a forked child."""
 
 
 def become_subreaper() -> None:
-    """Have orphaned grandchildren come to this process, so that nothing is ever left unseen."""
+    """Make this process the parent of orphaned grandchildren, so that it can reap them."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def check_safe(own_sockets: Iterable[int] = ()) -> None:
-    """Raises ForkUnsafeError when a fork now would break something in the child."""
+    """Raise ForkUnsafeError if a fork now would break something in the child."""
     threads = _threads()
     if threads > 1:
-        names = ", ".join(thread.name for thread in threading.enumerate()[1:]) or "made outside of Python"
+        names = ", ".join(thread.name for thread in threading.enumerate()[1:]) or "created outside of Python"
         raise ForkUnsafeError(
-            f"{threads} threads run before the workers are forked ({names}); a fork keeps only one of them and the"
-            " locks of all: start threads inside of handlers, not while a module is imported"
+            f"{threads} threads run before the workers are forked ({names}); a fork keeps only one of them and"
+            " the locks of all: start threads in handlers, not while a module is imported"
         )
     known = {0, 1, 2, *own_sockets}
-    strangers = [fd for fd in _sockets() if fd not in known]
-    if strangers:
+    foreign = [fd for fd in _sockets() if fd not in known]
+    if foreign:
         raise ForkUnsafeError(
-            f"a socket is open before the workers are forked (descriptor {strangers[0]}); all workers would share the"
-            " one connection: connect inside of handlers, not while a module is imported"
+            f"a socket is open before the workers are forked (descriptor {foreign[0]}); all workers would share"
+            " this connection: connect in handlers, not while a module is imported"
         )
 
 
 def fork_child(
     body: Callable[[], int], *, name: str, stack_fd: int, close: Sequence[int], own_sockets: Iterable[int] = ()
 ) -> int:
-    """Fork; the child runs `body` and exits with what it returns. The child's pid.
+    """Fork a child that runs `body` and exits with what it returns; return its pid.
 
-    It writes its stacks to `stack_fd` when SIGUSR2 asks for them or it crashes in C. `close` are
-    descriptors that it must not have. It leads a process group of its own. Raises OSError when the
-    system has no process to give, ForkUnsafeError.
+    The child writes its stacks to `stack_fd` on SIGUSR2 or when it crashes in C code. It closes the
+    descriptors in `close` and leads a process group of its own. Raises OSError and ForkUnsafeError.
     """
     check_safe(own_sockets)
     sys.stdout.flush()
     sys.stderr.flush()
     parent = os.getpid()
-    # A signal between fork and the child's own handlers would run the arbiter's.
+    # Until the child has its own signal handlers, a signal would run the arbiter's.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         pid = os.fork()
         if pid == 0:
             _run_child(body, name, stack_fd, close, parent)
-        # Both sides do it, so that it is done for whoever looks first.
+        # The child does it too: whichever side runs first needs it done.
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)
     finally:
@@ -92,11 +91,11 @@ def fork_child(
 
 
 def exec_command(arguments: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
-    """The last thing in a forked child: become another program."""
+    """Exec another program; the last step in a forked child."""
     try:
         os.execve(arguments[0], list(arguments), dict(environment))
     except OSError as error:
-        _say(f"{arguments[0]}: {error.strerror}\n")
+        _write_stderr(f"{arguments[0]}: {error.strerror}\n")
     os._exit(EXIT_NO_COMMAND)
 
 
@@ -104,12 +103,12 @@ def _run_child(body: Callable[[], int], name: str, stack_fd: int, close: Sequenc
     code = EXIT_FAILED
     try:
         signal.set_wakeup_fd(-1)
-        _clean(name, stack_fd, close, parent)
+        _reset_process(name, stack_fd, close, parent)
         code = body()
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else EXIT_FAILED
     except BaseException:
-        _say(traceback.format_exc())
+        _write_stderr(traceback.format_exc())
     finally:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
@@ -117,11 +116,11 @@ def _run_child(body: Callable[[], int], name: str, stack_fd: int, close: Sequenc
         os._exit(code)
 
 
-def _clean(name: str, stack_fd: int, close: Sequence[int], parent: int) -> None:
+def _reset_process(name: str, stack_fd: int, close: Sequence[int], parent: int) -> None:
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         with contextlib.suppress(OSError, ValueError):
             signal.signal(number, signal.SIG_DFL)
-    # Ctrl-C reaches the whole group of the terminal; the arbiter alone decides what it means.
+    # Ctrl-C reaches the terminal's whole process group, but only the arbiter acts on it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     for fd in close:
@@ -129,7 +128,7 @@ def _clean(name: str, stack_fd: int, close: Sequence[int], parent: int) -> None:
             with contextlib.suppress(OSError):
                 os.close(fd)
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before it could be tied to
+    if os.getppid() != parent:  # it died before PDEATHSIG was set
         os._exit(EXIT_FAILED)
     os.setpgid(0, 0)
     with contextlib.suppress(OSError):
@@ -170,6 +169,6 @@ def _sockets() -> list[int]:
     return found
 
 
-def _say(text: str) -> None:
+def _write_stderr(text: str) -> None:
     with contextlib.suppress(OSError):
         os.write(2, text.encode(errors="replace"))

@@ -1,7 +1,7 @@
-"""The HTTP service's listening socket, which is the arbiter's: it stays open while the service is replaced.
+"""The HTTP service's listening socket, which the arbiter owns: it stays open while the service is replaced.
 
-Beside it goes a memory file that the service writes into as soon as it serves, so that the arbiter
-knows. Both are handed to the service alone; every other child closes them.
+The service also gets a memory file, into which it writes as soon as it serves. Both descriptors are
+passed to the service only; every other child closes them.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from supervisor.memfd import create_memfd
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: The service of an arbiter that was killed a moment ago may still be leaving.
+#: The service of an arbiter that has just been killed may still hold the port.
 LEFTOVER_S = 1.0
-LOOK_S = 0.02
+RETRY_S = 0.02
 
 
 class HttpListener:
-    """The socket and the file; neither is there before `open`."""
+    """The socket and the memory file; `open` creates both."""
 
     def __init__(self, bind: str, inherited: Mapping[str, Any] | None = None) -> None:
-        """`bind` is empty where no service is wanted. `inherited` is a predecessor's `state`."""
+        """`bind` is empty if the pool has no service. `inherited` is the `state` of an earlier image."""
         self.bind = bind
         self._socket: socket.socket | None = None
         self._ready_fd = -1
@@ -37,7 +37,7 @@ class HttpListener:
                 self.close()
 
     def open(self, patience_s: float = 0.0) -> None:
-        """Listen, if it does not yet; a taken port is tried for so long. Raises ConfigError, OSError."""
+        """Listen, if not done yet; retry for `patience_s` if the port is in use. Raises ConfigError, OSError."""
         until_s = time.monotonic() + patience_s
         while self._socket is None:
             try:
@@ -45,41 +45,41 @@ class HttpListener:
             except PortInUseError:
                 if time.monotonic() > until_s:
                     raise
-                time.sleep(LOOK_S)
+                time.sleep(RETRY_S)
         if self._ready_fd < 0:
             self._ready_fd = create_memfd("http")
 
     def close(self) -> None:
-        """No connection comes any more, but for those to a service that still has the socket."""
+        """Close the arbiter's copy of the socket; a running service keeps its own."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
     def sockets(self) -> list[int]:
-        """The socket's descriptor, if it is open."""
+        """Return the socket's descriptor, if it is open."""
         return [] if self._socket is None else [self._socket.fileno()]
 
     def fds(self) -> list[int]:
-        """What a child other than the service must not keep."""
+        """Return the descriptors that children other than the service must close."""
         return [*self.sockets(), *([self._ready_fd] if self._ready_fd >= 0 else [])]
 
-    def renew(self) -> None:
-        """A new service is about to start, and does not serve yet."""
+    def reset_ready(self) -> None:
+        """Forget that the last service was serving, before a new one starts."""
         os.ftruncate(self._ready_fd, 0)
 
     def is_served(self) -> bool:
-        """The service has announced that it serves."""
+        """Return whether the service has reported that it serves."""
         return self._ready_fd >= 0 and os.fstat(self._ready_fd).st_size > 0
 
-    def hand_on(self) -> dict[str, str]:
-        """In the service's own process, before its exec: what to add to its environment."""
+    def export(self) -> dict[str, str]:
+        """Make the descriptors inheritable and return the variable that names them; in the service's own process."""
         fds = self.fds()
         for fd in fds:
             os.set_inheritable(fd, True)
         return {HTTP_FDS_VARIABLE: ",".join(map(str, fds))}
 
     def state(self) -> dict[str, Any] | None:
-        """For a successor in the same process."""
+        """Return what the next image of this process needs."""
         if self._socket is None:
             return None
         return {"bind": self.bind, "fd": self._socket.fileno(), "ready_fd": self._ready_fd}

@@ -1,6 +1,6 @@
-"""One arbiter a state directory: the lock, and the token that proves to Redis that the pool is the same one.
+"""Locks of a pool: one arbiter per state directory, one worker per slot; and the token of the state directory.
 
-The lock is the kernel's, so nothing that dies leaves it behind; the pid in the file is for people.
+The locks are the kernel's, so a process that dies never leaves one behind.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ TOKEN_BYTES = 16
 
 
 def lock_state_dir(paths: PoolPaths) -> int:
-    """Take the lock; its descriptor, which holds it until it is closed.
+    """Take the lock of the state directory and return its descriptor, which holds it until closed.
 
-    Raises AlreadyRunningError, and ConfigError when the state directory can't be used.
+    Raises AlreadyRunningError, and ConfigError if the state directory can't be used.
     """
     try:
         paths.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -40,15 +40,16 @@ def lock_state_dir(paths: PoolPaths) -> int:
             " `supervisor stop` ends it, another state_dir (and [pool] name) makes a second pool"
         ) from None
     os.ftruncate(fd, 0)
-    os.pwrite(fd, str(os.getpid()).encode(), 0)
+    os.pwrite(fd, str(os.getpid()).encode(), 0)  # the pid is for people
     return fd
 
 
 def lock_slot(paths: PoolPaths, slot: int) -> None:
-    """Wait for the slot's lock and keep it until this process ends. Raises OSError when it can't be made.
+    """Wait for the slot's lock and keep it until this process ends. Raises OSError if it can't be created.
 
-    The lock is a record lock, which is the process's own: no grandchild that inherits descriptors holds
-    it on (fcntl(2); with flock(2) it would).
+    Two workers in one slot would share a consumer and run each other's messages. After the arbiter was
+    killed, nobody has seen the old workers exit, so the new ones wait here. It is a record lock: it belongs
+    to the process, so no grandchild that inherits descriptors keeps it (fcntl(2); with flock(2) it would).
     """
     paths.slots.mkdir(mode=0o700, exist_ok=True)
     fd = os.open(paths.slots / f"{slot}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -56,7 +57,10 @@ def lock_slot(paths: PoolPaths, slot: int) -> None:
 
 
 def lease_token(paths: PoolPaths) -> str:
-    """The token of this state directory, made at its first use. Raises ConfigError when it can't be kept."""
+    """Return the token that proves to Redis that this is the same pool, creating it if necessary.
+
+    Raises ConfigError if it can't be stored.
+    """
     try:
         if paths.token.exists() and (token := paths.token.read_text().strip()):
             return token
@@ -72,7 +76,7 @@ def lease_token(paths: PoolPaths) -> str:
 
 
 def name_taken(settings: Settings) -> AlreadyRunningError:
-    """What to say when another pool has come to live under this one's name."""
+    """Return the error for a pool whose name another pool has taken over."""
     return AlreadyRunningError(
         f"another pool has taken the name {pool_id(settings.pool.host, settings.pool.name)!r} on this Redis while this"
         " one could not renew its lease; consumers are named after the pool, so give one of the two a name of its own:"

@@ -1,7 +1,7 @@
-"""The arbiter's loop: file descriptors, signals and timers in one thread, and nothing that blocks.
+"""The arbiter's loop: file descriptors, signals and timers in one thread; nothing in it blocks.
 
-It is no event loop in asyncio's sense, on purpose: a child forked from one inherits its state (on
-CPython 3.11 a signal sent to the child then fires in the parent, cpython#94454).
+It is not asyncio on purpose: a forked child inherits the state of an asyncio loop (on CPython 3.11 a
+signal sent to the child then fires in the parent, cpython#94454).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: It never sleeps longer than this, so that its own tick is fresh.
-TURN_S_MAX = 1.0
+#: The longest sleep.
+SLEEP_S_MAX = 1.0
 
 
 class Timer:
-    """A call that is due at a time, unless it is cancelled."""
+    """A callback that is due at a time, unless it is cancelled."""
 
     __slots__ = ("callback", "cancelled", "due_s")
 
@@ -33,16 +33,16 @@ class Timer:
         self.cancelled = False
 
     def cancel(self) -> None:
-        """It will not be called."""
+        """Prevent the call."""
         self.cancelled = True
 
 
 class Loop:
-    """Watches descriptors, keeps timers, hands out signals."""
+    """Watches descriptors, keeps timers, dispatches signals."""
 
-    def __init__(self, failed: Callable[[Exception], None]) -> None:
-        """Makes its selector and its wakeup pipe; takes no signal yet. `failed` hears what callbacks raise."""
-        self._failed = failed
+    def __init__(self, on_error: Callable[[Exception], None]) -> None:
+        """Creates the selector and the wakeup pipe. `on_error` is called with exceptions from callbacks."""
+        self._on_error = on_error
         self._selector = selectors.DefaultSelector()
         self._timers: list[tuple[float, int, Timer]] = []
         self._count = itertools.count()
@@ -54,50 +54,50 @@ class Loop:
         self.watch(self._wakeup_read, selectors.EVENT_READ, self._woken)
 
     def fds(self) -> list[int]:
-        """The descriptors that are the loop's own; a forked child closes them."""
+        """Return the loop's own descriptors; a forked child closes them."""
         own = [self._wakeup_read, self._wakeup_write]
         fileno = getattr(self._selector, "fileno", None)
         return [*own, fileno()] if fileno else own
 
     def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
-        """Call back with the events of `fd`; watching again changes the events."""
+        """Call `callback` with the events of `fd`; watching again replaces both."""
         try:
             self._selector.modify(fd, events, callback)
         except KeyError:
             self._selector.register(fd, events, callback)
 
     def unwatch(self, fd: int) -> None:
-        """Forget `fd`. Must be called before it is closed."""
+        """Stop watching `fd`; must be called before it is closed."""
         with contextlib.suppress(KeyError):
             self._selector.unregister(fd)
 
-    def at(self, due_s: float, callback: Callable[[], None]) -> Timer:
-        """Call back at a monotonic time in seconds."""
+    def call_at(self, due_s: float, callback: Callable[[], None]) -> Timer:
+        """Call `callback` at a monotonic time in seconds."""
         timer = Timer(due_s, callback)
         heapq.heappush(self._timers, (due_s, next(self._count), timer))
         return timer
 
     def on_signal(self, number: int, callback: Callable[[], None]) -> None:
-        """Call back, within a turn of the loop, for each signal of this number."""
+        """Call `callback` from the loop for each signal of this number."""
         self._signals[number] = callback
-        signal.signal(number, _noted)
+        signal.signal(number, _ignore)
         signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
 
     def run(self) -> None:
-        """Turn until `stop`."""
+        """Run until `stop` is called."""
         while not self._stopped:
-            for key, events in self._selector.select(self._patience_s()):
-                # One callback may close the descriptor of the next, whose number then may be another's.
+            for key, events in self._selector.select(self._timeout_s()):
+                # An earlier callback may have closed this descriptor, and its number may have been reused.
                 if self._selector.get_map().get(key.fd) is key:
                     self._call(key.data, events)
             self._run_timers()
 
     def stop(self) -> None:
-        """End `run` after this turn."""
+        """End `run` after the current iteration."""
         self._stopped = True
 
     def close(self) -> None:
-        """Give back descriptors and signals."""
+        """Close the descriptors and restore the default signal handlers."""
         signal.set_wakeup_fd(-1)
         for number in self._signals:
             signal.signal(number, signal.SIG_DFL)
@@ -105,12 +105,12 @@ class Loop:
         os.close(self._wakeup_read)
         os.close(self._wakeup_write)
 
-    def _patience_s(self) -> float:
+    def _timeout_s(self) -> float:
         while self._timers and self._timers[0][2].cancelled:
             heapq.heappop(self._timers)
         if not self._timers:
-            return TURN_S_MAX
-        return min(TURN_S_MAX, max(0.0, self._timers[0][0] - time.monotonic()))
+            return SLEEP_S_MAX
+        return min(SLEEP_S_MAX, max(0.0, self._timers[0][0] - time.monotonic()))
 
     def _run_timers(self) -> None:
         now_s = time.monotonic()
@@ -123,11 +123,11 @@ class Loop:
         try:
             callback(*args)
         except Exception as error:
-            # One wrong turn must not cost the pool: the others go on, and the log has the reason.
-            self._failed(error)
+            # A failing callback must not end the pool.
+            self._on_error(error)
 
     def take_signals(self) -> list[int]:
-        """The signals that have come and were not handed out."""
+        """Return the numbers of signals that have arrived and were not dispatched."""
         try:
             return list(os.read(self._wakeup_read, 4096))
         except BlockingIOError:
@@ -135,7 +135,7 @@ class Loop:
 
     def _woken(self, _events: int) -> None:
         numbers = self.take_signals()
-        # Children are looked at once, however many signals told of them.
+        # One call is enough, however many SIGCHLD have arrived.
         children = {signal.SIGCHLD} & set(numbers)
         for number in [*children, *(n for n in numbers if n != signal.SIGCHLD)]:
             callback = self._signals.get(number)
@@ -143,5 +143,5 @@ class Loop:
                 self._call(callback)
 
 
-def _noted(_number: int, _frame: object) -> None:
-    """The wakeup pipe has the number; a handler must do nothing else."""
+def _ignore(_number: int, _frame: object) -> None:
+    """Do nothing: the number is in the wakeup pipe."""

@@ -1,24 +1,24 @@
-"""Whether the kernel's out-of-memory killer was at work in this cgroup: its own counter, where it can be read."""
+"""Counts the kills of the kernel's out-of-memory killer in this process's cgroup, where the counter is readable."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-#: cgroup v2, as the kernel's Documentation/admin-guide/cgroup-v2.rst has it.
+#: cgroup v2; see Documentation/admin-guide/cgroup-v2.rst of the kernel.
 ROOT = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
 
 
 class OomKills:
-    """Counts the kills since the last look."""
+    """Counts the kills between two calls."""
 
     def __init__(self, path: Path | None = None) -> None:
-        """`path` is a cgroup's `memory.events`; default: that of this process."""
+        """`path` is a cgroup's `memory.events`; the default is the one of this process."""
         self._path = path or _own_events()
         self._seen = self._read()
 
     def new(self) -> int | None:
-        """How many since the last look, None where nobody counts, or nobody counted then."""
+        """Return the kills since the last call; None if the counter was not readable at both times."""
         before, self._seen = self._seen, self._read()
         return None if before is None or self._seen is None else self._seen - before
 

@@ -1,147 +1,198 @@
-"""What `status` shows, put together from slots and shared when it is asked for."""
+"""The answer to `status`: the state of the pool, its workers and services, and what is wrong with it."""
 
 from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from supervisor.arbiter.services import NAMES
-from supervisor.arbiter.troubles import exit_entry, troubles
 from supervisor.core.liveness import NS
 from supervisor.core.slot import Slot, State
-from supervisor.shared_state import HeaderField, SlotField, WorkerState
+from supervisor.shared_state import HeaderField, SharedSlot, SlotField, WorkerState
+from supervisor.text import counted, exit_text
 
 if TYPE_CHECKING:
-    from supervisor.arbiter.arbiter import Arbiter
-    from supervisor.arbiter.services import Services
+    from collections.abc import Sequence
+
+    from supervisor.arbiter.rolling_restart import RollingRestart
+    from supervisor.arbiter.services import ServiceGroup
+    from supervisor.arbiter.shutdown import Shutdown
+    from supervisor.arbiter.spawn import Specs
     from supervisor.arbiter.worker_group import WorkerGroup
-    from supervisor.shared_state import SharedSlot, SharedState
+    from supervisor.core.restart import Exit
 
 _ACTIVITIES = frozenset(WorkerState)
+#: What a slot without a READY child does, in singular and plural.
+_DOES = {
+    State.EMPTY: ("is about to start", "are about to start"),
+    State.STARTING: ("is starting", "are starting"),
+    State.DRAINING: ("is finishing", "are finishing"),
+    State.BACKOFF: ("is restarting", "are restarting"),
+    State.FAILED: ("can't start", "can't start"),
+}
 
 
-def document(arbiter: Arbiter) -> dict[str, Any]:
-    """The pool as the arbiter sees it, from what it has at hand: whoever asks must not hold it up."""
-    commands, shared, pool = arbiter.commands, arbiter.shared, arbiter.pool
-    state = whole_state(arbiter)
+@dataclass(slots=True)
+class PoolStatus:
+    """Reads the parts of the pool. It uses only what is at hand, so that a request never delays the arbiter."""
+
+    workers: WorkerGroup
+    services: ServiceGroup
+    shutdown: Shutdown
+    restarts: RollingRestart
+    specs: Specs
+    burst: bool
+    #: What the boot check found: `{"url", "version", "durability"}`; empty before.
+    redis: dict[str, Any] = field(default_factory=dict)
+    #: All workers have been READY once.
+    started: bool = False
+
+    def document(self) -> dict[str, Any]:
+        """Return what `status --json` shows, except for the groups, which only Redis knows."""
+        shared, state = self.workers.shared, self.state
+        return {
+            "state": state,
+            "degraded_reasons": self._degraded_reasons() if state in ("degraded", "down") else [],
+            "pid": os.getpid(),
+            "uptime_s": round((time.monotonic_ns() - shared.get(HeaderField.START_NS)) / NS, 3),
+            "burst": self.burst,
+            "paused": bool(shared.get(HeaderField.PAUSED)),
+            "breaker_open": self.workers.breaker.is_open,
+            "redis": self.redis,
+            "consumers": [[spec.stream, spec.group] for spec in self.specs],
+            "workers": [
+                _worker(slot, shared.slot(slot.number))
+                for slot in self.workers.slots.values()
+                if slot.wanted or slot.state is not State.EMPTY
+            ],
+            "services": [_service(slot) for slot in sorted(self.services.slots.values(), key=lambda slot: slot.number)],
+            "operation": self.restarts.describe(),
+            "last_operation": self.restarts.last,
+        }
+
+    def line(self) -> str:
+        """Return the pool in one line, for `systemctl status`."""
+        ready = sum(slot.state is State.READY for slot in self.workers.slots.values())
+        return f"{self.state}: {ready} of {self.workers.size} workers ready"
+
+    @property
+    def state(self) -> str:
+        """The state of the whole pool in one word."""
+        if self.shutdown.begun:
+            return "draining"
+        wanted, services = self._wanted(), self.services.slots.values()
+        broken = any(slot.state in (State.BACKOFF, State.FAILED) for slot in [*wanted, *services])
+        if not self.started and not broken:
+            return "starting"
+        if wanted and not any(slot.state is State.READY for slot in self.workers.slots.values()):
+            return "down"
+        if broken or self.workers.breaker.is_open or self._redis_lost:
+            return "degraded"
+        complete = all(slot.state is State.READY for slot in wanted) and all(slot.living for slot in services)
+        return "healthy" if complete else "degraded"
+
+    def _wanted(self) -> list[Slot]:
+        """Return the slots that should be READY, without the one that is being replaced on purpose."""
+        return [slot for slot in self.workers.slots.values() if slot.wanted and slot.number != self.restarts.slot]
+
+    @property
+    def _redis_lost(self) -> bool:
+        shared = self.workers.shared
+        return bool(shared.get(HeaderField.KEEPER_BEAT_NS)) and not shared.get(HeaderField.KEEPER_REDIS_OK)
+
+    def _degraded_reasons(self) -> list[str]:
+        reasons = []
+        if self.workers.breaker.is_open:
+            reasons.append("workers crash too often: only one at a time is started until it stays up")
+        wanted = self._wanted()
+        for state in _DOES:
+            if slots := [slot for slot in wanted if slot.state is state]:
+                reasons.append(_workers_text(slots, state))
+        for slot in self.services.slots.values():
+            if slot.wanted and slot.state in (State.BACKOFF, State.FAILED):
+                restarts = f", {counted(slot.restarts, 'restart')}" if slot.restarts else ""
+                reasons.append(f"{NAMES[slot.number]} {_DOES[slot.state][0]} ({_exit_text(slot)}{restarts})")
+        if self._redis_lost:
+            reasons.append("the keeper can't use Redis")
+        return reasons
+
+
+def _workers_text(slots: Sequence[Slot], state: State) -> str:
+    one, several = _DOES[state]
+    failing = state in (State.BACKOFF, State.FAILED)
+    first = slots[0]
+    if len(slots) == 1:
+        return f"worker {first.number} {one}" + (f" ({_exit_text(first)})" if failing else "")
+    return f"{len(slots)} workers {several}" + (f" (worker {first.number}: {_exit_text(first)})" if failing else "")
+
+
+def _exit_text(slot: Slot) -> str:
+    return exit_text(_exit_entry(slot.last_exit))
+
+
+def _exit_entry(last_exit: Exit | None) -> dict[str, object] | None:
+    if last_exit is None:
+        return None
     return {
-        "state": state,
-        "troubles": _troubles(arbiter) if state in ("degraded", "down") else [],
-        "pid": os.getpid(),
-        "uptime_s": round((time.monotonic_ns() - shared.get(HeaderField.START_NS)) / NS, 3),
-        "burst": arbiter.burst,
-        "paused": bool(shared.get(HeaderField.PAUSED)),
-        "breaker_open": pool.breaker.is_open,
-        "redis": arbiter.redis,
-        "consumers": [[spec.stream, spec.group] for spec in arbiter.specs],
-        "workers": workers(pool),
-        "services": services(arbiter.services),
-        "operation": commands.describe(),
-        "last_operation": commands.last,
+        "reason": last_exit.reason,
+        "code": last_exit.code,
+        "signal": last_exit.signal,
+        "uptime_s": round(last_exit.uptime_s, 3),
     }
 
 
-def sentence(arbiter: Arbiter) -> str:
-    """The pool in one line, for `systemctl status`."""
-    slots = arbiter.pool.slots.values()
-    ready = sum(slot.state is State.READY for slot in slots)
-    return f"{whole_state(arbiter)}: {ready} of {arbiter.pool.size} workers ready"
+def _service(slot: Slot) -> dict[str, Any]:
+    return {
+        "name": NAMES[slot.number],
+        "pid": slot.pid or None,
+        "state": slot.state.value,
+        "restarts": slot.restarts,
+        "last_exit": _exit_entry(slot.last_exit),
+    }
 
 
-def whole_state(arbiter: Arbiter) -> str:
-    """`state` of the whole, as it is now."""
-    rolled = arbiter.commands.rolled
-    stopping, began = arbiter.shutdown.begun, arbiter.began
-    return state(arbiter.pool, arbiter.services, stopping=stopping, began=began, rolled=rolled)
-
-
-def _troubles(arbiter: Arbiter) -> list[str]:
-    cut_off = _is_cut_off(arbiter.shared)
-    return troubles(arbiter.pool, arbiter.services, rolled=arbiter.commands.rolled, cut_off=cut_off)
-
-
-def state(pool: WorkerGroup, services: Services, *, stopping: bool, began: bool, rolled: int | None) -> str:
-    """One word for the whole; `began`: all were READY once; `rolled`: the slot that is being replaced on purpose."""
-    if stopping:
-        return "draining"
-    wanted = [slot for slot in pool.slots.values() if slot.wanted and slot.number != rolled]
-    ready = [slot for slot in pool.slots.values() if slot.state is State.READY]
-    troubled = any(slot.state in (State.BACKOFF, State.FAILED) for slot in [*wanted, *services.slots.values()])
-    if not began and not troubled:
-        return "starting"
-    if wanted and not ready:
-        return "down"
-    if troubled or pool.breaker.is_open or _is_cut_off(pool.shared):
-        return "degraded"
-    living = all(slot.living for slot in services.slots.values())
-    return "healthy" if living and all(slot.state is State.READY for slot in wanted) else "degraded"
-
-
-def workers(pool: WorkerGroup) -> list[dict[str, Any]]:
-    """One entry a slot in use."""
-    return [_worker(pool.shared, slot) for slot in pool.slots.values() if slot.wanted or slot.state is not State.EMPTY]
-
-
-def services(crew: Services) -> list[dict[str, Any]]:
-    """One entry a service."""
-    return [
-        {
-            "name": NAMES[slot.number],
-            "pid": slot.pid or None,
-            "state": slot.state.value,
-            "restarts": slot.restarts,
-            "last_exit": exit_entry(slot.last_exit),
-        }
-        for slot in sorted(crew.slots.values(), key=lambda slot: slot.number)
-    ]
-
-
-def _worker(shared: SharedState, slot: Slot) -> dict[str, Any]:
-    words = shared.slot(slot.number)
-    ready_ns, spawn_ns = words.get(SlotField.READY_NS), words.get(SlotField.SPAWN_NS)
+def _worker(slot: Slot, fields: SharedSlot) -> dict[str, Any]:
+    ready_ns, spawn_ns = fields.get(SlotField.READY_NS), fields.get(SlotField.SPAWN_NS)
     return {
         "slot": slot.number,
         "pid": slot.pid or None,
         "state": slot.state.value,
         "incarnation": slot.incarnation,
         "restarts": slot.restarts,
-        "last_exit": exit_entry(slot.last_exit),
+        "last_exit": _exit_entry(slot.last_exit),
         "uptime_s": round(time.monotonic() - slot.spawned_s, 3) if slot.living else None,
         "boot_ms": round((ready_ns - spawn_ns) / 1e6, 1) if slot.living and ready_ns else None,
-        "beat_age_s": _age_s(words, SlotField.BEAT_NS) if slot.living else None,
-        "fetch_age_s": _age_s(words, SlotField.FETCH_NS) if slot.living else None,
-        "settle_age_s": _age_s(words, SlotField.SETTLE_NS) if slot.living else None,
-        "in_flight": words.get(SlotField.IN_FLIGHT) if slot.living else 0,
-        "waiting": words.get(SlotField.WAITING) if slot.living else 0,
-        "done": words.get(SlotField.DONE),
-        "failed": words.get(SlotField.FAILED),
-        "dead": words.get(SlotField.DEAD),
-        # What it is doing, and since when.
-        "activity": _activity(words.get(SlotField.STATE)) if slot.living else None,
-        "activity_s": _age_s(words, SlotField.STATE_SINCE_NS) if slot.living else None,
-        # Acks that came too late: somebody else has settled the message.
-        "lost_claim": words.get(SlotField.LOST_CLAIM),
-        # Messages that were gone from the stream while they were pending.
-        "trimmed": words.get(SlotField.TRIMMED),
-        "reconnects": words.get(SlotField.RECONNECTS),
-        # Messages found in its own pending list: a predecessor's, or handed over.
-        "adopted": words.get(SlotField.ADOPTED),
-        "batches": words.get(SlotField.BATCHES),
-        "loop_lag_ms_max": round(words.get(SlotField.LOOP_LAG_NS_MAX) / 1e6, 1) if slot.living else None,
+        "beat_age_s": _age_s(fields, SlotField.BEAT_NS) if slot.living else None,
+        "fetch_age_s": _age_s(fields, SlotField.FETCH_NS) if slot.living else None,
+        "settle_age_s": _age_s(fields, SlotField.SETTLE_NS) if slot.living else None,
+        "in_flight": fields.get(SlotField.IN_FLIGHT) if slot.living else 0,
+        "waiting": fields.get(SlotField.WAITING) if slot.living else 0,
+        "done": fields.get(SlotField.DONE),
+        "failed": fields.get(SlotField.FAILED),
+        "dead": fields.get(SlotField.DEAD),
+        # What the worker is doing and for how long.
+        "activity": _activity(fields.get(SlotField.STATE)) if slot.living else None,
+        "activity_s": _age_s(fields, SlotField.STATE_SINCE_NS) if slot.living else None,
+        # Acks that came after another consumer had settled the message.
+        "lost_claim": fields.get(SlotField.LOST_CLAIM),
+        # Messages that were deleted from the stream while they were pending.
+        "trimmed": fields.get(SlotField.TRIMMED),
+        "reconnects": fields.get(SlotField.RECONNECTS),
+        # Messages found in the worker's own pending list: a predecessor's, or handed over.
+        "adopted": fields.get(SlotField.ADOPTED),
+        "batches": fields.get(SlotField.BATCHES),
+        "loop_lag_ms_max": round(fields.get(SlotField.LOOP_LAG_NS_MAX) / 1e6, 1) if slot.living else None,
     }
 
 
 def _activity(state: int) -> str:
-    """A worker may have written anything into its word, and its slot is to be seen all the same."""
+    """Return the activity's name; a worker may have overwritten it with garbage."""
     return WorkerState(state).name.lower() if state in _ACTIVITIES else "unknown"
 
 
-def _age_s(words: SharedSlot, word: SlotField) -> float | None:
-    """How long ago that was; None: never in this incarnation."""
-    at_ns = words.get(word)
+def _age_s(fields: SharedSlot, field_: SlotField) -> float | None:
+    """Return the seconds since that time; None if it is not set in this incarnation."""
+    at_ns = fields.get(field_)
     return round((time.monotonic_ns() - at_ns) / NS, 3) if at_ns else None
-
-
-def _is_cut_off(shared: SharedState) -> bool:
-    return bool(shared.get(HeaderField.KEEPER_BEAT_NS)) and not shared.get(HeaderField.KEEPER_REDIS_OK)

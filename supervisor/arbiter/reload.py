@@ -1,9 +1,9 @@
-"""Code and configuration afresh without a new process: the arbiter execs itself and goes on with its children.
+"""Loads new code and configuration without a new process: the arbiter execs itself and keeps its children.
 
-1. First the same command line is run as a preflight that only reads configuration and handlers: when
-   that fails, nothing has changed.
-2. Then the process image is replaced: pid, children, lock, control socket and shared stay. What must be
-   known of the children goes through an inherited memory file.
+1. The same command line first runs as a preflight, which only loads configuration and handlers. If it
+   fails, nothing has changed.
+2. Then the process image is replaced. The pid, the children, the lock, the control socket and the shared
+   memory stay; the state of the children is passed on in an inherited memory file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 import signal
 import sys
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
 
@@ -28,10 +28,11 @@ from supervisor.shared_state import LAYOUT_VERSION, fingerprint
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from supervisor.arbiter.arbiter import Arbiter
+    from supervisor.arbiter.loop import Loop
+    from supervisor.arbiter.systemd import SystemdNotifier
     from supervisor.settings.model import Settings
 
-# Not SUPERVISOR_*: those are settings, and an unknown one is refused.
+# Not SUPERVISOR_*: those are settings, and an unknown setting is an error.
 STATE_VARIABLE = "_SUPERVISOR_STATE_FD"
 PREFLIGHT_VARIABLE = "_SUPERVISOR_PREFLIGHT"
 PREFLIGHT_LIMIT_S = 60.0
@@ -39,37 +40,37 @@ PREFLIGHT_LIMIT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class ReloadState:
-    """What an arbiter hands to its successor in the same process."""
+    """What an arbiter passes to its successor in the same process."""
 
     shared_fd: int
     lock_fd: int
-    listener_fd: int
+    control_fd: int
     workers: list[Slot]
     services: list[Slot]
-    #: How many workers the settings asked for, as opposed to `scale`.
-    configured: int
+    #: The number of workers in the settings; `scale` may have changed the real number.
+    configured_workers: int
     redis: dict[str, Any]
-    #: Name of a child -> the memory file that it writes its stacks into.
+    #: Name of a child -> the memory file for its stack dumps.
     stack_fds: dict[str, int]
-    #: `HttpListener.state`: the HTTP service's listening socket.
+    #: `HttpListener.state`.
     http: dict[str, Any] | None
-    #: Numbers of signals that have come and were not obeyed.
+    #: Numbers of signals that have arrived and were not handled.
     signals: list[int]
 
     @property
     def sockets(self) -> list[int]:
-        """Those of its descriptors that are sockets."""
-        return [self.listener_fd, *([self.http["fd"]] if self.http else [])]
+        """The descriptors that are sockets."""
+        return [self.control_fd, *([self.http["fd"]] if self.http else [])]
 
     @property
     def fds(self) -> list[int]:
-        """All that the successor goes on with."""
-        http = [self.http["ready_fd"]] if self.http else []
-        return [self.shared_fd, self.lock_fd, *self.sockets, *http, *self.stack_fds.values()]
+        """All descriptors that the successor needs."""
+        ready_fd = [self.http["ready_fd"]] if self.http else []
+        return [self.shared_fd, self.lock_fd, *self.sockets, *ready_fd, *self.stack_fds.values()]
 
 
 def shape_of(kind: Any) -> Any:
-    """The names of all that a value of this type is made of."""
+    """Return the names and types of all parts of a type, recursively."""
     if is_dataclass(kind):
         hints = get_type_hints(kind)
         return {field.name: shape_of(hints[field.name]) for field in fields(kind)}
@@ -78,12 +79,12 @@ def shape_of(kind: Any) -> Any:
     return [getattr(kind, "__name__", ""), *(shape_of(part) for part in get_args(kind))]
 
 
-#: What a successor must have been built with to understand what it is handed.
+#: Identifies the layout of the state; a successor with another one can't read it.
 LAYOUT = f"{fingerprint(shape_of(ReloadState)):016x}-{LAYOUT_VERSION:016x}"
 
 
 def identity(settings: Settings) -> dict[str, Any]:
-    """What a running pool can't change: to take it over, the successor must agree on it."""
+    """Return the settings that a running pool can't change."""
     return {
         "state_dir": str(settings.state_dir),
         "redis.url": settings.redis.url,
@@ -95,33 +96,41 @@ def identity(settings: Settings) -> dict[str, Any]:
 # The preflight
 
 
+def exec_preflight(settings: Settings, out_fd: int) -> NoReturn:
+    """In a forked child: exec the preflight, which writes its report to `out_fd`; handlers' prints go to stderr."""
+    os.dup2(2, 1)
+    os.set_inheritable(out_fd, True)
+    request = {"layout": LAYOUT, "identity": identity(settings), "bind": pool_bind(settings), "out_fd": out_fd}
+    exec_command(_own_command(), {**os.environ, PREFLIGHT_VARIABLE: json.dumps(request)})
+
+
 def preflight_request() -> dict[str, Any] | None:
-    """In the preflight: what to agree with. Else None."""
+    """Return what the preflight has to check; None if this process is not one."""
     text = os.environ.pop(PREFLIGHT_VARIABLE, None)
-    found: dict[str, Any] | None = json.loads(text) if text else None
-    return found
+    request: dict[str, Any] | None = json.loads(text) if text else None
+    return request
 
 
-def check_compatible(wanted: dict[str, Any], settings: Settings) -> None:
-    """Raises ConfigError when the pool would be another one, or a new address of its service is taken."""
-    # First, since another version may have announced all else in another way.
-    if wanted.get("layout") != LAYOUT:
+def check_compatible(request: dict[str, Any], settings: Settings) -> None:
+    """Raise ConfigError if the running pool can't continue with these settings or this version."""
+    # The layout comes first: another version may have written the rest differently.
+    if request.get("layout") != LAYOUT:
         raise ConfigError(
-            "this is another version of supervisor, which can't take over what the running one has in memory:"
+            "this is another version of supervisor, which can't read the state of the running pool:"
             " stop and start it for that"
         )
-    own, before = identity(settings), wanted["identity"]
+    own, before = identity(settings), request["identity"]
     changed = [name for name in before if before[name] != own.get(name)]
     if changed:
         raise ConfigError(f"{', '.join(changed)} changed since the pool was started: stop and start it for that")
     bind = pool_bind(settings)
-    if bind and bind != wanted["bind"]:
+    if bind and bind != request["bind"]:
         listen(bind).close()
 
 
 @contextlib.contextmanager
-def reporting() -> Iterator[None]:
-    """In the preflight: have the arbiter hear what is wrong, in place of stderr. Elsewhere it changes nothing."""
+def errors_to_arbiter() -> Iterator[None]:
+    """In a preflight, send SupervisorErrors to the arbiter instead of stderr; elsewhere do nothing."""
     text = os.environ.get(PREFLIGHT_VARIABLE)
     try:
         yield
@@ -133,48 +142,27 @@ def reporting() -> Iterator[None]:
         raise SystemExit(error.exit_code) from None
 
 
-def exec_preflight(settings: Settings, out_fd: int) -> NoReturn:
-    """In a forked child: become the preflight. What handlers print goes to stderr, its finding to `out_fd`."""
-    os.dup2(2, 1)
-    os.set_inheritable(out_fd, True)
-    wanted = {"layout": LAYOUT, "identity": identity(settings), "bind": pool_bind(settings), "out_fd": out_fd}
-    exec_command(_command(), {**os.environ, PREFLIGHT_VARIABLE: json.dumps(wanted)})
+# The exec
 
 
-# Handing over
-
-
-def exec_successor(arbiter: Arbiter) -> NoReturn:
-    """Replace this process's image. Raises OSError, and then all is as it was: nothing is closed before."""
-    # Handlers end with the image, and the default of most signals is death: they wait for the successor's.
+def exec_successor(state: ReloadState, loop: Loop, systemd: SystemdNotifier) -> NoReturn:
+    """Replace the image of this process. Raises OSError; then nothing has changed."""
+    # The exec removes signal handlers, and most default actions end the process. So signals stay blocked
+    # until the successor has installed its own.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    signals = arbiter.loop.take_signals()
-    arbiter.systemd.reloading()
+    state = replace(state, signals=loop.take_signals())
+    systemd.reloading()
     try:
-        _exec(
-            ReloadState(
-                shared_fd=arbiter.shared.fd,
-                lock_fd=arbiter.lock_fd,
-                listener_fd=arbiter.control.listener.fileno(),
-                workers=[slot for slot in arbiter.pool.slots.values() if slot.wanted or slot.living],
-                services=list(arbiter.services.slots.values()),
-                configured=arbiter.settings.pool.workers,
-                redis=arbiter.redis,
-                stack_fds=arbiter.stack_dumps.by_name,
-                http=arbiter.http.state(),
-                signals=signals,
-            ),
-            {**os.environ, **arbiter.systemd.environment()},
-        )
+        _exec(state, {**os.environ, **systemd.environment()})
     finally:
-        arbiter.systemd.ready()
+        systemd.ready()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number in signals:
+        for number in state.signals:
             signal.raise_signal(number)
 
 
 def _exec(state: ReloadState, environment: dict[str, str]) -> NoReturn:
-    """Every other descriptor is closed by the exec itself."""
+    """Exec with the state's descriptors inheritable; the exec closes all others."""
     fd = create_memfd("state")
     try:
         os.write(fd, _encode(state))
@@ -183,7 +171,7 @@ def _exec(state: ReloadState, environment: dict[str, str]) -> NoReturn:
             os.set_inheritable(kept, True)
         sys.stdout.flush()
         sys.stderr.flush()
-        command = _command()
+        command = _own_command()
         os.execve(command[0], command, {**environment, STATE_VARIABLE: str(fd)})
     finally:
         os.close(fd)
@@ -192,7 +180,7 @@ def _exec(state: ReloadState, environment: dict[str, str]) -> NoReturn:
 
 
 def read_state() -> ReloadState | None:
-    """In the successor: what was handed over. Else None."""
+    """Return the state from this process's earlier image; None if there was none."""
     text = os.environ.pop(STATE_VARIABLE, None)
     if text is None:
         return None
@@ -203,7 +191,7 @@ def read_state() -> ReloadState | None:
     return state
 
 
-def _command() -> list[str]:
+def _own_command() -> list[str]:
     return [sys.executable, *sys.orig_argv[1:]]
 
 
@@ -224,7 +212,8 @@ def _decode(data: bytes) -> ReloadState:
 
 
 def _slot(found: dict[str, Any]) -> Slot:
-    left = found["last_exit"]
-    if left is not None:
-        left = Exit(**{**left, "kind": ExitKind(left["kind"])})
-    return Slot(**{**found, "state": State(found["state"]), "history": History(**found["history"]), "last_exit": left})
+    last_exit = found["last_exit"]
+    if last_exit is not None:
+        last_exit = Exit(**{**last_exit, "kind": ExitKind(last_exit["kind"])})
+    history = History(**found["history"])
+    return Slot(**{**found, "state": State(found["state"]), "history": history, "last_exit": last_exit})

@@ -1,45 +1,153 @@
-"""A rolling restart: one slot after the other is drained and started anew, and the next only when it is READY.
+"""The rolling restart: check the new code and configuration, load them, replace the workers one at a time.
 
-It stops at the first worker that does not come up: the others stay as they are.
+1. A preflight process loads the new code and configuration. If it fails, nothing has changed.
+2. The arbiter replaces its own image (`reload`); its successor calls `roll`.
+3. One slot after the other is drained and started again. The next slot follows when the new worker is READY.
+   The restart stops at the first new worker that does not stay up; the other workers remain.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from supervisor.arbiter.check_process import CheckProcess
+from supervisor.arbiter.spawn import API, KEEPER
 from supervisor.core.slot import State
+from supervisor.errors import SupervisorError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from supervisor.arbiter.loop import Loop
+    from supervisor.arbiter.services import ServiceGroup
+    from supervisor.arbiter.shutdown import Shutdown
     from supervisor.arbiter.worker_group import WorkerGroup
 
-#: A new worker must stay READY for this long before the next one is drained.
+#: A new worker must stay READY for this long before the next slot is drained.
 STEADY_S = 0.2
 
 
+@dataclass(slots=True)
 class RollingRestart:
-    """One such restart of the workers that run when it begins."""
+    """Runs one restart at a time and queues at most one more."""
 
-    def __init__(self, pool: WorkerGroup, drain_s: float) -> None:
-        """Takes note of who runs; `step` begins."""
-        self._pool = pool
+    workers: WorkerGroup
+    services: ServiceGroup
+    shutdown: Shutdown
+    loop: Loop
+    log: Any
+    drain_s: float
+    #: Starts the preflight; its argument is called with the exit code and the report.
+    start_preflight: Callable[[Callable[[int, dict[str, Any]], None]], CheckProcess]
+    #: Replaces the image of this process. Raises OSError if that fails.
+    exec_successor: Callable[[], None]
+    #: The result of the last restart.
+    last: dict[str, Any] | None = None
+    _preflight: CheckProcess | None = None
+    _roll: _Roll | None = None
+    _queued: bool = False
+
+    @property
+    def rolling(self) -> bool:
+        """True while workers are being replaced."""
+        return self._roll is not None
+
+    @property
+    def slot(self) -> int | None:
+        """The slot whose worker is being replaced."""
+        return self._roll.slot if self._roll else None
+
+    def describe(self) -> dict[str, Any] | None:
+        """Return the restart in progress, for `status`."""
+        if self._preflight is not None:
+            return {"kind": "restart", "phase": "preflight"}
+        if self._roll is not None:
+            return {"kind": "restart", "phase": "rolling", "done": self._roll.done, "total": self._roll.total}
+        return None
+
+    def start(self) -> None:
+        """Start a restart; queue one more if workers are already being replaced."""
+        if self._preflight is not None:
+            return
+        if self._roll is not None:
+            self._queued = True
+            return
+        try:
+            self._preflight = self.start_preflight(self._preflight_done)
+        except (OSError, SupervisorError) as error:
+            self._end(str(error))
+
+    def cancel(self) -> None:
+        """Cancel the preflight, because the pool is shutting down."""
+        if self._preflight is not None:
+            self._preflight.kill()
+
+    def roll(self) -> None:
+        """Replace the current workers."""
+        self._roll = _Roll(self.workers, self.drain_s)
+        self.step()
+
+    def step(self) -> None:
+        """Continue the restart in progress; called after every change of a slot."""
+        roll = self._roll
+        if roll is None:
+            return
+        wait_s = roll.step()
+        if wait_s < math.inf:
+            self.loop.call_at(time.monotonic() + wait_s, self.step)
+        if not roll.is_over or self._roll is None:
+            return
+        self._roll = None
+        if not roll.error:
+            for name in (KEEPER, API):
+                self.services.restart(name, self.drain_s)
+            self.services.check()
+        self._end(roll.error)
+        if self._queued:  # even after a failure: the new request may have fixed its cause
+            self._queued = False
+            self.start()
+
+    def _preflight_done(self, code: int, report: dict[str, Any]) -> None:
+        self._preflight = None
+        if self.shutdown.begun:
+            return
+        if code != 0:
+            self._end(f"nothing was changed, because the new code or configuration is unusable: {report.get('error')}")
+            return
+        try:
+            self.exec_successor()
+        except OSError as error:
+            self._end(f"nothing was changed, because this process could not be replaced: {error}")
+
+    def _end(self, error: str) -> None:
+        self.last = {"kind": "restart", "ok": not error, "error": error or None}
+        if error:
+            self.log.error("restart failed", error=error)
+        else:
+            self.log.info("restarted", workers=self.workers.size)
+
+
+class _Roll:
+    """Replaces the workers that run when it is created, one at a time."""
+
+    def __init__(self, workers: WorkerGroup, drain_s: float) -> None:
+        self._workers = workers
         self._drain_s = drain_s
-        self._todo = sorted(slot.number for slot in pool.slots.values() if slot.wanted)
+        self._todo = sorted(slot.number for slot in workers.slots.values() if slot.wanted)
+        #: (slot, incarnation that is being replaced)
         self._current: tuple[int, int] | None = None
         self.total = len(self._todo)
         self.done = 0
-        #: Why it was given up.
+        #: Why the restart stopped early.
         self.error = ""
 
     @property
     def is_over(self) -> bool:
-        """Nothing is left to do."""
+        """True if there is nothing left to do."""
         return bool(self.error) or (self._current is None and not self._todo)
-
-    def describe(self) -> dict[str, Any]:
-        """For status."""
-        return {"kind": "restart", "phase": "rolling", "done": self.done, "total": self.total}
 
     @property
     def slot(self) -> int | None:
@@ -47,34 +155,33 @@ class RollingRestart:
         return None if self._current is None else self._current[0]
 
     def step(self) -> float:
-        """Go on as far as possible; look again after so many seconds, or (infinity) when a slot changes."""
+        """Continue as far as possible; return seconds until the next step, infinity if a slot must change first."""
         while not self.is_over:
             if self._current is None:
                 self._begin(self._todo.pop(0))
                 continue
-            wait_s = self._look(*self._current)
+            wait_s = self._check(*self._current)
             if wait_s > 0:
                 return wait_s
         return math.inf
 
     def _begin(self, number: int) -> None:
-        slot = self._pool.slots[number]
+        slot = self._workers.slots[number]
         self._current = number, slot.incarnation
         if slot.living:
-            self._pool.drain(number, time.monotonic() + self._drain_s)
+            self._workers.drain(number, time.monotonic() + self._drain_s)
         else:
-            self._pool.start_now(number)
+            self._workers.start_now(number)
 
-    def _look(self, number: int, incarnation: int) -> float:
-        """How long to wait for this slot; 0 when it is finished, one way or the other."""
-        slot = self._pool.slots[number]
+    def _check(self, number: int, incarnation: int) -> float:
+        """Return how long to wait for this slot; 0 if it is finished or has failed."""
+        slot = self._workers.slots[number]
         if not slot.wanted:
             self._current = None
             return 0.0
         if slot.incarnation == incarnation:
             return math.inf
-        failed = slot.state is State.FAILED or slot.state is State.BACKOFF or slot.incarnation > incarnation + 1
-        if failed:
+        if slot.state in (State.FAILED, State.BACKOFF) or slot.incarnation > incarnation + 1:
             self.error = f"the new worker in slot {number} did not stay up"
             self._current = None
             return 0.0

@@ -1,90 +1,112 @@
-"""The way out: one monotonic deadline, workers and HTTP service at once, then the keeper, then the server.
+"""The shutdown: one monotonic deadline; workers and HTTP service stop first, then the keeper, then Redis.
 
-The keeper holds the pool's lease. While one worker still works on what is pending, no other pool may take
-the name: so the lease goes only when the last worker has.
+The keeper holds the pool's lease. No other pool may take the name while a worker still works on pending
+messages, so the keeper stops after the last worker.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from supervisor.arbiter.services import API, KEEPER, REDIS
+from supervisor.arbiter.spawn import API, KEEPER, REDIS
 from supervisor.core.restart import DRAIN_TIMEOUT
 from supervisor.errors import EXIT_DRAIN, EXIT_OK
 from supervisor.shared_state import HeaderField, SlotField
 
 if TYPE_CHECKING:
-    from supervisor.arbiter.services import Services
+    from supervisor.arbiter.loop import Loop
+    from supervisor.arbiter.services import ServiceGroup
     from supervisor.arbiter.worker_group import WorkerGroup
 
-#: Of the deadline, what the embedded server gets to write its file and leave.
+#: The part of the deadline that the embedded server gets to write its file and exit, in seconds and at most as a share.
 SERVER_S = 2.0
-#: But never more than this part of it.
-SERVER_PART = 0.2
-#: What each of those that leave last gets at least, also when the workers have used up all the time.
+SERVER_SHARE = 0.2
+#: What keeper and server get at least, even if the workers have used up the deadline.
 LAST_S = 0.4
+#: A drain that takes longer than this is explained.
+PATIENCE_S = 0.3
+#: The kill reason in a quick stop.
 QUICK = "quick"
 
 
 class Shutdown:
     """The end of a pool, from the first signal to the last child."""
 
-    def __init__(self, pool: WorkerGroup, services: Services) -> None:
-        """Nothing happens before `begin`."""
-        self._pool = pool
+    def __init__(self, workers: WorkerGroup, services: ServiceGroup, loop: Loop, log: Any) -> None:
+        """Does nothing before `begin`."""
+        self._workers = workers
         self._services = services
+        self._loop = loop
+        self._log = log
         self._until_s = 0.0
-        self._ending: list[int] = []
+        self._draining: list[int] = []
         self.begun = False
 
+    def drain(self, reason: str, drain_s: float) -> None:
+        """Drain the pool and log what it waits for."""
+        self._log.info("draining", reason=reason, workers=len(self._workers.living) or None)
+        if not self.begun:
+            self._loop.call_at(time.monotonic() + PATIENCE_S, lambda: self._log_waiting(drain_s))
+        self.begin(drain_s)
+
     def begin(self, drain_s: float) -> None:
-        """Have everything finish within `drain_s`; called again, only an earlier deadline counts."""
-        now_s = time.monotonic()
-        until_s = now_s + drain_s
+        """Have everything exit within `drain_s`; if called again, only an earlier deadline counts."""
+        until_s = time.monotonic() + drain_s
         self._until_s = min(until_s, self._until_s) if self.begun else until_s
         if not self.begun:
-            self._ending = [slot.number for slot in self._pool.living]
+            self._draining = [slot.number for slot in self._workers.living]
         self.begun = True
-        shared = self._pool.shared
-        shared.set(HeaderField.SHUTDOWN, 1)
-        reserve_s = min(SERVER_S, drain_s * SERVER_PART) if self._services.lives(REDIS) else 0.0
-        self._services.leave(API, self._until_s - reserve_s)
-        self._pool.stop(self._until_s - reserve_s)
-        self._turn()
+        self._workers.shared.set(HeaderField.SHUTDOWN, 1)
+        reserve_s = min(SERVER_S, drain_s * SERVER_SHARE) if self._services.any_living(REDIS) else 0.0
+        self._services.stop_service(API, self._until_s - reserve_s)
+        self._workers.stop(self._until_s - reserve_s)
+        self._check()
 
-    def hurry(self) -> None:
-        """End all at once; keeper and server leave by themselves, and soon."""
+    def kill(self) -> None:
+        """Kill workers and HTTP service at once; keeper and server exit soon by themselves."""
         if not self.begun:
             self.begin(SERVER_S)
         self._until_s = min(self._until_s, time.monotonic() + SERVER_S)
-        self._services.end(API)
-        self._pool.kill(QUICK)
-        self._turn()
+        self._services.kill_service(API)
+        self._workers.kill(QUICK)
+        self._check()
 
     def is_over(self) -> bool:
-        """Whether nothing is left; tells keeper and server to go when it is their turn."""
-        if not self.begun or self._pool.living:
+        """Return whether no child is left; stops keeper and server when it is their turn."""
+        if not self.begun or self._workers.living:
             return False
         for name in (KEEPER, REDIS):
-            self._services.leave(name, max(self._until_s, time.monotonic() + LAST_S))
-            self._services.turn()
-            if self._services.lives(API, name):
+            self._services.stop_service(name, max(self._until_s, time.monotonic() + LAST_S))
+            self._services.check()
+            if self._services.any_living(API, name):
                 return False
         return True
 
     @property
     def exit_code(self) -> int:
-        """Whether work was left."""
-        return EXIT_DRAIN if any(self._left_work(number) for number in self._ending) else EXIT_OK
+        """EXIT_DRAIN if a worker was killed with unfinished messages."""
+        return EXIT_DRAIN if any(self._has_left_work(number) for number in self._draining) else EXIT_OK
 
-    def _left_work(self, number: int) -> bool:
-        left = self._pool.slots[number].last_exit
-        if left is None:
+    def _has_left_work(self, number: int) -> bool:
+        last_exit = self._workers.slots[number].last_exit
+        if last_exit is None:
             return False
-        in_flight = self._pool.shared.slot(number).get(SlotField.IN_FLIGHT)
-        return left.reason == DRAIN_TIMEOUT or (left.reason == QUICK and in_flight > 0)
+        in_flight = self._workers.shared.slot(number).get(SlotField.IN_FLIGHT)
+        return last_exit.reason == DRAIN_TIMEOUT or (last_exit.reason == QUICK and in_flight > 0)
 
-    def _turn(self) -> None:
-        self._services.turn()
-        self._pool.turn()
+    def _log_waiting(self, limit_s: float) -> None:
+        waiting = [slot.number for slot in self._workers.living if not slot.kill_reason]
+        in_flight = [self._workers.shared.slot(number).get(SlotField.IN_FLIGHT) for number in waiting]
+        if any(in_flight):
+            self._log.info(
+                "waiting for workers",
+                workers=sum(map(bool, in_flight)),
+                messages=sum(in_flight),
+                limit_s=limit_s,
+                hint="Ctrl-C again stops at once",
+            )
+
+    def _check(self) -> None:
+        self._services.check()
+        self._workers.check()

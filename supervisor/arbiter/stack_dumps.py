@@ -1,7 +1,7 @@
-"""Where children write their Python stacks, when they are asked for them or crash in C.
+"""Where children write their Python stacks, on request or when they crash in C code.
 
-A memory file a child: no disk that can be full or slow, and what a dead one has written is still there.
-The child's faulthandler writes, the arbiter reads when the child has left.
+Each child has a memory file: no disk can be full or slow, and the stacks of a dead child remain. The
+child's faulthandler writes; the arbiter reads after the child has exited.
 """
 
 from __future__ import annotations
@@ -12,44 +12,46 @@ import re
 
 from supervisor.memfd import create_memfd
 
-#: The first lines of a dump are the innermost frames of the first thread; the rest can be had with less.
+#: A dump starts with the innermost frames of the first thread; the rest is rarely needed.
 BYTES_MAX = 16_384
-#: Below a child's first frame are those of the arbiter that forked it: they say nothing of the child.
-_ARBITERS = re.compile(r'(\n  File "[^"\n]*/arbiter/fork\.py", line \d+ in _run_child)(?:\n  (?:File|\.\.\.)[^\n]*)+')
+#: Below a child's first frame are those of the arbiter that forked it, which say nothing about the child.
+_ARBITER_FRAMES = re.compile(
+    r'(\n  File "[^"\n]*/arbiter/fork\.py", line \d+ in _run_child)(?:\n  (?:File|\.\.\.)[^\n]*)+'
+)
 
 
 class StackDumps:
     """The memory files of all children, by name."""
 
     def __init__(self, inherited: dict[str, int] | None = None) -> None:
-        """`inherited`: those of a predecessor in this process, whose children still write into them."""
+        """`inherited` are those of an earlier image of this process, whose children still write to them."""
         self.by_name: dict[str, int] = dict(inherited or {})
 
     def fresh(self, name: str) -> int:
-        """An empty file for a child that is about to start; its descriptor. Raises OSError."""
+        """Return the descriptor of an empty file for a child that is about to start. Raises OSError."""
         fd = self.by_name.get(name)
         if fd is None:
             fd = self.by_name[name] = create_memfd("stacks")
-            # What a child has written may be taken while it lives: it goes on at the end, which is then the beginning.
+            # `take` truncates the file while the child may still write; appending continues at the new end.
             fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
         os.ftruncate(fd, 0)
         return fd
 
     def take(self, name: str) -> str:
-        """What the child has written; empty when nothing."""
+        """Return and remove what the child has written; empty if nothing."""
         fd = self.by_name.get(name)
         if fd is None:
             return ""
         text = os.pread(fd, BYTES_MAX, 0).decode(errors="replace").strip()
         os.ftruncate(fd, 0)
-        return _ARBITERS.sub(r"\1", text)
+        return _ARBITER_FRAMES.sub(r"\1", text)
 
     def drop(self, name: str) -> None:
-        """Give back the file of a child that is gone and comes no more."""
+        """Close the file of a child that will not be started again."""
         fd = self.by_name.pop(name, None)
         if fd is not None:
             os.close(fd)
 
     def fds(self) -> list[int]:
-        """All of them; a forked child closes those of others."""
+        """Return all descriptors; a forked child closes those of the others."""
         return list(self.by_name.values())

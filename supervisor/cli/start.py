@@ -47,9 +47,9 @@ def start(
         # A burst is no service: whoever starts one wants it to leave.
         "api.enabled": False if no_api or burst else None,
     }
-    from supervisor.arbiter.reload import reporting
+    from supervisor.arbiter.reload import errors_to_arbiter
 
-    with reporting():
+    with errors_to_arbiter():
         loaded = load_settings(config, flags)
         if loaded.settings.api.enabled:
             from supervisor.http_bind import check_bind

@@ -56,7 +56,7 @@ def show(found: dict[str, Any], *, rates: Mapping[int, float] | None = None) -> 
         server = f"{redis['version']}, durability {redis['durability']}, at {redis['url']}"
     else:
         server = f"{redis['url']}: {redis.get('error', '?')}"
-    lines = [f"{state}  {about}", *(_line("", trouble) for trouble in found.get("troubles", ()))]
+    lines = [f"{state}  {about}", *(_line("", reason) for reason in found.get("degraded_reasons", ()))]
     lines.append(_line("redis", server))
     lines += [_line("services", ", ".join(map(_service, found["services"])))] if found.get("services") else []
     lines += _operations(found.get("operation"), found.get("last_operation"))

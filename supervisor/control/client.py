@@ -1,4 +1,4 @@
-"""Asks the arbiter of a pool through its control socket."""
+"""The client of the control socket."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from supervisor.errors import NotRunningError, SupervisorError
 if TYPE_CHECKING:
     from supervisor.settings.paths import PoolPaths
 
-
-#: Before one who was hung up on asks again.
-AGAIN_S = 0.05
+#: The wait before a retry after the arbiter closed the connection.
+RETRY_S = 0.05
 
 
 def request(paths: PoolPaths, cmd: str, *, patience_s: float = 5.0, **args: Any) -> dict[str, Any]:
-    """Have the arbiter do `cmd`; what it answers as data.
+    """Send a command to the arbiter and return the data of its answer.
 
-    Who is hung up on asks again: the arbiter serves as many as it can, or has replaced its own image in that
-    moment. Each command may be done twice.
+    Retries if the arbiter closes the connection, because it has too many clients or is replacing its own
+    image. A command may therefore run twice.
 
-    Raises NotRunningError when nobody answers within `patience_s`, and SupervisorError with the
-    arbiter's own words when it refuses.
+    Raises NotRunningError if there is no answer within `patience_s`, and SupervisorError with the arbiter's
+    message if it refuses.
     """
     deadline_s = time.monotonic() + patience_s
     while True:
@@ -33,13 +32,13 @@ def request(paths: PoolPaths, cmd: str, *, patience_s: float = 5.0, **args: Any)
             answer = json.loads(_ask(paths, encode({"cmd": cmd, **args}), deadline_s))
             break
         except (ConnectionResetError, BrokenPipeError) as error:
-            if time.monotonic() + AGAIN_S > deadline_s:
+            if time.monotonic() + RETRY_S > deadline_s:
                 raise _not_running(paths, error) from None
-            time.sleep(AGAIN_S)
+            time.sleep(RETRY_S)
         except (OSError, ValueError) as error:
             raise _not_running(paths, error) from None
     if not answer.get("ok"):
-        raise SupervisorError(str(answer.get("error", "the supervisor refused without a reason")))
+        raise SupervisorError(str(answer.get("error", "the supervisor refused without giving a reason")))
     data: dict[str, Any] = answer["data"]
     return data
 
@@ -59,9 +58,9 @@ def _read_line(connection: socket.socket, deadline_s: float) -> bytes:
         chunk = connection.recv(65536)
         received += chunk
         if not chunk:
-            raise ConnectionResetError("it hung up before it had answered")
+            raise ConnectionResetError("the connection was closed before the answer")
         if len(received) > ANSWER_BYTES_MAX:
-            raise ConnectionError("its answer has no end")
+            raise ConnectionError("the answer is too long")
     return received
 
 
@@ -71,9 +70,9 @@ def _not_running(paths: PoolPaths, error: Exception) -> NotRunningError:
 
 def _why(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
-        return "there is no such socket"
+        return "the socket does not exist"
     if isinstance(error, ConnectionRefusedError):
-        return "the one that made it is gone"
+        return "its supervisor is gone"
     if isinstance(error, TimeoutError):
         return "no answer in time"
     return str(error)

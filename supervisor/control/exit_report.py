@@ -1,6 +1,6 @@
-"""How a pool has ended: left behind in its state directory for who told it to stop and waits for its end.
+"""The exit report: how a pool ended, written to its state directory for `supervisor stop`.
 
-The control socket can't tell: it is gone before the last child is.
+The control socket can't report this, because it is closed before the last child has exited.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from supervisor.settings.paths import PoolPaths
 
-#: A clock may be set meanwhile; by no more than this.
+#: The wall clock may be adjusted by this much in between.
 CLOCK_SLACK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class ExitReport:
-    """The last words of one arbiter."""
+    """How one arbiter ended."""
 
     pid: int
     exit_code: int
@@ -31,7 +31,7 @@ class ExitReport:
 
 
 def write(paths: PoolPaths, exit_code: int, reason: str) -> None:
-    """The last thing that an arbiter does; a full disk must not change how it ends."""
+    """Write the report; errors are ignored, because a full disk must not change how the pool ends."""
     draft = paths.exit_report.with_suffix(".new")
     with contextlib.suppress(OSError):
         draft.write_text(json.dumps(asdict(ExitReport(os.getpid(), exit_code, reason, time.time()))))
@@ -39,7 +39,7 @@ def write(paths: PoolPaths, exit_code: int, reason: str) -> None:
 
 
 def read(paths: PoolPaths, pid: int, since_s: float) -> ExitReport | None:
-    """What the arbiter `pid` has said since then; an older word is another one's, for pids come again."""
+    """Return the report of the arbiter `pid`, unless it is older than `since_s`: pids are reused."""
     try:
         found = ExitReport(**json.loads(paths.exit_report.read_bytes()))
     except (OSError, ValueError, TypeError):

@@ -1,9 +1,9 @@
 """The arbiter's side of the control socket: accepts, reads, answers, and never waits for a client.
 
-1. The socket file is there only for its owner, from the moment it exists; the peer's user is checked.
-2. A client that is slow, silent, greedy or talks nonsense is hung up on.
+1. Only the owner can open the socket file, from the moment it exists; the peer's user is checked as well.
+2. Clients that are slow, silent, or send or request too much are disconnected.
 
-What a command does is not its business: `handle` is called for each and answers at once.
+`handle` is called for each command and answers at once.
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from supervisor.control.protocol import ANSWER_BYTES_MAX, LINE_BYTES_MAX, decode_request, encode
-from supervisor.errors import SupervisorError
+from supervisor.errors import ConfigError, SupervisorError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 CLIENTS_MAX = 8
-#: A client that neither sends a whole request nor takes its answer for this long is dropped.
+#: A client is disconnected if it neither completes a request nor reads its answer for this long.
 PATIENCE_S = 2.0
 
-
-#: (command, arguments) -> what to answer
+#: (command, arguments) -> the data of the answer
 Handle = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 
@@ -36,28 +35,30 @@ class Watcher(Protocol):
     """The part of the arbiter's loop that is needed here."""
 
     def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
-        """Call back with the events of `fd`; watching again changes the events."""
+        """Call `callback` with the events of `fd`; watching again replaces both."""
 
     def unwatch(self, fd: int) -> None:
-        """Forget `fd`."""
+        """Stop watching `fd`."""
 
 
 def listen(path: Path) -> socket.socket:
-    """Bind the control socket. The caller holds the pool's lock, so what is at `path` is a leftover.
+    """Bind the control socket. The caller holds the pool's lock, so an existing file at `path` is a leftover.
 
-    Raises OSError.
+    Raises ConfigError.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.setblocking(False)
-    # Before bind, so that it never exists with wider rights; macOS only obeys the second.
-    with contextlib.suppress(OSError):
-        os.fchmod(listener.fileno(), 0o600)
-    listener.bind(str(path))
-    path.chmod(0o600)
-    listener.listen(CLIENTS_MAX)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.setblocking(False)
+        # Before bind, so that the file never exists with wider permissions; macOS ignores this one.
+        with contextlib.suppress(OSError):
+            os.fchmod(listener.fileno(), 0o600)
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen(CLIENTS_MAX)
+    except OSError as error:
+        raise ConfigError(f"state_dir: the control socket {path}: {error.strerror}") from None
     return listener
 
 
@@ -65,7 +66,7 @@ class Client:
     """One connection."""
 
     def __init__(self, connection: socket.socket) -> None:
-        """Counts its patience from now."""
+        """Starts its timeout."""
         self.connection = connection
         self.received = bytearray()
         self.to_send = bytearray()
@@ -73,10 +74,10 @@ class Client:
 
 
 class ControlServer:
-    """Serves the control socket within somebody else's loop."""
+    """Serves the control socket in the arbiter's loop."""
 
     def __init__(self, listener: socket.socket, path: Path, loop: Watcher, handle: Handle) -> None:
-        """`handle(cmd, args)` gives the data to answer; its SupervisorError becomes the error."""
+        """`handle(cmd, args)` returns the data of the answer; its SupervisorError becomes the error."""
         self.listener = listener
         self._path = path
         self._loop = loop
@@ -86,20 +87,20 @@ class ControlServer:
         loop.watch(listener.fileno(), selectors.EVENT_READ, self._accept)
 
     def fds(self) -> list[int]:
-        """What a forked child has to close."""
+        """Return the descriptors that a forked child has to close."""
         return [self.listener.fileno(), *self._clients]
 
     def tidy(self) -> None:
-        """Hang up on those who had their time, and see that the socket is there; to be called now and then."""
+        """Disconnect clients that timed out and restore a deleted socket; called regularly."""
         limit_s = time.monotonic() - PATIENCE_S
         for client in [c for c in self._clients.values() if c.touched_s < limit_s]:
             self._drop(client)
         if not _inode(self._path):
-            self._listen_anew()
+            self._restore_socket()
         self._loop.watch(self.listener.fileno(), selectors.EVENT_READ, self._accept)
 
     def close(self) -> None:
-        """Hang up on all, and remove the socket if it is still ours."""
+        """Disconnect all clients and remove the socket file if it is still this server's."""
         for client in list(self._clients.values()):
             self._drop(client)
         self._loop.unwatch(self.listener.fileno())
@@ -107,9 +108,9 @@ class ControlServer:
         if self._inode and _inode(self._path) == self._inode:
             self._path.unlink(missing_ok=True)
 
-    def _listen_anew(self) -> None:
-        """Somebody has deleted the socket, as cleaners of temporary folders do: nobody could steer the pool."""
-        with contextlib.suppress(OSError):  # the next time, then
+    def _restore_socket(self) -> None:
+        """Bind the socket again after its file was deleted, for example by a cleaner of temporary folders."""
+        with contextlib.suppress(ConfigError):  # retried at the next call
             listener = listen(self._path)
             self._loop.unwatch(self.listener.fileno())
             self.listener.close()
@@ -120,7 +121,7 @@ class ControlServer:
             connection, _ = self.listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return
-        except OSError:  # no descriptor left: who waits would wake the loop again and again, so that waits for `tidy`
+        except OSError:  # no free descriptor; the waiting client would wake the loop again and again until `tidy`
             if self._clients:
                 self._drop(next(iter(self._clients.values())))
             else:
@@ -146,7 +147,7 @@ class ControlServer:
             self._drop(client)
 
     def _receive(self, client: Client) -> bool:
-        """Read what is there and answer whole lines; False when the client is to go."""
+        """Read what has arrived and answer complete lines; return False to disconnect the client."""
         chunk = client.connection.recv(LINE_BYTES_MAX)
         client.received += chunk
         while (end := client.received.find(b"\n")) >= 0:
@@ -165,7 +166,7 @@ class ControlServer:
         except SupervisorError as error:
             return encode({"ok": False, "error": str(error)})
         except Exception as error:
-            # The client is told, the loop goes on: whatever a client sends must not end the pool.
+            # Whatever a client sends must not end the pool.
             return encode({"ok": False, "error": f"internal error: {error!r}"})
 
     def _flush(self, client: Client) -> None:
@@ -188,7 +189,7 @@ class ControlServer:
 
 
 def _is_allowed(connection: socket.socket) -> bool:
-    """Root and the pool's own user; where the system can't tell, the socket's mode has to do."""
+    """Allow root and the pool's own user; without SO_PEERCRED the mode of the file has to be enough."""
     if not hasattr(socket, "SO_PEERCRED"):
         return True
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))

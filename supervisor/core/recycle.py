@@ -1,7 +1,7 @@
-"""Which worker is due to be replaced before it does harm: by growth of its own memory, messages or age. Pure.
+"""Decides which worker to replace because of its memory growth, message count or age. Pure.
 
-Growth is counted from READY and in private pages only: what is shared with the arbiter is the same for
-all, and a limit on the whole would replace workers of a large parent for ever (celery#4125).
+Growth is counted from READY and in private pages only. Pages shared with the arbiter are the same for
+all workers, and a limit on total memory would replace the workers of a large parent forever (celery#4125).
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-#: No worker is replaced for its growth before this: caches and pools fill up first.
+#: No worker is replaced for its growth before this age: caches and pools fill up first.
 GROWN_UP_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class RecycleLimits:
-    """What a worker may reach; 0: no limit."""
+    """What a worker may reach; 0 means no limit."""
 
     growth_bytes: int = 0
     messages: int = 0
@@ -23,13 +23,13 @@ class RecycleLimits:
 
     @property
     def any(self) -> bool:
-        """There is a limit at all."""
+        """True if there is any limit."""
         return bool(self.growth_bytes or self.messages or self.age_s)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerUsage:
-    """What a worker has reached since it was READY."""
+    """What a worker has reached since it became READY."""
 
     slot: int
     age_s: float
@@ -37,20 +37,20 @@ class WorkerUsage:
     growth_bytes: int
 
 
-def most_overdue(workers: Iterable[WorkerUsage], ceilings: RecycleLimits) -> tuple[int, str] | None:
-    """(slot, reason) of the worker that is furthest beyond a limit; None: none is."""
+def most_overdue(workers: Iterable[WorkerUsage], limits: RecycleLimits) -> tuple[int, str] | None:
+    """Return (slot, reason) of the worker that exceeds a limit by the largest factor, or None."""
     worst, found = 1.0, None
     for worker in workers:
-        for share, reason in _shares(worker, ceilings):
+        for share, reason in _shares(worker, limits):
             if share >= worst:
                 worst, found = share, (worker.slot, reason)
     return found
 
 
-def _shares(worker: WorkerUsage, ceilings: RecycleLimits) -> Iterable[tuple[float, str]]:
-    if ceilings.growth_bytes and worker.age_s >= GROWN_UP_S:
-        yield worker.growth_bytes / ceilings.growth_bytes, "memory"
-    if ceilings.messages:
-        yield worker.messages / ceilings.messages, "messages"
-    if ceilings.age_s:
-        yield worker.age_s / ceilings.age_s, "age"
+def _shares(worker: WorkerUsage, limits: RecycleLimits) -> Iterable[tuple[float, str]]:
+    if limits.growth_bytes and worker.age_s >= GROWN_UP_S:
+        yield worker.growth_bytes / limits.growth_bytes, "memory"
+    if limits.messages:
+        yield worker.messages / limits.messages, "messages"
+    if limits.age_s:
+        yield worker.age_s / limits.age_s, "age"

@@ -1,10 +1,10 @@
-"""When a child that left is started again: at once, after a backoff, or only as the pool's canary.
+"""Decides when a child that exited is started again: at once, after a backoff, or as the pool's canary.
 
-1. What an exit means (`classify`), and how long its slot waits (`plan`).
-2. The pool's breaker: when children crash faster than one slot's backoff explains, only one canary at
-   a time is tried, until one stays up.
+1. What an exit means (`classify`) and how long its slot waits (`plan`).
+2. The pool's crash breaker: when workers crash faster than the backoff of single slots explains, only one
+   canary at a time is started until one stays up.
 
-Pure: time and chance are handed in.
+Pure: time and randomness are passed in.
 """
 
 from __future__ import annotations
@@ -20,44 +20,45 @@ from supervisor.errors import EXIT_OK, WORKER_CONFIG, WORKER_PLANNED, WORKER_TEM
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: A crash within this time of its start counts as "still crashing".
+#: A crash this soon after the start makes the next start wait.
 YOUNG_S = 10.0
-#: READY for this long, and the crashes before are forgotten.
+#: After this time in READY, earlier crashes no longer count.
 FORGIVEN_AFTER_S = 60.0
 BACKOFF_BASE_S = 0.1
 BACKOFF_MAX_S = 30.0
-#: The breaker counts the crashes of this long.
+#: The breaker counts crashes within this time.
 WINDOW_S = 60.0
 CRASHES_MIN = 10
 CRASHES_PER_WORKER = 3
-#: So many messages done pay for one crash, which the breaker then does not count: a pool that gets on with its work
-#: is in no crash loop, even if one message in twenty kills.
+#: Completed messages that offset one crash in the breaker. A pool that gets its work done is not in a crash loop,
+#: even if one message in twenty kills a worker.
 DONE_PER_CRASH = 5
-#: What the pool may have in hand to pay with, for each of its workers: the deaths that one message can cause, one with
-#: others in hand and three alone. So a pool that begins to crash after millions of good messages is stopped soon.
+#: The largest number of crashes that earlier messages can offset, for each worker. One message can cause four
+#: crashes: one among others and three alone. The cap stops a pool quickly that starts to crash after millions of
+#: good messages.
 CREDIT_PER_WORKER = 4
-#: How long the breaker waits before each canary; the last one repeats.
+#: How long the breaker waits before each canary; the last value repeats.
 CANARY_AFTER_S = (5.0, 10.0, 20.0, 40.0, 60.0)
-#: A canary that is READY for this long closes the breaker.
+#: A canary that has been READY for this long closes the breaker.
 CANARY_PROVES_S = 30.0
-#: Nobody crashed and nobody was tried for this long: then none waits to be tried, for whom it would stay open.
+#: The breaker also closes if no worker crashed and no canary started for this long: then no slot waits for a canary.
 CALM_S = CANARY_AFTER_S[-1] + CANARY_PROVES_S
-#: Why a child is killed that has not drained in time: no fault that a restart could mend.
+#: The kill reason of a child that missed its drain deadline; a restart would not help.
 DRAIN_TIMEOUT = "drain"
-#: The signal number of SIGTERM, which POSIX fixes.
+#: The number of SIGTERM, which POSIX fixes.
 SIGTERM = 15
 
 
 class ExitKind(Enum):
     """What an exit means for the slot."""
 
-    #: It was told to leave, or has done all that there was: no fault.
+    #: It was asked to exit, or all work is done.
     DONE = "done"
-    #: It left to be replaced.
+    #: It exited to be replaced.
     PLANNED = "planned"
-    #: It can't ever start like this.
+    #: It can never start with this configuration.
     CONFIG = "config"
-    #: Something that it needs is missing; no fault of its own.
+    #: Something that it needs is not available.
     DEPENDENCY = "dependency"
     CRASH = "crash"
 
@@ -71,34 +72,33 @@ _MEANINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a child left."""
+    """How a child exited."""
 
     kind: ExitKind
     #: One word for logs and status: drained, done, recycled, config, dependency, exit, signal, hung, deadline, boot...
     reason: str
-    #: The exit code, None when a signal ended it.
+    #: The exit code; None if a signal ended the child.
     code: int | None
     signal: int | None
     uptime_s: float
-    #: Messages that it had done.
+    #: Messages completed by this incarnation.
     done: int = 0
 
 
 def classify(
-    code: int | None, signal: int | None, *, told: bool, kill_reason: str, burst: bool, announced: bool = True
+    code: int | None, signal: int | None, *, draining: bool, kill_reason: str, burst: bool, announced: bool = True
 ) -> tuple[ExitKind, str]:
-    """What an exit means, and the word for it.
+    """Return the meaning of an exit and the word for it.
 
-    `told`: it was asked to drain. `kill_reason`: why the arbiter killed it, else empty. `announced`: the exit code
-    is the child's own word, and not that of a handler that has called `os._exit`. In a burst, exit code 0
-    means that nothing is left to do.
+    `kill_reason` is why the arbiter killed the child, or empty. `announced` is False if the exit code comes
+    from a handler that called `os._exit`. In a burst, exit code 0 means that no work is last_exit.
     """
     if kill_reason:
         return (ExitKind.DONE if kill_reason == DRAIN_TIMEOUT else ExitKind.CRASH), kill_reason
     if code is not None and not announced:
         return ExitKind.CRASH, "exit"
-    # SIGTERM between fork and the worker's own handlers ends a worker that has nothing in hand yet.
-    if told and (code == EXIT_OK or signal == SIGTERM):
+    # A SIGTERM that arrives before the worker has installed its handlers ends a worker without messages.
+    if draining and (code == EXIT_OK or signal == SIGTERM):
         return ExitKind.DONE, "drained"
     if code == EXIT_OK and burst:
         return ExitKind.DONE, "done"
@@ -109,27 +109,27 @@ def classify(
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What a slot's earlier exits leave behind."""
+    """Counters from a slot's earlier exits."""
 
-    #: Young crashes in a row.
+    #: Consecutive crashes soon after the start.
     crashes: int = 0
-    #: Exits in a row for want of a dependency.
+    #: Consecutive exits because a dependency was not available.
     misses: int = 0
 
 
-def plan(history: History, left: Exit, ready_for_s: float, random: Callable[[], float]) -> tuple[History, float]:
-    """The slot's new history and how long it waits before its next start, in seconds.
+def plan(history: History, last_exit: Exit, ready_for_s: float, random: Callable[[], float]) -> tuple[History, float]:
+    """Return the slot's new history and the wait before its next start, in seconds.
 
-    Who has done messages is in no crash loop: what ended it may have been one bad message among good ones.
+    A child that completed messages is not in a crash loop: one bad message among good ones may have ended it.
     """
-    if ready_for_s >= FORGIVEN_AFTER_S or left.done > 0:
+    if ready_for_s >= FORGIVEN_AFTER_S or last_exit.done > 0:
         history = History()
-    if left.kind is ExitKind.DEPENDENCY:
+    if last_exit.kind is ExitKind.DEPENDENCY:
         misses = history.misses + 1
         return replace(history, misses=misses), backoff_s(misses, BACKOFF_BASE_S, BACKOFF_MAX_S, random)
-    if left.kind is not ExitKind.CRASH:
+    if last_exit.kind is not ExitKind.CRASH:
         return replace(history, misses=0), 0.0
-    if left.uptime_s >= YOUNG_S:
+    if last_exit.uptime_s >= YOUNG_S:
         return replace(history, misses=0), 0.0
     crashes = history.crashes + 1
     wait_s = 0.0 if crashes == 1 else backoff_s(crashes - 1, BACKOFF_BASE_S, BACKOFF_MAX_S, random)
@@ -138,28 +138,28 @@ def plan(history: History, left: Exit, ready_for_s: float, random: Callable[[], 
 
 @dataclass(frozen=True, slots=True)
 class Breaker:
-    """The whole pool's guard against a crash loop that no single slot shows."""
+    """Detects crash loops of the whole pool, which no single slot shows."""
 
-    #: When workers crashed, within the last `WINDOW_S`, without having paid for it.
+    #: The times of crashes within `WINDOW_S` that no completed messages offset.
     crashed_s: tuple[float, ...] = ()
     is_open: bool = False
-    #: Canaries that crashed since it opened.
+    #: Canaries that crashed since the breaker opened.
     lost: int = 0
-    #: The slot that is being tried.
+    #: The slot that runs as the canary.
     canary: int | None = None
     next_canary_s: float = 0.0
-    #: A slot that was READY when the calm began, and for how long it had been.
+    #: A slot that was READY when the calm began, and for how long it had been READY.
     calm: tuple[int, float] | None = None
-    #: Crashes that are paid for already, by whichever workers: many bad messages may be in the hands of one.
+    #: Crashes that may still be offset. Shared by all workers, because one worker may get many bad messages.
     credit: int = 0
-    #: The messages, of all that the pool has done, which have paid.
+    #: The pool's count of completed messages up to which credit has been given.
     done: int = 0
 
 
 def crashed(breaker: Breaker, slot: int, workers: int, now_s: float, done: int) -> Breaker:
-    """Count a crash that is not paid for; may open the breaker, or put off its next canary.
+    """Count a crash unless completed messages offset it; may open the breaker or delay its next canary.
 
-    `done`: how many messages the pool has done so far.
+    `done` is the number of messages that the pool has completed so far.
     """
     earned = max(0, done - breaker.done) // DONE_PER_CRASH
     credit = min(CREDIT_PER_WORKER * workers, breaker.credit + earned)
@@ -168,7 +168,7 @@ def crashed(breaker: Breaker, slot: int, workers: int, now_s: float, done: int) 
         return gone(replace(breaker, credit=credit - 1), slot)
     recent = tuple(at_s for at_s in breaker.crashed_s if at_s > now_s - WINDOW_S)
     allowed = max(CRASHES_MIN, CRASHES_PER_WORKER * workers)
-    # One more than is allowed says all; a pool that crashes for days needs no longer list.
+    # One more than allowed is enough; the list must not grow in a pool that crashes for days.
     recent = (*recent, now_s)[-(allowed + 1) :]
     breaker = replace(breaker, crashed_s=recent, calm=None)
     if not breaker.is_open:
@@ -183,21 +183,21 @@ def crashed(breaker: Breaker, slot: int, workers: int, now_s: float, done: int) 
 
 
 def permitted_s(breaker: Breaker, slot: int, now_s: float) -> float:
-    """When this slot may start: now or later; infinity while another slot is the canary."""
+    """Return when this slot may start: now, later, or infinity while another slot is the canary."""
     if not breaker.is_open or breaker.canary == slot:
         return now_s
     return math.inf if breaker.canary is not None else max(now_s, breaker.next_canary_s)
 
 
 def started(breaker: Breaker, slot: int) -> Breaker:
-    """A slot that had to ask starts: with the breaker open it is the canary."""
+    """Record the start of a slot that had crashed; while the breaker is open it is the canary."""
     return replace(breaker, canary=slot, calm=None) if breaker.is_open else breaker
 
 
 def ready(breaker: Breaker, slot: int, ready_for_s: float) -> Breaker:
-    """A slot is READY for that long; a canary that proves itself closes the breaker, and so does a long calm.
+    """Record that a slot has been READY for `ready_for_s`; a proven canary or a long calm closes the breaker.
 
-    The calm is for a canary that was told to leave: who had crashed then runs, or is no longer wanted.
+    The calm covers a canary that was stopped: the slot that had crashed then runs, or is no longer wanted.
     """
     if not breaker.is_open:
         return breaker
@@ -210,7 +210,7 @@ def ready(breaker: Breaker, slot: int, ready_for_s: float) -> Breaker:
 
 
 def gone(breaker: Breaker, slot: int) -> Breaker:
-    """A slot left without a crash: if it was the canary, the next one may be tried."""
+    """Record an exit without a crash; if the slot was the canary, the next canary may start."""
     canary = None if breaker.canary == slot else breaker.canary
     calm = None if breaker.calm is not None and breaker.calm[0] == slot else breaker.calm
     return replace(breaker, canary=canary, calm=calm)

@@ -1,10 +1,11 @@
-"""One slot's life: which state it is in, and what is to be done now.
+"""The life cycle of one slot: which state it is in and what has to be done next.
 
-EMPTY → STARTING → READY → DRAINING → EMPTY; a child that leaves unasked goes through BACKOFF to its next
-incarnation, or to FAILED when it can never start. Workers and services live by the same rules.
+EMPTY → STARTING → READY → DRAINING → EMPTY. A child that exits without being asked to goes through
+BACKOFF to its next incarnation, or to FAILED if it can never start. Workers and services follow the
+same rules.
 
-Pure: every function takes the slot and the time and returns the slot as it is then. What has to be
-done about it (`Action`) is the arbiter's work. Only an exit ends a living state.
+Pure: each function takes a slot and the time and returns the new slot. The arbiter carries out the
+`Action` that is returned with it. Only an exit ends a living state.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from supervisor.core.restart import DRAIN_TIMEOUT, Exit, ExitKind, History, clas
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: Between the stack dump and SIGKILL.
+#: Time between the stack dump and SIGKILL.
 DUMP_S = 0.25
-#: SIGKILL is sent again after this long; a process in an uninterruptible call takes its time.
+#: SIGKILL is repeated after this time, because a process in an uninterruptible system call dies late.
 KILL_AGAIN_S = 1.0
-#: A slot that shall leave, but loses its child before it has handed over, is started again so often.
+#: How often a slot that is no longer wanted is restarted to hand over its messages, if its children keep failing.
 HANDOVER_ATTEMPTS_MAX = 3
 
 
 class State(Enum):
-    """What `status` shows of a slot."""
+    """The state of a slot, as `status` shows it."""
 
     EMPTY = "EMPTY"
     STARTING = "STARTING"
@@ -38,7 +39,7 @@ class State(Enum):
     FAILED = "FAILED"
 
 
-#: There is a process.
+#: The states in which the slot has a process.
 LIVING = frozenset({State.STARTING, State.READY, State.DRAINING})
 
 
@@ -48,29 +49,29 @@ class Action(Enum):
     NONE = "none"
     START = "start"
     TERMINATE = "terminate"
-    #: Have it write its stacks.
+    #: Ask the child for a stack dump.
     DUMP = "dump"
     KILL = "kill"
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """What is seen of a living child."""
+    """What is known about a living child."""
 
     ready: bool = True
-    #: Since its last beat; 0 when it has not begun to beat.
-    quiet_s: float = 0.0
-    #: The deadline of what it is doing has passed.
+    #: Seconds since the last beat; 0 if the child has not started to beat.
+    silent_s: float = 0.0
+    #: The child is still busy after the deadline that it set itself.
     overdue: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ExitNotes:
-    """What a child has noted before it left."""
+    """What a child recorded in shared memory before it exited."""
 
-    #: That it leaves with this exit code: it is the child's own word, and not that of a handler's `os._exit`.
+    #: The child recorded this exit code itself, so it does not come from a handler that called `os._exit`.
     announced: bool = True
-    #: How many messages it had done.
+    #: Messages completed by this incarnation.
     done: int = 0
 
 
@@ -79,7 +80,7 @@ NO_EXIT_NOTES = ExitNotes()
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long things may take, in seconds."""
+    """Time limits in seconds."""
 
     boot_s: float
     beat_s: float
@@ -88,36 +89,36 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A numbered place for a child. Times are monotonic seconds."""
+    """A numbered place for a child process. Times are monotonic seconds."""
 
     number: int
     state: State = State.EMPTY
-    #: There shall be a child in it.
+    #: The slot should have a child.
     wanted: bool = True
     pid: int = 0
     incarnation: int = 0
-    #: Starts after the first.
+    #: Starts after the first one.
     restarts: int = 0
     spawned_s: float = 0.0
     ready_s: float | None = None
     drain_until_s: float = math.inf
-    #: Why it is being killed, and when SIGKILL is due.
+    #: Why the child is being killed (empty: it is not), and when SIGKILL is due.
     kill_reason: str = ""
     kill_due_s: float = math.inf
     next_start_s: float = 0.0
-    #: Children that it lost since it is not wanted any more.
+    #: Children that failed to hand over since the slot stopped being wanted.
     handover_attempts: int = 0
     history: History = field(default_factory=History)
     last_exit: Exit | None = None
 
     @property
     def living(self) -> bool:
-        """There is a process."""
+        """True if the slot has a process."""
         return self.state in LIVING
 
 
 def spawned(slot: Slot, pid: int, now_s: float) -> Slot:
-    """A new incarnation was started."""
+    """Record a new incarnation."""
     return replace(
         slot,
         state=State.STARTING,
@@ -133,9 +134,9 @@ def spawned(slot: Slot, pid: int, now_s: float) -> Slot:
 
 
 def drain(slot: Slot, until_s: float) -> tuple[Slot, Action]:
-    """Have it finish and leave by then; a slot without a child just waits no longer.
+    """Ask the child to finish and exit by `until_s`; an unwanted slot without a child becomes EMPTY.
 
-    A child that drains already is not told twice, but must be done by the earlier of both times.
+    A child that is already draining gets no second signal, only the earlier of both deadlines.
     """
     if slot.state is State.DRAINING:
         return replace(slot, drain_until_s=min(until_s, slot.drain_until_s)), Action.NONE
@@ -145,14 +146,14 @@ def drain(slot: Slot, until_s: float) -> tuple[Slot, Action]:
 
 
 def due_now(slot: Slot, now_s: float) -> Slot:
-    """Without a child, and wanted: it starts at the next look, also when it has FAILED or waits for long."""
+    """Make a wanted slot without a child start at the next check, even if it is FAILED or in BACKOFF."""
     if slot.living or not slot.wanted:
         return slot
     return replace(slot, state=State.BACKOFF, next_start_s=now_s)
 
 
 def kill(slot: Slot, reason: str, now_s: float, *, dump: bool) -> tuple[Slot, Action]:
-    """It will be killed: at once, or shortly after it was asked for its stacks."""
+    """Kill the child at once or, with `dump`, shortly after asking it for a stack dump."""
     if not slot.living or slot.kill_reason:
         return slot, Action.NONE
     if dump:
@@ -160,20 +161,20 @@ def kill(slot: Slot, reason: str, now_s: float, *, dump: bool) -> tuple[Slot, Ac
     return replace(slot, kill_reason=reason, kill_due_s=now_s + KILL_AGAIN_S), Action.KILL
 
 
-def advance(slot: Slot, sign: Heartbeat, limits: Limits, now_s: float) -> tuple[Slot, Action]:
-    """What time and the child's signs of life make of the slot."""
+def advance(slot: Slot, heartbeat: Heartbeat, limits: Limits, now_s: float) -> tuple[Slot, Action]:
+    """Apply the time and the child's heartbeat to the slot."""
     if not slot.living:
         if slot.state is State.EMPTY and slot.wanted:
-            # The arbiter may hold the start back; then the slot is seen to wait, and asks again.
+            # The arbiter may delay the start. The slot then shows as BACKOFF and asks again.
             slot = replace(slot, state=State.BACKOFF, next_start_s=now_s)
         due = slot.state is State.BACKOFF and now_s >= slot.next_start_s
         return slot, Action.START if due else Action.NONE
     if slot.kill_reason:
         return _kill_when_due(slot, now_s)
-    reason = _wrong(slot, sign, limits, now_s)
+    reason = _reason_to_kill(slot, heartbeat, limits, now_s)
     if reason:
         return kill(slot, reason, now_s, dump=reason != DRAIN_TIMEOUT)
-    if slot.state is State.STARTING and sign.ready:
+    if slot.state is State.STARTING and heartbeat.ready:
         slot = replace(slot, state=State.READY, ready_s=now_s)
     if not slot.wanted and slot.state is State.READY:
         return drain(slot, now_s + limits.drain_s)
@@ -186,19 +187,18 @@ def _kill_when_due(slot: Slot, now_s: float) -> tuple[Slot, Action]:
     return replace(slot, kill_due_s=now_s + KILL_AGAIN_S), Action.KILL
 
 
-def _wrong(slot: Slot, sign: Heartbeat, limits: Limits, now_s: float) -> str:
-    """Why the child must go, or nothing."""
+def _reason_to_kill(slot: Slot, heartbeat: Heartbeat, limits: Limits, now_s: float) -> str:
     if slot.state is State.DRAINING and now_s >= slot.drain_until_s:
         return DRAIN_TIMEOUT
-    if slot.state is State.STARTING and not sign.ready and now_s >= slot.spawned_s + limits.boot_s:
+    if slot.state is State.STARTING and not heartbeat.ready and now_s >= slot.spawned_s + limits.boot_s:
         return "boot"
-    if sign.quiet_s > limits.beat_s:
+    if heartbeat.silent_s > limits.beat_s:
         return "hung"
-    return "deadline" if sign.overdue else ""
+    return "deadline" if heartbeat.overdue else ""
 
 
 def postpone(slot: Slot, by_s: float) -> Slot:
-    """Time stood still for everybody: what runs out does so later."""
+    """Move the slot's deadlines back, after the arbiter itself stood still for `by_s`."""
     starting = slot.state is State.STARTING
     return replace(
         slot,
@@ -208,7 +208,7 @@ def postpone(slot: Slot, by_s: float) -> Slot:
 
 
 def due_s(slot: Slot, limits: Limits) -> float:
-    """When `advance` has something to do at the latest, whatever the child does; may be infinity."""
+    """Return the latest time at which `advance` must be called again; may be infinity."""
     if slot.state is State.BACKOFF:
         return slot.next_start_s
     if not slot.living:
@@ -230,47 +230,46 @@ def exited(
     final: bool = False,
     notes: ExitNotes = NO_EXIT_NOTES,
 ) -> Slot:
-    """Its process is gone with (exit code, signal): where the slot goes from here.
+    """Record that the child has exited with `status` = (exit code, signal).
 
-    A slot that is no longer wanted, but whose child crashed or did not drain in time, starts once more
-    unless `final`: what the child had in hand is handed over by a successor, or by nobody. `notes` are
-    the child's.
+    A slot that is no longer wanted starts once more if its child crashed or missed its drain deadline, so
+    that a successor hands over the child's messages. `final` prevents that: nobody could take them.
     """
     code, signal = status
-    told = slot.state is State.DRAINING or not slot.wanted
+    draining = slot.state is State.DRAINING or not slot.wanted
     kind, reason = classify(
-        code, signal, told=told, kill_reason=slot.kill_reason, burst=burst, announced=notes.announced
+        code, signal, draining=draining, kill_reason=slot.kill_reason, burst=burst, announced=notes.announced
     )
     uptime_s = now_s - slot.spawned_s
-    left = Exit(kind, reason, code, signal, uptime_s, notes.done)
+    last_exit = Exit(kind, reason, code, signal, uptime_s, notes.done)
     ready_for_s = 0.0 if slot.ready_s is None else now_s - slot.ready_s
-    history, wait_s = plan(slot.history, left, ready_for_s, random)
-    slot = replace(slot, pid=0, ready_s=None, last_exit=left, history=history, kill_reason="", kill_due_s=math.inf)
+    history, wait_s = plan(slot.history, last_exit, ready_for_s, random)
+    slot = replace(slot, pid=0, ready_s=None, last_exit=last_exit, history=history, kill_reason="", kill_due_s=math.inf)
     slot = replace(slot, drain_until_s=math.inf, next_start_s=now_s + wait_s)
-    if final or (kind is ExitKind.DONE and not told):
+    if final or (kind is ExitKind.DONE and not draining):
         return replace(slot, state=State.EMPTY, wanted=False)
-    return _wanted_next(slot, kind) if slot.wanted else _unwanted_next(slot, left)
+    return _after_exit_wanted(slot, kind) if slot.wanted else _after_exit_unwanted(slot, last_exit)
 
 
-def _wanted_next(slot: Slot, kind: ExitKind) -> Slot:
+def _after_exit_wanted(slot: Slot, kind: ExitKind) -> Slot:
     return replace(slot, state=State.FAILED if kind is ExitKind.CONFIG else State.BACKOFF, handover_attempts=0)
 
 
-def _unwanted_next(slot: Slot, left: Exit) -> Slot:
-    """It is over when the child has handed over, or when its successors have failed to as often as may be.
+def _after_exit_unwanted(slot: Slot, last_exit: Exit) -> Slot:
+    """End the slot once its child has handed over, or after too many failed attempts.
 
-    One that only lacks a dependency did not fail.
+    A child that exits because a dependency is down does not count as a failed attempt.
     """
-    tries = slot.handover_attempts + (left.kind is not ExitKind.DEPENDENCY)
-    handed_over = left.kind is ExitKind.DONE and left.reason != DRAIN_TIMEOUT
-    if handed_over or left.kind is ExitKind.CONFIG or tries > HANDOVER_ATTEMPTS_MAX:
+    attempts = slot.handover_attempts + (last_exit.kind is not ExitKind.DEPENDENCY)
+    handed_over = last_exit.kind is ExitKind.DONE and last_exit.reason != DRAIN_TIMEOUT
+    if handed_over or last_exit.kind is ExitKind.CONFIG or attempts > HANDOVER_ATTEMPTS_MAX:
         return replace(slot, state=State.EMPTY, handover_attempts=0)
-    return replace(slot, state=State.BACKOFF, handover_attempts=tries)
+    return replace(slot, state=State.BACKOFF, handover_attempts=attempts)
 
 
 def not_spawned(slot: Slot, now_s: float, random: Callable[[], float]) -> Slot:
-    """The process could not even be made (no memory, too many processes): as a crash, after a wait."""
-    left = Exit(ExitKind.CRASH, "fork", None, None, 0.0)
+    """Record that the fork itself failed (no memory, too many processes); retried with the backoff of a crash."""
+    last_exit = Exit(ExitKind.CRASH, "fork", None, None, 0.0)
     history = replace(slot.history, crashes=max(1, slot.history.crashes))
-    history, wait_s = plan(history, left, 0.0, random)
-    return replace(slot, state=State.BACKOFF, pid=0, last_exit=left, history=history, next_start_s=now_s + wait_s)
+    history, wait_s = plan(history, last_exit, 0.0, random)
+    return replace(slot, state=State.BACKOFF, pid=0, last_exit=last_exit, history=history, next_start_s=now_s + wait_s)

@@ -205,4 +205,4 @@ def test_api_names_a_taken_address(tmp_path: Path) -> None:
         bind = f"127.0.0.1:{taken.getsockname()[1]}"
         done = run("api", "--bind", bind, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert f"error: {bind} is taken; use --bind 127.0.0.1:" in done.stderr
+    assert f"error: {bind} is in use; use --bind 127.0.0.1:" in done.stderr

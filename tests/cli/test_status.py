@@ -98,7 +98,7 @@ def test_what_degrades_the_pool_is_named(pool, redis_server) -> None:
         if pid:
             os.kill(pid, signal.SIGKILL)
         told = pool.ask("status")
-        return told["troubles"] if told["state"] == "degraded" else None
+        return told["degraded_reasons"] if told["state"] == "degraded" else None
 
     (trouble,) = eventually(killed_until_it_waits, 20)
     assert re.fullmatch(r"api is restarting \(SIGKILL after [\d.]+ s(, \d+ restarts?)?\)", trouble)

@@ -17,7 +17,7 @@ from tests.support.waiting import eventually
 StartPool = Callable[..., Pool]
 ROUNDS = 3
 #: What the arbiter itself does something at.
-NEWS = ("draining", "quick stop", "restarted", "restart failed", "scaled", "scale refused", "status")
+NEWS = ("draining", "quick stop", "restarted", "restart failed", "restart refused", "scaled", "scale refused", "status")
 
 
 def news(pool: Pool) -> list[str]:

@@ -192,7 +192,7 @@ def test_clients_that_misbehave_cost_nobody_else_anything(standins: Make) -> Non
 
 def test_nobody_answers(tmp_path: Path) -> None:
     paths = Standins(tmp_path / "none").paths
-    with pytest.raises(NotRunningError, match="no such socket"):
+    with pytest.raises(NotRunningError, match="does not exist"):
         request(paths, "ping")
     paths.control.parent.mkdir(parents=True)
     with socket.socket(socket.AF_UNIX) as leftover:

@@ -55,7 +55,7 @@ def test_a_taken_port_ends_the_start_before_anything_runs(start_pool: StartPool,
             api=True,
         )
         assert pool.wait(10) == EXIT_USAGE
-    assert f"error: 127.0.0.1:{port} is taken; use --bind 127.0.0.1:{port + 1} or [api] bind" in pool.output
+    assert f"error: 127.0.0.1:{port} is in use; use --bind 127.0.0.1:{port + 1} or [api] bind" in pool.output
     assert not (pool.folder / ".supervisor" / "redis").exists(), "not even the embedded server was started"
 
 

@@ -129,8 +129,9 @@ def test_a_drain_says_once_what_it_waits_for_and_that_it_is_over(open_terminal: 
     assert pool.wait(10) == 0
     lines = eventually(lambda: terminal.text.splitlines() if "stopped" in terminal.text else None)
     (waiting,) = [line for line in lines if "waiting for" in line]
-    workers = "1 worker" if "1 worker" in waiting else "2 workers"
-    assert f"waiting for {workers} (2 messages), at most 20 s; Ctrl-C again ends at once" in waiting
+    workers = 1 if "workers=1" in waiting else 2
+    assert f"waiting for workers workers={workers} messages=2 limit_s=20" in waiting
+    assert "Ctrl-C again stops at once" in waiting
     assert "stopped" in lines[-1] and "Traceback" not in terminal.text
 
 
@@ -147,8 +148,8 @@ def test_a_burst_shows_itself_first_and_has_no_http_service(open_terminal: Open)
     terminal = open_terminal("--burst", api=None)
     assert terminal.pool.wait(20) == 0
     text = eventually(lambda: terminal.text if "stopped" in terminal.text else None)
-    assert "2, until nothing is left" in text and "ready" not in text.partition("worker exited")[0]
-    assert text.index("supervisor 0.") < text.index("worker exited") < text.index("why='nothing is left'")
+    assert "2, until no work is left" in text and "ready" not in text.partition("worker exited")[0]
+    assert text.index("supervisor 0.") < text.index("worker exited") < text.index("reason='no work left'")
     assert "http://" not in text and "listening" not in text
 
 
@@ -158,7 +159,7 @@ def test_a_start_that_waits_for_redis_says_so(open_terminal: Open) -> None:
         silent.listen()
         url = f"redis://:hunter2@127.0.0.1:{silent.getsockname()[1]}"
         terminal = open_terminal(redis_url=url)
-        eventually(lambda: f"waiting for Redis at {url.replace('hunter2', '***')}, at most 5 s" in terminal.text)
+        eventually(lambda: f"waiting for Redis url={url.replace('hunter2', '***')} limit_s=5" in terminal.text)
         terminal.type(b"\x03")
         assert terminal.pool.wait(20) == 0
     assert "hunter2" not in terminal.text

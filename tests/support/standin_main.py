@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.arbiter.bootstrap import run
-from supervisor.arbiter.entries import Entries
+from supervisor.arbiter.spawn import EntryPoints
 from supervisor.cli.main import run as run_cli
 from supervisor.errors import EXIT_OK, SupervisorError
 from supervisor.settings.load import Loaded, load
@@ -215,7 +215,7 @@ def main() -> int:
         kept.append(socket.socket())
     entry = {"refused": boot_refused, "silent": boot_silent}.get(tricks.get("boot", ""), boot)
     try:
-        return run(loaded, burst="--burst" in sys.argv, entries=Entries(entry, worker, keeper, api))
+        return run(loaded, burst="--burst" in sys.argv, entry_points=EntryPoints(entry, worker, keeper, api))
     except SupervisorError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

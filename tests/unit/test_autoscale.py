@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supervisor.arbiter import upkeep
+from supervisor.arbiter import autoscaler
 from supervisor.core.autoscale import (
     DOWN_AFTER_S,
     DOWN_AFTER_S_MAX,
@@ -27,6 +27,7 @@ from supervisor.shared_state import HeaderField, SharedState, SlotField
 PACE, BOOT_S = 100, 1
 HOUR_S = 3600
 SHARED = SharedState()
+SILENT = SimpleNamespace(info=lambda *_, **__: None)
 
 
 class Factory:
@@ -37,16 +38,8 @@ class Factory:
         self.steps: list[tuple[int, int, int]] = []
         self.slots: dict[int, int] = {0: 0}
         pool = SimpleNamespace(workers_min=1, workers_max=workers_max, backlog_limit_s=10.0)
-        self.scaler = upkeep.Autoscaler(
-            SimpleNamespace(
-                settings=SimpleNamespace(pool=pool),
-                pool=self,
-                shared=SHARED,
-                commands=SimpleNamespace(rolling=None),
-                burst=False,
-                log=SimpleNamespace(info=lambda *_, **__: None),
-            )
-        )
+        self.shared = SHARED
+        self.scaler = autoscaler.Autoscaler(self, SimpleNamespace(rolling=False), pool, SILENT)
         for word in (SlotField.DONE, SlotField.PID):
             SHARED.slot(0).set(word, 0)
 
@@ -68,14 +61,14 @@ class Factory:
             SHARED.slot(0).add(SlotField.DONE, int(done))
             SHARED.set(HeaderField.BACKLOG, int(self.backlog))
             SHARED.set(HeaderField.BACKLOG_NS, self.now_s * 1_000_000_000)
-            self.scaler.look()
+            self.scaler.check()
 
 
 @pytest.fixture
 def factory(monkeypatch):
     made: list[Factory] = []
     clock = SimpleNamespace(monotonic=lambda: float(made[-1].now_s))
-    monkeypatch.setattr(upkeep, "time", clock)
+    monkeypatch.setattr(autoscaler, "time", clock)
 
     def make(load, **options) -> Factory:
         made.append(Factory(load, **options))

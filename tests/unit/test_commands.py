@@ -12,14 +12,14 @@ from supervisor.errors import UsageError
 
 
 def commands(scale: Any) -> Commands:
-    """The commands of an arbiter of which only the pool's `scale` is there."""
-    arbiter: Any = SimpleNamespace(
-        pool=SimpleNamespace(size=1, slots={0: None}, scale=scale),
-        shutdown=SimpleNamespace(begun=False),
-        services={"keeper": object()},
-        log=SimpleNamespace(info=lambda *_words, **_more: None),
-    )
-    return Commands(arbiter)
+    """Commands of a pool that can only be scaled."""
+    parts: dict[str, Any] = {
+        "workers": SimpleNamespace(size=1, scale=scale),
+        "services": {"keeper": object()},
+        "shutdown": SimpleNamespace(begun=False),
+        "log": SimpleNamespace(info=lambda *_words, **_more: None),
+    }
+    return Commands(**parts, restarts=None, status=None, stop=None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("arguments", [{}, {"n": 1, "m": 2}, {"workers": 1}, {"self": 1, "n": 1}])

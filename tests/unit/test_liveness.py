@@ -57,20 +57,20 @@ class Child:
 
 @dataclass
 class Arbiter:
-    """Judges one slot, as `arbiter.crew` does."""
+    """Judges one slot, as `arbiter.child_group` does."""
 
     slot: Slot
-    judge: LivenessMonitor = field(default_factory=LivenessMonitor)
+    monitor: LivenessMonitor = field(default_factory=LivenessMonitor)
     due_s: float = BEGIN_S
 
     def run(self, now_s: float, child: Child) -> None:
         if now_s < self.due_s:
             return
-        late_ns = self.judge.turn(int(now_s * NS), int(self.due_s * NS), {0: child.deadline_ns})
+        late_ns = self.monitor.begin_check(int(now_s * NS), int(self.due_s * NS), {0: child.deadline_ns})
         if late_ns:
             self.slot = slots.postpone(self.slot, late_ns / NS)
-        sign = self.judge.sign(0, ready=child.ready, beat_ns=child.beat_ns, deadline_ns=child.deadline_ns)
-        self.slot, _ = slots.advance(self.slot, sign, LIMITS, now_s)
+        heartbeat = self.monitor.heartbeat(0, ready=child.ready, beat_ns=child.beat_ns, deadline_ns=child.deadline_ns)
+        self.slot, _ = slots.advance(self.slot, heartbeat, LIMITS, now_s)
         self.due_s = now_s + TURN_S
 
 
@@ -92,7 +92,7 @@ Freezes = st.lists(st.builds(Freeze, st.floats(0, 40), Lengths, st.booleans(), s
 
 
 def judged(slot: Slot, child: Child, freezes: list[Freeze], for_s: float = 60.0) -> tuple[str, float]:
-    """Why the child was kill_reason, and how many seconds the arbiter itself had run by then."""
+    """Why the child was killed, and how many seconds the arbiter itself had run by then."""
     arbiter, now_s, ran_s = Arbiter(slot), BEGIN_S, 0.0
     child.run(now_s)
     ahead = sorted(freezes, key=lambda freeze: freeze.at_s)
@@ -131,35 +131,35 @@ def test_what_has_a_deadline_gets_all_the_time_back_and_no_more(
     assert left_s - EARLY_S * len(freezes) <= ran_s <= left_s + SLOW_S
 
 
-def overdue(judge: LivenessMonitor, now_s: float, deadline_s: float) -> bool:
+def overdue(monitor: LivenessMonitor, now_s: float, deadline_s: float) -> bool:
     """Judged in time."""
     now_ns = int(now_s * NS)
-    judge.turn(now_ns, now_ns, {})
-    return judge.sign(0, ready=True, beat_ns=now_ns, deadline_ns=int(deadline_s * NS)).overdue
+    monitor.begin_check(now_ns, now_ns, {})
+    return monitor.heartbeat(0, ready=True, beat_ns=now_ns, deadline_ns=int(deadline_s * NS)).overdue
 
 
 def test_a_thaw_is_forgotten_by_what_was_begun_after_it() -> None:
-    judge = LivenessMonitor()
+    monitor = LivenessMonitor()
     for thaw_s in (1100, 1200, 1300):  # late by 100 s each time, with nothing in hand
-        assert judge.turn(thaw_s * NS, (thaw_s - 100) * NS, {0: 0}) == 100 * NS
-    assert not overdue(judge, 1305, 1250), "begun just before, and first told of afterwards"
-    assert overdue(judge, 1351, 1250)
-    assert overdue(judge, 1316, 1315)
+        assert monitor.begin_check(thaw_s * NS, (thaw_s - 100) * NS, {0: 0}) == 100 * NS
+    assert not overdue(monitor, 1305, 1250), "begun just before, and first told of afterwards"
+    assert overdue(monitor, 1351, 1250)
+    assert overdue(monitor, 1316, 1315)
 
 
 def test_what_waits_behind_the_first_deadline_gets_the_time_back_as_well() -> None:
-    judge = LivenessMonitor()
-    judge.turn(1100 * NS, 1000 * NS, {0: 1010 * NS})
-    assert not overdue(judge, 1105, 1010)
-    assert not overdue(judge, 1119, 1020), "the second of two that ran when all stood still"
-    assert overdue(judge, 1121, 1020)
+    monitor = LivenessMonitor()
+    monitor.begin_check(1100 * NS, 1000 * NS, {0: 1010 * NS})
+    assert not overdue(monitor, 1105, 1010)
+    assert not overdue(monitor, 1119, 1020), "the second of two that ran when all stood still"
+    assert overdue(monitor, 1121, 1020)
 
 
 def test_a_deadline_that_is_rounded_up_after_a_thaw_is_the_same_one() -> None:
-    judge = LivenessMonitor()
-    judge.turn(1100 * NS, 1000 * NS, {0: 1101 * NS})
-    assert not overdue(judge, 1110, 1101.9)
-    assert overdue(judge, 1110, 1102.1)
+    monitor = LivenessMonitor()
+    monitor.begin_check(1100 * NS, 1000 * NS, {0: 1101 * NS})
+    assert not overdue(monitor, 1110, 1101.9)
+    assert overdue(monitor, 1110, 1102.1)
 
 
 @settings(deadline=None)
@@ -208,11 +208,11 @@ def test_no_word_makes_a_child_immortal(beat: int, deadline: int, ready: bool, f
 
 def quiet_s(beat_ns: Callable[[int, int], int]) -> list[float]:
     """How quiet a READY child seems, turn by turn, that has written this by the turn's number and time."""
-    judge, found = LivenessMonitor(), []
+    monitor, found = LivenessMonitor(), []
     for turn in range(100):
         now_ns = int((BEGIN_S + turn * TURN_S) * NS)
-        judge.turn(now_ns, now_ns, {})
-        found.append(judge.sign(0, ready=True, beat_ns=beat_ns(turn, now_ns), deadline_ns=0).quiet_s)
+        monitor.begin_check(now_ns, now_ns, {})
+        found.append(monitor.heartbeat(0, ready=True, beat_ns=beat_ns(turn, now_ns), deadline_ns=0).silent_s)
     return found
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from supervisor.arbiter import upkeep
+from supervisor.arbiter import recycler
 from supervisor.core.recycle import GROWN_UP_S, RecycleLimits, WorkerUsage, most_overdue
 from supervisor.core.slot import Slot, State
 from supervisor.shared_state import SharedState, SlotField
@@ -24,12 +24,12 @@ Wears = st.lists(
 )
 
 
-def shares(wear: WorkerUsage, ceilings: RecycleLimits) -> dict[str, float]:
+def shares(wear: WorkerUsage, limits: RecycleLimits) -> dict[str, float]:
     """How much of each limit is used up."""
     found = {
-        "memory": (wear.growth_bytes if wear.age_s >= GROWN_UP_S else 0, ceilings.growth_bytes),
-        "messages": (wear.messages, ceilings.messages),
-        "age": (wear.age_s, ceilings.age_s),
+        "memory": (wear.growth_bytes if wear.age_s >= GROWN_UP_S else 0, limits.growth_bytes),
+        "messages": (wear.messages, limits.messages),
+        "age": (wear.age_s, limits.age_s),
     }
     return {reason: used / limit for reason, (used, limit) in found.items() if limit}
 
@@ -38,16 +38,16 @@ def shares(wear: WorkerUsage, ceilings: RecycleLimits) -> dict[str, float]:
 @given(Wears, st.builds(RecycleLimits, Limit, Limit, Limit))
 @example([WorkerUsage(0, 10.0, 100, 0), WorkerUsage(1, 10.0, 99, 0)], RecycleLimits(messages=100))
 def test_the_one_furthest_beyond_a_limit_is_found_and_no_other(
-    workers: list[WorkerUsage], ceilings: RecycleLimits
+    workers: list[WorkerUsage], limits: RecycleLimits
 ) -> None:
-    found = most_overdue(workers, ceilings)
-    worst = max((share for wear in workers for share in shares(wear, ceilings).values()), default=0.0)
+    found = most_overdue(workers, limits)
+    worst = max((share for wear in workers for share in shares(wear, limits).values()), default=0.0)
     if worst < 1.0:
         assert found is None
     else:
         assert found is not None
         slot, reason = found
-        assert shares(next(wear for wear in workers if wear.slot == slot), ceilings)[reason] == worst
+        assert shares(next(wear for wear in workers if wear.slot == slot), limits)[reason] == worst
 
 
 SECOND_NS = 1_000_000_000
@@ -68,16 +68,9 @@ class Plant:
         self.grows: dict[int, float] = defaultdict(float)
         self.works: dict[int, int] = defaultdict(int)
         self.whole_mb = 50.0
-        self.rolling = None
-        self.recycler = upkeep.Recycler(
-            SimpleNamespace(
-                settings=SimpleNamespace(pool=SimpleNamespace(**none | limits)),
-                pool=self,
-                shared=SHARED,
-                commands=self,
-                log=SimpleNamespace(info=lambda _event, **told: self.told.append({"at_s": self.now_s, **told})),
-            )
-        )
+        self.shared, self.rolling = SHARED, False
+        log = SimpleNamespace(info=lambda _event, **told: self.told.append({"at_s": self.now_s, **told}))
+        self.recycler = recycler.Recycler(self, self, SimpleNamespace(**none | limits), log)
 
     def born(self, number: int) -> Slot:
         pid = number + 100 * int(self.now_s)
@@ -101,17 +94,17 @@ class Plant:
                     SHARED.slot(number).add(SlotField.DONE, self.works[number])
                 elif self.now_s >= slot.drain_until_s:
                     self.slots[number] = self.born(number)
-            self.recycler.look()
+            self.recycler.check()
 
 
 @pytest.fixture
 def plant(monkeypatch):
     made: list[Plant] = []
-    monkeypatch.setattr(upkeep, "time", SimpleNamespace(monotonic=lambda: made[-1].now_s))
+    monkeypatch.setattr(recycler, "time", SimpleNamespace(monotonic=lambda: made[-1].now_s))
 
     def make(workers: int, **limits: float) -> Plant:
         made.append(Plant(workers, **limits))
-        monkeypatch.setattr(upkeep, "_private_bytes", made[-1].private_bytes)
+        monkeypatch.setattr(recycler, "_private_bytes", made[-1].private_bytes)
         return made[-1]
 
     return make
@@ -166,7 +159,7 @@ def test_nobody_is_replaced_without_a_limit_or_during_a_rolling_restart(plant) -
     here.run(100)
     assert here.told == []
     here = plant(2, recycle_age_s=10.0)
-    here.rolling = object()
+    here.rolling = True
     here.run(100)
     assert here.told == []
     here.rolling = None

@@ -1,6 +1,6 @@
 """Crash loops: how often a whole pool starts its workers, and that its breaker neither leaks nor sticks.
 
-The pool is the arbiter's own (`arbiter.pool`), with its slots, backoffs and timers. Only clock and
+The pool is the arbiter's own (`arbiter.worker_group`), with its slots, backoffs and timers. Only clock and
 children are played, so that minutes pass in milliseconds.
 """
 
@@ -74,7 +74,7 @@ class World:
         self.add = self._gone.__setitem__
         silent = SimpleNamespace(**dict.fromkeys(("debug", "info", "warning", "error"), lambda *_, **__: None))
         self.pool = WorkerGroup(SHARED, self._fork, self, self, StackDumps(), LIMITS, silent, lambda: None)
-        self.pool.turn_s = 1.0
+        self.pool.check_interval_s = 1.0
         self.pool.scale(workers)
 
     def run(self, for_s: float, until: Callable[[], bool] = lambda: False) -> bool:
@@ -96,19 +96,19 @@ class World:
 
     # What the pool takes for its loop and its children
 
-    def at(self, due_s: float, callback: Callable[[], None]) -> Timer:
+    def call_at(self, due_s: float, callback: Callable[[], None]) -> Timer:
         timer = Timer(due_s, callback)
         insort(self._due, timer, key=attrgetter("due_s"))
         return timer
 
     def send(self, pid: int, number: signal.Signals) -> None:
         if number is signal.SIGTERM:
-            self.at(self.now_s + EXIT_S, lambda: self._leave(pid, EXIT_OK, None))
+            self.call_at(self.now_s + EXIT_S, lambda: self._leave(pid, EXIT_OK, None))
 
     def kill(self, pid: int) -> None:
-        self.at(self.now_s + EXIT_S, lambda: self._leave(pid, None, signal.SIGKILL))
+        self.call_at(self.now_s + EXIT_S, lambda: self._leave(pid, None, signal.SIGKILL))
 
-    def _fork(self, number: int) -> int:
+    def _fork(self, number: int, _crash: Any) -> int:
         slot, breaker, way, pid = self.pool.slots[number], self.pool.breaker, self.way(number), next(self._pids)
         assert not slot.living
         self._slots[pid] = number
@@ -117,10 +117,16 @@ class World:
             assert breaker.canary is None, "two canaries at a time"
             self.canaries_s.append(self.now_s)
         if way.ready:
-            self.at(self.now_s + BOOT_S, lambda: pid in self._gone and SHARED.slot(number).set(SlotField.READY_NS, 1))
+            self.call_at(
+                self.now_s + BOOT_S, lambda: pid in self._gone and SHARED.slot(number).set(SlotField.READY_NS, 1)
+            )
         if way.leaves_s < math.inf:
-            self.at(self.now_s + way.leaves_s, lambda: self._leave(pid, way.code, None, way.done))
+            self.call_at(self.now_s + way.leaves_s, lambda: self._leave(pid, way.code, None, way.done))
         return pid
+
+    def _ready(self, pid: int, number: int) -> None:
+        if pid in self._gone:
+            SHARED.slot(number).set(SlotField.READY_NS, 1)
 
     def _leave(self, pid: int, code: int | None, number: int | None, done: int = 0) -> None:
         if pid in self._gone:

@@ -35,7 +35,9 @@ STATUSES = (
     (None, None),
 )
 Times = st.one_of(st.sampled_from([0.0, 0.01, 0.25, 1.0, YOUNG_S, FORGIVEN_AFTER_S]), st.floats(0, 100))
-Signs = st.builds(Heartbeat, ready=st.booleans(), quiet_s=st.sampled_from([0.0, 5.0, 5.01]), overdue=st.booleans())
+Heartbeats = st.builds(
+    Heartbeat, ready=st.booleans(), silent_s=st.sampled_from([0.0, 5.0, 5.01]), overdue=st.booleans()
+)
 
 
 def backoff_bounds(tries: int) -> tuple[float, float]:
@@ -82,16 +84,16 @@ class Life(RuleBasedStateMachine):
     def time_passes(self, by_s: float) -> None:
         self.now_s += by_s
 
-    @rule(sign=Signs, start=st.sampled_from(["spawn", "spawn", "spawn", "fail", "hold"]))
-    def look(self, sign: Heartbeat, start: str) -> None:
+    @rule(heartbeat=Heartbeats, start=st.sampled_from(["spawn", "spawn", "spawn", "fail", "hold"]))
+    def look(self, heartbeat: Heartbeat, start: str) -> None:
         before = self.slot
-        self.slot, action = slots.advance(before, sign, LIMITS, self.now_s)
+        self.slot, action = slots.advance(before, heartbeat, LIMITS, self.now_s)
         self.keeps_its_child(before)
         if before.kill_reason:
             assert action is (Action.KILL if self.now_s >= before.kill_due_s else Action.NONE)
         elif before.state is State.DRAINING and self.now_s >= before.drain_until_s:
             assert (action, self.slot.kill_reason) == (Action.KILL, DRAIN_TIMEOUT)
-        elif before.living and (sign.overdue or sign.quiet_s > LIMITS.beat_s):
+        elif before.living and (heartbeat.overdue or heartbeat.silent_s > LIMITS.beat_s):
             assert action is Action.DUMP
             assert self.slot.kill_reason
         elif self.slot.state is State.READY:

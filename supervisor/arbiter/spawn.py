@@ -1,0 +1,145 @@
+"""Which child process is started with what: workers, keeper, boot check, HTTP service, Redis server."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import supervisor
+from supervisor.arbiter import embedded_redis, fork
+from supervisor.arbiter.locks import lock_slot
+from supervisor.core.outcome import Crash
+from supervisor.handling.load import HandlerSpec
+from supervisor.settings.model import Settings
+from supervisor.settings.paths import pool_paths
+from supervisor.shared_state import SharedState
+
+if TYPE_CHECKING:
+    from supervisor.arbiter.http_listener import HttpListener
+    from supervisor.arbiter.stack_dumps import StackDumps
+    from supervisor.settings.load import Loaded
+
+REDIS = "redis"
+KEEPER = "keeper"
+API = "api"
+
+Specs = Sequence[HandlerSpec]
+
+
+def worker_name(slot: int) -> str:
+    """Return the name of the process in a slot."""
+    return f"worker {slot}"
+
+
+@dataclass(frozen=True, slots=True)
+class EntryPoints:
+    """The functions that run in forked children, each returning an exit code, and the HTTP service's command."""
+
+    #: (settings, specs, lease token, descriptor for the JSON report)
+    boot: Callable[[Settings, Specs, str, int], int]
+    #: (settings, specs, shared state, slot, burst, how the slot's last worker crashed)
+    worker: Callable[[Settings, Specs, SharedState, int, bool, Crash | None], int]
+    #: (settings, specs, shared state, lease token)
+    keeper: Callable[[Settings, Specs, SharedState, str], int]
+    #: Returns the arguments and the environment of the HTTP service.
+    api: Callable[[Loaded], tuple[list[str], dict[str, str]]]
+
+
+def real_entry_points() -> EntryPoints:
+    """Return the supervisor's own; importing them here lets the forked children share the modules."""
+    from supervisor.keeper import keeper, preflight
+    from supervisor.worker import main as worker
+
+    def run_worker(
+        settings: Settings, specs: Specs, shared: SharedState, slot: int, burst: bool, crash: Crash | None
+    ) -> int:
+        return worker.run(settings, specs, shared, slot, burst=burst, crash=crash)
+
+    return EntryPoints(boot=preflight.run, worker=run_worker, keeper=keeper.run, api=_api_command)
+
+
+@dataclass(frozen=True, slots=True)
+class Spawner:
+    """Forks the children of one pool. The methods return a pid and raise OSError or ForkUnsafeError."""
+
+    loaded: Loaded
+    specs: Specs
+    entry_points: EntryPoints
+    shared: SharedState
+    http: HttpListener
+    stack_dumps: StackDumps
+    #: Proves to Redis that the pool's lease is its own.
+    lease_token: str
+    burst: bool
+    #: The control socket and its clients, the only sockets beside the HTTP service's.
+    control_fds: Callable[[], list[int]]
+    #: The arbiter's other descriptors. Children close all of them.
+    private_fds: Callable[[], list[int]]
+
+    def fork(self, name: str, body: Callable[[], int]) -> int:
+        """Fork a child without the arbiter's descriptors; only the HTTP service keeps its listener."""
+        control_fds, stack_fd = self.control_fds(), self.stack_dumps.fresh(name)
+        close = [*self.private_fds(), *self.stack_dumps.fds(), *control_fds]
+        close += [] if name == API else self.http.fds()
+        own_sockets = [*control_fds, *self.http.sockets()]
+        return fork.fork_child(body, name=name, stack_fd=stack_fd, close=close, own_sockets=own_sockets)
+
+    def worker(self, slot: int, crash: Crash | None) -> int:
+        """Fork the worker of a slot; `crash` is how its last worker crashed."""
+        settings = self.loaded.settings
+
+        def body() -> int:
+            lock_slot(pool_paths(settings), slot)
+            return self.entry_points.worker(settings, self.specs, self.shared, slot, self.burst, crash)
+
+        return self.fork(worker_name(slot), body)
+
+    def keeper(self) -> int:
+        """Fork the keeper."""
+        settings, run = self.loaded.settings, self.entry_points.keeper
+        return self.fork(KEEPER, lambda: run(settings, self.specs, self.shared, self.lease_token))
+
+    def boot_check(self, out_fd: int) -> int:
+        """Fork the boot check, which writes its report to `out_fd`."""
+        settings, run = self.loaded.settings, self.entry_points.boot
+        return self.fork("boot", lambda: run(settings, self.specs, self.lease_token, out_fd))
+
+    def api(self) -> int:
+        """Start the HTTP service on the arbiter's listening socket."""
+        self.http.open()
+        self.http.reset_ready()
+        command, environment = self.entry_points.api(self.loaded)
+        return self.fork(API, lambda: fork.exec_command(command, environment | self.http.export()))
+
+    def redis(self) -> int:
+        """Start the embedded Redis server."""
+        binary, settings = embedded_redis.find_binary(), self.loaded.settings
+        return self.fork(REDIS, lambda: embedded_redis.become_server(binary, settings, pool_paths(settings)))
+
+
+def _api_command(loaded: Loaded) -> tuple[list[str], dict[str, str]]:
+    """Return the command of `supervisor api`; values from flags are passed in the environment."""
+    # By its path and without the working directory, because a project may have a supervisor.py.
+    program = str(Path(supervisor.__file__).with_name("__main__.py"))
+    command = [sys.executable, "-P", program, "api", "--bind", loaded.settings.api.bind]
+    if loaded.path is not None:
+        command += ["--config", str(loaded.path)]
+    return command, {**os.environ, **_flags_as_environment(loaded)}
+
+
+def _flags_as_environment(loaded: Loaded) -> dict[str, str]:
+    found = {}
+    for key, origin in loaded.origins.items():
+        if not origin.startswith("flag "):
+            continue
+        value: Any = loaded.settings
+        for part in key.split("."):
+            value = getattr(value, part)
+        name = "SUPERVISOR_" + key.upper().replace(".", "__")
+        found[name] = value if isinstance(value, str) else json.dumps(value)
+    return found

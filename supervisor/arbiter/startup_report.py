@@ -1,0 +1,89 @@
+"""What is shown when the pool is up: a summary on stderr for people, one JSON log line otherwise."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from supervisor.log import has_colours, is_human
+from supervisor.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from supervisor.arbiter.spawn import Specs
+    from supervisor.settings.load import Loaded
+
+BOLD, DIM, GREEN, YELLOW, PLAIN = "\033[1m", "\033[2m", "\033[32m", "\033[33m", "\033[0m"
+
+
+@dataclass(frozen=True, slots=True)
+class StartupReport:
+    """The result of a start."""
+
+    loaded: Loaded
+    specs: Specs
+    #: `{"url", "version", "durability"}`
+    redis: dict[str, Any]
+    embedded: bool
+    ready: int
+    workers: int
+    #: From the arbiter's start until now.
+    boot_ms: int
+    api: bool
+    #: The report comes before the first worker is READY, because the pool may exit soon.
+    burst: bool = False
+
+    def show(self, log: Any) -> None:
+        """Write the report to stderr or to the log."""
+        settings = self.loaded.settings
+        if is_human(settings):
+            text = "\n".join(self._lines(colours=has_colours())) + "\n"
+            with contextlib.suppress(OSError):  # stderr is closed
+                os.write(sys.stderr.fileno(), text.encode())
+            return
+        log.info(
+            "started",
+            version=__version__,
+            config=str(self.loaded.path) if self.loaded.path else None,
+            redis=self.redis,
+            embedded=self.embedded,
+            groups=[f"{spec.stream} {spec.group}" for spec in self.specs],
+            ready=None if self.burst else self.ready,
+            workers=self.workers,
+            boot_ms=None if self.burst else self.boot_ms,
+            burst=self.burst or None,
+            api=f"http://{settings.api.bind}" if self.api else None,
+            state_dir=str(settings.state_dir),
+        )
+
+    def _lines(self, *, colours: bool) -> Iterator[str]:
+        def paint(code: str, text: str) -> str:
+            return f"{code}{text}{PLAIN}" if colours else text
+
+        def line(label: str, text: str) -> str:
+            return f"  {paint(DIM, f'{label:<9}')} {text}"
+
+        settings, redis = self.loaded.settings, self.redis
+        durability = redis.get("durability", "?")
+        volatile = durability == "none"
+        kept = paint(YELLOW, "loses its data at a restart") if volatile else f"durability {durability}"
+        yield paint(BOLD, f"supervisor {__version__}")
+        yield line("config", str(self.loaded.path or "none, all defaults (`supervisor init` creates one)"))
+        embedded = " (embedded)" if self.embedded else ""
+        yield line("redis", f"{redis.get('version', '?')}{embedded} at {redis.get('url', '?')}, {kept}")
+        streams: dict[str, list[str]] = {}
+        for spec in self.specs:
+            streams.setdefault(spec.stream, []).append(spec.group)
+        for stream, groups in streams.items():
+            yield line("stream", f"{stream} → {', '.join(groups)}")
+        colour = GREEN if self.ready == self.workers else YELLOW
+        ready = paint(colour, f"{self.ready}/{self.workers} ready") + f" in {self.boot_ms} ms"
+        yield line("workers", f"{self.workers}, until no work is left" if self.burst else ready)
+        if self.api:
+            yield line("http", f"http://{settings.api.bind}  (docs at /docs, health at /readyz)")
+        yield line("state", str(settings.state_dir))
+        yield line("", "Ctrl-C drains and stops")
