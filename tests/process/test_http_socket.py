@@ -185,7 +185,7 @@ def test_another_address_is_taken_up_by_a_restart_unless_it_is_taken(tmp_path: P
             taken.listen()
             plain.config.write_text(config(second))
             done = plain.command("restart", "--wait")
-            assert done.returncode == 1 and f"127.0.0.1:{second} is taken" in plain.output, done.stderr
+            assert done.returncode == 1 and f"127.0.0.1:{second} is in use" in plain.output, done.stderr
             assert httpx.get(f"http://127.0.0.1:{first}/livez", trust_env=False).status_code == 200
         assert plain.command("restart", "--wait").returncode == 0
         assert httpx.get(f"http://127.0.0.1:{second}/livez", trust_env=False).status_code == 200
