@@ -14,5 +14,8 @@ def work(event_type: str, user_id: str, email: str, timestamp: str) -> None:
 
 
 if __name__ == "__main__":
+    # The task is named after its module, and this one is called `__main__` now.
+    from huey_app import work
+
     for number in range(int(sys.argv[1])):
         work("user_created", str(number), "user@example.com", "2026-01-01T00:00:00Z")

@@ -47,6 +47,7 @@ COMMANDS = {
     "api": "api",
     "config": "config",
     "doctor": "doctor",
+    "bench": "bench",
     "init": "init",
     "version": "version",
     "help": "help",

@@ -1,0 +1,262 @@
+"""The benchmark on a user's own Redis: what one pool drains beside a redis-py loop, and how soon an idle one starts.
+
+1. It touches its own keys only: a stream with a random name, what the pool keeps beside it, the pool's lease. All of
+   them are removed at the end, however it ends; the stream would expire by itself if this process were killed.
+2. The backlog is written once. At each turn a group is set back to the beginning of the stream, and one more entry
+   wakes those that wait: so the pool's start is in no figure.
+3. Pool and loop take turns, so that what else the server does hits both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError, ResponseError
+
+from supervisor import keys
+from supervisor.bench.loop import URL_VARIABLE
+from supervisor.bench.project import GROUPS, bench_pool
+from supervisor.bench.window import Look, Window
+from supervisor.broker.connect import describe
+from supervisor.errors import SupervisorError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from redis.asyncio import Redis
+
+    from supervisor.bench.loop import URL_VARIABLE
+from supervisor.bench.project import BenchPool
+
+LOOP_GROUP = "redis-py"
+LATENCY_GROUP = "latency"
+TITLES = {"message": "Message", "dict": "dict[str, str]", "model": "pydantic model"}
+FIELDS: dict[str, str] = {
+    "event_type": "user_created",
+    "user_id": "1234567",
+    "email": "user1234567@example.com",
+    "timestamp": "2026-01-01T00:00:00Z",
+}
+#: What an entry costs the server, generously.
+ENTRY_BYTES = 200
+#: A server that evicts must have this share of its memory left after the benchmark's own.
+MEMORY_SHARE_MAX = 0.8
+#: A server that answers more commands a second than this has other work.
+BUSY_COMMANDS = 500
+EXPIRES_S = 3600
+TURN_LIMIT_S = 120.0
+LATENCY_MESSAGES = 400
+LATENCY_INTERVAL_S = 0.005
+_PAGE = 1000
+_POLL_S = 0.005
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, lowest and highest of several turns."""
+
+    median: float
+    lowest: float
+    highest: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Spread:
+        """Raises StatisticsError for none."""
+        return cls(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One kind of handler."""
+
+    handler: str
+    pool_per_s: Spread
+    loop_per_s: Spread
+    #: Turn by turn.
+    ratio: Spread
+
+
+@dataclass
+class Result:
+    """All that was measured, and on what."""
+
+    server: str
+    durability: str
+    workers: int
+    messages: int
+    turns: int
+    cores: int = os.cpu_count() or 1
+    rates: list[Rate] = field(default_factory=list)
+    #: From the publishing of a message to the handler's first line, in an idle pool.
+    latency_ms: dict[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure."""
+
+    url: str
+    workers: int
+    messages: int
+    turns: int
+
+
+async def run(redis: Redis, plan: Plan, say: Callable[[str], None]) -> Result:
+    """Measure all; `say` hears of the progress. Raises SupervisorError and redis-py's errors."""
+    server = await describe(redis)
+    result = Result(server.version, server.durability, plan.workers, plan.messages, plan.turns)
+    token = secrets.token_hex(4)
+    host, stream = f"bench-{token}", f"supervisor-bench:{token}"
+    async with _own_keys(redis, stream, host):
+        say(f"publishing {plan.messages:,} messages to {stream}")
+        backlog = Backlog(redis, stream, plan.messages)
+        await backlog.fill()
+        say(f"starting {plan.workers} worker(s)")
+        async with bench_pool(plan.url, stream, host, plan.workers) as pool:
+            for group in GROUPS:
+                result.rates.append(await _rates(backlog, pool, group, plan, say))
+            say("an idle pool")
+            result.latency_ms = await _latency(redis, pool, f"{stream}:latency")
+    return result
+
+
+async def refuse_busy(redis: Redis, messages: int) -> None:
+    """Raise SupervisorError where the benchmark would disturb others: the server is busy, or short of memory."""
+    try:
+        info: dict[str, Any] = await redis.info()
+    except ResponseError:  # forbidden
+        return
+    limit, used = int(info.get("maxmemory", 0)), int(info.get("used_memory", 0))
+    need = messages * ENTRY_BYTES
+    if limit and used + need > MEMORY_SHARE_MAX * limit:
+        raise SupervisorError(
+            f"Redis uses {used:,} of {limit:,} bytes (maxmemory), and {messages:,} messages need some {need:,}:"
+            " others would lose theirs; ask for fewer with --messages"
+        )
+    if (busy := int(info.get("instantaneous_ops_per_sec", 0))) > BUSY_COMMANDS:
+        raise SupervisorError(
+            f"Redis answers {busy:,} commands a second for others: the benchmark would slow them down, and they the"
+            " benchmark; --anyway measures all the same"
+        )
+
+
+class Backlog:
+    """A stream full of entries that several groups drain in turn."""
+
+    def __init__(self, redis: Redis, stream: str, messages: int) -> None:
+        self._redis = redis
+        self._messages = messages
+        self.stream = stream
+
+    async def fill(self) -> None:
+        """Publish it, and put each group at its end."""
+        for begin in range(0, self._messages, _PAGE):
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for _ in range(min(_PAGE, self._messages - begin)):
+                    pipe.xadd(self.stream, FIELDS)  # type: ignore[arg-type]  # dict is invariant
+                await pipe.execute()
+        await self._redis.expire(self.stream, EXPIRES_S)
+        for group in (*GROUPS, LOOP_GROUP):
+            await self._redis.xgroup_create(self.stream, group, id="$")
+        await self._redis.xgroup_create(f"{self.stream}:latency", LATENCY_GROUP, id="$", mkstream=True)
+        await self._redis.expire(f"{self.stream}:latency", EXPIRES_S)
+
+    async def set_back(self, group: str) -> None:
+        """Have the group begin again, and wake those that wait."""
+        await self._redis.xgroup_setid(self.stream, group, id="0", entries_read=0)
+        await self._redis.xadd(self.stream, FIELDS)  # type: ignore[arg-type]
+        self._messages += 1
+
+    async def drained(self, group: str, alive: Callable[[], bool]) -> float:
+        """Messages a second. Raises SupervisorError when those that drain have left, or take too long."""
+        window, until_s = Window(self._messages), time.monotonic() + TURN_LIMIT_S
+        while (done := await self._done(group)) < self._messages or not window.complete:
+            window.saw(Look(time.perf_counter(), done))
+            if time.monotonic() > until_s or (not alive() and await self._done(group) == done < self._messages):
+                raise SupervisorError(f"group {group} stopped at {done:,} of {self._messages:,} messages")
+            await asyncio.sleep(_POLL_S)
+        return window.rate
+
+    async def _done(self, group: str) -> int:
+        for found in await self._redis.xinfo_groups(self.stream):
+            if found["name"] == group.encode():
+                return int(found["entries-read"] or 0) - int(found["pending"])
+        raise SupervisorError(f"group {group} of {self.stream} is gone: did somebody delete it?")
+
+
+async def _rates(backlog: Backlog, pool: BenchPool, group: str, plan: Plan, say: Callable[[str], None]) -> Rate:
+    ours: list[float] = []
+    theirs: list[float] = []
+    for turn in range(plan.turns + 1):
+        await backlog.set_back(group)
+        one = await backlog.drained(group, lambda: pool.runs)
+        other = await _loop_turn(backlog, group, plan.url)
+        if turn:  # the first one warms both up
+            ours.append(one)
+            theirs.append(other)
+            say(f"{TITLES[group]}, turn {turn} of {plan.turns}: {one:,.0f}/s, a redis-py loop {other:,.0f}/s")
+    beside = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return Rate(TITLES[group], Spread.of(ours), Spread.of(theirs), Spread.of(beside))
+
+
+async def _loop_turn(backlog: Backlog, work: str, url: str) -> float:
+    await backlog.set_back(LOOP_GROUP)
+    words = (sys.executable, "-m", "supervisor.bench.loop", backlog.stream, LOOP_GROUP, work)
+    environment = os.environ | {URL_VARIABLE: url}
+    process = await asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.DEVNULL, env=environment)
+    try:
+        return await backlog.drained(LOOP_GROUP, lambda: process.returncode is None)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        await process.wait()
+
+
+async def _latency(redis: Redis, pool: BenchPool, stream: str) -> dict[str, float]:
+    begin_s = time.monotonic()
+    for number in range(LATENCY_MESSAGES):
+        await asyncio.sleep(max(0.0, begin_s + number * LATENCY_INTERVAL_S - time.monotonic()))
+        await redis.xadd(stream, {"sent_ns": time.monotonic_ns()})
+    found: list[int] = []
+    until_s = time.monotonic() + TURN_LIMIT_S
+    while len(found) < LATENCY_MESSAGES:
+        if time.monotonic() > until_s:
+            raise SupervisorError(f"the handler got {len(found)} of {LATENCY_MESSAGES} messages")
+        await asyncio.sleep(_POLL_S)
+        found = pool.latencies_ns()
+    cuts = statistics.quantiles(found, n=100)
+    return {"p50": cuts[49] / 1e6, "p99": cuts[98] / 1e6, "messages": LATENCY_MESSAGES}
+
+
+@contextlib.asynccontextmanager
+async def _own_keys(redis: Redis, stream: str, host: str) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        # Also when Ctrl-C cancels what runs: it is shielded, and short.
+        await asyncio.shield(_remove(redis, stream, host))
+
+
+async def _remove(redis: Redis, stream: str, host: str) -> None:
+    pairs = [(stream, group) for group in (*GROUPS, LOOP_GROUP)] + [(f"{stream}:latency", LATENCY_GROUP)]
+    beside = (
+        keys.dead_key, keys.replay_key, keys.crashes_key, keys.isolated_key, keys.retries_key, keys.reaper_key,
+    )  # fmt: skip
+    names = {key(of, group) for key in beside for of, group in pairs}
+    names |= {of for of, _ in pairs} | {keys.trimmer_key(of) for of, _ in pairs} | {keys.host_key(host)}
+    with contextlib.suppress(RedisError):
+        for name in names:
+            await redis.unlink(name)
+        await redis.hdel(keys.POOLS_KEY, host)

@@ -1,0 +1,112 @@
+"""`supervisor bench`: the pool's own figures on the user's Redis."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from supervisor.cli.common import command, config_option, dumps, json_option, load_settings, redis_option, talk
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from supervisor.bench.run import Plan, Result
+    from supervisor.settings.load import Loaded
+
+
+@command(
+    """\
+    supervisor bench                             on the Redis of config.toml, half a minute
+    supervisor bench --workers 4 --redis redis://10.0.0.5:6379/0
+    supervisor bench --messages 20000 --turns 3 --json""",
+    short_help="Measure the pool on your own Redis.",
+)
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, metavar="N", help="Workers.")
+@click.option(
+    "--messages",
+    type=click.IntRange(1_000, 5_000_000),
+    default=100_000,
+    show_default=True,
+    metavar="N",
+    help="How many messages a turn drains.",
+)
+@click.option(
+    "--turns",
+    type=click.IntRange(1, 100),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="How often each is measured.",
+)
+@click.option("--anyway", is_flag=True, help="Measure even if Redis is busy with other work.")
+@config_option
+@redis_option
+@json_option
+def bench(
+    workers: int, messages: int, turns: int, anyway: bool, config: Path | None, redis: str | None, as_json: bool
+) -> None:
+    """Measure how fast a pool drains a stream on your Redis, beside a plain redis-py loop, and how soon it starts a
+    handler.
+
+    It works on a stream with a random name, and removes that and all that belongs to it at the end, also when it is
+    interrupted. No other key is read or written. A running pool may stay; it costs both the same.
+    """
+    import asyncio
+
+    from supervisor.bench.run import Plan
+    from supervisor.settings.paths import redis_url
+
+    loaded = load_settings(config, {"redis.url": redis})
+    plan = Plan(redis_url(loaded.settings), workers, messages, turns)
+    try:
+        result = asyncio.run(_measure(loaded, plan, anyway))
+    except asyncio.CancelledError:  # by SIGTERM
+        raise KeyboardInterrupt from None
+    if as_json:
+        click.echo(dumps(result.as_dict(), pretty=True))
+    else:
+        _print(result)
+
+
+async def _measure(loaded: Loaded, plan: Plan, anyway: bool) -> Result:
+    import asyncio
+    import contextlib
+    import signal
+
+    from supervisor.bench.run import refuse_busy, run
+    from supervisor.cli.redis import open_redis
+
+    task = asyncio.current_task()
+    assert task is not None
+    with contextlib.suppress(NotImplementedError):  # as Ctrl-C does, so that all is removed
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    async with open_redis(loaded.settings) as redis:
+        if not anyway:
+            await refuse_busy(redis, plan.messages)
+        return await run(redis, plan, talk)
+
+
+def _print(result: Result) -> None:
+    from supervisor.cli.tables import print_table
+
+    talk("")
+    click.echo(
+        f"{result.server}, durability {result.durability}; {result.cores} cores, {result.workers} worker(s),"
+        f" {result.messages:,} messages, {result.turns} turns\n"
+    )
+    rows = [
+        [
+            rate.handler,
+            *(f"{value:,.0f}" for value in (rate.pool_per_s.median, rate.pool_per_s.lowest, rate.pool_per_s.highest)),
+            f"{rate.loop_per_s.median:,.0f}",
+            f"{rate.ratio.median:.2f} ({rate.ratio.lowest:.2f}-{rate.ratio.highest:.2f})",
+        ]
+        for rate in result.rates
+    ]
+    numbers = ["messages/s", "lowest", "highest", "redis-py", "ratio"]
+    print_table(["handler", *numbers], rows, numbers=numbers)
+    latency = result.latency_ms
+    click.echo(
+        f"\nXADD to the handler's first line, idle pool: median {latency['p50']:.2f} ms, p99 {latency['p99']:.2f} ms"
+    )

@@ -1,0 +1,74 @@
+"""`supervisor bench` on real servers: its figures, and that it leaves nothing behind however it ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from supervisor.cli.main import EXIT_INTERRUPTED
+from supervisor.errors import EXIT_FAILED
+from tests.cli.run import run, spawn
+from tests.support.waiting import eventually
+
+SMALL = ("--messages", "2000", "--turns", "1")
+
+
+def test_it_measures_and_leaves_only_what_was_there(tmp_path: Path, every_server) -> None:
+    with every_server.sync() as redis:
+        redis.set("theirs", "1")
+        done = run("bench", *SMALL, "--json", cwd=tmp_path, redis_url=every_server.url)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert [rate["handler"] for rate in found["rates"]] == ["Message", "dict[str, str]", "pydantic model"]
+        for rate in found["rates"]:
+            assert 0 < rate["ratio"]["lowest"] <= rate["ratio"]["median"] <= rate["ratio"]["highest"]
+        assert 0 < found["latency_ms"]["p50"] <= found["latency_ms"]["p99"]
+        assert redis.keys("*") == [b"theirs"]
+
+
+def test_the_table_fits_80_columns(tmp_path: Path, redis_server) -> None:
+    done = run("bench", *SMALL, cwd=tmp_path, redis_url=redis_server.url)
+    assert done.returncode == 0, done.stderr
+    assert "pydantic model" in done.stdout
+    assert "durability none" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_interrupted_it_removes_its_keys_and_its_pool(tmp_path: Path, redis_server, number, monkeypatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with redis_server.sync() as redis:
+        with spawn("bench", "--turns", "100", cwd=tmp_path, redis_url=redis_server.url) as process:
+            eventually(lambda: b"supervisor:pools" in redis.keys("*"), 30, what="its pool runs")
+            (folder,) = tmp_path.glob("supervisor-bench-*")
+            process.send_signal(number)
+            assert process.wait(30) == EXIT_INTERRUPTED
+        assert redis.keys("*") == []
+        assert not folder.exists()
+        left = [p for p in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(p.info["cmdline"] or [])]
+        assert left == []
+
+
+def test_its_pool_ends_with_it(tmp_path: Path, redis_server, monkeypatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with spawn("bench", "--turns", "100", cwd=tmp_path, redis_url=redis_server.url) as process:
+        with redis_server.sync() as redis:
+            eventually(lambda: b"supervisor:pools" in redis.keys("*"), 30, what="its pool runs")
+        pools = [child for child in psutil.Process(process.pid).children() if "start" in child.cmdline()]
+        process.kill()
+        assert pools
+        eventually(lambda: not any(pool.is_running() for pool in pools), 15, what="the pool is gone")
+
+
+def test_it_refuses_a_server_that_would_evict_keys(tmp_path: Path, redis_server) -> None:
+    with redis_server.sync() as redis:
+        redis.config_set("maxmemory", "16mb")
+        done = run("bench", "--messages", "1000000", cwd=tmp_path, redis_url=redis_server.url)
+        assert done.returncode == EXIT_FAILED
+        assert "maxmemory" in done.stderr
+        assert "--messages" in done.stderr
+        assert redis.keys("*") == []
