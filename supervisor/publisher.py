@@ -12,8 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from supervisor.broker.node_router import NodeRouter
-from supervisor.broker.scripts import Script
-from supervisor.broker.scripts_publish import PUBLISH_ONCE
+from supervisor.broker.scripts import PUBLISH_ONCE, Script
 from supervisor.core.encode import fields_of
 from supervisor.errors import IdempotencyError, UsageError
 from supervisor.keys import idempotency_key

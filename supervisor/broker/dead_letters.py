@@ -1,7 +1,7 @@
-"""Dead letters: what each one says, which are meant, and reading them page by page.
+"""Reads and filters dead letters, page by page.
 
-A stream of dead letters may hold a million, and one of them megabytes: a page is as large as its letters
-allow, and nothing here reads further than it is asked to. `broker.replay` puts them back or removes them.
+A stream of dead letters may hold a million, and one of them megabytes: the size of a page follows from the size of its
+letters, and nothing here reads further than asked. `broker.replay` puts them back or removes them.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ResponseError
 
+from supervisor.core.dead_letter import FIELD_PREFIX
 from supervisor.core.ids import parse_id
-from supervisor.core.letter import FIELD_PREFIX, FIELDS_JSON, of_json
+from supervisor.core.records import parse_number
 from supervisor.errors import UsageError
 from supervisor.keys import dead_key
 
@@ -21,15 +22,11 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-#: The first page; what its letters weigh says how many come with the next.
+#: Size of the first page; the weight of its letters sets the size of the next.
 _PAGE_MIN = 10
 _PAGE_MAX = 500
-#: About what one page brings, so that it is read well within the time of one command.
+#: About the weight of a page, so that it is read well within the time limit of one command.
 _PAGE_BYTES = 1_000_000
-_PREFIX = FIELD_PREFIX.decode()
-_JSON = FIELDS_JSON.decode()
-#: Of a number: a time in milliseconds has 13.
-_DIGITS_MAX = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,48 +46,48 @@ class Letter:
     dead_at_ms: int
     error: str
     traceback: str
-    #: How its worker was ended, where that is the reason: the signal's name, the exit code, the stack if it told one.
+    #: How the worker ended, where that is the reason: the signal's name, the exit code, the stack if there is one.
     signal: str
     exit_code: int | None
     stack: str
     fields: dict[str, str]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return it for JSON."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which letters are meant; empty: all of them."""
+    """Chooses letters; empty: all of them."""
 
     #: Parts of the text, in any case.
     reason: str = ""
     handler: str = ""
     #: Somewhere in the message's fields, its id or the error.
     text: str = ""
-    #: Given up at least so long ago.
+    #: The least time since the message was given up.
     older_than_ms: int = 0
 
     @property
     def empty(self) -> bool:
-        """It fits every letter."""
+        """Whether every letter matches."""
         return not (self.reason or self.handler or self.text or self.older_than_ms)
 
     def fits(self, letter: Letter, now_ms: int) -> bool:
-        """Whether the letter is meant."""
+        """Return whether the letter matches."""
         if self.older_than_ms and now_ms - letter.dead_at_ms < self.older_than_ms:
             return False
         pairs = [(self.reason, letter.reason), (self.handler, letter.handler)]
         if self.text:
             pairs.append((self.text, "\n".join([letter.id, letter.error, *letter.fields, *letter.fields.values()])))
-        return all(wanted.lower() in found.lower() for wanted, found in pairs)
+        return all(part.lower() in text.lower() for part, text in pairs)
 
 
 async def pages(
     redis: Redis, stream: str, group: str, start: str = "-", end: str = "+", *, most: int = _PAGE_MAX
 ) -> AsyncIterator[list[Letter]]:
-    """The group's letters from `start` to `end`, bounds of XRANGE, the oldest first, `most` at once.
+    """Yield the group's letters from `start` to `end` (bounds of XRANGE), the oldest first, at most `most` at once.
 
     Raises redis-py's errors.
     """
@@ -105,9 +102,9 @@ async def pages(
 
 
 async def extent(redis: Redis, stream: str, group: str) -> tuple[int, str]:
-    """How many letters the group has, and the id of the last one; "0-0" when there is none."""
+    """Return the number of the group's letters and the id of the last one; "0-0" when there is none."""
     key = dead_key(stream, group)
-    pipe = redis.pipeline(transaction=False)  # a full server refuses a MULTI, and no reads
+    pipe = redis.pipeline(transaction=False)  # a full server refuses MULTI but not reads
     pipe.execute_command("XLEN", key)
     pipe.execute_command("XREVRANGE", key, "+", "-", "COUNT", 1)
     total, last = await pipe.execute()
@@ -124,34 +121,30 @@ async def by_ids(
     alone: bool = False,
     scan_max: int | None = None,
 ) -> dict[str, Letter]:
-    """Of each id the letter of that id, or else the first one of the message of that id; those that there are.
-    Without `own` an id is always a message's.
+    """Return for each id the letter of that id, or else the first letter of the message of that id; missing ids are
+    left out. Without `own` an id is always a message's.
 
-    Redis makes both ids from the time, so a letter may well bear the id of another letter's message. Programs mean the
-    letter, which they have listed; a person may have the id from a log. With `alone` it raises UsageError for such an
-    id, unless the message was trimmed: then it can't be seen to be one.
+    Redis makes both ids from the time, so a letter may have the id of another letter's message. Programs mean the
+    letter, which they have listed; a person may have the id from a log. With `alone` such an id raises UsageError,
+    unless the message was trimmed: then it can't be recognized.
 
-    Letters are in the order in which messages were given up, so the search for messages begins at the time of
-    the oldest one and only then looks at what is before: an id that a producer chose may be later than its
-    letter. It looks at no more than `scan_max` letters.
+    Letters are in the order in which messages were given up. So the search for messages begins at the time of the
+    oldest message and only then looks at earlier letters: an id that a producer chose may be later than its letter.
+    It looks at no more than `scan_max` letters.
     """
     found: dict[str, Letter] = {}
     wanted = list(dict.fromkeys(ids))
     for id_ in wanted if own else ():
         async for page in pages(redis, stream, group, id_, id_, most=1):
             found[id_] = page[0]
-    both = {id_ for id_ in found if alone and await _is_message(redis, stream, id_)}
-    missing = {id_ for id_ in wanted if id_ not in found} | both
+    ambiguous = {id_ for id_ in found if alone and await _is_message(redis, stream, id_)}
+    missing = {id_ for id_ in wanted if id_ not in found} | ambiguous
     since, scanned = min((parse_id(id_)[0] for id_ in missing), default=0), 0
     for start, end in ((str(since), "+"), ("-", f"({since}")) if missing else ():
         async for page in pages(redis, stream, group, start, end):
             named = {letter.id: letter for letter in reversed(page) if letter.id in missing}
-            for id_ in both & named.keys():
-                if named[id_].letter_id != found[id_].letter_id:
-                    raise UsageError(
-                        f"{id_} is the id of one dead letter and of another one's message: name the one by its message,"
-                        f" {found[id_].id}, or the other by its own id, {named[id_].letter_id}, or choose with --text"
-                    )
+            for id_ in ambiguous & named.keys():
+                _refuse_ambiguous(found[id_], named[id_])
             found |= named
             missing -= named.keys()
             scanned += len(page)
@@ -160,46 +153,44 @@ async def by_ids(
     return found
 
 
+def _refuse_ambiguous(letter: Letter, other: Letter) -> None:
+    """Raise UsageError when the id of `letter` is also the id of the message of another letter."""
+    if other.letter_id != letter.letter_id:
+        raise UsageError(
+            f"{letter.letter_id} is the id of one dead letter and of another one's message: name the one by its"
+            f" message, {letter.id}, or the other by its own id, {other.letter_id}, or choose with --text"
+        )
+
+
 async def _is_message(redis: Redis, stream: str, id_: str) -> bool:
     try:
         return bool(await redis.execute_command("XRANGE", stream, id_, id_))
-    except ResponseError:  # the key is no stream: its letters may be put in order all the same
+    except ResponseError:  # the key is no stream; its letters may be valid all the same
         return False
 
 
 def _letter(letter_id: str, stream: str, group: str, flat: Mapping[bytes, bytes]) -> Letter:
-    told = {_text(name): _text(value) for name, value in flat.items()}
-    fields = {name.removeprefix(_PREFIX): value for name, value in told.items() if name.startswith(_PREFIX)}
-    if _JSON in told:
-        found = of_json(flat[FIELDS_JSON])
-        # Anybody can write to a stream: no letter hides the others.
-        fields |= {_JSON: told[_JSON]} if found is None else {_text(name): _text(text) for name, text in found.items()}
+    def text(name: bytes) -> str:
+        return _text(flat.get(name, b""))
+
+    cut = len(FIELD_PREFIX)
     return Letter(
         letter_id=letter_id,
         stream=stream,
         group=group,
-        id=told.get("id", ""),
-        reason=told.get("reason", ""),
-        deliveries=_number(told.get("deliveries", "")),
-        handler=told.get("handler", ""),
-        worker=told.get("worker", ""),
-        dead_at_ms=_number(told.get("dead_at_ms", "")),
-        error=told.get("error", ""),
-        traceback=told.get("traceback", ""),
-        signal=told.get("signal", ""),
-        exit_code=_whole(told.get("exit_code", "")),
-        stack=told.get("stack", ""),
-        fields=fields,
+        id=text(b"id"),
+        reason=text(b"reason"),
+        deliveries=parse_number(text(b"deliveries")) or 0,
+        handler=text(b"handler"),
+        worker=text(b"worker"),
+        dead_at_ms=parse_number(text(b"dead_at_ms")) or 0,
+        error=text(b"error"),
+        traceback=text(b"traceback"),
+        signal=text(b"signal"),
+        exit_code=parse_number(text(b"exit_code")),
+        stack=text(b"stack"),
+        fields={_text(name[cut:]): _text(value) for name, value in flat.items() if name.startswith(FIELD_PREFIX)},
     )
-
-
-def _number(text: str) -> int:
-    return _whole(text) or 0
-
-
-def _whole(text: str) -> int | None:
-    """The number that a worker has written; None for what only somebody else can have."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX else None
 
 
 def _text(value: bytes) -> str:

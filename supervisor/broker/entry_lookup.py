@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from supervisor.broker import inspect
 from supervisor.broker.dead_letters import by_ids, extent
-from supervisor.broker.scripts import Script
+from supervisor.broker.scripts import ENTRY_FACTS
 from supervisor.core.entry_fate import Entry, GroupFacts, LetterFact
+from supervisor.core.records import parse_number, parse_retry
 from supervisor.keys import crashes_key, retries_key
 
 if TYPE_CHECKING:
@@ -26,28 +27,6 @@ LETTERS_MAX = 5_000
 COPIES_MAX = 1_000
 #: How many entries before it are counted.
 BEFORE_MAX = inspect.LAG_COUNT_MAX
-
-#: KEYS stream, retries, crashes; ARGV group, id, count. Gives {last delivered id or '', pending row or {}, record of
-#: its retry or '', crashes or '', unread entries up to it, up to count}.
-FACTS = Script(
-    """
-local last = ''
-for _, flat in ipairs(redis.call('EXISTS', KEYS[1]) == 1 and redis.call('XINFO', 'GROUPS', KEYS[1]) or {}) do
-  local group = {}
-  for at = 1, #flat, 2 do
-    group[flat[at]] = flat[at + 1]
-  end
-  last = group.name == ARGV[1] and group['last-delivered-id'] or last
-end
-local pending, unread = {}, {}
-if last ~= '' then
-  pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1)[1] or {}
-  unread = redis.call('XRANGE', KEYS[1], '(' .. last, ARGV[2], 'COUNT', ARGV[3])
-end
-local retry = redis.call('HGET', KEYS[2], ARGV[2]) or ''
-return {last, pending, retry, redis.call('HGET', KEYS[3], ARGV[2]) or '', #unread}
-"""
-)
 
 
 async def collect(
@@ -77,9 +56,9 @@ async def collect(
 
 async def _facts(redis: Redis, entry: Entry, group: str, letters_max: int) -> GroupFacts:
     keys = [entry.stream, retries_key(entry.stream, group), crashes_key(entry.stream, group)]
-    found: Any = await redis.eval(FACTS.text, len(keys), *keys, group, entry.id, BEFORE_MAX + 2)
+    found: Any = await redis.eval(ENTRY_FACTS.text, len(keys), *keys, group, entry.id, BEFORE_MAX + 2)
     last, pending, retry, crashes, unread = found
-    attempts, next_due_ms = inspect.retry_of(retry)
+    record = parse_retry(retry)
     _, consumer, idle_ms, deliveries = pending or (b"", b"", 0, 0)
     letter, left = (None, 0) if pending else await _letter(redis, entry, group, letters_max)
     before = max(0, unread - entry.stored)
@@ -91,9 +70,9 @@ async def _facts(redis: Redis, entry: Entry, group: str, letters_max: int) -> Gr
         consumer=consumer.decode(errors="backslashreplace"),
         idle_ms=idle_ms,
         deliveries=deliveries,
-        attempts=attempts,
-        next_due_ms=next_due_ms,
-        crashes=inspect.whole(crashes) or 0,
+        attempts=record.attempts if record else 0,
+        next_due_ms=record.due_ms if record else None,
+        crashes=parse_number(crashes) or 0,
         letter=letter,
         letters_left=left,
     )

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ResponseError
 
+from supervisor.broker.scripts import FIRST_COPIES, UNREAD
 from supervisor.core.copies import origin_of
 from supervisor.core.ids import parse_id
+from supervisor.core.records import parse_retry
 from supervisor.errors import UsageError
 from supervisor.keys import REPLAY_CONSUMER, dead_key, replay_key, retries_key
 from supervisor.text import did_you_mean
@@ -26,22 +28,6 @@ if TYPE_CHECKING:
 #: How far unread entries are counted where Redis does not know the lag: about 1 ms of the server's time.
 LAG_COUNT_MAX = 1_000
 _FIRST_ID = "0-0"
-#: Of a number: a time in milliseconds has 13.
-_DIGITS_MAX = 15
-
-#: KEYS stream; ARGV last delivered id, count. The first unread id and how many there are, up to count.
-_UNREAD = """
-local found = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[2])
-return {found[1] and found[1][1] or '', #found}
-"""
-#: KEYS replay stream; ARGV count. The first entries, of each its id and its first field.
-_COPIES = """
-local found = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', ARGV[1])
-for at, entry in ipairs(found) do
-  found[at] = {entry[1], entry[2][1], entry[2][2]}
-end
-return found
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +157,7 @@ async def copies_of(redis: Redis, stream: str, group: str, count: int) -> list[P
     Which no worker has read yet are with REPLAY_CONSUMER. Raises redis-py's errors.
     """
     key = replay_key(stream, group)
-    found: list[list[bytes]] = await redis.eval(_COPIES, 1, key, str(count))
+    found: list[list[bytes]] = await redis.eval(FIRST_COPIES.text, 1, key, str(count))
     if not found:
         return []
     held: dict[Any, Any] = {}
@@ -192,29 +178,15 @@ async def _retries(redis: Redis, stream: str, group: str, ids: Sequence[Any]) ->
 
 
 def _pending(row: dict[str, Any], retry: bytes | None) -> PendingInfo:
-    attempts, due = retry_of(retry)
+    record = parse_retry(retry)
     return PendingInfo(
         id=_text(row["message_id"]),
         consumer=_text(row["consumer"]),
         idle_ms=row["time_since_delivered"],
         deliveries=row["times_delivered"],
-        attempts=attempts,
-        next_due_ms=due,
+        attempts=record.attempts if record else 0,
+        next_due_ms=record.due_ms if record else None,
     )
-
-
-def retry_of(record: bytes | None) -> tuple[int, int | None]:
-    """How often a message has failed, and when it is due, Unix ms, as the record of its retry says.
-
-    Anybody can write to a hash: what no worker has written says nothing.
-    """
-    attempts, due, *_ = [*(record or b"").split(b":"), b""]
-    return whole(attempts) or 0, whole(due)
-
-
-def whole(text: bytes) -> int | None:
-    """The number that a worker has written; None for what only somebody else can have."""
-    return int(text) if text.isdigit() and len(text) <= _DIGITS_MAX else None
 
 
 async def _group(redis: Redis, info: StreamInfo, members: list[dict[str, Any]], group: str, now_ms: int) -> GroupInfo:
@@ -262,7 +234,7 @@ async def _unread(redis: Redis, info: StreamInfo, member: dict[str, Any] | None,
     told = member.get("lag") if member else None
     deleted_ahead = bool(info.max_deleted_id) and parse_id(info.max_deleted_id) > parse_id(last)
     known = isinstance(told, int) and 0 < told < info.length and not deleted_ahead
-    first, counted = await redis.eval(_UNREAD, 1, info.stream, last, "1" if known else str(LAG_COUNT_MAX + 1))
+    first, counted = await redis.eval(UNREAD.text, 1, info.stream, last, "1" if known else str(LAG_COUNT_MAX + 1))
     if isinstance(told, int) and known and counted:
         return told, False, _text(first)
     return min(counted, LAG_COUNT_MAX), counted > LAG_COUNT_MAX, _text(first)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import ResponseError
 
 from supervisor.broker.redis_errors import code_of
-from supervisor.broker.scripts_replay import REPLAY
+from supervisor.broker.scripts import REPLAY
 from supervisor.core.ids import whole_id
 from supervisor.keys import REPLAY_CONSUMER, crashes_key, dead_key, replay_key, retries_key
 

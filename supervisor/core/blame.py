@@ -31,11 +31,6 @@ def lone_suspect(suspects: int, *, charged: bool, all_read: bool) -> bool:
     return suspects == 1 and not charged and all_read
 
 
-def crashes_of(record: bytes | None) -> int:
-    """How many crashes were charged. Anybody can write to a hash: what is no number says nothing."""
-    return int(record) if record is not None and record.isdigit() else 0
-
-
 def after_crash(crashes: int, options: Options) -> Dead | None:
     """What becomes of a message that was charged its `crashes`th crash; None: it is run again, alone."""
     return Dead(CRASHED, crashes) if crashes >= options.max_crashes else None

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Set
 
+from supervisor.core.records import parse_number
 from supervisor.keys import REPLAY_CONSUMER
 
 
 def owner_of(consumer: str) -> tuple[str, int] | None:
     """(pool, slot) of a consumer that is named as ours are; None: somebody else's."""
     pool, _, slot = consumer.rpartition(":")
-    return (pool, int(slot)) if pool and slot.isascii() and slot.isdigit() else None
+    number = parse_number(slot)
+    return (pool, number) if pool and number is not None else None
 
 
 def ownerless(consumers: Iterable[str], own_pool: str, held_slots: Set[int], dead_pools: Set[str]) -> list[str]:

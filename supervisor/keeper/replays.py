@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ResponseError
 
-from supervisor.broker.scripts_replay import UNREAD_COPIES
+from supervisor.broker.scripts import UNREAD_COPIES
 from supervisor.core.reclaim import owner_of
 from supervisor.keys import crashes_key, isolated_key, replay_key, retries_key
 from supervisor.shared_state import SlotField

@@ -1,7 +1,7 @@
 """Removes from the streams what every group has settled, where a retention is set.
 
 1. One keeper at a time a stream, elected like the reaper. It decides nothing itself: one script finds, on the
-   server, what may go (`supervisor.broker.scripts_retention`), and is called again while it removes.
+   server, what may go (`broker/lua/trim.lua`), and is called again while it removes.
 2. A look takes a second at most, so that the lease is renewed in time; the next look goes on.
 3. On a server that is full, nobody can be elected, but entries can still go: then every keeper trims.
 4. A group that holds back what should go is told of after a while, and now and then again.
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import ResponseError
 
 from supervisor.broker.redis_errors import REDIS_FAULTS, code_of
-from supervisor.broker.scripts_retention import TRIM
+from supervisor.broker.scripts import TRIM
 from supervisor.core.retention import Patience, Retention, retention_of
 from supervisor.keeper.lease import elected
 from supervisor.keys import crashes_key, retries_key, trimmer_key

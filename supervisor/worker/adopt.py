@@ -11,6 +11,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from supervisor.core.ids import parse_id
+from supervisor.core.records import RetryRecord, parse_retry
 from supervisor.worker.delivery import Delivery
 
 
@@ -30,19 +31,6 @@ class Adopted:
     waiting: list[tuple[Delivery, float]] = field(default_factory=list)
 
 
-def read_retry(record: bytes, now_ms: int) -> tuple[int, int]:
-    """How often the message failed, and how long it still has to wait, in ms.
-
-    Never longer than it was to at first: the clock may have been put back since then. Anybody can write to a hash:
-    what no worker has written says nothing.
-    """
-    try:
-        attempts, due_ms, *delay_ms = map(int, record.split(b":"))
-    except ValueError:
-        return 0, 0
-    return attempts, max(0, min([due_ms - now_ms, *delay_ms]))
-
-
 def sort_out(
     found: list[Delivery],
     records: list[bytes | None],
@@ -60,9 +48,10 @@ def sort_out(
     for delivery, record in zip(found, records, strict=True):
         suspect = parse_id(delivery.id) <= started or delivery.id in often
         if record is not None:
-            delivery.failed_before, wait_ms = read_retry(record, now_ms)
+            retry = parse_retry(record) or RetryRecord(0, 0, 0)
+            delivery.failed_before = retry.attempts
             delivery.recorded = True
-            wait_s = wait_ms / 1000
+            wait_s = retry.wait_ms(now_ms) / 1000
             if wait_s > 0 or not suspect:
                 adopted.waiting.append((delivery, wait_s))
                 continue

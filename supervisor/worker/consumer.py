@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from supervisor.broker.scripts_replay import LEAVE_COPIES
+from supervisor.broker.scripts import LEAVE_COPIES
 from supervisor.broker.wire import BlockingReader
 from supervisor.core.backoff import backoff_s
 from supervisor.core.ids import parse_id

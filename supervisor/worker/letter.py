@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from typing import TYPE_CHECKING
 
-from supervisor.core.letter import FIELD_PREFIX, FIELDS_JSON, FIELDS_MAX, to_json
+from supervisor.core.dead_letter import FIELD_PREFIX
 from supervisor.text import error_summary
 
 if TYPE_CHECKING:
@@ -37,10 +37,7 @@ def dead_letter(
         letter += ["error", crash.text, "signal", crash.signal, "stack", _utf8(crash.stack)]
         letter += [] if crash.exit_code is None else ["exit_code", crash.exit_code]
     pairs = iter(delivery.flat)
-    fields = list(zip(pairs, pairs, strict=True))
-    if len(fields) > FIELDS_MAX:
-        return [*letter, FIELDS_JSON, to_json(fields)]
-    for name, value in fields:
+    for name, value in zip(pairs, pairs, strict=True):
         letter += [FIELD_PREFIX + name, value]
     return letter
 

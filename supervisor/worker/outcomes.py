@@ -10,8 +10,7 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from supervisor.broker.scripts_unread import DEAD_LETTER_UNREADABLE
-from supervisor.core.letter import FIELD_PREFIX, FIELDS_MAX
+from supervisor.broker.scripts import DEAD_LETTER_UNREADABLE
 from supervisor.core.outcome import Crash, Dead, outcome_of
 from supervisor.errors import SupervisorError
 from supervisor.shared_state import SlotField
@@ -128,9 +127,10 @@ class Outcomes:
         """
         outcome = Dead(UNREADABLE, 0)
         letter = self._letter(Delivery(entry, ()), outcome)
-        limits = (UNREADABLE_BYTES_MIN, FIELDS_MAX, FIELD_PREFIX)
         script_keys = [keys.stream, keys.retries, keys.crashes, keys.dead, *keys.copies]
-        done = await wire.script(DEAD_LETTER_UNREADABLE, script_keys, keys.group, self._worker, entry, *limits, *letter)
+        done = await wire.script(
+            DEAD_LETTER_UNREADABLE, script_keys, keys.group, self._worker, entry, UNREADABLE_BYTES_MIN, *letter
+        )
         if done:
             size, origin = done
             self._shared.add(SlotField.DEAD, 1)

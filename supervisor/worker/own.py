@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from redis.exceptions import OutOfMemoryError, ResponseError
 
 from supervisor.broker.scripts import DELETE_CONSUMER, TAKE_OVER
-from supervisor.core.blame import after_crash, crashes_of, marked
+from supervisor.core.blame import after_crash, marked
+from supervisor.core.records import parse_number
 from supervisor.errors import SupervisorError
 from supervisor.keys import REPLAY_CONSUMER
 from supervisor.shared_state import SharedConsumer, SlotField
@@ -129,7 +130,7 @@ class OwnList:
         kept_records: list[bytes | None] = []
         for delivery, record, count in zip(found, records, crashes, strict=True):
             delivery.recorded |= count is not None
-            if not self._bury_if_dead(delivery, crashes_of(count), outcomes):
+            if not self._bury_if_dead(delivery, parse_number(count) or 0, outcomes):
                 kept.append(delivery)
                 kept_records.append(record)
         return kept, kept_records

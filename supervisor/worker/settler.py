@@ -21,6 +21,7 @@ from supervisor.broker.redis_errors import is_transient
 from supervisor.broker.scripts import ACK_RETRIED, DEAD_LETTER, RETRY_LATER
 from supervisor.broker.wire import pack_command
 from supervisor.core.backoff import backoff_s
+from supervisor.core.records import RetryRecord
 from supervisor.keys import crashes_key, dead_key, isolated_key, replay_key, retries_key
 from supervisor.shared_state import SharedSlot, SlotField
 
@@ -127,7 +128,7 @@ class Settler:
 
     def retry_later(self, keys: Keys, entry: bytes, attempts: int, due_ms: int, delay_ms: int) -> None:
         """Note in Redis how often this failed, when it is due (Unix ms) and after how long; it stays pending."""
-        record = f"{attempts}:{due_ms}:{delay_ms}"
+        record = RetryRecord(attempts, due_ms, delay_ms).encode()
         arguments = (RETRY_LATER.text, 2, keys.stream, keys.retries, keys.group, entry, record)
         item = self._notes[keys, entry] = _Item(keys, ("EVAL", *arguments), notes=entry)
         self._items.append(item)

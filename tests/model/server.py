@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from supervisor.broker import scripts, scripts_replay
+from supervisor.broker import scripts
 from supervisor.core.copies import ORIGIN
 from supervisor.core.ids import parse_id
 from supervisor.worker.letter import FIELD_PREFIX
@@ -23,7 +23,7 @@ class Server(Commands):
             (scripts.ACK_RETRIED, self._ack_retried),
             (scripts.RETRY_LATER, self._retry_later),
             (scripts.DEAD_LETTER, self._dead_letter),
-            (scripts_replay.REPLAY, self._replay),
+            (scripts.REPLAY, self._replay),
             (scripts.NOW, self._now),
             (scripts.TAKE_OVER, self._take_over),
             (scripts.DELETE_CONSUMER, self._delete_consumer),

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 )
 from redis.exceptions import ResponseError
 
-from supervisor.broker import scripts, scripts_replay
+from supervisor.broker import scripts
 from supervisor.keys import REPLAY_CONSUMER, crashes_key, dead_key, host_key, replay_key, retries_key
 from tests.model.commands import Argument
 from tests.model.group import written
@@ -234,7 +234,7 @@ class Conformance(RuleBasedStateMachine):
         ids = self.letters[at % len(self.letters)]
         own = (dead_key(STREAM, group), retries_key(STREAM, group), crashes_key(STREAM, group))
         keys = (STREAM, *own, replay_key(STREAM, group))
-        head = ("EVAL", scripts_replay.REPLAY.text, len(keys), *keys, group)
+        head = ("EVAL", scripts.REPLAY.text, len(keys), *keys, group)
         answers = [
             said(by, (*head, letter, ids[2], REPLAY_CONSUMER))
             for by, letter in zip((self.model, self.real), ids[:2], strict=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from supervisor.broker.scripts_replay import REPLAY
+from supervisor.broker.scripts import REPLAY
 from supervisor.core.ids import parse_id
 from supervisor.keeper.lease import LEASE_MS
 from supervisor.keys import REPLAY_CONSUMER, crashes_key, dead_key, replay_key, retries_key

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from supervisor.broker import inspect
-from supervisor.broker.scripts_retention import TRIM
+from supervisor.broker.scripts import TRIM
 from supervisor.keeper.lease import LEASE_MS
 from supervisor.keeper.trimmer import LIMIT, Trimmer
 from supervisor.keys import crashes_key, retries_key, trimmer_key
