@@ -32,9 +32,11 @@ ORDER = ("unit", "model", "redis", "http", "cli", "process", "guide", "faults", 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How thoroughly the delivery cases are run."""
     group = parser.getgroup("delivery", "the cases of tests/delivery")
-    group.addoption("--seeds", type=int, default=1, help="run each case with the seeds 1 to N (default: 1)")
-    group.addoption("--seed", type=int, help="run each case with this seed alone")
-    group.addoption("--load-s", type=float, default=4.0, help="how long a case's load lasts (default: 4 s)")
+    group.addoption(
+        "--seeds", type=int, default=1, help="run the long form of each case with the seeds 1 to N (default: 1)"
+    )
+    group.addoption("--seed", type=int, help="run each long form with this seed alone")
+    group.addoption("--load-s", type=float, default=4.0, help="how long the load of a long form lasts (default: 4 s)")
 
 
 def pytest_configure() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,7 +23,7 @@ from tests.delivery.checker import Verdict, check, few, recovery_ms
 from tests.delivery.load import Load
 from tests.delivery.recorder import Recording, recording
 from tests.delivery.setting import GROUP, HOST, STREAM, Setting
-from tests.support.faults import Watch
+from tests.support.faults import MS_OF, Watch, scaled
 from tests.support.pool import Pool
 from tests.support.servers import RedisServer, default_flavour
 from tests.support.waiting import eventually
@@ -52,10 +53,13 @@ class Case:
         self.watch = Watch()
         #: Each fault that was proved: what, and when.
         self.faults: list[tuple[str, int]] = []
-        #: How long the first start took: what a start takes on this machine, busy as it is.
-        self.started_ms = 0.0
         self.pool: Pool
         self.load: Load
+
+    @property
+    def started_ms(self) -> float:
+        """How long the longest start of the pool took: what a start takes on this machine, busy as it is."""
+        return self.pool.started_ms
 
     # Before the fault
 
@@ -73,9 +77,7 @@ class Case:
             config=setting.config, api=setting.api, env=setting.env,
         )  # fmt: skip
         self.watch.add(self.pool)
-        began_s = time.monotonic()
         self.pool.start(ready=ready)
-        self.started_ms = (time.monotonic() - began_s) * 1000
         if ready:
             self.watch.measure(self.pool)
         return self.pool
@@ -125,9 +127,20 @@ class Case:
         self.faults.append((what, time.monotonic_ns() if at_ns is None else at_ns))
 
     def check(self, what: str, value: float, bound: float, unit: str = "ms") -> None:
-        """Keep this for the table of what was measured, and fail when it is beyond the bound."""
+        """Keep this for the table of what was measured, and fail when it is beyond the bound.
+
+        A time is compared with the start of the case's own pool, see `scaled`.
+        """
+        bound = self._scaled(bound * MS_OF[unit]) / MS_OF[unit] if unit in MS_OF else bound
         self._keep({"case": self.name, "seed": self.seed, "what": what, "value": value, "bound": bound, "unit": unit})
         assert value <= bound, f"{what}: {value:.3g} {unit}, beyond {bound:g}"
+
+    def figure(self, what: str, value: float, unit: str) -> None:
+        """Keep this for the table: it depends on what else this machine does, so nothing is asked of it."""
+        self._keep({"case": self.name, "seed": self.seed, "what": what, "value": value, "bound": None, "unit": unit})
+
+    def _scaled(self, bound_ms: float) -> float:
+        return scaled(bound_ms, self.started_ms) if self.started_ms else math.inf
 
     # Looking
 
@@ -233,7 +246,7 @@ class Case:
                 "recovered": len(verdict.recovered),
                 "dead": verdict.dead,
                 "recovery_ms": self.recovery_ms(group, dead) if recover_ms is not None else None,
-                "recovery_ms_max": recover_ms,
+                "recovery_ms_max": None if recover_ms is None else self._scaled(recover_ms),
                 "waits_ms": [verdict.wait_ms(share) for share in (0.5, 0.99, 1.0)],
             }
         )
@@ -253,7 +266,8 @@ class Case:
         assert repeated <= repeated_max, f"{repeated} repeated in {group}, beyond {repeated_max}"
         if recover_ms is not None:
             took_ms = self.recovery_ms(group, dead)
-            assert took_ms <= recover_ms, f"recovered after {took_ms:.0f} ms, beyond {recover_ms:.0f}"
+            limit_ms = self._scaled(recover_ms)
+            assert took_ms <= limit_ms, f"recovered after {took_ms:.0f} ms, beyond {limit_ms:.0f}"
 
     def _assert_settled(self, group: str) -> None:
         if self.pool.process is not None:

@@ -1,6 +1,6 @@
-"""The delivery cases' fixtures: `start_case`, once with each seed of the session.
+"""The delivery cases' fixtures: `start_case`, in a short form and, as `long`, once with each seed of the session.
 
-pytest tests/delivery --seeds 5 --load-s 30
+pytest tests/delivery -m long --seeds 5 --load-s 30
 """
 
 from __future__ import annotations
@@ -14,21 +14,35 @@ import pytest
 from tests.delivery.case import Case, Setting
 from tests.delivery.table import PROPERTY
 
+SHORT, SHORT_LOAD_S = "short", 2.0
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Each case runs with the seeds 1 to `--seeds`, or with `--seed` alone."""
-    if "seed" in metafunc.fixturenames:
-        only = metafunc.config.getoption("seed")
-        seeds = [only] if only is not None else range(1, metafunc.config.getoption("seeds") + 1)
-        metafunc.parametrize("seed", seeds, ids=[f"seed{seed}" for seed in seeds])
+    """Each case has a short form, unless it is marked as long, and long ones with the seeds of the session."""
+    if "seed" not in metafunc.fixturenames:
+        return
+    option = metafunc.config.getoption
+    seeds = [option("seed")] if option("seed") is not None else range(1, option("seeds") + 1)
+    forms = [pytest.param(seed, option("load_s"), id=f"seed{seed}", marks=pytest.mark.long) for seed in seeds]
+    if not metafunc.definition.get_closest_marker("long"):
+        forms.insert(0, pytest.param(seeds[0], SHORT_LOAD_S, id=SHORT))
+    metafunc.parametrize(("seed", "load_s"), forms)
 
 
 @pytest.fixture
-def make_case(request: pytest.FixtureRequest, tmp_path: Path, seed: int) -> Iterator[Callable[..., Case]]:
+def load_s() -> float:
+    """How long the load of a case lasts; `pytest_generate_tests` says it."""
+    raise NotImplementedError
+
+
+@pytest.fixture
+def make_case(
+    request: pytest.FixtureRequest, tmp_path: Path, seed: int, load_s: float
+) -> Iterator[Callable[..., Case]]:
     """A case with its server, nothing else started: `make_case(workers=8, ...)`, see `Setting`."""
     made: list[Case] = []
     # Without the seed, which has a column of its own.
-    more = [part for part in request.node.callspec.id.split("-") if part != f"seed{seed}"]
+    more = [part for part in request.node.callspec.id.split("-") if part not in (SHORT, f"seed{seed}")]
     name = " ".join([request.node.originalname.removeprefix("test_"), *more])
 
     def keep(row: dict[str, Any]) -> None:
@@ -37,7 +51,7 @@ def make_case(request: pytest.FixtureRequest, tmp_path: Path, seed: int) -> Iter
     def make(**options: Any) -> Case:
         folder = tmp_path / f"case{len(made)}"
         folder.mkdir()
-        case = Case(name, folder, seed, request.config.getoption("load_s"), Setting(**options), keep)
+        case = Case(name, folder, seed, load_s, Setting(**options), keep)
         made.append(case)
         return case
 

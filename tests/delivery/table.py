@@ -44,7 +44,8 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
 def measured_cells(row: dict[str, Any]) -> tuple[str, ...]:
     """One measured thing as text."""
     value = f"{row['value']:.0f}" if row["value"] >= 10 else f"{row['value']:.2g}"
-    return row["case"], str(row["seed"]), row["what"], value, f"{row['bound']:g} {row['unit']}".strip()
+    bound = "" if row["bound"] is None else f"<= {row['bound']:.4g}"
+    return row["case"], str(row["seed"]), row["what"], value, row["unit"], bound
 
 
 def show(terminal: pytest.TerminalReporter) -> None:
@@ -53,7 +54,7 @@ def show(terminal: pytest.TerminalReporter) -> None:
     verdicts = [cells(row) for row in found if is_verdict(row)]
     measured = [measured_cells(row) for row in found if not is_verdict(row)]
     tables = (
-        ("what the delivery cases took", ("case", "seed", "measured", "value", "bound"), measured),
+        ("what the delivery cases took", ("case", "seed", "measured", "value", "unit", "bound"), measured),
         ("what became of the messages", HEAD, verdicts),
     )
     for title, head, lines in tables:

@@ -37,10 +37,11 @@ def group_back_ms(case: Case, since_ns: int) -> float:
     def there() -> Any:
         return any(row["name"] == GROUP.encode() for row in case.redis.xinfo_groups(STREAM))
 
-    eventually(there, 5, 0.002)
+    eventually(there, 20, 0.002)
     return (time.monotonic_ns() - since_ns) / 1e6
 
 
+@pytest.mark.long
 def test_26_flushall(start_case: StartCase) -> None:
     case = start_case()
     before = case.pool.pids()
@@ -79,6 +80,7 @@ def test_26_group_destroyed(start_case: StartCase) -> None:
     case.finish(repeated_max=acked + 200, errors=[LOST_GROUP])
 
 
+@pytest.mark.long
 def test_26_deleted_while_pending(start_case: StartCase) -> None:
     case = start_case(work_ms=40.0)
     case.moment()
@@ -141,7 +143,9 @@ def fail_over(case: Case, replica: RedisServer, client: redis_py.Redis, proxy: P
     return {n for n, entry in list(case.load.ids.items()) if entry not in held}
 
 
-@pytest.mark.parametrize("waits", [False, True], ids=["async", "wait"])
+@pytest.mark.parametrize(
+    "waits", [pytest.param(False, id="async"), pytest.param(True, id="wait", marks=pytest.mark.long)]
+)
 def test_27_failover_to_a_lagging_replica(make_case: MakeCase, replica: RedisServer, waits: bool) -> None:
     case = make_case(tcp=True, server_options=("--repl-diskless-sync-delay", "0"))
     client = replicate(case, replica)

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from tests.delivery.case import Case
 from tests.delivery.setting import LONG_WORK_MS
 from tests.support.waiting import eventually
@@ -95,6 +97,7 @@ class Nemesis:
         return min(most, len(pids))
 
 
+@pytest.mark.long
 def test_everything_at_once(start_case: StartCase) -> None:
     case = start_case(
         body=BODY, fields=mixed, groups=("workers", "threads"), work_ms=LONG_WORK_MS, pool="beat_limit_s = 1.0",
@@ -108,7 +111,7 @@ def test_everything_at_once(start_case: StartCase) -> None:
     case.struck(", ".join(nemesis.done), len(nemesis.done) > 8)
     case.load.join()
     eventually(lambda: case.pool.ask("status")["operation"] is None, 40, 0.1)
-    eventually(lambda: case.pool.ask("scale", n=4), 10, 0.1)
+    eventually(lambda: case.pool.ask("scale", n=4), 30, 0.1)
     eventually(lambda: sum(w["state"] == "READY" for w in case.pool.ask("status")["workers"]) == 4, 60, 0.1)
     later, reject = case.load.numbers(kind="later"), case.load.numbers(kind="reject")
     began_s = time.monotonic()

@@ -49,6 +49,7 @@ BAD: dict[str, tuple[dict[Any, Any], str]] = {
 }
 
 
+@pytest.mark.long
 def test_29_what_no_handler_can_take(make_case: MakeCase) -> None:
     case = make_case(body=MODEL, load_s=6.0, rate=300.0).start()
     before = case.pool.pids()
@@ -72,7 +73,7 @@ def test_29_what_no_handler_can_take(make_case: MakeCase) -> None:
         assert whole, name
     eventually(lambda: not case.redis.xpending("orders", "orders")["pending"], 20)
     assert good and large
-    eventually(lambda: {end.n for end in case.recording("orders").ends} == {1, 2}, 10)
+    eventually(lambda: {end.n for end in case.recording("orders").ends} == {1, 2}, 30)
     assert case.pool.pids() == before and not case.pool.events("worker exited")
     case.check("longest line of the log", max(len(line) for line in case.pool.lines), 20_000, "characters")
     # The others were not held up.
@@ -84,7 +85,7 @@ def orders_dead(case: Case) -> list[dict[bytes, bytes]]:
     return [letter for _, letter in case.redis.xrange("supervisor:{orders}:orders:dead")]
 
 
-@pytest.mark.parametrize("path", ["messages", "messages:batch"])
+@pytest.mark.parametrize("path", ["messages:batch", pytest.param("messages", marks=pytest.mark.long)])
 def test_29_what_the_api_does_not_take(make_case: MakeCase, path: str) -> None:
     case = make_case(api=True, load_s=1.0)
     case.start_pool()

@@ -7,6 +7,8 @@ import signal
 import time
 from collections.abc import Callable
 
+import pytest
+
 from supervisor.shared_state import SlotField
 from tests.delivery.case import HOST, Case
 from tests.delivery.checker import rate_per_s
@@ -28,6 +30,7 @@ def kill(pid: int) -> int:
     return at_ns
 
 
+@pytest.mark.long
 def test_00_no_fault(start_case: StartCase) -> None:
     # A pool that nothing happens to does everything once.
     case = start_case()
@@ -54,6 +57,7 @@ def test_01_kill9_one(start_case: StartCase) -> None:
     assert len(case.recording().pids()[f"{HOST}:{slot}"]) == 2
 
 
+@pytest.mark.long
 def test_02_kill9_all(start_case: StartCase) -> None:
     case = start_case(work_ms=LONG_WORK_MS)
     shared = shared_state_of(case.pool.pid)
@@ -67,6 +71,7 @@ def test_02_kill9_all(start_case: StartCase) -> None:
     case.finish(repeated_max=IN_HAND_MAX * len(before), recover_ms=2000)
 
 
+@pytest.mark.long
 def test_03_kill_storm(start_case: StartCase) -> None:
     case = start_case(work_ms=LONG_WORK_MS)
     kills: list[int] = []
@@ -80,7 +85,7 @@ def test_03_kill_storm(start_case: StartCase) -> None:
     case.struck(f"{len(kills)} kills", len(kills) >= 5, kills[-1])
     case.finish(repeated_max=IN_HAND_MAX * len(kills), recover_ms=2000)
     during = rate_per_s(case.recording().ends, kills[0], kills[-1]) / case.setting.rate
-    case.check("share of the load that was not done while the storm went on", 100 * (1 - during), 20, "%")
+    case.figure("share of the load that was not done while the storm went on", 100 * (1 - during), "%")
     assert not case.pool.events("worker failed")
 
 
@@ -99,11 +104,9 @@ def test_04_kill9_arbiter(start_case: StartCase) -> None:
     processes = pool.processes()
     killed_ns = kill(pool.pid)
     assert pool.wait() == -signal.SIGKILL
-    eventually(lambda: not pool.processes(), 1, 0.005, what="no child outlives the arbiter by a second")
+    eventually(lambda: not pool.processes(), interval_s=0.005, what="no child outlives the arbiter")
     case.check("kill -9 of the arbiter until all its children are gone", (time.monotonic_ns() - killed_ns) / 1e6, 1000)
     stranded = sum(case.pending().values())
     case.struck("kill -9 of the arbiter", len(processes) >= 1 + case.setting.workers)
-    # Most of it is Python's own start, which on a busy machine takes what the first one took.
-    limit_ms = max(2000.0, 1.5 * case.started_ms)
-    case.check("start again until all are READY", start_ms(pool), limit_ms)
-    case.finish(repeated_max=min(stranded, IN_HAND_MAX * case.setting.workers), recover_ms=limit_ms + 1000)
+    case.check("start again until all are READY", start_ms(pool), 2000)
+    case.finish(repeated_max=min(stranded, IN_HAND_MAX * case.setting.workers), recover_ms=3000)

@@ -40,6 +40,7 @@ def one_eats(n: int, _rng: random.Random) -> dict[str, Any]:
     return {"kind": "eat" if n == 1000 else "plain"}
 
 
+@pytest.mark.long
 def test_11_out_of_memory(memory: MemoryGroup, make_case: StartCase) -> None:
     case = make_case(
         body="""
@@ -57,12 +58,13 @@ def test_11_out_of_memory(memory: MemoryGroup, make_case: StartCase) -> None:
         memory.take(process.pid)
     memory.limit(250 * MEGABYTE)
     case.start_load()
-    [left] = eventually(lambda: case.pool.events("worker exited"), 20, 0.005)
+    [left] = eventually(lambda: case.pool.events("worker exited"), 40, 0.01)
     case.struck("the kernel killed a worker for its memory", memory.oom_kills() == 1)
     assert left["likely_cause"] == "the kernel's out-of-memory killer"
     case.finish(repeated_max=IN_HAND_MAX, recover_ms=2000)
 
 
+@pytest.mark.long
 def test_11_recycled_in_time(start_case: StartCase) -> None:
     # A leak: each worker is replaced when it has grown too far, and that costs nothing.
     case = start_case(
@@ -86,6 +88,7 @@ def test_11_recycled_in_time(start_case: StartCase) -> None:
 
 
 @pytest.mark.parametrize("bad", ["import", "setting"])
+@pytest.mark.long
 def test_12_bad_code(start_case: StartCase, bad: str) -> None:
     # A running pool refuses it and goes on as it is; a pool that starts with it leaves, and touches no message.
     case = start_case()
@@ -104,8 +107,7 @@ def test_12_bad_code(start_case: StartCase, bad: str) -> None:
     began_ns = time.monotonic_ns()
     case.pool.start(ready=False)
     assert case.pool.wait() == (EXIT_HANDLERS if bad == "import" else EXIT_USAGE)
-    # No more than what a start takes that does not fail.
-    case.check("start until it has left", (time.monotonic_ns() - began_ns) / 1e6, max(2000.0, case.started_ms))
+    case.check("start until it has left", (time.monotonic_ns() - began_ns) / 1e6, 2000)
     assert case.pending() == pending
     path.write_text(good)
     case.pool.start()
@@ -113,6 +115,7 @@ def test_12_bad_code(start_case: StartCase, bad: str) -> None:
     assert case.pool.output.count("did you mean") == (2 if bad == "setting" else 0)
 
 
+@pytest.mark.long
 def test_14_no_fork(pids: PidsGroup, make_case: StartCase) -> None:
     case = make_case(work_ms=LONG_WORK_MS)
     pids.take(case.start_pool().pid)
@@ -127,7 +130,7 @@ def test_14_no_fork(pids: PidsGroup, make_case: StartCase) -> None:
     pids.limit(None)
     lifted_ns = time.monotonic_ns()
     case.struck("forks were refused", pids.refused() >= 3, lifted_ns)
-    eventually(lambda: slot in case.pool.pids(), 5, 0.005)
+    eventually(lambda: slot in case.pool.pids(), 20, 0.005)
     case.check("forks again until there is a successor", (time.monotonic_ns() - lifted_ns) / 1e6, 1500)
     case.finish(repeated_max=IN_HAND_MAX, recover_ms=3000, errors=["worker start failed"])
 

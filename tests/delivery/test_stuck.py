@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import psutil
+import pytest
 
 from tests.delivery.case import HOST, Case
 from tests.delivery.checker import Effect, check, quantile
@@ -26,10 +27,11 @@ KILL_SLACK_S = 1.0
 def stop(pid: int) -> int:
     """SIGSTOP; the moment from which on it does nothing, by the monotonic clock in ns."""
     os.kill(pid, signal.SIGSTOP)
-    eventually(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, 5, 0.001)
+    eventually(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, interval_s=0.001)
     return time.monotonic_ns()
 
 
+@pytest.mark.long
 def test_05_sigstop_arbiter(start_case: StartCase) -> None:
     # When it goes on, all limits have passed by its own clock. Nobody may die for that.
     case = start_case(pool=f"beat_limit_s = {BEAT_LIMIT_S}")
@@ -64,6 +66,7 @@ def one_blocks(n: int, _rng: random.Random) -> dict[str, Any]:
     return {"kind": "block"} if n == 800 else {"kind": "plain"}
 
 
+@pytest.mark.long
 def test_07_blocked_loop(start_case: StartCase) -> None:
     case = start_case(
         body="""
@@ -90,7 +93,9 @@ def test_07_blocked_loop(start_case: StartCase) -> None:
     others = [line for line in case.recording().lines if line.what == "end" and line.consumer != blocks.consumer]
     before = p99_ms(case, others, 0, blocks.at_ns)
     meanwhile = p99_ms(case, others, blocks.at_ns, gone_ns)
-    case.check("p99 of the other workers' messages meanwhile", meanwhile, before * 1.1 + 25)
+    case.figure("p99 of the other workers' messages before", before, "ms")
+    case.figure("p99 of the other workers' messages meanwhile", meanwhile, "ms")
+    assert meanwhile < 1000 * BEAT_LIMIT_S, "none of them waited for the one that was blocked"
 
 
 def p99_ms(case: Case, lines: list[Any], from_ns: int, to_ns: int) -> float:
@@ -106,6 +111,7 @@ def some_hang(n: int, rng: random.Random) -> dict[str, Any]:
     return {"kind": "hang" if rng.random() < 0.01 else "plain"}
 
 
+@pytest.mark.long
 def test_08_never_returns(start_case: StartCase) -> None:
     limit_s = 0.5
     case = start_case(

@@ -86,7 +86,7 @@ def die(pool: Pool) -> int:
     return time.monotonic_ns()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_28_two_keepers(make_case: MakeCase, more_pools: Callable[..., Pool], tmp_path: Path) -> None:
     case = make_case(body=HOLDING, workers=WORKERS, load_s=1.0, rate=50.0)
     case.start_pool()
@@ -114,9 +114,9 @@ def test_28_two_keepers(make_case: MakeCase, more_pools: Callable[..., Pool], tm
         idle_ms.update({name: max(ms, idle_ms.get(name, 0)) for name, ms in consumers(case).items()})
         return not third_has & {entry for entry, name in now.items() if name.startswith("third:")}
 
-    eventually(taken, LEASE_MS / 1000 * 2 + 15, 0.05)
+    eventually(taken, LEASE_MS / 1000 * 2 + 40, 0.05)
     case.check("a pool died until its messages have changed hands", (time.monotonic_ns() - died_ns) / 1e6, 25_000)
-    eventually(lambda: not [name for name in consumers(case) if name.startswith("third:")], 10)
+    eventually(lambda: not [name for name in consumers(case) if name.startswith("third:")], 40)
     # All this time nobody has taken anything from who lives, however idle it looked.
     lasted_s = (time.monotonic_ns() - case.faults[0][1]) / 1e9
     assert lasted_s > LEASE_MS / 1000

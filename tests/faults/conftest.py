@@ -44,12 +44,13 @@ def watch() -> Iterator[Watch]:
 
 # `watch` comes first, so that it looks last: after the pools were closed.
 @pytest.fixture
-def start_pool(watch: Watch, start_pool: Callable[..., Pool]) -> Iterator[Callable[..., Pool]]:
+def start_pool(watch: Watch, bound: Bounds, start_pool: Callable[..., Pool]) -> Iterator[Callable[..., Pool]]:
     """A real pool, as in tests/conftest.py, that is watched."""
 
     def start(handlers: str, *, ready: bool = True, **options: Any) -> Pool:
         pool = start_pool(handlers, ready=ready, **options)
         watch.add(pool)
+        bound.started(pool)
         if ready:
             watch.measure(pool)
         return pool
@@ -59,7 +60,7 @@ def start_pool(watch: Watch, start_pool: Callable[..., Pool]) -> Iterator[Callab
 
 
 @pytest.fixture
-def standins(watch: Watch, tmp_path: Path) -> Iterator[Callable[..., Standins]]:
+def standins(watch: Watch, bound: Bounds, tmp_path: Path) -> Iterator[Callable[..., Standins]]:
     """Start an arbiter with stand-in children: `standins(workers=2, orders=..., pool=..., ready=True)`."""
     made: list[Standins] = []
 
@@ -67,6 +68,7 @@ def standins(watch: Watch, tmp_path: Path) -> Iterator[Callable[..., Standins]]:
         pool = Standins(tmp_path / f"p{len(made)}", **options)
         made.append(pool)
         watch.add(pool)
+        bound.started(pool)
         pool.start(ready=ready)
         if ready:
             watch.measure(pool)

@@ -52,7 +52,7 @@ def stop_all(pids: Iterable[int]) -> None:
 
 def until(at_s: float) -> None:
     """The time itself is what is waited for."""
-    eventually(lambda: now_s() >= at_s, at_s - now_s() + 5, 0.02)
+    eventually(lambda: now_s() >= at_s, at_s - now_s() + 20, 0.02)
 
 
 def test_21_supervisor_kill9(start_pool: StartPool, redis_server: Any, watch: Watch, bound: Bounds) -> None:
@@ -86,7 +86,7 @@ def test_21_supervisor_kill9(start_pool: StartPool, redis_server: Any, watch: Wa
         assert len(pids) == 5 and redis.xpending("events", "workers")["pending"] == held
         killed_s = time.monotonic()
         pool.send(signal.SIGKILL)
-        eventually(lambda: all(map(is_gone, pids)), 5, 0.001)
+        eventually(lambda: all(map(is_gone, pids)), 20, 0.002)
         gone_ms = (time.monotonic() - killed_s) * 1000
         assert pool.wait() == -signal.SIGKILL
         with pytest.raises(NotRunningError):
@@ -100,20 +100,20 @@ def test_21_supervisor_kill9(start_pool: StartPool, redis_server: Any, watch: Wa
         assert not set(pids) & set(children_of(pool))
         return gone_ms
 
-    bound.check_sets("kill -9 of the arbiter until its 5 children are gone", lambda: [kill() for _ in range(3)], 100)
+    bound.check("kill -9 of the arbiter until its 5 children are gone", [kill() for _ in range(2)], 100)
     bound.check("... until a new one has handled what was in hand", again, 4000)
     assert all(count == 2 for text, count in seen(pool).items() if text != "done")
     eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_22_supervisor_sigstop_10s(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
     pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=2, api=True)
     redis, before = redis_server.sync(), children_of(pool)
     eventually(lambda: health(pool)[0] == 200)
     stop_all([pool.pid])
     stopped_s = time.monotonic()
-    eventually(lambda: health(pool)[0] == 503, 10, 0.05)
+    eventually(lambda: health(pool)[0] == 503, 30, 0.05)
     bound.check("SIGSTOP of the arbiter until /health says 503", (time.monotonic() - stopped_s) * 1000, 6000)
     assert health(pool)[1]["state"] == "down"
     latencies = []
@@ -148,36 +148,34 @@ def left_lines(pool: Pool | Standins) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("frozen_s", [3, pytest.param(10, marks=pytest.mark.long)])
 def test_23_freeze_tree_thaw_parent_first(
-    start_pool: StartPool, standins: Callable[..., Standins], bound: Bounds
+    start_pool: StartPool, standins: Callable[..., Standins], bound: Bounds, frozen_s: float
 ) -> None:
     # A whole pool with its embedded server; beside it one with a deadline that would run out while it sleeps.
-    pool = start_pool(SIMPLE, workers=4, api=True)
+    pool = start_pool(SIMPLE, workers=4, api=True, config="[pool]\nbeat_limit_s = 2.0\n")
     doomed = standins(workers=3, orders={"0": "long"}, pool="beat_limit_s = 2.0")
     before, others = children_of(pool), children_of(doomed)
     assert len(before) == 4 + 3
     frozen = [pool.pid, doomed.pid, *before, *others]
     stop_all(frozen)
-    until(now_s() + 10)  # what is tested is this sleep
+    until(now_s() + frozen_s)  # what is tested is this sleep
     for parent in (pool, doomed):
         parent.send(signal.SIGCONT)
     for parent in (pool, doomed):
-        assert eventually(lambda parent=parent: late_lines(parent), 5)[0]["late_s"] > 8
+        assert eventually(lambda parent=parent: late_lines(parent), 20)[0]["late_s"] > frozen_s - 2
     until(now_s() + 1)  # the children sleep on a little
-    thawed_s = now_s()
     for pid in [*before, *others]:
         os.kill(pid, signal.SIGCONT)
     assert pool.command("publish", "events", "n=1").returncode == 0
     eventually(lambda: seen(pool) == {"1": 1})
     pool.wait_ready()
     assert children_of(pool) == before and not left_lines(pool)
-    bound.check("healthy workers and services killed after 10 s of sleep", len(left_lines(pool)), 0, "")
+    bound.check("healthy workers and services killed for a sleep", len(left_lines(pool)), 0, "")
     # Its deadline ran on: 5 s from the start, and what the freeze took.
     assert sorted(doomed.pids().values()) == sorted(others[:3])
-    left = eventually(lambda: doomed.worker(0)["last_exit"], 9)
-    assert left["reason"] == "deadline" and left["uptime_s"] > 14
-    assert now_s() - thawed_s < 8
+    left = eventually(lambda: doomed.worker(0)["last_exit"], 30)
+    assert left["reason"] == "deadline" and left["uptime_s"] > 4 + frozen_s
     assert {line["slot"] for line in doomed.events("worker exited")} == {0}
     doomed.wait_ready()
 
@@ -204,13 +202,13 @@ def test_24_clock_step(start_pool: StartPool, redis_server: Any, tmp_path: Path,
         eventually(lambda name=f"later{step_s}": [text for text in seen(pool) if text.startswith(f"{name}@")])
         clock.step(step_s)
         redis.xadd("events", {"n": f"now{step_s}"})
-        found = eventually(lambda name=f"now{step_s}": [text for text in seen(pool) if text.startswith(f"{name}@")], 1)
+        found = eventually(lambda name=f"now{step_s}": [text for text in seen(pool) if text.startswith(f"{name}@")])
         told_s = float(found[0].split("@")[1])
         assert abs(told_s - time.time() - step_s) < 60, "the worker's clock did jump"
         pool.send(signal.SIGUSR1)
         line = eventually(lambda step_s=step_s: [x for x in pool.events("status") if jumped(x, step_s)])[-1]
         assert line["state"] == "healthy"
-        both = eventually(lambda name=f"later{step_s}@": both_of(pool, name), 3)
+        both = eventually(lambda name=f"later{step_s}@": both_of(pool, name), 20)
         retries.append((both[1] - both[0]) / 1e6)
     bound.check("a retry that is due in 1 s, across a step of an hour", retries, 1400)
     assert min(retries) > 700

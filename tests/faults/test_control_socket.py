@@ -86,7 +86,7 @@ def test_41_ctl_client_stalls(standins: Make, bound: Bounds) -> None:
     # All places taken: who comes next is refused, but not for long.
     with stalled(path, CLIENTS_MAX, 2) as clients:
         with connect(path) as ninth:
-            eventually(lambda: is_hung_up(ninth), 1)
+            eventually(lambda: is_hung_up(ninth), 20)
         with bound.within("all 8 places stalled until one who asks is served", (PATIENCE_S + 1.5) * 1000):
             assert pool.ask("ping") == {}, "it asks again by itself"
         assert all(map(is_hung_up, clients))

@@ -31,7 +31,7 @@ def spawns(pool: Standins, from_s: float, for_s: float) -> int:
     return sum(from_s <= note["at_s"] <= from_s + for_s for note in pool.notes("spawned"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_14_crash_loop_all(standins: Make, watch: Watch, bound: Bounds) -> None:
     # Two pools at the same time: how much it costs, and that the cause, once mended, is the end of it.
     two = standins(workers=2, orders={"*": "crash_soon"}, ready=False)
@@ -39,13 +39,13 @@ def test_14_crash_loop_all(standins: Make, watch: Watch, bound: Bounds) -> None:
     began_s = eventually(lambda: two.notes("spawned"))[0]["at_s"]
     used_s = cpu_s(two)
 
-    eventually(lambda: four.status()["breaker_open"] and not four.pids(), 20)
+    eventually(lambda: four.status()["breaker_open"] and not four.pids(), 40)
     assert four.status()["state"] in ("down", "degraded")
     # max(10, 3 × 4) crashes are allowed, one more opens it; the others may have been under way.
     spawned = len(four.notes("spawned"))
     assert 13 <= spawned <= 13 + 4
     four.order({})  # the canary stays up
-    eventually(lambda: any(worker["state"] == "READY" for worker in four.status()["workers"]), 10)
+    eventually(lambda: any(worker["state"] == "READY" for worker in four.status()["workers"]), 30)
     assert len(four.notes("spawned")) == spawned + 1
     assert four.status()["state"] == "degraded"
 
@@ -61,29 +61,28 @@ def test_14_crash_loop_all(standins: Make, watch: Watch, bound: Bounds) -> None:
     assert two.events("crash breaker opened")
 
 
-@pytest.mark.slow
 def test_15_crash_loop_alternating(standins: Make, bound: Bounds) -> None:
     # Never the same worker twice in a row, and each for no longer than its turn takes.
     pool = standins(workers=3, orders={"0": "crash_in_turn", "1": "crash_in_turn"}, ready=False)
     began_s = eventually(lambda: pool.notes("turn"))[0]["at_s"]
-    eventually(lambda: pool.status()["breaker_open"], 15)
-    opened_s = now_s()
+    eventually(lambda: pool.status()["breaker_open"], 30)
+    opened_s, spawned = now_s(), sum(worker["incarnation"] for worker in pool.status()["workers"])
     until(opened_s + 3)
     turns = [note["slot"] for note in pool.notes("turn")]
     assert len(turns) >= 11 and all(turns[n] != turns[n + 1] for n in range(len(turns) - 1))
     bound.check("spawns of 3 workers of which two crash in turn, until the breaker opens", len(turns) + 3, 16, "")
     assert opened_s - began_s > 1, "each waited for its backoff"
-    assert not [note for note in pool.notes("spawned") if note["at_s"] > opened_s + 0.1], "then nobody is started"
+    assert len(pool.notes("spawned")) == spawned, "then nobody is started"
     status = pool.status()
     assert status["state"] == "degraded", "the third works on"
     assert pool.worker(2)["state"] == "READY" and pool.worker(2)["restarts"] == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_16_crash_loop_2s_uptime(standins: Make, bound: Bounds) -> None:
     # READY, and at work for two seconds each time: that must not reset the backoff.
     pool = standins(workers=4, orders={"*": "crash_late"})
-    eventually(lambda: pool.status()["breaker_open"], 20)
+    eventually(lambda: pool.status()["breaker_open"], 40)
     opened_s = now_s()
     waits: dict[int, list[float]] = {}
     for line in pool.events("worker exited"):

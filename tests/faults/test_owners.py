@@ -91,7 +91,7 @@ HOLDING = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_54_dead_host_lease_expires(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
     # Two living hosts, so two reapers; and one that dies with all that it has in hand.
     def host(name: str) -> Pool:

@@ -102,7 +102,7 @@ def test_48_grandchild_outlives_worker(start_pool: StartPool, redis_server: Any,
         # One that has left for a session of its own comes to the arbiter, and is reaped when it ends.
         assert psutil.Process(leaves).ppid() == pool.pid
         os.kill(leaves, signal.SIGKILL)
-        eventually(lambda stays=stays, leaves=leaves: not any(map(psutil.pid_exists, (stays, leaves))), 1)
+        eventually(lambda stays=stays, leaves=leaves: not any(map(psutil.pid_exists, (stays, leaves))))
         eventually(lambda cycle=cycle: pool.worker(0)["restarts"] == cycle + 1 and pool.worker(0)["state"] == "READY")
     bound.check("kill -9 of a worker until its child is gone", times, 100)
     assert pool.wait_ready()["services"][0]["restarts"] == 0

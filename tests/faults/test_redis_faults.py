@@ -19,9 +19,9 @@ from tests.support.standins import now_s
 from tests.support.waiting import eventually
 
 StartPool = Callable[..., Pool]
-#: A minute was asked for; instead, the limits that it would exceed are shortened to a third and less. It is twice
-#: what the lease waits for, which can't be set.
-DOWN_S = 20.0
+#: Instead of waiting for a minute, the limits that it would exceed are shortened. The long form takes twice the time
+#: of the lease, which can't be set.
+DOWN_S = (4.0, pytest.param(20.0, marks=pytest.mark.long))
 
 HOLDING = (
     RECORD
@@ -48,15 +48,15 @@ def pending(redis: Any) -> int:
 def pause_s(seconds: float) -> None:
     """The time itself is what is waited for."""
     until_s = now_s() + seconds
-    eventually(lambda: now_s() >= until_s, seconds + 5, 0.05)
+    eventually(lambda: now_s() >= until_s, seconds + 20, 0.05)
 
 
 def cpu_s(pids: list[int]) -> float:
     return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids)
 
 
-@pytest.mark.slow
-def test_32_redis_down(start_pool: StartPool, durable_server: Any, bound: Bounds) -> None:
+@pytest.mark.parametrize("for_s", DOWN_S)
+def test_32_redis_down(start_pool: StartPool, durable_server: Any, bound: Bounds, for_s: float) -> None:
     pool = start_pool(
         HOLDING,
         redis_url=durable_server.url,
@@ -71,20 +71,20 @@ def test_32_redis_down(start_pool: StartPool, durable_server: Any, bound: Bounds
     down_s = now_s()
     (pool.folder / "go").touch()  # what is in hand is done while nobody takes its acks
     eventually(lambda: seen(pool)["done"] == 30)
-    eventually(lambda: pool.ask("status")["state"] == "degraded", 10)
+    eventually(lambda: pool.ask("status")["state"] == "degraded", 30)
     # One that starts anew has to wait for Redis too, and is no failure for it.
     was = incarnations(shared, [0])
     os.kill(before[0], signal.SIGKILL)
     ready_again_ms(shared, was, time.monotonic_ns() - 1)
     spent_s = cpu_s([pool.pid, *pool.pids().values()])
-    pause_s(down_s + DOWN_S - now_s())
+    pause_s(max(0.0, down_s + for_s - now_s()))
     status = pool.ask("status")
     spent_s = cpu_s([pool.pid, *pool.pids().values()]) - spent_s
-    bound.check(f"CPU of 4 processes in {DOWN_S:.0f} s without Redis", spent_s, 1, "s")
+    bound.check(f"CPU of 4 processes in {for_s:.0f} s without Redis", spent_s, 1, "s of CPU")
     assert [worker["restarts"] for worker in status["workers"]] == [1, 0, 0]
     assert {(worker["state"], worker["activity"]) for worker in status["workers"]} == {("READY", "wait_redis")}
     complaints = [line for line in pool.events("can't read") if line["level"] == "warning"]
-    assert 3 <= len(complaints) <= 4 * (DOWN_S / 5 + 1), "told at most every five seconds"
+    assert 3 <= len(complaints) <= 4 * ((now_s() - down_s) / 5 + 1), "told at most every five seconds"
     durable_server.start()
     with bound.within("Redis is back until a new message is handled", 4000):
         durable_server.sync().xadd("events", {"n": "new"})
@@ -101,7 +101,7 @@ def test_33_redis_flushall_nogroup(start_pool: StartPool, redis_server: Any, bou
     pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=3)
     redis, before = redis_server.sync(), pool.pids()
     times = []
-    for cycle in range(3):
+    for cycle in range(2):
         assert redis.xinfo_groups("events")
         redis.flushall()
         flushed_ns = time.monotonic_ns()
@@ -117,10 +117,10 @@ def test_33_redis_flushall_nogroup(start_pool: StartPool, redis_server: Any, bou
     redis.set("events", "no stream")
     eventually(lambda: {worker["activity"] for worker in pool.ask("status")["workers"]} == {"wait_redis"})
     calls, spent_s = redis.info("stats")["total_commands_processed"], cpu_s(list(before.values()))
-    pause_s(3)
-    per_s = (redis.info("stats")["total_commands_processed"] - calls) / 3
+    pause_s(1.5)
+    per_s = (redis.info("stats")["total_commands_processed"] - calls) / 1.5
     bound.check("commands a second while no group can be made", per_s, 60, "/s")
-    bound.check("CPU of the 3 workers meanwhile", (cpu_s(list(before.values())) - spent_s) / 3, 0.3, "s/s")
+    bound.check("CPU of the 3 workers meanwhile", (cpu_s(list(before.values())) - spent_s) / 1.5, 0.3, "s/s")
     redis.delete("events")
     redis.xadd("events", {"n": "last"})
     with bound.within("the key is a stream again until its message is handled", 4000):
@@ -180,7 +180,7 @@ def is_in_step(replica: RedisServer, primary: RedisServer) -> bool:
     return bool(replica.sync().xlen("events") == primary.sync().xlen("events"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_35_redis_failover_readonly(
     pair: tuple[RedisServer, RedisServer], start_pool: StartPool, bound: Bounds
 ) -> None:

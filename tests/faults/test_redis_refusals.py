@@ -5,6 +5,7 @@ Each case brings about one refusal, with messages in hand whose acks it hits, an
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 
@@ -23,6 +24,8 @@ WORKERS = 2
 IN_HAND = 10
 #: Shorter than the time in which a worker may say a thing once.
 LASTS_S = PAUSE_S
+#: One of each kind: refuses writes, refuses all, refuses new connections.
+SHORT = ("oom", "busy", "too many clients")
 
 TWO_STREAMS = (
     HOLDING
@@ -50,7 +53,9 @@ def complaints(pool: Pool) -> dict[int, int]:
     return found
 
 
-@pytest.mark.parametrize("name", REFUSALS)
+@pytest.mark.parametrize(
+    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.long) for name in REFUSALS]
+)
 def test_redis_refuses(name: str, start_pool: StartPool, server: RedisServer, bound: Bounds) -> None:
     refusal, redis = REFUSALS[name], server.sync()
     pool = start_pool(TWO_STREAMS, redis_url=server.url, workers=WORKERS, config="[pool]\nbeat_limit_s = 2.0\n")
@@ -76,8 +81,8 @@ def test_redis_refuses(name: str, start_pool: StartPool, server: RedisServer, bo
     eventually(lambda: pending(redis) == 0)
     bound.check(f"CPU of a worker while Redis says {refusal.told or name}", spent_s, 0.1, "s/s")
     if refusal.told:
-        assert refusal.told in pool.output
-    assert max(said.values(), default=0) <= 1, "a worker says it once in five seconds"
+        assert re.search(refusal.told, pool.output)
+    assert max(said.values(), default=0) <= 1 + lasted_s // 5, "a worker says it once in five seconds"
     pool.wait_ready()
     assert pool.pids() == before and restarts(pool) == [0] * WORKERS
     assert {text: count for text, count in seen(pool).items() if count != 1} == {"done": IN_HAND + 1}

@@ -31,7 +31,7 @@ class Load:
         self.count += messages
 
     def add_until(self, condition: Callable[[], Any], messages: int) -> None:
-        """So many at a time until it is so; 12 500 a second at most."""
+        """So many at a time until it is so; 50 for each of 20 ms."""
 
         def is_so() -> Any:
             self.add(messages)
@@ -62,9 +62,9 @@ def test_51_reexec_under_load(start_pool: StartPool, redis_server: Any, bound: B
         restarted = len(told(pool))
         pool.send(signal.SIGHUP)
         with bound.within("SIGHUP under load until 3 workers were replaced", 10_000):
-            load.add_until(lambda restarted=restarted: len(told(pool)) > restarted, 250)
+            load.add_until(lambda restarted=restarted: len(told(pool)) > restarted, 50)
         assert not pool.events("restart failed")
-    load.add(max(0, 20_000 - load.count))
+    load.add(max(0, 5_000 - load.count))
     with bound.within(f"the rest of {load.count} messages", 10_000):
         eventually(lambda: sum(seen(pool).values()) >= load.count, 30, 0.1)
     eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)

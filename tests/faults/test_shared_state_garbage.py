@@ -37,7 +37,7 @@ def test_56_shm_garbage_from_worker(standins: Callable[..., Standins], bound: Bo
         write(shared, slot, lambda value=value: value)
         slowest_ms = max(slowest_ms, look(pool))
     random_of = random.Random(56)
-    until_s = now_s() + 2
+    until_s = now_s() + 1
     while now_s() < until_s:  # and one that does nothing else
         write(shared, vandal, lambda: random_of.getrandbits(64))
         slowest_ms = max(slowest_ms, look(pool))
@@ -51,7 +51,7 @@ def test_56_shm_garbage_from_worker(standins: Callable[..., Standins], bound: Bo
     os.kill(pool.pids()[0], signal.SIGSTOP)
     shared.slot(0).set(SlotField.BEAT_NS, 2**64 - 1)
     stopped_s = now_s()
-    eventually(lambda: pool.events("worker unresponsive") and pool.events("worker unresponsive")[-1]["slot"] == 0, 10)
+    eventually(lambda: pool.events("worker unresponsive") and pool.events("worker unresponsive")[-1]["slot"] == 0, 20)
     bound.check("a beat that can't be, then SIGSTOP, until it is found", now_s() - stopped_s, 3, "s")
     pool.wait_ready()
 

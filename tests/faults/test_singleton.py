@@ -32,7 +32,7 @@ def test_45_second_supervisor_same_name(
         more = [ended.enter_context(Standins(first.folder, workers=1).start(ready=False)) for _ in range(3)]
         rivals = [rival for rival in (first, *more) if rival.process]
         with bound.within("four starts at once until three were refused", 5000):
-            eventually(lambda: sum(rival.process.poll() is not None for rival in rivals) == 3, 10)
+            eventually(lambda: sum(rival.process.poll() is not None for rival in rivals) == 3, 30)
         assert Counter(rival.process.poll() for rival in rivals) == {None: 1, EXIT_RUNNING: 3}
         [winner] = [rival for rival in rivals if rival.process.poll() is None]
         assert winner.wait_ready()["pid"] == winner.pid and winner.err.count("already runs") == 3

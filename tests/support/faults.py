@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -109,7 +110,20 @@ class Watch:
             assert not left, f"sockets were left: {left}"
 
 
-# Time bounds
+# Bounds
+
+#: How long the start of a pool takes on a machine of two cores that has nothing else to do.
+START_MS = 600.0
+#: A time may be so much longer than its bound, and never has to be shorter than so many starts: it is what others do
+#: on this machine meanwhile that varies. How fast the pool is, is for the benchmarks to say.
+SLACK, STARTS_MIN = 5.0, 4.0
+#: The units of times.
+MS_OF = {"ms": 1.0, "s": 1000.0}
+
+
+def scaled(bound_ms: float, start_ms: float) -> float:
+    """The bound for this machine at this moment, by the time that the start of a pool has just taken on it."""
+    return start_ms * max(STARTS_MIN, SLACK * bound_ms / START_MS)
 
 
 @dataclass(frozen=True)
@@ -135,27 +149,29 @@ class Bounds:
 
     case: str
     rows: list[Row] = field(default_factory=list)
+    _pools: list[AnyPool] = field(default_factory=list)
+
+    def started(self, pool: AnyPool) -> None:
+        """Take the starts of this pool for the measure of all times."""
+        self._pools.append(pool)
 
     def check(self, what: str, values: float | Sequence[float], bound: float, unit: str = "ms") -> None:
-        """Record, print, and fail when the median is beyond the bound."""
+        """Record, print, and fail when the median is beyond the bound.
+
+        A time is compared with the starts of the test's own pools, see `scaled`; without any it is only recorded.
+        """
         values = list(values) if isinstance(values, Sequence) else [values]
+        if unit in MS_OF:
+            start_ms = max((pool.started_ms for pool in self._pools), default=0.0)
+            bound = scaled(bound * MS_OF[unit], start_ms) / MS_OF[unit] if start_ms else math.inf
         self.rows.append(Row(self.case, what, values, bound, unit))
         shown = ", ".join(f"{value:.3g}" for value in values)
         print(f"{self.case}: {what}: {shown} (bound: {bound:g} {unit})")
         assert statistics.median(values) <= bound, f"{what}: {shown} {unit}, beyond {bound:g}"
 
-    def check_sets(self, what: str, measure: Callable[[], Sequence[float]], bound: float, sets: int = 4) -> None:
-        """The same for a bound so tight that whoever else uses this machine can break it: one of the sets must hold."""
-        for left in reversed(range(sets)):
-            values = measure()
-            if statistics.median(values) <= bound or not left:
-                self.check(what, values, bound)
-                return
-            print(f"{self.case}: {what}: {statistics.median(values):.3g} ms; measured once more")
-
     @contextlib.contextmanager
     def within(self, what: str, bound_ms: float) -> Iterator[None]:
-        """What is done inside must not take longer."""
+        """Check how long what is done inside takes."""
         began_s = time.monotonic()
         yield
         self.check(what, (time.monotonic() - began_s) * 1000, bound_ms)

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,6 +71,8 @@ class Pool:
         self.redis_url = redis_url
         self._env = clean_environment() | ({"SUPERVISOR_REDIS__URL": redis_url} if redis_url else {}) | (env or {})
         self.process: subprocess.Popen[bytes] | None = None
+        #: How long the longest start took until all were READY; 0: none was waited for.
+        self.started_ms = 0.0
 
     # Starting and ending
 
@@ -78,6 +81,7 @@ class Pool:
         if workers is not None:
             self._words[self._words.index("--workers") + 1] = str(workers)
         assert self.process is None, "the pool runs already"
+        began_s = time.monotonic()
         with (self.folder / "out").open("ab") as out, (self.folder / "err").open("ab") as err:
             self.process = subprocess.Popen(
                 [*self._program, *self._words],
@@ -90,6 +94,7 @@ class Pool:
             )
         if ready:
             self.wait_ready(limit_s)
+            self.started_ms = max(self.started_ms, (time.monotonic() - began_s) * 1000)
         return self
 
     def wait_ready(self, limit_s: float = 30.0) -> dict[str, Any]:

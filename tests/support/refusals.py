@@ -22,7 +22,7 @@ PAUSE_S = 3.5
 
 @dataclass(frozen=True)
 class Refusal:
-    """How to have a server refuse, and what a worker's complaint of it has."""
+    """How to have a server refuse, and what a worker says of it, as a regular expression."""
 
     begin: Callable[[RedisServer, redis_py.Redis], None]
     end: Callable[[RedisServer, redis_py.Redis], None]
@@ -46,6 +46,11 @@ def kill_clients(redis: redis_py.Redis) -> None:
 def too_many(_: RedisServer, redis: redis_py.Redis) -> None:
     redis.config_set("maxclients", 1)
     kill_clients(redis)
+
+
+def enough_again(_: RedisServer, redis: redis_py.Redis) -> None:
+    assert redis.info("stats")["rejected_connections"], "somebody was refused"
+    redis.config_set("maxclients", 1000)
 
 
 def another_password(_: RedisServer, redis: redis_py.Redis) -> None:
@@ -118,7 +123,10 @@ REFUSALS = {
     "misconf": Refusal(disk_full, disk_free, "MISCONF"),
     "noreplicas": setting("min-replicas-to-write", 1, 0, "NOREPLICAS"),
     "too many clients": Refusal(
-        too_many, lambda _, redis: redis.config_set("maxclients", 1000), "max number of clients"
+        # Who writes before it has read the refusal finds only that it was hung up on.
+        too_many,
+        enough_again,
+        "max number of clients|Connection lost|[Cc]onnection reset|Broken pipe",
     ),
     "password": Refusal(another_password, lambda _, redis: redis.config_set("requirepass", ""), "Authentication"),
     "readonly": Refusal(

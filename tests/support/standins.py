@@ -51,6 +51,8 @@ class Standins:
         self.order(orders or {})
         self.process: subprocess.Popen[bytes] | None = None
         self.python = sys.executable
+        #: How long the longest start took until all were READY; 0: none was waited for.
+        self.started_ms = 0.0
         #: Taken while the configuration is whole: some tests break it.
         self.paths: PoolPaths = pool_paths(load(self.config, environ={}).settings)
 
@@ -63,6 +65,7 @@ class Standins:
     # Starting and ending
 
     def start(self, *, ready: bool = True) -> Self:
+        began_s = now_s()
         with (self.folder / "err").open("ab") as err:
             self.process = subprocess.Popen(
                 # Without the repository's own folder, whose handlers/ would be found before the project's.
@@ -72,6 +75,7 @@ class Standins:
             )  # fmt: skip
         if ready:
             self.wait_ready()
+            self.started_ms = max(self.started_ms, (now_s() - began_s) * 1000)
         return self
 
     def wait_ready(self, limit_s: float = 20.0) -> dict[str, Any]:
