@@ -164,7 +164,8 @@ def test_09_consumer_task_dies_loop_alive(
     bound.check(f"its task {word} until another worker is READY", took_ms, 300)
     assert pool.worker(0)["last_exit"]["reason"] == "exit"
     assert "a bug of its own" in pool.output if death == "raised" else f"{victim} was cancelled" in pool.output
-    eventually(lambda: seen(pool)["other"] == 1)
+    # Twice where the worker ended between the handler and its ack.
+    eventually(lambda: seen(pool)["other"] in (1, 2))
     eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)
     assert pool.wait_ready()
 
