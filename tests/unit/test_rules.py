@@ -139,12 +139,12 @@ def test_what_waits_for_a_retry_is_never_a_suspect(
     ids: set[tuple[int, int]], started: tuple[int, int], data: st.DataObject
 ) -> None:
     found = [Delivery(f"{ms}-{seq}".encode(), ()) for ms, seq in sorted(ids)]
-    records = [data.draw(st.sampled_from([None, b"2:1000"])) for _ in found]
+    records = [data.draw(st.sampled_from([None, b"2:1000:1000"])) for _ in found]
     adopted = sort_out(found, records, started, 500)
     assert len(adopted.plain) + len(adopted.suspects) + len(adopted.waiting) == len(found)
     assert all(parse_id(delivery.id) <= started for delivery in adopted.suspects)
     assert all(parse_id(delivery.id) > started for delivery in adopted.plain)
-    assert [(d.failed_before, s) for d, s in adopted.waiting] == [(2, 0.5)] * records.count(b"2:1000")
+    assert [(d.failed_before, s) for d, s in adopted.waiting] == [(2, 0.5)] * records.count(b"2:1000:1000")
 
 
 @given(st.integers(0, 2**48), st.integers(0, 10**9), st.integers(-(10**10), 10**10))
