@@ -8,17 +8,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from supervisor.context import context
-from supervisor.messages import BatchError, Message, Reject, Retry
 from supervisor.version import __version__
 
 if TYPE_CHECKING:
     from supervisor.handling.registry import handler
+    from supervisor.messages import BatchError, Message, Reject, Retry
     from supervisor.publisher import Publisher
 
 __all__ = ["BatchError", "Message", "Publisher", "Reject", "Retry", "__version__", "context", "handler"]
 
-#: Imported when first asked for: they bring pydantic and redis-py, which `supervisor --help` need not wait for.
-_LAZY = {"handler": "supervisor.handling.registry", "Publisher": "supervisor.publisher"}
+#: Imported at their first use: `supervisor --help` needs neither pydantic nor redis-py.
+_LAZY = {
+    **dict.fromkeys(("BatchError", "Message", "Reject", "Retry"), "supervisor.messages"),
+    "handler": "supervisor.handling.registry",
+    "Publisher": "supervisor.publisher",
+}
 
 
 def __dir__() -> list[str]:

@@ -5,6 +5,7 @@ stdout carries data, stderr talk. Nothing heavy is imported here.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,9 +72,8 @@ def load_settings_anyway(config: Path | None) -> Loaded:
 
 def dumps(value: object, *, pretty: bool = False) -> str:
     """The value as JSON text."""
-    import orjson
-
-    return orjson.dumps(value, option=orjson.OPT_INDENT_2 if pretty else 0, default=str).decode()
+    separators = None if pretty else (",", ":")
+    return json.dumps(value, ensure_ascii=False, indent=2 if pretty else None, separators=separators, default=str)
 
 
 def talk(text: str) -> None:

@@ -1,18 +1,22 @@
-"""Tables for people; rich is imported when a table is printed, and obeys NO_COLOR and pipes."""
+"""Tables for people: as wide as the terminal, and never cut in a pipe."""
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
+from itertools import zip_longest
 from typing import TYPE_CHECKING
+from unicodedata import east_asian_width
+
+import click
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 _KIB = 1024.0
-#: A pipe has no width: whatever cuts or wraps there would break what reads it.
-PIPE_WIDTH = 10_000
-#: Between two columns.
-GAP = 2
-#: A text is not folded into less.
+GAP = "  "
+#: A column of text is not made narrower than this.
 TEXT_WIDTH_MIN = 12
 
 
@@ -24,10 +28,8 @@ def print_table(
     whole: Sequence[str] = (),
     drop: Sequence[str] = (),
 ) -> None:
-    """Print to stdout; the columns named in `numbers` are set to the right. Piped, no line is cut."""
-    import sys
-
-    sys.stdout.write(table_text(columns, rows, numbers=numbers, whole=whole, drop=drop) + "\n")
+    """Print `table_text` to stdout."""
+    click.echo(table_text(columns, rows, numbers=numbers, whole=whole, drop=drop))
 
 
 def table_text(
@@ -38,57 +40,78 @@ def table_text(
     whole: Sequence[str] = (),
     drop: Sequence[str] = (),
 ) -> str:
-    """The table as it would be printed. On a terminal that is too narrow, the columns of `drop` are left out, first
-    ones first, until the rest fits; then texts are folded, but a number, or what `whole` names, is never cut."""
-    import sys
+    """The table; the columns of `numbers` are set to the right.
 
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    widths = [max(map(len, [column, *cells])) for column, cells in zip(columns, _cells(columns, rows), strict=True)]
+    On a terminal that is too narrow, the columns of `drop` are left out, the first ones first, until the rest fits.
+    Then text is folded, but numbers and the columns of `whole` are never cut.
+    """
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(display_width, column)) for column in zip(columns, *cells, strict=True)]
     shown = list(range(len(columns)))
-    width = PIPE_WIDTH
     if sys.stdout.isatty():
-        width = Console().width
+        width = shutil.get_terminal_size().columns
         shown = fitting(columns, widths, drop, width)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for at in shown:
-        right = columns[at] in numbers
-        uncut = right or columns[at] in whole
-        least = widths[at] if uncut else min(widths[at], TEXT_WIDTH_MIN)
-        table.add_column(
-            columns[at], justify="right" if right else "left", no_wrap=uncut, overflow="fold", min_width=least
-        )
-    for row in rows:
-        table.add_row(*(Text(row[at]) for at in shown))
-    least = sum(column.min_width or 0 for column in table.columns) + GAP * (len(shown) - 1)
-    console = Console(width=max(width, least), soft_wrap=False, highlight=False)
-    with console.capture() as captured:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in captured.get().strip("\n").split("\n"))
+        _narrow(widths, shown, [at for at in shown if columns[at] not in (*numbers, *whole)], width)
+    right = [columns[at] in numbers for at in shown]
+    head, *lines = (
+        line
+        for row in (columns, *cells)
+        for line in _row([row[at] for at in shown], [widths[at] for at in shown], right)
+    )
+    return "\n".join([click.style(head, bold=True), "─" * _total(widths, shown), *lines])
 
 
 def fitting(columns: Sequence[str], widths: Sequence[int], drop: Sequence[str], width: int) -> list[int]:
-    """The places of the columns to show: all but the first few of `drop`, so that they fit, if that is enough."""
+    """The indexes of the columns to show: all but the first few of `drop`, so that they fit, if that is enough."""
     shown = list(range(len(columns)))
     for name in drop:
-        if sum(widths[at] for at in shown) + GAP * (len(shown) - 1) <= width:
+        if _total(widths, shown) <= width:
             break
         shown = [at for at in shown if columns[at] != name]
     return shown
 
 
-def _cells(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    return [[row[at] for row in rows] for at in range(len(columns))]
+def _total(widths: Sequence[int], shown: Sequence[int]) -> int:
+    return sum(widths[at] for at in shown) + len(GAP) * (len(shown) - 1)
+
+
+def _narrow(widths: list[int], shown: Sequence[int], foldable: Sequence[int], width: int) -> None:
+    """Make the widest columns of text narrower until the table fits, if that is enough."""
+    while _total(widths, shown) > width:
+        widest = max(foldable, key=widths.__getitem__, default=0)
+        if widest not in foldable or widths[widest] <= TEXT_WIDTH_MIN:
+            return
+        widths[widest] -= 1
+
+
+def _row(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> Iterator[str]:
+    """The lines of one row, more than one where text is folded."""
+    folded = [
+        textwrap.wrap(cell, width) if len(cell) > width else [cell] for cell, width in zip(cells, widths, strict=True)
+    ]
+    for parts in zip_longest(*folded, fillvalue=""):
+        padded = [_padded(*column) for column in zip(parts, widths, right, strict=True)]
+        yield GAP.join(padded).rstrip()
+
+
+def _padded(text: str, width: int, right: bool) -> str:
+    blanks = " " * (width - display_width(text))
+    return blanks + text if right else text + blanks
+
+
+def display_width(text: str) -> int:
+    """How many columns of a terminal the text takes."""
+    return len(text) if text.isascii() else sum(1 + (east_asian_width(one) in "WF") for one in text)
+
+
+def printable(text: str) -> str:
+    """The text with escapes in place of what would steer the terminal: a message may come from anybody."""
+    return text if text.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def size(count: int | None) -> str:
     """Bytes as `38.4 MiB`; `-` for none."""
-    if count is None:
-        return "-"
-    return f"{count / _KIB / _KIB:.1f} MiB"
+    return "-" if count is None else f"{count / _KIB / _KIB:.1f} MiB"
 
 
 def lag_text(lag: int, at_least: bool) -> str:
