@@ -65,7 +65,7 @@ def test_the_keeper_goes_after_workers_that_had_to_be_killed(standins: Callable[
     pid = keeper(pool).pid
     assert pool.stop() == EXIT_DRAIN
     lines = [json.loads(line) for line in pool.err.splitlines() if line.startswith("{")]
-    left = [line for line in lines if line["event"].endswith(" left")]
+    left = [line for line in lines if line["event"].endswith(" exited")]
     assert [line.get("service") for line in left] == [None, None, "keeper"]
     assert (left[-1]["pid"], left[-1]["reason"]) == (pid, "drained")
 

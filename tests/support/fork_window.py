@@ -90,9 +90,9 @@ class Storm:
         self.ends[f"code {code}" if number is None else signal.Signals(number).name] += 1
         now_s = time.monotonic()
         if self.left:
-            self.loop.at(now_s, self.fork)
+            self.loop.call_at(now_s, self.fork)
         else:
-            self.loop.at(now_s + REST_S, self.loop.stop)
+            self.loop.call_at(now_s + REST_S, self.loop.stop)
 
 
 def main() -> None:
