@@ -166,7 +166,6 @@ def test_init_overwrites_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "config.toml").read_text() == "# mine\n"
 
 
-@pytest.mark.slow
 def test_the_tests_of_a_new_project_pass(tmp_path: Path) -> None:
     assert run("init", "new", cwd=tmp_path).returncode == 0
     words = [

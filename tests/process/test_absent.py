@@ -10,8 +10,6 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 from supervisor.keys import host_key
 from tests.http.service import browser
 from tests.process.test_pool import RECORD, consumers, seen
@@ -102,7 +100,6 @@ def kill_whole(pool: Pool) -> None:
     pool.paths.control.unlink()
 
 
-@pytest.mark.slow
 def test_acks_of_a_host_that_was_taken_for_dead_are_counted(start_pool: StartPool, redis_server: Any) -> None:
     frozen = host(start_pool, "frozen", redis_server.url, api=True)
     redis = redis_server.sync()

@@ -144,7 +144,6 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.slow
 async def test_what_a_killed_process_had_in_hand_is_taken_over(redis: Any, redis_url: str, tmp_path: Path) -> None:
     app = App(redis_url)
     app.go.set()

@@ -49,7 +49,6 @@ def test_ctrl_c_ends_everything_within_two_seconds(start_pool: StartPool) -> Non
     pool.assert_nothing_left()
 
 
-@pytest.mark.slow
 def test_nothing_is_lost_while_workers_are_killed_every_half_second(
     start_pool: StartPool, redis_server: Any, tmp_path: Path
 ) -> None:
