@@ -1,0 +1,222 @@
+"""From XADD to the handler's first line under load, beside a blocking read in C that gets the same arrivals.
+
+    python -m benchmarks.latency --turns 5 --seconds 1.5
+
+The arrivals are an open loop at 1 %, 50 %, 80 % and 95 % of the pool's capacity, which is looked for first:
+the highest rate at which one worker keeps up with a publisher on the same machine. Pool and C program
+take turns. p50 and p99 are medians of the turns, p99.9 is that of all turns together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import subprocess
+import time
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.arrivals import publish, schedule
+from benchmarks.contestants import address
+from benchmarks.reference import program
+from benchmarks.tools import STREAM, Report, arguments, median, project, say, server
+from tests.support.servers import RedisServer
+from tests.support.waiting import eventually
+
+LOADS = (0.01, 0.5, 0.8, 0.95)
+GROUP = "latency"
+#: What is kept up with must be handled this soon, but for one in a hundred.
+KEPT_UP_S = 0.05
+PROBE_S = 1.0
+FIRST_PROBE = 10_000.0
+HANDLER = f"""
+import os
+import time
+from array import array
+
+from supervisor import Message, handler
+
+SAMPLES = array("q")
+TURNS = iter(range(1_000_000))
+
+@handler({STREAM!r}, group={GROUP!r})
+async def handle(event: Message) -> None:
+    now_ns = time.monotonic_ns()
+    sent_ns = int(event.fields["at"])
+    if sent_ns:
+        SAMPLES.append(now_ns - sent_ns)
+        return
+    # The last one of a turn.
+    with open("samples", "wb") as file:
+        SAMPLES.tofile(file)
+    os.rename("samples", f"turn-{{next(TURNS)}}")
+    del SAMPLES[:]
+"""
+#: Nanoseconds, of arrivals at these offsets.
+Measure = Callable[[list[int]], "array[int]"]
+
+
+@dataclass
+class Samples:
+    """Latencies in nanoseconds, one array a turn."""
+
+    turns: list[array[int]] = field(default_factory=list)
+
+    def each_us(self, share: float) -> list[float]:
+        """That percentile of each turn."""
+        return [percentile_us(turn, share) for turn in self.turns]
+
+    def all_us(self, share: float) -> float:
+        """That percentile of all turns together."""
+        return percentile_us([value for turn in self.turns for value in turn], share)
+
+
+@dataclass
+class Load:
+    """One offered load."""
+
+    share: float
+    rate: float
+    pool: Samples = field(default_factory=Samples)
+    #: Empty where there is no C program.
+    blocking: Samples = field(default_factory=Samples)
+
+
+def percentile_us(values: Sequence[int], share: float) -> float:
+    """Microseconds that this share of the values kept to."""
+    return sorted(values)[min(len(values) - 1, math.ceil(share * len(values)) - 1)] / 1000
+
+
+@contextmanager
+def pool_reader(running: RedisServer, client: Any, url: str) -> Iterator[Measure]:
+    """A pool of one worker, READY."""
+    with project(HANDLER, redis_url=url, workers=1) as pool:
+        pool.start()
+        turns = iter(range(1_000_000))
+
+        def measure(offsets: list[int]) -> array[int]:
+            publish(address(running, url), STREAM, offsets)
+            client.xadd(STREAM, {"at": 0})
+            path = pool.folder / f"turn-{next(turns)}"
+            eventually(path.exists, 60, what="the pool has handled all")
+            return _emptied(client, path.read_bytes())
+
+        yield measure
+
+
+def blocking_reader(running: RedisServer, client: Any, url: str, built: Path) -> Measure:
+    """The C program, started for each turn."""
+    stream = f"{STREAM}:blocking"
+
+    def measure(offsets: list[int]) -> array[int]:
+        client.delete(stream)
+        client.xgroup_create(stream, "c", id="0", mkstream=True)
+        words = [str(built), address(running, url), stream, "c", "c", "100", str(len(offsets))]
+        with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+            try:
+                eventually(lambda: _waits(client), 10, 0.005, what="the C program waits")
+                publish(address(running, url), stream, offsets)
+                out, _ = process.communicate(timeout=60)
+            finally:
+                process.kill()
+        return _emptied(client, out)
+
+    return measure
+
+
+def _waits(client: Any) -> bool:
+    return any(one["cmd"].startswith("xreadgroup") and one["name"] == "" for one in client.client_list())
+
+
+def _emptied(client: Any, raw: bytes) -> array[int]:
+    client.xtrim(STREAM, maxlen=0, approximate=False)
+    found = array("q")
+    found.frombytes(raw)
+    return found
+
+
+def capacity(measure: Measure) -> float:
+    """The highest rate, within some 10 %, that is kept up with."""
+
+    def kept_up(rate: float) -> bool:
+        found = measure(schedule(rate, PROBE_S, seed=1))
+        last = found[len(found) * 3 // 4 :]
+        result = percentile_us(last, 0.99) / 1e6 < KEPT_UP_S
+        say(f"  {rate:,.0f}/s: {'kept up' if result else 'fell behind'}")
+        return result
+
+    low, high = 0.0, FIRST_PROBE
+    while kept_up(high):
+        low, high = high, high * 2
+    if low == 0.0:
+        raise RuntimeError(f"the pool does not keep up with {FIRST_PROBE:,.0f} messages a second")
+    for _ in range(3):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if kept_up(middle) else (low, middle)
+    return low
+
+
+def measure_loads(running: RedisServer, client: Any, url: str, turns: int, seconds: float) -> list[Load]:
+    """All loads, pool and C in turn."""
+    built = program("blocking")
+    with contextlib.ExitStack() as stack:
+        ours = stack.enter_context(pool_reader(running, client, url))
+        theirs = blocking_reader(running, client, url, built) if built else None
+        most = capacity(ours)
+        loads = [Load(share, most * share) for share in LOADS]
+        for turn in range(1, turns + 1):
+            for load in loads:
+                offsets = schedule(load.rate, seconds, seed=turn)
+                load.pool.turns.append(ours(offsets))
+                if theirs:
+                    load.blocking.turns.append(theirs(offsets))
+            say(f"  turn {turn} of {turns}")
+    return loads
+
+
+def rows(loads: list[Load]) -> Iterator[list[object]]:
+    """For a table: load, who, p50, p99, p99.9, the ratios of p50 and p99 with lowest and highest."""
+    for load in loads:
+        name = f"{load.share:.0%}, {load.rate:,.0f}/s"
+        beside = [_ratio(load, 0.5), _ratio(load, 0.99)] if load.blocking.turns else ["not available"] * 2
+        yield [name, "pool", *_percentiles(load.pool), *beside]
+        if load.blocking.turns:
+            yield [name, "C, blocking read", *_percentiles(load.blocking), "", ""]
+
+
+def _percentiles(samples: Samples) -> list[float]:
+    return [median(samples.each_us(0.5)), median(samples.each_us(0.99)), samples.all_us(0.999)]
+
+
+def _ratio(load: Load, share: float) -> str:
+    beside = [a / b for a, b in zip(load.pool.each_us(share), load.blocking.each_us(share), strict=True)]
+    return f"{median(beside):.2f} ({min(beside):.2f}-{max(beside):.2f})"
+
+
+COLUMNS = ("load", "", "p50 µs", "p99 µs", "p99.9 µs", "ratio of p50", "ratio of p99")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = arguments(str(__doc__), rounds=5)
+    parser.add_argument("--turns", dest="rounds", type=int, help="the same as --rounds")
+    parser.add_argument("--seconds", type=float, default=1.5, help="of a turn at one load (default: 1.5)")
+    parser.add_argument("--tcp", action="store_true", help="over TCP instead of a unix socket")
+    options = parser.parse_args()
+    report = Report(f"XADD to the handler's first line, one worker, {options.rounds} turns", COLUMNS)
+    begun = time.monotonic()
+    with server(options) as running, running.sync() as client:
+        report.measured_on(running)
+        url = running.tcp_url if options.tcp else running.url
+        for row in rows(measure_loads(running, client, url, options.rounds, options.seconds)):
+            report.row(*row)
+    say(f"{time.monotonic() - begun:.0f} s")
+    report.show(as_json=options.json)
+
+
+if __name__ == "__main__":
+    main()
