@@ -122,12 +122,12 @@ class PoolContestant(Contestant):
 
     def __init__(self, title: str, backlog: Backlog, group: str, pids: list[int], alive: Callable[[], bool]) -> None:
         super().__init__(title, backlog, group)
-        self._pids, self._alive = pids, alive
+        self.pids, self._alive = pids, alive
 
     def turn(self) -> Turn:
         """Set its group back."""
         self.backlog.set_back(self.group)
-        return self.backlog.drain(self.group, self._pids, self._alive)
+        return self.backlog.drain(self.group, self.pids, self._alive)
 
 
 class ProgramContestant(Contestant):
