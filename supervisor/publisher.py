@@ -54,9 +54,12 @@ class Publisher:
     message to begin with).
     """
 
-    def __init__(self, redis: str | Redis, *, timeout_s: float = 5.0) -> None:
-        """`redis`: a URL, or a redis-py asyncio client whose server and credentials are used. Connects later."""
-        self._router = NodeRouter(redis, timeout_s=timeout_s)
+    def __init__(self, redis: str | Redis, *, timeout_s: float = 5.0, connect_timeout_s: float | None = None) -> None:
+        """`redis`: a URL, or a redis-py asyncio client whose server and credentials are used. Connects later.
+
+        `connect_timeout_s` is a shorter limit for connecting.
+        """
+        self._router = NodeRouter(redis, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s)
         self._closed = False
 
     async def publish(self, stream: str, message: Any, *, key: str | None = None) -> Published:

@@ -164,7 +164,9 @@ class Coalescer:
                 job.commands, job.with_text, job.sent = [job.with_text], None, job.lost
                 unknown_script.append(job)
             elif error is not None:
-                job.done.set_exception(PublishRefusedError(f"Redis refused: {error}", code_of(error)))
+                failure = PublishRefusedError(f"Redis refused: {error}", code_of(error))
+                failure.__cause__ = error
+                job.done.set_exception(failure)
             else:
                 job.done.set_result(got[-1])
         self._again(unknown_script)
@@ -176,7 +178,9 @@ class Coalescer:
     def _fail(self, jobs: list[Job], error: Exception) -> None:
         for job in jobs:
             if not job.done.done():
-                job.done.set_exception(_failure(job, f"{type(error).__name__}: {error}".rstrip(": "), code_of(error)))
+                failure = _failure(job, f"{type(error).__name__}: {error}".rstrip(": "), code_of(error))
+                failure.__cause__ = error
+                job.done.set_exception(failure)
 
     def _expire(self) -> None:
         """Answer those whose time is up; deadlines are in the order of arrival."""

@@ -33,11 +33,12 @@ _RETRY_S = 0.02
 class NodeRouter:
     """Holds one coalescer for each node; belongs to one event loop."""
 
-    def __init__(self, source: str | Redis, *, timeout_s: float) -> None:
+    def __init__(self, source: str | Redis, *, timeout_s: float, connect_timeout_s: float | None = None) -> None:
         """`source`: a URL, or a client whose server and credentials are used. Connects later."""
         self._source = source
         self._timeout_s = timeout_s
-        self._cluster = cluster(source, connect_timeout_s=timeout_s) if isinstance(source, str) else None
+        self._connect_timeout_s = connect_timeout_s or timeout_s
+        self._cluster = cluster(source, connect_timeout_s=self._connect_timeout_s) if isinstance(source, str) else None
         self._only = None if self._cluster else self._coalescer(None)
         self._nodes: dict[Address, Coalescer] = {}
         #: The last answer of the cluster; None: to be looked up.
@@ -79,11 +80,11 @@ class NodeRouter:
         except REDIS_FAULTS as error:
             raise PublishRefusedError(
                 f"Redis can't be reached: {error or 'no answer in time'}", code_of(error)
-            ) from None
+            ) from error
         if address not in self._nodes:
             self._nodes[address] = self._coalescer(address)
         return self._nodes[address]
 
     def _coalescer(self, at: Address | None) -> Coalescer:
-        connection = PipelineConnection(self._source, at=at, connect_timeout_s=self._timeout_s)
+        connection = PipelineConnection(self._source, at=at, connect_timeout_s=self._connect_timeout_s)
         return Coalescer(connection, timeout_s=self._timeout_s)

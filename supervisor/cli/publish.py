@@ -1,35 +1,29 @@
-"""`supervisor publish`: messages from the command line or from JSON, in pipelines.
+"""`supervisor publish`: messages from the command line or from JSON.
 
-A chunk is read and checked as a whole before any of it is sent, and what Redis has confirmed is
-counted one by one: whatever goes wrong, the message says how many were stored.
+A chunk is read and checked as a whole before any of it is sent, and stored as a whole or not at all. Whatever goes
+wrong, the error says how many messages were stored.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from supervisor.cli.common import command, config_option, load_settings, redis_option, talk
-from supervisor.errors import UsageError
+from supervisor.errors import PublishError, PublishUnknownError, SupervisorError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
-
-    from redis.asyncio.connection import AbstractConnection
 
     from supervisor.settings.model import Settings
 
 CHUNK = 500
 REPLY_LIMIT_S = 10.0
 PROGRESS_EVERY_S = 0.2
-#: How often is tried again what a node of a cluster refuses as another's.
-AGAIN_S = 0.05
 
 
 @command(
@@ -56,22 +50,22 @@ def publish(
     """
     import asyncio
 
-    from supervisor.cli.messages import json_chunks
+    from supervisor.cli.json_input import json_chunks
 
     if bool(fields) == (source is not None):
         raise UsageError("give either KEY=VALUE fields or --json FILE")
-    chunks = json_chunks(source, CHUNK) if source is not None else iter([[_pairs(fields)]])
+    chunks = json_chunks(source, CHUNK) if source is not None else iter([[_fields(fields)]])
     settings = load_settings(config, {"redis.url": redis}).settings
-    sender = _Sender(settings, stream, quiet)
-    asyncio.run(sender.send_all(chunks))
+    progress = _Progress(quiet)
+    asyncio.run(_publish_all(settings, stream, chunks, progress))
     if quiet:
-        click.echo(str(sender.tally.stored))
+        click.echo(str(progress.stored))
     if source is not None:
-        took_s = max(time.monotonic() - sender.tally.since_s, 1e-6)
-        talk(f"{sender.tally.stored:,} messages stored in {took_s:.2f} s, {sender.tally.stored / took_s:,.0f} a second")
+        took_s = max(time.monotonic() - progress.started_s, 1e-6)
+        talk(f"{progress.stored:,} messages stored in {took_s:.2f} s, {progress.stored / took_s:,.0f} a second")
 
 
-def _pairs(words: Iterable[str]) -> list[bytes]:
+def _fields(words: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
@@ -80,115 +74,69 @@ def _pairs(words: Iterable[str]) -> list[bytes]:
         if key in found:
             raise UsageError(f"{word!r}: the field {key!r} is given twice")
         found[key] = value
-    return [os.fsencode(text) for pair in found.items() for text in pair]
+    return found
 
 
-@dataclass
-class _Tally:
-    stored: int = 0
-    #: Sent, and neither confirmed nor refused.
-    unsure: int = 0
-    since_s: float = 0.0
-    told_s: float = 0.0
+class _Progress:
+    """Prints what was stored, and on a terminal how many."""
 
-
-class _Sender:
-    def __init__(self, settings: Settings, stream: str, quiet: bool) -> None:
-        self._settings = settings
-        self._stream = stream
+    def __init__(self, quiet: bool) -> None:
+        self.stored = 0
+        self.started_s = time.monotonic()
         self._quiet = quiet
-        self._progress = sys.stderr.isatty() and (quiet or not sys.stdout.isatty())
-        self.tally = _Tally(since_s=time.monotonic())
+        self._shown = sys.stderr.isatty() and (quiet or not sys.stdout.isatty())
+        self._shown_s = 0.0
 
-    async def send_all(self, chunks: Iterator[list[list[bytes]]]) -> None:
-        from redis.exceptions import RedisError
+    def add(self, ids: list[str]) -> None:
+        """Count and print the messages of these ids."""
+        self.stored += len(ids)
+        if not self._quiet:
+            click.echo("\n".join(ids))
+        if self._shown and time.monotonic() - self._shown_s > PROGRESS_EVERY_S:
+            self._shown_s = time.monotonic()
+            click.echo(f"\r{self.stored:,} messages stored", err=True, nl=False)
 
-        from supervisor.broker.connect import connection
-        from supervisor.cli.redis import LOST, refused, unreachable
-        from supervisor.settings.paths import redis_url
+    def so_far(self, unsure: int = 0) -> str:
+        """How many were stored; `unsure`: how many were sent without an answer."""
+        more = f"; {unsure:,} more were sent and not confirmed" if unsure else ""
+        return f"{self.stored:,} messages were stored{more}"
 
-        connect_s = self._settings.redis.connect_timeout_s
-        url = redis_url(self._settings)
-        link = connection(url, key=self._stream, connect_timeout_s=connect_s, name="supervisor-publish")
-        try:
+
+async def _publish_all(
+    settings: Settings, stream: str, chunks: Iterator[list[dict[str, str]]], progress: _Progress
+) -> None:
+    from supervisor.publisher import Publisher
+    from supervisor.settings.paths import redis_url
+
+    limits = {"timeout_s": REPLY_LIMIT_S, "connect_timeout_s": settings.redis.connect_timeout_s}
+    async with Publisher(redis_url(settings), **limits) as publisher:
+        while chunk := _next(chunks, progress):
             try:
-                await link.connect()
-            except LOST as error:
-                raise unreachable(self._settings, error) from None
-            except RedisError as error:
-                raise refused(self._settings, error) from None
-            while chunk := self._next(chunks):
-                ids, failure = await self._send(link, chunk)
-                self._report(ids)
-                if isinstance(failure, LOST):
-                    raise unreachable(self._settings, failure, self._so_far()) from None
-                if failure is not None:
-                    raise refused(self._settings, failure, self._so_far())
-        finally:
-            await link.disconnect(nowait=True)
+                if len(chunk) == 1:
+                    progress.add([(await publisher.publish(stream, chunk[0])).id])
+                else:
+                    progress.add((await publisher.publish_batch(stream, chunk)).ids)
+            except PublishError as error:
+                raise _failure(settings, error, progress.so_far(_unsure(error, chunk))) from None
 
-    def _next(self, chunks: Iterator[list[list[bytes]]]) -> list[list[bytes]]:
-        try:
-            return next(chunks, [])
-        except UsageError as error:
-            raise UsageError(f"{error}\n{self._so_far()}") from None
 
-    async def _send(self, link: AbstractConnection, chunk: list[list[bytes]]) -> tuple[list[bytes], Exception | None]:
-        """The ids of those stored, and the first thing that went wrong. What belongs elsewhere is sent there."""
-        import asyncio
+def _next(chunks: Iterator[list[dict[str, str]]], progress: _Progress) -> list[dict[str, str]]:
+    try:
+        return next(chunks, [])
+    except UsageError as error:
+        raise UsageError(f"{error}\n{progress.so_far()}") from None
 
-        from redis.exceptions import AskError, TryAgainError
 
-        from supervisor.cli.redis import LOST
-        from supervisor.settings.paths import redis_url
-        from supervisor.settings.redis_url import is_cluster
+def _unsure(error: PublishError, chunk: list[dict[str, str]]) -> int:
+    return len(chunk) if isinstance(error, PublishUnknownError) else 0
 
-        ids: list[bytes] = []
-        left, failure = chunk, None
-        in_cluster = is_cluster(redis_url(self._settings))
-        until_s = time.monotonic() + REPLY_LIMIT_S
-        while True:
-            self.tally.unsure = len(left)
-            try:
-                await link.connect()
-                left, failure = await self._send_once(link, left, ids)
-            except LOST as error:
-                return ids, error
-            # A node of a cluster that answers so has stored nothing, and the connection now goes to the right one.
-            elsewhere = in_cluster and isinstance(failure, AskError | TryAgainError)
-            if not elsewhere or time.monotonic() > until_s:
-                return ids, failure
-            await asyncio.sleep(AGAIN_S)
 
-    async def _send_once(
-        self, link: AbstractConnection, chunk: list[list[bytes]], ids: list[bytes]
-    ) -> tuple[list[list[bytes]], Exception | None]:
-        """Those that were refused, and why the first of them was. Raises redis-py's errors and OSError."""
-        from hiredis import pack_command
-        from redis.exceptions import ResponseError
+def _failure(settings: Settings, error: PublishError, so_far: str) -> SupervisorError:
+    """The error as every other command words it."""
+    from supervisor.broker.redis_errors import CONNECTION_LOST, UNREACHABLE
+    from supervisor.cli.redis import refused, unreachable
 
-        stream = os.fsencode(self._stream)
-        refused: list[list[bytes]] = []
-        failure: Exception | None = None
-        commands: list[Any] = [(b"XADD", stream, b"*", *fields) for fields in chunk]
-        await link.send_packed_command([pack_command(words) for words in commands], check_health=False)
-        for fields in chunk:
-            try:
-                ids.append(await link.read_response(disable_decoding=True, timeout=REPLY_LIMIT_S))
-                self.tally.stored += 1
-            except ResponseError as error:
-                refused.append(fields)
-                failure = failure or error
-            self.tally.unsure -= 1
-        return refused, failure
-
-    def _report(self, ids: list[bytes]) -> None:
-        if ids and not self._quiet:
-            click.echo(b"\n".join(ids))
-        if self._progress and time.monotonic() - self.tally.told_s > PROGRESS_EVERY_S:
-            self.tally.told_s = time.monotonic()
-            click.echo(f"\r{self.tally.stored:,} messages stored", err=True, nl=False)
-
-    def _so_far(self) -> str:
-        unsure = f"; {self.tally.unsure:,} more were sent and not confirmed" if self.tally.unsure else ""
-        return f"{self.tally.stored:,} messages were stored{unsure}"
+    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    if error.code == UNREACHABLE or isinstance(cause, CONNECTION_LOST):
+        return unreachable(settings, cause, so_far)
+    return refused(settings, cause, so_far)

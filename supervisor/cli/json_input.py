@@ -1,7 +1,7 @@
-"""JSON input as messages: one object, an array of objects, or one after the other (NDJSON), read piece by piece.
+"""Reads messages from JSON: one object, an array of objects, or one object after the other (NDJSON).
 
-What is wrong is a UsageError with its line. Never more than one piece and the message it ends in is
-in memory.
+The input is read piece by piece; only a piece and the message that it ends in are in memory. Every error is a
+UsageError with its line.
 """
 
 from __future__ import annotations
@@ -10,48 +10,32 @@ import json
 import re
 from typing import IO, TYPE_CHECKING, Any
 
-from supervisor.errors import UsageError
+from supervisor.core.encode import encode_fields
+from supervisor.errors import EncodeError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
 PIECE_BYTES = 64 * 1024
-#: A literal or an escape that the end of the piece cut in two begins at most this far before it.
+#: A literal or escape that is cut by the end of a piece begins at most this far before the end.
 _CUT = 8
 _BLANK = re.compile(r"[ \t\r\n]*")
 
 
-def fields_of(message: Mapping[str, Any]) -> list[bytes]:
-    """Names and values as Redis stores them: strings as they are, all else as JSON text.
-
-    Raises ValueError for a message without fields and for text that is not Unicode.
-    """
-    if not message:
-        raise ValueError("a message needs at least one field")
-    flat: list[bytes] = []
-    for name, value in message.items():
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-        try:
-            flat += (name.encode(), text.encode())
-        except UnicodeEncodeError as error:
-            raise ValueError(f"the field {name!r} is not Unicode: {error.reason}") from None
-    return flat
-
-
-def json_chunks(source: IO[bytes], size: int) -> Iterator[list[list[bytes]]]:
-    """The messages in `source` as `fields_of` makes them, up to `size` at once.
+def json_chunks(source: IO[bytes], size: int) -> Iterator[list[dict[str, str]]]:
+    """Yield the messages in `source` as an entry's fields, up to `size` at once.
 
     A chunk is shorter where the source has no more at the moment, so that a slow pipe is not held up.
     Raises UsageError that names the line; the chunk it stands in is not yielded.
     """
     reader = _Reader(source)
-    chunk: list[list[bytes]] = []
+    chunk: list[dict[str, str]] = []
     for line, value in reader.values():
         if not isinstance(value, dict):
             raise UsageError(f"{reader.name}:{line}: a message must be a JSON object, not {json.dumps(value)[:40]}")
         try:
-            chunk.append(fields_of(value))
-        except ValueError as error:
+            chunk.append(encode_fields(value))
+        except EncodeError as error:
             raise UsageError(f"{reader.name}:{line}: {error}") from None
         if len(chunk) >= size or reader.is_drained():
             yield chunk
@@ -74,11 +58,11 @@ class _Reader:
         self._ended = False
 
     def is_drained(self) -> bool:
-        """Nothing but blanks is left of what was read so far."""
+        """Return whether only blanks are left of what was read so far."""
         return len(self._text) - self._at <= len("\r\n") and not self._text[self._at :].strip()
 
     def values(self) -> Iterator[tuple[int, Any]]:
-        """Each value with the line it begins in."""
+        """Yield each value with the line it begins in."""
         first = self._peek()
         if first == "[":
             self._at += 1
@@ -113,11 +97,11 @@ class _Reader:
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _CUT
                 if self._ended or not cut:
-                    # The line that lacks something, not the one after it where that was noticed.
+                    # The line where something is missing, not the next one, where that was noticed.
                     line = self._line + self._text[self._at : error.pos].rstrip().count("\n")
                     raise UsageError(f"{self.name}:{line}: not valid JSON: {error.msg}") from None
                 self._more(wanted)
-                wanted *= 2  # so that a long message is not tried once for each piece
+                wanted *= 2  # a long message is not parsed again for each piece
             except (ValueError, RecursionError) as error:
                 raise UsageError(f"{self.name}:{self._line}: not valid JSON: {error}") from None
             else:
@@ -125,7 +109,7 @@ class _Reader:
                 return value
 
     def _peek(self) -> str:
-        """The next character that is no blank; empty at the end."""
+        """Return the next character that is not blank; empty at the end."""
         while True:
             found = _BLANK.match(self._text, self._at)
             self._move(found.end() if found else self._at)
@@ -138,7 +122,7 @@ class _Reader:
         self._at = to
 
     def _more(self, count: int) -> None:
-        # What there is at the moment, where the source can tell (a pipe, a terminal).
+        # `read1` returns what there is at the moment, for pipes and terminals.
         piece = getattr(self._source, "read1", self._source.read)(count)
         self._ended = not piece
         try:
