@@ -49,7 +49,7 @@ def test_tail_follows_what_is_new_and_survives_a_crash_of_redis(tmp_path: Path, 
         publish(tcp_server, "three")
         eventually(lambda: texts(out) == ["one", "two", "three"])
         tail.send_signal(signal.SIGINT)
-        assert tail.wait(10) == 130
+        assert tail.wait(30) == 130
     finally:
         tail.kill()
         tail.communicate()
@@ -73,7 +73,7 @@ def test_ctrl_c_ends_tails_of_a_busy_stream(tmp_path: Path, redis_server) -> Non
                 tail.send_signal(signal.SIGINT)
                 for _ in range(100):
                     client.xadd(STREAM, {"n": 1})
-            assert [tail.wait(10) for tail in tails] == [130] * len(tails)
+            assert [tail.wait(30) for tail in tails] == [130] * len(tails)
     finally:
         for tail in tails:
             tail.kill()

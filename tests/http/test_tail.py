@@ -6,7 +6,6 @@ import contextlib
 import json
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +17,8 @@ from tests.http.service import STREAM, Service, browser, problem
 from tests.support.waiting import eventually
 
 TAIL = f"/v1/streams/{STREAM}/tail"
+#: What uvicorn says when it cuts what is still open after its limit.
+CUT = "timeout graceful shutdown exceeded"
 NDJSON = {"content-type": "application/x-ndjson"}
 
 
@@ -158,13 +159,10 @@ def test_tails_wait_out_a_crash_of_redis_and_end_with_the_service(
         eventually(lambda: one.numbers == other.numbers == ["0", "1", "2", "3"])
         assert not one.ended and not other.ended
 
-        began_s = time.monotonic()
         assert service.stop() == 0
-        took_s = time.monotonic() - began_s
         eventually(lambda: one.ended and other.ended)
         assert not any(line.startswith("error") for line in one.lines + other.lines)
-    # uvicorn cuts what is still open after two seconds.
-    assert took_s < 1.5
+    assert CUT not in service.log
 
 
 def test_a_tail_that_has_just_begun_ends_with_the_service(
@@ -172,7 +170,5 @@ def test_a_tail_that_has_just_begun_ends_with_the_service(
 ) -> None:
     service = start_service(redis_url)
     with following(service), following(service):
-        began_s = time.monotonic()
         assert service.stop() == 0
-    assert time.monotonic() - began_s < 1.5
-    assert "Traceback" not in service.log
+    assert CUT not in service.log and "Traceback" not in service.log

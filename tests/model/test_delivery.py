@@ -22,7 +22,7 @@ from tests.model.histories import failures, shortened
 from tests.model.tasks import GRAVEYARD
 from tests.model.world import WEIGHTS, World, play
 
-HISTORIES = int(os.environ.get("MODEL_HISTORIES", "1000"))
+HISTORIES = int(os.environ.get("MODEL_HISTORIES", "300"))
 CORPUS = [json.loads(line) for line in (Path(__file__).parent / "corpus.jsonl").read_text().splitlines()]
 
 whiches, hows = st.integers(0, 11), st.integers(0, 59)
@@ -33,9 +33,10 @@ def test_what_once_broke_a_rule_does_so_no_more(kept: dict[str, Any]) -> None:
     play(kept["moves"], kept["groups"])
 
 
-def test_random_histories_break_no_rule() -> None:
+@pytest.mark.parametrize("histories", [HISTORIES, pytest.param(10 * HISTORIES, marks=pytest.mark.long)])
+def test_random_histories_break_no_rule(histories: int) -> None:
     seed = int.from_bytes(os.urandom(4), "little")
-    for found, groups, moves, what in failures(seed, HISTORIES):
+    for found, groups, moves, what in failures(seed, histories):
         short = json.dumps({"why": what, "groups": groups, "moves": shortened(moves, groups)})
         pytest.fail(f"seed {found}: {what}; the shortest history that does so:\n{short}")
 

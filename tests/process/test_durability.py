@@ -21,8 +21,13 @@ MODES = [
     ("always", {"appendonly": True, "options": ("--appendfsync", "always")}, EACH, EACH),
 ]
 
+LONG = ("none", "always")
 
-@pytest.mark.parametrize(("durability", "how", "first", "second"), MODES, ids=[mode[0] for mode in MODES])
+
+@pytest.mark.parametrize(
+    ("durability", "how", "first", "second"),
+    [pytest.param(*mode, id=mode[0], marks=[pytest.mark.long] if mode[0] in LONG else []) for mode in MODES],
+)
 def test_a_killed_redis_loses_what_its_durability_says(
     start_pool: StartPool, durability: str, how: dict[str, object], first: int, second: int
 ) -> None:

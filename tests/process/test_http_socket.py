@@ -34,7 +34,7 @@ HANDLERS = """
 
 
 def livez(pool: Pool, limit_s: float = 10) -> bool:
-    return httpx.get(f"{pool.base_url}/livez", timeout=limit_s, trust_env=False).status_code == 200
+    return httpx.get(f"{pool.base_url}/livez", timeout=limit_s, trust_env=False, verify=False).status_code == 200
 
 
 def service(pool: Pool, name: str) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def test_a_taken_port_ends_the_start_before_anything_runs(start_pool: StartPool,
             args=("--bind", f"127.0.0.1:{port}"),
             api=True,
         )
-        assert pool.wait(10) == EXIT_USAGE
+        assert pool.wait() == EXIT_USAGE
     assert f"error: 127.0.0.1:{port} is in use; use --bind 127.0.0.1:{port + 1} or [api] bind" in pool.output
     assert not (pool.folder / ".supervisor" / "redis").exists(), "not even the embedded server was started"
 
@@ -92,7 +92,7 @@ def test_only_arbiter_and_service_have_the_socket(start_pool: StartPool) -> None
 
 
 class Probe:
-    """Asks `/livez` every 10 ms, each time with a connection of its own, and counts what came of it."""
+    """Asks `/livez` every 20 ms, each time with a connection of its own, and counts what came of it."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -103,7 +103,7 @@ class Probe:
         self._threads: list[threading.Thread] = []
 
     def run(self) -> None:
-        while not self._stop.wait(0.01):
+        while not self._stop.wait(0.02):
             thread = threading.Thread(target=self._ask)
             thread.start()
             self._threads.append(thread)
@@ -168,7 +168,7 @@ def test_restart_waits_until_the_new_service_serves(start_pool: StartPool, redis
     assert {s["name"] for s in after} == set(before) == {"keeper", "api"}
     for found in after:
         assert found["pid"] != before[found["name"]] and found["state"] == "READY", found
-    assert livez(pool, 1)
+    assert livez(pool)
 
 
 def test_another_address_is_taken_up_by_a_restart_unless_it_is_taken(tmp_path: Path, redis_url: str) -> None:
@@ -179,34 +179,35 @@ def test_another_address_is_taken_up_by_a_restart_unless_it_is_taken(tmp_path: P
 
     with Pool(tmp_path / "pool", HANDLERS, redis_url=redis_url, workers=1, config=config(first), api=None) as plain:
         plain.start()
-        assert httpx.get(f"http://127.0.0.1:{first}/livez", trust_env=False).status_code == 200
+        assert httpx.get(f"http://127.0.0.1:{first}/livez", trust_env=False, verify=False).status_code == 200
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", second))
             taken.listen()
             plain.config.write_text(config(second))
             done = plain.command("restart", "--wait")
             assert done.returncode == 1 and f"127.0.0.1:{second} is in use" in plain.output, done.stderr
-            assert httpx.get(f"http://127.0.0.1:{first}/livez", trust_env=False).status_code == 200
+            assert httpx.get(f"http://127.0.0.1:{first}/livez", trust_env=False, verify=False).status_code == 200
         assert plain.command("restart", "--wait").returncode == 0
-        assert httpx.get(f"http://127.0.0.1:{second}/livez", trust_env=False).status_code == 200
+        assert httpx.get(f"http://127.0.0.1:{second}/livez", trust_env=False, verify=False).status_code == 200
         with pytest.raises(httpx.ConnectError):
-            httpx.get(f"http://127.0.0.1:{first}/livez", trust_env=False)
+            httpx.get(f"http://127.0.0.1:{first}/livez", trust_env=False, verify=False)
         plain.config.write_text(config(second) + "enabled = false\n")
         assert plain.command("restart", "--wait").returncode == 0
         with pytest.raises(httpx.ConnectError):
-            httpx.get(f"http://127.0.0.1:{second}/livez", trust_env=False)
+            httpx.get(f"http://127.0.0.1:{second}/livez", trust_env=False, verify=False)
         assert plain.status()["state"] == "healthy", "a service that is not wanted degrades nothing"
 
 
 def test_a_draining_pool_takes_no_connection(start_pool: StartPool, redis_url: str) -> None:
     slow = """
-        import asyncio
+        import asyncio, pathlib
         from supervisor import handler
 
         @handler("events", group="g")
         async def handle(message: dict[str, str]) -> None:
             print("begun", flush=True)
-            await asyncio.sleep(8)
+            while not pathlib.Path("go").exists():
+                await asyncio.sleep(0.02)
     """
     pool = start_pool(slow, redis_url=redis_url, api=True, workers=1)
     assert pool.command("publish", "events", "a=1").returncode == 0
@@ -215,11 +216,12 @@ def test_a_draining_pool_takes_no_connection(start_pool: StartPool, redis_url: s
 
     def refused() -> bool:
         try:
-            livez(pool, 1)
+            livez(pool)
         except httpx.ConnectError:
             return True
         return False
 
-    eventually(refused, 5)
+    eventually(refused, 20)
     assert psutil.pid_exists(pool.pid) and pool.ask("status")["state"] == "draining"
+    (pool.folder / "go").touch()
     assert pool.wait() == 0

@@ -116,6 +116,6 @@ def test_a_lease_that_has_run_out_or_was_lost_with_its_server_is_taken_again(
         eventually(lambda: redis.get(LEASE) == token)
     redis_server.restart()  # without persistence: the lease is gone, too
     with redis_server.sync() as redis:
-        eventually(lambda: redis.get(LEASE) == token, 20)
+        eventually(lambda: redis.get(LEASE) == token, 40)
     assert pool.wait_ready()["pid"] == pool.pid
     assert pool.pids() == pids and not pool.events("draining")

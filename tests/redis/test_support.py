@@ -1,7 +1,5 @@
 """The tests' own servers do what the fault tests believe of them."""
 
-import time
-
 import psutil
 import pytest
 import redis as redis_py
@@ -47,12 +45,10 @@ def test_closed_server_leaves_no_process_and_no_folder() -> None:
 
 
 async def test_waiting_in_vain_says_what_was_seen() -> None:
-    begun = time.monotonic()
     with pytest.raises(AssertionError, match=r"not within 0.05 s: two is three \(at last it was False\)"):
         eventually(lambda: len("ab") == 3, 0.05, what="two is three")
     with pytest.raises(AssertionError, match="raised ValueError"):
         await eventually_async(lambda: int("x"), 0.05)
-    assert time.monotonic() - begun < 5
     assert await eventually_async(lambda: 3) == 3
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -64,7 +63,7 @@ async def is_gone(redis: Redis, key: str) -> bool:
 async def test_connections_that_are_lost_while_idle(proxy: Proxy, redis: Redis, seen: Counter[str], how: str) -> None:
     """The settler's may rest for hours, and then find that it was reset long ago."""
     async with working(proxy.url, counting(seen)) as worker:
-        for n in range(20):
+        for n in range(6):
             await publish(redis, n)
             await eventually_async(lambda n=n: seen[str(n)] == 1)  # type: ignore[misc]
             await worker.runtime.settlers[0].flush()
@@ -73,14 +72,13 @@ async def test_connections_that_are_lost_while_idle(proxy: Proxy, redis: Redis, 
         await publish(redis, "last")
         await eventually_async(lambda: seen["last"] == 1)
         await eventually_async(lambda: settled(redis))
-    assert set(seen.values()) == {1} and proxy.did[how] >= 20
+    assert set(seen.values()) == {1} and proxy.did[how] >= 6
 
 
 async def test_connections_that_are_killed_at_random(redis_url: str, redis: Redis, seen: Counter[str]) -> None:
     rng, killed, published = random.Random(1), 0, 0
     async with working(redis_url, counting(seen)):
-        until_s = time.monotonic() + 4
-        while time.monotonic() < until_s:
+        while killed < 20:
             await publish(redis, *range(published, published + 20))
             published += 20
             mine = [row["id"] for row in await redis.client_list() if row["name"] == NAME]
@@ -89,7 +87,6 @@ async def test_connections_that_are_killed_at_random(redis_url: str, redis: Redi
             await asyncio.sleep(rng.random() * 0.02)
         await eventually_async(lambda: len(seen) == published)
         await eventually_async(lambda: settled(redis))
-    assert killed > 20
     assert max(seen.values()) <= 3
 
 
@@ -141,6 +138,7 @@ async def test_an_entry_that_no_reply_may_be_long_enough_for(seen: Counter[str])
             assert len(letter[b"field:pad"]) == 2_000_000 and b"client-output-buffer-limit" in letter[b"reason"]
 
 
+@pytest.mark.long
 async def test_a_copy_that_no_reply_may_be_long_enough_for_stays_a_letter_of_its_message(seen: Counter[str]) -> None:
     with RedisServer(default_flavour()) as server:
         async with server.client() as redis:
@@ -175,6 +173,7 @@ async def test_an_entry_that_a_bad_network_keeps_back_is_no_dead_letter(
         assert proxy.did["reset in the middle"] >= 12 and worker.shared.get(SlotField.DEAD) == 0
 
 
+@pytest.mark.long
 async def test_a_large_entry_and_its_letter_on_a_slow_link(proxy: Proxy, redis: Redis, seen: Counter[str]) -> None:
     """Each takes longer than a read of the pending list, or a pipeline, has by itself."""
     bad: list[str] = []

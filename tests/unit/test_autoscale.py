@@ -77,7 +77,7 @@ def factory(monkeypatch):
     return make
 
 
-@pytest.mark.parametrize("needed", [0.5, 3.5, 3.95, 15.9])
+@pytest.mark.parametrize("needed", [0.5, 3.95, *(pytest.param(n, marks=pytest.mark.long) for n in (3.5, 15.9))])
 def test_the_number_finds_what_a_load_needs_and_stays(factory, needed: float) -> None:
     here = factory(lambda _now_s: needed * PACE)
     here.run(2 * HOUR_S)
@@ -119,8 +119,8 @@ def test_each_step_down_that_was_taken_back_doubles_the_wait(factory) -> None:
 def test_a_rise_long_after_a_step_down_does_not_take_it_back(factory) -> None:
     every_s = 5400
     here = factory(lambda now_s: 1550.0 if now_s % every_s < 40 else 50.0)
-    here.run(4 * every_s)
-    for busy_s in range(every_s, 4 * every_s, every_s):
+    here.run(3 * every_s)
+    for busy_s in range(every_s, 3 * every_s, every_s):
         assert here.steps, "it rose"
         took_s = next(at_s for at_s, _, after in here.steps if after == 1 and at_s > busy_s) - busy_s
         assert took_s < 16 * DOWN_AFTER_S + 60
