@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from supervisor.keys import host_key
 from tests.http.service import browser
 from tests.process.test_pool import RECORD, consumers, seen
