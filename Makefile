@@ -10,14 +10,18 @@ MAKEFLAGS += --no-print-directory
 
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST = $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 ARGS ?= --workers 8
 PYTEST_ARGS ?=
+# Tests wait more than they compute.
+TEST_PROCESSES ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
 BENCH_ARGS ?=
 SEEDS ?= 1
+SOAK_S ?= 120
 LINTED := supervisor api handlers tests benchmarks
 
-.PHONY: help install run test faults delivery lint format bench bench-guard peers constraints clean
+.PHONY: help install run check test long faults delivery soak lint format bench bench-guard peers constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,14 +32,24 @@ install: $(VENV)/.installed ## make .venv with the `supervisor` command
 run: $(VENV)/.installed ## install, then run the pool in the foreground
 	@exec $(BIN)/supervisor start $(ARGS)
 
-test: $(VENV)/.installed-dev ## install what the tests need, then run them all
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+check: $(VENV)/.installed-dev ## what a commit needs: the linters and the tests that start no server, under 30 s
+	@$(MAKE) lint
+	@$(PYTEST) tests/unit $(PYTEST_ARGS)
 
-faults: $(VENV)/.installed-dev ## kill, freeze and starve the pool in every way, and show what it costs
-	@$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+test: $(VENV)/.installed-dev ## install what the tests need, then run each kind of case once, a few minutes
+	@$(PYTEST) $(PYTEST_ARGS)
+
+long: $(VENV)/.installed-dev ## the long forms that `make test` leaves out (marked `long`), a quarter of an hour
+	@$(PYTEST) -m long --seeds $(SEEDS) $(PYTEST_ARGS)
+
+faults: $(VENV)/.installed-dev ## kill, freeze and starve the pool in every way, short and long, and show what it costs
+	@$(BIN)/python -m pytest tests/faults -m 'long or not long' $(PYTEST_ARGS)
 
 delivery: $(VENV)/.installed-dev ## thirty faults under load, each with SEEDS=1 seeds, and what became of every message
-	@$(BIN)/python -m pytest tests/delivery --numprocesses 2 --dist loadfile --seeds $(SEEDS) $(PYTEST_ARGS)
+	@$(PYTEST) tests/delivery -m long --seeds $(SEEDS) $(PYTEST_ARGS)
+
+soak: $(VENV)/.installed-dev ## a pool at work for SOAK_S=120 seconds while clocks jump and clients come and go
+	@$(BIN)/python -m pytest tests/delivery/test_soak.py -m long --soak-s $(SOAK_S) --timeout $$(($(SOAK_S) + 180)) $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check $(LINTED)

@@ -37,6 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--seed", type=int, help="run each long form with this seed alone")
     group.addoption("--load-s", type=float, default=4.0, help="how long the load of a long form lasts (default: 4 s)")
+    group.addoption("--soak-s", type=float, default=12.0, help="how long the soak lasts (default: 12 s)")
 
 
 def pytest_configure() -> None:

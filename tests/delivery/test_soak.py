@@ -102,11 +102,11 @@ def browser(case: Case) -> httpx.Client:
 
 
 @pytest.mark.long
-def test_30_soak(make_case: StartCase, tmp_path: Path) -> None:
+def test_30_soak(make_case: StartCase, tmp_path: Path, pytestconfig: pytest.Config) -> None:
     clock = SteppedClock(tmp_path)
     # Each worker is replaced about every two seconds. Ten clients get all that is published.
     case = make_case(body=BODY, pool="recycle_messages = 80", rate=200.0, api=True, env=clock.environment)
-    case.load_s = max(12.0, 2 * case.load_s)
+    case.load_s = pytestconfig.getoption("soak_s")
     case.start_pool()
     with browser(case) as http, tails(case, TAILS):
         case.start_load()
