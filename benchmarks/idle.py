@@ -32,6 +32,9 @@ async def first(event: UserCreated) -> None:
 async def second(event: UserCreated) -> None:
     pass
 """
+COLUMNS = ("", "% of one core", "PSS MiB", "PSS MiB each")
+#: CPU by what, commands a second, PSS by what.
+Round = tuple[dict[str, float], float, dict[str, float]]
 #: After the start, until imports and first reads are over.
 SETTLE_S = 3.0
 
@@ -52,7 +55,7 @@ def cpu_s(family: dict[str, list[psutil.Process]]) -> dict[str, float]:
     return {name: sum(time.user + time.system for time in members) for name, members in times.items()}
 
 
-def one_round(running: RedisServer, workers: int, seconds: float) -> tuple[dict[str, float], float, dict[str, float]]:
+def one_round(running: RedisServer, workers: int, seconds: float) -> Round:
     """(percent of one core by what, commands a second, PSS in MiB by what)."""
     with project(HANDLER, redis_url=running.url, workers=workers, api=True) as pool, running.sync() as client:
         client.flushall()
@@ -73,6 +76,19 @@ def _commands(client: Any) -> int:
     return int(client.info("stats")["total_commands_processed"])
 
 
+def rows(rounds: list[Round], workers: int) -> list[list[object]]:
+    """For a table: medians of the rounds."""
+    found: list[list[object]] = []
+    for name in ("arbiter", "workers", "keeper", "api"):
+        size = median([pss[name] for _, _, pss in rounds])
+        each = size / (workers if name == "workers" else 1)
+        found.append([name, median([cpu[name] for cpu, _, _ in rounds]), size, each])
+    total = median([sum(cpu.values()) for cpu, _, _ in rounds])
+    found.append(["all", total, median([sum(pss.values()) for _, _, pss in rounds]), ""])
+    found.append(["commands a second at Redis", median([commands for _, commands, _ in rounds]), "", ""])
+    return found
+
+
 def main() -> None:
     """Measure and print."""
     parser = arguments(str(__doc__), rounds=3)
@@ -81,7 +97,7 @@ def main() -> None:
     options = parser.parse_args()
     report = Report(
         f"An idle pool of {options.workers} workers, {options.rounds} rounds of {options.seconds:g} s",
-        ("", "% of one core", "PSS MiB", "PSS MiB each"),
+        COLUMNS,
     )
     with server(options) as running:
         report.measured_on(running)
@@ -90,13 +106,8 @@ def main() -> None:
             rounds.append(one_round(running, options.workers, options.seconds))
             cpu, commands, _ = rounds[-1]
             say(f"round {number + 1}: {sum(cpu.values()):.2f} % of one core, {commands:.1f} commands/s")
-    for name in ("arbiter", "workers", "keeper", "api"):
-        size = median([pss[name] for _, _, pss in rounds])
-        each = size / (options.workers if name == "workers" else 1)
-        report.row(name, median([cpu[name] for cpu, _, _ in rounds]), size, each)
-    total = median([sum(cpu.values()) for cpu, _, _ in rounds])
-    report.row("all", total, median([sum(pss.values()) for _, _, pss in rounds]), "")
-    report.notes.append(f"Commands at Redis: {median([commands for _, commands, _ in rounds]):.1f} a second.")
+    for row in rows(rounds, options.workers):
+        report.row(*row)
     report.notes.append(f"CPU is counted in ticks of {1000 / os.sysconf('SC_CLK_TCK'):g} ms by process.")
     report.show(as_json=options.json)
 

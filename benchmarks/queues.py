@@ -316,6 +316,56 @@ def end(processes: list[subprocess.Popen[bytes]]) -> None:
         process.wait()
 
 
+COLUMNS = ("", "version", "messages/s", "CPU µs", "pool, messages/s", "pool's ratio", "lowest", "highest")
+
+
+@dataclass(frozen=True)
+class Found:
+    """Turns of a queue and of the pool beside it."""
+
+    theirs: list[Turn]
+    ours: list[Turn]
+
+
+def measure(name: str, report: Report, running: RedisServer, entries: int, turns: int) -> Found:
+    """Turns of one queue and of the pool on a server that nobody else uses."""
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(running.sync())
+        report.measured_on(running)
+        contestant = stack.enter_context(workers(name, running))
+        backlog = Backlog(client, STREAM, entries, WORKLOADS["message"].fields)
+        ours = stack.enter_context(pool(backlog, running.tcp_url, "message", workers=WORKERS))
+        found = take_turns([ours, contestant], turns)
+        return Found(found[contestant.title], found[ours.title])
+
+
+def row(name: str, report: Report, running: RedisServer, entries: int, turns: int) -> Found | None:
+    """Measure one queue and add its row, also where it is not installed or fails."""
+    queue = QUEUES[name]
+    say(f"  {queue.title}")
+    if (installed := version(queue)) is None:
+        report.row(queue.title, *["not installed"] * (len(COLUMNS) - 1))
+        return None
+    try:
+        found = measure(name, report, running, entries, turns)
+    except (RuntimeError, redis_py.RedisError, subprocess.CalledProcessError) as error:
+        say("\n".join([str(error), *getattr(error, "__notes__", [])]))
+        report.row(queue.title, installed, *["failed"] * (len(COLUMNS) - 2))
+        return None
+    beside = ratios(found.ours, found.theirs)
+    report.row(
+        queue.title,
+        installed,
+        median([turn.rate for turn in found.theirs]),
+        median([turn.cpu_us for turn in found.theirs]),
+        median([turn.rate for turn in found.ours]),
+        median(beside),
+        min(beside),
+        max(beside),
+    )
+    return found
+
+
 def main() -> None:
     """Measure and print."""
     parser = arguments(str(__doc__), rounds=5)
@@ -323,42 +373,12 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200_000, help="the pool's backlog (default: 200000)")
     options = parser.parse_args()
     report = Report(
-        f"Queues on Redis, {WORKERS} worker processes, a task that does nothing, {options.rounds} turns",
-        ("", "version", "messages/s", "lowest", "highest", "CPU µs", "pool's ratio", "lowest", "highest"),
+        f"Queues on Redis, {WORKERS} worker processes, a task that does nothing, {options.rounds} turns", COLUMNS
     )
     for name in options.only or QUEUES:
-        if (found := version(QUEUES[name])) is None:
-            say(f"{QUEUES[name].title} is not installed; `make bench` installs it")
-            continue
-        try:
-            measured, where = beside_pool(name, options)
-        except RuntimeError as error:
-            say(f"{error}\n{chr(10).join(getattr(error, '__notes__', []))}")
-            report.row(QUEUES[name].title, found, *["failed"] * 7)
-            continue
-        report.where = where
-        theirs, ours = measured[QUEUES[name].title], measured["pool"]
-        rates, beside = [turn.rate for turn in theirs], ratios(ours, theirs)
-        cpu = median([turn.cpu_us for turn in theirs])
-        report.row(
-            QUEUES[name].title, found, median(rates), min(rates), max(rates), cpu,
-            median(beside), min(beside), max(beside),
-        )  # fmt: skip
+        with server(options) as running:
+            row(name, report, running, options.count, options.rounds)
     report.show(as_json=options.json)
-
-
-def beside_pool(name: str, options: Any) -> tuple[dict[str, list[Turn]], dict[str, str]]:
-    """Turns of one queue and of the pool on one server; and what that is."""
-    workload = WORKLOADS["message"]
-    report = Report("", ())
-    with contextlib.ExitStack() as stack:
-        running = stack.enter_context(server(options))
-        client = stack.enter_context(running.sync())
-        report.measured_on(running)
-        contestant = stack.enter_context(workers(name, running))
-        backlog = Backlog(client, STREAM, options.count, workload.fields)
-        ours = stack.enter_context(pool(backlog, running.tcp_url, "message", workers=WORKERS))
-        return take_turns([ours, contestant], options.rounds), report.where
 
 
 if __name__ == "__main__":

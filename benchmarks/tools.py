@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.broker.connect import client, describe
+from tests.support.flavours import Flavour
 from tests.support.pool import Pool
 from tests.support.servers import RedisServer
 
@@ -33,8 +34,8 @@ CONFIG = f'[pool]\nhost = "{HOST}"\n'
 
 
 def arguments(description: str, *, rounds: int) -> argparse.ArgumentParser:
-    """The options that all benchmarks have. From now on SIGTERM ends with all that was started."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    """The options that all benchmarks have."""
+    end_on_sigterm()
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", help="server binary to start (default: the first that is found)")
     parser.add_argument(
@@ -48,12 +49,22 @@ def arguments(description: str, *, rounds: int) -> argparse.ArgumentParser:
     return parser
 
 
+def end_on_sigterm() -> None:
+    """From now on SIGTERM ends all that was started, too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 @contextmanager
 def server(options: argparse.Namespace) -> Iterator[RedisServer]:
     """A fresh server of our own with the durability asked for."""
-    words = () if options.fsync == "none" else ("--appendfsync", options.fsync)
-    with RedisServer(options.server, appendonly=options.fsync != "none", tcp=True, options=words) as started:
+    with server_of(options.server, options.fsync) as started:
         yield started
+
+
+def server_of(binary: str | Flavour | None = None, fsync: str = "none") -> RedisServer:
+    """A server of that binary, on a unix socket and on TCP; a context manager."""
+    words = () if fsync == "none" else ("--appendfsync", fsync)
+    return RedisServer(binary, appendonly=fsync != "none", tcp=True, options=words)
 
 
 @contextmanager
@@ -119,6 +130,13 @@ class Report:
                 )
             )
         print("".join(f"\n{note}" for note in self.notes) + "\n")
+
+    def markdown(self) -> str:
+        """The table and its notes as Markdown."""
+        texts = [list(self.columns), ["---"] + ["--:"] * (len(self.columns) - 1)]
+        texts += [[_text(cell) for cell in row] for row in self.rows]
+        table = "\n".join("| " + " | ".join(row) + " |" for row in texts)
+        return table + "".join(f"\n\n{note}" for note in self.notes)
 
 
 def median(values: Sequence[float]) -> float:
