@@ -6,12 +6,12 @@ share them; what the workers cost beyond the arbiter is the sum of theirs.
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
 import psutil
 
+from benchmarks.contestants import cpu_s as process_cpu_s
 from benchmarks.tools import STREAM, Report, arguments, median, project, say, server
 from tests.support.pool import Pool
 from tests.support.servers import RedisServer
@@ -51,8 +51,7 @@ def processes(pool: Pool) -> dict[str, list[psutil.Process]]:
 
 def cpu_s(family: dict[str, list[psutil.Process]]) -> dict[str, float]:
     """CPU seconds so far, by what the processes are."""
-    times = {name: [process.cpu_times() for process in members] for name, members in family.items()}
-    return {name: sum(time.user + time.system for time in members) for name, members in times.items()}
+    return {name: sum(process_cpu_s(process.pid) for process in members) for name, members in family.items()}
 
 
 def one_round(running: RedisServer, workers: int, seconds: float) -> Round:
@@ -108,7 +107,6 @@ def main() -> None:
             say(f"round {number + 1}: {sum(cpu.values()):.2f} % of one core, {commands:.1f} commands/s")
     for row in rows(rounds, options.workers):
         report.row(*row)
-    report.notes.append(f"CPU is counted in ticks of {1000 / os.sysconf('SC_CLK_TCK'):g} ms by process.")
     report.show(as_json=options.json)
 
 
