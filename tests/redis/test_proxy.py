@@ -140,4 +140,4 @@ def test_it_can_be_led_to_another_server(proxy: Proxy, one: redis_py.Redis, dura
     proxy.upstream = durable_server.url
     assert one.get("where") == b"first", "what is open stays where it is"
     proxy.cut()
-    eventually(lambda: one.get("where") is None, 3)
+    eventually(lambda: one.get("where") is None)

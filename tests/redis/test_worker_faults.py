@@ -183,7 +183,7 @@ async def test_what_the_server_refuses_holds_up_nothing_else(redis_url: str, red
         await eventually_async(lambda: any(b"WRONGTYPE" in str(e).encode() for _, e in worker.faults))
         for _ in range(3000):
             await redis.xadd(STREAM, {"n": "good"})
-        await eventually_async(lambda: worker.shared.get(SlotField.DONE) == 3000, 5)
+        await eventually_async(lambda: worker.shared.get(SlotField.DONE) == 3000)
         assert await pending(redis) <= 2, "the acks did not wait for the letter"
         await redis.delete(dead_key(STREAM, GROUP))
 
@@ -329,7 +329,7 @@ async def test_whatever_a_handler_raises_is_a_failure(redis_url: str, redis: Red
     async with working(redis_url, handle, block) as worker:
         for n in ("generator", "own", "group", "stop"):
             await redis.xadd(STREAM, {"n": n})
-        await eventually_async(lambda: worker.shared.get(SlotField.FAILED) == 8, 5)
+        await eventually_async(lambda: worker.shared.get(SlotField.FAILED) == 8)
 
 
 async def test_a_cancel_that_comes_late_hits_no_other_message(redis_url: str, redis: Redis) -> None:
@@ -352,7 +352,7 @@ async def test_a_cancel_that_comes_late_hits_no_other_message(redis_url: str, re
             await asyncio.sleep(0.3)  # lets the cancel come while nothing is in hand
         for n in range(10):
             await redis.xadd(STREAM, {"n": n})
-        await eventually_async(lambda: worker.shared.get(SlotField.DONE) + worker.shared.get(SlotField.FAILED) == 12, 5)
+        await eventually_async(lambda: worker.shared.get(SlotField.DONE) + worker.shared.get(SlotField.FAILED) == 12)
         assert worker.shared.get(SlotField.DONE) >= 11
 
 

@@ -22,7 +22,7 @@ from tests.support.waiting import eventually
 
 AnyPool = Pool | Standins
 #: How soon after a fault the arbiter must have given everything back.
-FLAT_LIMIT_S = 5.0
+FLAT_LIMIT_S = 20.0
 NS = 1_000_000_000
 
 
@@ -216,7 +216,7 @@ def ready_again_ms(shared: SharedState, incarnations: dict[int, int], since_ns: 
                 times[slot] = (ready_ns - since_ns) / 1e6
         return times if len(times) == len(incarnations) else {}
 
-    return eventually(found, 10, 0.001, what=f"slots {sorted(incarnations)} are READY again")
+    return eventually(found, 30, 0.002, what=f"slots {sorted(incarnations)} are READY again")
 
 
 def incarnations(shared: SharedState, slots: Sequence[int]) -> dict[int, int]:

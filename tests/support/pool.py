@@ -245,7 +245,7 @@ class Pool:
         pid = self.pids()[slot]
         before = psutil.Process(pid)
         before.send_signal(number)
-        eventually(lambda: not _alive(before), 10, 0.001, what=f"worker {pid} is dead")
+        eventually(lambda: not _alive(before), 30, 0.002, what=f"worker {pid} is dead")
         return pid
 
     def processes(self) -> list[psutil.Process]:
@@ -257,7 +257,7 @@ class Pool:
                     found.append(process)
         return found
 
-    def assert_nothing_left(self, code: int | None = None, limit_s: float = 2.0) -> None:
+    def assert_nothing_left(self, code: int | None = None, limit_s: float = 10.0) -> None:
         """Fail when a process of the pool is alive `limit_s` after its arbiter has left."""
         try:
             eventually(lambda: not self.processes(), limit_s, 0.02)

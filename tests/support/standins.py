@@ -78,7 +78,7 @@ class Standins:
             self.started_ms = max(self.started_ms, (now_s() - began_s) * 1000)
         return self
 
-    def wait_ready(self, limit_s: float = 20.0) -> dict[str, Any]:
+    def wait_ready(self, limit_s: float = 30.0) -> dict[str, Any]:
         def is_ready() -> dict[str, Any] | None:
             assert self.process is None or self.process.poll() is None, self.err
             status = self.status()
@@ -91,7 +91,7 @@ class Standins:
     def send(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
-    def wait(self, limit_s: float = 20.0) -> int:
+    def wait(self, limit_s: float = 30.0) -> int:
         assert self.process is not None
         code = self.process.wait(limit_s)
         self.process = None
@@ -114,7 +114,7 @@ class Standins:
                 self.process.send_signal(signal.SIGKILL)
             self.process.wait()
         try:
-            eventually(lambda: not self.processes(), 2.0, what="no process of the pool is left")
+            eventually(lambda: not self.processes(), 10.0, what="no process of the pool is left")
         except AssertionError as left:
             if error is None:
                 raise

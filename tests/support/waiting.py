@@ -21,8 +21,13 @@ class _Watch:
     def __init__(self, condition: Callable[[], Any], limit_s: float, what: str) -> None:
         self._condition, self._what = condition, what
         self._limit_s = limit_s
-        self._until = time.monotonic() + limit_s
+        self._began = time.monotonic()
+        self._until = self._began + limit_s
         self._last: object = None
+
+    def pause_s(self) -> float:
+        """How long to wait before the next look: a twentieth of the time so far."""
+        return min(0.05, max(0.005, 0.05 * (time.monotonic() - self._began)))
 
     def saw(self, value: object) -> None:
         self._last = value
@@ -32,10 +37,11 @@ class _Watch:
             raise AssertionError(f"not within {self._limit_s:g} s: {what} (at last it {seen})")
 
 
-def eventually(condition: Callable[[], T], limit_s: float = 10.0, interval_s: float = 0.01, what: str = "") -> T:
+def eventually(condition: Callable[[], T], limit_s: float = 30.0, interval_s: float | None = None, what: str = "") -> T:
     """Call `condition` until it returns something true, and return that.
 
-    Exceptions count as "not yet". Raises AssertionError after `limit_s`.
+    Exceptions count as "not yet". Raises AssertionError after `limit_s`. Without `interval_s` it is called ever more
+    seldom, from each 5 ms to each 50.
     """
     watch = _Watch(condition, limit_s, what)
     while True:
@@ -47,11 +53,11 @@ def eventually(condition: Callable[[], T], limit_s: float = 10.0, interval_s: fl
             if value:
                 return value
             watch.saw(value)
-        time.sleep(interval_s)
+        time.sleep(watch.pause_s() if interval_s is None else interval_s)
 
 
 async def eventually_async(
-    condition: Callable[[], T | Awaitable[T]], limit_s: float = 10.0, interval_s: float = 0.01, what: str = ""
+    condition: Callable[[], T | Awaitable[T]], limit_s: float = 30.0, interval_s: float | None = None, what: str = ""
 ) -> T:
     """The same on an event loop; `condition` may be a plain or an async function."""
     watch = _Watch(condition, limit_s, what)
@@ -65,7 +71,7 @@ async def eventually_async(
             if value:
                 return value  # type: ignore[no-any-return]
             watch.saw(value)
-        await asyncio.sleep(interval_s)
+        await asyncio.sleep(watch.pause_s() if interval_s is None else interval_s)
 
 
 def _text(condition: Callable[[], Any]) -> str:
