@@ -126,9 +126,8 @@ class Arbiter:
             start_preflight=self._start_preflight,
             exec_successor=self._exec_successor,
         )
-        self._status = PoolStatus(
-            self._workers, self._services, self._shutdown, self._restarts, self._specs, self._burst
-        )
+        groups = (self._workers, self._services)
+        self._status = PoolStatus(*groups, self._shutdown, self._restarts, self._specs, self._burst)
         self._commands = Commands(
             workers=self._workers,
             services=self._services,
@@ -163,10 +162,8 @@ class Arbiter:
         self._children.reap_rest(REAP_S)
         if self._failure is not None:
             raise self._failure
-        code = self._shutdown.exit_code
-        unfinished = "unfinished messages stay pending and run at the next start"
-        self._log.info("stopped", hint=None if code == EXIT_OK else unfinished)
-        return code
+        self._shutdown.log_end()
+        return self._shutdown.exit_code
 
     # Start
 
@@ -254,7 +251,11 @@ class Arbiter:
         def start(out_fd: int) -> int:
             return self._spawner.fork(PREFLIGHT, lambda: reload.exec_preflight(self._settings, out_fd))
 
-        return CheckProcess(self._loop, self._children, start, reload.PREFLIGHT_LIMIT_S, finished)
+        try:
+            return CheckProcess(self._loop, self._children, start, reload.PREFLIGHT_LIMIT_S, finished)
+        except BaseException:
+            self._stack_dumps.drop(PREFLIGHT)
+            raise
 
     def _exec_successor(self) -> NoReturn:
         state = reload.ReloadState(

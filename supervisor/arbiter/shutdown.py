@@ -88,6 +88,11 @@ class Shutdown:
         """EXIT_DRAIN if a worker was killed with unfinished messages."""
         return EXIT_DRAIN if any(self._has_left_work(number) for number in self._draining) else EXIT_OK
 
+    def log_end(self) -> None:
+        """Log that the last child is gone."""
+        hint = "unfinished messages stay pending and run at the next start"
+        self._log.info("stopped", hint=None if self.exit_code == EXIT_OK else hint)
+
     def _has_left_work(self, number: int) -> bool:
         last_exit = self._workers.slots[number].last_exit
         if last_exit is None:

@@ -44,7 +44,7 @@ def held(redis: Any) -> dict[str, int]:
     return {row["name"].decode(): row["pending"] for row in consumers(redis)}
 
 
-def test_a_smaller_pool_takes_over_what_the_larger_one_left(start_pool: StartPool, redis_server: Any) -> None:
+def test_a_smaller_pool_takes_over_the_messages_of_a_larger_one(start_pool: StartPool, redis_server: Any) -> None:
     config = '[pool]\nhost = "here"\n'
     pool = start_pool(HOLDING, redis_url=redis_server.url, workers=4, config=config)
     redis = redis_server.sync()
@@ -105,7 +105,7 @@ def kill_whole(pool: Pool) -> None:
 
 
 @pytest.mark.long
-def test_acks_of_a_host_that_was_taken_for_dead_are_counted(start_pool: StartPool, redis_server: Any) -> None:
+def test_late_acks_of_a_host_thought_dead_are_counted(start_pool: StartPool, redis_server: Any) -> None:
     frozen = host(start_pool, "frozen", redis_server.url, api=True)
     redis = redis_server.sync()
     publish(redis, 10)
@@ -142,7 +142,7 @@ def test_acks_of_a_host_that_was_taken_for_dead_are_counted(start_pool: StartPoo
     eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)
 
 
-def test_what_a_script_left_is_handled_when_the_operator_says_so(start_pool: StartPool, redis_server: Any) -> None:
+def test_messages_of_a_foreign_consumer_are_claimed_if_configured(start_pool: StartPool, redis_server: Any) -> None:
     redis = redis_server.sync()
     redis.xgroup_create("events", "workers", "0", mkstream=True)
     publish(redis, 3)

@@ -16,7 +16,7 @@ from tests.support.waiting import eventually
 Make = Callable[..., Standins]
 
 
-def test_a_pool_starts_shows_itself_and_leaves_nothing(standins: Make) -> None:
+def test_a_pool_starts_reports_and_leaves_nothing_behind(standins: Make) -> None:
     pool = standins(workers=3, api=True).start()
     status = pool.status()
     assert [worker["state"] for worker in status["workers"]] == ["READY"] * 3
@@ -33,7 +33,7 @@ def test_a_pool_starts_shows_itself_and_leaves_nothing(standins: Make) -> None:
     assert [note["terms"] for note in pool.notes("left")] == [1, 1, 1]
 
 
-def test_what_was_started_last_is_logged_and_left_for_the_successor(standins: Make) -> None:
+def test_the_last_started_message_is_logged_and_kept_for_the_successor(standins: Make) -> None:
     pool = standins(workers=1, orders={"*": "row"}).start()
     os.kill(pool.pids()[0], signal.SIGKILL)
     eventually(lambda: pool.events("worker exited"))
@@ -47,7 +47,7 @@ def test_a_recycled_worker_is_replaced_without_penalty(standins: Make) -> None:
     assert pool.worker(0)["last_exit"]["reason"] == "recycled"
 
 
-def test_a_configuration_error_at_first_ends_the_pool_later_only_the_slot(standins: Make) -> None:
+def test_a_configuration_error_ends_the_pool_at_the_start_and_later_only_the_slot(standins: Make) -> None:
     pool = standins(orders={"*": "config"}).start(ready=False)
     assert pool.wait() == EXIT_HANDLERS
     pool = standins(orders={"0": "config_later"}).start()
@@ -57,7 +57,7 @@ def test_a_configuration_error_at_first_ends_the_pool_later_only_the_slot(standi
     assert pool.stop() == EXIT_OK
 
 
-def test_grandchildren_go_with_their_worker(standins: Make) -> None:
+def test_grandchildren_die_with_their_worker(standins: Make) -> None:
     pool = standins(workers=1, orders={"*": "grandchild"}).start()
     grandchild = eventually(lambda: pool.notes("grandchild"))[0]["grandchild"]
     assert not is_gone(grandchild)
@@ -80,7 +80,7 @@ def test_a_second_arbiter_is_refused_and_names_the_first(standins: Make) -> None
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGQUIT])
-def test_a_second_signal_or_quit_ends_at_once(standins: Make, first: signal.Signals) -> None:
+def test_a_second_signal_or_quit_stops_at_once(standins: Make, first: signal.Signals) -> None:
     pool = standins(workers=2, orders={"*": "stubborn"}, pool="drain_s = 60.0").start()
     pool.send(first)
     if first == signal.SIGTERM:
@@ -99,7 +99,7 @@ def test_ctrl_c_in_a_terminal_is_one_drain(standins: Make) -> None:
     assert [note["terms"] for note in pool.notes("left")] == [1, 1, 1]
 
 
-def test_a_signal_to_a_worker_is_not_the_arbiters(standins: Make) -> None:
+def test_a_signal_to_a_worker_does_not_reach_the_arbiter(standins: Make) -> None:
     pool = standins(workers=2).start()
     pid = pool.pids()[0]
     os.kill(pid, signal.SIGTERM)
@@ -115,7 +115,7 @@ def test_a_burst_ends_by_itself(standins: Make) -> None:
     assert not pool.processes()
 
 
-def test_redis_that_does_not_answer_ends_the_start(standins: Make) -> None:
+def test_an_unreachable_redis_ends_the_start(standins: Make) -> None:
     pool = standins(app='boot = "refused"').start(ready=False)
     assert pool.wait() == EXIT_REDIS
     assert "Redis at redis://nowhere does not answer" in pool.err
@@ -131,7 +131,7 @@ def test_a_signal_during_the_boot_check_ends_it(standins: Make) -> None:
 
 
 @pytest.mark.parametrize(("trick", "word"), [("thread", "stranger"), ("socket", "descriptor")])
-def test_what_a_fork_would_break_is_refused(standins: Make, trick: str, word: str) -> None:
+def test_threads_and_sockets_before_the_fork_are_refused(standins: Make, trick: str, word: str) -> None:
     pool = standins(app=f"{trick} = true").start(ready=False)
     assert pool.wait() == EXIT_HANDLERS
     assert word in pool.err

@@ -41,7 +41,7 @@ def test_scaling_down_and_up_again(standins: Make) -> None:
     assert swept[0] == swept[1] == 2, "those who stayed were poked once for each that left"
 
 
-def test_a_slot_that_crashes_while_it_should_leave_hands_over_by_a_successor(standins: Make) -> None:
+def test_a_removed_slot_that_crashes_hands_over_through_a_successor(standins: Make) -> None:
     pool = standins(workers=2, orders={"1": "stubborn"}, pool="drain_s = 30.0").start()
     pid = pool.pids()[1]
     pool.order({})
@@ -65,7 +65,7 @@ def test_signals_scale_by_one(standins: Make) -> None:
 
 
 @pytest.mark.parametrize("wrong", [-1, 257, "2", None, True, 1.5])
-def test_scaling_to_nonsense_is_refused(standins: Make, wrong: object) -> None:
+def test_scaling_to_an_invalid_number_is_refused(standins: Make, wrong: object) -> None:
     pool = standins(workers=1).start()
     with pytest.raises(SupervisorError, match=r"scale|workers"):
         pool.ask("scale", n=wrong)
@@ -80,7 +80,7 @@ def test_pause_and_resume(standins: Make) -> None:
     assert pool.status()["paused"] is False
 
 
-def test_stop_by_command_with_a_deadline_of_its_own(standins: Make) -> None:
+def test_stop_command_with_a_timeout(standins: Make) -> None:
     pool = standins(workers=2, orders={"*": "stubborn"}, pool="drain_s = 60.0").start()
     pool.ask("stop", timeout_s=0.5)
     pool.wait(30)
@@ -91,7 +91,7 @@ def test_stop_by_command_with_a_deadline_of_its_own(standins: Make) -> None:
 # Rolling restart
 
 
-def test_a_restart_reads_code_and_configuration_afresh_in_the_same_process(standins: Make) -> None:
+def test_a_restart_reloads_code_and_configuration_in_the_same_process(standins: Make) -> None:
     pool = standins(workers=3, api=True).start()
     arbiter, before, status = pool.pid, pool.pids(), pool.status()
     services = {service["name"]: service["pid"] for service in status["services"]}
@@ -151,7 +151,7 @@ def test_a_restart_stops_at_the_first_worker_that_does_not_stay_up(standins: Mak
 # The socket
 
 
-def test_clients_that_misbehave_cost_nobody_else_anything(standins: Make) -> None:
+def test_misbehaving_clients_do_not_disturb_others(standins: Make) -> None:
     pool = standins(workers=1).start()
     before = pool.fds()
     path = str(pool.paths.control)
@@ -188,7 +188,7 @@ def test_clients_that_misbehave_cost_nobody_else_anything(standins: Make) -> Non
     eventually(lambda: pool.fds() <= before, 20)
 
 
-def test_nobody_answers(tmp_path: Path) -> None:
+def test_a_request_without_an_arbiter_fails(tmp_path: Path) -> None:
     paths = Standins(tmp_path / "none").paths
     with pytest.raises(NotRunningError, match="does not exist"):
         request(paths, "ping")
@@ -203,7 +203,7 @@ def _worker_pid(pool: Standins) -> int:
     return pool.notes("spawned")[0]["pid"]
 
 
-def test_a_restart_mends_a_slot_that_has_failed(standins: Make) -> None:
+def test_a_restart_recovers_a_failed_slot(standins: Make) -> None:
     pool = standins(workers=2, orders={"1": "config_later"}).start()
     os.kill(pool.pids()[1], signal.SIGKILL)
     eventually(lambda: pool.status()["workers"][1]["state"] == "FAILED")
@@ -214,7 +214,7 @@ def test_a_restart_mends_a_slot_that_has_failed(standins: Make) -> None:
     assert {worker["state"] for worker in after["workers"]} == {"READY"}
 
 
-def test_a_slot_that_is_scaled_away_while_it_drains_hands_over(standins: Make) -> None:
+def test_a_slot_removed_while_it_drains_hands_over(standins: Make) -> None:
     pool = standins(workers=2, orders={"1": "slow_drain"}, pool="recycle_age_s = 0.5\ndrain_s = 20.0").start()
     eventually(lambda: pool.status()["workers"][1]["state"] == "DRAINING", 20)
     pool.ask("scale", n=1)
@@ -233,7 +233,7 @@ def test_a_pool_without_workers_can_be_scaled_again(standins: Make) -> None:
     eventually(lambda: [worker["state"] for worker in pool.status()["workers"]] == ["READY", "READY"])
 
 
-def test_a_death_by_a_signal_without_a_name_is_one_like_any_other(standins: Make) -> None:
+def test_a_signal_without_a_name_is_handled_like_any_other(standins: Make) -> None:
     pool = standins(workers=2).start()
     before = pool.pids()
     os.kill(before[0], signal.SIGRTMIN + 6)

@@ -42,7 +42,7 @@ def service(pool: Pool, name: str) -> dict[str, Any]:
     return found
 
 
-def test_a_taken_port_ends_the_start_before_anything_runs(start_pool: StartPool, tmp_path: Path) -> None:
+def test_a_port_in_use_ends_the_start_before_anything_runs(start_pool: StartPool, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -171,7 +171,7 @@ def test_restart_waits_until_the_new_service_serves(start_pool: StartPool, redis
     assert livez(pool)
 
 
-def test_another_address_is_taken_up_by_a_restart_unless_it_is_taken(tmp_path: Path, redis_url: str) -> None:
+def test_a_restart_changes_the_address_unless_it_is_in_use(tmp_path: Path, redis_url: str) -> None:
     first, second = free_port(), free_port()
 
     def config(port: int) -> str:
@@ -198,7 +198,7 @@ def test_another_address_is_taken_up_by_a_restart_unless_it_is_taken(tmp_path: P
         assert plain.status()["state"] == "healthy", "a service that is not wanted degrades nothing"
 
 
-def test_a_draining_pool_takes_no_connection(start_pool: StartPool, redis_url: str) -> None:
+def test_a_draining_pool_accepts_no_connection(start_pool: StartPool, redis_url: str) -> None:
     slow = """
         import asyncio, pathlib
         from supervisor import handler

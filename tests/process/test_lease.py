@@ -46,7 +46,7 @@ def busy(pool: Pool, redis: Any) -> None:
     eventually(lambda: any(worker["in_flight"] for worker in pool.ask("status")["workers"]))
 
 
-def test_the_lease_is_held_until_the_last_worker_has_left(start_pool: StartPool, redis_server: AnyServer) -> None:
+def test_the_lease_is_held_until_the_last_worker_has_exited(start_pool: StartPool, redis_server: AnyServer) -> None:
     redis = redis_server.sync()
     pool = start_pool(HANDLERS, redis_url=redis_server.url, workers=2, config=HOST)
     busy(pool, redis)
@@ -60,7 +60,7 @@ def test_the_lease_is_held_until_the_last_worker_has_left(start_pool: StartPool,
     assert redis.exists(LEASE) == 0
 
 
-def test_the_keeper_goes_after_workers_that_had_to_be_killed(standins: Callable[..., Standins]) -> None:
+def test_the_keeper_stops_after_workers_that_had_to_be_killed(standins: Callable[..., Standins]) -> None:
     pool = standins(workers=2, orders={"*": "stubborn"}, pool="drain_s = 0.5").start()
     pid = keeper(pool).pid
     assert pool.stop() == EXIT_DRAIN
@@ -70,7 +70,7 @@ def test_the_keeper_goes_after_workers_that_had_to_be_killed(standins: Callable[
     assert (left[-1]["pid"], left[-1]["reason"]) == (pid, "drained")
 
 
-def test_a_quick_stop_gives_the_lease_back_too(start_pool: StartPool, redis_server: AnyServer) -> None:
+def test_a_quick_stop_releases_the_lease_too(start_pool: StartPool, redis_server: AnyServer) -> None:
     redis = redis_server.sync()
     pool = start_pool(HANDLERS, redis_url=redis_server.url, workers=1, config=HOST)
     busy(pool, redis)
@@ -80,9 +80,7 @@ def test_a_quick_stop_gives_the_lease_back_too(start_pool: StartPool, redis_serv
     assert redis.exists(LEASE) == 0
 
 
-def test_a_pool_whose_name_was_taken_meanwhile_drains_and_says_why(
-    start_pool: StartPool, redis_server: AnyServer
-) -> None:
+def test_a_pool_whose_name_was_taken_drains_and_says_why(start_pool: StartPool, redis_server: AnyServer) -> None:
     redis = redis_server.sync()
     first = start_pool(HANDLERS, redis_url=redis_server.url, workers=1, config=HOST)
     busy(first, redis)
@@ -106,9 +104,7 @@ def test_a_pool_whose_name_was_taken_meanwhile_drains_and_says_why(
     assert second.wait_ready()["pid"] == second.pid
 
 
-def test_a_lease_that_has_run_out_or_was_lost_with_its_server_is_taken_again(
-    start_pool: StartPool, redis_server: AnyServer
-) -> None:
+def test_an_expired_or_lost_lease_is_taken_again(start_pool: StartPool, redis_server: AnyServer) -> None:
     pool = start_pool(HANDLERS, redis_url=redis_server.url, workers=1, config=HOST)
     token, pids = pool.paths.token.read_bytes(), pool.pids()
     with redis_server.sync() as redis:

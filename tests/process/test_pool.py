@@ -88,7 +88,7 @@ def test_nothing_is_lost_while_workers_are_killed_every_half_second(
 
 
 @pytest.mark.parametrize("every", [1, 10])
-def test_slow_messages_are_shared_out(start_pool: StartPool, redis_server: Any, every: int) -> None:
+def test_slow_messages_are_distributed(start_pool: StartPool, redis_server: Any, every: int) -> None:
     pool = start_pool(
         RECORD
         + f"""
@@ -113,7 +113,7 @@ def test_slow_messages_are_shared_out(start_pool: StartPool, redis_server: Any, 
     assert len(shares) == 8 and max(shares.values()) <= 1.3 * slow / 8
 
 
-def test_a_few_slow_ones_among_quick_ones_are_shared_out_too(start_pool: StartPool, redis_server: Any) -> None:
+def test_a_few_slow_messages_among_quick_ones_are_distributed_too(start_pool: StartPool, redis_server: Any) -> None:
     pool = start_pool(
         RECORD
         + """
@@ -136,7 +136,7 @@ def test_a_few_slow_ones_among_quick_ones_are_shared_out_too(start_pool: StartPo
     assert max(shares) <= 10, "five would be even"
 
 
-def test_a_burst_drains_what_is_there_and_leaves(start_pool: StartPool, redis_server: Any) -> None:
+def test_a_burst_processes_the_backlog_and_exits(start_pool: StartPool, redis_server: Any) -> None:
     redis = redis_server.sync()
     for n in range(500):
         redis.xadd("events", {"n": n})
@@ -168,7 +168,7 @@ def test_each_message_reaches_one_worker_of_each_group(start_pool: StartPool, re
     assert set(seen(pool).values()) == {1}
 
 
-def test_redis_that_does_not_answer_ends_with_3(start_pool: StartPool) -> None:
+def test_an_unreachable_redis_is_exit_code_3(start_pool: StartPool) -> None:
     pool = start_pool(
         SIMPLE, redis_url="redis://127.0.0.1:1", ready=False, env={"SUPERVISOR_REDIS__CONNECT_TIMEOUT_S": "0.5"}
     )
@@ -209,7 +209,7 @@ def test_scaling_down_hands_waiting_retries_to_a_sibling(start_pool: StartPool, 
     assert seen(pool)["call"] == 60
 
 
-def test_what_overruns_the_drain_of_a_slot_that_leaves_goes_to_a_sibling(
+def test_messages_that_exceed_the_drain_of_a_removed_slot_go_to_a_sibling(
     start_pool: StartPool, redis_server: Any
 ) -> None:
     pool = start_pool(
@@ -240,7 +240,7 @@ def test_what_overruns_the_drain_of_a_slot_that_leaves_goes_to_a_sibling(
     assert seen(pool)["end"] == 60 < seen(pool)["call"]
 
 
-def test_a_rolling_restart_brings_new_code_and_loses_nothing(start_pool: StartPool, redis_server: Any) -> None:
+def test_a_rolling_restart_loads_new_code_and_loses_nothing(start_pool: StartPool, redis_server: Any) -> None:
     pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=2)
     arbiter, before = pool.pid, pool.pids()
     pool.command("publish", "events", "n=old")
@@ -255,9 +255,7 @@ def test_a_rolling_restart_brings_new_code_and_loses_nothing(start_pool: StartPo
     eventually(lambda: seen(pool)["new-1"] == 1)
 
 
-def test_what_was_handed_over_is_run_also_when_the_slot_is_wanted_again(
-    start_pool: StartPool, redis_server: Any
-) -> None:
+def test_handed_over_messages_run_even_if_the_slot_is_wanted_again(start_pool: StartPool, redis_server: Any) -> None:
     """The one that hands over has not left yet when the pool grows again: its heir has to hear of it all the same."""
     pool = start_pool(
         RECORD

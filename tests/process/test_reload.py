@@ -59,7 +59,7 @@ def lent_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return link
 
 
-def test_an_image_that_cannot_be_replaced_goes_on_as_it_was(standins: Make, lent_python: Path) -> None:
+def test_a_failed_exec_changes_nothing(standins: Make, lent_python: Path) -> None:
     pool = standins(workers=2, api=True)
     pool.python = str(lent_python)
     pool.start()
@@ -92,7 +92,7 @@ def test_an_image_that_cannot_be_replaced_goes_on_as_it_was(standins: Make, lent
     assert [note["terms"] for note in pool.notes("left")] == [1] * len(pool.notes("left"))
 
 
-def test_a_signal_at_the_very_moment_is_not_lost(standins: Make) -> None:
+def test_a_signal_during_the_exec_is_not_lost(standins: Make) -> None:
     pool = standins(workers=2).start()
     judging, go = pool.folder / "judging", pool.folder / "go"
     (pool.folder / "handlers.py").write_text(
@@ -131,7 +131,7 @@ def own_copy(tmp_path: Path, redis_server: AnyServer) -> Iterator[Pool]:
         ("arbiter/reload.py", "    configured_workers: int\n", "    another_field: int\n"),
     ],
 )
-def test_a_supervisor_that_would_not_understand_is_refused(own_copy: Pool, file: str, line: str, more: str) -> None:
+def test_a_supervisor_with_another_layout_is_refused(own_copy: Pool, file: str, line: str, more: str) -> None:
     before = own_copy.pids()
     source = own_copy.folder / "supervisor" / file
     assert source.read_text().count(line) == 1

@@ -108,7 +108,7 @@ def test_closing_the_terminal_drains_the_pool(open_terminal: Open) -> None:
     assert json.loads(with_redis.stdout)[0]["groups"][0]["pending"] == 0, "what ran was finished"
 
 
-def test_a_hangup_with_the_terminal_still_there_reads_the_code_afresh(open_terminal: Open) -> None:
+def test_a_hangup_with_an_open_terminal_reloads_the_code(open_terminal: Open) -> None:
     pool = open_terminal().pool
     pool.wait_ready()
     before = set(pool.pids().values())
@@ -119,7 +119,7 @@ def test_a_hangup_with_the_terminal_still_there_reads_the_code_afresh(open_termi
     assert pool.process is not None and pool.process.poll() is None
 
 
-def test_a_drain_says_once_what_it_waits_for_and_that_it_is_over(open_terminal: Open) -> None:
+def test_a_drain_logs_once_what_it_waits_for_and_its_end(open_terminal: Open) -> None:
     terminal = open_terminal(config="[pool]\ndrain_s = 20")
     pool = terminal.pool
     pool.wait_ready()
@@ -135,7 +135,7 @@ def test_a_drain_says_once_what_it_waits_for_and_that_it_is_over(open_terminal: 
     assert "stopped" in lines[-1] and "Traceback" not in terminal.text
 
 
-def test_a_drain_with_nothing_in_hand_waits_for_nobody(open_terminal: Open) -> None:
+def test_a_drain_without_running_messages_logs_no_waiting(open_terminal: Open) -> None:
     terminal = open_terminal()
     terminal.pool.wait_ready()
     terminal.type(b"\x03")
@@ -144,7 +144,7 @@ def test_a_drain_with_nothing_in_hand_waits_for_nobody(open_terminal: Open) -> N
     assert "waiting for" not in terminal.text
 
 
-def test_a_burst_shows_itself_first_and_has_no_http_service(open_terminal: Open) -> None:
+def test_a_burst_reports_first_and_has_no_http_service(open_terminal: Open) -> None:
     terminal = open_terminal("--burst", api=None)
     assert terminal.pool.wait() == 0
     text = eventually(lambda: terminal.text if "stopped" in terminal.text else None)
@@ -153,7 +153,7 @@ def test_a_burst_shows_itself_first_and_has_no_http_service(open_terminal: Open)
     assert "http://" not in text and "listening" not in text
 
 
-def test_a_start_that_waits_for_redis_says_so(open_terminal: Open) -> None:
+def test_a_start_that_waits_for_redis_is_logged(open_terminal: Open) -> None:
     with socket.socket() as silent:  # takes connections and never answers
         silent.bind(("127.0.0.1", 0))
         silent.listen()

@@ -1,4 +1,4 @@
-"""The number of workers finds what a load needs, stays there, and never leaves its bounds."""
+"""Autoscaling: the number of workers settles at what the load needs and never leaves its bounds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from supervisor.core.autoscale import (
 )
 from supervisor.shared_state import HeaderField, SharedState, SlotField
 
-#: What one worker does in a second, and how long a new one needs until it does.
+#: Messages that one worker completes per second, and how long a new worker needs to start.
 PACE, BOOT_S = 100, 1
 HOUR_S = 3600
 SHARED = SharedState()
@@ -31,7 +31,7 @@ SILENT = SimpleNamespace(info=lambda *_, **__: None)
 
 
 class Factory:
-    """A backlog, workers that work it off, and the arbiter's own autoscaler; a second at a time."""
+    """A backlog and workers under the arbiter's real autoscaler, in steps of one second."""
 
     def __init__(self, load: Callable[[int], float], *, workers_max: int = 16) -> None:
         self.load, self.now_s, self.backlog = load, 0, 0.0
@@ -78,7 +78,7 @@ def factory(monkeypatch):
 
 
 @pytest.mark.parametrize("needed", [0.5, 3.95, *(pytest.param(n, marks=pytest.mark.long) for n in (3.5, 15.9))])
-def test_the_number_finds_what_a_load_needs_and_stays(factory, needed: float) -> None:
+def test_the_pool_size_settles_at_what_the_load_needs(factory, needed: float) -> None:
     here = factory(lambda _now_s: needed * PACE)
     here.run(2 * HOUR_S)
     assert here.size in (math.ceil(needed), math.ceil(needed) - 1)
@@ -86,12 +86,12 @@ def test_the_number_finds_what_a_load_needs_and_stays(factory, needed: float) ->
     here.run(3 * HOUR_S)
     later = here.steps[before:]
     assert {workers for _, _, workers in later} <= {math.ceil(needed), math.ceil(needed) - 1}
-    # A try with one less in the longest wait, and the way back.
+    # One step down in each of the longest waits, and its reversal.
     assert len(later) <= 2 * (3 * HOUR_S / DOWN_AFTER_S_MAX + 1)
     assert here.backlog / PACE < 10.0 * math.ceil(needed) + 60
 
 
-def test_a_burst_gets_workers_in_seconds_and_keeps_them_for_a_minute(factory) -> None:
+def test_a_burst_gets_workers_in_seconds_and_they_stay_for_a_minute(factory) -> None:
     here = factory(lambda now_s: 1550.0 if now_s > 100 else 50.0)
     here.run(115)
     assert [workers for _, _, workers in here.steps] == [2, 4, 8, 16]
@@ -104,29 +104,29 @@ def test_a_burst_gets_workers_in_seconds_and_keeps_them_for_a_minute(factory) ->
     assert all(after - before >= DOWN_AFTER_S - 5 for before, after in itertools.pairwise(times_s))
 
 
-def test_each_step_down_that_was_taken_back_doubles_the_wait(factory) -> None:
+def test_each_reverted_step_down_doubles_the_wait(factory) -> None:
     here = factory(lambda _now_s: 3.5 * PACE)
     here.run(9000)
     downs = [at_s for at_s, before, after in here.steps if after < before]
     ups = [at_s for at_s, before, after in here.steps if after > before and at_s > downs[0]]
     waits_s = [down - up for up, down in zip(ups, downs[1:], strict=False)]
-    # A wait begins when the backlog is gone, which takes a while.
+    # A wait starts when the backlog is gone, which takes a while.
     for wait_s, least_s in zip(waits_s, [120, 240, 480, 960, 960], strict=False):
         assert least_s <= wait_s < least_s + 90
     assert len(waits_s) >= 5
 
 
-def test_a_rise_long_after_a_step_down_does_not_take_it_back(factory) -> None:
+def test_a_rise_long_after_a_step_down_does_not_revert_it(factory) -> None:
     every_s = 5400
     here = factory(lambda now_s: 1550.0 if now_s % every_s < 40 else 50.0)
     here.run(3 * every_s)
     for busy_s in range(every_s, 3 * every_s, every_s):
-        assert here.steps, "it rose"
+        assert here.steps, "the load rose"
         took_s = next(at_s for at_s, _, after in here.steps if after == 1 and at_s > busy_s) - busy_s
         assert took_s < 16 * DOWN_AFTER_S + 60
 
 
-def test_nothing_gets_done_so_all_are_called(factory) -> None:
+def test_all_workers_start_when_nothing_completes(factory) -> None:
     here = factory(lambda _now_s: 1.0, workers_max=5)
     here.slots = {0: 10**9}
     here.scale = lambda workers: setattr(here, "slots", dict.fromkeys(range(workers), 10**9))  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""The control socket's commands: what is wrong with a request, and what is wrong with us."""
+"""The control socket's commands: errors of a client, and bugs of the supervisor."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def commands(scale: Any) -> Commands:
 
 
 @pytest.mark.parametrize("arguments", [{}, {"n": 1, "m": 2}, {"workers": 1}, {"self": 1, "n": 1}])
-def test_arguments_that_a_command_does_not_take_are_named(arguments: dict[str, Any]) -> None:
+def test_unknown_arguments_are_named(arguments: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="scale: wrong arguments"):
         commands(lambda _workers: None).handle("scale", arguments)
 
 
-def test_a_bug_in_a_command_is_not_blamed_on_the_client() -> None:
+def test_a_bug_in_a_command_is_not_a_usage_error() -> None:
     def broken(_workers: int) -> None:
-        raise TypeError("a bug of ours")
+        raise TypeError("our own bug")
 
-    with pytest.raises(TypeError, match="a bug of ours"):
+    with pytest.raises(TypeError, match="our own bug"):
         commands(broken).handle("scale", {"n": 2})

@@ -1,4 +1,4 @@
-"""What an arbiter hands to its successor is told apart by its parts, down to the last."""
+"""The layout of the reload state includes every nested field."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from supervisor.arbiter.reload import ReloadState, shape_of
 
 
-def test_the_shape_of_what_is_handed_over_holds_all_parts_of_its_parts() -> None:
+def test_the_shape_of_the_reload_state_contains_all_nested_parts() -> None:
     shape = shape_of(ReloadState)
     (_, slot) = shape["workers"]
     assert slot["state"]["BACKOFF"] == "BACKOFF"

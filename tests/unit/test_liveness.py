@@ -1,6 +1,6 @@
-"""Who is judged dead, and when: a child that hangs, never one whose judge stood still, whatever the words say.
+"""Which children are killed: those that hang, and none because the arbiter or the machine was suspended.
 
-And the stacks that it leaves behind.
+Also the stack dumps that children leave.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from supervisor.core.slot import Limits, Slot, State
 
 LIMITS = Limits(boot_s=15.0, beat_s=5.0, drain_s=25.0)
 BEGIN_S = 1000.0
-STEP_S, TURN_S, BEAT_S = 0.05, 0.25, 0.5
-#: The arbiter can't know which part of its last sleep it was frozen; a word may be rounded up to the next beat but one.
+STEP_S, CHECK_S, BEAT_S = 0.05, 0.25, 0.5
+#: The arbiter can't know which part of its last sleep was the suspension; deadlines are rounded up by two beats.
 EARLY_S, SLOW_S = 0.3, 2.0
 FIELD_MAX = 2**64 - 1
 EVER = math.inf
@@ -34,12 +34,12 @@ EVER = math.inf
 
 @dataclass
 class Child:
-    """What a worker writes, in seconds of its own: its beat, and when what it does must be done."""
+    """What a worker writes: its beats and its deadline."""
 
     beats_until_s: float = EVER
     due_s: float = EVER
     ready: bool = True
-    #: How long after a thaw its loop is back.
+    #: How long its loop takes to continue after a suspension.
     wakes_s: float = 0.0
     beat_ns: int = 0
     deadline_ns: int = 0
@@ -57,7 +57,7 @@ class Child:
 
 @dataclass
 class Arbiter:
-    """Judges one slot, as `arbiter.child_group` does."""
+    """Checks one slot, as `arbiter.child_group` does."""
 
     slot: Slot
     monitor: LivenessMonitor = field(default_factory=LivenessMonitor)
@@ -71,7 +71,7 @@ class Arbiter:
             self.slot = slots.postpone(self.slot, late_ns / NS)
         heartbeat = self.monitor.heartbeat(0, ready=child.ready, beat_ns=child.beat_ns, deadline_ns=child.deadline_ns)
         self.slot, _ = slots.advance(self.slot, heartbeat, LIMITS, now_s)
-        self.due_s = now_s + TURN_S
+        self.due_s = now_s + CHECK_S
 
 
 STARTING = slots.spawned(Slot(0), 7, BEGIN_S)
@@ -91,8 +91,8 @@ Lengths = st.sampled_from([1.6, 7.0, 70.0, 4000.0]) | st.floats(1.6, 100)
 Freezes = st.lists(st.builds(Freeze, st.floats(0, 40), Lengths, st.booleans(), st.booleans()), max_size=3)
 
 
-def judged(slot: Slot, child: Child, freezes: list[Freeze], for_s: float = 60.0) -> tuple[str, float]:
-    """Why the child was killed, and how many seconds the arbiter itself had run by then."""
+def killed(slot: Slot, child: Child, freezes: list[Freeze], for_s: float = 60.0) -> tuple[str, float]:
+    """Return why the child was killed and how many seconds the arbiter itself had run by then."""
     arbiter, now_s, ran_s = Arbiter(slot), BEGIN_S, 0.0
     child.run(now_s)
     ahead = sorted(freezes, key=lambda freeze: freeze.at_s)
@@ -115,47 +115,47 @@ def judged(slot: Slot, child: Child, freezes: list[Freeze], for_s: float = 60.0)
 
 @settings(deadline=None)
 @given(Freezes, st.floats(0, 4))
-def test_a_frozen_machine_kills_nobody(freezes: list[Freeze], wakes_s: float) -> None:
-    assert judged(READY, Child(wakes_s=wakes_s), freezes) == ("", pytest.approx(60.0, abs=0.1))
+def test_a_suspended_machine_kills_no_child(freezes: list[Freeze], wakes_s: float) -> None:
+    assert killed(READY, Child(wakes_s=wakes_s), freezes) == ("", pytest.approx(60.0, abs=0.1))
 
 
 @settings(deadline=None)
 @given(Freezes, st.floats(0.1, 30), st.floats(0, 4))
 @example([Freeze(1.3, 70.0, all=True, child_first=False)], 1.4, 0.0)
 @example([Freeze(0.5, 29.0, all=True, child_first=False)], 30.0, 0.0)
-def test_what_has_a_deadline_gets_all_the_time_back_and_no_more(
+def test_a_deadline_is_extended_by_the_suspension_and_no_more(
     freezes: list[Freeze], left_s: float, wakes_s: float
 ) -> None:
-    reason, ran_s = judged(READY, Child(due_s=BEGIN_S + left_s, wakes_s=wakes_s), freezes)
+    reason, ran_s = killed(READY, Child(due_s=BEGIN_S + left_s, wakes_s=wakes_s), freezes)
     assert reason == "deadline"
     assert left_s - EARLY_S * len(freezes) <= ran_s <= left_s + SLOW_S
 
 
 def overdue(monitor: LivenessMonitor, now_s: float, deadline_s: float) -> bool:
-    """Judged in time."""
+    """Return whether the child is overdue at a check without delay."""
     now_ns = int(now_s * NS)
     monitor.begin_check(now_ns, now_ns, {})
     return monitor.heartbeat(0, ready=True, beat_ns=now_ns, deadline_ns=int(deadline_s * NS)).overdue
 
 
-def test_a_thaw_is_forgotten_by_what_was_begun_after_it() -> None:
+def test_work_started_after_a_suspension_gets_no_extension() -> None:
     monitor = LivenessMonitor()
-    for thaw_s in (1100, 1200, 1300):  # late by 100 s each time, with nothing in hand
+    for thaw_s in (1100, 1200, 1300):  # late by 100 s each time, without a deadline
         assert monitor.begin_check(thaw_s * NS, (thaw_s - 100) * NS, {0: 0}) == 100 * NS
-    assert not overdue(monitor, 1305, 1250), "begun just before, and first told of afterwards"
+    assert not overdue(monitor, 1305, 1250), "started just before, reported afterwards"
     assert overdue(monitor, 1351, 1250)
     assert overdue(monitor, 1316, 1315)
 
 
-def test_what_waits_behind_the_first_deadline_gets_the_time_back_as_well() -> None:
+def test_later_deadlines_from_before_a_suspension_are_extended_too() -> None:
     monitor = LivenessMonitor()
     monitor.begin_check(1100 * NS, 1000 * NS, {0: 1010 * NS})
     assert not overdue(monitor, 1105, 1010)
-    assert not overdue(monitor, 1119, 1020), "the second of two that ran when all stood still"
+    assert not overdue(monitor, 1119, 1020), "the second of two that ran during the suspension"
     assert overdue(monitor, 1121, 1020)
 
 
-def test_a_deadline_that_is_rounded_up_after_a_thaw_is_the_same_one() -> None:
+def test_a_deadline_rounded_up_after_a_suspension_is_extended() -> None:
     monitor = LivenessMonitor()
     monitor.begin_check(1100 * NS, 1000 * NS, {0: 1101 * NS})
     assert not overdue(monitor, 1110, 1101.9)
@@ -164,66 +164,68 @@ def test_a_deadline_that_is_rounded_up_after_a_thaw_is_the_same_one() -> None:
 
 @settings(deadline=None)
 @given(Freezes, st.sampled_from(["boot", DRAIN_TIMEOUT]))
-def test_boot_and_drain_get_the_time_back_too(freezes: list[Freeze], reason: str) -> None:
+def test_boot_and_drain_limits_are_extended_too(freezes: list[Freeze], reason: str) -> None:
     slot = (
         STARTING if reason == "boot" else replace(READY, state=State.DRAINING, drain_until_s=BEGIN_S + LIMITS.drain_s)
     )
     limit_s = LIMITS.boot_s if reason == "boot" else LIMITS.drain_s
-    found, ran_s = judged(slot, Child(ready=reason != "boot"), freezes)
+    found, ran_s = killed(slot, Child(ready=reason != "boot"), freezes)
     assert found == reason
     assert limit_s - EARLY_S * len(freezes) <= ran_s <= limit_s + SLOW_S
 
 
 @settings(deadline=None)
 @given(Freezes, st.floats(0, 30))
-def test_one_that_hangs_is_found_soon_all_the_same(freezes: list[Freeze], hangs_after_s: float) -> None:
+def test_a_hung_child_is_found_soon_in_spite_of_suspensions(freezes: list[Freeze], hangs_after_s: float) -> None:
     child = Child(beats_until_s=BEGIN_S + hangs_after_s)
-    reason, ran_s = judged(READY, child, freezes)
+    reason, ran_s = killed(READY, child, freezes)
     assert reason == "hung"
-    # Each thaw begins the wait anew.
+    # Each suspension restarts the wait.
     assert ran_s <= max([hangs_after_s, *(freeze.at_s for freeze in freezes)]) + LIMITS.beat_s + 1.0
     assert freezes or ran_s >= hangs_after_s + LIMITS.beat_s - BEAT_S
 
 
-Words = st.integers(0, FIELD_MAX) | st.sampled_from([0, 1, int(BEGIN_S * NS), int((BEGIN_S + 1e6) * NS), FIELD_MAX])
+FieldValues = st.integers(0, FIELD_MAX) | st.sampled_from([0, 1, int(BEGIN_S * NS), int((BEGIN_S + 1e6) * NS)])
 
 
-class Scribbled(Child):
-    """Another's hand wrote into its words, and its loop never writes them right."""
+class Overwritten(Child):
+    """Its fields hold garbage, and it never writes them again."""
 
     def run(self, now_s: float) -> None: ...
 
 
 @settings(deadline=None)
-@given(Words, Words, st.booleans(), Freezes)
+@given(FieldValues, FieldValues, st.booleans(), Freezes)
 @example(FIELD_MAX, FIELD_MAX, True, [])
 @example(0, 0, True, [])
-def test_no_word_makes_a_child_immortal(beat: int, deadline: int, ready: bool, freezes: list[Freeze]) -> None:
-    child = Scribbled(ready=ready, beat_ns=beat, deadline_ns=deadline)
-    reason, ran_s = judged(READY if ready else STARTING, child, freezes)
+def test_no_value_in_shared_memory_keeps_a_hung_child_alive(
+    beat: int, deadline: int, ready: bool, freezes: list[Freeze]
+) -> None:
+    child = Overwritten(ready=ready, beat_ns=beat, deadline_ns=deadline)
+    reason, ran_s = killed(READY if ready else STARTING, child, freezes)
     last_s = max((freeze.at_s for freeze in freezes), default=0.0)
     assert reason
     assert ran_s <= max(LIMITS.boot_s, last_s + LIMITS.beat_s) + 1.0
 
 
-def quiet_s(beat_ns: Callable[[int, int], int]) -> list[float]:
-    """How quiet a READY child seems, turn by turn, that has written this by the turn's number and time."""
+def silent_s(beat_ns: Callable[[int, int], int]) -> list[float]:
+    """Return how long a READY child seems silent at each check; `beat_ns` gives its beat by check number and time."""
     monitor, found = LivenessMonitor(), []
-    for turn in range(100):
-        now_ns = int((BEGIN_S + turn * TURN_S) * NS)
+    for check in range(100):
+        now_ns = int((BEGIN_S + check * CHECK_S) * NS)
         monitor.begin_check(now_ns, now_ns, {})
-        found.append(monitor.heartbeat(0, ready=True, beat_ns=beat_ns(turn, now_ns), deadline_ns=0).silent_s)
+        found.append(monitor.heartbeat(0, ready=True, beat_ns=beat_ns(check, now_ns), deadline_ns=0).silent_s)
     return found
 
 
-@pytest.mark.parametrize("word", [0, FIELD_MAX])
-def test_a_wrong_word_is_forgotten_when_the_child_writes_again(word: int) -> None:
+@pytest.mark.parametrize("value", [0, FIELD_MAX])
+def test_garbage_is_forgotten_when_the_child_beats_again(value: int) -> None:
     # Wrong for 3 s, right for 1 s, and so on.
-    assert 2.5 < max(quiet_s(lambda turn, now_ns: word if turn % 16 < 12 else now_ns)) <= 3.0
+    assert 2.5 < max(silent_s(lambda check, now_ns: value if check % 16 < 12 else now_ns)) <= 3.0
 
 
-def test_a_child_whose_clock_is_ahead_lives_as_long_as_it_beats() -> None:
-    assert max(quiet_s(lambda turn, _now_ns: int((BEGIN_S + 1e6 + turn // 2 * BEAT_S) * NS))) <= BEAT_S
+def test_a_child_with_a_fast_clock_lives_while_it_beats() -> None:
+    assert max(silent_s(lambda check, _now_ns: int((BEGIN_S + 1e6 + check // 2 * BEAT_S) * NS))) <= BEAT_S
 
 
 # StackDumps
@@ -301,27 +303,27 @@ def test_each_dump_of_a_child_is_read_once_and_whole(stacks: StackDumps) -> None
     assert stacks.take("worker 1") == "another's"
 
 
-def test_a_dump_ends_where_the_child_began(stacks: StackDumps) -> None:
+def test_a_dump_omits_the_arbiters_frames(stacks: StackDumps) -> None:
     fd = stacks.fresh("worker 0")
     subprocess.run([sys.executable, "-c", FORKED, str(fd)], pass_fds=[fd], check=True)
     text = stacks.take("worker 0")
     assert text.count(" in in_hand") == text.count(" in _run_child") == 2
     assert " in arbiters_own" not in text and " in fork_child" not in text
-    assert " in wait" in text, "other threads are there"
+    assert " in wait" in text, "other threads are included"
 
 
-def test_a_successor_starts_with_an_empty_file_in_the_same_place(stacks: StackDumps) -> None:
+def test_a_new_child_gets_the_same_file_empty(stacks: StackDumps) -> None:
     fd = stacks.fresh("worker 0")
     os.write(fd, b"of the one before " * 100)
     assert stacks.fresh("worker 0") == fd
     os.write(fd, b"mine")
     assert not os.get_inheritable(fd)
-    handover_slot = StackDumps(stacks.by_name)
-    assert (handover_slot.fds(), handover_slot.take("worker 0")) == ([fd], "mine")
+    successor = StackDumps(stacks.by_name)
+    assert (successor.fds(), successor.take("worker 0")) == ([fd], "mine")
     assert stacks.take("nobody") == ""
 
 
-def test_a_dump_is_cut_and_never_too_odd_to_read(stacks: StackDumps) -> None:
+def test_a_dump_is_truncated_and_decoded_with_replacements(stacks: StackDumps) -> None:
     os.write(stacks.fresh("worker 0"), b"\xff\xfe first\n" + b"x" * 3 * BYTES_MAX)
     text = stacks.take("worker 0")
     assert "first" in text

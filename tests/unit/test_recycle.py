@@ -1,4 +1,4 @@
-"""Worn workers are replaced, one at a time, and none that is not worn."""
+"""Workers beyond a limit are recycled, one at a time, and no others."""
 
 from __future__ import annotations
 
@@ -17,37 +17,35 @@ from supervisor.core.slot import Slot, State
 from supervisor.shared_state import SharedState, SlotField
 
 Limit = st.just(0) | st.integers(1, 1000)
-Wears = st.lists(
+Usages = st.lists(
     st.builds(WorkerUsage, st.integers(0, 9), st.floats(0, 2000), st.integers(0, 2000), st.integers(-500, 2000)),
     max_size=8,
-    unique_by=lambda wear: wear.slot,
+    unique_by=lambda usage: usage.slot,
 )
 
 
-def shares(wear: WorkerUsage, limits: RecycleLimits) -> dict[str, float]:
-    """How much of each limit is used up."""
+def shares(usage: WorkerUsage, limits: RecycleLimits) -> dict[str, float]:
+    """Return the share of each limit that is used up."""
     found = {
-        "memory": (wear.growth_bytes if wear.age_s >= GROWN_UP_S else 0, limits.growth_bytes),
-        "messages": (wear.messages, limits.messages),
-        "age": (wear.age_s, limits.age_s),
+        "memory": (usage.growth_bytes if usage.age_s >= GROWN_UP_S else 0, limits.growth_bytes),
+        "messages": (usage.messages, limits.messages),
+        "age": (usage.age_s, limits.age_s),
     }
     return {reason: used / limit for reason, (used, limit) in found.items() if limit}
 
 
 @settings(deadline=None)
-@given(Wears, st.builds(RecycleLimits, Limit, Limit, Limit))
+@given(Usages, st.builds(RecycleLimits, Limit, Limit, Limit))
 @example([WorkerUsage(0, 10.0, 100, 0), WorkerUsage(1, 10.0, 99, 0)], RecycleLimits(messages=100))
-def test_the_one_furthest_beyond_a_limit_is_found_and_no_other(
-    workers: list[WorkerUsage], limits: RecycleLimits
-) -> None:
+def test_the_worker_furthest_beyond_a_limit_is_found(workers: list[WorkerUsage], limits: RecycleLimits) -> None:
     found = most_overdue(workers, limits)
-    worst = max((share for wear in workers for share in shares(wear, limits).values()), default=0.0)
+    worst = max((share for usage in workers for share in shares(usage, limits).values()), default=0.0)
     if worst < 1.0:
         assert found is None
     else:
         assert found is not None
         slot, reason = found
-        assert shares(next(wear for wear in workers if wear.slot == slot), limits)[reason] == worst
+        assert shares(next(usage for usage in workers if usage.slot == slot), limits)[reason] == worst
 
 
 SECOND_NS = 1_000_000_000
@@ -57,19 +55,19 @@ SHARED = SharedState()
 
 
 class Plant:
-    """Workers that age, grow and work, and the arbiter's own recycler; a second at a time."""
+    """Workers that age, grow and work under the arbiter's real recycler, in steps of one second."""
 
     def __init__(self, workers: int, **limits: float) -> None:
         self.now_s = 1000.0
         none = {"recycle_growth_mb": 0, "recycle_messages": 0, "recycle_age_s": 0.0, "drain_s": 25.0}
         self.slots = {number: self.born(number) for number in range(workers)}
-        self.told: list[dict[str, Any]] = []
+        self.logged: list[dict[str, Any]] = []
         #: Megabytes a second; messages a second; megabytes that a worker has from the start.
         self.grows: dict[int, float] = defaultdict(float)
         self.works: dict[int, int] = defaultdict(int)
         self.whole_mb = 50.0
         self.shared, self.rolling = SHARED, False
-        log = SimpleNamespace(info=lambda _event, **told: self.told.append({"at_s": self.now_s, **told}))
+        log = SimpleNamespace(info=lambda _event, **fields: self.logged.append({"at_s": self.now_s, **fields}))
         self.recycler = recycler.Recycler(self, self, SimpleNamespace(**none | limits), log)
 
     def born(self, number: int) -> Slot:
@@ -83,7 +81,7 @@ class Plant:
 
     def drain(self, number: int, until_s: float) -> None:
         assert until_s == self.now_s + 25.0
-        assert all(slot.state is State.READY for slot in self.slots.values()), "two are away at the same time"
+        assert all(slot.state is State.READY for slot in self.slots.values()), "two workers drain at the same time"
         self.slots[number] = replace(self.slots[number], state=State.DRAINING, drain_until_s=self.now_s + RESTART_S)
 
     def run(self, seconds: int) -> None:
@@ -110,58 +108,58 @@ def plant(monkeypatch):
     return make
 
 
-def test_workers_of_one_age_leave_one_after_the_other(plant) -> None:
+def test_workers_of_the_same_age_are_recycled_one_at_a_time(plant) -> None:
     here = plant(6, recycle_age_s=300.0)
     here.run(3000)
-    assert {told["reason"] for told in here.told} == {"age"}
+    assert {line["reason"] for line in here.logged} == {"age"}
     for number in range(6):
-        left_s = [told["at_s"] for told in here.told if told["slot"] == number]
+        left_s = [line["at_s"] for line in here.logged if line["slot"] == number]
         assert 9 <= len(left_s) <= 10
         lives_s = [after - before - RESTART_S for before, after in zip([997.0, *left_s], left_s, strict=False)]
         assert all(300 <= life_s <= 300 + 6 * (RESTART_S + 1) for life_s in lives_s)
 
 
-def test_growth_counts_from_ready_and_a_large_worker_is_no_grown_one(plant) -> None:
+def test_growth_counts_from_ready_not_total_size(plant) -> None:
     here = plant(4, recycle_growth_mb=100)
     here.whole_mb = 5000.0
     here.grows |= {1: 2.0, 2: 0.01}
     here.run(1000)
-    assert {told["slot"] for told in here.told} == {1}
+    assert {line["slot"] for line in here.logged} == {1}
     # 50 s to grow, and 3 s to come back.
-    assert 17 <= len(here.told) <= 19
-    assert all(told["growth_mb"] >= 100 for told in here.told)
+    assert 17 <= len(here.logged) <= 19
+    assert all(line["growth_mb"] >= 100 for line in here.logged)
 
 
-def test_messages_count_from_the_incarnation_s_first(plant) -> None:
+def test_messages_count_from_the_start_of_the_incarnation(plant) -> None:
     SHARED.slot(0).set(SlotField.DONE, 123_456)
     here = plant(2, recycle_messages=1000)
     here.works |= {0: 10, 1: 40}
     here.run(1100)
-    left = [[told for told in here.told if told["slot"] == number] for number in (0, 1)]
+    left = [[line for line in here.logged if line["slot"] == number] for number in (0, 1)]
     assert len(left[0]) == pytest.approx(1100 / 104, abs=1.5)
     assert len(left[1]) == pytest.approx(1100 / 29, abs=3)
-    assert all(1000 <= told["messages"] <= 1000 + 4 * 40 for told in here.told)
+    assert all(1000 <= line["messages"] <= 1000 + 4 * 40 for line in here.logged)
 
 
-def test_the_one_that_is_furthest_beyond_goes_first_whatever_its_limit(plant) -> None:
+def test_limits_of_different_kinds_are_compared(plant) -> None:
     here = plant(3, recycle_growth_mb=100, recycle_messages=1000, recycle_age_s=60.0)
     here.grows[2], here.works[1] = 4.0, 100
     here.slots[0] = replace(here.slots[0], state=State.DRAINING, drain_until_s=1050.0)
     here.run(49)
-    assert here.told == [], "not while another is away"
+    assert here.logged == [], "not while another worker is draining"
     here.run(20)
-    assert [(told["slot"], told["reason"]) for told in here.told] == [(1, "messages"), (2, "memory"), (1, "messages")]
+    assert [(line["slot"], line["reason"]) for line in here.logged] == [(1, "messages"), (2, "memory"), (1, "messages")]
 
 
-def test_nobody_is_replaced_without_a_limit_or_during_a_rolling_restart(plant) -> None:
+def test_no_worker_is_recycled_without_a_limit_or_during_a_rolling_restart(plant) -> None:
     here = plant(2)
     here.grows[0], here.works[1] = 100.0, 1000
     here.run(100)
-    assert here.told == []
+    assert here.logged == []
     here = plant(2, recycle_age_s=10.0)
     here.rolling = True
     here.run(100)
-    assert here.told == []
+    assert here.logged == []
     here.rolling = None
     here.run(1)
-    assert len(here.told) == 1
+    assert len(here.logged) == 1

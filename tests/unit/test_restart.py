@@ -1,7 +1,7 @@
-"""Crash loops: how often a whole pool starts its workers, and that its breaker neither leaks nor sticks.
+"""Crash loops: how often a whole pool starts its workers, and when its breaker opens and closes.
 
-The pool is the arbiter's own (`arbiter.worker_group`), with its slots, backoffs and timers. Only clock and
-children are played, so that minutes pass in milliseconds.
+The pool is the arbiter's own (`arbiter.worker_group`), with its slots, backoffs and timers. Only the clock and
+the children are simulated, so that minutes pass in milliseconds.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from supervisor.core.slot import Limits, State
 from supervisor.errors import EXIT_FAILED, EXIT_OK, WORKER_PLANNED, WORKER_TEMPFAIL
 from supervisor.shared_state import SharedState, SlotField
 
-#: Nobody beats in here.
+#: Simulated children do not beat.
 LIMITS = Limits(boot_s=15.0, beat_s=math.inf, drain_s=25.0)
 SHARED, CHANCE = SharedState(), random.Random()
-#: The last one: a loop wakes a little after the time it slept for.
+#: LATE_S: a loop wakes up slightly after its timer.
 BOOT_S, EXIT_S, LATE_S = 0.1, 0.01, 1e-6
 
 
 @dataclass(frozen=True)
 class Way:
-    """How a child goes: READY or never, and what it leaves with so long after its start."""
+    """How a child behaves: whether it becomes READY, when it exits and with which code."""
 
     leaves_s: float = math.inf
     code: int = EXIT_FAILED
     ready: bool = True
-    #: Messages that it does before.
+    #: Messages that it completes before.
     done: int = 0
 
 
@@ -61,7 +61,7 @@ class World:
     last: World
 
     def __init__(self, workers: int, way: Callable[[int], Way], seed: int = 1) -> None:
-        """`way` says, by slot, how the child goes that is started next."""
+        """`way` returns, by slot, how the next child behaves."""
         World.last = self
         self.now_s, self.way = 1000.0, way
         CHANCE.seed(seed)
@@ -78,7 +78,7 @@ class World:
         self.pool.scale(workers)
 
     def run(self, for_s: float, until: Callable[[], bool] = lambda: False) -> bool:
-        """Let time pass, but not beyond the moment when `until` is true; whether that came."""
+        """Let time pass until `until` is true; return whether it became true."""
         end_s, turns = self.now_s + for_s, 0
         while not until():
             if not self._due or self._due[0].due_s > end_s:
@@ -94,7 +94,7 @@ class World:
     def states(self) -> list[State]:
         return [slot.state for slot in self.pool.slots.values()]
 
-    # What the pool takes for its loop and its children
+    # Stands in for the loop and the children of the pool
 
     def call_at(self, due_s: float, callback: Callable[[], None]) -> Timer:
         timer = Timer(due_s, callback)
@@ -138,16 +138,16 @@ class World:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def played_clock() -> Iterator[None]:
-    """The clock of the world that was made last."""
+def simulated_clock() -> Iterator[None]:
+    """Use the clock of the newest World."""
     clock = SimpleNamespace(monotonic=lambda: World.last.now_s, monotonic_ns=lambda: int(World.last.now_s * 1e9))
     with pytest.MonkeyPatch.context() as patch:
-        for module, name, played in (
+        for module, name, simulated in (
             (child_group, "time", clock),
             (worker_group, "time", clock),
             (child_group, "random", CHANCE),
         ):
-            patch.setattr(module, name, played)
+            patch.setattr(module, name, simulated)
         yield
 
 
@@ -156,13 +156,13 @@ def most_within(times_s: list[float], window_s: float) -> int:
 
 
 def loop_of(*lives_s: float) -> Callable[[int], Way]:
-    """Every slot's children crash after these times, one after the other, for ever."""
+    """Children of every slot crash after these times, in rotation."""
     lives: dict[int, Iterator[float]] = defaultdict(lambda: itertools.cycle(lives_s))
     return lambda slot: Way(next(lives[slot]))
 
 
 @pytest.mark.parametrize(("workers", "most"), [(1, 16), (2, 16), (4, 18), (8, 34)])
-def test_a_pool_that_can_not_live_is_started_only_so_often(workers: int, most: int) -> None:
+def test_a_pool_that_always_crashes_is_started_a_limited_number_of_times(workers: int, most: int) -> None:
     for seed in range(10):
         world = World(workers, crash, seed)
         world.run(15)
@@ -172,26 +172,26 @@ def test_a_pool_that_can_not_live_is_started_only_so_often(workers: int, most: i
 
 @pytest.mark.parametrize("lives_s", [(0.3,), (2,), (9.9,), (0.3, 11), (2, 2, 12), (0.3, 0.3, 0.3, 25)])
 @pytest.mark.parametrize("workers", [2, 4])
-def test_slow_and_alternating_crash_loops_are_caught_too(workers: int, lives_s: tuple[float, ...]) -> None:
+def test_slow_and_alternating_crash_loops_are_detected(workers: int, lives_s: tuple[float, ...]) -> None:
     world = World(workers, loop_of(*lives_s))
     assert world.run(75, until=lambda: world.pool.breaker.is_open)
     before = len(world.starts_s)
     world.run(3600)
-    assert 40 < len(world.starts_s) - before < 70, "about one a minute: neither more, nor none"
+    assert 40 < len(world.starts_s) - before < 70, "about one a minute"
     assert most_within(world.starts_s, WINDOW_S) <= 10 + 2 * workers + 1
     assert most_within(world.starts_s[before + 10 :], WINDOW_S / 2) == 1
 
 
-def test_canaries_are_tried_one_at_a_time_and_ever_later() -> None:
+def test_canaries_start_one_at_a_time_with_growing_waits() -> None:
     world = World(4, crash)
     world.run(600)
-    # Each but the first waits from when the one before it crashed.
+    # Each canary except the first waits from the crash of the one before.
     waits_s = [after - before - 0.3 for before, after in itertools.pairwise(world.canaries_s)]
     assert waits_s == pytest.approx([*CANARY_AFTER_S[1:], *[CANARY_AFTER_S[-1]] * 7], abs=0.01)
     assert world.canaries_s[0] - world.crashes_s[12] == pytest.approx(CANARY_AFTER_S[0], abs=0.01)
 
 
-def test_a_canary_that_stays_up_brings_back_all_others() -> None:
+def test_a_canary_that_stays_up_closes_the_breaker() -> None:
     world = World(4, crash)
     assert world.run(60, until=lambda: len(world.canaries_s) == 2)
     world.way = well
@@ -202,18 +202,18 @@ def test_a_canary_that_stays_up_brings_back_all_others() -> None:
     assert (world.pool.breaker.is_open, world.states()) == (False, [State.READY] * 4)
 
 
-def test_one_that_always_crashes_is_held_back_and_does_not_stop_the_others() -> None:
+def test_one_slot_that_always_crashes_does_not_stop_the_others() -> None:
     world = World(3, lambda slot: CRASH if slot == 1 else WELL)
     assert world.run(100, until=lambda: world.pool.breaker.is_open)
     before = len(world.starts_s)
-    assert not world.run(3600, until=lambda: not world.pool.breaker.is_open), "those that are well prove nothing"
+    assert not world.run(3600, until=lambda: not world.pool.breaker.is_open), "healthy workers must not close it"
     assert [world.pool.slots[number].restarts for number in (0, 2)] == [0, 0]
     assert 50 < len(world.starts_s) - before < 70
 
 
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("after_s", [0.02, 5])
-def test_the_breaker_closes_when_its_canary_is_taken_away(scaled: bool, after_s: float) -> None:
+def test_the_breaker_closes_after_its_canary_is_removed(scaled: bool, after_s: float) -> None:
     world = World(1, crash)
     assert world.run(100, until=lambda: world.pool.breaker.is_open)
     world.way = well
@@ -226,11 +226,11 @@ def test_the_breaker_closes_when_its_canary_is_taken_away(scaled: bool, after_s:
     assert (world.pool.breaker.is_open, set(world.states())) == (False, {State.READY})
 
 
-def test_a_pool_scaled_to_nothing_and_back_starts_what_its_breaker_held_back() -> None:
+def test_scaling_to_zero_and_back_starts_slots_that_the_breaker_delayed() -> None:
     world = World(2, crash)
     assert world.run(20, until=lambda: world.pool.breaker.is_open)
     world.pool.scale(0)
-    assert world.run(10, until=lambda: world.states() == [State.EMPTY] * 2), "a canary crashes, and nobody inherits"
+    assert world.run(10, until=lambda: world.states() == [State.EMPTY] * 2), "a canary crashes"
     assert world.pool.breaker.is_open
     world.way = well
     world.pool.scale(2)
@@ -238,13 +238,13 @@ def test_a_pool_scaled_to_nothing_and_back_starts_what_its_breaker_held_back() -
 
 
 def bad_ones(good: int) -> Callable[[int], Way]:
-    """A message that kills, again and again, between so many good ones: with others in hand, then three times alone."""
+    """Between `good` messages, one that kills a busy worker and then three more in isolation."""
     lives: dict[int, Iterator[int]] = defaultdict(lambda: itertools.cycle((good, 0, 0, 0)))
     return lambda slot: Way(0.2, done=next(lives[slot]))
 
 
-def test_a_pool_that_does_its_work_is_not_held_back_by_what_kills_its_workers_now_and_then() -> None:
-    # One in a hundred, and as the four deaths are in a row, each pays for them with the first backoffs alone.
+def test_rare_poison_messages_do_not_open_the_breaker() -> None:
+    # One in a hundred. Its four crashes come in a row, so each slot only waits for its first backoffs.
     world = World(4, bad_ones(99))
     world.run(60)
     assert not world.pool.breaker.is_open
@@ -253,21 +253,21 @@ def test_a_pool_that_does_its_work_is_not_held_back_by_what_kills_its_workers_no
 
 
 def bad_ones_by_chance(chance: random.Random) -> Iterator[int]:
-    """One in a hundred, by chance: then several are in one hand, and each causes three deaths alone."""
+    """One in a hundred, at random: several may be in one batch, and each kills three workers in isolation."""
     while True:
         yield 99
         yield from [0] * 3 * sum(chance.random() < 0.01 for _ in range(100))
 
 
 @pytest.mark.parametrize("workers", [2, 4, 8])
-def test_many_bad_messages_in_the_hands_of_one_do_not_stop_a_pool_that_does_its_work(workers: int) -> None:
+def test_many_poison_messages_in_one_worker_do_not_open_the_breaker(workers: int) -> None:
     lives = [bad_ones_by_chance(random.Random(slot)) for slot in range(workers)]
     world = World(workers, lambda slot: Way(0.2, done=next(lives[slot])))
     assert not world.run(300, until=lambda: world.pool.breaker.is_open)
     assert most_within(world.crashes_s, WINDOW_S) > 30 * workers
 
 
-def test_where_most_messages_kill_the_machine_is_spared() -> None:
+def test_the_breaker_opens_if_many_messages_kill() -> None:
     world = World(4, bad_ones(9))
     assert world.run(10, until=lambda: world.pool.breaker.is_open)
     before = len(world.starts_s)
@@ -275,7 +275,7 @@ def test_where_most_messages_kill_the_machine_is_spared() -> None:
     assert len(world.starts_s) - before < 25
 
 
-def test_who_does_something_before_each_crash_waits_no_longer_each_time() -> None:
+def test_a_worker_that_completes_messages_before_each_crash_has_no_backoff() -> None:
     world = World(1, lambda _slot: Way(1, done=restart.DONE_PER_CRASH))
     world.run(60)
     assert not world.pool.breaker.is_open
@@ -290,7 +290,7 @@ EVENTS: dict[str, Callable[[Breaker], Breaker]] = {
 
 
 @pytest.mark.parametrize("event", EVENTS.values(), ids=EVENTS)
-def test_a_calm_that_closes_a_breaker_is_unbroken(event: Callable[[Breaker], Breaker]) -> None:
+def test_only_an_uninterrupted_calm_closes_the_breaker(event: Callable[[Breaker], Breaker]) -> None:
     breaker = Breaker(crashed_s=(1000.0,), is_open=True)
     breaker = restart.ready(restart.ready(breaker, 0, 500.0), 0, 500.0 + CALM_S - 1)
     assert not restart.ready(breaker, 0, 500.0 + CALM_S).is_open
@@ -302,7 +302,7 @@ WAYS = [WELL, *SICK, Way(0.3, WORKER_TEMPFAIL), Way(5, WORKER_PLANNED)]
 
 
 class Pools(RuleBasedStateMachine):
-    """Children that go in every way, while the pool is scaled and restarted under them."""
+    """Children that behave in every way, while the pool is scaled and restarted."""
 
     @initialize(workers=st.integers(1, 4), seed=st.integers(0, 99))
     def begin(self, workers: int, seed: int) -> None:
@@ -333,7 +333,7 @@ class Pools(RuleBasedStateMachine):
 
     @rule(by_s=st.sampled_from([0.01, 1, 20]))
     def restart_a_canary(self, by_s: float) -> None:
-        """Where there is one: all that can happen to it before it has proved itself."""
+        """Restart the canary, if there is one, at some time before it closes the breaker."""
         self.ways = dict.fromkeys(range(4), WELL)
         if self.world.run(100, until=lambda: self.world.pool.breaker.canary is not None):
             self.world.run(by_s)
@@ -345,7 +345,7 @@ class Pools(RuleBasedStateMachine):
         assert canary is None or self.world.pool.slots[canary].living
 
     def teardown(self) -> None:
-        """From wherever it came, a pool whose workers are well gets all of them back, and says so."""
+        """From any state, a pool whose workers are healthy again gets all of them READY and closes the breaker."""
         if hasattr(self, "world"):
             self.ways = dict.fromkeys(range(4), WELL)
             self.world.run(400)

@@ -28,7 +28,7 @@ from supervisor.errors import EXIT_FAILED, EXIT_OK, WORKER_CONFIG, WORKER_PLANNE
 
 LIMITS = Limits(boot_s=15.0, beat_s=5.0, drain_s=25.0)
 SIGTERM, SIGKILL, SIGSEGV = 15, 9, 11
-#: What a process can end with: (exit code, signal). The last one is what nobody could find out.
+#: How a process can end: (exit code, signal). The last one is an unknown end.
 STATUSES = (
     *((code, None) for code in (EXIT_OK, EXIT_FAILED, WORKER_TEMPFAIL, WORKER_CONFIG, WORKER_PLANNED, 255)),
     *((None, signal) for signal in (SIGTERM, SIGKILL, SIGSEGV)),
@@ -41,13 +41,13 @@ Heartbeats = st.builds(
 
 
 def backoff_bounds(tries: int) -> tuple[float, float]:
-    """What the contract promises: 0.1, 0.2, 0.4 ... 30 s, each ±20 %."""
+    """Return the limits of the contract: 0.1, 0.2, 0.4 ... 30 s, each ±20 %."""
     plain = min(30.0, 0.1 * 2 ** (tries - 1))
     return 0.8 * plain, 1.2 * plain
 
 
 class Life(RuleBasedStateMachine):
-    """Plays the arbiter, the clock and the child at once; keeps its own count of what was promised."""
+    """Plays the arbiter, the clock and the child, and keeps its own count of expected waits."""
 
     @initialize(burst=st.booleans(), chance=st.floats(0, 0.999))
     def begin(self, burst: bool, chance: float) -> None:
@@ -62,7 +62,7 @@ class Life(RuleBasedStateMachine):
             assert self.slot.incarnation == before.incarnation
 
     def act(self, action: Action, *, start: str = "spawn") -> None:
-        """As the arbiter does; it may be unable to make a process, or hold the start back."""
+        """Act like the arbiter, which may fail to fork or delay the start."""
         if action is not Action.START:
             return
         assert not self.alive, "two processes in one slot"
@@ -97,19 +97,19 @@ class Life(RuleBasedStateMachine):
             assert action is Action.DUMP
             assert self.slot.kill_reason
         elif self.slot.state is State.READY:
-            assert self.slot.wanted, "a READY child that shall leave is told"
+            assert self.slot.wanted, "a READY child of an unwanted slot is drained"
         elif not before.living and before.wanted:
             assert action is Action.START or before.state is State.FAILED or self.now_s < before.next_start_s
         self.act(action, start=start)
         if self.slot.ready_s not in (None, before.ready_s):
             assert (self.slot.ready_s, before.state) == (self.now_s, State.STARTING)
         if self.slot.wanted and not self.alive and self.slot.state is not State.FAILED:
-            assert slots.due_s(self.slot, LIMITS) < math.inf, "a start that is held back is asked for again"
+            assert slots.due_s(self.slot, LIMITS) < math.inf, "a delayed start is requested again"
 
     @precondition(lambda self: max(self.now_s, slots.due_s(self.slot, LIMITS)) < math.inf)
     @rule()
     def sleep_until_due(self) -> None:
-        """The arbiter sleeps until then: if there is nothing to do, it turns without end."""
+        """Sleep until something is due; if nothing had to be done then, the arbiter would spin."""
         self.now_s = max(self.now_s, slots.due_s(self.slot, LIMITS))
         before = self.slot
         self.slot, action = slots.advance(before, Heartbeat(ready=False), LIMITS, self.now_s)
@@ -123,7 +123,7 @@ class Life(RuleBasedStateMachine):
         self.slot, action = slots.drain(before, self.now_s + within_s)
         self.keeps_its_child(before)
         assert action is (Action.TERMINATE if before.state in (State.STARTING, State.READY) else Action.NONE), (
-            "told once, and only who is there"
+            "one SIGTERM, and only to a child that exists"
         )
         if before.living:
             assert self.slot.state is State.DRAINING
@@ -176,7 +176,7 @@ class Life(RuleBasedStateMachine):
         if before.kill_reason:
             assert left.reason == before.kill_reason
         elif not announced:
-            assert left.kind is ExitKind.CRASH, "a handler has ended the process"
+            assert left.kind is ExitKind.CRASH, "a handler ended the process"
         elif before.state is State.DRAINING or not before.wanted:
             assert (left.kind is ExitKind.DONE) == (status in ((EXIT_OK, None), (None, SIGTERM)))
         if done or (before.ready_s is not None and self.now_s - before.ready_s >= FORGIVEN_AFTER_S):
@@ -185,19 +185,19 @@ class Life(RuleBasedStateMachine):
         assert not final or self.slot.state is State.EMPTY
         assert (self.slot.state is State.FAILED) == (left.kind is ExitKind.CONFIG and before.wanted)
         if before.wanted and self.slot.state is State.EMPTY:
-            assert (left.kind, self.burst) == (ExitKind.DONE, True), "only a burst is done unasked"
+            assert (left.kind, self.burst) == (ExitKind.DONE, True), "only a burst is done without being asked"
         if self.slot.state is State.BACKOFF:
             self.waits(wait)
 
     @precondition(lambda self: not self.alive and self.slot.wanted and self.slot.state is not State.FAILED)
-    @rule(ready=st.booleans(), lived_s=Times, told=st.booleans(), status=st.sampled_from(STATUSES[:5]))
-    def live(self, ready: bool, lived_s: float, told: bool, status: tuple[int | None, int | None]) -> None:
-        """A whole incarnation: what comes of a row of them is seen only when there are many."""
+    @rule(ready=st.booleans(), lived_s=Times, drained=st.booleans(), status=st.sampled_from(STATUSES[:5]))
+    def live(self, ready: bool, lived_s: float, drained: bool, status: tuple[int | None, int | None]) -> None:
+        """Run a whole incarnation, so that long sequences of them occur."""
         self.now_s = max(self.now_s, self.slot.next_start_s)
         self.look(Heartbeat(ready=False), "spawn")
         self.look(Heartbeat(ready=ready), "spawn")
         self.time_passes(lived_s)
-        if told:
+        if drained:
             self.drain(LIMITS.drain_s)
         self.exit(status, final=False)
 
@@ -229,7 +229,7 @@ class Life(RuleBasedStateMachine):
             assert slot.kill_due_s == slot.drain_until_s == math.inf
 
     def teardown(self) -> None:
-        """From wherever it came: once it is not wanted, a child that obeys nothing but SIGKILL ends it."""
+        """From any state, an unwanted slot with a child that only obeys SIGKILL becomes EMPTY."""
         if not hasattr(self, "slot"):
             return
         self.scale(wanted=False)
@@ -240,7 +240,7 @@ Life.TestCase.settings = settings(max_examples=150, stateful_step_count=30, dead
 TestLife = Life.TestCase
 
 
-#: How a child takes SIGTERM: (exit code, signal) and how much later. Who is not here waits for SIGKILL.
+#: How a child reacts to SIGTERM: (exit code, signal) and after how long. All others wait for SIGKILL.
 MANNERS = {
     "obeys": ((EXIT_OK, None), 0.0),
     "crashes": ((EXIT_FAILED, None), 0.3),
@@ -251,7 +251,7 @@ LOSERS = ["crashes", "fails late", "gives up", "stubborn", "never ready"]
 
 
 def ends_empty(slot: Slot, now_s: float, manners: Iterator[str]) -> int:
-    """Let the arbiter sleep from one due time to the next until the slot is EMPTY; how many children that took."""
+    """Advance from one due time to the next until the slot is EMPTY; return how many children that took."""
     children, manner = int(slot.living), next(manners)
     for _ in range(200):
         if slot.state is State.EMPTY:
@@ -280,4 +280,4 @@ def test_a_slot_that_is_not_wanted_ends_empty_whatever_its_children_do(
     if ready:
         slot, _ = slots.advance(slot, Heartbeat(), LIMITS, 0.1)
     children = ends_empty(replace(slot, wanted=False), 0.1, iter([first, *others]))
-    assert children == (1 if first == "obeys" else 1 + HANDOVER_ATTEMPTS_MAX), "what a child had in hand is handed over"
+    assert children == (1 if first == "obeys" else 1 + HANDOVER_ATTEMPTS_MAX), "the child's messages are handed over"

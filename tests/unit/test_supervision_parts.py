@@ -1,4 +1,4 @@
-"""The small parts around the arbiter: its line to systemd, its look at the kernel's kills, the slots' locks."""
+"""Small parts of the arbiter: systemd notifications, the out-of-memory counter, the slot locks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.waiting import eventually
 
 
 class Systemd:
-    """Its end of the line: a real datagram socket."""
+    """systemd's end: a real datagram socket."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -32,16 +32,16 @@ class Systemd:
         self.socket.bind("\0" + address[1:] if address.startswith("@") else address)
         self.socket.settimeout(5)
 
-    def hears(self) -> str:
+    def receive(self) -> str:
         return self.socket.recv(4096).decode()
 
-    def heard(self) -> list[str]:
-        """All that is there, without waiting."""
+    def received(self) -> list[str]:
+        """Return all messages that have arrived."""
         found = []
         self.socket.setblocking(False)
         while True:
             try:
-                found.append(self.hears())
+                found.append(self.receive())
             except BlockingIOError:
                 return found
 
@@ -60,46 +60,46 @@ def open_fds() -> int:
     return len(os.listdir("/proc/self/fd" if os.path.exists("/proc/self/fd") else "/dev/fd"))
 
 
-def test_systemd_hears_every_word_in_its_own_format(systemd: Systemd) -> None:
+def test_systemd_gets_each_notification_in_its_format(systemd: Systemd) -> None:
     notifier = SystemdNotifier({"NOTIFY_SOCKET": systemd.address})
     before = open_fds()
     notifier.ready()
-    assert systemd.hears() == "READY=1"
+    assert systemd.receive() == "READY=1"
     notifier.alive()
-    assert systemd.hears() == "WATCHDOG=1"
+    assert systemd.receive() == "WATCHDOG=1"
     earliest = time.monotonic_ns() // 1000
     notifier.reloading()
-    state, at = systemd.hears().splitlines()
+    state, at = systemd.receive().splitlines()
     assert state == "RELOADING=1"
     name, _, micros = at.partition("=")
     assert name == "MONOTONIC_USEC"
     assert earliest <= int(micros) <= time.monotonic_ns() // 1000
     notifier.stopping()
-    assert systemd.hears() == "STOPPING=1"
-    assert open_fds() == before, "nothing stays open for a fork to inherit"
+    assert systemd.receive() == "STOPPING=1"
+    assert open_fds() == before, "no descriptor stays open for a fork to inherit"
 
 
-def test_status_is_told_when_it_changes_and_only_then(systemd: Systemd) -> None:
+def test_status_is_sent_only_when_it_changes(systemd: Systemd) -> None:
     notifier = SystemdNotifier({"NOTIFY_SOCKET": systemd.address})
     for text in ("starting", "starting", "healthy: größer", "healthy: größer", "starting"):
         notifier.status(text)
-    assert systemd.heard() == ["STATUS=starting", "STATUS=healthy: größer", "STATUS=starting"]
+    assert systemd.received() == ["STATUS=starting", "STATUS=healthy: größer", "STATUS=starting"]
 
 
-def test_a_status_that_did_not_get_through_is_told_again(systemd: Systemd) -> None:
+def test_a_status_that_was_not_delivered_is_sent_again(systemd: Systemd) -> None:
     notifier = SystemdNotifier({"NOTIFY_SOCKET": systemd.address})
     began_s, texts = time.monotonic(), [f"state {number}" for number in range(2000)]
     for text in texts:
         notifier.status(text)
-    assert time.monotonic() - began_s < 5, "systemd does not read, and nobody waits for it"
-    heard = systemd.heard()
-    assert heard[0] == "STATUS=state 0"
-    assert len(heard) < len(texts), "it was full"
+    assert time.monotonic() - began_s < 5, "the arbiter must not wait for systemd"
+    received = systemd.received()
+    assert received[0] == "STATUS=state 0"
+    assert len(received) < len(texts), "its buffer was full"
     notifier.status(texts[-1])
-    assert systemd.heard() == [f"STATUS={texts[-1]}"]
+    assert systemd.received() == [f"STATUS={texts[-1]}"]
 
 
-def test_a_systemd_that_is_gone_does_no_harm(systemd: Systemd) -> None:
+def test_a_missing_systemd_is_ignored(systemd: Systemd) -> None:
     notifier = SystemdNotifier({"NOTIFY_SOCKET": systemd.address})
     systemd.socket.close()
     before = open_fds()
@@ -109,7 +109,7 @@ def test_a_systemd_that_is_gone_does_no_harm(systemd: Systemd) -> None:
     assert open_fds() == before
 
 
-def test_no_child_speaks_for_the_pool_but_a_successor_does(systemd: Systemd, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_successor_inherits_the_variables(systemd: Systemd, monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"NOTIFY_SOCKET": systemd.address, "WATCHDOG_USEC": "4000000", "WATCHDOG_PID": str(os.getpid())}
     for name, value in given.items():
         monkeypatch.setenv(name, value)
@@ -121,11 +121,11 @@ def test_no_child_speaks_for_the_pool_but_a_successor_does(systemd: Systemd, mon
     successor = SystemdNotifier()
     assert successor.watchdog_s == 2.0
     successor.ready()
-    assert systemd.hears() == "READY=1"
+    assert systemd.receive() == "READY=1"
     assert not given.keys() & os.environ.keys()
 
 
-#: Stands for the pid of the process, which is another in each.
+#: Stands for the pid of the test process.
 OWN = "own"
 
 
@@ -143,14 +143,14 @@ OWN = "own"
         ("²", "", None),
     ],
 )
-def test_the_watchdog_is_fed_twice_as_often_as_it_asks(micros: str, pid: str, interval_s: float | None) -> None:
+def test_the_watchdog_is_notified_at_half_its_interval(micros: str, pid: str, interval_s: float | None) -> None:
     pid = pid.replace(OWN, str(os.getpid()))
     environ = {"NOTIFY_SOCKET": "/nowhere", "WATCHDOG_USEC": micros, "WATCHDOG_PID": pid, "OTHER": "1"}
     assert SystemdNotifier(environ).watchdog_s == interval_s
     assert environ == {"OTHER": "1"}
 
 
-def test_without_a_socket_nobody_is_told_and_no_watchdog_is_fed() -> None:
+def test_without_a_socket_nothing_is_sent() -> None:
     notifier = SystemdNotifier({"WATCHDOG_USEC": "1000000"})
     before = open_fds()
     notifier.ready()
@@ -166,22 +166,22 @@ def write_events(path: Path, kills: int) -> None:
     path.write_text(f"low 0\nhigh 12\nmax 90\noom 4\noom_kill {kills}\noom_group_kill 3\n")
 
 
-def test_kills_are_counted_from_one_look_to_the_next(tmp_path: Path) -> None:
+def test_kills_are_counted_between_two_calls(tmp_path: Path) -> None:
     path = tmp_path / "memory.events"
     write_events(path, 2)
     kills = OomKills(path)
-    assert kills.new() == 0, "those of before are others'"
+    assert kills.new() == 0, "earlier kills do not count"
     write_events(path, 5)
     assert (kills.new(), kills.new()) == (3, 0)
     path.unlink()
     assert kills.new() is None
     write_events(path, 9)
-    assert kills.new() is None, "since when?"
+    assert kills.new() is None, "it was not readable before"
     write_events(path, 10)
     assert kills.new() == 1
 
 
-def test_where_nobody_counts_nothing_is_claimed(tmp_path: Path) -> None:
+def test_without_a_counter_there_is_no_number(tmp_path: Path) -> None:
     path = tmp_path / "memory.events"
     kills = OomKills(path)
     write_events(path, 7)
@@ -199,9 +199,7 @@ def test_where_nobody_counts_nothing_is_claimed(tmp_path: Path) -> None:
         ("", False),
     ],
 )
-def test_the_process_s_own_cgroup_is_looked_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, counted: bool
-) -> None:
+def test_the_own_cgroup_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, counted: bool) -> None:
     events = tmp_path / "root" / "pool.slice" / "pool.service" / "memory.events"
     write_events(events, 1)
     (tmp_path / "cgroup").write_text(lines)
@@ -237,7 +235,7 @@ NUMBERS = itertools.count()
 
 
 class Holder:
-    """A process that wants a slot."""
+    """A process that locks a slot."""
 
     def __init__(self, folder: Path, slot: int, *more: str) -> None:
         self.out = Path(f"{folder}.{next(NUMBERS)}.out")
@@ -247,11 +245,11 @@ class Holder:
             )
 
     def says(self, line: str) -> None:
-        """Wait for it."""
+        """Wait until it has printed the line."""
         eventually(lambda: re.search(rf"^{line}$", self.out.read_text(), re.MULTILINE), 10, what=line)
 
     def waits(self) -> bool:
-        """Whether the kernel has it in its list of those that wait for a lock."""
+        """Return whether the kernel lists it as waiting for a lock."""
         lines = Path("/proc/locks").read_text().splitlines()
         return any("->" in line and f" {self.process.pid} " in line for line in lines)
 
@@ -269,10 +267,8 @@ def holders() -> Iterator[ExitStack]:
         yield stack
 
 
-@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="tells who waits")
-def test_a_slot_is_held_by_one_process_until_the_kernel_says_that_it_is_dead(
-    holders: ExitStack, tmp_path: Path
-) -> None:
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="needs /proc/locks")
+def test_a_slot_is_locked_until_its_process_is_dead(holders: ExitStack, tmp_path: Path) -> None:
     folder = tmp_path / "slots"
     first = holders.enter_context(Holder(folder, 3))
     first.says("holds 0")
@@ -284,7 +280,7 @@ def test_a_slot_is_held_by_one_process_until_the_kernel_says_that_it_is_dead(
     assert (folder.stat().st_mode & 0o777, (folder / "3.lock").stat().st_mode & 0o777) == (0o700, 0o600)
 
 
-def test_a_grandchild_that_lives_on_does_not_hold_the_slot(holders: ExitStack, tmp_path: Path) -> None:
+def test_a_living_grandchild_does_not_hold_the_slot(holders: ExitStack, tmp_path: Path) -> None:
     first = holders.enter_context(Holder(tmp_path / "slots", 0, "forks"))
     first.says(r"holds [1-9]\d*")
     first.process.kill()
