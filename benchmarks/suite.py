@@ -330,7 +330,9 @@ def section_text(title: str, about: str, outcome: Outcome) -> str:
     parts = [f"## {title}", about]
     parts += [f"![{title}](results/{name})" for name in outcome.plots]
     for report in outcome.reports:
-        parts += ["Measured on " + "; ".join(report.where.values()) + ".", report.markdown()]
+        if report.where:
+            parts.append(f"Measured on {report.where['server']}, durability {report.where['durability']}.")
+        parts.append(report.markdown())
     return "\n\n".join(part for part in parts if part)
 
 
