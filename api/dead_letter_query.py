@@ -17,7 +17,8 @@ from fastapi import Query
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from supervisor.broker.dead_letters import Filter, Letter, extent, pages
+from supervisor.broker.dead_letters import extent, pages
+from supervisor.core.dead_letter import Filter, Letter
 from supervisor.text import did_you_mean
 
 from .problems import Problem

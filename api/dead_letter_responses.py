@@ -12,9 +12,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from supervisor.broker import inspect
-from supervisor.broker.dead_letters import Filter, Letter, by_ids
+from supervisor.broker.dead_letters import by_ids
 from supervisor.broker.redis_errors import UNREACHABLE, code_of
 from supervisor.broker.replay import Outcome, drop, replay
+from supervisor.core.dead_letter import Filter, Letter
 
 from .dead_letter_query import SCAN_MAX, Pair, ScanResult, Selection, parse_cursor, scan
 from .overview_routes import handled_groups

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import Response
 
-from supervisor.broker.dead_letters import Filter
+from supervisor.core.dead_letter import Filter
 from supervisor.fastapi import RedisDep
 
 from .dead_letter_query import COUNT_MAX, Cursor, GroupName, Selection, filter_of_query, parse_cursor, scan

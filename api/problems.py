@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
-from supervisor.broker.coalesce import FULL
+from supervisor.broker.coalescer import FULL
 from supervisor.broker.redis_errors import UNREACHABLE, code_of
 from supervisor.errors import (
     IdempotencyError,

@@ -1,12 +1,12 @@
-"""Connections to Redis: redis-py's own, with its silent retries off.
+"""Makes connections to Redis: redis-py's own, with its silent retries off.
 
-1. `client` for everything that is not the hot path; `connection` for the hot path, which drives
-   redis-py's `Connection` directly (AUTH, TLS, SELECT and CLIENT SETNAME stay redis-py's).
-   Both take every form of URL: behind Sentinel and in a cluster the server is found at each connect.
+1. `client` is for everything but the hot path; `connection` is for the hot path, which drives redis-py's
+   `Connection` directly (AUTH, TLS, SELECT and CLIENT SETNAME stay redis-py's). Both take every form of URL: with
+   Sentinel and in a cluster the server is found at each connect.
 2. Never call either in a process that will still fork.
 
-Retries are off because redis-py repeats writes whose answer was lost, and re-reads of `>` then
-strand what was delivered (redis-py 8: ten retries by default).
+Retries are off because redis-py repeats writes whose answer was lost, and repeated reads of `>` then strand what was
+delivered (redis-py 8: ten retries by default).
 """
 
 from __future__ import annotations
@@ -15,15 +15,23 @@ import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from redis.asyncio import Redis
+from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool, SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    NoPermissionError,
+    RedisClusterException,
+    RedisError,
+    SlotNotCoveredError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
 
-from supervisor.broker.cluster_client import ClusterClient
+from supervisor.broker.redis_errors import causes
 from supervisor.broker.routed_connection import RoutedConnection, RoutedTlsConnection, UnixConnection
 from supervisor.broker.routes import ASK_LIMIT_S, Address, ClusterRoute, FixedRoute, SentinelRoute
 from supervisor.errors import ConfigError
@@ -31,6 +39,8 @@ from supervisor.settings.masking import masked
 from supervisor.settings.redis_url import parse
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from redis.asyncio.client import Redis as RedisClient
 
     from supervisor.broker.routes import Route
@@ -41,7 +51,7 @@ _UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What a server says of itself."""
+    """What a server reports about itself."""
 
     #: `Redis 7.0.15` or `Valkey 9.1.2`.
     version: str
@@ -51,26 +61,62 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """What a URL says, for redis-py."""
+    """A parsed URL, for redis-py."""
 
     kind: type[AbstractConnection]
-    #: But for host and port, which the route finds.
+    #: Without host and port, which the route finds.
     options: dict[str, Any]
     #: None: a unix socket.
     route: Route | None = None
     nodes: tuple[Address, ...] = ()
 
 
-def client(url: str, *, timeout_s: float = 5.0, connect_timeout_s: float = 5.0) -> RedisClient:
-    """A client with pools of its own, bytes in and out, no retries. Close it with `aclose()`.
+class ClusterClient(RedisCluster):
+    """redis-py's cluster client, whose errors are RedisErrors like those of any other client.
 
-    For a cluster it is redis-py's RedisCluster, which has the same commands: all keys of one must be in one slot.
-    Raises ConfigError for a URL that redis-py does not understand.
+    It follows MOVED and ASK, which mean that nothing was done; it repeats nothing else.
+    """
+
+    @classmethod
+    def of(cls, nodes: Iterable[Address], options: dict[str, Any], *, tls: bool) -> Self:
+        """Make one; `nodes` are some of the cluster's, `options` those of a connection, without retries."""
+        known = {name: value for name, value in options.items() if name != "db"}
+        # A part of the cluster that is down must not take the rest with it.
+        return cls(startup_nodes=[ClusterNode(*node) for node in nodes], require_full_coverage=False, ssl=tls, **known)
+
+    async def initialize(self, *args: Any, **options: Any) -> Self:
+        """Look the slots up. Raises redis-py's errors."""
+        try:
+            await super().initialize(*args, **options)
+        except RedisClusterException as error:
+            raise _as_redis_error(error) from error
+        return self
+
+    async def get_nodes_from_slot(self, command: str, *args: Any) -> Any:
+        """Return the node for a command. Raises redis-py's errors."""
+        try:
+            return await super().get_nodes_from_slot(command, *args)
+        except SlotNotCoveredError as error:
+            raise _as_redis_error(error) from error
+
+
+def _as_redis_error(error: RedisClusterException) -> Exception:
+    """Return the refusal behind a RedisClusterException, which is no RedisError, or else a ConnectionError."""
+    refusals = (cause for cause in causes(error) if isinstance(cause, AuthenticationError | NoPermissionError))
+    return next(refusals, RedisConnectionError(str(error)))
+
+
+def client(url: str, *, timeout_s: float = 5.0, connect_timeout_s: float = 5.0) -> RedisClient:
+    """Return a client with pools of its own, bytes in and out, no retries. Close it with `aclose()`.
+
+    For a cluster it is redis-py's RedisCluster, which has the same commands: all keys of a command must be in one
+    slot. Raises ConfigError for a URL that redis-py does not understand.
     """
     target = _target(url, connect_timeout_s)
     options = {**target.options, "socket_timeout": timeout_s}
     if isinstance(target.route, ClusterRoute):
-        return cast("RedisClient", ClusterClient.of(target.nodes, options, tls=issubclass(target.kind, SSLConnection)))
+        made = ClusterClient.of(target.nodes, options, tls=issubclass(target.kind, SSLConnection))
+        return cast("RedisClient", made)
     if target.route is not None:
         options["route"] = target.route
     pool: ConnectionPool = ConnectionPool(connection_class=target.kind, **options)
@@ -80,12 +126,12 @@ def client(url: str, *, timeout_s: float = 5.0, connect_timeout_s: float = 5.0) 
 def connection(
     url: str, *, key: str = "", at: Address | None = None, connect_timeout_s: float = 5.0, name: str = ""
 ) -> AbstractConnection:
-    """One connection to be driven by hand, not yet connected; reads take their own timeouts.
+    """Return a connection to be driven by hand, not yet connected; reads take their own timeouts.
 
-    It goes to where the server for `key` is, at each connect anew; with `at`, to that node of a cluster.
+    Each connect finds the server of `key`; with `at` it goes to that node of a cluster.
     """
     target = _target(url, connect_timeout_s)
-    # redis-py wraps each send in a Task when there is a timeout; a dead link shows at the read.
+    # redis-py wraps each send in a Task when there is a timeout; a dead connection shows at the read.
     options = {**target.options, "socket_timeout": None}
     if name:
         options["client_name"] = name
@@ -97,21 +143,21 @@ def connection(
 
 
 def cluster(url: str, *, connect_timeout_s: float = 5.0) -> ClusterRoute | None:
-    """Who owns which slot, where the URL names a cluster."""
+    """Return the route of a cluster's URL, None for any other URL."""
     route = _target(url, connect_timeout_s).route
     return route if isinstance(route, ClusterRoute) else None
 
 
 @lru_cache(maxsize=8)
 def _target(url: str, connect_timeout_s: float) -> _Target:
-    """Cached, so that all connections of a process share one route, and with it one watch."""
+    """Parse a URL; cached, so that all connections of a process share one route and its watcher."""
     try:
         parsed = parse(url)
     except ValueError as error:
         raise _refused(url, error) from None
     try:
         options: dict[str, Any] = dict(parse_url(parsed.url))
-    except ValueError as error:  # others of its words may hold a piece of the password
+    except ValueError as error:  # its other messages may contain a piece of the password
         raise _refused(url, error if str(error).startswith("Invalid value for") else _UNREADABLE) from None
     plain = options.pop("connection_class", Connection)
     options.setdefault("socket_connect_timeout", connect_timeout_s)
@@ -127,7 +173,7 @@ def _target(url: str, connect_timeout_s: float) -> _Target:
     asking = {**options, "db": 0, "socket_timeout": ASK_LIMIT_S, "socket_connect_timeout": ASK_LIMIT_S}
     if parsed.kind == "cluster":
         return _Target(routed, options, ClusterRoute(hosts, plain, asking), hosts)
-    # Sentinel has users of its own; what makes the TLS of the servers makes its own too.
+    # Sentinel has users of its own; the TLS options apply to its connections too.
     asking |= {"username": parsed.sentinel_username, "password": parsed.sentinel_password}
     return _Target(routed, options, SentinelRoute(hosts, parsed.master, plain, asking))
 
@@ -149,19 +195,18 @@ def _check(url: str, kind: type[AbstractConnection], options: dict[str, Any]) ->
             raise _refused(url, f"{name}: the file can't be read")
 
 
-def _refused(url: str, why: object) -> ConfigError:
-    return ConfigError(f"redis.url: {masked(url)!r}: {why}")
+def _refused(url: str, reason: object) -> ConfigError:
+    return ConfigError(f"redis.url: {masked(url)!r}: {reason}")
 
 
 def check_url(url: str) -> None:
-    """Raise ConfigError for a URL that `client` does not take; empty stands for a server of our own. Connects to
-    nothing."""
+    """Raise ConfigError for a URL that `client` does not take; empty means the embedded server. Connects to nothing."""
     if url:
         _target(url, 1.0)
 
 
 async def describe(redis: RedisClient) -> Server:
-    """Version and durability of the server. Raises redis-py's errors when it does not answer."""
+    """Return version and durability of the server. Raises redis-py's errors when it does not answer."""
     info: dict[str, Any] = await redis.info()
     if "valkey_version" in info:
         version = f"Valkey {info['valkey_version']}"
@@ -174,8 +219,8 @@ async def _durability(redis: RedisClient, info: dict[str, Any]) -> str:
     settings: dict[str, str] = {}
     try:
         for key in ("appendfsync", "save"):
-            found = await redis.config_get(key)
-            settings.update({_text(k): _text(v) for k, v in found.items()})
+            reply = await redis.config_get(key)
+            settings.update({_text(name): _text(value) for name, value in reply.items()})
     except RedisError:  # CONFIG is often forbidden at hosted services
         pass
     if info.get("aof_enabled"):

@@ -1,4 +1,4 @@
-"""Reads and filters dead letters, page by page.
+"""Reads dead letters, page by page.
 
 A stream of dead letters may hold a million, and one of them megabytes: the size of a page follows from the size of its
 letters, and nothing here reads further than asked. `broker.replay` puts them back or removes them.
@@ -6,82 +6,27 @@ letters, and nothing here reads further than asked. `broker.replay` puts them ba
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from redis.exceptions import ResponseError
 
-from supervisor.core.dead_letter import FIELD_PREFIX
+from supervisor.core.dead_letter import parse_letter
 from supervisor.core.ids import parse_id
-from supervisor.core.records import parse_number
 from supervisor.errors import UsageError
 from supervisor.keys import dead_key
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping
+    from collections.abc import AsyncIterator, Iterable
 
     from redis.asyncio import Redis
+
+    from supervisor.core.dead_letter import Letter
 
 #: Size of the first page; the weight of its letters sets the size of the next.
 _PAGE_MIN = 10
 _PAGE_MAX = 500
 #: About the weight of a page, so that it is read well within the time limit of one command.
 _PAGE_BYTES = 1_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Letter:
-    """One dead letter."""
-
-    #: Its own id, in the stream of dead letters.
-    letter_id: str
-    stream: str
-    group: str
-    #: The id of the message that was given up.
-    id: str
-    reason: str
-    deliveries: int
-    handler: str
-    worker: str
-    dead_at_ms: int
-    error: str
-    traceback: str
-    #: How the worker ended, where that is the reason: the signal's name, the exit code, the stack if there is one.
-    signal: str
-    exit_code: int | None
-    stack: str
-    fields: dict[str, str]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """Chooses letters; empty: all of them."""
-
-    #: Parts of the text, in any case.
-    reason: str = ""
-    handler: str = ""
-    #: Somewhere in the message's fields, its id or the error.
-    text: str = ""
-    #: The least time since the message was given up.
-    older_than_ms: int = 0
-
-    @property
-    def empty(self) -> bool:
-        """Whether every letter matches."""
-        return not (self.reason or self.handler or self.text or self.older_than_ms)
-
-    def fits(self, letter: Letter, now_ms: int) -> bool:
-        """Return whether the letter matches."""
-        if self.older_than_ms and now_ms - letter.dead_at_ms < self.older_than_ms:
-            return False
-        pairs = [(self.reason, letter.reason), (self.handler, letter.handler)]
-        if self.text:
-            pairs.append((self.text, "\n".join([letter.id, letter.error, *letter.fields, *letter.fields.values()])))
-        return all(part.lower() in text.lower() for part, text in pairs)
 
 
 async def pages(
@@ -93,7 +38,7 @@ async def pages(
     """
     key, count = dead_key(stream, group), min(most, _PAGE_MIN)
     while page := await redis.execute_command("XRANGE", key, start, end, "COUNT", count):
-        yield [_letter(letter_id.decode(), stream, group, flat) for letter_id, flat in page]
+        yield [parse_letter(letter_id, stream, group, flat) for letter_id, flat in page]
         if len(page) < count:
             return
         start = f"({page[-1][0].decode()}"
@@ -167,31 +112,3 @@ async def _is_message(redis: Redis, stream: str, id_: str) -> bool:
         return bool(await redis.execute_command("XRANGE", stream, id_, id_))
     except ResponseError:  # the key is no stream; its letters may be valid all the same
         return False
-
-
-def _letter(letter_id: str, stream: str, group: str, flat: Mapping[bytes, bytes]) -> Letter:
-    def text(name: bytes) -> str:
-        return _text(flat.get(name, b""))
-
-    cut = len(FIELD_PREFIX)
-    return Letter(
-        letter_id=letter_id,
-        stream=stream,
-        group=group,
-        id=text(b"id"),
-        reason=text(b"reason"),
-        deliveries=parse_number(text(b"deliveries")) or 0,
-        handler=text(b"handler"),
-        worker=text(b"worker"),
-        dead_at_ms=parse_number(text(b"dead_at_ms")) or 0,
-        error=text(b"error"),
-        traceback=text(b"traceback"),
-        signal=text(b"signal"),
-        exit_code=parse_number(text(b"exit_code")),
-        stack=text(b"stack"),
-        fields={_text(name[cut:]): _text(value) for name, value in flat.items() if name.startswith(FIELD_PREFIX)},
-    )
-
-
-def _text(value: bytes) -> str:
-    return value.decode(errors="backslashreplace")

@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
-from supervisor.broker.coalesce import Coalescer
+from supervisor.broker.coalescer import Coalescer, PipelineConnection
 from supervisor.broker.connect import cluster
-from supervisor.broker.pipeline_connection import PipelineConnection
 from supervisor.broker.redis_errors import REDIS_FAULTS, UNREACHABLE, code_of
 from supervisor.broker.routes import slot_owner
 from supervisor.errors import PublishRefusedError

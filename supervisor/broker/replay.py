@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from supervisor.broker.dead_letters import Letter
+    from supervisor.core.dead_letter import Letter
 
 REPLAYED, DROPPED = "replayed", "dropped"
 #: What an outcome other than the wanted one means, for people. The letter is kept in all of them but the first.

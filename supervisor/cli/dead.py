@@ -97,8 +97,8 @@ def list_(  # noqa: PLR0913, PLR0917 - one parameter an option
     """List dead letters: of one group, of a stream's groups, or of all handlers here. With --json one object a line."""
     import asyncio
 
-    from supervisor.broker.dead_letters import Filter
     from supervisor.cli.letters import list_letters
+    from supervisor.core.dead_letter import Filter
 
     loaded = load_settings(config, {"redis.url": redis})
     wanted = Filter(reason, handler, text, int(older_s * 1000))
@@ -152,8 +152,8 @@ def _change(verb: str, help_text: str, short: str) -> click.Command:
     ) -> int:  # fmt: skip
         import asyncio
 
-        from supervisor.broker.dead_letters import Filter
         from supervisor.cli.letters import Work, carry_out, choose
+        from supervisor.core.dead_letter import Filter
 
         loaded = load_settings(config, {"redis.url": redis})
         wanted = Filter(reason, handler, text, int(older_s * 1000))

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from supervisor.broker.dead_letters import Filter, by_ids, extent, pages
+from supervisor.broker.dead_letters import by_ids, extent, pages
 from supervisor.broker.replay import DROPPED, REPLAYED, WORDS, drop, replay
 from supervisor.cli.common import dumps, talk
 from supervisor.cli.redis import open_redis
 from supervisor.cli.streams import handled_pairs
+from supervisor.core.dead_letter import Filter
 from supervisor.core.ids import whole_id
 from supervisor.errors import EXIT_FAILED, EXIT_OK, SupervisorError, UsageError
 from supervisor.text import counted, duration_text
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from supervisor.broker.dead_letters import Letter
     from supervisor.broker.replay import Outcome
+    from supervisor.core.dead_letter import Letter
     from supervisor.settings.load import Loaded
 
 REASON_CHARACTERS = 60

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from supervisor import BatchError, Message, handler
 from supervisor.broker import inspect
-from supervisor.broker.dead_letters import Letter, pages
+from supervisor.broker.dead_letters import pages
 from supervisor.broker.replay import Outcome, replay
 from supervisor.core.copies import ORIGIN, original
+from supervisor.core.dead_letter import Letter
 from supervisor.errors import HandlerError
 from supervisor.handling.load import specs_of
 from supervisor.keeper.keeper import Keeper

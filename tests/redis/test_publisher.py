@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from supervisor.broker.coalesce import COMMANDS_MAX, QUEUED_JOBS_MAX
+from supervisor.broker.coalescer import COMMANDS_MAX, QUEUED_JOBS_MAX
 from supervisor.errors import (
     EncodeError,
     IdempotencyError,

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.broker.dead_letters import Filter, Letter, by_ids, pages
+from supervisor.broker.dead_letters import by_ids, pages
 from supervisor.broker.replay import Outcome, drop, replay
+from supervisor.core.dead_letter import Filter, Letter
 from supervisor.keys import REPLAY_CONSUMER, crashes_key, dead_key, retries_key
 from tests.support.letters import add_dead_letter
 

@@ -1,8 +1,8 @@
-"""Sends what one turn of the event loop asks for as one pipeline, and tells each caller its own result.
+"""Sends everything that one turn of the event loop asks for as one pipeline, and gives each caller its own result.
 
-1. One pipeline is on the wire at a time; what comes meanwhile goes out with the next: order is kept.
+1. One pipeline is on the wire at a time; what arrives meanwhile goes out with the next: the order is kept.
 2. Bounded in commands, in bytes and in time: a job is answered by its deadline, whatever Redis does.
-3. A job whose answer was lost is sent again only when it says that it may be, and only once.
+3. A job whose answer was lost is sent again only when it allows that, and only once.
 
 It knows nothing of streams.
 """
@@ -10,34 +10,98 @@ It knows nothing of streams.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import NoScriptError
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
+from supervisor.broker.connect import connection
 from supervisor.broker.redis_errors import REDIS_FAULTS, UNREACHABLE, code_of
+from supervisor.broker.routed_connection import reopen, send_packed
 from supervisor.broker.wire import pack_command
-from supervisor.errors import PublishError, PublishRefusedError, PublishUnknownError
+from supervisor.errors import PublishError, PublishRefusedError, PublishUnknownError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
-    from supervisor.broker.pipeline_connection import PipelineConnection
+    from redis.asyncio import Redis
+    from redis.asyncio.connection import AbstractConnection
+
+    from supervisor.broker.routes import Address
     from supervisor.broker.scripts import Script
 
 #: Commands in one pipeline; a single job may have more.
 COMMANDS_MAX = 500
 QUEUED_JOBS_MAX = 10_000
 QUEUED_BYTES_MAX = 64 * 1024 * 1024
-#: What is sent at once is at most about this long, so that one answer does not wait for megabytes.
+#: A pipeline is at most about this long, so that one answer does not wait for megabytes.
 PIPELINE_BYTES_MAX = 4 * 1024 * 1024
 FULL = "FULL"
 
 
+class PipelineConnection:
+    """A connection that sends whole pipelines and yields their replies in order; used by one task at a time.
+
+    `open` fails before a byte of the pipeline is written, so a caller can tell what was never sent from what may have
+    been. A connection that the server closed while it was idle is made again.
+    """
+
+    def __init__(self, source: str | Redis, *, connect_timeout_s: float, at: Address | None = None) -> None:
+        """`source`: a URL, or a client whose server and credentials are used; its own connections are not.
+
+        `at`: the node, where the URL names a cluster.
+        """
+        self._connection = (
+            connection(source, at=at, connect_timeout_s=connect_timeout_s, name="supervisor-publisher")
+            if isinstance(source, str)
+            else _connection_like(source)
+        )
+        self._demoted = False
+
+    async def open(self) -> None:
+        """Connect unless connected. Raises redis-py's errors and OSError; nothing was sent then."""
+        await reopen(self._connection, demoted=self._demoted)
+        self._demoted = False
+
+    async def replies(self, packed: Sequence[bytes]) -> AsyncIterator[Any]:
+        """Send packed commands and yield their replies in order, errors of the server as exceptions.
+
+        Raises redis-py's errors and OSError when the connection fails; what became of the rest is then unknown.
+        """
+        await send_packed(self._connection, packed)
+        for _ in packed:
+            try:
+                yield await self._connection.read_response(disable_decoding=True, timeout=math.inf)
+            except ResponseError as error:
+                self._demoted |= isinstance(error, ReadOnlyError)
+                yield error
+
+    async def drop(self) -> None:
+        """Close the connection; replies that are still to come are lost."""
+        await self._connection.disconnect(nowait=True)
+
+
+def _connection_like(client: Redis) -> AbstractConnection:
+    pool = getattr(client, "connection_pool", None)
+    if pool is None or not hasattr(pool, "make_connection"):
+        raise UsageError(
+            f"a publisher needs a URL or a redis.asyncio.Redis, not {type(client).__name__};"
+            " a cluster's URL is redis+cluster://host:6379"
+        )
+    made: AbstractConnection = pool.make_connection()
+    made.retry = Retry(NoBackoff(), 0)
+    # redis-py wraps each send in a Task when there is a timeout; the publisher has its own.
+    made.socket_timeout = None
+    return made
+
+
 @dataclass(slots=True, eq=False)
 class Job:
-    """Commands that belong together, and who waits for them."""
+    """Commands that belong together, and the caller that waits for them."""
 
     commands: list[bytes]
     size: int
@@ -45,17 +109,18 @@ class Job:
     done: asyncio.Future[Any]
     #: By the loop's clock.
     deadline_s: float
-    #: What to send when the server does not know the script.
+    #: The same with the script's text, for a server that does not know the script.
     with_text: bytes | None = None
-    #: To send it twice does no harm.
+    #: Sending it twice does no harm.
     repeatable: bool = False
-    #: It is on the wire, or was and the answer was lost.
+    #: On the wire, or sent and its answer lost.
     sent: bool = False
+    #: Sent once without an answer.
     lost: bool = False
 
 
 class Coalescer:
-    """The queue in front of one connection. Belongs to one event loop."""
+    """Queues jobs for one connection; belongs to one event loop."""
 
     def __init__(self, connection: PipelineConnection, *, timeout_s: float) -> None:
         self._connection = connection
@@ -67,23 +132,23 @@ class Coalescer:
         self._timer: asyncio.TimerHandle | None = None
 
     async def command(self, *arguments: str | bytes | int) -> Any:
-        """One command's reply. Raises PublishRefusedError or PublishUnknownError."""
+        """Return the reply of one command. Raises PublishRefusedError or PublishUnknownError."""
         return await self._submit([pack_command(arguments)])
 
     async def transaction(self, commands: Sequence[Sequence[str | bytes | int]]) -> Any:
-        """All of the commands or none; the list of their replies. Raises as `command` does."""
+        """Run all of the commands or none; return their replies. Raises as `command` does."""
         return await self._submit([pack_command(tuple(c)) for c in (("MULTI",), *commands, ("EXEC",))])
 
     async def script(
         self, script: Script, keys: Sequence[str], *arguments: str | bytes | int, repeatable: bool = False
     ) -> Any:
-        """A script's reply; its text is sent only when the server does not know it yet. Raises as `command` does."""
+        """Return a script's reply; only a server that does not know it gets its text. Raises as `command` does."""
         tail = (len(keys), *keys, *arguments)
         text = pack_command(("EVAL", script.text, *tail))
         return await self._submit([pack_command(("EVALSHA", script.sha, *tail))], text, repeatable=repeatable)
 
     async def close(self) -> None:
-        """Wait for what is on its way (each job has its deadline), then disconnect."""
+        """Wait for the jobs under way, each of which has its deadline, then disconnect."""
         if self._task is not None:
             await asyncio.wait([self._task])
         if self._timer is not None:
@@ -100,7 +165,7 @@ class Coalescer:
         self._queue.append(job)
         self._queued_bytes += size
         if self._task is None:
-            # It runs in the loop's next turn, so all that this one publishes is in the first pipeline.
+            # It runs in the loop's next turn, so the first pipeline has everything that this turn publishes.
             self._task = loop.create_task(self._send_all())
         if self._timer is None:
             self._timer = loop.call_at(deadline_s, self._expire)
@@ -129,7 +194,7 @@ class Coalescer:
                 break
             self._queue.popleft()
             self._queued_bytes -= job.size
-            if not job.done.done():  # it expired, or its caller was cancelled
+            if not job.done.done():  # it has expired, or its caller was cancelled
                 batch.append(job)
                 commands += len(job.commands)
                 size += job.size
@@ -148,7 +213,7 @@ class Coalescer:
             for job in again:
                 job.lost = True
             self._fail([job for job in batch if job not in again], error)
-            self._again(again)
+            self._requeue(again)
 
     async def _receive(self, batch: list[Job]) -> None:
         replies = self._connection.replies([command for job in batch for command in job.commands])
@@ -169,9 +234,9 @@ class Coalescer:
                 job.done.set_exception(failure)
             else:
                 job.done.set_result(got[-1])
-        self._again(unknown_script)
+        self._requeue(unknown_script)
 
-    def _again(self, jobs: list[Job]) -> None:
+    def _requeue(self, jobs: list[Job]) -> None:
         self._queue.extendleft(reversed(jobs))
         self._queued_bytes += sum(job.size for job in jobs)
 
@@ -183,7 +248,7 @@ class Coalescer:
                 job.done.set_exception(failure)
 
     def _expire(self) -> None:
-        """Answer those whose time is up; deadlines are in the order of arrival."""
+        """Fail the jobs whose deadline has passed; deadlines are in the order of arrival."""
         loop = asyncio.get_running_loop()
         self._timer = None
         for job in (*self._sending, *self._queue):
@@ -195,7 +260,7 @@ class Coalescer:
             job.done.set_exception(_failure(job, f"no answer within {self._timeout_s:g} s", UNREACHABLE))
 
 
-def _failure(job: Job, why: str, code: str) -> PublishError:
+def _failure(job: Job, reason: str, code: str) -> PublishError:
     if job.sent or job.lost:
-        return PublishUnknownError(f"Redis may or may not have stored it: {why}", code)
-    return PublishRefusedError(f"Redis can't be reached: {why}", code)
+        return PublishUnknownError(f"Redis may or may not have stored it: {reason}", code)
+    return PublishRefusedError(f"Redis can't be reached: {reason}", code)
