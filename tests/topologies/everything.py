@@ -40,11 +40,27 @@ HANDLERS = (
     @handler("orders", group="workers", max_deliveries=2, retry_base_s=0.05)
     async def handle_order(message: Message) -> None:
         await work(message)
+
+    def __getattr__(name):  # only the HTTP service asks for it, and only there FastAPI is imported
+        if name != "router":
+            raise AttributeError(name)
+        from fastapi import APIRouter
+        from supervisor.fastapi import PublisherDep, RedisDep
+
+        router = APIRouter()
+
+        @router.post("/seats/{seat}")
+        async def take(seat: str, publisher: PublisherDep, redis: RedisDep) -> dict[str, str]:
+            script = "redis.call('XADD', KEYS[1], '*', 'n', ARGV[1]) return redis.call('SET', KEYS[2], ARGV[1])"
+            await publisher.evaluate(script, ["events", "users:{events}:seat"], seat)
+            return {"seat": (await redis.get("users:{events}:seat")).decode()}
+
+        return router
 """
 )
 #: Of the second stream only so many entries are kept.
 KEPT = 100
-CONFIG = f'stream."orders".max_length = {KEPT}'
+CONFIG = f'stream."orders".max_length = {KEPT}\napi.routers = ["handlers:router"]'
 HANDLED_LIMIT_S = 40.0
 
 
@@ -119,9 +135,8 @@ def publish_and_handle(pool: Pool) -> None:
         names += [f"{stream}-http", *many(pool, stream, "batch", 20)]
     handled(pool, *names)
     assert seen(pool)["events-http"] == 1
-    user = post(pool, "/users", {"email": "ada@example.com"})
-    assert get(pool, f"/users/{user['user_id']}")["email"] == "ada@example.com"
-    assert get(pool, "/users")["total"] == 1
+    assert post(pool, "/seats/seat-12", {}) == {"seat": "seat-12"}
+    handled(pool, "seat-12")
 
 
 def many(pool: Pool, stream: str, name: str, count: int) -> list[str]:
