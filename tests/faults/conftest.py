@@ -1,4 +1,4 @@
-"""The fault suite's frame: each case gets its pools from here, and is failed when one of them kept anything.
+"""Fixtures of the fault tests: each case gets its pools here and fails if one of them left anything behind.
 
 1. `start_pool` (real Redis) and `standins` (no Redis) start pools. When the case is over, a running
    arbiter must hold no more descriptors and threads than when it was READY, and no zombie; then it is
@@ -23,7 +23,7 @@ ROWS = pytest.StashKey[list[Row]]()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Show what was measured."""
+    """Print the measurements."""
     show(config.stash.get(ROWS, []), terminalreporter)
 
 
@@ -36,16 +36,16 @@ def bound(request: pytest.FixtureRequest) -> Bounds:
 
 @pytest.fixture
 def watch() -> Iterator[Watch]:
-    """Measures pools that the fixtures could not: `watch.measure(pool)` once it is READY, or READY anew."""
+    """Measures pools that the fixtures do not: call `watch.measure(pool)` when it is READY, or READY again."""
     watching = Watch()
     yield watching
     watching.assert_ended()
 
 
-# `watch` comes first, so that it looks last: after the pools were closed.
+# `watch` comes first, so that it checks last, after the pools were closed.
 @pytest.fixture
 def start_pool(watch: Watch, bound: Bounds, start_pool: Callable[..., Pool]) -> Iterator[Callable[..., Pool]]:
-    """A real pool, as in tests/conftest.py, that is watched."""
+    """A real pool as in tests/conftest.py, checked by `watch`."""
 
     def start(handlers: str, *, ready: bool = True, **options: Any) -> Pool:
         pool = start_pool(handlers, ready=ready, **options)

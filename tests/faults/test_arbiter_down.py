@@ -29,7 +29,7 @@ StartPool = Callable[..., Pool]
 
 
 def health(pool: Pool) -> tuple[int, dict[str, Any]]:
-    """What a load balancer sees."""
+    """Return the status that a load balancer sees."""
     try:
         with urllib.request.urlopen(f"{pool.base_url}/health", timeout=5) as answer:
             return answer.status, json.load(answer)
@@ -39,7 +39,7 @@ def health(pool: Pool) -> tuple[int, dict[str, Any]]:
 
 
 def children_of(pool: Pool | Standins) -> list[int]:
-    """Workers and services."""
+    """Return the pids of workers and services."""
     status = pool.ask("status")
     return [child["pid"] for child in [*status["workers"], *status["services"]]]
 
@@ -51,7 +51,7 @@ def stop_all(pids: Iterable[int]) -> None:
 
 
 def until(at_s: float) -> None:
-    """The time itself is what is waited for."""
+    """Sleep, because the test is about the time itself."""
     eventually(lambda: now_s() >= at_s, at_s - now_s() + 20, 0.02)
 
 
@@ -75,7 +75,7 @@ def test_21_supervisor_kill9(start_pool: StartPool, redis_server: Any, watch: Wa
     redis, again = redis_server.sync(), []
 
     def kill() -> float:
-        """The arbiter, with messages in hand; how long its children lived on."""
+        """Kill the arbiter while messages run; return how long its children lived on."""
         nonlocal cycles
         cycles += 1
         (pool.folder / "hold").touch()
@@ -135,7 +135,7 @@ def test_22_supervisor_sigstop_10s(start_pool: StartPool, redis_server: Any, bou
 
 
 def late_lines(pool: Pool | Standins) -> list[dict[str, Any]]:
-    """What the workers' crew says; the services' crew says the same of itself."""
+    """Return one of the log lines; the group of workers and the group of services both write it."""
     return pool.events("arbiter stalled")[:1]
 
 
@@ -152,7 +152,7 @@ def left_lines(pool: Pool | Standins) -> list[dict[str, Any]]:
 def test_23_freeze_tree_thaw_parent_first(
     start_pool: StartPool, standins: Callable[..., Standins], bound: Bounds, frozen_s: float
 ) -> None:
-    # A whole pool with its embedded server; beside it one with a deadline that would run out while it sleeps.
+    # A pool with its embedded server, and beside it one with a deadline that expires during the suspension.
     pool = start_pool(SIMPLE, workers=4, api=True, config="[pool]\nbeat_limit_s = 2.0\n")
     doomed = standins(workers=3, orders={"0": "long"}, pool="beat_limit_s = 2.0")
     before, others = children_of(pool), children_of(doomed)
@@ -172,7 +172,7 @@ def test_23_freeze_tree_thaw_parent_first(
     pool.wait_ready()
     assert children_of(pool) == before and not left_lines(pool)
     bound.check("healthy workers and services killed for a sleep", len(left_lines(pool)), 0, "")
-    # Its deadline ran on: 5 s from the start, and what the freeze took.
+    # Its deadline was extended: 5 s from the start plus the suspension.
     assert sorted(doomed.pids().values()) == sorted(others[:3])
     left = eventually(lambda: doomed.worker(0)["last_exit"], 30)
     assert left["reason"] == "deadline" and left["uptime_s"] > 4 + frozen_s
@@ -217,12 +217,12 @@ def test_24_clock_step(start_pool: StartPool, redis_server: Any, tmp_path: Path,
 
 
 def jumped(line: dict[str, Any], step_s: float) -> bool:
-    """Whether the arbiter's clock had jumped by so much when it wrote this."""
+    """Return whether the arbiter's clock had jumped by this much when it wrote the line."""
     return abs(datetime.fromisoformat(line["timestamp"]).timestamp() - time.time() - step_s) < 60
 
 
 def both_of(pool: Pool, prefix: str) -> list[int]:
-    """When a message's two attempts were, once there were two."""
+    """Wait for a message's two attempts and return their times."""
     with contextlib.suppress(ValueError):
         found = sorted(at_ns for text in seen(pool) if text.startswith(prefix) for at_ns in times_ns(pool, text))
         return found if len(found) == 2 else []

@@ -1,4 +1,4 @@
-"""Handlers that do not import: at the first start, and when a running pool shall take them over."""
+"""Handlers that can't be imported: at the first start, and when a running pool reloads them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_13_import_error_after_reexec(start_pool: StartPool, redis_server: Any, 
     assert pool.pids() == before and not pool.events("worker exited")
     redis.xadd("events", {"n": "old"})
     eventually(lambda: seen(pool)["old"] == 1, what="the old code goes on")
-    # Mended, it is taken over.
+    # Once fixed, the code is loaded.
     (pool.folder / "handlers.py").write_text(code.replace('record(message.fields["n"])', 'record("new")'))
     pool.send(signal.SIGHUP)
     eventually(lambda: (pool.ask("status")["last_operation"] or {}).get("ok"), 20)

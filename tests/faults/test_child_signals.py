@@ -1,4 +1,4 @@
-"""Signals that reach others than they are for: the whole group of a terminal, or a child in the arbiter's place."""
+"""Signals that reach other processes than intended: a terminal's whole group, or a child instead of the arbiter."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.support.waiting import eventually
 
 StartPool = Callable[..., Pool]
 ROUNDS = 2
-#: What the arbiter itself does something at.
+#: Signals that the arbiter itself handles.
 NEWS = ("draining", "quick stop", "restarted", "restart failed", "restart refused", "scaled", "scale refused", "status")
 
 
 def news(pool: Pool) -> list[str]:
-    """What the arbiter says that it was told to do."""
+    """Return the log events of commands to the arbiter."""
     return [line["event"] for name in NEWS for line in pool.events(name)]
 
 
@@ -43,7 +43,7 @@ def test_31_ctrl_c_process_group(start_pool: StartPool, redis_server: Any, bound
     for n in range(40):
         redis_server.sync().xadd("events", {"n": n})
     eventually(lambda: seen(pool)["begun"] == 40)
-    # The arbiter's group, as a terminal does it, and each of the others, as if they had stayed in it.
+    # Signal the arbiter's group, as a terminal does, and each child, as if it had stayed in that group.
     others = [process.pid for process in pool.processes() if process.pid != pool.pid]
     assert len(others) == 6 and all(os.getpgid(pid) == pid for pid in others)
     with bound.within("Ctrl-C for all until it has left, half a second of work in hand", 2500):
@@ -58,7 +58,7 @@ def test_31_ctrl_c_process_group(start_pool: StartPool, redis_server: Any, bound
 
 
 def test_59_python311_signal_leak(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
-    # Loops in the children have handlers for what the arbiter has handlers for; CPython 3.11 could mix them up.
+    # The children's loops handle the same signals as the arbiter; CPython 3.11 could mix them up.
     pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=6, config="[pool]\nbeat_limit_s = 2.0\n")
     arbiter, before = pool.pid, pool.pids()
     keeper = pool.ask("status")["services"][0]
@@ -70,7 +70,7 @@ def test_59_python311_signal_leak(start_pool: StartPool, redis_server: Any, boun
         pool.wait_ready()
     ends = {line["slot"]: (line.get("signal"), line["reason"]) for line in pool.events("worker exited")}
     assert [ends[slot][0] for slot in range(6)] == [None, "SIGHUP", "SIGUSR1", "SIGQUIT", "SIGKILL", "SIGKILL"]
-    # Again and again what nearly every signal of a supervisor is: TERM, to a loop that has a handler for it.
+    # Repeat the most common signal: SIGTERM to a loop that handles it.
     for count in range(1, ROUNDS + 1):
         pids = {slot: pool.pids()[slot] for slot in (0, 1)}
         for pid in (*pids.values(), pool.ask("status")["services"][0]["pid"]):
@@ -81,6 +81,6 @@ def test_59_python311_signal_leak(start_pool: StartPool, redis_server: Any, boun
     status = pool.ask("status")
     assert status["pid"] == arbiter and len(status["workers"]) == 6 and news(pool) == []
     assert status["services"][0]["restarts"] == keeper["restarts"] + ROUNDS
-    # And the arbiter still hears its own.
+    # The arbiter still gets its own signals.
     pool.send(signal.SIGUSR1)
     eventually(lambda: news(pool) == ["status"])

@@ -1,4 +1,4 @@
-"""Clients of the control socket that stall, are not allowed or talk nonsense; and a socket that is taken away."""
+"""Clients of the control socket that stall, are not allowed or send garbage; and a socket that is deleted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def connect(path: Path | str) -> socket.socket:
 
 
 def is_hung_up(client: socket.socket) -> bool:
-    """Whether the arbiter has closed this connection."""
+    """Return whether the arbiter has closed this connection."""
     client.settimeout(0)
     try:
         while client.recv(65536):
@@ -52,7 +52,7 @@ def is_hung_up(client: socket.socket) -> bool:
 
 @contextlib.contextmanager
 def stalled(path: Path, count: int, kinds: int) -> Iterator[list[socket.socket]]:
-    """By turns one that is silent, one that sends half a request, one that asks much and reads nothing."""
+    """Connect clients in rotation: a silent one, one with half a request, one that asks much and reads nothing."""
     with contextlib.ExitStack() as opened:
         clients = [opened.enter_context(connect(path)) for _ in range(count)]
         for number, client in enumerate(clients):
@@ -71,7 +71,7 @@ def test_41_ctl_client_stalls(standins: Make, bound: Bounds) -> None:
     shared, path = shared_state_of(pool.pid), pool.paths.control
     times, answers = [], []
     for slot in range(3):
-        # One place is left, and it is served at once; so are the dead.
+        # One connection is free and is served at once; dead workers are replaced at once, too.
         with stalled(path, CLIENTS_MAX - 1, 3):
             was, before = incarnations(shared, [slot]), pool.pids()
             killed_ns = time.monotonic_ns()
@@ -83,19 +83,19 @@ def test_41_ctl_client_stalls(standins: Make, bound: Bounds) -> None:
         eventually(lambda: pool.ask("ping") == {})
     bound.check("kill -9 of a worker until READY, 7 clients stall", times, 300)
     bound.check("an answer meanwhile", answers, 100)
-    # All places taken: who comes next is refused, but not for long.
+    # All connections are in use: the next client is refused, but not for long.
     with stalled(path, CLIENTS_MAX, 2) as clients:
         with connect(path) as ninth:
             eventually(lambda: is_hung_up(ninth), 20)
         with bound.within("all 8 places stalled until one who asks is served", (PATIENCE_S + 1.5) * 1000):
-            assert pool.ask("ping") == {}, "it asks again by itself"
+            assert pool.ask("ping") == {}, "the client retries"
         assert all(map(is_hung_up, clients))
     assert [worker["restarts"] for worker in pool.status()["workers"]] == [1, 1, 1, 0]
 
 
 @contextlib.contextmanager
 def another_user() -> Iterator[None]:
-    """Be somebody else for a while."""
+    """Run as another user for a while."""
     if os.geteuid() != 0:
         pytest.skip("only root can be another user for a while")
     os.seteuid(NOBODY)
@@ -110,11 +110,11 @@ def test_42_ctl_wrong_uid(standins: Make, monkeypatch: pytest.MonkeyPatch, bound
     before = pool.pids()
     path = pool.paths.control
     assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
-    # From inside of the folder, so that only its own rights are between them and not those of the tests' folder.
+    # From inside the folder, so that only the socket's permissions count and not those of the tests' folder.
     monkeypatch.chdir(path.parent)
     with another_user(), pytest.raises(PermissionError):
         connect(path.name)
-    # Somebody has widened the rights: then the arbiter itself looks who it is.
+    # With wider permissions, the arbiter itself checks the user.
     path.parent.chmod(0o777)
     path.chmod(0o777)
     with another_user(), bound.within("another user is hung up on", 100), connect(path.name) as client:
@@ -199,7 +199,7 @@ def test_44_ctl_socket_deleted(standins: Make, bound: Bounds) -> None:
             pool.send(signal.SIGHUP)
             eventually(lambda: (pool.status()["last_operation"] or {}).get("ok"), 20)
     assert not set(before.values()) & set(pool.pids().values())
-    # The lock does not hang on the socket.
+    # The lock does not depend on the socket.
     path.unlink()
     second = Standins(pool.folder, workers=2).start(ready=False)
     assert second.wait() == EXIT_RUNNING
@@ -216,8 +216,8 @@ def test_44_ctl_socket_replaced(standins: Make) -> None:
         inode = path.stat().st_ino
         until_s = now_s() + 2.5
         eventually(lambda: now_s() > until_s)  # two ticks of the arbiter
-        assert path.stat().st_ino == inode, "what is another's is left alone"
-        # It can be steered by signals, and by its socket again when the stranger is gone.
+        assert path.stat().st_ino == inode, "a foreign file is not deleted"
+        # Signals still work, and so does the socket once the foreign file is gone.
         pool.send(signal.SIGTTOU)
         eventually(lambda: [note["slot"] for note in pool.notes("left")] == [1])
         path.unlink()

@@ -1,4 +1,4 @@
-"""Workers that crash again and again: what it costs, and what it must not stop."""
+"""Workers that crash repeatedly: what that costs, and that the rest of the pool works on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Make = Callable[..., Standins]
 
 
 def until(at_s: float) -> None:
-    """The time itself is what is waited for."""
+    """Sleep, because the test is about the time itself."""
     eventually(lambda: now_s() >= at_s, at_s - now_s() + 5, 0.05)
 
 
@@ -33,7 +33,7 @@ def spawns(pool: Standins, from_s: float, for_s: float) -> int:
 
 @pytest.mark.long
 def test_14_crash_loop_all(standins: Make, watch: Watch, bound: Bounds) -> None:
-    # Two pools at the same time: how much it costs, and that the cause, once mended, is the end of it.
+    # Two pools at the same time: one for the cost, one that recovers once the cause is fixed.
     two = standins(workers=2, orders={"*": "crash_soon"}, ready=False)
     four = standins(workers=4, orders={"*": "crash_soon"}, ready=False)
     began_s = eventually(lambda: two.notes("spawned"))[0]["at_s"]
@@ -41,7 +41,7 @@ def test_14_crash_loop_all(standins: Make, watch: Watch, bound: Bounds) -> None:
 
     eventually(lambda: four.status()["breaker_open"] and not four.pids(), 40)
     assert four.status()["state"] in ("down", "degraded")
-    # max(10, 3 × 4) crashes are allowed, one more opens it; the others may have been under way.
+    # max(10, 3 × 4) crashes are allowed and one more opens the breaker; other starts may have been in progress.
     spawned = len(four.notes("spawned"))
     assert 13 <= spawned <= 13 + 4
     four.order({})  # the canary stays up
@@ -52,7 +52,7 @@ def test_14_crash_loop_all(standins: Make, watch: Watch, bound: Bounds) -> None:
     until(began_s + 15)
     used_s = cpu_s(two) - used_s
     count = spawns(two, began_s, 15)
-    assert count >= 10, "they crashed, and were started again"
+    assert count >= 10, "they crashed and were restarted"
     bound.check("spawns of two workers that crash after 0.3 s, in 15 s", count, 16, "")
     bound.check("the arbiter's share of a CPU meanwhile", used_s / 15 * 100, 5, "%")
     status = two.status()
@@ -62,7 +62,7 @@ def test_14_crash_loop_all(standins: Make, watch: Watch, bound: Bounds) -> None:
 
 
 def test_15_crash_loop_alternating(standins: Make, bound: Bounds) -> None:
-    # Never the same worker twice in a row, and each for no longer than its turn takes.
+    # Never the same worker twice in a row; each one runs only for its turn.
     pool = standins(workers=3, orders={"0": "crash_in_turn", "1": "crash_in_turn"}, ready=False)
     began_s = eventually(lambda: pool.notes("turn"))[0]["at_s"]
     eventually(lambda: pool.status()["breaker_open"], 30)
@@ -72,15 +72,15 @@ def test_15_crash_loop_alternating(standins: Make, bound: Bounds) -> None:
     assert len(turns) >= 11 and all(turns[n] != turns[n + 1] for n in range(len(turns) - 1))
     bound.check("spawns of 3 workers of which two crash in turn, until the breaker opens", len(turns) + 3, 16, "")
     assert opened_s - began_s > 1, "each waited for its backoff"
-    assert len(pool.notes("spawned")) == spawned, "then nobody is started"
+    assert len(pool.notes("spawned")) == spawned, "then no worker is started"
     status = pool.status()
-    assert status["state"] == "degraded", "the third works on"
+    assert status["state"] == "degraded", "the third worker continues"
     assert pool.worker(2)["state"] == "READY" and pool.worker(2)["restarts"] == 0
 
 
 @pytest.mark.long
 def test_16_crash_loop_2s_uptime(standins: Make, bound: Bounds) -> None:
-    # READY, and at work for two seconds each time: that must not reset the backoff.
+    # Being READY and working for two seconds each time must not reset the backoff.
     pool = standins(workers=4, orders={"*": "crash_late"})
     eventually(lambda: pool.status()["breaker_open"], 40)
     opened_s = now_s()
@@ -128,5 +128,5 @@ def test_17_poison_message_in_batch_200(start_pool: Callable[..., Pool], redis_s
     bound.check("deaths by one poison message among 200", counts.pop("death"), 4, "")
     bound.check("its first death until its last", (deaths[-1] - deaths[0]) / 1e6, 2000)
     assert len(counts) == 199
-    assert sum(counts.values()) <= 199 + 100, "what ran before it ran again once, at most"
+    assert sum(counts.values()) <= 199 + 100, "messages that ran before it run at most once more"
     pool.wait_ready()

@@ -1,4 +1,4 @@
-"""Restarts under load, and with new code that only shows what it is when it is too late to refuse it."""
+"""Restarts under load, and with new code that fails only after the preflight has passed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ StartPool = Callable[..., Pool]
 
 
 class Load:
-    """Numbered messages, as fast as they are asked for."""
+    """Publishes numbered messages."""
 
     def __init__(self, redis: Any) -> None:
         self._redis = redis
@@ -46,7 +46,7 @@ def operation(pool: Pool) -> dict[str, Any]:
 
 
 def told(pool: Pool) -> list[dict[str, Any]]:
-    """How restarts have ended. And who asks in the wrong moment waits, and is answered."""
+    """Return the results of restarts; a request during the exec waits and is answered."""
     pool.ask("ping")
     return [*pool.events("restart failed"), *pool.events("restarted")]
 
@@ -72,14 +72,14 @@ def test_51_reexec_under_load(start_pool: StartPool, redis_server: Any, bound: B
     runs = [counts[f"{n}"] + counts[f"{n}.1"] + counts[f"{n}.2"] for n in range(load.count)]
     assert runs == [1] * load.count, "none is lost and none runs twice"
     versions = {text.partition(".")[2] for text in counts}
-    assert versions == {"", "1", "2"}, "all three were at work"
+    assert versions == {"", "1", "2"}, "all three versions ran"
     assert {line["reason"] for line in pool.events("worker exited")} == {"drained"}
     status = pool.wait_ready()
     assert status["pid"] == arbiter and not set(before.values()) & set(pool.pids().values())
 
 
 def test_52_reexec_new_code_broken(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
-    # It imports; but no worker that is forked from it can run.
+    # The code can be imported, but no worker forked from it can run.
     pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=3)
     arbiter, before = pool.pid, pool.pids()
     load = Load(redis_server.sync())
@@ -90,7 +90,9 @@ def test_52_reexec_new_code_broken(start_pool: StartPool, redis_server: Any, bou
         load.add_until(lambda: operation(pool), 50)
     assert operation(pool)["ok"] is False and "slot 0 did not stay up" in operation(pool)["error"]
     status = pool.ask("status")
-    assert status["pid"] == arbiter and {1: before[1], 2: before[2]}.items() <= pool.pids().items(), "two of the old"
+    assert status["pid"] == arbiter and {1: before[1], 2: before[2]}.items() <= pool.pids().items(), (
+        "two old workers remain"
+    )
     load.add(500)
     eventually(lambda: len(seen(pool)) == load.count, 20, 0.05)
     (pool.folder / "handlers.py").write_text(code)
@@ -120,7 +122,7 @@ def test_52_reexec_new_code_hangs(start_pool: StartPool, redis_server: Any, boun
 def test_52_reexec_new_code_breaks_at_the_second_import(
     start_pool: StartPool, watch: Watch, redis_server: Any, bound: Bounds
 ) -> None:
-    # What the preflight can't know: the new image has no way back to the old code. All ends, and nothing stays behind.
+    # The preflight can't detect this, and the new image has no way back to the old code: the pool ends cleanly.
     pool = start_pool(
         HOLDING,
         redis_url=redis_server.url,

@@ -1,4 +1,4 @@
-"""No process and no descriptor to be had: the arbiter waits and goes on, and burns nothing while it does."""
+"""No free process or descriptor: the arbiter waits without using CPU and then continues."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def cgroup() -> Iterator[PidsGroup]:
 
 
 def lack(pool: Standins, until_s: float) -> float:
-    """Let it last; how much CPU the arbiter took a second."""
+    """Let the shortage last; return the CPU that the arbiter used per second."""
     arbiter = psutil.Process(pool.pid)
     began_s, before = now_s(), sum(arbiter.cpu_times()[:2])
     eventually(lambda: now_s() >= until_s, LACK_S + 5, 0.05)
@@ -44,7 +44,7 @@ def test_36_fork_eagain(cgroup: PidsGroup, standins: Make, bound: Bounds) -> Non
     waiting = eventually(lambda: pool.worker(0)["state"] == "BACKOFF" and pool.worker(0))
     assert waiting["last_exit"]["reason"] == "fork" and waiting["pid"] is None
     assert pool.status()["state"] == "degraded"
-    # A restart needs a process too; it is refused, and changes nothing.
+    # A restart needs a process too; it fails and changes nothing.
     pool.send(signal.SIGHUP)
     eventually(lambda: (pool.status()["last_operation"] or {}).get("ok") is False)
     bound.check("CPU of the arbiter while it can't fork", lack(pool, until_s), 0.2, "s/s")
@@ -73,7 +73,7 @@ def test_37_emfile(standins: Make, bound: Bounds) -> None:
         client.setblocking(False)
         with pytest.raises(BlockingIOError):
             client.recv(1)
-        # New workers have no descriptors either: they fail, one after the other, ever more seldom.
+        # New workers have no descriptors either: they fail one after the other, less and less often.
         left = pool.events("worker exited")
         assert {line["slot"] for line in left} == {0} and {line["code"] for line in left[1:]} == {1}
         bound.check(f"tries to start in {LACK_S:.0f} s", len(left), 8, "")

@@ -1,4 +1,4 @@
-"""Absurd words in shared memory: a worker that writes into its own slot harms nobody but itself."""
+"""Garbage in shared memory: a worker that overwrites its own fields harms only itself."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.support.standins import Standins, now_s
 from tests.support.waiting import eventually
 
 StartPool = Callable[..., Pool]
-#: All that is the worker's own: the words behind the arbiter's eight, and the rows.
+#: The worker's own fields: those behind the arbiter's eight, and those of its consumers.
 OWN = range(SlotField.BEAT_NS, SLOT_FIELDS + CONSUMERS_MAX * 8)
 ABSURD = (1, 2**31, 2**63, 2**64 - 1)
 
 
 def write(shared: SharedState, slot: int, value: Callable[[], int]) -> None:
-    """As the worker in `slot` could: it has the same mapping."""
+    """Overwrite the fields as the worker in `slot` could, which has the same mapping."""
     words: Any = shared.slot(slot)
     for word in OWN:
         words.set(word, value())
@@ -46,8 +46,8 @@ def test_56_shm_garbage_from_worker(standins: Callable[..., Standins], bound: Bo
     assert after["pid"] == pool.pid and pool.pids()[bystander] == before[bystander]
     assert not pool.events("internal error")
     spoilt = {line["slot"] for line in pool.events("worker exited")}
-    assert bystander not in spoilt and spoilt, "those whose deadline had passed were ended for it"
-    # One that has written its next beat into the far future and then hangs is found all the same.
+    assert bystander not in spoilt and spoilt, "workers with a passed deadline were killed"
+    # A worker that wrote a beat in the far future and then hangs is still found.
     os.kill(pool.pids()[0], signal.SIGSTOP)
     shared.slot(0).set(SlotField.BEAT_NS, 2**64 - 1)
     stopped_s = now_s()
@@ -57,14 +57,14 @@ def test_56_shm_garbage_from_worker(standins: Callable[..., Standins], bound: Bo
 
 
 def look(pool: Standins) -> float:
-    """How long a whole status takes, in ms; it tells of all slots."""
+    """Return how long a complete status takes in ms."""
     asked_s = now_s()
     assert len(pool.status()["workers"]) == len(ABSURD) + 2
     return (now_s() - asked_s) * 1000
 
 
 def test_56_shm_garbage_and_its_successor(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
-    # What a dead worker has left in shared memory is what its successor begins with.
+    # A new worker starts with the fields that the dead one left.
     pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=2)
     redis, shared, before = redis_server.sync(), shared_state_of(pool.pid), pool.pids()
     os.kill(before[0], signal.SIGSTOP)
@@ -83,10 +83,10 @@ def test_56_shm_garbage_and_its_successor(start_pool: StartPool, redis_server: A
     eventually(has_worked, what="the successor handles messages")
     eventually(lambda: seen(pool) == {str(n): 1 for n in range(count)})
     eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)
-    assert pool.pids()[1] == before[1] and "Traceback" not in pool.output, "counters of nonsense are counted on"
+    assert pool.pids()[1] == before[1] and "Traceback" not in pool.output, "garbage in counters is tolerated"
     shown = pool.command("status")
     assert shown.returncode == 0 and "Traceback" not in shown.stderr
-    # Without a free row, too, after many restarts with ever other handlers.
+    # Also when no consumer is free, as after many restarts with different handlers.
     assert (
         sum(shared.slot(0).consumer(f"other{n}", "group") is not None for n in range(CONSUMERS_MAX))
         == CONSUMERS_MAX - 1

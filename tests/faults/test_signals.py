@@ -57,14 +57,14 @@ def test_25_sigterm_mid_batch(start_pool: StartPool, redis_server: Any, bound: B
         pool.send(signal.SIGTERM)
         assert pool.wait() == EXIT_OK
     counts = seen(pool)
-    assert counts["begun"] == counts["done"] < 90, "what was begun was finished, and no more"
+    assert counts["begun"] == counts["done"] < 90, "started messages were finished, and no others"
     assert {line["reason"] for line in pool.events("worker exited")} == {"drained"}
     acked = 0
     for stream in ("events", "plain"):
         [group] = redis.xinfo_groups(stream)
         acked += group["entries-read"] - group["pending"]
-    assert acked == counts["done"], "acked is what was done, and nothing else"
-    # What had only been read is there for the next.
+    assert acked == counts["done"], "exactly the completed messages were acked"
+    # Messages that had only been read remain for the next start.
     pool.start()
     eventually(lambda: seen(pool)["done"] == 90, 30, 0.1)
     assert seen(pool)["begun"] == 90
@@ -72,7 +72,7 @@ def test_25_sigterm_mid_batch(start_pool: StartPool, redis_server: Any, bound: B
 
 @pytest.mark.parametrize("forks", [200, pytest.param(1000, marks=pytest.mark.long)])
 def test_26_sigterm_in_fork_window(bound: Bounds, forks: int) -> None:
-    # Each signal takes effect in the process that it was sent to, and in no other.
+    # Each signal takes effect only in the process that it was sent to.
     storms = {
         ("child", forks): {"heard": 0, "ends": {"SIGTERM": forks}},
         ("parent", forks): {"heard": forks, "ends": {"code 7": forks}},
@@ -93,7 +93,7 @@ def test_26_sigterm_in_fork_window(bound: Bounds, forks: int) -> None:
 
 
 def test_26_sigterm_in_fork_window_of_a_pool(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
-    # A real pool at work: each worker is killed, and its successor gets a SIGTERM as soon as it has a pid.
+    # In a real pool, each worker is killed, and its successor gets a SIGTERM as soon as it has a pid.
     pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=8)
     shared, before, arbiter = shared_state_of(pool.pid), pool.pids(), pool.pid
     redis, count = redis_server.sync(), 0
@@ -123,7 +123,7 @@ def test_26_sigterm_in_fork_window_of_a_pool(start_pool: StartPool, redis_server
 
 
 def test_27_term_during_rolling_restart(standins: Make, bound: Bounds) -> None:
-    # In each of its phases: the check of the new code, the exec, the start of the new image, the first slots.
+    # In each phase: the preflight, the exec, the start of the new image, the first slots.
     pools = [standins(workers=3, ready=False) for _ in range(6)]
     for pool in pools:
         pool.wait_ready()
@@ -137,7 +137,7 @@ def test_27_term_during_rolling_restart(standins: Make, bound: Bounds) -> None:
             at_s = now_s() + 0.05 + 0.15 * number
             eventually(lambda at_s=at_s: now_s() >= at_s, interval_s=0.002)
         elif number == 3:
-            # The new image has no handler yet: the signal waits for it.
+            # The new image has no handler yet; the signal stays pending until it has.
             eventually(lambda pool=pool: pool.notes("left") or is_starting(pool), interval_s=0.002)
         else:
             done = number - 4
@@ -147,14 +147,14 @@ def test_27_term_during_rolling_restart(standins: Make, bound: Bounds) -> None:
         assert pool.wait() == EXIT_OK, pool.err
         times.append((now_s() - sent_s) * 1000)
         assert not pool.processes()
-        assert {note["terms"] for note in pool.notes("left")} == {1}, "one SIGTERM each, however many reasons"
+        assert {note["terms"] for note in pool.notes("left")} == {1}, "exactly one SIGTERM each"
         spawned, left = ({note["pid"] for note in pool.notes(what)} for what in ("spawned", "left"))
         assert left <= spawned
     bound.check("SIGTERM in a rolling restart until all have left", times, 3000)
 
 
 def is_starting(pool: Standins) -> bool:
-    """Whether the arbiter's image was just replaced: it has no handlers of signals yet."""
+    """Return whether the arbiter's image was just replaced and has no signal handlers yet."""
     text = Path(f"/proc/{pool.pid}/status").read_text()
     lines = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
     term = 1 << (signal.SIGTERM - 1)
@@ -180,7 +180,7 @@ def test_28_hup_storm(standins: Make, watch: Watch, bound: Bounds) -> None:
 
 
 def settled(pool: Standins) -> bool:
-    """No restart is under way, and none follows."""
+    """Return whether no restart is in progress and none follows."""
     first = len(pool.events("restarted"))
     until_s = now_s() + 0.5
     while now_s() < until_s:
@@ -223,7 +223,7 @@ def test_30_drain_timeout_wedged_worker(standins: Make, bound: Bounds, wedged: i
 
 
 def test_30_drain_timeout_wedged_worker_loops(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
-    # Real workers whose loops do not even hear the signal.
+    # Real workers whose blocked loops do not handle the signal.
     pool = start_pool(
         RECORD
         + """
@@ -245,4 +245,4 @@ def test_30_drain_timeout_wedged_worker_loops(start_pool: StartPool, redis_serve
         assert pool.wait() == EXIT_DRAIN
     assert [line["reason"] for line in pool.events("worker exited")] == ["drain"] * 3
     [group] = redis.xinfo_groups("events")
-    assert group["pending"] >= 3 and group["entries-read"] == group["pending"], "nothing is acked that was not done"
+    assert group["pending"] >= 3 and group["entries-read"] == group["pending"], "no unfinished message is acked"

@@ -1,4 +1,4 @@
-"""One pool a state directory and one a name; and what a power loss leaves lying about keeps nobody from starting."""
+"""One pool per state directory and per name; files left after a power loss prevent no start."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ StartPool = Callable[..., Pool]
 def test_45_second_supervisor_same_name(
     standins: Callable[..., Standins], start_pool: StartPool, redis_server: Any, bound: Bounds
 ) -> None:
-    # Four on one state directory at once: one has it, whoever was first, and the others say who.
+    # Four starts with one state directory at once: one succeeds, and the others name it.
     first = standins(workers=1, ready=False)
     with contextlib.ExitStack() as ended:
         more = [ended.enter_context(Standins(first.folder, workers=1).start(ready=False)) for _ in range(3)]
@@ -37,7 +37,7 @@ def test_45_second_supervisor_same_name(
         [winner] = [rival for rival in rivals if rival.process.poll() is None]
         assert winner.wait_ready()["pid"] == winner.pid and winner.err.count("already runs") == 3
         assert winner.stop() == 0
-    # Elsewhere, but with the same name on the same Redis.
+    # In another directory, but with the same name on the same Redis.
     running = start_pool(SIMPLE, redis_url=redis_server.url, workers=1)
     before = running.pids()
     with bound.within("a second pool of the same name until it has left", 3000):
@@ -51,7 +51,7 @@ def test_45_second_supervisor_same_name(
 
 
 def power_loss(pool: Pool) -> None:
-    """All at once, and none can do anything about it."""
+    """Kill all processes at once."""
     processes = pool.processes()
     for process in processes:
         process.send_signal(signal.SIGSTOP)
@@ -74,7 +74,7 @@ def test_46_stale_lock_after_power_loss(start_pool: StartPool, watch: Watch, bou
     (pool.folder / "go").touch()
     place = pool.paths
     assert place.control.exists() and place.lock.exists() and place.redis_socket.exists()
-    # The pids in the files are other people's by now, and what was just written is half there.
+    # The pids in the files belong to other processes by now, and the newest file is incomplete.
     with subprocess.Popen(["sleep", "600"], start_new_session=True) as other:
         for path in (place.lock, place.redis_dir / "lock"):
             assert path.read_text().isdigit()

@@ -1,4 +1,4 @@
-"""Workers that live and do nothing: stopped, blocked, awaiting for ever, never up."""
+"""Workers that live but do nothing: stopped, blocked, waiting forever, never READY."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.waiting import eventually
 
 StartPool = Callable[..., Pool]
 
-#: `first()` is true for the first who asks, in whatever worker.
+#: `first()` is true for the first caller in any worker.
 ONCE = (
     RECORD
     + """
@@ -35,14 +35,14 @@ ONCE = (
 
 
 def stack_of(pool: Pool, pid: int) -> str:
-    """What the log has of the stack of this worker."""
+    """Return the stack dump of this worker from the log."""
     [line] = [line for line in pool.events("worker stack dump") if line["pid"] == pid]
     stack: str = line["stack"]
     return stack
 
 
 def line_of(pool: Pool, text: str) -> str:
-    """How a stack names the line of handlers.py that contains `text`."""
+    """Return how a stack names the line of handlers.py that contains `text`."""
     lines = (pool.folder / "handlers.py").read_text().splitlines()
     [number] = [number for number, line in enumerate(lines, 1) if text in line]
     return f'handlers.py", line {number} in '
@@ -64,7 +64,7 @@ def test_06_sigstop_worker(start_pool: StartPool, redis_server: Any, bound: Boun
     assert is_gone(before[0])
     left = pool.worker(0)["last_exit"]
     assert (left["reason"], left["signal"]) == ("hung", signal.SIGKILL)
-    # What the server had already given to the stopped one is handled, too.
+    # Messages that the server had already delivered to the stopped worker are handled, too.
     eventually(lambda: seen(pool) == {str(n): 1 for n in range(100)})
     eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)
     assert pool.pids()[1] == before[1] and pool.wait_ready()
@@ -105,7 +105,7 @@ def test_07_loop_block_sleep(start_pool: StartPool, redis_server: Any, bound: Bo
 
 
 def test_08_loop_block_gil_regex(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
-    # In a thread, but `re` keeps the interpreter's lock: no Python code runs in this process any more.
+    # In a thread, but `re` holds the GIL: no other Python code runs in this process.
     pool = start_pool(
         ONCE
         + """
@@ -164,14 +164,14 @@ def test_09_consumer_task_dies_loop_alive(
     bound.check(f"its task {word} until another worker is READY", took_ms, 300)
     assert pool.worker(0)["last_exit"]["reason"] == "exit"
     assert "a bug of its own" in pool.output if death == "raised" else f"{victim} was cancelled" in pool.output
-    # Twice where the worker ended between the handler and its ack.
+    # A message runs twice if the worker exited between the handler and its ack.
     eventually(lambda: seen(pool)["other"] in (1, 2))
     eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)
     assert pool.wait_ready()
 
 
 def test_10_await_forever(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
-    # One that lets itself be cancelled costs its attempt; one that does not costs the worker.
+    # A handler that can be cancelled loses its attempt; one that can't costs the worker.
     pool = start_pool(
         ONCE
         + """
@@ -200,13 +200,13 @@ def test_10_await_forever(start_pool: StartPool, redis_server: Any, bound: Bound
     redis.xadd("meek", {"n": 1})
     redis.xadd("defiant", {"n": 1})
     eventually(lambda: redis.xlen("supervisor:{meek}:workers:dead") == 1, 20)
-    assert pool.pids()[0] == before, "a time limit alone ends no worker"
+    assert pool.pids()[0] == before, "a time limit alone kills no worker"
     assert seen(pool)["meek"] == 2
     [(_, letter)] = redis.xrange("supervisor:{meek}:workers:dead")
     assert b"timeout_s = 1" in letter[b"error"]
     hangs_ns = times_ns(pool, "hangs")[0]
     took_ms = ready_again_ms(shared, was, hangs_ns)[0]
-    # 1 s, 5 s to end, and then at most two beats and a stack.
+    # 1 s limit, 5 s grace period, then at most two beats and a stack dump.
     bound.check("cancellation swallowed until another is READY, timeout 1 s", took_ms, 1000 + 5000 + 1500)
     assert seen(pool)["cancelled"] >= 1
     left = pool.worker(0)["last_exit"]

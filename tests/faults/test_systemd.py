@@ -1,4 +1,4 @@
-"""What systemd hears of a pool: that it is ready, reloads and stops, that it is alive, and that it is not."""
+"""Notifications to systemd: ready, reloading, stopping, and the watchdog."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Systemd:
         self.heard: list[tuple[float, int, str]] = []
 
     def listen(self) -> list[str]:
-        """All texts so far."""
+        """Return all messages so far."""
         while True:
             try:
                 text, more, _, _ = self._socket.recvmsg(4096, 128)
@@ -43,12 +43,12 @@ class Systemd:
             self.heard.append((now_s(), struct.unpack("3i", credentials)[0], text.decode()))
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Forget all messages."""
         self.listen()
         self.heard = []
 
     def pings_s(self, for_s: float) -> list[float]:
-        """When there were signs of life in that time."""
+        """Return the times of watchdog messages in this period."""
         self.forget()
         until_s = now_s() + for_s
         eventually(lambda: self.listen() is None or now_s() >= until_s, for_s + 20)
@@ -60,7 +60,7 @@ class Systemd:
 
 @pytest.fixture
 def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Systemd]:
-    """A pool that is started now finds it in its environment."""
+    """Set NOTIFY_SOCKET for pools that are started from now on."""
     made = Systemd(tmp_path / "notify")
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     monkeypatch.setenv("WATCHDOG_USEC", str(int(WATCHDOG_S * 1e6)))
@@ -75,15 +75,15 @@ def test_60_sd_watchdog_parent_hang(systemd: Systemd, standins: Callable[..., St
     eventually(lambda: "STATUS=healthy: 2 of 2 workers ready" in systemd.listen())
     pings = systemd.pings_s(4 * WATCHDOG_S)
     gaps = [after - before for before, after in itertools.pairwise(pings)]
-    assert statistics.median(gaps) < WATCHDOG_S, "more often than systemd asks for"
-    # An arbiter that hangs says nothing, for nobody speaks in its place.
+    assert statistics.median(gaps) < WATCHDOG_S, "more often than systemd requires"
+    # While the arbiter hangs, no watchdog message is sent.
     pool.send(signal.SIGSTOP)
     eventually(lambda: psutil.Process(pool.pid).status() == psutil.STATUS_STOPPED)
     assert systemd.pings_s(2 * WATCHDOG_S) == []
     pool.send(signal.SIGCONT)
     with bound.within("SIGCONT until the next sign of life", 500):
         eventually(lambda: "WATCHDOG=1" in systemd.listen(), interval_s=0.005)
-    # A systemd that does not listen for a while holds up nobody: its queue is full after ten.
+    # A systemd that does not read for a while delays nothing; its queue is full after ten messages.
     until_s = now_s() + 10 * WATCHDOG_S / 2 + 0.5
     slowest_ms = 0.0
 
@@ -104,7 +104,7 @@ def test_60_sd_watchdog_parent_hang(systemd: Systemd, standins: Callable[..., St
 
 
 def check_reload(systemd: Systemd, pool: Standins) -> None:
-    """SIGHUP is a reload, and the new image goes on where the old one was."""
+    """SIGHUP is a reload, and the new image continues the notifications."""
     systemd.forget()
     began_us = now_s() * 1e6
     pool.send(signal.SIGHUP)

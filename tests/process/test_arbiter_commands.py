@@ -1,4 +1,4 @@
-"""What may be asked of a running arbiter: scaling, rolling restarts, pausing; and its control socket under abuse."""
+"""Commands to a running arbiter: scaling, rolling restarts, pausing; and misuse of its control socket."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def test_scaling_down_and_up_again(standins: Make) -> None:
     assert pool.pids() == {0: before[0], 1: before[1]}
     left = pool.notes("left")
     assert sorted(note["slot"] for note in left) == [2, 3]
-    assert {note["leave"] for note in left} == {1}, "slot 0 inherits what waits"
+    assert {note["leave"] for note in left} == {1}, "slot 0 takes over waiting messages"
     pool.ask("scale", n=5)
     pool.wait_ready()
     assert sorted(pool.pids()) == [0, 1, 2, 3, 4]
     assert pool.stop() == EXIT_OK
     swept = {note["slot"]: note["sweep"] for note in pool.notes("left")[2:]}
-    assert swept[0] == swept[1] == 2, "those who stayed were poked once for each that left"
+    assert swept[0] == swept[1] == 2, "remaining workers rescan once for each worker that exited"
 
 
 def test_a_removed_slot_that_crashes_hands_over_through_a_successor(standins: Make) -> None:
@@ -49,7 +49,7 @@ def test_a_removed_slot_that_crashes_hands_over_through_a_successor(standins: Ma
     eventually(lambda: pool.worker(1)["state"] == "DRAINING")
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: len(pool.status()["workers"]) == 1)
-    assert [note["slot"] for note in pool.notes("left")] == [1], "a second incarnation left in order"
+    assert [note["slot"] for note in pool.notes("left")] == [1], "a second incarnation exited normally"
     assert len(pool.notes("spawned")) == 3
 
 
@@ -108,7 +108,7 @@ def test_a_restart_reloads_code_and_configuration_in_the_same_process(standins: 
     assert after["uptime_s"] > status["uptime_s"]
     eventually(lambda: all(s["pid"] not in (None, services[s["name"]]) for s in pool.status()["services"]))
     assert {service["name"]: service["restarts"] for service in pool.status()["services"]} == {"keeper": 1, "api": 1}
-    # One at a time: the next is told to leave only when the one before is READY again.
+    # One at a time: a worker gets its SIGTERM only when the one before is READY again.
     spawned = [n["at_s"] for n in pool.notes("spawned") if n["pid"] not in before.values() and n["slot"] < 3]
     left = sorted(n["at_s"] for n in pool.notes("left"))
     assert left[1] > spawned[0] and left[2] > spawned[1]
@@ -171,14 +171,14 @@ def test_misbehaving_clients_do_not_disturb_others(standins: Make) -> None:
     with connect() as greedy:
         greedy.sendall(b"x" * 70000)
         with contextlib.suppress(ConnectionResetError):
-            assert greedy.recv(1) == b"", "a line without end is hung up on"
+            assert greedy.recv(1) == b"", "a client that sends an endless line is disconnected"
     with connect() as several:
         several.sendall(b'{"cmd": "ping"}\n{"cmd": "ping"}\n')
         reader = several.makefile()
         assert [json.loads(reader.readline())["ok"] for _ in range(2)] == [True, True]
     silent = [connect() for _ in range(8)]
     with connect() as ninth:
-        assert ninth.recv(1) == b"", "eight at a time"
+        assert ninth.recv(1) == b"", "at most eight clients"
     os.kill(pool_pid := _worker_pid(pool), signal.SIGKILL)
     eventually(lambda: len(pool.notes("spawned")) == 2, 20, what=f"{pool_pid} is replaced whoever is connected")
     for client in silent:  # each has two seconds
@@ -220,7 +220,7 @@ def test_a_slot_removed_while_it_drains_hands_over(standins: Make) -> None:
     pool.ask("scale", n=1)
     eventually(lambda: len(pool.status()["workers"]) == 1, 20)
     last = [note for note in pool.notes("left") if note["slot"] == 1][-1]
-    assert last["leave"] == 1, "slot 0 inherits"
+    assert last["leave"] == 1, "slot 0 takes over"
 
 
 def test_a_pool_without_workers_can_be_scaled_again(standins: Make) -> None:

@@ -1,4 +1,4 @@
-"""The HTTP service's listening socket: the arbiter's own, so that nothing is refused while the service is replaced."""
+"""The arbiter owns the HTTP service's listening socket, so no connection is refused while the service restarts."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_port_in_use_ends_the_start_before_anything_runs(start_pool: StartPool
 
 
 def inode(port: int) -> str:
-    """What /proc calls the listening socket."""
+    """Return the name of the listening socket in /proc."""
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         words = line.split()
         if words[3] == "0A" and int(words[1].rpartition(":")[2], 16) == port:
@@ -69,7 +69,7 @@ def inode(port: int) -> str:
 
 
 def holders(port: int) -> set[int]:
-    """The processes that have the listening socket."""
+    """Return the processes that have the listening socket."""
     link, found = f"socket:[{inode(port)}]", set()
     for path in Path("/proc").glob("[0-9]*/fd/*"):
         try:
@@ -92,7 +92,7 @@ def test_only_arbiter_and_service_have_the_socket(start_pool: StartPool) -> None
 
 
 class Probe:
-    """Asks `/livez` every 20 ms, each time with a connection of its own, and counts what came of it."""
+    """Requests `/livez` every 20 ms on a new connection and counts the results."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -145,7 +145,7 @@ def test_a_rolling_restart_refuses_no_connection(start_pool: StartPool, redis_ur
     with probed(pool) as probe:
         done = pool.command("restart", "--wait", limit_s=60)
         assert done.returncode == 0, done.stderr
-    assert service(pool, "api")["pid"] != before, "the service was replaced under the probes"
+    assert service(pool, "api")["pid"] != before, "the service was replaced during the requests"
     assert probe.failures == [] and probe.answered > 40
     assert pool.stop() == 0
 
@@ -155,7 +155,7 @@ def test_a_killed_service_refuses_no_new_connection(start_pool: StartPool, redis
     with probed(pool) as probe:
         os.kill(service(pool, "api")["pid"], signal.SIGKILL)
     assert service(pool, "api")["restarts"] == 1
-    # What the killed one had taken in is lost with it; what came after waited for the next.
+    # Connections accepted by the killed service are lost with it; later ones waited for the next service.
     assert not [failure for failure in probe.failures if "ConnectError" in failure], probe.failures
     assert pool.stop() == 0
 
@@ -195,7 +195,7 @@ def test_a_restart_changes_the_address_unless_it_is_in_use(tmp_path: Path, redis
         assert plain.command("restart", "--wait").returncode == 0
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"http://127.0.0.1:{second}/livez", trust_env=False, verify=False)
-        assert plain.status()["state"] == "healthy", "a service that is not wanted degrades nothing"
+        assert plain.status()["state"] == "healthy", "a disabled service does not degrade the pool"
 
 
 def test_a_draining_pool_accepts_no_connection(start_pool: StartPool, redis_url: str) -> None:

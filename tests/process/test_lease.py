@@ -1,4 +1,4 @@
-"""The pool's lease in Redis: held for as long as one worker works, and never by two pools."""
+"""The pool's lease in Redis: held while any worker runs, and never by two pools."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def keeper(pool: Pool | Standins) -> psutil.Process:
 
 
 def busy(pool: Pool, redis: Any) -> None:
-    """Have the pool work on a message that does not end by itself."""
+    """Publish a message whose handler runs until the test ends it."""
     redis.xadd("events", {"n": "1"})
     eventually((pool.folder / "began1").exists)
     eventually(lambda: any(worker["in_flight"] for worker in pool.ask("status")["workers"]))
@@ -93,7 +93,7 @@ def test_a_pool_whose_name_was_taken_drains_and_says_why(start_pool: StartPool, 
     assert mine == second.paths.token.read_bytes() != first.paths.token.read_bytes()
     late.resume()
     eventually(lambda: first.ask("status")["state"] == "draining")
-    assert first.exit_code() is None, "what is in hand is finished first"
+    assert first.exit_code() is None, "running messages are finished first"
     for pool in (first, second):
         (pool.folder / "go").touch()
     assert first.wait() == EXIT_RUNNING

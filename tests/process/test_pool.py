@@ -133,7 +133,7 @@ def test_a_few_slow_messages_among_quick_ones_are_distributed_too(start_pool: St
     eventually(lambda: len(seen(pool)) == 40, 60, 0.1)
     shares = [len(path.read_text().splitlines()) for path in pool.folder.glob("seen.*")]
     assert len(shares) == 8
-    assert max(shares) <= 10, "five would be even"
+    assert max(shares) <= 10, "an even share would be five"
 
 
 def test_a_burst_processes_the_backlog_and_exits(start_pool: StartPool, redis_server: Any) -> None:
@@ -233,7 +233,7 @@ def test_messages_that_exceed_the_drain_of_a_removed_slot_go_to_a_sibling(
     eventually(lambda: seen(pool)["call"] == 60)
     done = pool.command("scale", "1", "--wait")
     assert done.returncode == 0, done.stderr
-    # All that the two had in hand runs again, in the worker that stayed.
+    # All messages of the two run again in the worker that stayed.
     eventually(lambda: {c["name"].decode()[-2:]: c["pending"] for c in consumers(redis)} == {":0": 60})
     (pool.folder / "release").touch()
     eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)
@@ -256,7 +256,7 @@ def test_a_rolling_restart_loads_new_code_and_loses_nothing(start_pool: StartPoo
 
 
 def test_handed_over_messages_run_even_if_the_slot_is_wanted_again(start_pool: StartPool, redis_server: Any) -> None:
-    """The one that hands over has not left yet when the pool grows again: its heir has to hear of it all the same."""
+    """The pool grows again before the handover has ended; the receiving slot must still rescan its pending list."""
     pool = start_pool(
         RECORD
         + """
@@ -288,4 +288,4 @@ def test_handed_over_messages_run_even_if_the_slot_is_wanted_again(start_pool: S
         eventually(lambda: len(pool.pids()) == 2 and pool.worker(1)["state"] == "READY")
         if caught == 2:
             break
-    assert caught, "it was met while it left"
+    assert caught, "the pool grew during the handover"

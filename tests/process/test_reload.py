@@ -1,4 +1,4 @@
-"""The arbiter replaces its own image: what goes with it, what happens when it can't, and what it refuses."""
+"""The arbiter replaces its own image: what it keeps, what happens if the exec fails, and what it refuses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Make = Callable[..., Standins]
 
 
 def last_operation(pool: Standins | Pool) -> dict[str, Any]:
-    """How the restart ended, once it has."""
+    """Wait for the end of the restart and return its result."""
 
     def ended() -> dict[str, Any] | None:
         status = pool.ask("status")
@@ -36,7 +36,7 @@ def last_operation(pool: Standins | Pool) -> dict[str, Any]:
 
 
 def open_to_children(pid: int) -> list[str]:
-    """The descriptors, but for the standard ones, that an exec would not close."""
+    """Return the descriptors, except for the standard ones, that an exec would not close."""
     found = []
     for fd in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
@@ -49,7 +49,7 @@ def open_to_children(pid: int) -> list[str]:
 
 @pytest.fixture
 def lent_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An interpreter that can be taken away."""
+    """An interpreter that the test can remove."""
     own = tmp_path / "lib"
     own.mkdir()
     (own / "supervisor").symlink_to(ROOT / "supervisor")
@@ -64,7 +64,7 @@ def test_a_failed_exec_changes_nothing(standins: Make, lent_python: Path) -> Non
     pool.python = str(lent_python)
     pool.start()
     before, services = pool.pids(), {s["name"]: s["pid"] for s in pool.status()["services"]}
-    # Run by the preflight alone: that one still starts, and nothing can be started after it.
+    # Only the preflight runs this code: it still starts, and no later process can.
     (pool.folder / "handlers.py").write_text(f"{HANDLERS}\nimport os\nos.unlink({str(lent_python)!r})\n")
     pool.ask("restart")
     ended = last_operation(pool)
@@ -110,12 +110,12 @@ def test_a_signal_during_the_exec_is_not_lost(standins: Make) -> None:
     arbiter.resume()
     assert pool.wait() == EXIT_OK
     assert not pool.processes()
-    assert len(pool.notes("spawned")) == 2, "it drained, and started nobody anew"
+    assert len(pool.notes("spawned")) == 2, "it drained and started no new worker"
 
 
 @pytest.fixture
 def own_copy(tmp_path: Path, redis_server: AnyServer) -> Iterator[Pool]:
-    """A pool with a supervisor of its own in its folder, which `-m supervisor` finds first."""
+    """A pool with a copy of the supervisor in its folder, which `-m supervisor` finds first."""
     pool = Pool(tmp_path / "project", HANDLERS, redis_url=redis_server.url, workers=2)
     shutil.copytree(ROOT / "supervisor", pool.folder / "supervisor", ignore=shutil.ignore_patterns("__pycache__"))
     with pool.start():

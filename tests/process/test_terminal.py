@@ -1,4 +1,4 @@
-"""A pool on a terminal: what it says there, and what becomes of it when the terminal is closed."""
+"""A pool on a terminal: what it prints, and what happens when the terminal is closed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HANDLERS = """
 
 
 class Terminal:
-    """A terminal with a pool in it, whose session the pool leads; what was printed there is in `text`."""
+    """A terminal with a pool that leads its session; `text` is what was printed."""
 
     def __init__(self, pool: Pool, *words: str) -> None:
         self._master, self._slave = os.openpty()
@@ -42,7 +42,7 @@ class Terminal:
         self._printed = bytearray()
         command = [sys.executable, "-m", "supervisor", *pool._words, *words]
         pool.process = subprocess.Popen(
-            # Who leads a session and opens a terminal has it as its own.
+            # A session leader that opens a terminal gets it as its controlling terminal.
             ["sh", "-c", 'exec "$@" <"$0" >"$0" 2>&1', os.ttyname(self._slave), *command],
             cwd=pool.folder,
             env=pool._env | {MARK: pool._mark, "NO_COLOR": "1", "TERM": "xterm", "COLUMNS": "110"},
@@ -53,7 +53,7 @@ class Terminal:
         self._reader.start()
 
     def _read(self) -> None:
-        """Without ever being in a read, which would keep the terminal open."""
+        """Read without blocking in a read, which would keep the terminal open."""
         with contextlib.suppress(OSError):  # the last process has closed its side
             while not self._closing.is_set():
                 if select.select([self._master], [], [], 0.05)[0]:
@@ -67,7 +67,7 @@ class Terminal:
         os.write(self._master, keys)
 
     def close(self) -> None:
-        """Close the window."""
+        """Close the terminal."""
         if not self._closing.is_set():
             self._closing.set()
             self._reader.join()
@@ -105,7 +105,7 @@ def test_closing_the_terminal_drains_the_pool(open_terminal: Open) -> None:
     assert pool.wait() == 0
     pool.assert_nothing_left()
     with_redis = pool.command("streams", "--json")
-    assert json.loads(with_redis.stdout)[0]["groups"][0]["pending"] == 0, "what ran was finished"
+    assert json.loads(with_redis.stdout)[0]["groups"][0]["pending"] == 0, "running messages were finished"
 
 
 def test_a_hangup_with_an_open_terminal_reloads_the_code(open_terminal: Open) -> None:
@@ -115,7 +115,7 @@ def test_a_hangup_with_an_open_terminal_reloads_the_code(open_terminal: Open) ->
     pool.send(signal.SIGHUP)
     eventually(lambda: (pool.ask("status")["last_operation"] or {}).get("ok"), 20)
     assert before.isdisjoint(pool.pids().values())
-    # The successor in the same process knows of the terminal, too.
+    # The new image of the process also knows the terminal.
     assert pool.process is not None and pool.process.poll() is None
 
 

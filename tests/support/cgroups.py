@@ -1,4 +1,4 @@
-"""A memory cgroup with a limit, of version 1 or 2, where this machine lets a test make one."""
+"""A memory cgroup with a limit, of version 1 or 2, if this machine lets a test create one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path("/sys/fs/cgroup")
 
 
 class MemoryGroup:
-    """One that was made, with nobody in it."""
+    """A new, empty cgroup."""
 
     def __init__(self, path: Path, limit: str, events: str) -> None:
         self._path = path
@@ -24,25 +24,25 @@ class MemoryGroup:
         self._events = path / events
 
     def limit(self, limit_bytes: int) -> None:
-        """No more than this for all of its processes."""
+        """Limit the memory of all its processes."""
         self._limit.write_text(str(limit_bytes))
         for swap in ("memory.memsw.limit_in_bytes", "memory.swap.max"):
             with contextlib.suppress(OSError):
                 (self._path / swap).write_text("0" if swap.endswith("max") else str(limit_bytes))
 
     def take(self, pid: int) -> None:
-        """Move a process here; what it forks is born here."""
+        """Move a process here; its new children start here."""
         (self._path / "cgroup.procs").write_text(str(pid))
 
     def oom_kills(self) -> int:
-        """How many the kernel has killed here for want of memory."""
+        """Return the number of processes that the out-of-memory killer ended here."""
         lines = self._events.read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
 
 
 @contextlib.contextmanager
 def memory_group() -> Iterator[MemoryGroup]:
-    """A new one; removed when its processes are gone. Skips the test where none can be made."""
+    """Yield a new cgroup, removed when its processes are gone; skips the test if none can be created."""
     lines = Path("/proc/self/cgroup").read_text().splitlines()
     own = {line.split(":")[1]: line.split(":")[2] for line in lines}
     if "memory" in own:

@@ -1,4 +1,4 @@
-"""Forks children as the arbiter does, with its own loop and its own fork, each with a SIGTERM inside the fork.
+"""Forks children with the arbiter's loop and fork, and sends each a SIGTERM during the fork.
 
 Run as `python -m tests.support.fork_window MODE COUNT`; it prints what was heard and how the children ended.
 
@@ -25,17 +25,17 @@ from supervisor.memfd import create_memfd
 
 CODE_RAN = 7
 CODE_HEARD = 9
-#: In the end, for what the loop has not been told yet.
+#: The wait at the end for exits that the loop has not seen yet.
 REST_S = 0.2
 
 
 def plain() -> int:
-    """A child that does nothing, slowly enough for a signal that was lost to show."""
+    """Run as a child that does nothing, long enough for a lost signal to be noticed."""
     return CODE_RAN
 
 
 def with_handler() -> int:
-    """A child that gets a SIGTERM in a plain handler of its own, and another in a loop of its own.
+    """Run as a child that gets one SIGTERM in a plain handler and another in an asyncio loop.
 
     The first is the one that CPython 3.11 also writes to the wakeup descriptor of the process that forked it.
     """
@@ -54,7 +54,7 @@ def with_handler() -> int:
 
 
 class Storm:
-    """One after the other."""
+    """Forks one child after the other."""
 
     def __init__(self, mode: str, count: int) -> None:
         self.left = count

@@ -1,4 +1,4 @@
-"""A cgroup that limits the number of processes, where this machine lets a test make one.
+"""A cgroup that limits the number of processes, if this machine lets a test create one.
 
 Root is subject to no RLIMIT_NPROC, so nothing else has a fork refused for one process alone.
 """
@@ -18,27 +18,27 @@ ROOT = Path("/sys/fs/cgroup")
 
 
 class PidsGroup:
-    """One that was made, with nobody in it."""
+    """A new, empty cgroup."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def take(self, pid: int) -> None:
-        """Move one process here; its children stay where they are, and those to come are born here."""
+        """Move one process here; its existing children stay where they are, new ones start here."""
         (self._path / "cgroup.procs").write_text(str(pid))
 
     def limit(self, count: int | None) -> None:
-        """No more than so many processes, or None: as many as there may be."""
+        """Limit the number of processes; None removes the limit."""
         (self._path / "pids.max").write_text("max" if count is None else str(count))
 
     def refused(self) -> int:
-        """How many forks were refused."""
+        """Return the number of refused forks."""
         return int((self._path / "pids.events").read_text().split()[1])
 
 
 @contextlib.contextmanager
 def pids_group() -> Iterator[PidsGroup]:
-    """A new one; removed when its processes are gone. Skips the test where none can be made."""
+    """Yield a new cgroup, removed when its processes are gone; skips the test if none can be created."""
     lines = Path("/proc/self/cgroup").read_text().splitlines()
     own = {line.split(":")[1]: line.split(":")[2] for line in lines}
     parent = ROOT / "pids" / own["pids"].lstrip("/") if "pids" in own else ROOT / own.get("", "/").lstrip("/")

@@ -1,4 +1,4 @@
-"""An arbiter whose children are stand-ins: they speak to no Redis and behave as a file says.
+"""An arbiter with stand-in children: they have no Redis connection, and a file defines their behaviour.
 
 Run as `python -P standin_main.py CONFIG [--burst]`. The file `orders.json` beside CONFIG maps
 a slot (or "*") to a behaviour, and is read by each new worker. All else is the real arbiter.
@@ -100,7 +100,7 @@ class Worker:
         return self.do_stubborn()
 
     def do_long(self) -> int:
-        """A deadline some seconds ahead, set once."""
+        """Set a deadline some seconds ahead, once."""
         self.words.set(SlotField.DEADLINE_NS, time.monotonic_ns() + 5_000_000_000)
         return self.do_good()
 
@@ -135,7 +135,7 @@ class Worker:
         return self.do_crash_soon(2.0)
 
     def do_crash_in_turn(self) -> int:
-        """Slots 0 and 1 crash by turns; whose file exists has the turn."""
+        """Crash in turn with the other of slots 0 and 1; a file marks whose turn it is."""
         turn = FOLDER / f"turn{self.slot}"
         if self.slot == 0 and self.words.get(SlotField.INCARNATION) == 1:
             turn.touch()
@@ -161,7 +161,7 @@ class Worker:
 
 
 def note(what: str, slot: int, **more: Any) -> None:
-    """Append a line for the test; one write, so lines of several processes stay whole."""
+    """Append a line for the test, in one write, so that lines of several processes are not mixed."""
     line = json.dumps({"what": what, "slot": slot, "pid": os.getpid(), "at_s": time.monotonic(), **more}) + "\n"
     fd = os.open(FOLDER / "notes", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.write(fd, line.encode())

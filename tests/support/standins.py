@@ -1,4 +1,4 @@
-"""Runs an arbiter with stand-in children (`standin_main`) for a test, and looks at what they did."""
+"""Runs an arbiter with stand-in children (`standin_main`) for a test and reads what they did."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def handle(message: dict[str, str]) -> None: ...
 
 
 class Standins:
-    """An arbiter with stand-ins in a folder of its own."""
+    """An arbiter with stand-in children in a folder of its own."""
 
     def __init__(
         self, folder: Path, *, workers: int = 2, orders: dict[str, str] | None = None, api: bool = False,
@@ -57,7 +57,7 @@ class Standins:
         self.paths: PoolPaths = pool_paths(load(self.config, environ={}).settings)
 
     def order(self, orders: dict[str, str]) -> None:
-        """How workers that are spawned from now on behave."""
+        """Set the behaviour of workers that are spawned from now on."""
         draft = self.folder / "orders.new"
         draft.write_text(json.dumps(orders))
         draft.replace(self.folder / "orders.json")
@@ -149,18 +149,18 @@ class Standins:
         return (self.folder / "err").read_text(errors="replace")
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """The log's lines of one event."""
+        """Return the log lines of one event."""
         lines = [json.loads(line) for line in self.err.splitlines() if line.startswith("{")]
         return [line for line in lines if line["event"] == name]
 
     def notes(self, what: str) -> list[dict[str, Any]]:
-        """What the stand-ins noted."""
+        """Return what the stand-ins recorded."""
         path = self.folder / "notes"
         lines = path.read_text().splitlines() if path.exists() else []
         return [note for note in map(json.loads, lines) if note["what"] == what]
 
     def processes(self) -> list[psutil.Process]:
-        """All that live, children of whomever."""
+        """Return all living processes of the pool, also orphans."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
@@ -177,7 +177,7 @@ class Standins:
 
 
 def is_gone(pid: int) -> bool:
-    """No such process, or only its zombie."""
+    """Return whether the process is gone or a zombie."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""A wall clock that jumps for the processes of one pool only; the machine's own is left alone.
+"""A wall clock that jumps for the processes of one pool only; the machine's clock stays as it is.
 
 A small library goes between them and libc, and adds what a shared file says to the time of day. The
 monotonic clock is not touched, as no `date -s` touches it.
@@ -63,7 +63,7 @@ class SteppedClock:
     """Start processes with `environment`, then `step`."""
 
     def __init__(self, folder: Path) -> None:
-        """Builds the library in `folder`. Skips the test where there is no C compiler."""
+        """Builds the library in `folder`; skips the test without a C compiler."""
         compiler = shutil.which("cc")
         if compiler is None:
             pytest.skip("no C compiler: the wall clock can't be stepped for one pool alone")
@@ -78,5 +78,5 @@ class SteppedClock:
         self.environment = {"LD_PRELOAD": str(library), "STEPPED_CLOCK": str(state)}
 
     def step(self, seconds: int) -> None:
-        """From now on the time of day is the true one plus `seconds`."""
+        """Set the offset of the simulated wall clock."""
         self._map[:] = struct.pack("q", seconds)
