@@ -128,6 +128,10 @@ class Whole(Number):
     _made = int
 
 
+#: How many workers a pool may have.
+WORKERS = Whole(0, 256)
+
+
 class Duration(Number):
     """Seconds, or text with a unit: `"36h"`."""
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from supervisor.cli.common import command, config_option, dumps, json_option, load_settings, redis_option, talk
+from supervisor.cli.common import Value, command, config_option, dumps, json_option, load_settings, redis_option, talk
+from supervisor.values import Whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
     supervisor bench --messages 20000 --turns 3 --json""",
     short_help="Measure the pool on your own Redis.",
 )
-@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, metavar="N", help="Workers.")
+@click.option("--workers", type=Value(Whole(1, 64)), default=1, show_default=True, metavar="N", help="Workers.")
 @click.option(
     "--messages",
-    type=click.IntRange(1_000, 5_000_000),
+    type=Value(Whole(1_000, 5_000_000)),
     default=100_000,
     show_default=True,
     metavar="N",
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--turns",
-    type=click.IntRange(1, 100),
+    type=Value(Whole(1, 100)),
     default=5,
     show_default=True,
     metavar="N",

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from supervisor.core.ids import whole_id
+from supervisor.errors import UsageError
+from supervisor.values import Duration, Kind, Whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from supervisor.settings.load import Loaded
 
+Function = TypeVar("Function", bound="Callable[..., Any]")
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -40,6 +45,45 @@ def command(
 ) -> Callable[[Callable[..., Any]], click.Command]:
     """`@click.command` with examples, one a line."""
     return click.command(cls=kind, examples=examples, context_settings=CONTEXT, **attributes)
+
+
+class Value(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click
+    """A value of an option or argument, checked and worded as the settings are."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self.name = "value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The value as it is used. Raises UsageError."""
+        try:
+            return self.kind.check(self.kind.parse(value) if isinstance(value, str) else value)
+        except ValueError as error:
+            option = isinstance(param, click.Option)
+            name = (param.opts[-1] if option else param.make_metavar(ctx)) if param and ctx else ""
+            raise UsageError(f"{name} {value!r}: {error}") from None
+
+
+class EntryId(Kind):
+    """The id of an entry or a dead letter; `-0` is added where the sequence is missing."""
+
+    def check(self, value: Any) -> str:
+        """The whole id. Raises ValueError."""
+        try:
+            return whole_id(value)
+        except ValueError:
+            raise ValueError("must be an id such as 1764000000000-0") from None
+
+
+SECONDS = Value(Duration())
+COUNT = Value(Whole(1))
+ID = Value(EntryId())
+
+
+def count_option(default: int | None = None, most: int | None = None, *, text: str) -> Callable[[Function], Function]:
+    """`--count N`; without a default there is no limit."""
+    kind = Value(Whole(1, most)) if most else COUNT
+    return click.option("--count", type=kind, default=default, show_default=True, metavar="N", help=text)
 
 
 config_option = click.option(

@@ -10,9 +10,12 @@ import click
 
 from supervisor.cli.common import (
     CONTEXT,
+    ID,
+    SECONDS,
     Examples,
     command,
     config_option,
+    count_option,
     dumps,
     json_option,
     load_settings,
@@ -25,8 +28,6 @@ from supervisor.text import counted
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-OLDER_S_MAX = 3_153_600_000
 
 
 class DeadGroup(Examples, click.Group):
@@ -48,25 +49,10 @@ def dead() -> None:
     """Dead letters: what was given up and why; put it back to its group, or remove it."""
 
 
-def _seconds(_context: click.Context, _option: click.Parameter, value: float) -> float:
-    """click's own range lets pass what is no number."""
-    if not 0 <= value <= OLDER_S_MAX:
-        raise click.BadParameter(f"{value:g} is not in the range 0<=x<={OLDER_S_MAX:,} (a hundred years)")
-    return value
-
-
 def _filtered(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options that choose letters."""
     for option in (
-        click.option(
-            "--older",
-            "older_s",
-            type=float,
-            default=0,
-            callback=_seconds,
-            metavar="S",
-            help="Given up at least S seconds ago.",
-        ),
+        click.option("--older", "older_s", type=SECONDS, default=0, metavar="S", help="Given up at least S ago."),
         click.option("--text", default="", metavar="T", help="With T in a field, the id or the error."),
         click.option("--handler", default="", metavar="H", help="Of a handler with H in its name."),
         click.option("--reason", default="", metavar="R", help="With R in the reason."),
@@ -84,9 +70,7 @@ def _filtered(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("stream", required=False)
 @click.argument("group", required=False)
 @_filtered
-@click.option(
-    "--count", type=click.IntRange(1), default=100, show_default=True, metavar="N", help="How many, the oldest first."
-)
+@count_option(100, text="How many, the oldest first.")
 @config_option
 @redis_option
 @json_option
@@ -108,7 +92,7 @@ def list_(  # noqa: PLR0913, PLR0917 - one parameter an option
 @command("supervisor dead show events:user_created email_workers 1764000000000-0")
 @click.argument("stream")
 @click.argument("group")
-@click.argument("id_", metavar="ID")
+@click.argument("id_", type=ID, metavar="ID")
 @config_option
 @redis_option
 @json_option
@@ -140,7 +124,7 @@ def _change(verb: str, help_text: str, short: str) -> click.Command:
 
     @click.argument("stream")
     @click.argument("group")
-    @click.argument("ids", nargs=-1, metavar="[ID]...")
+    @click.argument("ids", type=ID, nargs=-1, metavar="[ID]...")
     @_filtered
     @click.option("--yes", is_flag=True, help="Don't ask.")
     @config_option

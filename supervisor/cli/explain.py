@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import command, config_option, dumps, json_option, load_settings, redis_option, talk
-from supervisor.errors import EXIT_FAILED, EXIT_OK, HandlerError, UsageError
+from supervisor.cli.common import ID, command, config_option, dumps, json_option, load_settings, redis_option, talk
+from supervisor.errors import EXIT_FAILED, EXIT_OK, HandlerError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     supervisor explain 1764000000000-0 --json""",
     short_help="Tell what became of one message.",
 )
-@click.argument("id_", metavar="ID")
+@click.argument("id_", type=ID, metavar="ID")
 @click.argument("stream", required=False)
 @config_option
 @redis_option
@@ -38,14 +38,8 @@ def explain(id_: str, stream: str | None, config: Path | None, redis: str | None
     """
     import asyncio
 
-    from supervisor.core.ids import whole_id
-
-    try:
-        entry_id = whole_id(id_)
-    except ValueError as error:
-        raise UsageError(f"explain: {error}") from None
     loaded = load_settings(config, {"redis.url": redis})
-    found = asyncio.run(_explain(loaded, entry_id, stream))
+    found = asyncio.run(_explain(loaded, id_, stream))
     if as_json:
         click.echo(dumps([verdict.as_dict() for verdict in found], pretty=True))
     else:

@@ -17,7 +17,6 @@ from supervisor.cli.common import dumps, talk
 from supervisor.cli.redis import open_redis
 from supervisor.cli.streams import handled_pairs
 from supervisor.core.dead_letter import Filter
-from supervisor.core.ids import whole_id
 from supervisor.errors import EXIT_FAILED, EXIT_OK, SupervisorError, UsageError
 from supervisor.text import counted, duration_text
 
@@ -91,7 +90,6 @@ async def list_letters(
 
 async def named_letters(loaded: Loaded, stream: str, group: str, ids: Sequence[str]) -> list[Letter]:
     """The letters of those ids, their own or their messages'. Raises UsageError for one that there is not."""
-    ids = [_whole_id(id_) for id_ in ids]
     async with open_redis(loaded.settings) as redis:
         found = await by_ids(redis, stream, group, ids, alone=True)
     missing = [id_ for id_ in ids if id_ not in found]
@@ -169,13 +167,6 @@ async def _pairs(loaded: Loaded, stream: str | None, group: str | None) -> list[
     if not found:
         raise UsageError(f"no handler here reads {stream!r}; name its group too" if stream else "no handler is here")
     return found
-
-
-def _whole_id(text: str) -> str:
-    try:
-        return whole_id(text)
-    except ValueError:
-        raise UsageError(f"{text!r} is no id: that of a letter or a message looks like 1764000000000-0") from None
 
 
 def _tell(outcomes: Sequence[Outcome], *, as_json: bool) -> None:

@@ -148,8 +148,10 @@ def _invoke(args: list[str]) -> int:
     except click.exceptions.Exit as leave:
         return leave.exit_code
     except click.ClickException as error:
-        error.show()
-        return EXIT_USAGE if isinstance(error, click.UsageError) else EXIT_FAILED
+        where = getattr(error, "ctx", None)
+        hint = f"\n`{where.command_path} --help` shows how" if where else ""
+        text = error.format_message().removesuffix(".")
+        return _say(f"{text}{hint}", EXIT_USAGE if isinstance(error, click.UsageError) else EXIT_FAILED)
     return code if isinstance(code, int) else EXIT_OK
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import Examples, command, config_option, load_settings_anyway, talk
-from supervisor.errors import EXIT_DRAIN, EXIT_FAILED, EXIT_OK, NotRunningError, SupervisorError, UsageError
+from supervisor.cli.common import SECONDS, Examples, Value, command, config_option, load_settings_anyway, talk
+from supervisor.errors import EXIT_DRAIN, EXIT_FAILED, EXIT_OK, NotRunningError, SupervisorError
+from supervisor.values import WORKERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,28 +24,25 @@ SILENCE_LIMIT_S = 5.0
 LEAVE_LIMIT_S = 10.0
 #: The socket is gone before the last child is, and what the supervisor has to say comes after it.
 FAREWELL_LIMIT_S = 2.0
-WORKERS_MAX = 256
 
 wait_option = click.option("--wait", is_flag=True, help="Wait until it is done, and show how it goes.")
 timeout_option = click.option(
-    "--timeout", "timeout_s", type=float, default=120.0, show_default=True, metavar="S", help="Wait at most so long."
+    "--timeout",
+    "timeout_s",
+    type=SECONDS,
+    default=120.0,
+    show_default=True,
+    metavar="S",
+    help="Wait at most this long.",
 )
 
 
-def _worker_count(_ctx: click.Context, _parameter: click.Parameter | None, text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) > WORKERS_MAX:
-        raise UsageError(f"scale {text}: N must be a whole number from 0 to {WORKERS_MAX}")
-    return int(text)
-
-
 class _Scale(Examples):
-    """`-1` is no option, but a number of workers that makes no sense."""
+    """Takes `-1` for a wrong number, not for an option that does not exist."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does it, after a look at the first argument."""
-        if args and args[0].removeprefix("-").isdigit():
-            _worker_count(ctx, None, args[0])
-        return super().parse_args(ctx, args)
+        """As click does it, but a negative number is an argument."""
+        return super().parse_args(ctx, ["--", *args] if args and args[0][:1] == "-" and args[0][1:].isdigit() else args)
 
 
 @command(
@@ -54,7 +52,7 @@ class _Scale(Examples):
     kind=_Scale,
     short_help="Change the number of workers.",
 )
-@click.argument("workers", callback=_worker_count, metavar="N")
+@click.argument("workers", type=Value(WORKERS), metavar="N")
 @wait_option
 @timeout_option
 @config_option
@@ -113,7 +111,7 @@ def restart(wait: bool, timeout_s: float, config: Path | None) -> int:
     supervisor stop --timeout 60""",
     short_help="Finish what runs, and end the pool.",
 )
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="S", help="In place of pool.drain_s.")
+@click.option("--timeout", "timeout_s", type=SECONDS, metavar="S", help="In place of pool.drain_s.")
 @config_option
 def stop(timeout_s: float | None, config: Path | None) -> int:
     """End the pool: nothing new is taken, what runs is finished, or ended when the drain's time is over.

@@ -7,8 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import command, config_option, dumps, json_option, load_settings, redis_option, talk
-from supervisor.errors import UsageError
+from supervisor.cli.common import (
+    Value,
+    command,
+    config_option,
+    count_option,
+    dumps,
+    json_option,
+    load_settings,
+    redis_option,
+    talk,
+)
+from supervisor.values import Text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,8 +27,10 @@ if TYPE_CHECKING:
     from supervisor.settings.load import Loaded
 
 PAGE = 1_000
-_ID = re.compile(r"\(?\d+(-\d+)?")
-_PLAIN = re.compile(r"[^\s\"'\\]+")
+BOUND = Text(
+    "an entry id such as 0 or 1764000000000-0, or (ID for after it; `supervisor tail` follows a stream",
+    r"[-+]|\(?[0-9]+(-[0-9]+)?",
+)
 
 
 @command(
@@ -30,9 +42,11 @@ _PLAIN = re.compile(r"[^\s\"'\\]+")
     short_help="Print a stream's entries.",
 )
 @click.argument("stream")
-@click.option("--from", "start", default="-", metavar="ID", help="The first id, or Unix ms; (ID for after it.")
-@click.option("--to", "end", default="+", metavar="ID", help="The last id, or Unix ms.")
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="At most so many.  [default: all]")
+@click.option(
+    "--from", "start", type=Value(BOUND), default="-", metavar="ID", help="The first id, or Unix ms; (ID for after it."
+)
+@click.option("--to", "end", type=Value(BOUND), default="+", metavar="ID", help="The last id, or Unix ms.")
+@count_option(text="At most N entries.  [default: all]")
 @click.option("--reverse", is_flag=True, help="The newest first.")
 @config_option
 @redis_option
@@ -50,8 +64,6 @@ def read(  # noqa: PLR0913, PLR0917 - one parameter an option
     """Print a stream's entries, whoever has handled them. With --json one object a line."""
     import asyncio
 
-    _check_id("--from", start)
-    _check_id("--to", end)
     loaded = load_settings(config, {"redis.url": redis})
     asyncio.run(_read(loaded, stream, (start, end), count, reverse=reverse, as_json=as_json))
 
@@ -78,13 +90,6 @@ async def _read(
             low, high = (low, after) if reverse else (after, high)
 
 
-def _check_id(option: str, value: str) -> None:
-    if value == "$":
-        raise UsageError(f"{option} $: there is nothing after the end yet; `supervisor tail` follows a stream")
-    if value not in ("-", "+") and not _ID.fullmatch(value):
-        raise UsageError(f"{option} {value!r}: must be an entry id such as 0 or 1700000000000-0, or (ID for after it")
-
-
 def print_entries(entries: list[Any], as_json: bool) -> None:
     """Print entries as redis-py gives them, one a line."""
     lines = []
@@ -106,4 +111,4 @@ def _fields(flat: Mapping[bytes, bytes]) -> dict[str, str]:
 
 def _word(text: str) -> str:
     """As it is, or in quotes where blanks, quotes or control characters would mislead."""
-    return text if _PLAIN.fullmatch(text) and text.isprintable() else dumps(text)
+    return text if re.fullmatch(r"[^\s\"'\\]+", text) and text.isprintable() else dumps(text)

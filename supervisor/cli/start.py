@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from supervisor.cli.common import command, config_option, load_settings, redis_option
+from supervisor.cli.common import Value, command, config_option, load_settings, redis_option
+from supervisor.values import WORKERS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     short_help="Run the pool in the foreground.",
 )
 @config_option
-@click.option("--workers", type=int, metavar="N", help="Worker processes, in place of pool.workers.")
+@click.option("--workers", type=Value(WORKERS), metavar="N", help="Worker processes, in place of pool.workers.")
 @redis_option
 @click.option("--handlers", multiple=True, metavar="MODULE", help="A handler module; may be given several times.")
 @click.option("--bind", metavar="HOST:PORT", help="Where the HTTP service listens, in place of api.bind.")

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import command, config_option, dumps, json_option, load_settings, redis_option, talk
+from supervisor.cli.common import (
+    command,
+    config_option,
+    count_option,
+    dumps,
+    json_option,
+    load_settings,
+    redis_option,
+    talk,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,14 +110,7 @@ def retention_text(item: dict[str, Any]) -> str:
 )
 @click.argument("stream")
 @click.argument("group")
-@click.option(
-    "--count",
-    type=click.IntRange(1, 10_000),
-    default=100,
-    show_default=True,
-    metavar="N",
-    help="How many, oldest first.",
-)
+@count_option(100, 10_000, text="How many, the oldest first.")
 @config_option
 @redis_option
 @json_option

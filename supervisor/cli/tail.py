@@ -6,13 +6,21 @@ while the connection is down is printed later, in order, once.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import command, config_option, json_option, load_settings, redis_option, talk
-from supervisor.errors import UsageError
+from supervisor.cli.common import (
+    Value,
+    command,
+    config_option,
+    count_option,
+    json_option,
+    load_settings,
+    redis_option,
+    talk,
+)
+from supervisor.values import Text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,6 +34,7 @@ REPLY_SLACK_S = 3.0
 RECONNECT_BASE_S = 0.05
 RECONNECT_MAX_S = 2.0
 CANCEL_AGAIN_S = 0.05
+START = Text("$ or an entry id such as 0 or 1764000000000-0", r"\$|[0-9]+(-[0-9]+)?")
 
 
 @command(
@@ -37,9 +46,15 @@ CANCEL_AGAIN_S = 0.05
 )
 @click.argument("stream")
 @click.option(
-    "--from", "start", default="$", show_default=True, metavar="ID", help="$ for now, or the id to go on after."
+    "--from",
+    "start",
+    type=Value(START),
+    default="$",
+    show_default=True,
+    metavar="ID",
+    help="$ for now, or the id to go on after.",
 )
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Leave after so many.")
+@count_option(text="Leave after N entries.")
 @config_option
 @redis_option
 @json_option
@@ -47,8 +62,6 @@ def tail(stream: str, start: str, count: int | None, config: Path | None, redis:
     """Follow a stream until Ctrl-C; a restart of Redis is waited for, and nothing is missed."""
     import asyncio
 
-    if start != "$" and not re.fullmatch(r"\d+(-\d+)?", start):
-        raise UsageError(f"--from {start!r}: must be $ or an entry id such as 0 or 1700000000000-0")
     settings = load_settings(config, {"redis.url": redis}).settings
     asyncio.run(_follow(settings, stream, start, count, as_json))
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import command, config_option, dumps, json_option, load_settings_anyway
+from supervisor.cli.common import Value, command, config_option, count_option, dumps, json_option, load_settings_anyway
 from supervisor.errors import EXIT_OK
+from supervisor.values import Duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,13 +29,13 @@ if TYPE_CHECKING:
 @click.option(
     "--interval",
     "interval_s",
-    type=click.FloatRange(min=0.1, max=3600),
+    type=Value(Duration(0.1, 3600)),
     default=1.0,
     show_default=True,
     metavar="S",
-    help="Look again after so many seconds.",
+    help="Time between two looks.",
 )
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Leave after N looks.")
+@count_option(text="Leave after N looks.")
 @config_option
 @json_option
 def top(interval_s: float, count: int | None, config: Path | None, as_json: bool) -> int:

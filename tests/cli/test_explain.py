@@ -180,4 +180,4 @@ def test_what_nobody_knows_is_told_with_exit_code_1(tmp_path: Path, redis_server
 def test_an_id_that_is_none_is_refused(tmp_path: Path, word: str) -> None:
     done = run("explain", word, STREAM, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert f"explain: {word!r} must be an entry's id such as 1764000000000-0" in done.stderr
+    assert done.stderr == f"error: ID {word!r}: must be an id such as 1764000000000-0\n"
