@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
 
-from tests.cli.run import data, environment, run, run_on_terminal
+from tests.cli.run import data, environment, run, run_on_terminal, spawn
+from tests.support.waiting import eventually
 
 HANDLERS = """\
 from supervisor import handler
@@ -144,7 +149,13 @@ def test_init_writes_a_project_once(tmp_path: Path) -> None:
     assert done.returncode == 0
     made = {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "new").rglob("*") if path.is_file()}
     assert set(done.stdout.split()) == made
-    assert {"new/config.toml", "new/handlers/users.py", "new/tests/test_handlers.py", "new/.gitignore"} <= made
+    assert {
+        "new/config.toml",
+        "new/handlers/users.py",
+        "new/handlers/http.py",
+        "new/tests/test_handlers.py",
+        "new/.gitignore",
+    } <= made
     assert data(run("config", "check", "--json", cwd=tmp_path / "new"))["handlers"][0]["group"] == "welcome"
     readme = (tmp_path / "new" / "README.md").read_text()
     steps = [line.strip() for line in done.stderr.splitlines() if line.startswith("  ")]
@@ -156,6 +167,29 @@ def test_init_writes_a_project_once(tmp_path: Path) -> None:
         "python -m pytest",
     ):
         assert step in readme and any(line.startswith(step) for line in steps), step
+
+
+def test_the_route_of_a_new_project_publishes(tmp_path: Path, redis_url: str) -> None:
+    assert run("init", "new", cwd=tmp_path).returncode == 0
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = "{}:{}".format(*free.getsockname())
+    request = urllib.request.Request(
+        f"http://{address}/users", b'{"user_id": 2, "email": "bob@example.com"}', {"Content-Type": "application/json"}
+    )
+    with spawn("start", "--bind", address, cwd=tmp_path / "new", redis_url=redis_url) as process:
+        try:
+            assert process.stdout is not None
+
+            def answer() -> dict[str, str]:
+                with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(request, timeout=5) as response:
+                    return {"status": response.status, **json.load(response)}
+                return {}
+
+            assert eventually(answer, 60, what="the service answers")["status"] == 202
+            assert process.stdout.readline() == b"welcome, bob@example.com\n"
+        finally:
+            process.terminate()
+            process.communicate()
 
 
 def test_init_overwrites_nothing(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Being here, it makes pytest import `handlers` from this folder."""
+"""Lets pytest import `handlers` from this folder."""

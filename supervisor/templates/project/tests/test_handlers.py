@@ -1,4 +1,4 @@
-"""The handlers by themselves, and once in a real pool with a Redis of its own."""
+"""Tests of the handlers alone, and of one message in a real pool with its own Redis."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ def test_a_message_without_an_email_is_refused() -> None:
 
 
 def test_a_published_message_is_handled(tmp_path: Path) -> None:
-    # Without a URL the pool brings its own Redis; here its data live and die with the test.
+    # Without a URL the pool starts its own Redis; its data is in tmp_path and goes with the test.
     environment = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
     environment |= {"SUPERVISOR_REDIS__URL": "", "SUPERVISOR_STATE_DIR": str(tmp_path / "state")}
     command = [sys.executable, "-m", "supervisor"]
