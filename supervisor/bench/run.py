@@ -242,14 +242,17 @@ async def _latency(redis: Redis, pool: BenchPool, stream: str) -> dict[str, floa
 
 @contextlib.asynccontextmanager
 async def _own_keys(redis: Redis, stream: str, host: str) -> AsyncIterator[None]:
+    # A keeper forgets pools that have been dead for a day and have left nothing in its own groups. This one has only
+    # the benchmark's groups, so what it forgets is put back.
+    pools: Any = await redis.hgetall(keys.POOLS_KEY)
     try:
         yield
     finally:
         # Also when Ctrl-C cancels what runs: it is shielded, and short.
-        await asyncio.shield(_remove(redis, stream, host))
+        await asyncio.shield(_remove(redis, stream, host, pools))
 
 
-async def _remove(redis: Redis, stream: str, host: str) -> None:
+async def _remove(redis: Redis, stream: str, host: str, pools: dict[bytes, bytes]) -> None:
     pairs = [(stream, group) for group in (*GROUPS, LOOP_GROUP)] + [(f"{stream}:latency", LATENCY_GROUP)]
     beside = (
         keys.dead_key, keys.replay_key, keys.crashes_key, keys.isolated_key, keys.retries_key, keys.reaper_key,
@@ -260,3 +263,5 @@ async def _remove(redis: Redis, stream: str, host: str) -> None:
         for name in names:
             await redis.unlink(name)
         await redis.hdel(keys.POOLS_KEY, host)
+        for name, seen_ms in pools.items():
+            await redis.hsetnx(keys.POOLS_KEY, name, seen_ms)

@@ -1,0 +1,46 @@
+"""What the benchmarks calculate with."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.arrivals import pack, replies, schedule
+from benchmarks.contestants import Turn
+from benchmarks.latency import percentile_us
+from benchmarks.measure import ratios
+from benchmarks.tools import Report
+
+
+def test_arrivals_are_fixed_by_the_seed_and_keep_to_the_rate():
+    first, again, other = schedule(1000, 5.0, 1), schedule(1000, 5.0, 1), schedule(1000, 5.0, 2)
+    assert first == again != other
+    assert first == sorted(first)
+    assert 0 < first[0]
+    assert first[-1] < 5_000_000_000
+    assert len(first) == pytest.approx(5000, rel=0.05)
+
+
+def test_an_arrival_is_packed_as_an_xadd():
+    assert pack("s", [12345]) == [b"*5\r\n$4\r\nXADD\r\n$1\r\ns\r\n$1\r\n*\r\n$2\r\nat\r\n$5\r\n12345\r\n"]
+
+
+def test_replies_are_counted_and_errors_raised():
+    assert replies(b"$15\r\n1700000000000-0\r\n$15\r\n17000") == 2
+    with pytest.raises(RuntimeError, match="OOM"):
+        replies(b"$3\r\n1-0\r\n-OOM command not allowed\r\n")
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, 0.05), (0.99, 0.099), (0.999, 0.1), (1.0, 0.1)])
+def test_a_percentile_is_a_value_that_was_seen(share, expected):
+    assert percentile_us(list(range(100, 0, -1)), share) == pytest.approx(expected)
+
+
+def test_ratios_are_of_neighbouring_turns():
+    assert ratios([Turn(10, 1), Turn(30, 1)], [Turn(5, 1), Turn(10, 1)]) == [2, 3]
+
+
+def test_a_report_as_markdown():
+    report = Report("title", ("what", "rate"))
+    report.row("a", 1234.5)
+    report.notes.append("A note.")
+    assert report.markdown() == "| what | rate |\n| --- | --: |\n| a | 1,234 |\n\nA note."
