@@ -86,7 +86,7 @@ def test_03_kill_storm(start_case: StartCase) -> None:
     case.finish(repeated_max=IN_HAND_MAX * len(kills), recover_ms=2000)
     during = rate_per_s(case.recording().ends, kills[0], kills[-1]) / case.setting.rate
     case.figure("share of the load that was not done while the storm went on", 100 * (1 - during), "%")
-    assert not case.pool.events("worker failed")
+    assert not case.pool.events("worker start failed")
 
 
 def start_ms(pool: Pool) -> float:

@@ -24,7 +24,7 @@ def test_12_import_error_first_boot(start_pool: StartPool, redis_server: Any, bo
     assert not pool.events("worker started")
 
 
-def test_13_import_error_after_reexec(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
+def test_13_import_error_after_reload(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
     pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=2)
     redis = redis_server.sync()
     arbiter, before = pool.pid, pool.pids()

@@ -1,4 +1,4 @@
-"""Workers that die: killed, crashed in C, or gone without being asked."""
+"""Workers that die: killed, crashed in C code, or exited without being asked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ StartPool = Callable[..., Pool]
 
 def test_01_kill9_one(start_pool: StartPool, redis_server: Any, watch: Watch, bound: Bounds) -> None:
     def kill_each() -> list[float]:
-        # Each slot is killed once: what is measured is the restart, not the backoff of one that crashes again.
+        # Each slot is killed once, so that the restart is measured and not the backoff.
         pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=4)
         shared, before = shared_state_of(pool.pid), pool.pids()
         times: list[float] = []
@@ -125,7 +125,7 @@ def test_04_segv_ctypes(start_pool: StartPool, redis_server: Any, bound: Bounds)
 
 
 def test_05_exit0_unexpected(standins: Callable[..., Standins], bound: Bounds) -> None:
-    # All first incarnations leave with code 0, and nobody asked them to.
+    # All first incarnations exit with code 0 without being asked.
     pool = standins(workers=4, orders={"*": "exit0"}, ready=False)
     eventually(lambda: len(pool.notes("spawned")) == 8)
     status = pool.wait_ready()
@@ -141,4 +141,6 @@ def test_05_exit0_unexpected(standins: Callable[..., Standins], bound: Bounds) -
             ]
             times.append((again[0] - left[first["pid"]]["at_s"]) * 1000)
     bound.check("exit 0 unasked until its successor runs", times, 200)
-    assert [line["next_start_s"] for line in pool.events("worker exited")] == [0] * 4, "a crash, but the first"
+    assert [line["next_start_s"] for line in pool.events("worker exited")] == [0] * 4, (
+        "a crash, but the first one of each slot"
+    )

@@ -1,4 +1,4 @@
-"""A log that nobody takes: a full disk, a pipe that is not read, a pipe that was closed."""
+"""A log that can't be written: a full disk, a pipe that is not read, a closed pipe."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DROPPED = "lines before this one were dropped"
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """The folder of the first pool, before it is started."""
+    """Return the folder of the first pool, before it is started."""
     made = tmp_path / "project0"
     made.mkdir()
     return made
@@ -51,7 +51,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 class LogPipe:
-    """A small pipe in the place of the pool's stderr, which is read only when `read` is called."""
+    """A small pipe as the pool's stderr, read only when `read` is called."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -62,25 +62,25 @@ class LogPipe:
         self.text = ""
 
     def hide(self) -> None:
-        """Once the pool has it: put an empty file in its place, which nobody waits for who looks into it."""
+        """Replace the path by an empty file once the pool has the pipe, so that reading it does not block."""
         self._path.unlink()
         self._path.touch()
 
     def read(self) -> str:
-        """All that was read so far."""
+        """Return everything that was read so far."""
         with contextlib.suppress(BlockingIOError):
             while chunk := os.read(self._fd, 65536):
                 self.text += chunk.decode()
         return self.text
 
     def is_full(self) -> bool:
-        """Whether a write would wait."""
+        """Return whether a write would block."""
         poll = select.poll()
         poll.register(self._write_fd, select.POLLOUT)
         return not poll.poll(0)
 
     def close(self) -> None:
-        """As a reader that leaves."""
+        """Close the reading end."""
         for fd in (self._fd, self._write_fd):
             with contextlib.suppress(OSError):
                 os.close(fd)
@@ -104,7 +104,7 @@ def start_with(start_pool: StartPool, watch: Watch, pipes: list[LogPipe], handle
 
 
 def check_alive(pool: Pool, redis: Any, bound: Bounds, what: str) -> None:
-    """Workers are replaced, messages handled, questions answered."""
+    """Check that workers are replaced, messages handled and commands answered."""
     shared, before = shared_state_of(pool.pid), pool.pids()
     was = incarnations(shared, [1])
     killed_ns = time.monotonic_ns()
@@ -146,7 +146,7 @@ def test_38_disk_full_log(
     filler.unlink()
     check_alive(pool, redis_server.sync(), bound, "room again")
     eventually(lambda: DROPPED in pool.output)
-    # The first goes on where the last had to stop.
+    # The first new line continues after the last one that was cut.
     [*_, last] = [json.loads(line) for line in new_lines(small_disk / "log", size)[1:] if line.startswith("{")]
     assert (last["event"], last["pid"]) == ("worker ready", pool.pids()[1])
 
@@ -177,7 +177,7 @@ def test_39_stderr_pipe_reader_stalls(
     )
     eventually(lambda: pool.send(signal.SIGUSR1) or log_pipe.is_full(), what="the pipe is full")
     check_alive(pool, redis_server.sync(), bound, "pipe full")
-    # A handler that writes by itself, and waits: its worker is taken for what it is, and nobody else waits.
+    # A handler that writes to the pipe itself blocks: its worker counts as hung, and no other process blocks.
     redis_server.sync().xadd("prints", {"n": "1"})
     tried_s = eventually(lambda: seen(pool)["tries"] == 1 and now_s())
     left = eventually(lambda: last_exits(pool, "hung"), 20)
@@ -200,7 +200,7 @@ def last_exits(pool: Pool, reason: str) -> list[dict[str, Any]]:
 
 
 def test_39_stderr_pipe_many_writers(bound: Bounds) -> None:
-    # The room that one was told of is taken by another before it writes: it must not wait for the reader.
+    # Another process fills the pipe between poll and write: the write must not wait for the reader.
     read_fd, write_fd = os.pipe()
     fcntl.fcntl(read_fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     code = "from supervisor.log import StderrLines\nlines = StderrLines()\nwhile True: lines.msg('x' * 3000)"
@@ -221,7 +221,7 @@ def test_39_stderr_pipe_many_writers(bound: Bounds) -> None:
 
 
 def is_waiting(pid: int) -> bool:
-    """Whether it sleeps in write(2)."""
+    """Return whether the process sleeps in write(2)."""
     call = Path(f"/proc/{pid}/syscall").read_text()
     state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     return call.startswith("1 0x2 ") and state == "S"

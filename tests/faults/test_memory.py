@@ -108,7 +108,7 @@ def test_20_fat_parent_no_recycle_loop(start_pool: StartPool, redis_server: Any,
     pool = start_pool(
         RECORD
         + """
-    # Objects of Python's own, whose counts change when they are looked at, and one large block.
+    # Python objects, whose reference counts change when they are read, and one large block.
     FAT = b"x" * 150_000_000
     WORDS = [str(n) for n in range(200_000)]
     @handler("events", group="workers")

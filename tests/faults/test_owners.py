@@ -1,4 +1,4 @@
-"""Messages whose owner goes away: a pool that shrinks and grows, a host that dies, a consumer that is deleted."""
+"""Messages whose owner disappears: a pool that shrinks and grows, a dead host, a deleted consumer."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ StartPool = Callable[..., Pool]
 
 
 def held(redis: Any) -> dict[str, int]:
-    """Consumer -> how many messages it holds."""
+    """Return consumer -> number of its pending messages."""
     return {row["name"].decode(): row["pending"] for row in redis.xinfo_consumers("events", "workers")}
 
 
 def test_53_scale_8_to_2_to_8(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
-    # A tenth of the messages waits for a retry, in the hands of whoever had them first.
+    # A tenth of the messages waits for a retry in the worker that first had them.
     pool = start_pool(
         RECORD
         + """
@@ -72,7 +72,7 @@ def test_53_scale_8_to_2_to_8(start_pool: StartPool, redis_server: Any, bound: B
     eventually(lambda: redis.xpending("events", "workers")["pending"] == 0, what="no pending is left behind")
     counts = seen(pool)
     del counts["done"]
-    assert counts == {str(n): 1 + (n % 10 == 0) for n in range(count)}, "each once, and the retries once more"
+    assert counts == {str(n): 1 + (n % 10 == 0) for n in range(count)}, "each ran once, and the retries once more"
     assert {line["reason"] for line in pool.events("worker exited")} == {"drained"}
     assert [line["workers"] for line in pool.events("scaled")] == [2, 8, 2, 8]
 
@@ -93,7 +93,7 @@ HOLDING = (
 
 @pytest.mark.long
 def test_54_dead_host_lease_expires(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
-    # Two living hosts, so two reapers; and one that dies with all that it has in hand.
+    # Two living hosts, so two reapers; and one that dies with its pending messages.
     def host(name: str) -> Pool:
         return start_pool(HOLDING, redis_url=redis_server.url, workers=2, config=f'[pool]\nhost = "{name}"\n')
 
@@ -111,9 +111,9 @@ def test_54_dead_host_lease_expires(start_pool: StartPool, redis_server: Any, bo
     eventually(lambda: sum(count for other in others for count in seen(other).values()) == 80, 60, 0.1)
     bound.check("kill -9 of a host until another has done its 40 messages", time.monotonic() - dead_s, 15, "s")
     ends = sum((seen(other) for other in others), Counter())
-    assert ends == {f"{what}-{n}": 1 for n in range(40) for what in ("call", "end")}, "each was taken once"
+    assert ends == {f"{what}-{n}": 1 for n in range(40) for what in ("call", "end")}, "each was claimed once"
     took = [[line for line in other.events("took over") if line["messages"]] for other in others]
-    assert sorted(map(len, took)) == [0, 2], "one of the two has reaped, and each consumer once"
+    assert sorted(map(len, took)) == [0, 2], "only one of the two reaped, and each consumer once"
     assert sum(line["messages"] for lines in took for line in lines) == 40
     eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)
     eventually(lambda: set(held(redis)) == {"first:0", "first:1", "second:0", "second:1"})
@@ -131,13 +131,13 @@ def shared() -> Iterator[SharedState]:
 
 
 class Log:
-    """Nobody reads it."""
+    """A log that is not read."""
 
     def info(self, *_: Any, **__: Any) -> None: ...
 
 
 async def read(redis: Redis, consumer: str) -> Any:
-    """As a worker does that was late."""
+    """Read like a worker that was slow."""
     return await redis.xreadgroup("workers", consumer, {"events": ">"})
 
 
@@ -154,13 +154,13 @@ async def pending(redis: Redis) -> dict[bytes, int]:
 async def test_55_delconsumer_race(every_server: Any, shared: SharedState, monkeypatch: pytest.MonkeyPatch) -> None:
     async with every_server.client() as redis, every_server.client() as late:
         await redis.xgroup_create("events", "workers", "0", mkstream=True)
-        # What it is about: looked at, then deleted, and in between it got one. That one is nobody's.
+        # The race: a consumer is checked, gets a message, and is deleted. That message then has no owner.
         await redis.xgroup_createconsumer("events", "workers", "pool:6")
         assert await pending(redis) == {}
         await add_and_read(late, "pool:6")
         assert await redis.xgroup_delconsumer("events", "workers", "pool:6") == 1
         assert await pending(redis) == {} and await read(redis, "x") == []
-        # The reaper, with a worker that reads in the very moment before it deletes.
+        # The reaper, with a worker that reads just before the reaper deletes.
         for _ in range(3):
             await add_and_read(late, "pool:7")
         plain = redis.eval
@@ -173,7 +173,7 @@ async def test_55_delconsumer_race(every_server: Any, shared: SharedState, monke
         monkeypatch.setattr(redis, "eval", interrupted)
         reaper = Reaper(redis, "pool", "token", shared, [("events", "workers")], Log())
         await reaper.look()
-        assert await pending(redis) == {b"pool:0": 3, b"pool:7": 1}, "the late one is still in its hands"
+        assert await pending(redis) == {b"pool:0": 3, b"pool:7": 1}, "the slow worker still holds its message"
         monkeypatch.undo()
         await reaper.look()
         assert await pending(redis) == {b"pool:0": 4}
@@ -182,7 +182,7 @@ async def test_55_delconsumer_race(every_server: Any, shared: SharedState, monke
 
 
 async def test_55_delconsumer_race_of_many(every_server: Any, bound: Bounds) -> None:
-    # Without knowing who comes first: whoever it is, what was read is pending.
+    # In either order, a message that was read stays pending.
     rounds, kept = 400, 0
     async with every_server.client() as redis, every_server.client() as late:
         await redis.xgroup_create("events", "workers", "0", mkstream=True)
@@ -194,5 +194,5 @@ async def test_55_delconsumer_race_of_many(every_server: Any, bound: Bounds) -> 
             answers = await asyncio.gather(*(racers if n % 2 else reversed(racers)))
             kept += answers[n % 2] == -1
         total = (await redis.xpending("events", "workers"))["pending"]
-    assert 0 < kept < rounds, "both came first now and then"
+    assert 0 < kept < rounds, "both orders occurred"
     bound.check(f"messages lost in {rounds} races", rounds - total, 0, "")

@@ -1,4 +1,4 @@
-"""Modules that do while they are imported what a fork would break: refused, at the start and by a pool that runs."""
+"""Handler modules that start threads or open sockets when imported are refused, at the start and in a reload."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SOCKET = """
 
 
 def check_refused(pool: Pool, word: str, code: str, redis: Any, bound: Bounds) -> None:
-    """A pool that runs goes on with the code it has."""
+    """Check that a running pool keeps its code."""
     arbiter, before = pool.pid, pool.pids()
     good = (pool.folder / "handlers.py").read_text()
     (pool.folder / "handlers.py").write_text("\n".join(line[4:] for line in code.splitlines()) + good)
@@ -62,7 +62,7 @@ def test_58_socket_open_in_preload(start_pool: StartPool, redis_server: Any, bou
 
 
 def check_no_start(pool: Pool, word: str, bound: Bounds) -> None:
-    """Refused before anything was started."""
+    """Check that the start is refused before any child is started."""
     began_s = time.monotonic()
     assert pool.wait() == EXIT_HANDLERS
     bound.check("start until it has left with 4", (time.monotonic() - began_s) * 1000, 3000)

@@ -1,4 +1,4 @@
-"""Processes that are not what they seem: pids that come again, grandchildren that stay, statuses that others take."""
+"""Confusing processes: reused pids, surviving grandchildren, exit statuses taken by others."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 
 @contextlib.contextmanager
 def stranger(pid: int, tries: int = 300) -> Iterator[subprocess.Popen[bytes] | None]:
-    """A process of nobody's with this pid, in a group and a session of the same number; None: it is not to be had."""
+    """Start a process with this pid, process group and session; None if that is not possible."""
     for _ in range(tries):  # others on this machine make processes too
         LAST_PID.write_text(str(pid - 1))
         made = subprocess.Popen(["sleep", "600"], start_new_session=True)
@@ -50,7 +50,7 @@ def stranger(pid: int, tries: int = 300) -> Iterator[subprocess.Popen[bytes] | N
 def test_47_pid_reuse(standins: Make, bound: Bounds) -> None:
     pool = standins(workers=3)
     before = pool.pids()
-    # As long as the arbiter has not seen its end, the pid is nobody else's.
+    # Until the arbiter has reaped the worker, its pid can't be reused.
     pool.send(signal.SIGSTOP)
     os.kill(before[0], signal.SIGKILL)
     eventually(lambda: zombies(pool.pid) == [before[0]])
@@ -58,7 +58,7 @@ def test_47_pid_reuse(standins: Make, bound: Bounds) -> None:
         assert found is None
     pool.send(signal.SIGCONT)
     eventually(lambda: pool.worker(0)["restarts"] == 1 and pool.wait_ready())
-    # Then it may be; and from then on nothing that the arbiter does is about it.
+    # After that it may be, and the arbiter never signals that pid again.
     with stranger(before[0]) as found:
         assert found is not None and os.getpgid(found.pid) == before[0]
         os.kill(pool.pids()[0], signal.SIGKILL)
@@ -70,7 +70,7 @@ def test_47_pid_reuse(standins: Make, bound: Bounds) -> None:
         with bound.within("a quick stop beside a process that has a dead worker's pid", 2000):
             pool.send(signal.SIGQUIT)
             assert pool.wait() == EXIT_OK
-        assert found.poll() is None, "the stranger lives"
+        assert found.poll() is None, "the other process lives"
 
 
 def test_48_grandchild_outlives_worker(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
@@ -99,7 +99,7 @@ def test_48_grandchild_outlives_worker(start_pool: StartPool, redis_server: Any,
         os.kill(worker, signal.SIGKILL)
         eventually(lambda stays=stays: is_gone(stays), interval_s=0.001)
         times.append((now_s() - killed_s) * 1000)
-        # One that has left for a session of its own comes to the arbiter, and is reaped when it ends.
+        # A grandchild with a session of its own becomes the arbiter's child and is reaped when it exits.
         assert psutil.Process(leaves).ppid() == pool.pid
         os.kill(leaves, signal.SIGKILL)
         eventually(lambda stays=stays, leaves=leaves: not any(map(psutil.pid_exists, (stays, leaves))))
@@ -109,7 +109,7 @@ def test_48_grandchild_outlives_worker(start_pool: StartPool, redis_server: Any,
 
 
 class PidOne(Standins):
-    """An arbiter that is pid 1 of a namespace of its own, as in a container."""
+    """An arbiter that is pid 1 of its own namespace, as in a container."""
 
     def start(self, *, ready: bool = True) -> Self:
         more = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
@@ -126,13 +126,13 @@ class PidOne(Standins):
 
     @property
     def pid(self) -> int:
-        """As it is seen from outside."""
+        """Return its pid outside of the namespace."""
         assert self.process is not None
         [arbiter] = psutil.Process(self.process.pid).children()
         return arbiter.pid
 
     def run(self, command: str) -> None:
-        """In its namespace, by somebody who is no child of its."""
+        """Run a command in its namespace that is not a child of the arbiter."""
         subprocess.run(["nsenter", "-t", str(self.pid), "-p", "-m", "sh", "-c", command], check=True, timeout=20)
 
 
@@ -152,12 +152,12 @@ def pid_one(tmp_path: Path, watch: Watch) -> Iterator[PidOne]:
 def test_49_grandchild_double_fork_as_pid1(pid_one: PidOne, bound: Bounds) -> None:
     pool, arbiter = pid_one, pid_one.pid
     assert pool.status()["pid"] == 1
-    # Fifty whose parents leave at once: they come to pid 1, whoever it is, and end there.
+    # Fifty processes whose parents exit at once: they become children of pid 1 and end there.
     pool.run("for n in $(seq 50); do (setsid sleep 600 &); done")
     children = {child.pid: child.name() for child in psutil.Process(arbiter).children()}
     orphans = [pid for pid, name in children.items() if name == "sleep"]
     assert len(orphans) == 50
-    # Workers of its own die among them: no status is taken for another's.
+    # Workers die among them: no exit status is mistaken for another's.
     workers = [pid for pid, name in children.items() if name in ("worker 0", "worker 2")]
     with bound.within("50 orphans and 2 workers are killed until all are reaped", 1000):
         for pid in [*orphans[:25], *workers, *orphans[25:]]:
@@ -173,7 +173,7 @@ def test_49_grandchild_double_fork_as_pid1(pid_one: PidOne, bound: Bounds) -> No
 
 
 def test_50_worker_stolen_wait(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
-    # A library that waits for any child takes the status of those that the handlers' own loop waits for.
+    # A library that waits for any child takes exit statuses that the worker's loop waits for.
     pool = start_pool(
         RECORD
         + """
@@ -216,7 +216,7 @@ def test_50_worker_stolen_wait(start_pool: StartPool, redis_server: Any, bound: 
 
 
 def test_50_arbiter_stolen_wait(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
-    # The same in the arbiter itself, by what a module has it do at each fork.
+    # The same in the arbiter itself, by a hook that a module registered for each fork.
     pool = start_pool(
         """
     import os

@@ -51,7 +51,7 @@ def told(pool: Pool) -> list[dict[str, Any]]:
     return [*pool.events("restart failed"), *pool.events("restarted")]
 
 
-def test_51_reexec_under_load(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
+def test_51_reload_under_load(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
     pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=3)
     arbiter, before = pool.pid, pool.pids()
     redis, load = redis_server.sync(), Load(redis_server.sync())
@@ -78,7 +78,7 @@ def test_51_reexec_under_load(start_pool: StartPool, redis_server: Any, bound: B
     assert status["pid"] == arbiter and not set(before.values()) & set(pool.pids().values())
 
 
-def test_52_reexec_new_code_broken(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
+def test_52_reload_new_code_broken(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
     # The code can be imported, but no worker forked from it can run.
     pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=3)
     arbiter, before = pool.pid, pool.pids()
@@ -104,7 +104,7 @@ def test_52_reexec_new_code_broken(start_pool: StartPool, redis_server: Any, bou
     assert set(seen(pool).values()) == {1} and pool.pid == arbiter
 
 
-def test_52_reexec_new_code_hangs(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
+def test_52_reload_new_code_hangs(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
     pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=2)
     before, load = pool.pids(), Load(redis_server.sync())
     (pool.folder / "handlers.py").write_text("open('hangs', 'w').close()\nimport time\ntime.sleep(3600)\n")
@@ -119,7 +119,7 @@ def test_52_reexec_new_code_hangs(start_pool: StartPool, redis_server: Any, boun
         assert pool.wait() == EXIT_OK
 
 
-def test_52_reexec_new_code_breaks_at_the_second_import(
+def test_52_reload_new_code_breaks_at_the_second_import(
     start_pool: StartPool, watch: Watch, redis_server: Any, bound: Bounds
 ) -> None:
     # The preflight can't detect this, and the new image has no way back to the old code: the pool ends cleanly.
