@@ -263,5 +263,5 @@ async def _remove(redis: Redis, stream: str, host: str, pools: dict[bytes, bytes
         for name in names:
             await redis.unlink(name)
         await redis.hdel(keys.POOLS_KEY, host)
-        for name, seen_ms in pools.items():
-            await redis.hsetnx(keys.POOLS_KEY, name, seen_ms)
+        for pool, seen_ms in pools.items():
+            await redis.hsetnx(keys.POOLS_KEY, pool, seen_ms)

@@ -47,11 +47,11 @@ if TYPE_CHECKING:
 def bench(
     workers: int, messages: int, turns: int, anyway: bool, config: Path | None, redis: str | None, as_json: bool
 ) -> None:
-    """Measure how fast a pool drains a stream on your Redis, beside a plain redis-py loop, and how soon it starts a
+    """Measure how fast a pool drains a stream on your Redis, beside a loop on redis-py, and how soon it starts a
     handler.
 
     It works on a stream with a random name, and removes that and all that belongs to it at the end, also when it is
-    interrupted. No other key is read or written. A running pool may stay; it costs both the same.
+    interrupted. No other key of yours is read or written. A running pool may stay; it slows both alike.
     """
     import asyncio
 

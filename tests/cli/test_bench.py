@@ -20,6 +20,7 @@ SMALL = ("--messages", "2000", "--turns", "1")
 def test_it_measures_and_leaves_only_what_was_there(tmp_path: Path, every_server) -> None:
     with every_server.sync() as redis:
         redis.set("theirs", "1")
+        redis.hset("supervisor:pools", "other", "1700000000000")
         done = run("bench", *SMALL, "--json", cwd=tmp_path, redis_url=every_server.url)
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)
@@ -27,7 +28,8 @@ def test_it_measures_and_leaves_only_what_was_there(tmp_path: Path, every_server
         for rate in found["rates"]:
             assert 0 < rate["ratio"]["lowest"] <= rate["ratio"]["median"] <= rate["ratio"]["highest"]
         assert 0 < found["latency_ms"]["p50"] <= found["latency_ms"]["p99"]
-        assert redis.keys("*") == [b"theirs"]
+        assert sorted(redis.keys("*")) == [b"supervisor:pools", b"theirs"]
+        assert redis.hgetall("supervisor:pools") == {b"other": b"1700000000000"}
 
 
 def test_the_table_fits_80_columns(tmp_path: Path, redis_server) -> None:

@@ -15,7 +15,7 @@ def test_arrivals_are_fixed_by_the_seed_and_keep_to_the_rate():
     first, again, other = schedule(1000, 5.0, 1), schedule(1000, 5.0, 1), schedule(1000, 5.0, 2)
     assert first == again != other
     assert first == sorted(first)
-    assert 0 < first[0]
+    assert first[0] > 0
     assert first[-1] < 5_000_000_000
     assert len(first) == pytest.approx(5000, rel=0.05)
 
