@@ -1,6 +1,6 @@
-"""Errors as RFC 9457 problem documents, everywhere: our own, the framework's, Redis's and bugs.
+"""Answers every error with an RFC 9457 problem document: the service's own, the framework's, Redis's and bugs.
 
-One table says which kinds there are. Each has a page at its `type`, so that who meets one can read on.
+One table lists the kinds of problems. Each has a page at the address that `type` names.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
 MEDIA_TYPE = "application/problem+json"
-#: Clients that were refused together shall not come back together.
+#: A range, so that clients that were refused together do not all come back at once.
 RETRY_AFTER_S = range(1, 4)
+#: RFC 9457, 4.2.1: the status says all there is to say.
+BLANK = "about:blank"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,57 +52,60 @@ class Kind:
 
 
 KINDS = {
-    "bad-request": Kind(400, "Bad request", "The request can't be understood; `detail` says why."),
-    "malformed-json": Kind(400, "The body is not JSON", "Send valid JSON in UTF-8; `detail` says where it breaks off."),
+    "bad-request": Kind(400, "Bad request", "`detail` says what is wrong with the request."),
+    "malformed-json": Kind(400, "The body is not JSON", "Send valid JSON in UTF-8; `detail` says where the error is."),
     "unauthorized": Kind(
         401, "A token is needed", "Send `Authorization: Bearer <token>` with the token in [api] token."
     ),
     "cross-site": Kind(403, "Refused from another site", "A browser sent this for a page of another origin."),
-    "not-found": Kind(404, "Not found", "There is nothing at this address, or no longer."),
-    "method-not-allowed": Kind(405, "Method not allowed", "The header Allow names the methods of this address."),
-    "ambiguous": Kind(409, "More than one is meant", "Several groups have a letter of that id; name one with `group`."),
-    "wrong-type": Kind(409, "The key is no stream", "Redis holds another type of value under that name."),
+    "not-found": Kind(404, "Not found", "Nothing exists at this address, or it was removed."),
+    "method-not-allowed": Kind(405, "Method not allowed", "The header Allow lists the methods of this address."),
+    "ambiguous": Kind(
+        409, "More than one dead letter", "Several groups have a dead letter with this id; name one with `group`."
+    ),
+    "wrong-type": Kind(409, "The key is no stream", "Redis holds another type of value under this name."),
     "body-too-large": Kind(413, "The body is too large", "Send less at once, or raise [api] max_body_bytes."),
-    "media-type": Kind(415, "The media type is not taken", "Set Content-Type to one of those that `detail` names."),
+    "media-type": Kind(415, "Unsupported media type", "Set Content-Type to one of those that `detail` names."),
     "invalid": Kind(422, "The request is not valid", "`errors` lists what is wrong, by JSON pointer or parameter."),
     "idempotency-key-reused": Kind(
-        422, "The Idempotency-Key stands for another message", "A key is kept for 24 hours; take a new one."
+        422, "The Idempotency-Key was used for another message", "A key is kept for 24 hours; use a new one."
     ),
-    "internal": Kind(500, "Internal error", "A bug: the service's log has the traceback, under the same request id."),
+    "internal": Kind(500, "Internal error", "This is a bug: the log has a traceback with the same request id."),
     "redis-unavailable": Kind(
-        503, "Redis can't be reached", "Nothing was stored. Try again after the time in Retry-After."
+        503,
+        "Redis is unreachable",
+        "Try again after the time in Retry-After. The service's own routes have stored nothing.",
     ),
     "redis-refused": Kind(
         503,
-        "Redis refuses for now",
-        "Out of memory, loading, read-only or the like. Nothing was stored; try again later.",
+        "Redis refuses the command for now",
+        "Redis is out of memory, loading, read-only or the like. Nothing was stored; try again later.",
     ),
     "outcome-unknown": Kind(
         503,
         "The answer of Redis was lost",
-        "What was asked for may have been done. Repeat a publish only with the Idempotency-Key that it carried; dead"
-        " letters may be replayed or removed again as they are.",
+        "Redis may have done what was asked for. Repeat a publish only with the same Idempotency-Key; dead letters may"
+        " be replayed or removed again.",
     ),
-    "busy": Kind(
-        503, "Too much waits already", "Too many requests wait for Redis, or too many clients follow streams."
-    ),
-    "not-ready": Kind(503, "Not ready", "The service can't do its work yet, or for now."),
+    "busy": Kind(503, "Too many requests", "Too many requests wait for Redis, or too many clients follow streams."),
 }
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
-#: What Redis says of `(0-0` as an end and of `(` with the highest id as a start.
+#: The errors of Redis for `(0-0` as an end and for `(` with the highest id as a start.
 _NO_INTERVAL = ("invalid start ID", "invalid end ID")
+#: The framework's own errors.
 _OF_STATUS = {
     400: "bad-request",
     401: "unauthorized",
     404: "not-found",
     405: "method-not-allowed",
     413: "body-too-large",
+    415: "media-type",
+    422: "invalid",
 }
-_OF_STATUS |= {415: "media-type", 422: "invalid", 500: "internal", 503: "not-ready"}
 
 
 class Problem(HTTPException):
-    """Raise it to answer with a problem of that kind."""
+    """Raise it to answer with a problem of this kind."""
 
     def __init__(
         self,
@@ -112,22 +117,36 @@ class Problem(HTTPException):
         code: str = "",
     ) -> None:
         self.kind = kind
+        self.title, self.text = KINDS[kind].title, KINDS[kind].text
         self.errors = list(errors)
-        #: For programs: the kind, or Redis's own word.
+        #: For programs: the kind, or the error code of Redis.
         self.code = code or kind
         status = KINDS[kind].status
         more = {"Retry-After": str(secrets.choice(RETRY_AFTER_S))} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
         super().__init__(status, detail, headers={**more, **(headers or {})})
 
 
+def of_status(error: HTTPException) -> Problem:
+    """Return the problem for an HTTPException; a status without a kind of its own keeps its standard title."""
+    detail = error.detail if isinstance(error.detail, str) else orjson.dumps(error.detail).decode()
+    problem = Problem(_OF_STATUS.get(error.status_code, "internal"), detail, headers=error.headers)
+    if error.status_code not in _OF_STATUS:
+        problem.status_code, problem.kind = error.status_code, BLANK
+        found = [status for status in HTTPStatus if status == error.status_code]
+        problem.title = problem.text = found[0].phrase if found else "Error"
+        problem.code = problem.title.lower().replace(" ", "-")
+    elif detail in ("Not Found", "Method Not Allowed"):  # the framework's, which say less than the texts here
+        problem.detail = ""
+    return problem
+
+
 def response(scope: Scope, problem: Problem) -> Response:
-    """The problem as an answer to the request of `scope`."""
-    kind = KINDS[problem.kind]
+    """Return the problem as an answer to the request of `scope`."""
     body: dict[str, Any] = {
-        "type": f"/problems/{problem.kind}",
-        "title": kind.title,
+        "type": problem.kind if problem.kind == BLANK else f"/problems/{problem.kind}",
+        "title": problem.title,
         "status": problem.status_code,
-        "detail": problem.detail or kind.text,
+        "detail": problem.detail or problem.text,
         "instance": scope["path"],
         "code": problem.code,
         "request_id": scope.get("request_id", ""),
@@ -140,7 +159,7 @@ def response(scope: Scope, problem: Problem) -> Response:
 
 
 def of_code(code: str, detail: str) -> Problem:
-    """What a word of Redis means for the client."""
+    """Return the problem for an error code of Redis."""
     if code == UNREACHABLE:
         return Problem("redis-unavailable", detail, code=code)
     if code == FULL:
@@ -148,18 +167,18 @@ def of_code(code: str, detail: str) -> Problem:
     if code == "WRONGTYPE":
         return Problem("wrong-type", detail, code=code)
     if detail.startswith(_NO_INTERVAL):
-        return Problem("invalid", "nothing lies before the first or behind the last id that there can be")
+        return Problem("invalid", "no id comes before the first possible one or after the last possible one")
     return Problem("redis-refused", detail, code=code)
 
 
 def of_error(error: Exception) -> Problem:
-    """The problem that stands for any exception."""
+    """Return the problem for any exception."""
     answer = next((answer for kind, answer in _ANSWERS if isinstance(error, kind)), None)
     return answer(error) if answer else Problem("internal")
 
 
 def pointer_of(*parts: object) -> str:
-    """A JSON pointer as a URI fragment, as RFC 9457 shows it."""
+    """Return a JSON pointer as a URI fragment (RFC 9457)."""
     return "#" + "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
 
 
@@ -177,21 +196,13 @@ def install(app: FastAPI) -> None:
 
 
 def _methods(request: Request) -> list[str]:
-    """Those of the address: the router's own header names those of the first route only, and GET and POST are two."""
+    """Return the methods of the address. The framework lists those of one route, but GET and POST are two routes."""
 
     def taken(method: str) -> bool:
         scope = {**request.scope, "method": method}
         return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
     return [method for method in _METHODS if taken(method)]
-
-
-def _of_http(error: HTTPException) -> Problem:
-    kind = _OF_STATUS.get(
-        error.status_code, "bad-request" if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR else "internal"
-    )
-    detail = "" if error.detail in ("Not Found", "Method Not Allowed") else str(error.detail)
-    return Problem(kind, detail, headers=error.headers)
 
 
 def _of_publish(error: PublishError) -> Problem:
@@ -221,14 +232,14 @@ def _of_usage(error: UsageError) -> Problem:
     )
 
 
-#: The exceptions that are no bugs, the special ones first. All others are logged.
+#: The exceptions that are no bugs, subclasses before their bases. All others are logged.
 _ANSWERS: tuple[tuple[type[Exception], Callable[[Any], Problem]], ...] = (
     (Problem, lambda problem: problem),
-    (HTTPException, _of_http),
+    (HTTPException, of_status),
     (RequestValidationError, _of_validation),
     (PublishError, _of_publish),
     (UsageError, _of_usage),
-    (ClientDisconnect, lambda _: Problem("bad-request", "the client left before it had sent all")),
+    (ClientDisconnect, lambda _: Problem("bad-request", "the client disconnected before it had sent the whole body")),
     (RedisError, lambda error: of_code(code_of(error), str(error) or "no answer in time")),
     (TimeoutError, lambda error: of_code(code_of(error), str(error) or "no answer in time")),
 )

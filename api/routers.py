@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Match
 
 from supervisor.errors import HandlerError
 from supervisor.handling.load import declarations_in, import_module_of, make_importable
-from supervisor.text import did_you_mean
+from supervisor.handling.router_check import no_router, router_setting
 
 from .schemas import problems
 
@@ -29,7 +29,7 @@ def mount(app: FastAPI, loaded: Loaded) -> None:
     """Add the routes of all configured routers to `app`. Raises HandlerError that names file and line."""
     own = list(app.routes)
     make_importable(loaded.root)
-    setting = f"{loaded.origins.get('api.routers', 'default')}: api.routers"
+    setting = router_setting(loaded)
     for name in loaded.settings.api.routers:
         module_name, _, attribute = name.partition(":")
         module = import_module_of(module_name, loaded.root, setting)
@@ -37,7 +37,7 @@ def mount(app: FastAPI, loaded: Loaded) -> None:
         if module_name not in loaded.settings.handlers:
             _refuse_handlers(module)
         for route in _routes_of(router.routes):
-            _refuse_collision(route, own, f"{setting}: {name}")
+            _refuse_collision(route, own, name)
         try:
             app.include_router(router, responses=problems("invalid", "redis-unavailable"))
         except Exception as error:
@@ -48,13 +48,12 @@ def _router_in(module: ModuleType, attribute: str, setting: str) -> APIRouter:
     found = getattr(module, attribute, None)
     if isinstance(found, APIRouter):
         return found
-    if hasattr(module, attribute):
-        problem = f"{attribute!r} is of type {type(found).__name__}, not APIRouter"
-    else:
-        problem = f"there is no {attribute!r}"
     routers = [name for name, value in vars(module).items() if isinstance(value, APIRouter)]
-    hint = did_you_mean(attribute, routers) or f" (routers in it: {', '.join(routers) or 'none'})"
-    raise HandlerError(f"{setting}: {problem} in {module.__file__}{hint}")
+    if not hasattr(module, attribute):
+        raise no_router(module.__file__, attribute, routers, setting)
+    hint = f"; its routers: {', '.join(routers)}" if routers else ""
+    kind = type(found).__name__
+    raise HandlerError(f"{setting}: {attribute!r} in {module.__file__} is no APIRouter but of type {kind}{hint}")
 
 
 def _refuse_handlers(module: ModuleType) -> None:
@@ -67,12 +66,14 @@ def _refuse_handlers(module: ModuleType) -> None:
             )
 
 
-def _refuse_collision(route: Any, own: Sequence[BaseRoute], setting: str) -> None:
+def _refuse_collision(route: Any, own: Sequence[BaseRoute], name: str) -> None:
     """Raise HandlerError for a route with the address of one of the service's own routes, which come first."""
     path: str = route.path
     scope = {"type": "http", "method": "GET", "path": _PARAMETER.sub("1", path), "root_path": "", "headers": []}
     if all(other.matches(scope)[0] is Match.NONE for other in own):
         return
     code = getattr(inspect.unwrap(route.endpoint), "__code__", None)
-    where = f"{code.co_filename}:{code.co_firstlineno}: {setting}" if code else setting
-    raise HandlerError(f"{where}: the path {path!r} belongs to the HTTP service; give the route another path")
+    where = f"{code.co_filename}:{code.co_firstlineno}: " if code else ""
+    raise HandlerError(
+        f"{where}the path {path!r} belongs to the HTTP service; give the route another one (api.routers: {name})"
+    )

@@ -315,6 +315,8 @@ class Arbiter:
         self._restarts.step()
         if not workers.was_ready and any(slot.state is State.FAILED for slot in workers.slots.values()):
             self._fail(HandlerError("a worker can't start with this configuration; its error is logged above"))
+        elif not self._inherited and self._services.has_failed_at_first(API):
+            self._fail(HandlerError("the HTTP service can't start; its error is logged above"), drain=True)
         elif self._burst and workers.slots and workers.size == 0 and not workers.living:
             self._stop("no work left")
 

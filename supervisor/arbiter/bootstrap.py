@@ -15,6 +15,7 @@ from supervisor.arbiter.spawn import real_entry_points
 from supervisor.control import exit_report
 from supervisor.errors import EXIT_FAILED, EXIT_OK, HandlerError, SupervisorError
 from supervisor.handling.load import load_handlers
+from supervisor.handling.router_check import check_routers
 from supervisor.settings.paths import pool_paths
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def run(loaded: Loaded, *, burst: bool = False, entry_points: EntryPoints | None
         _check_fork_safe(())
         return EXIT_OK
     lock_fd = inherited.lock_fd if inherited else lock_state_dir(pool_paths(loaded.settings))
+    if not inherited and loaded.settings.api.enabled:
+        check_routers(loaded)
     specs = load_handlers(loaded.settings, loaded.root)
     entry_points = entry_points or real_entry_points()
     _check_fork_safe(inherited.sockets if inherited else ())

@@ -73,10 +73,18 @@ class ServiceGroup(ChildGroup):
         """Return the service's name."""
         return NAMES[number]
 
+    def has_failed_at_first(self, name: str) -> bool:
+        """Return whether the service could not start with this configuration, and has never run."""
+        slot = self.get(name)
+        return slot is not None and slot.state is State.FAILED and slot.incarnation == 1
+
     def restart(self, name: str, drain_s: float) -> None:
-        """Replace the service's child."""
-        if self.get(name) is not None:
-            self.drain(NAMES.index(name), time.monotonic() + drain_s)
+        """Replace the service's child, or start one when the last could not start."""
+        slot = self.get(name)
+        if slot is not None and slot.living:
+            self.drain(slot.number, time.monotonic() + drain_s)
+        elif slot is not None:
+            self.start_now(slot.number)
 
     def stop_service(self, name: str, until_s: float) -> None:
         """Stop this service; its child must have exited by `until_s`."""

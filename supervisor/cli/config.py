@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,6 +20,10 @@ from supervisor.cli.common import (
     warn,
 )
 from supervisor.errors import ConfigError, HandlerError, SupervisorError
+
+if TYPE_CHECKING:
+    from supervisor.handling.load import HandlerSpec
+    from supervisor.settings.load import Loaded
 
 
 class _Group(Examples, click.Group):
@@ -72,14 +76,13 @@ def show(config: Path | None, as_json: bool) -> None:
     """\
     supervisor config check
     supervisor config check --config production.toml""",
-    short_help="Check the configuration and import the handlers.",
+    short_help="Check the configuration; import handlers and routers.",
 )
 @config_option
 @json_option
 def check(config: Path | None, as_json: bool) -> None:
-    """Check the configuration and import the handlers: exit 2 when the first is wrong, 4 when the second fails."""
+    """Check the configuration (exit 2 when it is wrong) and import handlers and routers (exit 4 when that fails)."""
     from supervisor.broker.connect import check_url
-    from supervisor.handling.load import load_handlers
     from supervisor.http_bind import check_bind
     from supervisor.settings.unused_overrides import unused_overrides
     from supervisor.text import counted
@@ -87,7 +90,7 @@ def check(config: Path | None, as_json: bool) -> None:
     loaded = load_settings(config)
     errors: list[SupervisorError] = []
     try:
-        specs = load_handlers(loaded.settings, loaded.root)
+        specs = _import_all(loaded)
     except HandlerError as error:
         errors.append(error)
     try:
@@ -107,6 +110,18 @@ def check(config: Path | None, as_json: bool) -> None:
     for spec in specs:
         click.echo(f"{spec.stream}  {spec.group}  {spec.name}")
     talk(f"{loaded.path or 'no config.toml, defaults hold'}: all right, {counted(len(specs), 'handler')}")
+
+
+def _import_all(loaded: Loaded) -> list[HandlerSpec]:
+    """Import the project's handlers and routers. Raises HandlerError."""
+    from supervisor.handling.load import load_handlers
+
+    specs = load_handlers(loaded.settings, loaded.root)
+    if loaded.settings.api.enabled and loaded.settings.api.routers:
+        from supervisor.cli.api import application
+
+        application().create_app(loaded)
+    return specs
 
 
 config.add_command(show)

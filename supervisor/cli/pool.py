@@ -100,6 +100,9 @@ def restart(wait: bool, timeout_s: float, config: Path | None) -> int:
         # The embedded Redis stays.
         waited = [s for s in status["services"] if s["name"] != "redis"]
         late = [s for s in waited if s["state"] != "READY" or s["pid"] == pids.get(s["name"])]
+        failed = [s["name"] for s in late if s["state"] == "FAILED"]
+        if status["operation"] is None and failed:
+            raise SupervisorError(f"{failed[0]} can't start with the new configuration; the pool's log names the error")
         return len(old) + len(late) or int(status["operation"] is not None)
 
     return _watch(paths, left, timeout_s, "restarting workers and services")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -48,8 +49,9 @@ def start(
         # A burst is no service: whoever starts one wants it to leave.
         "api.enabled": False if no_api or burst else None,
     }
-    from supervisor.arbiter.reload import errors_to_arbiter
+    from supervisor.arbiter.reload import PREFLIGHT_VARIABLE, errors_to_arbiter
 
+    preflight = PREFLIGHT_VARIABLE in os.environ
     with errors_to_arbiter():
         loaded = load_settings(config, flags)
         if loaded.settings.api.enabled:
@@ -59,4 +61,9 @@ def start(
             check_bind(loaded.settings)
         from supervisor.arbiter.bootstrap import run
 
-        return run(loaded, burst=burst)
+        code = run(loaded, burst=burst)
+        if preflight and loaded.settings.api.enabled and loaded.settings.api.routers:
+            from supervisor.cli.api import application
+
+            application().create_app(loaded)
+        return code

@@ -15,7 +15,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from supervisor.core.backoff import backoff_s
-from supervisor.errors import EXIT_OK, WORKER_CONFIG, WORKER_PLANNED, WORKER_TEMPFAIL
+from supervisor.errors import EXIT_HANDLERS, EXIT_OK, WORKER_CONFIG, WORKER_PLANNED, WORKER_TEMPFAIL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,6 +67,8 @@ _MEANINGS = {
     WORKER_PLANNED: (ExitKind.PLANNED, "recycled"),
     WORKER_CONFIG: (ExitKind.CONFIG, "config"),
     WORKER_TEMPFAIL: (ExitKind.DEPENDENCY, "dependency"),
+    # The HTTP service with a router that can't be used.
+    EXIT_HANDLERS: (ExitKind.CONFIG, "config"),
 }
 
 

@@ -169,19 +169,19 @@ def import_module_of(name: str, root: Path, setting: str = "handlers") -> Module
         raise
     except ModuleNotFoundError as error:
         if error.name and f"{name}.".startswith(f"{error.name}."):
-            where = f"{setting}: there is no module {error.name!r} in {root} or among what is installed"
-            raise HandlerError(f"{where}{_similar_module(error.name, root) or f'; {_INIT}'}") from None
+            raise missing_module(error.name, root, setting) from None
         raise HandlerError(_import_failure(name, root, error)) from error
     except (Exception, SystemExit) as error:
         raise HandlerError(_import_failure(name, root, error)) from error
 
 
-def _similar_module(missing: str, root: Path) -> str:
-    """A hint at a module with a name like that of the missing one, beside which it would stand; empty: none."""
-    package, dot, _ = missing.rpartition(".")
-    folders = map(Path, getattr(sys.modules[package], "__path__", [])) if package else [root]
-    found = [path for folder in folders for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()]
-    return did_you_mean(missing, [f"{package}{dot}{path.stem}" for path in found])
+def missing_module(name: str, root: Path, setting: str = "handlers") -> HandlerError:
+    """Return the error for a module that `setting` names and that does not exist."""
+    package, dot, _ = name.rpartition(".")
+    folder = root.joinpath(*package.split(".")) if package else root
+    found = [path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()] if folder.is_dir() else []
+    hint = did_you_mean(name, [f"{package}{dot}{stem}" for stem in found]) or f"; {_INIT}"
+    return HandlerError(f"{setting}: there is no module {name!r} in {root} or among what is installed{hint}")
 
 
 def _place(module: ModuleType) -> str:

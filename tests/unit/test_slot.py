@@ -24,13 +24,16 @@ from supervisor.core.slot import (
     Slot,
     State,
 )
-from supervisor.errors import EXIT_FAILED, EXIT_OK, WORKER_CONFIG, WORKER_PLANNED, WORKER_TEMPFAIL
+from supervisor.errors import EXIT_FAILED, EXIT_HANDLERS, EXIT_OK, WORKER_CONFIG, WORKER_PLANNED, WORKER_TEMPFAIL
 
 LIMITS = Limits(boot_s=15.0, beat_s=5.0, drain_s=25.0)
 SIGTERM, SIGKILL, SIGSEGV = 15, 9, 11
 #: How a process can end: (exit code, signal). The last one is an unknown end.
 STATUSES = (
-    *((code, None) for code in (EXIT_OK, EXIT_FAILED, WORKER_TEMPFAIL, WORKER_CONFIG, WORKER_PLANNED, 255)),
+    *(
+        (code, None)
+        for code in (EXIT_OK, EXIT_FAILED, EXIT_HANDLERS, WORKER_TEMPFAIL, WORKER_CONFIG, WORKER_PLANNED, 255)
+    ),
     *((None, signal) for signal in (SIGTERM, SIGKILL, SIGSEGV)),
     (None, None),
 )
