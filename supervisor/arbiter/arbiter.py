@@ -301,11 +301,7 @@ class Arbiter:
     def _changed(self) -> None:
         """React to a change of any child's state."""
         if self._shutdown.begun:
-            self._restarts.cancel()
-            if self._boot_check is not None:
-                self._boot_check.kill()
-            elif self._shutdown.is_over():
-                self._loop.stop()
+            self._go_on_ending()
             return
         if self._boot_check is not None:
             return
@@ -319,6 +315,13 @@ class Arbiter:
             self._fail(HandlerError("the HTTP service can't start; its error is logged above"), drain=True)
         elif self._burst and workers.slots and workers.size == 0 and not workers.living:
             self._stop("no work left")
+
+    def _go_on_ending(self) -> None:
+        self._restarts.cancel()
+        if self._boot_check is not None:
+            self._boot_check.kill()
+        elif self._shutdown.is_over():
+            self._loop.stop()
 
     def _fail(self, error: SupervisorError, *, drain: bool = False) -> None:
         """Kill or drain everything, then have `run` raise this error."""
@@ -370,16 +373,10 @@ class Arbiter:
                 signal.raise_signal(missed)
 
     def _stop_signal(self, name: str) -> None:
-        if self._shutdown.begun:
-            self._quick_stop(name)
-        else:
-            self._stop(name)
+        (self._quick_stop if self._shutdown.begun else self._stop)(name)
 
     def _hangup(self, terminals: list[int]) -> None:
-        """Handle SIGHUP: a request to reload, unless it comes because the terminal was closed.
-
-        The kernel hangs up the terminal before it sends the signal.
-        """
+        """Handle SIGHUP: reload, unless the terminal was closed; the kernel closes it before it sends the signal."""
         if all(os.isatty(fd) for fd in terminals):
             self._commands.restart_by_signal()
         elif not self._shutdown.begun:

@@ -51,7 +51,9 @@ def test_a_project_with_files_named_like_ours_runs_as_a_whole(
     with Pool(folder, HANDLERS, redis_url=redis_url, workers=1, api=True, program=program) as pool:
         litter(folder, names)
         pool.start()
-        answer = httpx.post(f"{pool.base_url}/v1/streams/events/messages", json={"fields": {"n": "1"}}, trust_env=False)
+        answer = httpx.post(
+            f"{pool.base_url}/v1/streams/events/messages", json={"fields": {"n": "1"}}, trust_env=False, timeout=30
+        )
         assert answer.status_code == 202, answer.text
         eventually(lambda: "handled 1" in pool.output)
         done = pool.command("restart", "--wait")
