@@ -9,11 +9,11 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 
 from supervisor import Message, handler
 from supervisor.errors import UsageError
-from supervisor.fastapi import lifespan
+from supervisor.fastapi import PublisherDep, RedisDep, lifespan
 from tests.support.pool import clean_environment
 from tests.support.servers import free_port
 from tests.support.waiting import eventually, eventually_async
@@ -50,6 +50,28 @@ async def test_consumers_start_and_stop_with_the_app(redis: Any, redis_url: str)
     for group in ("mail", "count"):
         assert (await redis.xpending("events", group))["pending"] == 0
     await eventually_async(disconnected, 2)
+
+
+async def test_a_router_gets_publisher_and_redis_in_an_app_of_ones_own(redis: Any, redis_url: str) -> None:
+    @handler("orders", group="mail")
+    async def mail(message: Message) -> None: ...
+
+    router = APIRouter()
+
+    @router.post("/orders")
+    async def create(publisher: PublisherDep, redis: RedisDep) -> list[Any]:
+        return [(await publisher.publish("orders", {"item": "tea"})).id, await redis.xlen("orders")]
+
+    app = FastAPI(lifespan=lifespan(mail, redis_url=redis_url))
+    app.include_router(router)
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://app") as http:
+        with pytest.raises(UsageError, match=r"start the app with lifespan=supervisor\.fastapi\.lifespan"):
+            await http.post("/orders")
+        async with app.router.lifespan_context(app):
+            entry, length = (await http.post("/orders")).json()
+    assert length == 1
+    assert [found.decode() for found, _ in await redis.xrange("orders")] == [entry]
 
 
 APP = """
