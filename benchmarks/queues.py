@@ -17,7 +17,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ class Queue:
     left: Left
     environment: str = "queues"
     configuration: str = ""
+    #: What its workers find in their environment.
+    variables: dict[str, str] = field(default_factory=dict)
     #: The entries stay in the stream, so the group is set back instead of the keys.
     stream: str = ""
 
@@ -110,7 +112,9 @@ QUEUES = {
         "dramatiq --processes 2 --threads 8 --skip-logging dramatiq_app",
         10_000,
         length("dramatiq:default"),
-        configuration="Redis broker, no middleware, 2 processes of 8 threads",
+        configuration="Redis broker, no middleware, 2 processes of 8 threads, prefetch 500",
+        # By default twice the threads, which is half as fast.
+        variables={"dramatiq_queue_prefetch": "500"},
     ),
     "streaq": Queue(
         "streaQ",
@@ -295,7 +299,7 @@ def workers(name: str, running: RedisServer) -> Iterator[QueueContestant]:
                 subprocess.Popen(
                     [binary(queue, words[0]), *words[1:]],
                     cwd=APPS,
-                    env=environment,
+                    env=environment | queue.variables,
                     stdout=log,
                     stderr=log,
                     start_new_session=True,

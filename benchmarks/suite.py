@@ -178,7 +178,7 @@ def settings(scale: Scale) -> Outcome:
     ):
         report = Report(title, DRAIN_COLUMNS)
         with started(report, binary=binary, fsync=fsync) as running:
-            for name in ("message", "dict"):
+            for name in ("message",) if binary else ("message", "dict"):
                 report.row(*drain_row(f"{WORKLOADS[name].title}, {title}", drain(running, scale, name, tcp=tcp)))
         outcome.reports.append(report)
     return outcome
