@@ -34,7 +34,7 @@ run: $(VENV)/.installed ## install, then run the pool in the foreground
 
 check: $(VENV)/.installed-dev ## what a commit needs: the linters and the tests that start no server, under 30 s
 	@$(MAKE) lint
-	@$(PYTEST) tests/unit $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests/unit --numprocesses 2 --dist worksteal --quiet $(PYTEST_ARGS)
 
 test: $(VENV)/.installed-dev ## install what the tests need, then run each kind of case once, a few minutes
 	@$(PYTEST) $(PYTEST_ARGS)
