@@ -154,15 +154,15 @@ def test_23_freeze_tree_thaw_parent_first(
 ) -> None:
     # A pool with its embedded server, and beside it one with a deadline that expires during the suspension.
     pool = start_pool(SIMPLE, workers=4, api=True, config="[pool]\nbeat_limit_s = 2.0\n")
-    doomed = standins(workers=3, orders={"0": "long"}, pool="beat_limit_s = 2.0")
-    before, others = children_of(pool), children_of(doomed)
+    limited = standins(workers=3, orders={"0": "long"}, pool="beat_limit_s = 2.0")
+    before, others = children_of(pool), children_of(limited)
     assert len(before) == 4 + 3
-    frozen = [pool.pid, doomed.pid, *before, *others]
+    frozen = [pool.pid, limited.pid, *before, *others]
     stop_all(frozen)
     until(now_s() + frozen_s)  # what is tested is this sleep
-    for parent in (pool, doomed):
+    for parent in (pool, limited):
         parent.send(signal.SIGCONT)
-    for parent in (pool, doomed):
+    for parent in (pool, limited):
         assert eventually(lambda parent=parent: late_lines(parent), 20)[0]["late_s"] > frozen_s - 2
     until(now_s() + 1)  # the children sleep on a little
     for pid in [*before, *others]:
@@ -173,11 +173,11 @@ def test_23_freeze_tree_thaw_parent_first(
     assert children_of(pool) == before and not left_lines(pool)
     bound.check("healthy workers and services killed for a sleep", len(left_lines(pool)), 0, "")
     # Its deadline was extended: 5 s from the start plus the suspension.
-    assert sorted(doomed.pids().values()) == sorted(others[:3])
-    left = eventually(lambda: doomed.worker(0)["last_exit"], 30)
+    assert sorted(limited.pids().values()) == sorted(others[:3])
+    left = eventually(lambda: limited.worker(0)["last_exit"], 30)
     assert left["reason"] == "deadline" and left["uptime_s"] > 4 + frozen_s
-    assert {line["slot"] for line in doomed.events("worker exited")} == {0}
-    doomed.wait_ready()
+    assert {line["slot"] for line in limited.events("worker exited")} == {0}
+    limited.wait_ready()
 
 
 def test_24_clock_step(start_pool: StartPool, redis_server: Any, tmp_path: Path, bound: Bounds) -> None:

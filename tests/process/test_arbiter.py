@@ -34,7 +34,7 @@ def test_a_pool_starts_reports_and_leaves_nothing_behind(standins: Make) -> None
 
 
 def test_the_last_started_message_is_logged_and_kept_for_the_successor(standins: Make) -> None:
-    pool = standins(workers=1, orders={"*": "row"}).start()
+    pool = standins(workers=1, orders={"*": "started_message"}).start()
     os.kill(pool.pids()[0], signal.SIGKILL)
     eventually(lambda: pool.events("worker exited"))
     assert pool.events("worker exited")[0]["last_started"] == ["1234-5"]

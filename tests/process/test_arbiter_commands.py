@@ -32,13 +32,13 @@ def test_scaling_down_and_up_again(standins: Make) -> None:
     assert pool.pids() == {0: before[0], 1: before[1]}
     left = pool.notes("left")
     assert sorted(note["slot"] for note in left) == [2, 3]
-    assert {note["leave"] for note in left} == {1}, "slot 0 takes over waiting messages"
+    assert {note["handover_to"] for note in left} == {1}, "slot 0 takes over waiting messages"
     pool.ask("scale", n=5)
     pool.wait_ready()
     assert sorted(pool.pids()) == [0, 1, 2, 3, 4]
     assert pool.stop() == EXIT_OK
-    swept = {note["slot"]: note["sweep"] for note in pool.notes("left")[2:]}
-    assert swept[0] == swept[1] == 2, "remaining workers rescan once for each worker that exited"
+    rescans = {note["slot"]: note["rescans"] for note in pool.notes("left")[2:]}
+    assert rescans[0] == swept[1] == 2, "remaining workers rescan once for each worker that exited"
 
 
 def test_a_removed_slot_that_crashes_hands_over_through_a_successor(standins: Make) -> None:
@@ -220,7 +220,7 @@ def test_a_slot_removed_while_it_drains_hands_over(standins: Make) -> None:
     pool.ask("scale", n=1)
     eventually(lambda: len(pool.status()["workers"]) == 1, 20)
     last = [note for note in pool.notes("left") if note["slot"] == 1][-1]
-    assert last["leave"] == 1, "slot 0 takes over"
+    assert last["handover_to"] == 1, "slot 0 takes over"
 
 
 def test_a_pool_without_workers_can_be_scaled_again(standins: Make) -> None:

@@ -171,7 +171,7 @@ def test_restart_waits_until_the_new_service_serves(start_pool: StartPool, redis
     assert livez(pool)
 
 
-def livez(port: int) -> httpx.Response:
+def livez_of(port: int) -> httpx.Response:
     """Request `/livez`, also on a machine so busy that an answer takes seconds."""
     return httpx.get(f"http://127.0.0.1:{port}/livez", trust_env=False, verify=False, timeout=30)
 
@@ -184,22 +184,22 @@ def test_a_restart_changes_the_address_unless_it_is_in_use(tmp_path: Path, redis
 
     with Pool(tmp_path / "pool", HANDLERS, redis_url=redis_url, workers=1, config=config(first), api=None) as plain:
         plain.start()
-        assert livez(first).status_code == 200
+        assert livez_of(first).status_code == 200
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", second))
             taken.listen()
             plain.config.write_text(config(second))
             done = plain.command("restart", "--wait")
             assert done.returncode == 1 and f"127.0.0.1:{second} is in use" in plain.output, done.stderr
-            assert livez(first).status_code == 200
+            assert livez_of(first).status_code == 200
         assert plain.command("restart", "--wait").returncode == 0
-        assert livez(second).status_code == 200
+        assert livez_of(second).status_code == 200
         with pytest.raises(httpx.ConnectError):
-            livez(first)
+            livez_of(first)
         plain.config.write_text(config(second) + "enabled = false\n")
         assert plain.command("restart", "--wait").returncode == 0
         with pytest.raises(httpx.ConnectError):
-            livez(second)
+            livez_of(second)
         assert plain.status()["state"] == "healthy", "a disabled service does not degrade the pool"
 
 

@@ -33,7 +33,7 @@ class Worker:
     """One stand-in worker."""
 
     def __init__(self, shared: SharedState, slot: int, burst: bool) -> None:
-        self.shared, self.words, self.slot, self.burst = shared, shared.slot(slot), slot, burst
+        self.shared, self.fields, self.slot, self.burst = shared, shared.slot(slot), slot, burst
         self.terms = 0
         orders = json.loads((FOLDER / "orders.json").read_text())
         self.behaviour = orders.get(str(slot), orders.get("*", "good"))
@@ -43,7 +43,7 @@ class Worker:
         self.terms += 1
 
     def beat(self) -> None:
-        self.words.set(SlotField.BEAT_NS, time.monotonic_ns())
+        self.fields.set(SlotField.BEAT_NS, time.monotonic_ns())
 
     def run(self) -> int:
         note("spawned", self.slot, terms=0)
@@ -51,15 +51,15 @@ class Worker:
         if before is not None:
             before()
         self.beat()
-        self.words.set(SlotField.READY_NS, time.monotonic_ns())
+        self.fields.set(SlotField.READY_NS, time.monotonic_ns())
         code = getattr(self, f"do_{self.behaviour}", self.do_good)()
-        self.words.set(SlotField.EXIT_CODE, 1 + code)
+        self.fields.set(SlotField.EXIT_CODE, 1 + code)
         note(
             "left",
             self.slot,
             terms=self.terms,
-            leave=self.words.get(SlotField.HANDOVER_TO),
-            sweep=self.words.get(SlotField.RESCAN_PENDING),
+            handover_to=self.fields.get(SlotField.HANDOVER_TO),
+            rescans=self.fields.get(SlotField.RESCAN_PENDING),
         )
         return code
 
@@ -82,44 +82,44 @@ class Worker:
         return EXIT_OK
 
     def do_stubborn(self) -> int:
-        self.words.set(SlotField.IN_FLIGHT, 1)
+        self.fields.set(SlotField.IN_FLIGHT, 1)
         while True:
             self.beat()
             time.sleep(BEAT_S)
 
     def do_hang(self) -> int:
-        if self.words.get(SlotField.INCARNATION) > 1:
+        if self.fields.get(SlotField.INCARNATION) > 1:
             return self.do_good()
         while True:
             time.sleep(3600)
 
     def do_overdue(self) -> int:
-        if self.words.get(SlotField.INCARNATION) > 1:
+        if self.fields.get(SlotField.INCARNATION) > 1:
             return self.do_good()
-        self.words.set(SlotField.DEADLINE_NS, time.monotonic_ns() + 200_000_000)
+        self.fields.set(SlotField.DEADLINE_NS, time.monotonic_ns() + 200_000_000)
         return self.do_stubborn()
 
     def do_long(self) -> int:
         """Set a deadline some seconds ahead, once."""
-        self.words.set(SlotField.DEADLINE_NS, time.monotonic_ns() + 5_000_000_000)
+        self.fields.set(SlotField.DEADLINE_NS, time.monotonic_ns() + 5_000_000_000)
         return self.do_good()
 
     def before_boot_hang(self) -> None:
-        if self.words.get(SlotField.INCARNATION) == 1:
+        if self.fields.get(SlotField.INCARNATION) == 1:
             time.sleep(3600)
 
     def do_exit0(self) -> int:
-        return EXIT_OK if self.burst or self.words.get(SlotField.INCARNATION) == 1 else self.do_good()
+        return EXIT_OK if self.burst or self.fields.get(SlotField.INCARNATION) == 1 else self.do_good()
 
     def do_recycle(self) -> int:
-        return 80 if self.words.get(SlotField.INCARNATION) < 4 else self.do_good()
+        return 80 if self.fields.get(SlotField.INCARNATION) < 4 else self.do_good()
 
     def before_config(self) -> None:
-        self.words.set(SlotField.EXIT_CODE, 1 + 78)
+        self.fields.set(SlotField.EXIT_CODE, 1 + 78)
         os._exit(78)
 
     def do_config_later(self) -> int:
-        return 78 if self.words.get(SlotField.INCARNATION) > 1 else self.do_good()
+        return 78 if self.fields.get(SlotField.INCARNATION) > 1 else self.do_good()
 
     def before_crash(self) -> None:
         os._exit(3)
@@ -137,7 +137,7 @@ class Worker:
     def do_crash_in_turn(self) -> int:
         """Crash in turn with the other of slots 0 and 1; a file marks whose turn it is."""
         turn = FOLDER / f"turn{self.slot}"
-        if self.slot == 0 and self.words.get(SlotField.INCARNATION) == 1:
+        if self.slot == 0 and self.fields.get(SlotField.INCARNATION) == 1:
             turn.touch()
         while not turn.exists() and not self.terms:
             self.beat()
@@ -153,10 +153,10 @@ class Worker:
         note("grandchild", self.slot, grandchild=child.pid)
         return self.do_good()
 
-    def do_row(self) -> int:
-        row = self.shared.slot(self.slot).consumer("events", "group")
-        assert row is not None
-        row.set_started(1234, 5)
+    def do_started_message(self) -> int:
+        consumer = self.shared.slot(self.slot).consumer("events", "group")
+        assert consumer is not None
+        consumer.set_started(1234, 5)
         return self.do_good()
 
 
