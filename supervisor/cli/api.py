@@ -1,8 +1,7 @@
-"""`supervisor api`: the HTTP service alone, under uvicorn.
+"""`supervisor api`: runs the HTTP service alone, under uvicorn.
 
-The application is the package `supervisor_api`, which is how the folder api/ is installed; in a checkout
-that is not installed it is loaded from that folder under the same name. `api` itself is never
-imported: that name belongs to the user's project.
+The folder api/ is installed as the package `supervisor_api`; in a checkout that is not installed it is loaded from
+the folder under the same name. `api` is never imported: that name belongs to the user's project.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ if TYPE_CHECKING:
     from supervisor.settings.model import Settings
 
 PACKAGE = "supervisor_api"
-#: Open event streams are cut after this: uvicorn alone would wait for them for ever.
+#: Open event streams are closed after this; uvicorn alone would wait for them forever.
 GRACE_S = 2
-#: What comes on connections that are open already is still answered for so long.
+#: Requests on open connections are still answered for this long.
 LAST_S = 0.1
 
 
@@ -43,7 +42,7 @@ LAST_S = 0.1
     short_help="Run the HTTP service alone.",
 )
 @config_option
-@click.option("--bind", metavar="HOST:PORT", help="Where to listen, in place of api.bind.")
+@click.option("--bind", metavar="HOST:PORT", help="The address to listen on, instead of api.bind.")
 @redis_option
 def api(config: Path | None, bind: str | None, redis: str | None) -> int:
     """Run the HTTP service alone: publish, history, health, status. For hosts without workers."""
@@ -52,7 +51,7 @@ def api(config: Path | None, bind: str | None, redis: str | None) -> int:
 
 
 def serve(loaded: Loaded) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code. Raises ConfigError for an address that must not be used."""
+    """Serve until SIGTERM or SIGINT; return the exit code. Raises ConfigError for an address that is not allowed."""
     import uvicorn
 
     from supervisor.http_bind import check_bind, inherited_socket, listen
@@ -73,7 +72,7 @@ def serve(loaded: Loaded) -> int:
     service_logger(loaded.settings, "api").info("listening", url=f"http://{loaded.settings.api.bind}")
     uvicorn_log = logging.getLogger("uvicorn")
     uvicorn_log.handlers, uvicorn_log.propagate = [_ToOwnLog(loaded.settings)], False
-    # uvicorn raises a signal again when it has shut down; a wanted end is no death by signal.
+    # uvicorn raises the signal again after its shutdown; the exit code must be 0 then.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(EXIT_OK))
     server = _server(configuration, ready_fd)
@@ -82,7 +81,7 @@ def serve(loaded: Loaded) -> int:
 
 
 def _server(configuration: uvicorn.Config, ready_fd: int | None) -> uvicorn.Server:
-    """uvicorn's server that says when it serves, and takes its leave from its clients more gently."""
+    """Make a uvicorn server that reports when it is ready and shuts down gently."""
     import asyncio
 
     import uvicorn
@@ -94,7 +93,7 @@ def _server(configuration: uvicorn.Config, ready_fd: int | None) -> uvicorn.Serv
                 os.write(ready_fd, b"1")
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            # uvicorn alone would cut connections whose first request is still on its way.
+            # uvicorn alone would close connections whose first request is still on its way.
             for server in self.servers:
                 server.close()
             await asyncio.sleep(LAST_S)
@@ -104,7 +103,7 @@ def _server(configuration: uvicorn.Config, ready_fd: int | None) -> uvicorn.Serv
 
 
 def application() -> Any:
-    """The module with `create_app(loaded)`. Raises SupervisorError when it is not there."""
+    """Return the module with `create_app(loaded)`. Raises SupervisorError when it is not installed."""
     if importlib.util.find_spec(PACKAGE) is None:
         folder = Path(__file__).parents[2] / "api"
         spec = importlib.util.spec_from_file_location(
@@ -119,7 +118,7 @@ def application() -> Any:
 
 
 class _ToOwnLog(logging.Handler):
-    """uvicorn's log through the supervisor's: the same lines, on stderr."""
+    """Sends uvicorn's log to the supervisor's log."""
 
     def __init__(self, settings: Settings) -> None:
         from supervisor.log import service_logger
@@ -128,5 +127,5 @@ class _ToOwnLog(logging.Handler):
         self._log = service_logger(settings, "api")
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Hand it on with its level."""
+        """Log the record with its level."""
         self._log.log(record.levelno, record.getMessage(), exc_info=record.exc_info)

@@ -76,7 +76,7 @@ async def _measure(loaded: Loaded, plan: Plan, anyway: bool) -> Result:
     import signal
 
     from supervisor.bench.run import refuse_busy, run
-    from supervisor.cli.redis import open_redis
+    from supervisor.cli.redis_client import open_redis
 
     task = asyncio.current_task()
     assert task is not None

@@ -1,6 +1,6 @@
-"""What all commands share: the options, help with its examples first, settings, output.
+"""Options, help texts, settings and output that all commands share.
 
-stdout carries data, stderr talk. Nothing heavy is imported here.
+Data goes to stdout, everything else to stderr. Each command imports this module, so it imports nothing slow.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
 class Examples(click.Command):
-    """A command whose help begins with examples."""
+    """A command whose help starts with examples."""
 
     def __init__(self, *args: Any, examples: str = "", **attributes: Any) -> None:
         super().__init__(*args, **attributes)
         self.examples = examples
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The examples, as they are written, then the text."""
+        """Write the examples, unchanged, then the text."""
         if self.examples:
             formatter.write_paragraph()
             formatter.write_heading("Examples")
@@ -43,19 +43,19 @@ class Examples(click.Command):
 def command(
     examples: str, kind: type[Examples] = Examples, **attributes: Any
 ) -> Callable[[Callable[..., Any]], click.Command]:
-    """`@click.command` with examples, one a line."""
+    """Make a click command; `examples` has one example on each line."""
     return click.command(cls=kind, examples=examples, context_settings=CONTEXT, **attributes)
 
 
 class Value(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click
-    """A value of an option or argument, checked and worded as the settings are."""
+    """The type of an option or argument: checked as settings are, with the same words in errors."""
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
         self.name = "value"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The value as it is used. Raises UsageError."""
+        """Return the value as it is used. Raises UsageError."""
         try:
             return self.kind.check(self.kind.parse(value) if isinstance(value, str) else value)
         except ValueError as error:
@@ -68,7 +68,7 @@ class EntryId(Kind):
     """The id of an entry or a dead letter; `-0` is added where the sequence is missing."""
 
     def check(self, value: Any) -> str:
-        """The whole id. Raises ValueError."""
+        """Return the whole id. Raises ValueError."""
         try:
             return whole_id(value)
         except ValueError:
@@ -81,7 +81,7 @@ ID = Value(EntryId())
 
 
 def count_option(default: int | None = None, most: int | None = None, *, text: str) -> Callable[[Function], Function]:
-    """`--count N`; without a default there is no limit."""
+    """Declare `--count N`; without a default there is no limit."""
     kind = Value(Whole(1, most)) if most else COUNT
     return click.option("--count", type=kind, default=default, show_default=True, metavar="N", help=text)
 
@@ -93,19 +93,19 @@ config_option = click.option(
     metavar="FILE",
     help="Read this config.toml.  [default: ./config.toml, if there is one]",
 )
-redis_option = click.option("--redis", metavar="URL", help="In place of redis.url.")
+redis_option = click.option("--redis", metavar="URL", help="Instead of redis.url.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def load_settings(config: Path | None, flags: Mapping[str, Any] | None = None) -> Loaded:
-    """The settings for a command. Raises ConfigError."""
+    """Load the settings for a command. Raises ConfigError."""
     from supervisor.settings.load import load
 
     return load(config, flags or {})
 
 
 def load_settings_anyway(config: Path | None) -> Loaded:
-    """The settings for a command that asks a pool that runs; what is wrong with them is only told."""
+    """Load the settings for a command that asks a running pool; errors in them are only warnings."""
     from supervisor.settings.load import load_anyway
 
     loaded, errors = load_anyway(config)
@@ -115,16 +115,16 @@ def load_settings_anyway(config: Path | None) -> Loaded:
 
 
 def dumps(value: object, *, pretty: bool = False) -> str:
-    """The value as JSON text."""
+    """Return the value as JSON text."""
     separators = None if pretty else (",", ":")
     return json.dumps(value, ensure_ascii=False, indent=2 if pretty else None, separators=separators, default=str)
 
 
 def talk(text: str) -> None:
-    """Say something to the person, on stderr."""
+    """Print a message for people to stderr."""
     click.echo(text, err=True)
 
 
 def warn(text: str) -> None:
-    """Tell of something that is wrong and hinders nothing now, on stderr."""
+    """Print a warning to stderr."""
     talk(f"{click.style('warning:', fg='yellow', bold=True)} {text}")

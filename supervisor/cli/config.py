@@ -1,4 +1,4 @@
-"""`supervisor config`: which settings hold and where each came from; whether they are right."""
+"""`supervisor config`: shows the settings with their origins, and checks them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class _Group(Examples, click.Group):
-    """A group whose help begins with examples."""
+    """A group whose help starts with examples."""
 
 
 @click.group(
@@ -36,7 +36,7 @@ class _Group(Examples, click.Group):
     short_help="Show or check the configuration.",
     examples="""\
     supervisor config show            every key, its value and where it came from
-    supervisor config check           what is wrong, all at once""",
+    supervisor config check           all errors at once""",
 )
 def config() -> None:
     """Show or check the configuration."""
@@ -109,7 +109,7 @@ def check(config: Path | None, as_json: bool) -> None:
         return
     for spec in specs:
         click.echo(f"{spec.stream}  {spec.group}  {spec.name}")
-    talk(f"{loaded.path or 'no config.toml, defaults hold'}: all right, {counted(len(specs), 'handler')}")
+    talk(f"{loaded.path or 'no config.toml, the defaults'}: valid, {counted(len(specs), 'handler')}")
 
 
 def _import_all(loaded: Loaded) -> list[HandlerSpec]:

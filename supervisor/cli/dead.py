@@ -1,4 +1,4 @@
-"""`supervisor dead`: the messages that were given up: list, show, replay, drop."""
+"""`supervisor dead`: list, show, replay and drop dead letters."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 
 class DeadGroup(Examples, click.Group):
-    """A group of commands whose help begins with examples."""
+    """A group of commands whose help starts with examples."""
 
 
 @click.group(
     cls=DeadGroup,
     context_settings=CONTEXT,
-    short_help="The messages given up: list, show, replay, drop.",
+    short_help="List, show, replay and drop dead letters.",
     examples="""\
     supervisor dead list
     supervisor dead list events:user_created email_workers --reason Timeout --json
@@ -46,16 +46,16 @@ class DeadGroup(Examples, click.Group):
     supervisor dead drop events:user_created email_workers 1764000000000-0""",
 )
 def dead() -> None:
-    """Dead letters: what was given up and why; put it back to its group, or remove it."""
+    """Dead letters: messages that were given up, and why. Put them back into their group, or remove them."""
 
 
 def _filtered(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that choose letters."""
+    """Add the options that select dead letters."""
     for option in (
-        click.option("--older", "older_s", type=SECONDS, default=0, metavar="S", help="Given up at least S ago."),
-        click.option("--text", default="", metavar="T", help="With T in a field, the id or the error."),
-        click.option("--handler", default="", metavar="H", help="Of a handler with H in its name."),
-        click.option("--reason", default="", metavar="R", help="With R in the reason."),
+        click.option("--older", "older_s", type=SECONDS, default=0, metavar="S", help="Dead for at least S."),
+        click.option("--text", default="", metavar="T", help="With the text T in a field, the id or the error."),
+        click.option("--handler", default="", metavar="H", help="Of handlers with H in their name."),
+        click.option("--reason", default="", metavar="R", help="With the text R in the reason."),
     ):
         function = option(function)
     return function
@@ -65,7 +65,7 @@ def _filtered(function: Callable[..., Any]) -> Callable[..., Any]:
     """\
     supervisor dead list
     supervisor dead list events:user_created email_workers --text ada@example.com""",
-    short_help="List dead letters, of all handlers here or of one group.",
+    short_help="List dead letters of one group or of all handlers.",
 )
 @click.argument("stream", required=False)
 @click.argument("group", required=False)
@@ -78,10 +78,10 @@ def list_(  # noqa: PLR0913, PLR0917 - one parameter an option
     stream: str | None, group: str | None, reason: str, handler: str, text: str, older_s: float, count: int,
     config: Path | None, redis: str | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """List dead letters: of one group, of a stream's groups, or of all handlers here. With --json one object a line."""
+    """List dead letters of one group, of a stream's groups, or of all handlers. With --json one object on each line."""
     import asyncio
 
-    from supervisor.cli.letters import list_letters
+    from supervisor.cli.dead_operations import list_letters
     from supervisor.core.dead_letter import Filter
 
     loaded = load_settings(config, {"redis.url": redis})
@@ -97,10 +97,10 @@ def list_(  # noqa: PLR0913, PLR0917 - one parameter an option
 @redis_option
 @json_option
 def show(stream: str, group: str, id_: str, config: Path | None, redis: str | None, as_json: bool) -> int:
-    """Show one dead letter whole, with its traceback. ID is the letter's or the message's."""
+    """Show one dead letter with its traceback. ID is the letter's or the message's."""
     import asyncio
 
-    from supervisor.cli.letters import named_letters
+    from supervisor.cli.dead_operations import named_letters
 
     loaded = load_settings(config, {"redis.url": redis})
     [letter] = asyncio.run(named_letters(loaded, stream, group, [id_]))
@@ -120,13 +120,13 @@ def show(stream: str, group: str, id_: str, config: Path | None, redis: str | No
 
 
 def _change(verb: str, help_text: str, short: str) -> click.Command:
-    """`replay` and `drop` choose in the same way, and say first how many they mean."""
+    """Make `replay` or `drop`: they select letters in the same way and ask for confirmation."""
 
     @click.argument("stream")
     @click.argument("group")
     @click.argument("ids", type=ID, nargs=-1, metavar="[ID]...")
     @_filtered
-    @click.option("--yes", is_flag=True, help="Don't ask.")
+    @click.option("--yes", is_flag=True, help="Do not ask.")
     @config_option
     @redis_option
     @json_option
@@ -136,13 +136,13 @@ def _change(verb: str, help_text: str, short: str) -> click.Command:
     ) -> int:  # fmt: skip
         import asyncio
 
-        from supervisor.cli.letters import Work, carry_out, choose
+        from supervisor.cli.dead_operations import Work, carry_out, choose
         from supervisor.core.dead_letter import Filter
 
         loaded = load_settings(config, {"redis.url": redis})
         wanted = Filter(reason, handler, text, int(older_s * 1000))
         if ids and not wanted.empty:
-            raise UsageError("name letters by ids, or choose them by --reason, --handler, --text and --older: not both")
+            raise UsageError("give either ids or --reason, --handler, --text and --older, not both")
         work: Work = asyncio.run(choose(loaded, stream, group, ids, wanted))
         if not work.count:
             talk(f"no dead letter to {verb}")
@@ -160,9 +160,9 @@ def _change(verb: str, help_text: str, short: str) -> click.Command:
 
 
 def _agreed(verb: str, count: int) -> bool:
-    """Whether the person says yes. Raises UsageError where there is none to ask."""
+    """Ask for confirmation. Raises UsageError when stdin is not a terminal."""
     if not sys.stdin.isatty():
-        raise UsageError(f"stdin is no terminal, so nobody can be asked: add --yes to {verb} without a question")
+        raise UsageError(f"stdin is not a terminal, so there is no one to ask; --yes runs {verb} without a question")
     return click.confirm(f"{verb.capitalize()} {'it' if count == 1 else 'them'}?", err=True)
 
 
@@ -177,11 +177,11 @@ def _moment(ms: int) -> str:
 
 dead.add_command(list_, "list")
 dead.add_command(show)
-PUT_BACK = """Put messages back into the pending list of their group, as if never tried.
+PUT_BACK = """Put messages back into the pending list of their group, with no attempts counted.
 
-Without IDs and options, all that the group has given up. ID is the letter's or the message's."""
+Without IDs and options, all dead letters of the group. ID is the letter's or the message's."""
 REMOVE = """Remove dead letters for good.
 
-Without IDs and options, all of the group. ID is the letter's or the message's."""
-dead.add_command(_change("replay", PUT_BACK, "Put messages back to their group, as if never tried."))
+Without IDs and options, all dead letters of the group. ID is the letter's or the message's."""
+dead.add_command(_change("replay", PUT_BACK, "Put messages back into their group."))
 dead.add_command(_change("drop", REMOVE, "Remove dead letters for good."))

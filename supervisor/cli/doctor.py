@@ -1,6 +1,6 @@
-"""`supervisor doctor`: what is wrong with this set-up, and what to do about it.
+"""`supervisor doctor`: finds problems of this set-up and says what to do about them.
 
-Each check is a function that yields findings; none changes anything, and none stops the others.
+Each check is a function that yields findings. Checks change nothing, and a failed check does not stop the others.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Finding:
     """\
     supervisor doctor
     supervisor doctor --config production.toml --json""",
-    short_help="Find what is wrong with this set-up.",
+    short_help="Find problems of this set-up.",
 )
 @config_option
 @json_option
@@ -75,7 +75,7 @@ def _all(config: Path | None) -> Iterator[Finding]:
     except ConfigError as error:
         yield Finding(FAIL, str(error), "`supervisor config show` lists all keys")
         return
-    yield Finding(OK, f"configuration: {loaded.path or 'no config.toml, the defaults hold'}")
+    yield Finding(OK, f"configuration: {loaded.path or 'no config.toml, the defaults'}")
     yield from _machine(loaded.settings)
     pairs: list[tuple[str, str]] = []
     yield from _handlers(loaded, pairs)
@@ -133,7 +133,7 @@ def _handlers(loaded: Loaded, pairs: list[tuple[str, str]]) -> Iterator[Finding]
     try:
         pairs += configured_pairs(loaded.settings, loaded.root)
     except HandlerError as error:
-        yield Finding(FAIL, f"handlers: {error}", "`supervisor start` leaves with 4 until this is mended")
+        yield Finding(FAIL, f"handlers: {error}", "`supervisor start` exits with 4 until this is fixed")
         return
     listed = ", ".join(f"{stream} / {group}" for stream, group in pairs)
     yield Finding(OK, f"handlers: {len(pairs)} ({listed})")
@@ -149,7 +149,7 @@ def _handlers(loaded: Loaded, pairs: list[tuple[str, str]]) -> Iterator[Finding]
 
 
 async def _redis(settings: Settings, pairs: list[tuple[str, str]]) -> list[Finding]:
-    from supervisor.cli.redis import open_redis
+    from supervisor.cli.redis_client import open_redis
 
     try:
         async with open_redis(settings) as redis:
@@ -209,19 +209,21 @@ async def _groups(redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[F
         name = f"{info.stream} / {info.group}"
         text = f"{name}: lag {lag_text(info.lag, info.lag_at_least)}, pending {info.pending:,}, dead {info.dead:,}"
         if not info.exists:
-            yield Finding(OK, f"{name}: the group is made at the first start")
+            yield Finding(OK, f"{name}: the group is created at the first start")
         elif (info.oldest_s or 0) > OLDEST_WARN_S:
             yield Finding(
-                WARN, f"{text}, the oldest waits for {duration_text(info.oldest_s)}", "`supervisor pending` shows why"
+                WARN,
+                f"{text}, the oldest has waited for {duration_text(info.oldest_s)}",
+                "`supervisor pending` shows why",
             )
         elif info.dead:
-            yield Finding(WARN, text, f"why each was given up: {dead_command(info.stream, info.group)}")
+            yield Finding(WARN, text, f"to list them: {dead_command(info.stream, info.group)}")
         else:
             yield Finding(OK, text)
 
 
 async def _held(settings: Settings, redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[Finding]:
-    """Streams that grow for ever though they have a retention; the group at fault may be nobody's any more."""
+    """Find streams that grow despite their retention, because a group has not settled its entries."""
     from supervisor.core.retention import retention_of
     from supervisor.overview import overview
 
@@ -230,8 +232,8 @@ async def _held(settings: Settings, redis: Redis, pairs: list[tuple[str, str]]) 
         if holder := found["retention"]["held_by"]:
             yield Finding(
                 WARN,
-                f"{found['stream']}: {holder} has not settled what max_age or max_length would remove",
-                f"if nobody needs the group: {shlex.join(['redis-cli', 'XGROUP', 'DESTROY', found['stream'], holder])}",
+                f"{found['stream']}: {holder} has not settled entries that max_age or max_length would remove",
+                f"to remove the group: {shlex.join(['redis-cli', 'XGROUP', 'DESTROY', found['stream'], holder])}",
             )
 
 

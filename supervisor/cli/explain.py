@@ -1,4 +1,4 @@
-"""`supervisor explain`: what became of one entry."""
+"""`supervisor explain`: the state of one message in each group."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     supervisor explain 1764000000000-0                        in each stream of the handlers
     supervisor explain 1764000000000-0 events:user_created    in one
     supervisor explain 1764000000000-0 --json""",
-    short_help="Tell what became of one message.",
+    short_help="Show what happened to one message.",
 )
 @click.argument("id_", type=ID, metavar="ID")
 @click.argument("stream", required=False)
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 @redis_option
 @json_option
 def explain(id_: str, stream: str | None, config: Path | None, redis: str | None, as_json: bool) -> int:
-    """Tell what became of the message of that ID in each group: not delivered yet, in hand or waiting for a retry and
-    with whom, done, or a dead letter and why. Exits with 1 when Redis holds nothing of it.
+    """Show the state of a message in each group: not delivered yet, in hand or waiting for a retry (and which consumer
+    has it), done, or a dead letter (and why). Exits with 1 when Redis holds nothing of it.
 
-    Done is what a group has passed and does not hold; so is all that was there before a group that began later. Of an
-    entry that is no longer in the stream nobody can tell whether it was done or deleted unread.
+    A message counts as done when the group has passed it and does not hold it; so do messages from before the group's
+    start. When the entry is no longer in the stream, it may have been done or deleted unread: Redis can't tell.
     """
     import asyncio
 
@@ -45,13 +45,13 @@ def explain(id_: str, stream: str | None, config: Path | None, redis: str | None
     else:
         known = [verdict for verdict in found if verdict.known] or found
         click.echo("\n\n".join(map(_text, known)))
-        _talk_of_letters(known)
+        _hint_at_letters(known)
     return EXIT_OK if any(verdict.known for verdict in found) else EXIT_FAILED
 
 
 async def _explain(loaded: Loaded, entry_id: str, stream: str | None) -> list[Verdict]:
     from supervisor.broker.entry_lookup import collect
-    from supervisor.cli.redis import open_redis
+    from supervisor.cli.redis_client import open_redis
     from supervisor.cli.streams import handled_pairs
     from supervisor.core.entry_fate import explain as judge
 
@@ -60,7 +60,7 @@ async def _explain(loaded: Loaded, entry_id: str, stream: str | None) -> list[Ve
     except HandlerError:
         if stream is None:
             raise
-        pairs = []  # a stream that is named needs no handlers here
+        pairs = []  # a named stream needs no handlers
     names = [stream] if stream else sorted({name for name, _ in pairs})
     found = []
     async with open_redis(loaded.settings) as redis:
@@ -76,12 +76,12 @@ def _text(verdict: Verdict) -> str:
     rows = [[one.facts.group, one.fate.value, _details(verdict.entry, one.facts)] for one in verdict.groups]
     lines = [f"{verdict.entry.stream} {verdict.entry.id}: {_where(verdict)}"]
     if rows and (verdict.known or verdict.presence is Presence.GONE):
-        lines += ["", table_text(["group", "what became of it", "more"], rows)]
+        lines += ["", table_text(["group", "state", "details"], rows)]
     return "\n".join(lines)
 
 
 def _where(verdict: Verdict) -> str:
-    """Of the entry itself."""
+    """Describe the entry itself."""
     from supervisor.core.entry_fate import Presence
     from supervisor.text import duration_text
 
@@ -111,12 +111,14 @@ def _details(entry: Entry, facts: GroupFacts) -> str:
         found.append(f"{facts.letter.reason} ({duration_text(age_s)} ago, letter {facts.letter.letter_id})")
     elif facts.before:
         found.append(f"{'at least ' if facts.before_at_least else ''}{facts.before:,} before it")
-    found += [f"its worker died with it {counted(facts.crashes, 'time')}"] if facts.crashes else []
-    found += [f"if not among {facts.letters_left:,} dead letters not looked at"] if facts.letters_left else []
+    found += [f"its worker crashed with it {counted(facts.crashes, 'time')}"] if facts.crashes else []
+    found += (
+        [f"unless it is among {facts.letters_left:,} dead letters that were not scanned"] if facts.letters_left else []
+    )
     return ", ".join(found)
 
 
-def _talk_of_letters(found: Sequence[Verdict]) -> None:
+def _hint_at_letters(found: Sequence[Verdict]) -> None:
     import shlex
 
     for verdict in found:

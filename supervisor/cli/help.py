@@ -1,4 +1,4 @@
-"""`supervisor help`: the same as `--help`, for those who type it that way."""
+"""`supervisor help`: the same as `--help`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from supervisor.text import did_you_mean
     supervisor help start
     supervisor help config show""",
     name="help",
-    short_help="Show the help of the whole, or of one command.",
+    short_help="Show the help of supervisor or of one command.",
 )
 @click.argument("words", nargs=-1, metavar="[COMMAND]...")
 @click.pass_context
 def help_(ctx: click.Context, words: tuple[str, ...]) -> None:
-    """Show the help of the whole, or of one command: the same as its --help."""
+    """Show the help of supervisor or of one command, the same as --help."""
     context = ctx.find_root()
     for word in words:
         group = context.command

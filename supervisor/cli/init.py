@@ -1,4 +1,4 @@
-"""`supervisor init`: a new project from the templates. Never overwrites a file."""
+"""`supervisor init`: creates a project from the templates. Never overwrites a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from supervisor.cli.common import command, talk
 from supervisor.errors import UsageError
 
 TEMPLATES = Path(__file__).parents[1] / "templates" / "project"
-#: Files whose own name would mean something to git or to package builders while they are templates.
+#: Template -> real name, for files whose real name git or package builders would act on.
 _RENAMED = {"gitignore": ".gitignore"}
 
 
@@ -18,11 +18,11 @@ _RENAMED = {"gitignore": ".gitignore"}
     """\
     supervisor init myproject
     supervisor init                     here""",
-    short_help="Make a new project.",
+    short_help="Create a new project.",
 )
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=".", metavar="[DIR]")
 def init(folder: Path) -> None:
-    """Make a new project: config.toml, an example handler and its tests. Existing files are never touched."""
+    """Create a project: config.toml, an example handler and route, and tests. Existing files are never changed."""
     written = write_project(folder)
     for path in written:
         click.echo(str(path))
@@ -33,19 +33,19 @@ def init(folder: Path) -> None:
         f"\nIn another terminal:\n{change}"
         "  supervisor publish events:user_created user_id=1 email=ada@example.com\n"
         "  supervisor status\n"
-        "  supervisor restart         after a change of a handler\n"
-        "\nREADME.md tells more. The project has tests:\n"
+        "  supervisor restart         after changing a handler\n"
+        "\nREADME.md says more. To run the tests:\n"
         "  python -m pip install pytest\n"
         "  python -m pytest"
     )
 
 
 def write_project(folder: Path) -> list[Path]:
-    """The files written into `folder`. Raises UsageError, before anything is written, when one exists."""
+    """Write the project into `folder` and return the paths. Raises UsageError before writing if one exists."""
     sources = [path for path in sorted(TEMPLATES.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
     targets = {folder / _target(source.relative_to(TEMPLATES)): source for source in sources}
     if existing := [str(path) for path in targets if path.exists()]:
-        raise UsageError(f"nothing was written, since this is there already: {', '.join(existing)}")
+        raise UsageError(f"nothing was written, these files exist: {', '.join(existing)}")
     try:
         for target, source in targets.items():
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The `supervisor` command: finds the subcommand, runs it, turns every error into text and an exit code.
 
-Subcommands are imported when they are asked for, and import what is heavy when they run, so that
-`--help` and the light commands answer at once. No error is turned into text anywhere else.
+A subcommand is imported when it is called, and imports slow modules when it runs, so that `--help` and the quick
+commands start fast. Errors are turned into text only here.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 EXIT_INTERRUPTED = 130
 PROGRAM = "supervisor"
-#: click's own name for it: `_SUPERVISOR_COMPLETE=bash_source supervisor` prints what a shell wants to source.
+#: click's variable for shell completion: `_SUPERVISOR_COMPLETE=bash_source supervisor` prints a script to source.
 COMPLETION = "_SUPERVISOR_COMPLETE"
 
-#: Command -> the module that holds it, in the order in which `--help` lists them.
+#: Command -> its module, in the order of `--help`.
 COMMANDS = {
     "start": "start",
     "status": "status",
@@ -53,30 +53,30 @@ COMMANDS = {
     "version": "version",
     "help": "help",
 }
-#: Commands that scripts call often, and that run nobody's exit hooks.
+#: Commands that scripts call often. They import no code with exit hooks.
 QUICK = frozenset({"status", "scale", "pause", "resume", "streams", "pending", "publish", "read", "version", "help"})
 
 
 class Commands(Examples, click.Group):
-    """The group of all commands; each module is imported when its command is looked up."""
+    """The group of all commands; a module is imported when its command is looked up."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All commands, the daily ones first."""
+        """Return all commands, the most used first."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name, None when there is none."""
+        """Return the command with this name, None when there is none."""
         if cmd_name not in COMMANDS:
             return None
         module = import_module(f"supervisor.cli.{COMMANDS[cmd_name]}")
-        # Where the name is one of Python's own, the function bears it with an underscore.
+        # The function has an underscore behind its name where that is a name of Python.
         found: click.Command = getattr(module, cmd_name, None) or getattr(module, f"{cmd_name}_")
         return found
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does it, with a suggestion for a mistyped name."""
+        """Do as click does, and suggest a command for a mistyped name."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             raise click.UsageError(f"there is no command {args[0]!r}{did_you_mean(args[0], COMMANDS)}", ctx)
         return super().resolve_command(ctx, args)
@@ -101,10 +101,10 @@ def cli(ctx: click.Context) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line and exit with the code that scripts may rely on."""
+    """Run the command line and exit with one of the codes in supervisor.errors."""
     if args is not None or not set(sys.argv[1:2]) & QUICK:
         sys.exit(run(args))
-    # Imports make hardly any garbage: fewer collections save 5 ms of CPU, and no clean-up of what ends anyway 35 ms.
+    # Fewer garbage collections save 5 ms of CPU, skipping the teardown of the interpreter 35 ms.
     gc.set_threshold(10_000)
     code = run()
     for stream in (sys.stdout, sys.stderr):
@@ -113,7 +113,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def run(args: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code. stderr says what went wrong."""
+    """Run one command and return the exit code. Errors go to stderr."""
     try:
         _refuse_supervisord()
         code = _invoke(list(sys.argv[1:] if args is None else args))
@@ -123,7 +123,7 @@ def run(args: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader has left (`| head`): what is still buffered must not be flushed into the closed pipe at exit.
+        # The reader has left (`| head`). Python must not flush the rest into the closed pipe at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     except UnicodeEncodeError as error:
@@ -139,9 +139,9 @@ def run(args: Sequence[str] | None = None) -> int:
 
 
 def _invoke(args: list[str]) -> int:
-    """What click's own `main` does, but for closed pipes, which it turns into exit code 1."""
+    """Do what click's `main` does, except that a closed pipe is not exit code 1."""
     if COMPLETION in os.environ:
-        cli.main(prog_name=PROGRAM)  # prints what the shell asks for, and exits
+        cli.main(prog_name=PROGRAM)  # prints completions and exits
     try:
         with cli.make_context(PROGRAM, args, color=_colours()) as context:
             code: Any = cli.invoke(context)
@@ -161,7 +161,7 @@ def _say(text: str, code: int) -> int:
 
 
 def _colours() -> bool | None:
-    """Whether to use colours; None leaves it to click, which looks for a terminal (no-color.org)."""
+    """Return False for NO_COLOR (no-color.org), else None: click then looks for a terminal."""
     return False if os.environ.get("NO_COLOR") else None
 
 
@@ -183,7 +183,7 @@ def _is_redis_down(error: Exception) -> bool:
 def _refuse_supervisord() -> None:
     if find_spec("supervisor.supervisord") is not None:
         raise SupervisorError(
-            "supervisord is installed in this environment: it has the same package name, `supervisor`, and its files"
-            " and ours are mixed. Give each an environment of its own: `python -m venv .venv`, or uninstall both with"
+            "supervisord is installed in this environment: its package has the same name, `supervisor`, and its"
+            " files are mixed with ours. Give each its own environment: `python -m venv .venv`, or uninstall both with"
             " `pip uninstall supervisor redis-streams-supervisor` and install this one again"
         )

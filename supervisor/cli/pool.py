@@ -1,4 +1,4 @@
-"""`supervisor scale|restart|stop|pause|resume`: asks the arbiter, and waits for it where it was told to."""
+"""`supervisor scale|restart|stop|pause|resume`: requests to the arbiter, with `--wait` until they are carried out."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from supervisor.settings.paths import PoolPaths
 
 POLL_S = 0.02
-#: An arbiter that re-executes itself does not answer for a moment.
+#: An arbiter that re-executes itself is silent for a moment.
 SILENCE_LIMIT_S = 5.0
-#: An embedded Redis is stopped after the drain, and writes its data then.
+#: Time for an embedded Redis to write its data, after the drain.
 LEAVE_LIMIT_S = 10.0
-#: The socket is gone before the last child is, and what the supervisor has to say comes after it.
-FAREWELL_LIMIT_S = 2.0
+#: The arbiter removes its socket before it writes the exit report.
+REPORT_LIMIT_S = 2.0
 
-wait_option = click.option("--wait", is_flag=True, help="Wait until it is done, and show how it goes.")
+wait_option = click.option("--wait", is_flag=True, help="Wait until it is done, and show the progress.")
 timeout_option = click.option(
     "--timeout",
     "timeout_s",
@@ -57,7 +57,7 @@ class _Scale(Examples):
 @timeout_option
 @config_option
 def scale(workers: int, wait: bool, timeout_s: float, config: Path | None) -> int:
-    """Have N workers. New ones start at once; those that are too many finish what they have in hand."""
+    """Set the number of workers to N. New workers start at once; surplus ones finish what they have in hand."""
     paths = _paths(config)
     _ask(paths, "scale", n=workers)
     if not wait:
@@ -75,14 +75,14 @@ def scale(workers: int, wait: bool, timeout_s: float, config: Path | None) -> in
 @command(
     """\
     supervisor restart
-    supervisor restart --wait            until every process is a new one, the exit code tells""",
-    short_help="Replace all workers, with code and settings afresh.",
+    supervisor restart --wait            until every process is new; the exit code says whether it worked""",
+    short_help="Replace all workers; code and settings are read again.",
 )
 @wait_option
 @timeout_option
 @config_option
 def restart(wait: bool, timeout_s: float, config: Path | None) -> int:
-    """Replace the workers one after the other, then the services, with configuration and handlers read afresh."""
+    """Replace the workers one after the other, then the services. Configuration and handlers are read again."""
     paths = _paths(config)
     status = _ask(paths, "status")
     before = {worker["slot"]: worker["incarnation"] for worker in status["workers"]}
@@ -97,7 +97,7 @@ def restart(wait: bool, timeout_s: float, config: Path | None) -> int:
         if status["operation"] is None and last and not last["ok"]:
             raise SupervisorError(f"not restarted: {last['error']}")
         old = [worker for worker in status["workers"] if worker["incarnation"] <= before.get(worker["slot"], 0)]
-        # The embedded Redis stays.
+        # The embedded Redis is not restarted.
         waited = [s for s in status["services"] if s["name"] != "redis"]
         late = [s for s in waited if s["state"] != "READY" or s["pid"] == pids.get(s["name"])]
         failed = [s["name"] for s in late if s["state"] == "FAILED"]
@@ -112,14 +112,14 @@ def restart(wait: bool, timeout_s: float, config: Path | None) -> int:
     """\
     supervisor stop
     supervisor stop --timeout 60""",
-    short_help="Finish what runs, and end the pool.",
+    short_help="Finish what is running, then end the pool.",
 )
-@click.option("--timeout", "timeout_s", type=SECONDS, metavar="S", help="In place of pool.drain_s.")
+@click.option("--timeout", "timeout_s", type=SECONDS, metavar="S", help="Instead of pool.drain_s.")
 @config_option
 def stop(timeout_s: float | None, config: Path | None) -> int:
-    """End the pool: nothing new is taken, what runs is finished, or ended when the drain's time is over.
+    """End the pool: take no new messages, finish those in hand, end what still runs at the drain's deadline.
 
-    Returns when the process is gone, with 7 when it left work, else with its own exit code.
+    Returns when the process is gone: with 7 when it left work, else with the exit code of the process.
     """
     from supervisor.settings.paths import pool_paths
 
@@ -133,24 +133,27 @@ def stop(timeout_s: float | None, config: Path | None) -> int:
     until_s = time.monotonic() + limit_s
     while not has_left():
         if time.monotonic() > until_s:
-            talk(f"the supervisor (pid {pid}) still runs after {limit_s:g} s; `supervisor status` shows why")
+            talk(f"the supervisor (pid {pid}) is still running after {limit_s:g} s; `supervisor status` shows why")
             return EXIT_DRAIN
         time.sleep(POLL_S)
     return _tell_end(paths, pid, asked_s)
 
 
 def _end_of(pid: int, paths: PoolPaths) -> Callable[[], bool]:
-    """Tells whether the process has left. Make it before that is asked to, so that its number can't mean another."""
+    """Return a function that tells whether the process has left.
+
+    Call this before the process is asked to leave: afterwards its pid may belong to another process.
+    """
     import psutil
 
     try:
         process = psutil.Process(pid)
     except psutil.NoSuchProcess:
-        # In another container, seen through a shared folder: then its silence has to do.
+        # It runs in another container and shares the folder: the only sign of its end is that it stops answering.
         return lambda: not _answers(paths)
 
     def has_left() -> bool:
-        """A zombie has: when its parent takes note is the parent's affair."""
+        """Return True for a zombie too: reaping it is up to its parent."""
         try:
             return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
@@ -168,13 +171,13 @@ def _answers(paths: PoolPaths) -> bool:
 
 
 def _tell_end(paths: PoolPaths, pid: int, since_s: float) -> int:
-    """Say how it ended, and return what it returned."""
+    """Print how the pool ended, and return its exit code."""
     from supervisor.control import exit_report
 
-    until_s = time.monotonic() + FAREWELL_LIMIT_S
+    until_s = time.monotonic() + REPORT_LIMIT_S
     while (said := exit_report.read(paths, pid, since_s)) is None:
         if time.monotonic() > until_s:
-            talk(f"the supervisor (pid {pid}) is gone, but has not said how it ended: it was killed, or has crashed")
+            talk(f"the supervisor (pid {pid}) is gone without an exit report: it was killed, or it crashed")
             return EXIT_FAILED
         time.sleep(POLL_S)
     talk("stopped" if said.exit_code == EXIT_OK else f"stopped, but {said.reason}")
@@ -185,23 +188,23 @@ def _tell_end(paths: PoolPaths, pid: int, since_s: float) -> int:
     """\
     supervisor pause
     supervisor pause && ./migrate && supervisor resume""",
-    short_help="Take nothing new until `resume`.",
+    short_help="Take no new messages until `resume`.",
 )
 @config_option
 def pause(config: Path | None) -> None:
-    """Have the workers take nothing new until `supervisor resume`; what runs is finished."""
+    """Take no new messages until `supervisor resume`; messages in hand are finished."""
     _ask(_paths(config), "pause")
-    talk("paused; `supervisor resume` goes on")
+    talk("paused until `supervisor resume`")
 
 
 @command(
     """\
     supervisor resume""",
-    short_help="Go on after `pause`.",
+    short_help="Take messages again after `pause`.",
 )
 @config_option
 def resume(config: Path | None) -> None:
-    """Go on after `supervisor pause`."""
+    """Take messages again after `supervisor pause`."""
     _ask(_paths(config), "resume")
     talk("resumed")
 
@@ -218,13 +221,13 @@ def _ask(paths: PoolPaths, cmd: str, **args: Any) -> dict[str, Any]:
     try:
         return request(paths, cmd, **args)
     except NotRunningError as error:
-        # One that is there and silent is not mended by another.
+        # Starting another one does not help when there is one that does not answer.
         hint = "" if isinstance(error.__context__, TimeoutError) else "\n`supervisor start` starts it"
         raise NotRunningError(f"{error}{hint}") from None
 
 
 def _watch(paths: PoolPaths, left: Callable[[dict[str, Any]], int], timeout_s: float, what: str) -> int:
-    """Poll until nothing is left. Raises SupervisorError when it takes too long."""
+    """Poll until `left` returns 0, and print each change. Raises SupervisorError when it takes too long."""
     started_s = heard_s = time.monotonic()
     told = -1
     while True:

@@ -36,9 +36,13 @@ PROGRESS_EVERY_S = 0.2
 @click.argument("stream")
 @click.argument("fields", metavar="[KEY=VALUE]...", nargs=-1)
 @click.option(
-    "--json", "source", type=click.File("rb"), metavar="FILE", help="Objects, one a line, or an array; - is stdin."
+    "--json",
+    "source",
+    type=click.File("rb"),
+    metavar="FILE",
+    help="Objects, one on each line, or an array; - is stdin.",
 )
-@click.option("--quiet", "-q", is_flag=True, help="Print how many were stored, in place of their ids.")
+@click.option("--quiet", "-q", is_flag=True, help="Print how many were stored instead of their ids.")
 @config_option
 @redis_option
 def publish(
@@ -134,7 +138,7 @@ def _unsure(error: PublishError, chunk: list[dict[str, str]]) -> int:
 def _failure(settings: Settings, error: PublishError, so_far: str) -> SupervisorError:
     """The error as every other command words it."""
     from supervisor.broker.redis_errors import CONNECTION_LOST, UNREACHABLE
-    from supervisor.cli.redis import refused, unreachable
+    from supervisor.cli.redis_client import refused, unreachable
 
     cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
     if error.code == UNREACHABLE or isinstance(cause, CONNECTION_LOST):

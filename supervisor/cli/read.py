@@ -1,4 +1,4 @@
-"""`supervisor read`: a stream's history, page by page."""
+"""`supervisor read`: prints the history of a stream, page by page."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ BOUND = Text(
 )
 @click.option("--to", "end", type=Value(BOUND), default="+", metavar="ID", help="The last id, or Unix ms.")
 @count_option(text="At most N entries.  [default: all]")
-@click.option("--reverse", is_flag=True, help="The newest first.")
+@click.option("--reverse", is_flag=True, help="Newest first.")
 @config_option
 @redis_option
 @json_option
@@ -61,7 +61,7 @@ def read(  # noqa: PLR0913, PLR0917 - one parameter an option
     redis: str | None,
     as_json: bool,
 ) -> None:
-    """Print a stream's entries, whoever has handled them. With --json one object a line."""
+    """Print the entries of a stream, handled or not. With --json one object on each line."""
     import asyncio
 
     loaded = load_settings(config, {"redis.url": redis})
@@ -71,7 +71,7 @@ def read(  # noqa: PLR0913, PLR0917 - one parameter an option
 async def _read(
     loaded: Loaded, stream: str, span: tuple[str, str], count: int | None, *, reverse: bool, as_json: bool
 ) -> None:
-    from supervisor.cli.redis import open_redis
+    from supervisor.cli.redis_client import open_redis
 
     low, high = span
     left = count
@@ -91,7 +91,7 @@ async def _read(
 
 
 def print_entries(entries: list[Any], as_json: bool) -> None:
-    """Print entries as redis-py gives them, one a line."""
+    """Print entries as redis-py returns them, one on each line."""
     lines = []
     for entry_id, flat in entries:
         fields = _fields(flat)
@@ -110,5 +110,5 @@ def _fields(flat: Mapping[bytes, bytes]) -> dict[str, str]:
 
 
 def _word(text: str) -> str:
-    """As it is, or in quotes where blanks, quotes or control characters would mislead."""
+    """Return the text, in quotes if it has blanks, quotes or control characters."""
     return text if re.fullmatch(r"[^\s\"'\\]+", text) and text.isprintable() else dumps(text)

@@ -1,4 +1,4 @@
-"""`supervisor start`: settles the settings and hands over to the arbiter."""
+"""`supervisor start`: loads the settings and runs the arbiter."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     """\
     supervisor start                                   everything from ./config.toml
     supervisor start --workers 8 --redis redis://10.0.0.5:6379/0
-    supervisor start --burst                           handle what is there, then leave""",
+    supervisor start --burst                           handle all messages, then exit""",
     short_help="Run the pool in the foreground.",
 )
 @config_option
-@click.option("--workers", type=Value(WORKERS), metavar="N", help="Worker processes, in place of pool.workers.")
+@click.option("--workers", type=Value(WORKERS), metavar="N", help="Worker processes, instead of pool.workers.")
 @redis_option
-@click.option("--handlers", multiple=True, metavar="MODULE", help="A handler module; may be given several times.")
-@click.option("--bind", metavar="HOST:PORT", help="Where the HTTP service listens, in place of api.bind.")
+@click.option("--handlers", multiple=True, metavar="MODULE", help="A handler module; can be repeated.")
+@click.option("--bind", metavar="HOST:PORT", help="The address of the HTTP service, instead of api.bind.")
 @click.option("--no-api", is_flag=True, help="Start no HTTP service.")
-@click.option("--burst", is_flag=True, help="Handle what is there, then leave; without HTTP service.")
+@click.option("--burst", is_flag=True, help="Handle all messages, then exit; without HTTP service.")
 def start(
     config: Path | None,
     workers: int | None,
@@ -39,14 +39,14 @@ def start(
 ) -> int:
     """Run the pool in the foreground: arbiter, workers, keeper and HTTP service, and a Redis if none is configured.
 
-    Ctrl-C or SIGTERM drains and leaves; a second one leaves at once. SIGHUP reads configuration and handlers afresh.
+    Ctrl-C or SIGTERM drains and exits, a second one exits at once. SIGHUP reads configuration and handlers again.
     """
     flags = {
         "pool.workers": workers,
         "redis.url": redis,
         "handlers": list(handlers) or None,
         "api.bind": bind,
-        # A burst is no service: whoever starts one wants it to leave.
+        # A burst ends by itself; an HTTP service would not.
         "api.enabled": False if no_api or burst else None,
     }
     from supervisor.arbiter.reload import PREFLIGHT_VARIABLE, errors_to_arbiter
@@ -57,7 +57,7 @@ def start(
         if loaded.settings.api.enabled:
             from supervisor.http_bind import check_bind
 
-            # Here, and not only in the service: the pool would start that again and again.
+            # Checked before the start too: otherwise the pool would restart the failing service forever.
             check_bind(loaded.settings)
         from supervisor.arbiter.bootstrap import run
 

@@ -1,4 +1,4 @@
-"""`supervisor status`: the pool and its groups, once."""
+"""`supervisor status`: prints the state of the pool and its groups once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-#: The width of the words at the left.
+#: The width of the labels on the left.
 _LABEL = 8
 _COLOURS = {"healthy": "green", "starting": "yellow", "draining": "yellow", "degraded": "red", "down": "red"}
 
@@ -27,7 +27,7 @@ _COLOURS = {"healthy": "green", "starting": "yellow", "draining": "yellow", "deg
 @config_option
 @json_option
 def status(config: Path | None, as_json: bool) -> int:
-    """Show the workers and the groups. Exits with 6 when the pool does not do its work, with 8 when none runs."""
+    """Show the workers and the groups. Exits with 6 when the pool is degraded, with 8 when none is running."""
     import asyncio
 
     from supervisor.status import collect
@@ -46,7 +46,7 @@ def status(config: Path | None, as_json: bool) -> int:
 
 
 def show(found: dict[str, Any], *, rates: Mapping[int, float] | None = None) -> str:
-    """The document as text for people; `rates`: slot -> messages a second, where they are known."""
+    """Format the document for people. `rates` has messages per second by slot."""
     from supervisor.text import duration_text
 
     state = click.style(f"{found['state']:{_LABEL}}", fg=_COLOURS.get(found["state"]), bold=True)
@@ -60,7 +60,7 @@ def show(found: dict[str, Any], *, rates: Mapping[int, float] | None = None) -> 
     lines.append(_line("redis", server))
     lines += [_line("services", ", ".join(map(_service, found["services"])))] if found.get("services") else []
     lines += _operations(found.get("operation"), found.get("last_operation"))
-    lines += [_line("paused", "nothing new is taken until `supervisor resume`")] if found.get("paused") else []
+    lines += [_line("paused", "no new messages until `supervisor resume`")] if found.get("paused") else []
     lines += _late_acks(found["workers"])
     if found["workers"]:
         lines += ["", _workers(found["workers"], rates)]
@@ -70,7 +70,7 @@ def show(found: dict[str, Any], *, rates: Mapping[int, float] | None = None) -> 
 
 
 def _line(label: str, text: str) -> str:
-    """What follows a line break stands under the text, not under the label."""
+    """Format a labelled line; further lines of the text are indented like the first."""
     return f"{label:{_LABEL}}  " + text.replace("\n", "\n" + " " * (_LABEL + 2))
 
 
@@ -82,12 +82,12 @@ def _operations(now: dict[str, Any] | None, last: dict[str, Any] | None) -> list
 
 
 def _late_acks(workers: Sequence[dict[str, Any]]) -> list[str]:
-    """What was settled elsewhere before it was done here: its host was taken for dead, or somebody acked it."""
+    """Report acks that came too late: the message was settled elsewhere, since this host seemed dead."""
     from supervisor.text import counted
 
     late = sum(worker.get("lost_claim", 0) for worker in workers)
     return (
-        [_line("late", f"{counted(late, 'ack')} for what was settled elsewhere by then (lost_claim)")] if late else []
+        [_line("late", f"{counted(late, 'ack')} of messages that were settled elsewhere (lost_claim)")] if late else []
     )
 
 
@@ -126,7 +126,7 @@ def _workers(workers: Sequence[dict[str, Any]], rates: Mapping[int, float] | Non
 
 
 def groups_table(groups: Sequence[dict[str, Any]]) -> str:
-    """The table of groups that `status` and `streams` show."""
+    """Format the table of groups in `status` and `streams`."""
     from supervisor.cli.tables import lag_text, table_text
     from supervisor.text import duration_text
 
@@ -148,13 +148,13 @@ def groups_table(groups: Sequence[dict[str, Any]]) -> str:
 
 
 def dead_letters(groups: Sequence[dict[str, Any]]) -> list[str]:
-    """How to see the dead letters of each group that has some."""
+    """Return hints on how to list the dead letters of each group that has some."""
     found = [(group["group"], dead_command(group["stream"], group["group"])) for group in groups if group["dead"]]
     return [line for group, words in found for line in ("", f"dead letters of {group}:", f"  {words}")]
 
 
 def dead_command(stream: str, group: str) -> str:
-    """The command that lists a group's dead letters."""
+    """Return the command that lists a group's dead letters."""
     import shlex
 
     return shlex.join(["supervisor", "dead", "list", stream, group])

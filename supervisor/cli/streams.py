@@ -1,4 +1,4 @@
-"""`supervisor streams` and `supervisor pending`: what Redis holds."""
+"""`supervisor streams` and `supervisor pending`: streams, groups and pending messages in Redis."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 
 @command(
     """\
-    supervisor streams                          those of the handlers
+    supervisor streams                          streams of the handlers
     supervisor streams events:user_created      one stream with all its groups
     supervisor streams --json""",
-    short_help="Show streams and how far each group is.",
+    short_help="Show streams and the backlog of each group.",
 )
 @click.argument("names", metavar="[STREAM]...", nargs=-1)
 @config_option
 @redis_option
 @json_option
 def streams(names: tuple[str, ...], config: Path | None, redis: str | None, as_json: bool) -> None:
-    """Show streams and how far each of their groups is.
+    """Show streams and the backlog of each of their groups.
 
-    Lag is what was not delivered yet, pending what was delivered and is not settled, oldest the age of the oldest
-    entry that is not settled, dead the dead letters. Kept is what max_age and max_length leave of what is settled.
+    lag: entries not yet delivered. pending: delivered and not settled. oldest: age of the oldest entry that is not
+    settled. dead: dead letters. kept: the retention of settled entries, from max_age and max_length.
     """
     import asyncio
 
@@ -51,7 +51,7 @@ def streams(names: tuple[str, ...], config: Path | None, redis: str | None, as_j
 
 
 async def _overview(loaded: Loaded, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    from supervisor.cli.redis import open_redis
+    from supervisor.cli.redis_client import open_redis
     from supervisor.overview import overview
 
     pairs = [] if names else await handled_pairs(loaded)
@@ -60,7 +60,7 @@ async def _overview(loaded: Loaded, names: tuple[str, ...]) -> list[dict[str, An
 
 
 async def handled_pairs(loaded: Loaded) -> list[tuple[str, str]]:
-    """Those of the running pool, which knows them already; else those of the handlers."""
+    """Return (stream, group) pairs from the running pool, or else from the handlers."""
     from supervisor.control.client import request
     from supervisor.errors import SupervisorError
     from supervisor.settings.paths import pool_paths
@@ -86,14 +86,14 @@ def _print(found: list[dict[str, Any]]) -> None:
         click.echo()
         click.echo(groups_table(groups))
     elif found:
-        talk("no group reads here yet")
+        talk("no group reads these streams yet")
     for item in found:
         if holder := item["retention"]["held_by"]:
-            talk(f"{item['stream']}: nothing is removed until {holder} has settled its oldest")
+            talk(f"{item['stream']}: nothing is removed until group {holder} settles its oldest entry")
 
 
 def retention_text(item: dict[str, Any]) -> str:
-    """How long the stream of that document keeps what is settled: `7 d 0 h`, `1,000 entries`, `all`."""
+    """Format how long settled entries are kept: `7 d 0 h`, `1,000 entries`, `all`."""
     from supervisor.text import duration_text
 
     kept = item["retention"]
@@ -115,7 +115,7 @@ def retention_text(item: dict[str, Any]) -> str:
 @redis_option
 @json_option
 def pending(stream: str, group: str, count: int, config: Path | None, redis: str | None, as_json: bool) -> None:
-    """List the messages of a group that were delivered and are not settled: who holds them, and when they are due."""
+    """List the messages of a group that were delivered and are not settled: their consumer, and when they are due."""
     import asyncio
 
     loaded = load_settings(config, {"redis.url": redis})
@@ -133,7 +133,7 @@ def pending(stream: str, group: str, count: int, config: Path | None, redis: str
 
 async def _pending(loaded: Loaded, stream: str, group: str, count: int) -> list[dict[str, Any]]:
     from supervisor.broker import inspect
-    from supervisor.cli.redis import open_redis
+    from supervisor.cli.redis_client import open_redis
 
     async with open_redis(loaded.settings) as redis:
         return [info.as_dict() for info in await inspect.pending(redis, stream, group, count)]

@@ -1,7 +1,7 @@
-"""`supervisor tail`: follows a stream, through outages of Redis too.
+"""`supervisor tail`: follows a stream, also through outages of Redis.
 
-It keeps the last id it has printed and never reads from `$`, so what arrives between two reads or
-while the connection is down is printed later, in order, once.
+It reads from the last id that it printed, never from `$`: entries that arrive between two reads or while the
+connection is down are printed later, in order and once.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ START = Text("$ or an entry id such as 0 or 1764000000000-0", r"\$|[0-9]+(-[0-9]
 
 @command(
     """\
-    supervisor tail events:user_created                  what comes from now on
-    supervisor tail events:user_created --from 0         everything, then what comes
+    supervisor tail events:user_created                  from now on
+    supervisor tail events:user_created --from 0         all entries, then new ones
     supervisor tail events:user_created --json --count 1""",
     short_help="Follow a stream.",
 )
@@ -52,14 +52,14 @@ START = Text("$ or an entry id such as 0 or 1764000000000-0", r"\$|[0-9]+(-[0-9]
     default="$",
     show_default=True,
     metavar="ID",
-    help="$ for now, or the id to go on after.",
+    help="$ for now, or the id to continue after.",
 )
-@count_option(text="Leave after N entries.")
+@count_option(text="Exit after N entries.")
 @config_option
 @redis_option
 @json_option
 def tail(stream: str, start: str, count: int | None, config: Path | None, redis: str | None, as_json: bool) -> None:
-    """Follow a stream until Ctrl-C; a restart of Redis is waited for, and nothing is missed."""
+    """Follow a stream until Ctrl-C. It waits while Redis is down, and misses nothing."""
     import asyncio
 
     settings = load_settings(config, {"redis.url": redis}).settings
@@ -95,33 +95,33 @@ class _Reader:
         self.last_id = ""
 
     async def begin(self, start: str) -> None:
-        """Settle where to start. Raises RedisUnreachableError: a wrong address is not waited for."""
+        """Find the id to start after. Raises RedisUnreachableError, since waiting would not correct a wrong address."""
         from supervisor.broker.inspect import streams
-        from supervisor.cli.redis import open_redis
+        from supervisor.cli.redis_client import open_redis
 
         async with open_redis(self._settings) as redis:
             (info,) = await streams(redis, [self._stream])
         self.last_id = (info.last_id or "0-0") if start == "$" else start
 
     async def next(self, count: int) -> list[Any]:
-        """What comes after `last_id`, waited for as long as it takes."""
+        """Return the entries after `last_id`; waits until there are some."""
         import asyncio
 
         from redis.exceptions import ResponseError
 
         from supervisor.broker.redis_errors import is_transient
-        from supervisor.cli.redis import LOST, unreachable
+        from supervisor.cli.redis_client import LOST, unreachable
 
         failures = 0
         while True:
             try:
                 reply = await self._read(count)
             except (*LOST, ResponseError) as error:
-                # A server that was demoted while it was waited for says so.
+                # A server that was demoted answers the blocked read with an error.
                 if isinstance(error, ResponseError) and not is_transient(error):
                     raise
                 if not failures:
-                    talk(f"{unreachable(self._settings, error)}\nwaiting for it, to go on after {self.last_id}")
+                    talk(f"{unreachable(self._settings, error)}\nwaiting, to continue after {self.last_id}")
                 await asyncio.sleep(min(RECONNECT_MAX_S, RECONNECT_BASE_S * 2.0**failures))
                 failures += 1
                 continue
@@ -134,7 +134,7 @@ class _Reader:
                 return entries
 
     async def _read(self, count: int) -> Any:
-        """One read, in a task of its own: redis-py swallows a cancel, and so Ctrl-C, that comes while it sends."""
+        """Read once, in a separate task: redis-py ignores a cancel, and so Ctrl-C, while it sends."""
         import asyncio
 
         words = ("XREAD", "COUNT", count, "BLOCK", BLOCK_MS, "STREAMS", self._stream, self.last_id)

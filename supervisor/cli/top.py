@@ -1,4 +1,4 @@
-"""`supervisor top`: the pool and its groups, live."""
+"""`supervisor top`: shows the pool and its groups, live."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     default=1.0,
     show_default=True,
     metavar="S",
-    help="Time between two looks.",
+    help="Time between two updates.",
 )
-@count_option(text="Leave after N looks.")
+@count_option(text="Exit after N updates.")
 @config_option
 @json_option
 def top(interval_s: float, count: int | None, config: Path | None, as_json: bool) -> int:
-    """Watch workers and groups until Ctrl-C. With --json, or piped, each look is printed after the other."""
+    """Watch workers and groups until Ctrl-C. With --json or in a pipe, updates are printed one after the other."""
     looks = _looks(load_settings_anyway(config), interval_s, count)
     if as_json:
         for found, _ in looks:
@@ -53,7 +53,7 @@ def top(interval_s: float, count: int | None, config: Path | None, as_json: bool
 
 
 def _looks(loaded: Loaded, interval_s: float, count: int | None) -> Iterator[tuple[dict[str, Any], dict[int, float]]]:
-    """The document of `status`, and what each slot did a second since the look before."""
+    """Yield the document of `status` and the messages per second of each slot since the last one."""
     import asyncio
 
     from supervisor.status import collect

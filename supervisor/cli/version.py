@@ -1,4 +1,4 @@
-"""`supervisor version`: this and what it stands on."""
+"""`supervisor version`: prints the versions of supervisor and its main dependencies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PACKAGES = {"redis-py": "redis", "hiredis": "hiredis", "uvloop": "uvloop"}
 
 
 def versions() -> dict[str, str]:
-    """Name -> version of what matters in a bug report; `missing` where a package is not installed."""
+    """Return name -> version for bug reports; `missing` for a package that is not installed."""
     import platform
     from importlib import metadata
 
@@ -33,6 +33,6 @@ def versions() -> dict[str, str]:
 )
 @json_option
 def version(as_json: bool) -> None:
-    """Print the versions of the supervisor and what it stands on."""
+    """Print the versions of supervisor and its main dependencies."""
     found = versions()
     click.echo(dumps(found) if as_json else "\n".join(f"{name} {value}" for name, value in found.items()))

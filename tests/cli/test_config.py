@@ -87,7 +87,7 @@ def test_overrides_that_no_handler_reads_are_told_wherever_one_looks(
     assert [line["where"] for line in warned] == wrong
     done = pool.command("config", "check")
     assert done.returncode == 0 and done.stderr.splitlines()[:-1] == [f"warning: {line}" for line in wrong]
-    assert done.stderr.endswith(": all right, 1 handler\n")
+    assert done.stderr.endswith(": valid, 1 handler\n")
     assert findings(tmp_path / "project0", redis_url)[1]["warn"][:2] == wrong
 
 
@@ -111,7 +111,7 @@ def test_doctor_finds_a_healthy_set_up(tmp_path: Path, durable_server) -> None:
     code, found = findings(tmp_path, durable_server.url)
     assert (code, found["fail"], found["warn"]) == (0, [], [])
     assert any("durability everysec" in text for text in found["ok"])
-    assert any("events:x / g: the group is made at the first start" in text for text in found["ok"])
+    assert any("events:x / g: the group is created at the first start" in text for text in found["ok"])
 
 
 def test_doctor_finds_what_is_wrong_with_redis(tmp_path: Path, redis_server) -> None:
@@ -125,7 +125,7 @@ def test_doctor_finds_what_is_wrong_with_redis(tmp_path: Path, redis_server) -> 
     assert code == 1
     assert ["maxmemory-policy" in text for text in found["fail"]] == [True]
     assert any("durability none" in text for text in found["warn"])
-    assert any("events:x / g: lag 1, pending 0, dead 0, the oldest waits for" in text for text in found["warn"])
+    assert any("events:x / g: lag 1, pending 0, dead 0, the oldest has waited for" in text for text in found["warn"])
 
 
 def test_doctor_finds_what_is_wrong_with_the_project(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_check_finds_what_start_would_say_of_the_url(tmp_path: Path, url: str, p
     done = run("config", "check", cwd=tmp_path, redis_url=url)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert "redis.url" in done.stderr and part in done.stderr
-    assert "all right" not in done.stderr
+    assert "valid" not in done.stderr
 
 
 @pytest.mark.parametrize("line", ["claim_foreign_after_s = 1e300", "max_age = 1e300", 'max_age = "999999999999d"'])

@@ -68,7 +68,7 @@ def test_stop_of_a_supervisor_that_is_killed_meanwhile_does_not_say_that_all_is_
         pool.send(signal.SIGKILL)
         _, told = stopping.communicate(timeout=20)
     assert stopping.returncode == EXIT_FAILED
-    assert b"has not said how it ended" in told
+    assert b"is gone without an exit report" in told
     assert pool.wait() == -signal.SIGKILL
 
 

@@ -157,7 +157,7 @@ def test_an_unreachable_redis_exits_with_3(tmp_path: Path) -> None:
 def test_without_a_url_the_embedded_server_is_explained(tmp_path: Path) -> None:
     done = run("read", "s", cwd=tmp_path)
     assert done.returncode == 3
-    assert "embedded server runs only while `supervisor start` does" in done.stderr
+    assert "embedded server runs only during `supervisor start`" in done.stderr
 
 
 def test_broken_handlers_exit_with_4(tmp_path: Path) -> None:

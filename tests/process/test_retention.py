@@ -47,7 +47,7 @@ def test_the_keeper_trims_what_is_settled_and_tells_who_hinders_it(start_pool: S
     assert kept(pool)["held_by"] == "left"
     shown = pool.command("streams")
     assert "1 h 30 m, 5 entries" in shown.stdout
-    assert "events: nothing is removed until left has settled its oldest" in shown.stderr
+    assert "events: nothing is removed until group left settles its oldest entry" in shown.stderr
     told = [one for one in json.loads(pool.command("doctor", "--json").stdout) if "max_age" in one["text"]]
     assert [one["level"] for one in told] == ["warn"] and "XGROUP DESTROY events left" in told[0]["remedy"]
     redis.xgroup_destroy("events", "left")

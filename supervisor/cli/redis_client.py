@@ -1,4 +1,4 @@
-"""A command's way to Redis: one client for the run, its faults in words that name the server."""
+"""The Redis client of a command; its errors are turned into text that names the server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOST = (RedisConnectionError, RedisTimeoutError, OSError)
 
 @asynccontextmanager
 async def open_redis(settings: Settings) -> AsyncIterator[Redis]:
-    """A client. Within, redis-py's errors become RedisUnreachableError or SupervisorError."""
+    """Open a client. Inside, redis-py's errors become RedisUnreachableError or SupervisorError."""
     redis = client(redis_url(settings), connect_timeout_s=settings.redis.connect_timeout_s)
     try:
         yield redis
@@ -43,17 +43,17 @@ async def open_redis(settings: Settings) -> AsyncIterator[Redis]:
 
 
 def refused(settings: Settings, error: Exception, more: str = "") -> SupervisorError:
-    """The same for a server that answers, but not as it was asked to."""
+    """Make the error for a server that answers with a refusal; `more` is added to it."""
     words = permanent_cause(error)
     text = f"Redis at {masked(redis_url(settings))} {words}" if words else f"Redis refused: {error}"
     return SupervisorError(f"{text}\n{more}" if more else text)
 
 
 def unreachable(settings: Settings, error: Exception, more: str = "") -> RedisUnreachableError:
-    """Names the server, the reason and what was already done (`more`)."""
+    """Make the error for a server that does not answer; `more` says what was done before."""
     url = redis_url(settings)
     words = permanent_cause(error) or f"can't be reached: {error or type(error).__name__}{likely_cause(url, error)}"
     text = f"Redis at {masked(url)} {words}"
     if not settings.redis.url:
-        text += "\nNo redis.url is configured, and the embedded server runs only while `supervisor start` does."
+        text += "\nredis.url is not set, and the embedded server runs only during `supervisor start`."
     return RedisUnreachableError(f"{text}\n{more}" if more else text)

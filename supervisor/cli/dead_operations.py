@@ -1,6 +1,6 @@
-"""What `supervisor dead` does with Redis: finds the letters that are meant, page by page, and settles them.
+"""The operations behind `supervisor dead`: find dead letters page by page, list, replay or drop them.
 
-A group may have a million letters: none but those that are printed as a table or named one by one are kept.
+A group may have a million dead letters. Only those in a printed table or named by their ids are held in memory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import click
 from supervisor.broker.dead_letters import by_ids, extent, pages
 from supervisor.broker.replay import DROPPED, REPLAYED, WORDS, drop, replay
 from supervisor.cli.common import dumps, talk
-from supervisor.cli.redis import open_redis
+from supervisor.cli.redis_client import open_redis
 from supervisor.cli.streams import handled_pairs
 from supervisor.core.dead_letter import Filter
 from supervisor.errors import EXIT_FAILED, EXIT_OK, SupervisorError, UsageError
@@ -30,44 +30,44 @@ if TYPE_CHECKING:
     from supervisor.settings.load import Loaded
 
 REASON_CHARACTERS = 60
-#: How often work that takes long tells how far it is.
-TELL_S = 2.0
+#: Time between two lines about the progress.
+PROGRESS_S = 2.0
 _ACTIONS = {"replay": (replay, REPLAYED), "drop": (drop, DROPPED)}
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The letters that are to be changed: named ones, or those of a group that a filter fits up to `end`."""
+    """The dead letters to change: those that are named, or those of a group that match a filter, up to `end`."""
 
     stream: str
     group: str
     count: int
     named: Sequence[Letter] = ()
     wanted: Filter = field(default_factory=Filter)
-    #: The last letter there was when they were counted: what came later was not agreed to.
+    #: The last letter at the time they were counted; the user did not confirm later ones.
     end: str = ""
     now_ms: int = 0
 
 
 class Progress:
-    """Says now and then how far it is."""
+    """Prints the progress of long work now and then."""
 
     def __init__(self, did: str, total: int) -> None:
         self._did = did
         self._total = total
-        self._next_s = time.monotonic() + TELL_S
+        self._next_s = time.monotonic() + PROGRESS_S
 
     def __call__(self, count: int) -> None:
-        """So many are done."""
+        """Note that `count` are done."""
         if time.monotonic() >= self._next_s:
-            self._next_s = time.monotonic() + TELL_S
+            self._next_s = time.monotonic() + PROGRESS_S
             talk(f"{self._did} {count:,} of {self._total:,}")
 
 
 async def list_letters(
     loaded: Loaded, named: tuple[str | None, str | None], wanted: Filter, count: int, *, as_json: bool
 ) -> None:
-    """Print the first `count` that fit, and say how many there are."""
+    """Print the first `count` that match, and how many match in all."""
     shown: list[Letter] = []
     printed = total = 0
     pairs = await _pairs(loaded, *named)
@@ -89,7 +89,7 @@ async def list_letters(
 
 
 async def named_letters(loaded: Loaded, stream: str, group: str, ids: Sequence[str]) -> list[Letter]:
-    """The letters of those ids, their own or their messages'. Raises UsageError for one that there is not."""
+    """Return the dead letters with these ids, their own or their messages'. Raises UsageError for an unknown id."""
     async with open_redis(loaded.settings) as redis:
         found = await by_ids(redis, stream, group, ids, alone=True)
     missing = [id_ for id_ in ids if id_ not in found]
@@ -99,7 +99,7 @@ async def named_letters(loaded: Loaded, stream: str, group: str, ids: Sequence[s
 
 
 async def choose(loaded: Loaded, stream: str, group: str, ids: Sequence[str], wanted: Filter) -> Work:
-    """Which are meant, and how many. Raises UsageError."""
+    """Return the letters to change, and how many there are. Raises UsageError."""
     if ids:
         named = await named_letters(loaded, stream, group, ids)
         return Work(stream, group, len(named), named)
@@ -114,7 +114,7 @@ async def choose(loaded: Loaded, stream: str, group: str, ids: Sequence[str], wa
 
 
 async def carry_out(loaded: Loaded, verb: str, work: Work, *, as_json: bool) -> int:
-    """Replay or drop them; the exit code."""
+    """Replay or drop the letters; return the exit code."""
     act, done = _ACTIONS[verb]
     progress = Progress(done, work.count)
     tried = count = asked = 0
@@ -131,7 +131,7 @@ async def carry_out(loaded: Loaded, verb: str, work: Work, *, as_json: bool) -> 
         finally:
             talk(f"{count:,} {done}")
             if asked:
-                talk(f"of up to {asked:,} more the answer is missing: some may be {done}; it may be asked for again")
+                talk(f"no answer for up to {asked:,} more: some may be {done}; the command can be run again")
     return EXIT_OK if count == tried else EXIT_FAILED
 
 
@@ -146,9 +146,9 @@ async def _of(redis: Redis, work: Work) -> AsyncIterator[Sequence[Letter]]:
 async def _fitting(
     redis: Redis, pair: tuple[str, str], wanted: Filter, *, end: str = "+", now_ms: int = 0, most: int | None = None
 ) -> AsyncIterator[list[Letter]]:
-    """Those of each page that fit; stops after `most` have been looked at."""
+    """Yield the matching letters of each page; stop after `most` letters were scanned."""
     now_ms = now_ms or int(time.time() * 1000)
-    progress = Progress("looked at", (await extent(redis, *pair))[0])
+    progress = Progress("scanned", (await extent(redis, *pair))[0])
     looked = 0
     if most == 0:
         return
@@ -165,12 +165,12 @@ async def _pairs(loaded: Loaded, stream: str | None, group: str | None) -> list[
         return [(stream, group)]
     found = [pair for pair in await handled_pairs(loaded) if stream in (None, pair[0])]
     if not found:
-        raise UsageError(f"no handler here reads {stream!r}; name its group too" if stream else "no handler is here")
+        raise UsageError(f"no handler here reads {stream!r}; name its group too" if stream else "there are no handlers")
     return found
 
 
 def _tell(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
-    """What became of each. Raises SupervisorError when Redis refused all: it would refuse the others too."""
+    """Print the outcome of each letter. Raises SupervisorError when Redis refused all: it would refuse the rest too."""
     for outcome in outcomes:
         letter = outcome.letter
         if as_json:
@@ -184,7 +184,7 @@ def _tell(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
 
 
 def _print(found: Sequence[Letter], *, with_stream: bool) -> None:
-    """One line a letter. Whatever is left out on a narrow terminal, `show` takes the message's id too."""
+    """Print one line for each letter. The id of the message is enough for `show`, so the letter's id may be dropped."""
     from supervisor.cli.tables import print_table
 
     now_s = time.time()
