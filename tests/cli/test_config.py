@@ -227,7 +227,7 @@ def test_check_finds_what_start_would_say_of_the_url(tmp_path: Path, url: str, p
     done = run("config", "check", cwd=tmp_path, redis_url=url)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert "redis.url" in done.stderr and part in done.stderr
-    assert "valid" not in done.stderr
+    assert ": valid, " not in done.stderr
 
 
 @pytest.mark.parametrize("line", ["claim_foreign_after_s = 1e300", "max_age = 1e300", 'max_age = "999999999999d"'])

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.cli import letters
+from supervisor.cli import dead_operations
 from supervisor.keys import dead_key
 from tests.cli.run import environment, lines_of, run, run_on_terminal, spawn
 from tests.process.test_pool import RECORD, seen
@@ -193,11 +193,11 @@ def test_many_letters_are_never_in_memory_at_once(tmp_path: Path, redis_server: 
 
 
 def test_long_work_tells_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(letters, "TELL_S", 0.0)
-    letters.Progress("replayed", 1_000_000)(1_500)
+    monkeypatch.setattr(dead_operations, "PROGRESS_S", 0.0)
+    dead_operations.Progress("replayed", 1_000_000)(1_500)
     assert capsys.readouterr().err == "replayed 1,500 of 1,000,000\n"
-    monkeypatch.setattr(letters, "TELL_S", 60.0)
-    letters.Progress("replayed", 1_000_000)(1_500)
+    monkeypatch.setattr(dead_operations, "PROGRESS_S", 60.0)
+    dead_operations.Progress("replayed", 1_000_000)(1_500)
     assert capsys.readouterr().err == ""
 
 
