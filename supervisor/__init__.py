@@ -1,7 +1,7 @@
 """A pool of workers for Redis Streams: write typed handlers, run `supervisor start`.
 
-The names below are the public ones. The distribution is called differently from the package, since
-`supervisor` on the package index is supervisord; the two can't share an environment.
+The names below are public. The distribution has another name than the package, since `supervisor` on the package
+index is supervisord; the two can't share an environment.
 """
 
 from importlib import import_module
@@ -26,12 +26,12 @@ _LAZY = {
 
 
 def __dir__() -> list[str]:
-    """With the names that are imported later."""
+    """Return all names, also those that are imported later."""
     return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:
-    """The public names of `_LAZY`."""
+    """Import a public name at its first use."""
     if name not in _LAZY:
         raise AttributeError(f"module 'supervisor' has no attribute {name!r}")
     found = globals()[name] = getattr(import_module(_LAZY[name]), name)

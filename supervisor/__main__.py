@@ -1,7 +1,7 @@
 """`python -m supervisor`, or `python -P .../supervisor/__main__.py`: the same as the `supervisor` command.
 
-Python would look for modules in the working directory first, and take a project's redis/ or queue.py for
-what is meant; what the project has is importable as soon as its handlers are loaded.
+Python puts the working directory first on the path, so that a project's redis/ or queue.py would be imported instead
+of the real one. It is removed here; the project becomes importable when its handlers are loaded.
 """
 
 import sys

@@ -1,12 +1,12 @@
-"""Every error that a user may see, under one root, each with its exit code.
+"""All errors that a user may see, under one root, each with its exit code.
 
-An error is raised where it is known and turned into text in one place: `supervisor.cli` for the
-terminal, `api/problems.py` for HTTP. The exit codes are part of the contract with scripts.
+An error is raised where it is found and turned into text in one place: `supervisor.cli` for the terminal,
+`api/problems.py` for HTTP. Scripts rely on the exit codes.
 """
 
 from __future__ import annotations
 
-#: Everything went as asked.
+#: Success.
 EXIT_OK = 0
 #: Failed while running.
 EXIT_FAILED = 1
@@ -18,24 +18,24 @@ EXIT_REDIS = 3
 EXIT_HANDLERS = 4
 #: Another supervisor holds the same state directory or host name.
 EXIT_RUNNING = 5
-#: `status` only: the pool runs, but not as it should.
+#: `status` only: the pool is degraded.
 EXIT_DEGRADED = 6
 #: The drain deadline passed with work left.
 EXIT_DRAIN = 7
 #: No supervisor runs here.
 EXIT_DOWN = 8
 
-# Exit codes of a worker, read by the arbiter alone (sysexits.h where it has a word for it).
-#: A worker that leaves as planned (drained, recycled).
+# Exit codes of a child, for the arbiter only (from sysexits.h where it has one).
+#: A worker that exits as planned (drained, recycled).
 WORKER_PLANNED = 80
 #: A worker whose configuration or handlers are unusable: EX_CONFIG.
 WORKER_CONFIG = 78
-#: A child that lacks something it depends on: EX_TEMPFAIL.
+#: A child whose dependency is down: EX_TEMPFAIL.
 WORKER_TEMPFAIL = 75
 
 
 class SupervisorError(Exception):
-    """The root of all errors of this package; `exit_code` is what the command line exits with."""
+    """The root of all errors of this package; `exit_code` is the exit code of the command line."""
 
     exit_code = EXIT_FAILED
 
@@ -53,7 +53,7 @@ class ConfigError(SupervisorError):
 
 
 class RedisUnreachableError(SupervisorError):
-    """Redis does not answer, or answers that it can't serve."""
+    """Redis does not answer, or can't serve."""
 
     exit_code = EXIT_REDIS
 
@@ -77,7 +77,7 @@ class NotRunningError(SupervisorError):
 
 
 class EncodeError(UsageError):
-    """A message that can't be stored as fields; `field` is the name of the one at fault, if it is one."""
+    """A message that can't be stored as fields; `field` names the wrong field, if it is one."""
 
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
@@ -85,10 +85,10 @@ class EncodeError(UsageError):
 
 
 class PublishError(SupervisorError):
-    """A message that was not, or perhaps not, published.
+    """A message that was not published, or may not have been.
 
-    `code` is Redis's own word where it has one (OOM, READONLY, WRONGTYPE, LOADING ...), UNREACHABLE where
-    it could not be asked, FULL where too many messages wait for it already.
+    `code` is Redis's own code where there is one (OOM, READONLY, WRONGTYPE, LOADING ...), UNREACHABLE when Redis did
+    not answer, FULL when too many messages wait for Redis already.
     """
 
     def __init__(self, message: str, code: str = "") -> None:
@@ -97,12 +97,12 @@ class PublishError(SupervisorError):
 
 
 class PublishRefusedError(PublishError):
-    """Surely not stored: it may be published again."""
+    """The message was not stored: it can be published again."""
 
 
 class PublishUnknownError(PublishError):
-    """Sent, but no answer came: stored or not. Only a publish with a key may be repeated without a duplicate."""
+    """The message was sent and no answer came: it may be stored. With a key it can be published again safely."""
 
 
 class IdempotencyError(PublishError):
-    """The key was used before, for another payload."""
+    """The key was used before for another message."""

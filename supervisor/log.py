@@ -1,10 +1,9 @@
-"""The log of all processes of a pool: lines on stderr, for people on a terminal, as JSON otherwise.
+"""The log of all processes of a pool: lines on stderr, readable text on a terminal, JSON otherwise.
 
-1. Each process writes straight to the stderr that it inherited, a line at once; nobody passes lines on.
-2. A reader that has stopped reading costs lines, never time: a line that would have to wait is dropped
-   and counted. All processes share one pipe, so what it had room for may be taken before one writes;
-   only a descriptor of our own that never waits is safe from that.
-3. What may happen at every message is told at most every five seconds.
+1. Each process writes each line directly to the stderr that it inherited.
+2. A reader that stops reading costs lines, never time: a line that would block is dropped and counted. The processes
+   share one pipe, so another process may fill it after a check for room; only a non-blocking descriptor is safe.
+3. Events that may come with every message are logged at most once in five seconds.
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ if TYPE_CHECKING:
 
     from supervisor.settings.model import Settings
 
-#: A pipe takes this much in one piece, and tells when it has room for it (POSIX: PIPE_BUF).
+#: A pipe takes this much in one piece, and poll tells when it has room for it (POSIX: PIPE_BUF).
 PIECE_BYTES = 4096
-#: The same complaint is not repeated within this time.
+#: The same fault is logged once within this time.
 QUIET_S = 5.0
-#: How many other things that fail are named on one line.
+#: How many other failing operations are named on one line.
 _ALSO_MAX = 3
 _REDIS = "redis"
 STDERR = 2
 
 
 class StderrLines:
-    """Writes each line to stderr by itself, or drops it when that would block."""
+    """Writes lines to stderr; drops a line when that would block."""
 
     def __init__(self) -> None:
         self.dropped = 0
@@ -47,7 +46,7 @@ class StderrLines:
     def msg(self, line: str) -> None:
         """Write one line."""
         if self.dropped:
-            line = f"{line}\n({self.dropped} lines before this one were dropped: nobody was reading)"
+            line = f"{line}\n({self.dropped} lines before this one were dropped, since nothing was reading)"
         data = line.encode(errors="replace") + b"\n"
         for start in range(0, len(data), PIECE_BYTES):
             if not _write(data[start : start + PIECE_BYTES]):
@@ -60,22 +59,22 @@ class StderrLines:
 
 def _write(piece: bytes) -> bool:
     try:
-        fd = _unwaiting_stderr()
+        fd = _nonblocking_stderr()
         poll = select.poll()
         poll.register(fd, select.POLLOUT)
         if not poll.poll(0):
             return False
         os.write(fd, piece)
-    except OSError:  # nobody reads, stderr is closed or its disk is full: there is nobody left to tell
+    except OSError:  # the reader is gone, stderr is closed or its disk is full: there is no way left to report it
         return False
     return True
 
 
 @functools.cache
-def _unwaiting_stderr() -> int:
-    """A pipe is opened anew, for writes that do not wait: how the shared one is open is not ours to change.
+def _nonblocking_stderr() -> int:
+    """Open a pipe again, non-blocking: the flags of the shared descriptor belong to other processes too.
 
-    It is made once, before the first fork, and goes with every child.
+    It is opened once, before the first fork, and inherited by every child.
     """
     with contextlib.suppress(OSError):  # it is closed, or another user's
         if sys.platform == "linux" and stat.S_ISFIFO(os.fstat(STDERR).st_mode):
@@ -84,19 +83,19 @@ def _unwaiting_stderr() -> int:
 
 
 def is_human(settings: Settings) -> bool:
-    """Whether the log is for a person: as configured, or because stderr is a terminal."""
+    """Return whether the log is readable text: as configured, or because stderr is a terminal."""
     if settings.log.format == "auto":
         return os.isatty(STDERR)
     return settings.log.format == "human"
 
 
 def has_colours() -> bool:
-    """Whether a person's terminal shows colours and wants them (no-color.org)."""
+    """Return whether the terminal shows colours and the user wants them (no-color.org)."""
     return os.isatty(STDERR) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def logger(settings: Settings, **bound: Any) -> Any:
-    """A structlog logger for this process; `bound` is on every line."""
+    """Make a structlog logger for this process; `bound` is on every line."""
     processors: list[Any] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if is_human(settings) else "iso", utc=not is_human(settings)),
@@ -118,31 +117,31 @@ def logger(settings: Settings, **bound: Any) -> Any:
 
 
 def worker_logger(settings: Settings, slot: int) -> Any:
-    """The logger of the worker in `slot`."""
+    """Make the logger of the worker in `slot`."""
     return logger(settings, slot=slot, pid=os.getpid())
 
 
 def service_logger(settings: Settings, name: str) -> Any:
-    """The logger of a service."""
+    """Make the logger of a service."""
     return logger(settings, service=name, pid=os.getpid())
 
 
 class Limiter:
-    """Lets each key through once in `QUIET_S`, and counts what it held back."""
+    """Lets each key through once in `QUIET_S`, and counts how often it was held back."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock` gives monotonic seconds."""
         self._clock = clock
-        self._told: dict[str, tuple[float, int]] = {}
+        self._passed: dict[str, tuple[float, int]] = {}
 
     def held_back(self, key: str) -> int | None:
-        """None when `key` was let through lately; else how often it was held back since the last time."""
+        """Return None to hold `key` back, or how often it was held back since it was last let through."""
         now_s = self._clock()
-        told_s, count = self._told.get(key, (float("-inf"), 0))
-        if now_s - told_s < QUIET_S:
-            self._told[key] = told_s, count + 1
+        passed_s, count = self._passed.get(key, (float("-inf"), 0))
+        if now_s - passed_s < QUIET_S:
+            self._passed[key] = passed_s, count + 1
             return None
-        self._told[key] = now_s, 0
+        self._passed[key] = now_s, 0
         return count
 
 
@@ -207,6 +206,6 @@ def _operation(event: str, fields: dict[str, object]) -> str:
 
 
 def _tidy(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
-    """The same things first on every line, and nothing that says nothing."""
+    """Put time, level and event first, and remove empty fields."""
     first: dict[str, Any] = {key: event.pop(key) for key in ("timestamp", "level", "event") if key in event}
     return {**first, **{key: value for key, value in event.items() if value is not None}}

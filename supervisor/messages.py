@@ -1,7 +1,6 @@
-"""What a handler gets (`Message`) and what it may raise to say how a message is settled.
+"""`Message`, which a handler gets, and the exceptions that say how a message is settled.
 
-Returning means done. Raising means retry with backoff, then dead letter; `Retry`, `Reject` and
-`BatchError` say so in detail.
+Returning means done. Raising means retry with backoff, then dead letter; `Retry`, `Reject` and `BatchError` choose.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ AFTER_S_MAX = 31_536_000
 class Message:
     """One delivery of an entry to a handler.
 
-    The fields are decoded when they are first asked for: a handler that looks only at the id pays
-    for no more.
+    The fields are decoded at their first use, so a handler that reads only the id does not pay for them.
     """
 
     __slots__ = ("_fields", "_flat", "deliveries", "group", "id", "stream")
@@ -38,12 +36,12 @@ class Message:
         *,
         flat: Sequence[bytes] = (),
     ) -> None:
-        """Make one from `fields`, or from the flat names and values of Redis's reply."""
+        """Make a message from `fields`, or from the flat names and values of Redis's reply."""
         #: The entry's id in the stream, `<Unix ms of the server>-<sequence>`.
         self.id = id
         self.stream = stream
         self.group = group
-        #: Which attempt this is, from 1. Counts handler runs that failed, not re-reads.
+        #: The number of this attempt, from 1. Counts failed runs of the handler, not re-reads.
         self.deliveries = deliveries
         self._fields = None if fields is None else dict(fields)
         self._flat = flat
@@ -61,15 +59,14 @@ class Message:
         return datetime.fromtimestamp(int(self.id.partition("-")[0]) / 1000, UTC)
 
     def __repr__(self) -> str:
-        """The place of the message, not its content: that may be private."""
+        """Return where the message is, without its content, which may be private."""
         return f"Message(id={self.id!r}, stream={self.stream!r}, group={self.group!r}, deliveries={self.deliveries})"
 
 
 class Retry(SupervisorError):
-    """Raise it to have the message delivered again after `after_s` seconds.
+    """Raise it to deliver the message again after `after_s` seconds.
 
-    Without `after_s` the configured backoff applies. It counts as an attempt. Raises UsageError for an
-    `after_s` that is no time.
+    Without `after_s` the configured backoff applies. It counts as an attempt. Raises UsageError for a wrong `after_s`.
     """
 
     def __init__(self, reason: str = "asked for a retry", *, after_s: float | None = None) -> None:
@@ -80,21 +77,20 @@ class Retry(SupervisorError):
 
 
 class Reject(SupervisorError):
-    """Raise it to make the message a dead letter at once, with `reason`."""
+    """Raise it to make the message a dead letter now, with `reason`."""
 
     def __init__(self, reason: str = "rejected by the handler") -> None:
         super().__init__(reason)
 
 
 class DecodeError(Reject):
-    """The entry does not fit what the handler asks for; it becomes a dead letter at once."""
+    """The entry does not fit the handler's annotation; it becomes a dead letter now."""
 
 
 class BatchError(SupervisorError):
-    """Raise it from a batch handler: the messages named fail, all others are acked.
+    """Raise it from a batch handler: the named messages fail, all others are acked.
 
-    Keys are message ids, values the exception that says how each is settled (`Retry`, `Reject`
-    or any other).
+    Keys are message ids; values are exceptions that say how each message is settled (`Retry`, `Reject` or any other).
     """
 
     def __init__(self, failed: Mapping[str, BaseException]) -> None:
@@ -103,7 +99,7 @@ class BatchError(SupervisorError):
 
 
 def decode_fields(flat: Sequence[bytes]) -> dict[str, str]:
-    """Redis's flat `name, value, name, value` as a dict. Raises DecodeError when it is not UTF-8."""
+    """Turn Redis's flat `name, value, name, value` into a dict. Raises DecodeError when it is not UTF-8."""
     pairs = iter(flat)
     try:
         return {name.decode(): value.decode() for name, value in zip(pairs, pairs, strict=True)}

@@ -1,4 +1,4 @@
-"""Streams with all their groups as one document each: what `supervisor streams` and the HTTP service show."""
+"""Collects streams with their groups into documents, for `supervisor streams` and the HTTP service."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 async def overview(
     redis: Redis, settings: Settings, names: Sequence[str], pairs: Iterable[tuple[str, str]]
 ) -> list[dict[str, Any]]:
-    """The streams of those names, each with the groups that it has and those of `pairs`, the handlers'.
+    """Return the streams with these names, each with its groups in Redis and those of `pairs`, the handlers'.
 
-    Raises redis-py's errors, also for a key that is no stream.
+    Raises redis-py's errors, also for a key that is not a stream.
     """
     infos = await inspect.streams(redis, names) if names else []
     members = {(info.stream, group) for info in infos for group in info.groups}

@@ -1,7 +1,6 @@
-"""The state of a pool and its groups in one document: what `supervisor status` and the HTTP service show.
+"""Collects the state of a pool and its groups into one document, for `supervisor status` and the HTTP service.
 
-The arbiter tells of its processes, Redis of its groups; this puts the two together and judges neither
-beyond one word, `state`. It starts nothing and changes nothing.
+Processes come from the arbiter, groups from Redis. It starts nothing and changes nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
     from supervisor.settings.model import Settings
 
-#: A server that does not answer in this time is shown as unreachable.
+#: A Redis that does not answer within this time is shown as unreachable.
 REDIS_LIMIT_S = 2.0
 
 
@@ -59,17 +58,17 @@ async def collect(settings: Settings, root: Path | None = None) -> dict[str, Any
 
 
 def configured_pairs(settings: Settings, root: Path) -> list[tuple[str, str]]:
-    """(stream, group) of each handler. Raises HandlerError."""
+    """Return (stream, group) of each handler; imports the handlers. Raises HandlerError."""
     from supervisor.handling.load import load_handlers
 
     return [(spec.stream, spec.group) for spec in load_handlers(settings, root)]
 
 
 async def with_memory(workers: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The workers with their resident and their proportional memory, None where the system does not tell.
+    """Add the resident and proportional memory of each worker, None where the system does not report it.
 
-    The kernel walks through all pages of a process for it, while the process may have to wait. So whoever
-    wants to know looks, in a thread, and never the arbiter.
+    The kernel walks all pages of a process for it and may block that process meanwhile. So it is read only for a
+    reader of the status, in a thread, and never by the arbiter.
     """
 
     def look() -> list[dict[str, Any]]:

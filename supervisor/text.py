@@ -14,15 +14,15 @@ _DAY_S = 86400
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 worker`, `2 workers`."""
+    """Return `1 worker`, `2 workers`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def duration_text(seconds: float | None) -> str:
-    """`45 s`, `3 m 20 s`, `2 h 5 m`, `4 d 3 h`; `-` for none."""
+    """Return `45 s`, `3 m 20 s`, `2 h 5 m` or `4 d 3 h`; `-` for None."""
     if seconds is None:
         return "-"
-    if seconds < 10:  # noqa: PLR2004 - where a decimal still tells something
+    if seconds < 10:  # noqa: PLR2004 - a decimal is still useful there
         return f"{seconds:.1f} s"
     whole = int(seconds)
     if whole < _MINUTE_S:
@@ -35,7 +35,7 @@ def duration_text(seconds: float | None) -> str:
 
 
 def exit_text(left: Mapping[str, Any] | None) -> str:
-    """How a child left, from its entry in `status`: `SIGKILL after 1.5 s`, `exit 3 after 2 m 5 s`; `-` for not yet."""
+    """Return how a child exited, from its entry in `status`: `SIGKILL after 1.5 s`, `exit 3 after 2 m 5 s`, or `-`."""
     if left is None:
         return "-"
     what = left["reason"]
@@ -47,7 +47,7 @@ def exit_text(left: Mapping[str, Any] | None) -> str:
 
 
 def signal_name(number: int) -> str:
-    """`SIGKILL`; the number where the system has no name for it."""
+    """Return `SIGKILL`, or `signal 63` for a signal without a name."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -55,7 +55,7 @@ def signal_name(number: int) -> str:
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
-    """`, did you mean 'x'?` when something in `allowed` is close to `word`, else nothing."""
+    """Return `, did you mean 'x'?` when a word in `allowed` is close to `word`, else an empty string."""
     from difflib import get_close_matches
 
     close = get_close_matches(word, list(allowed), n=1, cutoff=0.6)
@@ -63,13 +63,13 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
 
 
 def error_summary(error: BaseException) -> str:
-    """An exception in one line, as logs and dead letters name it."""
+    """Return an exception as one line, for logs and dead letters."""
     text = " ".join(error_text(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def error_text(error: BaseException) -> str:
-    """What an exception says, even when it can't."""
+    """Return the text of an exception; empty when its `__str__` fails."""
     try:
         return str(error)
     except Exception:  # its own __str__ is broken

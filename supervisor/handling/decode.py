@@ -1,7 +1,7 @@
-"""From an entry's fields to what a handler's first parameter asks for.
+"""Decodes an entry's fields into the type of a handler's first parameter.
 
-A field's value in Redis is a string. Pydantic reads numbers, dates and booleans from strings by
-itself; where it can't, the string is tried as JSON. So any program that can XADD is a producer.
+A field's value in Redis is a string. Pydantic reads numbers, dates and booleans from strings; where it can't, the
+string is tried as JSON. So any program that can XADD is a producer.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ ALLOWED = "a pydantic model, a dataclass, a TypedDict, dict[str, str], Message, 
 
 
 def split_batch(annotation: object) -> tuple[bool, object]:
-    """Whether the annotation asks for batches, and of what."""
+    """Return whether the annotation is for batches, and the annotation of one item."""
     if typing.get_origin(annotation) is list:
         return True, typing.get_args(annotation)[0]
     return False, annotation
 
 
 def make_decoder(annotation: object) -> Decoder:
-    """The decoder for one message. Raises TypeError for an annotation that can't be served."""
+    """Make the decoder for one message. Raises TypeError for an unsupported annotation."""
     if annotation is Message:
         return _as_is
     if _is_fields(annotation):
@@ -43,18 +43,18 @@ def make_decoder(annotation: object) -> Decoder:
 
 
 class ModelDecoder:
-    """Validates the fields against a model, trying JSON for what a string can't be."""
+    """Validates the fields against a model; a string that does not fit is tried as JSON."""
 
     def __init__(self, annotation: object) -> None:
         adapter: TypeAdapter[Any] = TypeAdapter(annotation)  # type: ignore[arg-type]
-        # Else a name that can't be resolved would only show at the first message.
+        # Otherwise an unresolvable name would only show at the first message.
         adapter.rebuild(raise_errors=True)
         self._validate = adapter.validate_python
-        #: Fields that were seen to need JSON: tried so first, to validate once and not twice.
+        #: Fields that needed JSON before: JSON is tried first then, to validate only once.
         self._json: set[str] = set()
 
     def __call__(self, message: Message) -> Any:
-        """The validated model. Raises DecodeError with what is wrong, field by field."""
+        """Return the validated model. Raises DecodeError with the errors of each field."""
         fields: dict[str, Any] = dict(message.fields)
         for name in self._json.intersection(fields):
             fields[name] = _from_json(fields[name])
@@ -67,7 +67,7 @@ class ModelDecoder:
         suspects = {name for e in first.errors() for name in e["loc"] if isinstance(name, str) and name in raw}
         fields: dict[str, Any] = dict(raw)
         for name in suspects | self._json.intersection(raw):
-            # What failed as JSON is tried as the plain string, and the other way round.
+            # A field that failed as JSON is tried as a string, and the other way round.
             if not (name in self._json and name in suspects):
                 fields[name] = _from_json(raw[name])
         try:

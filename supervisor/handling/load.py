@@ -1,7 +1,7 @@
-"""Imports the handler modules and makes one `HandlerSpec` of each declaration.
+"""Imports the handler modules and makes a `HandlerSpec` of each declaration.
 
-It runs once, in the arbiter before the first fork, so that workers share what was imported; decoders
-are built here too. Everything that is wrong is a HandlerError that names file and line.
+It runs once, in the arbiter before the first fork, so that workers share the imported code and the decoders.
+Every error is a HandlerError that names file and line.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 
 _INIT = "`supervisor init` makes an example"
-#: The packages that pool and commands import only when they need them.
+#: Packages that the pool and the commands import late.
 _OURS = ("redis.asyncio", "hiredis", "uvloop", "psutil", "orjson", "structlog", "rich")
-#: How the folders are called that packages are installed into.
+#: Names of folders with installed packages.
 _INSTALLED = ("site-packages", "dist-packages")
 
 
@@ -75,27 +75,27 @@ def load_handlers(settings: Settings, root: Path) -> list[HandlerSpec]:
 
 
 def make_importable(root: Path) -> None:
-    """Have the project's modules found, before what is installed and after the standard library.
+    """Put `root` on the import path, before installed packages and after the standard library.
 
-    What the supervisor itself needs of the installed packages is imported first: so no file of the project
-    (its own queue.py, a folder redis/) takes the place of what somebody else means.
+    The installed packages that the supervisor needs are imported first, so that no module of the project (a folder
+    redis/, say) is imported instead of them.
     """
     if (entry := str(root)) in sys.path:
         return
     for name in _OURS:
-        with contextlib.suppress(ImportError):  # not there on this system; who needs it will say so
+        with contextlib.suppress(ImportError):  # not on this system; the code that needs it reports it
             importlib.import_module(name)
     installed = (at for at, path in enumerate(sys.path) if Path(path).name in _INSTALLED)
     sys.path.insert(next(installed, len(sys.path)), entry)
 
 
 def specs_of(settings: Settings, functions: Iterable[Callable[..., Any]]) -> list[HandlerSpec]:
-    """The handlers among `functions`, for programs that name them instead of modules."""
+    """Return the handlers among `functions`, for programs that pass functions instead of module names."""
     return make_specs(settings, list(declarations_in(functions)))
 
 
 def make_specs(settings: Settings, functions: list[tuple[Callable[..., Any], Declaration]]) -> list[HandlerSpec]:
-    """One spec a declaration. Raises HandlerError, also when two handlers claim one (stream, group)."""
+    """Make one spec for each declaration. Raises HandlerError, also for two handlers of one (stream, group)."""
     taken: dict[tuple[str, str], tuple[Callable[..., Any], Declaration]] = {}
     for function, declaration in functions:
         key = declaration.stream, declaration.group
@@ -124,7 +124,7 @@ def _spec(settings: Settings, function: Callable[..., Any], declaration: Declara
     batch, item = split_batch(annotation)
     name = f"{function.__module__}.{function.__qualname__}"
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise HandlerError(f"{declaration.where}: {name} is a generator (it has `yield`), which nobody would run")
+        raise HandlerError(f"{declaration.where}: {name} is a generator (it has `yield`), which is not supported")
     try:
         decode = make_decoder(item)
     except TypeError as error:

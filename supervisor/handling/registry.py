@@ -1,8 +1,7 @@
-"""`@handler`: says which messages a function takes, and how.
+"""`@handler`: declares which messages a function handles, and how.
 
-The declaration is kept on the function itself and found by `supervisor.handling.load`; the function
-stays what it was, so a test may simply call it. A wrong declaration fails at import with its file
-and line.
+The declaration is stored on the function and found by `supervisor.handling.load`. The function itself is unchanged, so
+a test can call it. A wrong declaration fails at import with its file and line.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from supervisor.text import did_you_mean
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-#: Where a function keeps its declarations.
+#: The attribute of a function with its declarations.
 ATTRIBUTE = "__supervisor_handlers__"
-#: A group of this name would put its keys where a stream keeps its idempotency keys.
+#: The keys of a group with this name would be the idempotency keys of the stream.
 _RESERVED_GROUPS = {"idempotency"}
 
 
 class DeclaredOptions(TypedDict, total=False):
-    """What a handler may say of its own delivery; config.toml has the last word."""
+    """The options of `@handler`; config.toml overrides them."""
 
     max_deliveries: int
     timeout_s: float
@@ -51,9 +50,9 @@ class Declaration:
 
 
 def handler(stream: str, *, group: str, **options: Unpack[DeclaredOptions]) -> Callable[[Function], Function]:
-    """Have the decorated function handle `stream`'s messages as a member of `group`.
+    """Declare that the function handles the messages of `stream` as a member of `group`.
 
-    The first parameter's annotation says what it gets: a pydantic model, a dataclass, a TypedDict,
+    The annotation of the first parameter says what it gets: a pydantic model, a dataclass, a TypedDict,
     `dict[str, str]`, `Message`, or a `list[...]` of one of these for batches. Returning means done;
     raising means retry with backoff, then dead letter. Options: max_deliveries, timeout_s,
     concurrency (per worker), batch_size, retry_base_s, retry_max_s, start ("0" or "$").
@@ -78,7 +77,7 @@ def handler(stream: str, *, group: str, **options: Unpack[DeclaredOptions]) -> C
 
 
 def first_parameter(function: Callable[..., Any], where: str) -> object:
-    """The annotation of the function's first parameter. Raises HandlerError when there is none."""
+    """Return the annotation of the function's first parameter. Raises HandlerError when there is none."""
     code = getattr(function, "__code__", None)
     if code is None or code.co_argcount < 1:
         raise HandlerError(f"{where}: {_name(function)} must take the message as its first parameter")

@@ -1,26 +1,25 @@
-"""Takes what is secret out of what is shown: passwords in URLs, values of keys that are named after a secret."""
+"""Hides secrets in output: passwords in URLs, and values of keys that are named like a secret."""
 
 from __future__ import annotations
 
 import re
 from urllib.parse import unquote_plus
 
-#: Parts of names whose values are nobody's business.
+#: A name with one of these parts has a secret value.
 _SECRET_WORDS = ("token", "password", "secret", "api_key")
 _IN_QUERY = re.compile(r"[?&]([^=&?]*)=")
 
 
 def is_secret(name: str) -> bool:
-    """Whether a key or parameter of that name holds a secret."""
+    """Return whether a key or parameter with this name holds a secret."""
     return any(word in name.lower() for word in _SECRET_WORDS)
 
 
 def masked(url: str) -> str:
-    """The URL with its passwords as `***`, for logs and status.
+    """Return the URL with its passwords as `***`, for logs and status.
 
-    It looks at the text and not at its parts: a password with an unescaped `@`, `/` or `#` makes a URL that
-    parses as something else, and must be hidden all the same. So whatever comes before the last `@` counts as
-    credentials.
+    It works on the text, not on the parsed URL: a password with an unescaped `@`, `/` or `#` parses as something else
+    and must be hidden too. So everything before the last `@` counts as credentials.
     """
     scheme, mark, rest = _without_query_secrets(url).partition("://")
     user, _, host = rest.rpartition("@")

@@ -20,7 +20,7 @@ _PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][
 SECONDS = Number(above=0)
 COUNT = Whole(1)
 BATCH = Whole(1, 10_000)
-RETENTION = Duration(zero="for ever")
+RETENTION = Duration(zero="no limit")
 START = Text('an entry id such as "0" or "1700000000000-0", or "$" for new entries only', r"\$|[0-9]+(-[0-9]+)?")
 BIND = Text("host:port, with an IPv6 host in brackets", rf"(\[[0-9a-fA-F:.]+\]|[^:\s\[\]]+):{_PORT}")
 ROUTER = Text(

@@ -1,4 +1,4 @@
-"""Where a pool keeps its files: control socket, lock, lease token and the embedded Redis."""
+"""The paths of a pool's files: control socket, lock, lease token and the embedded Redis."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class PoolPaths:
     token: Path
     #: How the last pool has ended.
     exit_report: Path
-    #: A lock file a slot.
+    #: The folder with a lock file for each slot.
     slots: Path
     redis_dir: Path
     redis_socket: Path
 
 
 def pool_paths(settings: Settings) -> PoolPaths:
-    """The paths of the pool that `settings` describe; creates nothing."""
+    """Return the paths of the pool; creates nothing."""
     state = settings.state_dir.absolute()
     return PoolPaths(
         state_dir=state,
@@ -46,12 +46,12 @@ def pool_paths(settings: Settings) -> PoolPaths:
 
 
 def redis_url(settings: Settings) -> str:
-    """The URL to connect to: the configured one, or that of the embedded server."""
+    """Return the URL to connect to: the configured one, or that of the embedded server."""
     return settings.redis.url or f"unix://{pool_paths(settings).redis_socket}"
 
 
 def _socket_path(state: Path, name: str) -> Path:
-    """`name` in the state directory, or in the runtime directory when that path is too long to bind."""
+    """Return `name` in the state directory, or in the runtime directory when that path is too long for a socket."""
     path = state / name
     if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX:
         return path

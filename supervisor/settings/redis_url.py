@@ -1,7 +1,7 @@
-"""The forms of `[redis] url`, taken apart: one server, a master that Sentinel names, or a cluster.
+"""Parses the forms of `[redis] url`: one server, a master that Sentinel names, or a cluster.
 
-Several hosts, the master's name and Sentinel's own credentials are what redis-py's URLs can't say; all
-else is left to it, as the URL of one of the hosts. What is wrong is told without quoting what may be a password.
+redis-py's URLs have no form for several hosts, the master's name and Sentinel's credentials. Everything else is left
+to redis-py, as the URL of one of the hosts. Errors never quote text that may be a password.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from supervisor.text import did_you_mean
 
 Kind = Literal["server", "sentinel", "cluster"]
 
-#: Scheme -> what it stands for and redis-py's scheme for each server.
+#: Scheme -> its kind and redis-py's scheme for each server.
 _SCHEMES: dict[str, tuple[Kind, str]] = {
     "redis": ("server", "redis"),
     "rediss": ("server", "rediss"),
@@ -27,7 +27,7 @@ _SCHEMES: dict[str, tuple[Kind, str]] = {
     "rediss+cluster": ("cluster", "rediss"),
 }
 FORMS = "redis://..., rediss://... (TLS), unix://..., redis+sentinel://..., redis+cluster://..."
-#: What others write -> ours.
+#: Schemes of other libraries -> ours.
 _OTHER_SCHEMES = {
     "sentinel": "redis+sentinel",
     "sentinels": "rediss+sentinel",
@@ -45,7 +45,7 @@ _OTHER_SCHEMES = {
     "redis+socket": "unix",
     "redis+unix": "unix",
 }
-#: Names that others give the master by, in the query.
+#: Query parameters in which other libraries expect the master's name.
 _MASTER_WORDS = frozenset(
     {"master", "master_name", "mastername", "sentinelmasterid", "sentinelservice", "service_name"}
 )
@@ -61,12 +61,12 @@ _EXAMPLES = {
 
 @dataclass(frozen=True, slots=True)
 class RedisUrl:
-    """A URL that was understood."""
+    """A parsed URL."""
 
     kind: Kind
-    #: For redis-py: the server's own, or with the first of the hosts in place of the server.
+    #: For redis-py: with the first host as the server.
     url: str
-    #: Where to ask: the sentinels, or nodes of the cluster. One server has none.
+    #: The sentinels, or nodes of the cluster; empty for one server.
     hosts: tuple[tuple[str, int], ...] = ()
     #: The name by which Sentinel knows the master.
     master: str = ""
@@ -76,7 +76,7 @@ class RedisUrl:
 
 @lru_cache(maxsize=32)
 def parse(url: str) -> RedisUrl:
-    """Raises ValueError, whose text says what to write instead."""
+    """Parse the URL. Raises ValueError, whose text says what to write instead."""
     scheme, mark, rest = url.partition("://")
     if not mark or not rest or scheme.lower() not in _SCHEMES:
         raise ValueError(_unknown(scheme if mark else ""))
@@ -99,24 +99,24 @@ def parse(url: str) -> RedisUrl:
 
 
 def is_cluster(url: str) -> bool:
-    """Whether each key is on a server of its own. Raises ValueError as `parse` does."""
+    """Return whether the URL names a cluster. Raises ValueError as `parse` does."""
     return parse(url).kind == "cluster"
 
 
 def netloc(host: str, port: int) -> str:
-    """`host:port` as a URL has it."""
+    """Return `host:port` as in a URL."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _unknown(scheme: str) -> str:
     if scheme.lower() in _SCHEMES:
-        return f"must be {scheme}:// and something behind it"
+        return f"must be {scheme}:// with an address behind it"
     near = _OTHER_SCHEMES.get(scheme.lower())
     return f"must be {FORMS} or empty" + (f", did you mean {near!r}?" if near else did_you_mean(scheme, _SCHEMES))
 
 
 def _check_server(authority: str, path: str) -> None:
-    """What redis-py would pass over: it takes a database that is no number for 0."""
+    """Check what redis-py ignores: for it, a database that is not a number is 0."""
     port = re.search(r":([0-9]+)$", authority)
     if port and not 0 < int(port[1]) <= _PORT_MAX:
         raise ValueError(f"must have a port from 1 to {_PORT_MAX}, as in {_EXAMPLES['server']}")
@@ -133,7 +133,7 @@ def _host(text: str, kind: Kind) -> tuple[str, int]:
 
 
 def _behind_sentinels(path: str, options: dict[str, str]) -> tuple[str, str]:
-    """The master's name and the database."""
+    """Return the master's name and the database."""
     master, _, database = (unquote(part) for part in path.rstrip("/").partition("/"))
     stray = next((name for name in options if name.lower() in _MASTER_WORDS), None)
     if not master or master.isdecimal() or stray:
@@ -146,7 +146,7 @@ def _behind_sentinels(path: str, options: dict[str, str]) -> tuple[str, str]:
 
 
 def _behind_nodes(path: str, options: dict[str, str]) -> tuple[str, str]:
-    """Nothing: a cluster has no master's name and one database."""
+    """Check that nothing follows: a cluster has no master's name and only database 0."""
     if path.strip("/") not in ("", "0") or options.get("db", "0") != "0":
         raise ValueError(
             f"must have nothing behind the hosts: a cluster has database 0 only, as in {_EXAMPLES['cluster']}"

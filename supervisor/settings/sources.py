@@ -1,7 +1,7 @@
-"""Where values come from: config.toml with its line numbers, and the environment.
+"""Reads the sources of settings: config.toml with its line numbers, and the environment.
 
-Each source becomes a flat mapping from path to `Given`; what is allowed is not judged here, except
-that an environment variable which names no setting is refused.
+Each source becomes a flat mapping from path to `Given`. Values are not checked here, but an environment variable that
+names no setting is an error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PREFIX = "SUPERVISOR_"
-#: Common names that are understood too; our own variable wins over them.
+#: Common names that are understood too; our own variables are stronger.
 FOREIGN_VARIABLES: dict[str, KeyPath] = {"REDIS_URL": ("redis", "url")}
 #: Set by supervisord for its children, and by Kubernetes for a Service whose name begins with "supervisor".
 _NOT_OURS = re.compile(
@@ -40,7 +40,7 @@ _TOML_LINE = re.compile(r"""\s*(?:(?P<table>\[[^\[].*\])|(?P<key>(?:"[^"]*"|'[^'
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A value and where it was found, as `config show` and errors name it."""
+    """A value and where it was found, for `config show` and errors."""
 
     value: Any
     origin: str
@@ -50,12 +50,12 @@ Layer = dict[KeyPath, Given]
 
 
 def dotted(path: KeyPath) -> str:
-    """The path as TOML writes it: `stream."events:user_created".max_deliveries`."""
+    """Return the path as TOML writes it: `stream."events:user_created".max_deliveries`."""
     return ".".join(part if _BARE_KEY.fullmatch(part) else json.dumps(part, ensure_ascii=False) for part in path)
 
 
 def file_layer(path: Path) -> Layer:
-    """What the file says. Raises ConfigError when it can't be read or is not TOML."""
+    """Read the file. Raises ConfigError when it can't be read or is not TOML."""
     try:
         text = path.read_text(encoding="utf-8")
         tables = tomllib.loads(text)
@@ -75,7 +75,7 @@ def file_layer(path: Path) -> Layer:
 
 
 def salvaged_layer(path: Path) -> Layer:
-    """What tells where the pool is, from a file that is not valid TOML: its keys are looked at line by line."""
+    """Find `state_dir`, which says where the pool is, in a file that is not valid TOML."""
     layer: Layer = {}
     with contextlib.suppress(OSError, UnicodeDecodeError):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -89,7 +89,7 @@ def salvaged_layer(path: Path) -> Layer:
 
 
 def leaves(tables: Mapping[str, Any], above: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    """Every path that holds no table, and the empty tables."""
+    """Yield the path and value of everything that is not a table, and of empty tables."""
     for name, value in tables.items():
         path = (*above, name)
         if isinstance(value, dict) and value:
@@ -99,9 +99,9 @@ def leaves(tables: Mapping[str, Any], above: KeyPath = ()) -> Iterator[tuple[Key
 
 
 def environment_layer(environ: Mapping[str, str], below: Layer) -> tuple[Layer, list[str]]:
-    """What the environment says, and one error for each variable of ours that names no setting.
+    """Read the environment; return its values, and an error for each variable that names no setting.
 
-    `below` tells the types of `[app]` keys, which have no other declaration.
+    The types of `[app]` keys, which are not declared, are those of their values in `below`.
     """
     known = _variables()
     layer: Layer = {}
@@ -124,7 +124,7 @@ def environment_layer(environ: Mapping[str, str], below: Layer) -> tuple[Layer, 
 
 
 def _variables() -> dict[str, tuple[KeyPath, Kind]]:
-    """All variables that name a setting, with its path and kind."""
+    """Return all variables that name a setting, with the path and kind of the setting."""
     found: dict[str, tuple[KeyPath, Kind]] = {}
     for name, (kind, _) in Settings.fields.items():
         if isinstance(kind, Tables | FreeTable):
@@ -143,11 +143,11 @@ def _unknown(name: str, known: Mapping[str, Any]) -> str:
     last = name.removeprefix(PREFIX).rpartition("__")[2]
     same_key = [other for other in known if other.endswith((f"__{last}", f"{PREFIX}{last}"))]
     near = f", did you mean {same_key[0]!r}?" if len(same_key) == 1 else did_you_mean(name, known)
-    return f"there is no such setting{near} (`supervisor config show` lists all; sections are set off by __)"
+    return f"there is no such setting{near} (`supervisor config show` lists all; sections are separated by __)"
 
 
 def _line_numbers(text: str) -> dict[KeyPath, int]:
-    """The line of each table and key. A line within a multi-line string may add a path that does not exist."""
+    """Return the line of each table and key. Lines of a multi-line string may add paths that do not exist."""
     lines: dict[KeyPath, int] = {}
     table: KeyPath = ()
     for number, line in enumerate(text.splitlines(), 1):

@@ -1,7 +1,4 @@
-"""Overrides in config.toml that nobody reads: those of streams and groups that no handler has.
-
-Mostly a mistyped name, and then the override seems to hold and does not.
-"""
+"""Finds overrides in config.toml for streams and groups without a handler: mostly mistyped names."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def unused_overrides(loaded: Loaded, pairs: Iterable[tuple[str, str]]) -> list[str]:
-    """One line for each such override; `pairs` are the handlers' (stream, group)."""
+    """Return a line for each such override. `pairs` has (stream, group) of each handler."""
     groups: dict[str, list[str]] = {}
     for stream, group in pairs:
         groups.setdefault(stream, []).append(group)

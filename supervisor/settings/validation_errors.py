@@ -1,4 +1,4 @@
-"""What is wrong with a value: where it stands, what it is, what is allowed. Secrets are never shown."""
+"""Words errors of settings: where the value is, what it is, what is allowed. Secrets are never shown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def error_line(problem: Problem, layer: Layer) -> str:
-    """One line about what is wrong, with the place it was found in."""
+    """Return a line about the problem with the place of the value."""
     path, name = problem.path, dotted(problem.path)
     given = next((layer[path[:n]] for n in range(len(path), 0, -1) if path[:n] in layer), None)
     origin = given.origin if given else next((g.origin for p, g in layer.items() if p[: len(path)] == path), "default")
@@ -32,7 +32,7 @@ def error_line(problem: Problem, layer: Layer) -> str:
 
 
 def shown(path: KeyPath, value: Any) -> str:
-    """The value as TOML would write it, without its secrets."""
+    """Return the value as TOML writes it, with its secrets hidden."""
     if is_secret(path[-1]) and value:
         return '"***"'
     if isinstance(value, Path):
@@ -43,14 +43,14 @@ def shown(path: KeyPath, value: Any) -> str:
 
 
 def _right_table(path: KeyPath) -> str:
-    """For a key that exists in another table: which one."""
+    """Return a hint at the table that has the key, if one does."""
     tables = [path[:2], *((section,) for section in Settings.fields)]
     found = next((table for table in tables if table != path[:-1] and path[-1] in _fields(table)), None)
     return f", it belongs to [{dotted(found)}]" if found else ""
 
 
 def _fields(table: KeyPath) -> dict[str, Any]:
-    """The keys of the table at that path, none where keys are free."""
+    """Return the keys of the table at that path; empty where keys are free."""
     section: type[Section] = Settings
     parts = iter(table)
     for part in parts:

@@ -77,7 +77,7 @@ def test_ports_that_are_left_out() -> None:
         ("valkey://h", "did you mean 'redis'?"),
         ("redis+socket:///x", "did you mean 'unix'?"),
         ("h:6379", "must be redis://..."),
-        ("redis://", "must be redis:// and something behind it"),
+        ("redis://", "must be redis:// with an address behind it"),
         ("redis://h:65536", "must have a port from 1 to 65535"),
         ("rediss://me:p@h:0/1", "must have a port from 1 to 65535"),
         ("redis://h/cache", "a number as the database behind the host"),
