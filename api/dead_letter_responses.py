@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from fastapi.responses import Response
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from supervisor.broker import inspect
 from supervisor.broker.dead_letters import by_ids
-from supervisor.broker.redis_errors import UNREACHABLE, code_of
+from supervisor.broker.redis_errors import CONNECTION_LOST, UNREACHABLE, code_of
 from supervisor.broker.replay import Outcome, drop, replay
 from supervisor.core.dead_letter import Filter, Letter
 
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from .service import Service
 
 _ACTIONS = {"replay": replay, "drop": drop}
-_LOST = (RedisConnectionError, RedisTimeoutError, OSError)
 
 
 async def pairs_of(service: Service, redis: Redis, stream: str, group: str | None) -> list[Pair]:
@@ -125,7 +122,7 @@ async def _carry_out(redis: Redis, verb: str, letters: Sequence[Letter]) -> list
     """Raises Problem when the connection is lost: what was done until then is not known."""
     try:
         return await _ACTIONS[verb](redis, letters)
-    except _LOST as error:
+    except CONNECTION_LOST as error:
         said = str(error) or "no answer in time"
         detail = f"{said}; some may be done, and what is still listed may be asked for again"
         raise Problem("outcome-unknown", detail, code=UNREACHABLE) from None

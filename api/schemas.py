@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from pydantic import AfterValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from supervisor.core.ids import whole_id
+from supervisor.core.ids import normalize_id
 
 from .problems import KINDS, MEDIA_TYPE, Problem
 
@@ -43,7 +43,7 @@ def _writable(name: str) -> str:
 def check_id(text: str) -> str:
     """An entry's id, `-0` added where the sequence is missing. Raises a validation error."""
     try:
-        return whole_id(text)
+        return normalize_id(text)
     except ValueError:
         raise PydanticCustomError("entry_id", "an entry's id looks like 1764000000000-0") from None
 

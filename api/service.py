@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 from fastapi import Depends, Request
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from supervisor.broker.connect import client
-from supervisor.broker.redis_errors import code_of
+from supervisor.broker.redis_errors import REDIS_FAULTS, code_of
 from supervisor.control.client import request as ask_arbiter
 from supervisor.errors import SupervisorError
 from supervisor.publisher import Publisher
@@ -141,7 +141,7 @@ class Service:
         except ResponseError as error:
             # Before Redis 7 a script has no flags and does not compile: Redis answers, and that is all we know.
             return "" if code_of(error) == "ERR" else f"{code_of(error)}: {error}"
-        except (RedisError, OSError) as error:
+        except REDIS_FAULTS as error:
             return str(error) or "no answer in time"
         return ""
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 from fastapi import APIRouter, Depends, Header
 from fastapi.responses import StreamingResponse
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from supervisor.broker.connect import client
+from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.fastapi import RedisDep
 
 from .message_routes import as_message
@@ -116,7 +117,7 @@ class _Tail(StreamingResponse):
             try:
                 rows = await _read(redis, self._stream, self._after, ends)
                 failures = 0
-            except (RedisError, OSError):
+            except REDIS_FAULTS:
                 await asyncio.wait(
                     ends, timeout=BACKOFF_S[min(failures, len(BACKOFF_S) - 1)], return_when=asyncio.FIRST_COMPLETED
                 )

@@ -14,9 +14,8 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
-
 from supervisor.broker.connect import client
+from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.core.backoff import backoff_s
 from supervisor.errors import SupervisorError
 from supervisor.keeper.lease import RENEW_S
@@ -74,7 +73,7 @@ class AppConsumers:
         while not self._stopping.is_set():
             try:
                 lease = await NumberedLease.find(self._redis, self._settings.pool.host, self._name)
-            except (RedisError, OSError) as error:
+            except REDIS_FAULTS as error:
                 failures += 1
                 self._faults.redis("can't take an app name", error)
             else:
@@ -108,7 +107,7 @@ class AppConsumers:
         results = await asyncio.gather(*tasks, return_exceptions=True)
         for runtime in runtimes:
             await runtime.close()
-        with contextlib.suppress(RedisError, OSError):  # the lease expires by itself
+        with contextlib.suppress(*REDIS_FAULTS):  # the lease expires by itself
             await lease.leave()
         failed = [result for result in results if isinstance(result, Exception)]
         if failed:
@@ -128,8 +127,8 @@ class AppConsumers:
                 if not self._stopping.is_set():
                     await reaper.look()
                     await trimmer.look()
-            except (RedisError, OSError) as error:
-                reaper.lost_sight()
+            except REDIS_FAULTS as error:
+                reaper.note_outage()
                 self._faults.redis("can't renew the app name", error)
                 await trimmer.make_room(error)
             else:

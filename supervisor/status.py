@@ -11,10 +11,9 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
-
 from supervisor.broker import inspect
 from supervisor.broker.connect import client, describe
+from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.control.client import request
 from supervisor.errors import HandlerError, NotRunningError
 from supervisor.settings.masking import masked
@@ -44,7 +43,7 @@ async def collect(settings: Settings, root: Path | None = None) -> dict[str, Any
         described = await describe(redis)
         server |= {"version": described.version, "durability": described.durability}
         groups = [info.as_dict() for info in await inspect.groups(redis, _pairs(told, settings, root))]
-    except (RedisError, OSError) as error:
+    except REDIS_FAULTS as error:
         server["error"] = str(error) or type(error).__name__
     finally:
         await redis.aclose()

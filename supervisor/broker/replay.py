@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 
 from supervisor.broker.redis_errors import code_of
 from supervisor.broker.scripts import REPLAY
-from supervisor.core.ids import whole_id
+from supervisor.core.ids import normalize_id
 from supervisor.keys import REPLAY_CONSUMER, crashes_key, dead_key, replay_key, retries_key
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _replay_command(letter: Letter) -> tuple[Any, ...]:
 def _message_id(letter: Letter) -> str:
     """As Redis writes it; empty where the letter has none: anybody can write letters."""
     try:
-        return whole_id(letter.id)
+        return normalize_id(letter.id)
     except ValueError:
         return ""
 

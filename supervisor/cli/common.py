@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from supervisor.core.ids import whole_id
+from supervisor.core.ids import normalize_id
 from supervisor.errors import UsageError
 from supervisor.values import Duration, Kind, Whole
 
@@ -70,7 +70,7 @@ class EntryId(Kind):
     def check(self, value: Any) -> str:
         """Return the whole id. Raises ValueError."""
         try:
-            return whole_id(value)
+            return normalize_id(value)
         except ValueError:
             raise ValueError("must be an id such as 1764000000000-0") from None
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from supervisor.broker.connect import client
-from supervisor.broker.redis_errors import likely_cause, permanent_cause
+from supervisor.broker.redis_errors import CONNECTION_LOST, likely_cause, permanent_cause
 from supervisor.errors import RedisUnreachableError, SupervisorError
 from supervisor.settings.masking import masked
 from supervisor.settings.paths import redis_url
@@ -22,9 +20,6 @@ if TYPE_CHECKING:
 
     from supervisor.settings.model import Settings
 
-#: What means that the server is not there, as opposed to that it refuses.
-LOST = (RedisConnectionError, RedisTimeoutError, OSError)
-
 
 @asynccontextmanager
 async def open_redis(settings: Settings) -> AsyncIterator[Redis]:
@@ -34,7 +29,7 @@ async def open_redis(settings: Settings) -> AsyncIterator[Redis]:
         yield redis
     except BrokenPipeError:  # stdout, not Redis
         raise
-    except LOST as error:
+    except CONNECTION_LOST as error:
         raise unreachable(settings, error) from None
     except RedisError as error:
         raise refused(settings, error) from None

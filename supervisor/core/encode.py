@@ -1,7 +1,7 @@
-"""From a message to the fields of an entry: strings as they are, everything else as JSON text. Pure.
+"""Encodes a message as the fields of an entry: strings as they are, everything else as JSON text. Pure.
 
-What JSON has as a string (dates, UUIDs, enums of strings) is stored without its quotes, so that any
-program reads it as what it is. `supervisor.handling.decode` is the way back.
+Values that JSON writes as strings (dates, UUIDs, enums of strings) are stored without the quotes, so that any program
+can read them. `supervisor.handling.decode` is the way back.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import orjson
 
 from supervisor.errors import EncodeError
 
-#: A script takes a message's fields as one list of arguments, and Lua unpacks at most about 8000.
+#: Keeps every script that writes an entry quick.
 FIELDS_MAX = 1_000
 _OPTIONS = orjson.OPT_NON_STR_KEYS
 
 
 def fields_of(message: Any) -> dict[str, str]:
-    """The fields of a mapping, a pydantic model or a dataclass. Raises EncodeError."""
+    """Return the fields of a mapping, a pydantic model or a dataclass. Raises EncodeError."""
     if isinstance(message, Mapping):
         return encode_fields(message)
     if hasattr(message, "model_dump"):
@@ -35,7 +35,7 @@ def fields_of(message: Any) -> dict[str, str]:
 
 
 def encode_fields(message: Mapping[str, Any]) -> dict[str, str]:
-    """The entry's fields. Raises EncodeError that names the field: no text, no JSON, or none at all."""
+    """Return the fields of a mapping. Raises EncodeError, which names the field at fault."""
     if not message:
         raise EncodeError("a message needs at least one field")
     if len(message) > FIELDS_MAX:
@@ -58,7 +58,7 @@ def _text(name: str, value: object) -> str:
         except UnicodeDecodeError as error:
             raise EncodeError(f"field {name!r}: bytes must be UTF-8: {error.reason}", name) from None
     if isinstance(value, float) and not math.isfinite(value):
-        raise EncodeError(f"field {name!r}: {value} has no JSON; write it as a string", name)
+        raise EncodeError(f"field {name!r}: {value} is not JSON; write it as a string", name)
     text = _json(name, value)
     return json.loads(text) if text.startswith('"') else text
 
@@ -69,18 +69,18 @@ def _json(name: str, value: object) -> str:
     except orjson.JSONEncodeError as error:
         if "64-bit" in str(error):
             return _big_integers(name, value)
-        raise EncodeError(f"field {name!r}: no JSON for it: {error}", name) from None
+        raise EncodeError(f"field {name!r}: not JSON serializable: {error}", name) from None
 
 
 def _big_integers(name: str, value: object) -> str:
     try:
         return json.dumps(value, default=_plain, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise EncodeError(f"field {name!r}: no JSON for it: {error}", name) from None
+        raise EncodeError(f"field {name!r}: not JSON serializable: {error}", name) from None
 
 
 def _plain(value: object) -> Any:
-    """What orjson has no word for."""
+    """Convert a value of a type that orjson does not know."""
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json", by_alias=True)
     if isinstance(value, Decimal | PurePath):

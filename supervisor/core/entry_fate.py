@@ -1,7 +1,7 @@
-"""What became of one entry in each group of its stream, told from what Redis holds of it. Pure.
+"""Determines what became of one entry in each group of its stream, from what Redis holds of it. Pure.
 
-Redis keeps no record of what is settled: an entry that a group has passed and does not hold is done, unless there
-is a dead letter of it. Where the entry itself is gone, even that can't be told from one that was deleted unread.
+Redis keeps no record of settled entries: an entry that a group has passed and does not hold is done, unless there is
+a dead letter of it. When the entry itself is gone, it may also have been deleted unread.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ class Presence(StrEnum):
 
 
 class Fate(StrEnum):
-    """What one group has made of it."""
+    """What became of the entry in one group."""
 
     NO_GROUP = "no such group"
     NOT_DELIVERED = "not delivered yet"
-    #: Deleted or trimmed before this group came to it.
+    #: Deleted or trimmed before this group read it.
     NEVER_DELIVERED = "gone before it was delivered"
-    #: With a worker: read ahead, or its handler runs.
+    #: With a worker: prefetched, or its handler runs.
     IN_HAND = "in hand"
     WAITING = "waiting for a retry"
-    #: By hand; a keeper gives it to a worker within seconds.
+    #: By a replay; a keeper hands it to a worker within seconds.
     PUT_BACK = "put back"
     DONE = "done"
     DEAD = "dead letter"
-    #: Done or deleted unread, one of the two.
+    #: Either done or deleted unread.
     UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where the entry belongs."""
+    """The entry and its stream."""
 
     stream: str
     id: str
     exists: bool
     stored: bool
-    #: Of the stream; empty where it holds, or held, nothing.
+    #: Of the stream; empty when it holds, or held, nothing.
     first_id: str
     last_id: str
     #: The server's clock.
@@ -64,7 +64,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class LetterFact:
-    """The group's dead letter of it."""
+    """The group's dead letter of the entry."""
 
     letter_id: str
     reason: str
@@ -75,37 +75,37 @@ class LetterFact:
 
 @dataclass(frozen=True, slots=True)
 class GroupFacts:
-    """What Redis holds of it for one group."""
+    """What Redis holds of the entry for one group."""
 
     group: str
     #: None: there is no such group.
     last_delivered: str | None = None
-    #: Entries before it that are not delivered either, and whether there may be more.
+    #: Undelivered entries before it, and whether there may be more.
     before: int = 0
     before_at_least: bool = False
-    #: Who holds it: "" when it is not pending.
+    #: The consumer that holds it; "" when it is not pending.
     consumer: str = ""
     idle_ms: int = 0
     #: As Redis counts.
     deliveries: int = 0
-    #: Failed so often, as the record for its retry says; and when that is due.
+    #: From its retry record: failed handler runs, and when the next one is due.
     attempts: int = 0
     next_due_ms: int | None = None
     crashes: int = 0
     letter: LetterFact | None = None
-    #: Dead letters that were not looked at.
+    #: Dead letters that were not searched.
     letters_left: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class GroupVerdict:
-    """A group's facts, and what follows from them."""
+    """A group's facts and the fate that follows from them."""
 
     fate: Fate
     facts: GroupFacts
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return it for JSON."""
         return {"group": self.facts.group, "fate": self.fate.value, **asdict(self.facts)}
 
 
@@ -119,12 +119,12 @@ class Verdict:
 
     @property
     def known(self) -> bool:
-        """Redis holds the entry, or something of it."""
+        """Whether Redis holds the entry or anything about it."""
         held = any(one.facts.consumer or one.facts.letter for one in self.groups)
         return self.presence is Presence.STORED or held
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return it for JSON."""
         about = asdict(self.entry)
         return {
             **{name: about[name] or None for name in ("stream", "id", "first_id", "last_id")},
@@ -136,7 +136,7 @@ class Verdict:
 
 
 def explain(entry: Entry, groups: Sequence[GroupFacts]) -> Verdict:
-    """Put the facts together."""
+    """Return the verdict that follows from the facts."""
     presence = _presence(entry)
     return Verdict(entry, presence, tuple(GroupVerdict(_fate(entry, facts), facts) for facts in groups))
 

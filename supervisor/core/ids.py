@@ -1,23 +1,23 @@
-"""Stream ids as pairs that compare: `<Unix ms>-<sequence>`."""
+"""Stream ids `<Unix ms>-<sequence>` as pairs of numbers, which compare in stream order. Pure."""
 
 from __future__ import annotations
 
 import re
 
 _ID = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
-_MOST = 2**64 - 1
+_PART_MAX = 2**64 - 1
 
 
 def parse_id(entry_id: bytes | str) -> tuple[int, int]:
-    """`b"1700000000000-3"` as `(1700000000000, 3)`. Raises ValueError for anything else."""
+    """Return `(1700000000000, 3)` for `b"1700000000000-3"`. Raises ValueError for anything else."""
     text = entry_id.decode() if isinstance(entry_id, bytes) else entry_id
     ms, _, seq = text.partition("-")
     return int(ms), int(seq or 0)
 
 
-def whole_id(text: str) -> str:
-    """An id that somebody typed, with `-0` where the sequence is missing. Raises ValueError for what can't be one."""
-    parts = parse_id(text) if _ID.fullmatch(text) else (_MOST + 1, 0)
-    if max(parts) > _MOST:
+def normalize_id(text: str) -> str:
+    """Return a typed id, with `-0` where the sequence is missing. Raises ValueError for text that is no id."""
+    parts = parse_id(text) if _ID.fullmatch(text) else (_PART_MAX + 1, 0)
+    if max(parts) > _PART_MAX:
         raise ValueError(f"{text!r} must be an entry's id such as 1764000000000-0")
     return "{}-{}".format(*parts)

@@ -1,10 +1,10 @@
-"""Whose messages may be taken over: those of consumers whose owner is proven to be gone. Pure.
+"""Decides whose messages may be claimed: those of consumers whose owner is proven to be gone. Pure.
 
-A consumer is named `<pool>:<slot>`. Idle time is never a proof: a worker that waits on an empty stream
-looks idle, and a handler that runs for an hour is busy.
+A consumer is named `<pool>:<slot>`. Idle time is no proof: a worker that waits on an empty stream looks idle, and a
+handler that runs for an hour is busy.
 
-Consumers that no pool ever had are somebody else's, and of them nothing can be proven: they are left alone unless
-the operator says after what time theirs is given up.
+Consumers that no pool ever had belong to other programs, and nothing can be proven about them: they are left alone
+unless the operator sets a time after which their messages are claimed.
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ from supervisor.keys import REPLAY_CONSUMER
 
 
 def owner_of(consumer: str) -> tuple[str, int] | None:
-    """(pool, slot) of a consumer that is named as ours are; None: somebody else's."""
+    """Return (pool, slot) of a consumer that is named like a pool's; None for another program's."""
     pool, _, slot = consumer.rpartition(":")
     number = parse_number(slot)
     return (pool, number) if pool and number is not None else None
 
 
 def ownerless(consumers: Iterable[str], own_pool: str, held_slots: Set[int], dead_pools: Set[str]) -> list[str]:
-    """The consumers to take from.
+    """Return the consumers to claim from.
 
-    `held_slots`: of the own pool, the slots that have a process or shall have one again. `dead_pools`:
-    pools that are known to have lived and hold no lease.
+    `held_slots`: the own pool's slots that have a process or will get one. `dead_pools`: known pools without a lease.
     """
     found = []
     for name in consumers:
@@ -42,7 +41,7 @@ def ownerless(consumers: Iterable[str], own_pool: str, held_slots: Set[int], dea
 
 
 def foreign(consumers: Iterable[str], own_pool: str, known_pools: Set[str]) -> list[str]:
-    """The consumers that are not one of ours, nor of one of `known_pools`, which hold a lease or have held one."""
+    """Return the consumers of other programs: of no pool in `known_pools`, which hold or held a lease."""
     found = []
     for name in consumers:
         owner = owner_of(name)

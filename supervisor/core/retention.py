@@ -1,7 +1,7 @@
-"""How long a stream keeps what all its groups have settled, and who holds back what should go. Pure.
+"""Decides how long a stream keeps what all its groups have settled, and which group holds back more. Pure.
 
-What is unread or pending in one group stays whatever the limits say; the script that trims sees to that.
-A group that nobody reads any more so keeps a stream growing for ever: that is told, and never mended by itself.
+Entries that are unread or pending in a group stay whatever the limits say; the trim script sees to that. So a group
+that is no longer read keeps its stream growing: this is reported and never repaired automatically.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
     from supervisor.settings.model import Settings
 
-#: A backlog that comes and goes holds back for a while, and is no news.
+#: A backlog that comes and goes is not reported.
 HELD_S = 60.0
-#: Told again after this long.
+#: Interval between two reports.
 HELD_AGAIN_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """The limits of one stream, 0 for none."""
+    """The limits of one stream; 0: no limit."""
 
     max_age_s: float = 0.0
     max_length: int = 0
 
     def __bool__(self) -> bool:
-        """Whether there is anything to do."""
+        """Return whether there is a limit."""
         return bool(self.max_age_s or self.max_length)
 
 
@@ -44,7 +44,7 @@ class Unsettled:
 
 
 def retention_of(settings: Settings, stream: str) -> Retention:
-    """The stream's own limits, where it has some, else those of `[consumer]`."""
+    """Return the stream's own limits, where it has any, else those of `[consumer]`."""
     own = settings.stream.get(stream)
     age_s = own.max_age if own is not None else None
     length = own.max_length if own is not None else None
@@ -55,7 +55,7 @@ def retention_of(settings: Settings, stream: str) -> Retention:
 
 
 def held_by(retention: Retention, length: int, first_id: str, unsettled: Iterable[Unsettled]) -> str | None:
-    """The group that holds back entries which should go by now; None when nothing is held back.
+    """Return the group that holds back entries beyond the limits, or None.
 
     `length` and `first_id` are the stream's.
     """
@@ -69,19 +69,19 @@ def held_by(retention: Retention, length: int, first_id: str, unsettled: Iterabl
 
 
 @dataclass(slots=True)
-class Patience:
-    """When to tell that a stream's entries are held back."""
+class HeldBackTimer:
+    """Decides when to report that a stream's entries are held back."""
 
     _since_s: dict[str, float] = field(default_factory=dict)
-    _told_s: dict[str, float] = field(default_factory=dict)
+    _reported_s: dict[str, float] = field(default_factory=dict)
 
     def held_s(self, stream: str, now_s: float, *, held: bool) -> float | None:
-        """For how long they have been, when that is to be told now."""
+        """Return for how long they have been held back if that is to be reported now, else None."""
         if not held:
             self._since_s.pop(stream, None)
             return None
         since_s = self._since_s.setdefault(stream, now_s)
-        if now_s - since_s < HELD_S or now_s - self._told_s.get(stream, float("-inf")) < HELD_AGAIN_S:
+        if now_s - since_s < HELD_S or now_s - self._reported_s.get(stream, float("-inf")) < HELD_AGAIN_S:
             return None
-        self._told_s[stream] = now_s
+        self._reported_s[stream] = now_s
         return now_s - since_s

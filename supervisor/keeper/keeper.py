@@ -1,8 +1,8 @@
 """The keeper: the service that does a pool's housekeeping in Redis.
 
-It renews the pool's lease, takes over from consumers whose owner is gone, trims streams that have a retention,
-and counts the backlog where the number of workers follows it. It is a child of the arbiter that may be lost at
-any time: all it knows is in Redis, and its successor goes on from there.
+It renews the pool's lease, reaps consumers whose owner is gone, trims streams that have a retention, and counts the
+backlog if the pool scales with it. It is a child of the arbiter that may be lost at any time: all its state is in
+Redis, and its successor goes on from there.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from supervisor.settings.model import Settings
     from supervisor.shared_state import SharedState
 
-#: How often the backlog is counted.
+#: Interval at which the backlog is counted.
 BACKLOG_S = 1.0
 
 
 def run(settings: Settings, specs: Sequence[HandlerSpec], shared: SharedState, token: str) -> int:
-    """Keep house until told to stop; the exit code."""
+    """Do the housekeeping until SIGTERM or SIGINT; return the exit code."""
     return uvloop.run(_main(settings, specs, shared, token))
 
 
@@ -58,19 +58,19 @@ async def _main(settings: Settings, specs: Sequence[HandlerSpec], shared: Shared
         except TimeoutError:
             continue
     if stop.is_set():
-        await keeper.clear_marks()
+        await keeper.clear_isolation_markers()
     await keeper.close()
     return EXIT_OK
 
 
 class Keeper:
-    """What is done at each turn."""
+    """Does one turn of housekeeping after the other."""
 
     def __init__(self, settings: Settings, specs: Sequence[HandlerSpec], shared: SharedState, token: str) -> None:
         """`token` is the lease's."""
         self._groups = [(spec.stream, spec.group) for spec in specs]
         self._autoscaled = bool(settings.pool.workers_max)
-        #: How long to wait between two turns.
+        #: Pause between two turns.
         self.turn_s = BACKLOG_S if self._autoscaled else RENEW_S
         self._pool = pool_id(settings.pool.host, settings.pool.name)
         self._redis = client(redis_url(settings), connect_timeout_s=settings.redis.connect_timeout_s)
@@ -83,15 +83,15 @@ class Keeper:
         self._trimmer = Trimmer(self._redis, settings, token, self._groups, self._log)
 
     async def once(self) -> None:
-        """One turn; a fault of Redis is told and waits for the next."""
+        """Do one turn; a fault of Redis is logged and the next turn tries again."""
         try:
             if await take(self._redis, self._pool, self._token):
-                await self._keep_house()
+                await self._housekeeping()
             else:
                 self._give_up()
         except REDIS_FAULTS as error:
             self._shared.set(HeaderField.KEEPER_REDIS_OK, 0)
-            self._reaper.lost_sight()
+            self._reaper.note_outage()
             self._faults.redis("can't renew the lease", error)
             await self._trimmer.make_room(error)
         else:
@@ -99,16 +99,16 @@ class Keeper:
             self._faults.resolved("can't renew the lease")
         self._shared.set(HeaderField.KEEPER_BEAT_NS, time.monotonic_ns())
 
-    async def _keep_house(self) -> None:
+    async def _housekeeping(self) -> None:
         if self._autoscaled:
             await self._count_backlog()
         await self._reaper.look()
         await self._trimmer.look()
 
     def _give_up(self) -> None:
-        """The lease is another pool's: this one was silent for too long. The arbiter sees to the rest."""
+        """Tell the arbiter that the lease is another pool's: this one was silent for too long."""
         if not self._shared.get(HeaderField.NAME_TAKEN):
-            self._log.error("another pool has taken this one's name", pool=self._pool)
+            self._log.error("pool name taken", pool=self._pool)
             self._shared.set(HeaderField.NAME_TAKEN, 1)
 
     async def _count_backlog(self) -> None:
@@ -116,8 +116,8 @@ class Keeper:
         self._shared.set(HeaderField.BACKLOG, sum(group.lag for group in found))
         self._shared.set(HeaderField.BACKLOG_NS, time.monotonic_ns())
 
-    async def clear_marks(self) -> None:
-        """All workers were ended on purpose: what one of them ran alone at the drain's deadline did not end it."""
+    async def clear_isolation_markers(self) -> None:
+        """Remove the workers' isolation markers: they were stopped on purpose, so no message is charged for it."""
         names = [consumer_name(self._pool, slot) for slot in range(self._shared.get(HeaderField.WORKERS))]
         with contextlib.suppress(*REDIS_FAULTS):
             for stream, group in self._groups if names else ():
@@ -125,7 +125,7 @@ class Keeper:
                     await self._redis.hdel(isolated_key(key, group), *names)
 
     async def close(self) -> None:
-        """Give the lease back."""
-        with contextlib.suppress(*REDIS_FAULTS):  # it runs out by itself
+        """Give the lease up and disconnect."""
+        with contextlib.suppress(*REDIS_FAULTS):  # the lease expires by itself
             await drop(self._redis, self._pool, self._token)
         await self._redis.aclose()

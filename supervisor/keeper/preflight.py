@@ -1,7 +1,6 @@
-"""The check before anything is started: is Redis there, is the pool's name free, do the groups exist.
+"""Checks before anything is started that Redis answers and the pool's name is free, and creates the groups.
 
-It runs in a forked child of the arbiter, which itself never speaks to Redis, and tells what it found
-as one line of JSON.
+It runs in a forked child of the arbiter, which itself never speaks to Redis, and reports as one line of JSON.
 """
 
 from __future__ import annotations
@@ -41,13 +40,13 @@ if TYPE_CHECKING:
 
 
 def run(settings: Settings, specs: Sequence[HandlerSpec], token: str, out_fd: int) -> int:
-    """Check, write the findings to `out_fd` and return the exit code."""
+    """Run the checks, write the report to `out_fd` and return the exit code."""
     code: int = EXIT_OK
     try:
-        found = asyncio.run(_check(settings, specs, token))
+        report = asyncio.run(_check(settings, specs, token))
     except SupervisorError as error:
-        found, code = {"error": str(error)}, error.exit_code
-    os.write(out_fd, json.dumps(found).encode() + b"\n")
+        report, code = {"error": str(error)}, error.exit_code
+    os.write(out_fd, json.dumps(report).encode() + b"\n")
     return code
 
 
@@ -82,8 +81,8 @@ def _check_names(specs: Sequence[HandlerSpec]) -> None:
     for spec in specs:
         if not fits_cluster(spec.stream):
             raise ConfigError(
-                f"{spec.where}: stream {spec.stream!r}: in a cluster, a }} must end a {{tag}}:"
-                " no other key could be in the stream's slot"
+                f"{spec.where}: stream {spec.stream!r}: in a cluster every }} must end a {{tag}};"
+                " otherwise no other key can be in the stream's slot"
             )
 
 
@@ -99,7 +98,7 @@ async def make_group(redis: Redis, spec: HandlerSpec) -> None:
 
 
 async def _wait_for(redis: Redis, url: str, limit_s: float) -> None:
-    """Wait for an answer, as a server that starts or loads its data needs time."""
+    """Wait until the server answers: one that starts or loads its data needs time."""
     deadline_s = time.monotonic() + limit_s
     tries = 0
     while True:

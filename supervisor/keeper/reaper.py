@@ -1,17 +1,15 @@
-"""Takes over what consumers without an owner still hold, and deletes them.
+"""Reaps consumers without an owner: claims what they hold for living consumers and deletes them.
 
-1. Slots that this pool no longer has: it was started again with fewer workers, or one could not hand over.
-2. Pools whose lease has run out: their host is gone. One keeper at a time does it, elected by a key that
-   expires, and never before it has seen Redis for a whole lease itself: after an outage every pool needs
-   that time to renew.
-3. Consumers of other programs, where the operator has said when theirs is given up (`foreign_after_s`). There is
-   no lease to prove anything, so this goes by time alone, and by the careful one: how long the message has waited
-   since it was last touched (not the consumer's idle time, which before Redis 7.2 grows while it waits), looked at
-   again in the step that claims it; and only once this keeper has itself seen Redis for as long, since a
-   server's downtime counts as idle time. Deleting one that lives after all costs nothing: it holds nothing, and
-   its next read makes it anew.
+1. Slots that this pool no longer has: it was restarted with fewer workers, or a slot could not hand over.
+2. Pools whose lease has run out: their host is gone. One keeper at a time reaps, elected by a key that expires, and
+   only after it has itself seen Redis for a whole lease: after an outage every pool needs that time to renew.
+3. Consumers of other programs, if the operator has set a time for them (`foreign_after_s`). No lease proves anything
+   there, so only time decides, and carefully: the time since the message was last touched (not the consumer's idle
+   time, which before Redis 7.2 grows while it waits), checked again in the step that claims it, and only once this
+   keeper has itself seen Redis for as long, since a server's downtime counts as idle time. Deleting a consumer that
+   lives after all costs nothing: it holds nothing, and its next read creates it again.
 
-It does the same in a group's stream of replayed copies while there is one, and pokes workers to read it.
+The same is done in a group's replay stream while there is one, and workers are poked to read it.
 
 Claims count no delivery (JUSTID), and a consumer is deleted only by a script that finds nothing pending.
 """
@@ -41,124 +39,131 @@ if TYPE_CHECKING:
     from supervisor.shared_state import SharedState
 
 _PAGE = 200
-#: A day.
+#: One day.
 FORGOTTEN_AFTER_MS = 86_400_000
 
 
 class Reaper:
-    """What one keeper does for its pool's groups."""
+    """Reaps in the groups of one pool's handlers: only there the pool has consumers that can take messages."""
 
     def __init__(
         self, redis: Redis, pool: str, token: str, shared: SharedState, groups: Sequence[tuple[str, str]], log: Any
     ) -> None:
-        """`groups` are the (stream, group) of this pool's handlers: only they have someone who can take over."""
+        """`groups` are the (stream, group) of this pool's handlers."""
         self._redis = redis
         self._pool = pool
         self._token = token
         self._shared = shared
         self._groups = groups
         self._log = log
-        self._copies = Replays(redis, pool, shared)
-        self._sight = RedisContinuity()
+        self._replays = Replays(redis, pool, shared)
+        self._continuity = RedisContinuity()
         self._next = 0
-        #: Messages that a consumer of another program holds for longer are taken; 0: never.
+        #: Messages that a consumer of another program holds for longer are claimed; 0: never.
         self.foreign_after_s = 0.0
 
-    def lost_sight(self) -> None:
-        """Redis was away: nobody is taken for dead before all had the time to say that they live."""
-        self._sight.lost()
+    def note_outage(self) -> None:
+        """Note that Redis was away: every pool gets the time to renew its lease before it counts as dead."""
+        self._continuity.lost()
 
     async def look(self) -> None:
-        """One look at all groups. Raises redis-py's errors.
+        """Look at all groups once. Raises redis-py's errors.
 
-        It takes no longer than leaves time to renew the lease: what is taken over by then stays so, and the
-        next look goes on.
+        It ends in time to renew the lease: what was claimed by then stays claimed, and the next look goes on.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RENEW_S):
                 await self._look()
 
     async def _look(self) -> None:
-        await self._sight.look(self._redis)
-        heirs = self._heirs()
-        if not heirs:
+        await self._continuity.look(self._redis)
+        receivers = self._receivers()
+        if not receivers:
             return
-        pools: Any = await self._redis.hkeys(POOLS_KEY)
-        known = {name.decode() for name in pools}
-        dead = await self._without_lease(known) if self._sight.unbroken_s >= LEASE_MS / 1000 else set()
-        replayed = [(stream, group) for stream, group in self._groups if await self._copies.exist(stream, group)]
+        reply: Any = await self._redis.hkeys(POOLS_KEY)
+        known = {name.decode() for name in reply}
+        dead = await self._without_lease(known) if self._continuity.unbroken_s >= LEASE_MS / 1000 else set()
+        replayed = [(stream, group) for stream, group in self._groups if await self._replays.exist(stream, group)]
         pairs = [*self._groups, *((replay_key(stream, group), group) for stream, group in replayed)]
         for stream, group in pairs:
             try:
                 rows: Any = await self._redis.xinfo_consumers(stream, group)
-            except ResponseError:  # the stream or the group is not there: the workers make it
+            except ResponseError:  # the stream or the group is missing; the workers create it
                 continue
-            names = _names(rows)
-            if ownerless(names, self._pool, self._held_slots(), dead):
-                # Looked at again after the time is known: what an owner gets from then on, it gets because it is back.
-                since_ms = await self._redis.eval(NOW.text, 1, stream)
-                still = await self._without_lease(dead)
-                ours = ownerless(names, self._pool, self._held_slots(), still)
-                await self._take_all(stream, group, ours, heirs, since_ms=since_ms)
-            if 0 < self.foreign_after_s <= self._sight.unbroken_s:
-                others = await self._strangers(foreign(names, self._pool, known))
-                await self._take_all(stream, group, others, heirs, idle_ms=int(self.foreign_after_s * 1000))
+            await self._reap_group(stream, group, _names(rows), receivers, known=known, dead=dead)
         for stream, group in replayed:
-            await self._copies.poke_readers(stream, group, heirs)
+            await self._replays.poke_readers(stream, group, receivers)
         await self._forget(dead, pairs)
 
-    async def _take_all(
-        self, stream: str, group: str, names: list[str], heirs: list[int], *, idle_ms: int = 0, since_ms: int = 0
+    async def _reap_group(
+        self, stream: str, group: str, names: list[str], receivers: list[int], *, known: set[str], dead: set[str]
+    ) -> None:
+        if ownerless(names, self._pool, self._held_slots(), dead):
+            # Leases are checked again after the time is known: what an owner receives later, it receives because it
+            # is back.
+            since_ms = await self._redis.eval(NOW.text, 1, stream)
+            still_dead = await self._without_lease(dead)
+            ours = ownerless(names, self._pool, self._held_slots(), still_dead)
+            await self._reap_all(stream, group, ours, receivers, since_ms=since_ms)
+        if 0 < self.foreign_after_s <= self._continuity.unbroken_s:
+            others = await self._without_live_pools(foreign(names, self._pool, known))
+            await self._reap_all(stream, group, others, receivers, idle_ms=int(self.foreign_after_s * 1000))
+
+    async def _reap_all(
+        self, stream: str, group: str, names: list[str], receivers: list[int], *, idle_ms: int = 0, since_ms: int = 0
     ) -> None:
         if names and await elected(self._redis, reaper_key(stream, group), self._token):
             for name in names:
-                await self._take(stream, group, name, heirs, idle_ms, since_ms)
+                await self._reap(stream, group, name, receivers, idle_ms, since_ms)
 
-    async def _take(self, stream: str, group: str, name: str, heirs: list[int], idle_ms: int, since_ms: int) -> None:
-        """`idle_ms`: of a consumer that may be alive, only what is left alone for as long."""
-        taken, found, named = 0, 1, name.encode(errors="surrogateescape")
+    async def _reap(
+        self, stream: str, group: str, name: str, receivers: list[int], idle_ms: int, since_ms: int
+    ) -> None:
+        """Claim what the consumer holds; with `idle_ms`, as it may be alive, only what was idle for as long."""
+        claimed, found, consumer = 0, 1, name.encode(errors="surrogateescape")
         while found:
-            heir = heirs[self._next % len(heirs)]
+            receiver = receivers[self._next % len(receivers)]
             self._next += 1
-            words = (group, named, consumer_name(self._pool, heir), _PAGE, idle_ms, since_ms)
-            handed: Any = 1  # also when the answer was lost: what has changed hands is seen by nobody else
+            arguments = (group, consumer, consumer_name(self._pool, receiver), _PAGE, idle_ms, since_ms)
+            count: Any = 1  # also when the answer was lost: nobody else would notice what was claimed
             try:
-                found, handed = await self._redis.eval(TAKE_OVER.text, 1, stream, *words)
+                found, count = await self._redis.eval(TAKE_OVER.text, 1, stream, *arguments)
             finally:
-                self._shared.slot(heir).add(SlotField.RESCAN_PENDING, bool(handed))
-            taken += handed
+                self._shared.slot(receiver).add(SlotField.RESCAN_PENDING, bool(count))
+            claimed += count
         inactive = (idle_ms,) if idle_ms else ()
-        gone: Any = await self._redis.eval(DELETE_CONSUMER.text, 1, stream, group, named, *inactive)
-        if gone >= 0:
-            await self._redis.hdel(isolated_key(stream, group), named)
-        if taken or gone >= 0:
-            about = {
-                "consumer": named.decode(errors="backslashreplace"),
-                "stream": stream,
-                "group": group,
-                "messages": taken,
-            }
-            self._log.info("took over", **about, foreign=True if idle_ms else None)
+        deleted: Any = await self._redis.eval(DELETE_CONSUMER.text, 1, stream, group, consumer, *inactive)
+        if deleted >= 0:
+            await self._redis.hdel(isolated_key(stream, group), consumer)
+        if claimed or deleted >= 0:
+            self._log.info(
+                "consumer reaped",
+                consumer=consumer.decode(errors="backslashreplace"),
+                stream=stream,
+                group=group,
+                messages=claimed,
+                foreign=True if idle_ms else None,
+            )
 
     async def _without_lease(self, pools: set[str]) -> set[str]:
-        """Those of the pools that are not this one and hold no lease."""
+        """Return the other pools that hold no lease."""
         others = list(pools - {self._pool})
         pipe = self._redis.pipeline(transaction=False)
         for name in others:
             pipe.exists(host_key(name))
         return {name for name, held in zip(others, await pipe.execute(), strict=True) if not held}
 
-    async def _strangers(self, names: list[str]) -> list[str]:
-        """Without those of a pool that lives, but has not said so in POOLS_KEY yet."""
+    async def _without_live_pools(self, names: list[str]) -> list[str]:
+        """Drop the consumers of a pool that lives but has not written itself to POOLS_KEY yet."""
         owners = {name: owner[0] for name in names if (owner := owner_of(name)) is not None}
         leaseless = await self._without_lease(set(owners.values()))
         return [name for name in names if name not in owners or owners[name] in leaseless]
 
     async def _forget(self, dead: set[str], pairs: Sequence[tuple[str, str]]) -> None:
-        """Pools that have left nothing in any of these groups need not be looked for again."""
+        """Remove dead pools that have left nothing in any of these groups from POOLS_KEY."""
         names = list(dead)
         seen: list[Any] = await self._redis.hmget(POOLS_KEY, names) if names else []
-        # Long enough for the keepers of other groups, which have to find it here too.
+        # Long enough for the keepers of other groups, which need to find the pool here too.
         old_ms = int(time.time() * 1000) - FORGOTTEN_AFTER_MS
         old = {name for name, ms in zip(names, seen, strict=True) if ms is not None and int(ms) < old_ms}
         left: set[str] = set()
@@ -171,18 +176,19 @@ class Reaper:
         if gone := old - left:
             await self._redis.hdel(POOLS_KEY, *gone)
 
-    def _heirs(self) -> list[int]:
+    def _receivers(self) -> list[int]:
+        """Return the slots whose workers can take messages."""
         return [slot for slot in self._slots() if self._shared.slot(slot).get(SlotField.READY_NS)]
 
     def _slots(self) -> range:
         return range(self._shared.get(HeaderField.WORKERS))
 
     def _held_slots(self) -> set[int]:
-        """Wanted ones, and those that still have a process: it hands over by itself."""
+        """Return the wanted slots and those that still have a process, which hands over by itself."""
         leaving = {slot for slot in range(SLOTS_MAX) if self._shared.slot(slot).get(SlotField.PID)}
         return leaving | set(self._slots())
 
 
 def _names(rows: list[dict[str, Any]]) -> list[str]:
-    """As text; the bytes of a name that is none are kept."""
+    """Return the consumers' names as text; bytes that are not UTF-8 are kept."""
     return [row["name"].decode(errors="surrogateescape") for row in rows]

@@ -1,9 +1,8 @@
-"""How long a keeper has seen Redis without a break: only what it saw itself is held against anybody.
+"""Tracks for how long a keeper has seen Redis without a break, as only that time counts against anybody.
 
-While Redis is away, nobody can renew a lease, and every message's idle time grows. A server that was started
-again between two looks, another one in its place, or a clock that was set are breaks too, and no command fails
-for them: `INFO` tells them apart. (A server keeps its deadlines as times of the day, so a clock that is set an
-hour ahead ends all leases at once.)
+While Redis is away, nobody can renew a lease, and every message's idle time grows. A server that was restarted or
+replaced between two looks, and a clock that was set, are breaks too, although no command fails: `INFO` shows them.
+(A server keeps its deadlines as times of day, so a clock that is set an hour ahead ends all leases at once.)
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-#: A server's clock that differs by more from what it should show was set.
+#: A server's clock that is off by more than this was set.
 STEP_MS = 500.0
 
 
@@ -33,24 +32,24 @@ class RedisContinuity:
         """`clock` gives monotonic seconds."""
         self._clock = clock
         self._since_s = clock()
-        #: Server's id -> between what its clock is ahead of ours, ms. Behind one address there may be several.
+        #: Server's id -> bounds of how far its clock is ahead of ours, ms. One address may have several servers.
         self._ahead_ms: dict[str, tuple[float, float]] = {}
 
     @property
     def unbroken_s(self) -> float:
-        """For how long nothing was missed."""
+        """Time since the last break."""
         return self._clock() - self._since_s
 
     def lost(self) -> None:
-        """Redis was away."""
+        """Note a break: Redis was away."""
         self._since_s = self._clock()
 
     async def look(self, redis: Redis) -> None:
-        """Is it the same server, and has its clock gone on as ours has? Raises redis-py's errors."""
+        """Note a break if the server is another one or its clock has not gone on as ours. Raises redis-py's errors."""
         asked_s = self._clock()
         try:
             info = await redis.info("server")
-        except ResponseError:  # forbidden: what is left is that commands fail while it is away
+        except ResponseError:  # forbidden; that commands fail while the server is away still shows
             return
         server, now_ms = str(info.get("run_id", "")), int(info.get("server_time_usec", 0)) / 1000
         ahead_ms = now_ms - self._clock() * 1000, now_ms - asked_s * 1000

@@ -1,12 +1,12 @@
-"""Removes from the streams what every group has settled, where a retention is set.
+"""Removes what every group has settled from streams that have a retention.
 
-1. One keeper at a time a stream, elected like the reaper. It decides nothing itself: one script finds, on the
-   server, what may go (`broker/lua/trim.lua`), and is called again while it removes.
-2. A look takes a second at most, so that the lease is renewed in time; the next look goes on.
-3. On a server that is full, nobody can be elected, but entries can still go: then every keeper trims.
-4. A group that holds back what should go is told of after a while, and now and then again.
+1. For each stream one keeper is elected, like the reaper. The script `broker/lua/trim.lua` decides what may go, and is
+   called again while it removes something.
+2. One look takes at most a second, so that the lease is renewed in time; the next look goes on.
+3. On a full server no keeper can be elected, but entries can be removed: then every keeper trims.
+4. A group that holds back more is reported after a while, and again from time to time.
 
-Streams of dead letters are never trimmed: they are the last that is left of a message.
+Streams of dead letters are never trimmed: a dead letter is all that is left of its message.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from redis.exceptions import ResponseError
 
 from supervisor.broker.redis_errors import REDIS_FAULTS, code_of
 from supervisor.broker.scripts import TRIM
-from supervisor.core.retention import Patience, Retention, retention_of
+from supervisor.core.retention import HeldBackTimer, Retention, retention_of
 from supervisor.keeper.lease import elected
 from supervisor.keys import crashes_key, retries_key, trimmer_key
 from supervisor.log import FaultLog
@@ -32,15 +32,14 @@ if TYPE_CHECKING:
 
     from supervisor.settings.model import Settings
 
-#: Removed by one call, at most: about 1 ms of the server's time.
+#: Entries removed by one call, at most: about 1 ms of the server's time.
 LIMIT = 10_000
 LOOK_S = 1.0
-#: Redis's word for it.
 _FULL = "OOM"
 
 
 class Trimmer:
-    """What one keeper does for the streams of its pool's handlers."""
+    """Trims the streams of one pool's handlers."""
 
     def __init__(
         self,
@@ -51,36 +50,36 @@ class Trimmer:
         log: Any,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`groups` are the (stream, group) of this pool's handlers: without one of them, nothing is trimmed."""
+        """`groups` are the (stream, group) of the pool's handlers; a stream that lacks one of them is not trimmed."""
         self._redis = redis
         self._token = token
         self._log = log
         self._faults = FaultLog(log)
         self._clock = clock
-        self._patience = Patience()
-        #: In the order of the next look: who began the last one comes last.
+        self._held_back = HeldBackTimer()
+        #: In the order of the next look; each look moves the first stream to the end.
         self._work: deque[tuple[str, Retention, list[str]]] = deque()
         for stream in dict.fromkeys(stream for stream, _ in groups):
             if retention := retention_of(settings, stream):
                 self._work.append((stream, retention, [group for other, group in groups if other == stream]))
 
     async def look(self) -> None:
-        """One look at all streams that have a retention. Raises redis-py's errors when Redis is away."""
+        """Trim all streams that have a retention. Raises redis-py's errors when Redis is away."""
         until_s = time.monotonic() + LOOK_S
         for stream, retention, groups in self._work:
             try:
                 await self._trim(stream, retention, groups, until_s)
-            except ResponseError as error:  # of one stream: the others go on
+            except ResponseError as error:  # concerns one stream; the others go on
                 self._faults("can't trim", error, key=stream, stream=stream)
         self._work.rotate(-1)
 
     async def make_room(self, error: Exception) -> None:
-        """After this fault of a keeper's turn: look all the same, if it says that the server is full."""
+        """Trim although the keeper's turn has failed, if the error says that the server is full."""
         if code_of(error) == _FULL:
             with contextlib.suppress(*REDIS_FAULTS):
                 await self.look()
 
-    async def _is_mine(self, stream: str) -> bool:
+    async def _is_elected(self, stream: str) -> bool:
         try:
             return await elected(self._redis, trimmer_key(stream), self._token)
         except ResponseError as error:
@@ -89,7 +88,7 @@ class Trimmer:
             return True
 
     async def _trim(self, stream: str, retention: Retention, groups: list[str], until_s: float) -> None:
-        if time.monotonic() > until_s or not await self._is_mine(stream):
+        if time.monotonic() > until_s or not await self._is_elected(stream):
             return
         keys = [stream, *(key(stream, group) for group in groups for key in (retries_key, crashes_key))]
         limits = (int(retention.max_age_s * 1000), retention.max_length, LIMIT)
@@ -100,12 +99,12 @@ class Trimmer:
             if not removed:
                 break
         if total:
-            self._log.debug("trimmed", stream=stream, entries=total)
-        held_s = self._patience.held_s(stream, self._clock(), held=bool(holder))
+            self._log.debug("stream trimmed", stream=stream, entries=total)
+        held_s = self._held_back.held_s(stream, self._clock(), held=bool(holder))
         if held_s is not None:
             self._log.warning(
-                "a group holds back what retention would remove",
+                "retention held back",
                 stream=stream,
                 group=holder.decode(errors="backslashreplace"),
-                for_s=round(held_s),
+                held_s=round(held_s),
             )

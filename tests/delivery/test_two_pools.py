@@ -126,7 +126,7 @@ def test_28_two_keepers(make_case: MakeCase, more_pools: Callable[..., Pool], tm
     assert names <= set(consumers(case)), "no live consumer was deleted"
     # Most of a lease at least: it was renewed for the last time up to a third of it before the pool died.
     case.struck("live workers looked idle for most of a lease", max(idle_ms[name] for name in names) > LEASE_MS / 2)
-    by = [line for pool in (case.pool, other) for line in pool.events("took over")]
+    by = [line for pool in (case.pool, other) for line in pool.events("consumer reaped")]
     case.check("messages that were claimed twice", sum(line["messages"] for line in by) - len(third_has), 0, "")
     for folder in (case.pool.folder, other.folder, third.folder):
         (folder / "go").touch()

@@ -45,7 +45,7 @@ def test_45_second_supervisor_same_name(
         assert second.wait() == EXIT_RUNNING
     assert "[pool] name" in second.output and "Traceback" not in second.output
     running.wait_ready()
-    assert running.pids() == before and not running.events("another pool has taken this one's name")
+    assert running.pids() == before and not running.events("pool name taken")
     start_pool(SIMPLE, redis_url=redis_server.url, workers=1, config='[pool]\nname = "second"\n')
     assert len(redis_server.sync().keys("supervisor:host:*")) == 2
 

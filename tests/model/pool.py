@@ -219,7 +219,7 @@ class Pool:
             except TimeoutError:  # the world's, as `Reaper.look` limits itself
                 pass
             except (RedisError, OSError):
-                self.reaper.lost_sight()
+                self.reaper.note_outage()
             self.look_until_ms = 0
             await Until(lambda due_ms=due_ms: self.world.now_ms >= due_ms)
 

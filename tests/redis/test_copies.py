@@ -261,7 +261,7 @@ async def test_a_pool_that_is_stopped_leaves_no_mark_of_a_copy(redis: Any, sync:
     for key in marks:
         sync.hset(key, mapping={"host:0": "1-1", "host:1": "2-2", "other:0": "3-3"})
     keeper = Keeper(settings, specs_of(settings, [handle]), shared, "token")
-    await keeper.clear_marks()
+    await keeper.clear_isolation_markers()
     await keeper.close()
     assert [sync.hkeys(key) for key in marks] == [[b"other:0"]] * 2
 

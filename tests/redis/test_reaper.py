@@ -146,7 +146,7 @@ async def test_what_another_program_left_is_taken_by_the_age_of_the_message(
         reaper = make(redis, foreign_after_s=5.0, log=log)
         await looks(reaper, 0.2)
         assert len(log.taken) == 0, "it has not seen Redis for so long itself"
-        reaper._sight._since_s -= 6
+        reaper._continuity._since_s -= 6
         await reaper.look()
         named = name.encode() if isinstance(name, str) else name
         assert await held(redis) == {named: 2, b"here:0": 3}
@@ -300,7 +300,7 @@ async def test_a_clock_that_is_set_kills_nobody(stepped: tuple[RedisServer, Step
         await fill(redis, "script", 3)
         await take(redis, "other", "t")
         reaper = make(redis, foreign_after_s=60)
-        reaper._sight._since_s -= 120
+        reaper._continuity._since_s -= 120
         await looks(reaper, 2 * LEASE_S)
         clock.step(3600)
         assert not await redis.exists(host_key("other")), "its lease is over, by that clock"

@@ -377,8 +377,8 @@ async def test_a_group_that_holds_back_is_told_of_now_and_then(every_server: Any
             assert client.xlen(STREAM) == 50
             assert len(log.told) == 6, "an hour less five minutes: after one minute, and every ten"
             what, details = log.told[0]
-            assert "holds back" in what
-            assert details == {"stream": STREAM, "group": "left", "for_s": 63}
+            assert what == "retention held back"
+            assert details == {"stream": STREAM, "group": "left", "held_s": 63}
             client.xgroup_destroy(STREAM, "left")
             await trimmer.look()
             assert client.xlen(STREAM) == 3

@@ -196,4 +196,4 @@ def test_a_stream_whose_keys_can_not_be_in_one_slot_is_refused(cluster: Cluster,
     with Pool(tmp_path / "p", handlers("a}b", "events"), redis_url=cluster.url) as pool:
         pool.start(ready=False)
         assert pool.wait() == EXIT_USAGE, pool.output
-        assert "stream 'a}b': in a cluster, a } must end a {tag}" in pool.output
+        assert "stream 'a}b': in a cluster every } must end a {tag}" in pool.output

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.core.entry_fate import Entry, Fate, GroupFacts, LetterFact, Presence, explain
-from supervisor.core.ids import parse_id, whole_id
+from supervisor.core.ids import normalize_id, parse_id
 from supervisor.keys import REPLAY_CONSUMER
 
 NOW_MS = 1000
@@ -75,10 +75,10 @@ def test_a_retry_that_is_due_is_in_hand() -> None:
 
 @pytest.mark.parametrize(("text", "meant"), [("5", "5-0"), ("5-1", "5-1"), ("0", "0-0"), ("007-01", "7-1")])
 def test_an_id_is_made_whole(text: str, meant: str) -> None:
-    assert whole_id(text) == meant
+    assert normalize_id(text) == meant
 
 
 @pytest.mark.parametrize("text", ["", "-", "1-", "-1", "1-2-3", "٣", "1 ", "$", "18446744073709551616", "1_000", "(1"])
 def test_what_is_no_id_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="must be an entry's id such as"):
-        whole_id(text)
+        normalize_id(text)

@@ -68,11 +68,11 @@ def test_values(value: Any, text: str) -> None:
     ("message", "field", "says"),
     [
         ({}, None, "at least one field"),
-        ({"a": float("nan")}, "a", "no JSON"),
+        ({"a": float("nan")}, "a", "not JSON"),
         ({"a": b"\xff"}, "a", "UTF-8"),
         ({"a": "\ud800"}, "a", "not Unicode"),
         ({"\ud800": "a"}, "\ud800", "not Unicode"),
-        ({"a": object()}, "a", "no JSON"),
+        ({"a": object()}, "a", "not JSON"),
         ({"": "a"}, "", "not empty"),
         ({1: "a"}, "1", "must be a string"),
         ({str(n): "" for n in range(FIELDS_MAX + 1)}, None, f"at most {FIELDS_MAX}"),

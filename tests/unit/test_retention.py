@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from supervisor.core.retention import (
     HELD_AGAIN_S,
     HELD_S,
-    Patience,
+    HeldBackTimer,
     Retention,
     Unsettled,
     held_by,
@@ -114,7 +114,7 @@ def test_an_empty_stream_is_held_by_nobody() -> None:
 
 @given(st.lists(st.tuples(st.floats(0.1, 400), st.booleans()), max_size=60))
 def test_what_is_held_back_is_told_after_a_while_and_then_seldom(looks: list[tuple[float, bool]]) -> None:
-    patience, now_s, since_s, told_s = Patience(), 0.0, None, float("-inf")
+    patience, now_s, since_s, told_s = HeldBackTimer(), 0.0, None, float("-inf")
     for step_s, held in looks:
         now_s += step_s
         since_s = (now_s if since_s is None else since_s) if held else None
