@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
 from supervisor import Message, context, handler
 from supervisor.errors import UsageError
@@ -45,7 +46,7 @@ class App:
             self.workers[message.fields["n"]] = context().worker
             await self.go.wait()
 
-        return lifespan(handle, consumers=consumers, redis_url=self._url)(None)
+        return lifespan(handle, consumers=consumers, redis_url=self._url)(FastAPI())
 
 
 async def publish(redis: Any, *names: str) -> None:
@@ -129,6 +130,8 @@ async def test_an_app_starts_without_redis_and_works_as_soon_as_it_is_there(redi
 VICTIM = """
 import asyncio, pathlib
 from supervisor import handler
+from fastapi import FastAPI
+
 from supervisor.fastapi import lifespan
 
 @handler("events", group="g")
@@ -137,7 +140,7 @@ async def handle(message: dict[str, str]) -> None:
     await asyncio.Event().wait()
 
 async def main() -> None:
-    async with lifespan(handle)(None):
+    async with lifespan(handle)(FastAPI()):
         await asyncio.Event().wait()
 
 asyncio.run(main())

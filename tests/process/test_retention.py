@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from redis.exceptions import ResponseError
 
 from supervisor import Message, handler
@@ -89,7 +90,7 @@ async def test_an_app_that_works_by_itself_trims_too(tmp_path: Path, redis: Any,
     async def handle(message: Message) -> None: ...
 
     (tmp_path / "config.toml").write_text("[consumer]\nmax_length = 3\n")
-    async with lifespan(handle, consumers=1, config=tmp_path / "config.toml", redis_url=redis_url)(None):
+    async with lifespan(handle, consumers=1, config=tmp_path / "config.toml", redis_url=redis_url)(FastAPI()):
         for n in range(10):
             await redis.xadd("events", {"n": n})
 
