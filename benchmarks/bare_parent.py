@@ -11,6 +11,7 @@ import asyncio
 import os
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def fork(slot: int, url: str, stream: str, group: str, handle: Any) -> int:
 def main(url: str, stream: str, group: str, children: int) -> None:
     """Fork, wait, fork again, until SIGTERM."""
     sys.path.insert(0, str(Path.cwd()))
-    from handlers import handle
+    handle = import_module("handlers").handle
 
     slots = {fork(slot, url, stream, group, handle): slot for slot in range(children)}
 

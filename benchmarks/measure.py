@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.contestants import Contestant, Turn
-from benchmarks.tools import say
+from benchmarks.tools import median, say
 
 
 def take_turns(contestants: Sequence[Contestant], turns: int) -> dict[str, list[Turn]]:
@@ -23,3 +23,8 @@ def take_turns(contestants: Sequence[Contestant], turns: int) -> dict[str, list[
 def ratios(measured: Sequence[Turn], reference: Sequence[Turn]) -> list[float]:
     """Turn by turn."""
     return [one.rate / other.rate for one, other in zip(measured, reference, strict=True)]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median, lowest and highest, for a table in Markdown."""
+    return f"**{median(values):.2f}** ({min(values):.2f}-{max(values):.2f})"

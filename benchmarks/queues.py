@@ -25,7 +25,7 @@ import psutil
 import redis as redis_py
 
 from benchmarks.contestants import Backlog, Contestant, Turn, cpu_s, pool
-from benchmarks.measure import ratios, take_turns
+from benchmarks.measure import ratios, spread, take_turns
 from benchmarks.tools import STREAM, Report, arguments, median, say, server
 from benchmarks.workloads import WORKLOADS
 from supervisor.bench.window import Look, Window
@@ -287,7 +287,7 @@ def workers(name: str, running: RedisServer) -> Iterator[QueueContestant]:
     environment |= {"QUEUE_URL": url, "PYTHONPATH": str(APPS), "PYTHONDONTWRITEBYTECODE": "1"}
     if queue.stream:  # the group would begin after the backlog
         redis.xgroup_create(queue.stream, queue.stream, id="0", mkstream=True)
-    published = [binary(queue, "python"), f"{queue.app}.py", str(queue.entries)]
+    published = [str(binary(queue, "python")), f"{queue.app}.py", str(queue.entries)]
     subprocess.run(published, cwd=APPS, env=environment, check=True, capture_output=True)
     snapshot = None if queue.stream else Snapshot(redis)
     words = queue.command.format(url=url).split()
@@ -320,7 +320,7 @@ def end(processes: list[subprocess.Popen[bytes]]) -> None:
         process.wait()
 
 
-COLUMNS = ("", "version", "messages/s", "CPU µs", "pool, messages/s", "pool's ratio", "lowest", "highest")
+COLUMNS = ("", "version", "messages/s", "CPU µs", "pool, messages/s", "pool's ratio", "configuration")
 
 
 @dataclass(frozen=True)
@@ -363,9 +363,8 @@ def row(name: str, report: Report, running: RedisServer, entries: int, turns: in
         median([turn.rate for turn in found.theirs]),
         median([turn.cpu_us for turn in found.theirs]),
         median([turn.rate for turn in found.ours]),
-        median(beside),
-        min(beside),
-        max(beside),
+        spread(beside),
+        queue.configuration,
     )
     return found
 

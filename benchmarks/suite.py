@@ -26,7 +26,7 @@ from typing import Any
 
 from benchmarks import growth, idle, latency, queues, recovery
 from benchmarks.contestants import Backlog, Contestant, Turn, in_c, loop, pool
-from benchmarks.measure import ratios, take_turns
+from benchmarks.measure import ratios, spread, take_turns
 from benchmarks.reference import libhiredis, program
 from benchmarks.servers import binaries
 from benchmarks.tools import STREAM, Report, end_on_sigterm, median, say, server_of
@@ -113,11 +113,6 @@ def drain_row(title: str, found: Drain, no_op: float = 0.0) -> list[object]:
         spread(ratios(found.pool, found.loop)),
         f"{found.rate / limit:.2f} of {limit:,.0f}" if limit else "",
     ]
-
-
-def spread(values: list[float]) -> str:
-    """Median, lowest and highest."""
-    return f"**{median(values):.2f}** ({min(values):.2f}-{max(values):.2f})"
 
 
 @contextmanager
@@ -267,10 +262,7 @@ def others(scale: Scale) -> Outcome:
         if found is not None:
             rates[queues.QUEUES[name].title] = median([turn.rate for turn in found.theirs])
             ours += [turn.rate for turn in found.ours]
-    report.notes.append(
-        f"All with {queues.WORKERS} worker processes over TCP, a task that does nothing, results off. "
-        + " ".join(f"{queue.title}: {queue.configuration}." for queue in queues.QUEUES.values())
-    )
+    report.notes.append(f"All with {queues.WORKERS} worker processes over TCP and a task that does nothing.")
 
     def draw(path: Path) -> None:
         from benchmarks import plots
