@@ -109,14 +109,14 @@ class _Reader:
 
         from redis.exceptions import ResponseError
 
-        from supervisor.broker.redis_errors import is_transient
-        from supervisor.cli.redis_client import LOST, unreachable
+        from supervisor.broker.redis_errors import CONNECTION_LOST, is_transient
+        from supervisor.cli.redis_client import unreachable
 
         failures = 0
         while True:
             try:
                 reply = await self._read(count)
-            except (*LOST, ResponseError) as error:
+            except (*CONNECTION_LOST, ResponseError) as error:
                 # A server that was demoted answers the blocked read with an error.
                 if isinstance(error, ResponseError) and not is_transient(error):
                     raise
