@@ -45,7 +45,7 @@ def stand_in(kind: str, workers: int) -> None:
 def import_worker() -> None:
     """What a worker has imported."""
     import supervisor.handling.load
-    import supervisor.worker.main  # noqa: F401
+    import supervisor.worker.process  # noqa: F401
 
 
 def child(writer: int) -> None:

@@ -144,7 +144,7 @@ class AppConsumers:
                 asked = self._shared.slot(slot).get(SlotField.RESCAN_PENDING)
                 if asked != sweeps[slot]:
                     sweeps[slot] = asked
-                    runtime.sweep()
+                    runtime.rescan()
             await asyncio.sleep(_REPORT_S)
 
     def _start_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

@@ -12,8 +12,7 @@ PREFIX = "supervisor"
 #: looks like one of ours is left alone.
 POOLS_KEY = f"{PREFIX}:pools"
 
-
-#: Who holds what was put back by hand until a keeper hands it to a worker.
+#: The consumer that is shown for a replayed message until a worker reads it.
 REPLAY_CONSUMER = f"{PREFIX}:replay"
 
 
@@ -47,7 +46,7 @@ def dead_key(stream: str, group: str) -> str:
 
 
 def replay_key(stream: str, group: str) -> str:
-    """The stream of the group's own that holds copies of messages which are replayed and whose entry is trimmed.
+    """The stream of the group's own that holds copies of the messages that are replayed.
 
     It has one group, of the same name. What is kept beside a stream is kept beside this one too, by its name.
     """

@@ -5,26 +5,51 @@ Returning means done. Raising means retry with backoff, then dead letter; `Retry
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from supervisor.errors import SupervisorError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 
+_decode = bytes.decode
 #: A year.
 AFTER_S_MAX = 31_536_000
+
+
+class Origin(Protocol):
+    """Where a message comes from."""
+
+    @property
+    def stream(self) -> str:
+        """The stream that the handler is for."""
+
+    @property
+    def group(self) -> str:
+        """The consumer group."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """The origin of a message that a program made itself."""
+
+    stream: str
+    group: str
 
 
 class Message:
     """One delivery of an entry to a handler.
 
-    The fields are decoded at their first use, so a handler that reads only the id does not pay for them.
+    Id and fields are decoded when they are first asked for, so a handler pays only for what it reads.
     """
 
-    __slots__ = ("_fields", "_flat", "deliveries", "group", "id", "stream")
+    # A worker makes one object per message and keeps its own notes in it; a handler uses the properties.
+    _id: str
+    _fields: dict[str, str]
+    __slots__ = ("_fields", "_id", "entry", "failures", "flat", "origin", "recorded")
 
     def __init__(
         self,
@@ -33,25 +58,74 @@ class Message:
         group: str,
         fields: Mapping[str, str] | None = None,
         deliveries: int = 1,
-        *,
-        flat: Sequence[bytes] = (),
     ) -> None:
-        """Make a message from `fields`, or from the flat names and values of Redis's reply."""
-        #: The entry's id in the stream, `<Unix ms of the server>-<sequence>`.
-        self.id = id
-        self.stream = stream
-        self.group = group
-        #: The number of this attempt, from 1. Counts failed runs of the handler, not re-reads.
-        self.deliveries = deliveries
-        self._fields = None if fields is None else dict(fields)
-        self._flat = flat
+        """Make one from text; a worker uses `from_reply`."""
+        self.origin: Origin = _Given(stream, group)
+        #: The id of the entry that is acked.
+        self.entry = id.encode()
+        self.flat: Sequence[bytes] = [part.encode() for pair in (fields or {}).items() for part in pair]
+        #: Attempts that failed before this one.
+        self.failures = deliveries - 1
+        #: Redis keeps a record of retries or crashes, which the ack must remove.
+        self.recorded = False
+
+    @classmethod
+    def from_reply(cls, origin: Origin, entries: Iterable[Sequence[Any]]) -> list[Message]:
+        """Make a message of each `[id, [name, value, ...]]` of a reply."""
+        messages, new = [], cls.__new__
+        for entry, flat in entries:
+            # Attributes are set here and not in a method: a call costs as much as all of them.
+            message = new(cls)
+            message.origin = origin
+            message.entry = entry
+            message.flat = flat
+            message.failures = 0
+            message.recorded = False
+            messages.append(message)
+        return messages
+
+    def stand_for(self, message_id: str) -> None:
+        """Take the id of the message that this entry is a copy of."""
+        self._id = message_id
+
+    @property
+    def id(self) -> str:
+        """The entry's id in the stream, `<Unix ms of the server>-<sequence>`."""
+        try:
+            return self._id
+        except AttributeError:
+            self._id = self.entry.decode()
+            return self._id
+
+    @property
+    def stream(self) -> str:
+        """The stream that the entry was published to."""
+        return self.origin.stream
+
+    @property
+    def group(self) -> str:
+        """The consumer group of the handler."""
+        return self.origin.group
 
     @property
     def fields(self) -> dict[str, str]:
         """The entry's fields. Raises DecodeError when one is not UTF-8."""
-        if self._fields is None:
-            self._fields = decode_fields(self._flat)
-        return self._fields
+        try:
+            return self._fields
+        except AttributeError:
+            self._fields = decode_fields(self.flat)
+            return self._fields
+
+    @property
+    def raw(self) -> dict[bytes, bytes]:
+        """The entry's fields as bytes."""
+        flat = iter(self.flat)
+        return dict(zip(flat, flat, strict=True))
+
+    @property
+    def deliveries(self) -> int:
+        """Which attempt this is, from 1. Counts handler runs that failed, not re-reads."""
+        return self.failures + 1
 
     @property
     def published_at(self) -> datetime:
@@ -99,9 +173,9 @@ class BatchError(SupervisorError):
 
 
 def decode_fields(flat: Sequence[bytes]) -> dict[str, str]:
-    """Turn Redis's flat `name, value, name, value` into a dict. Raises DecodeError when it is not UTF-8."""
-    pairs = iter(flat)
+    """Return Redis's flat `name, value, name, value` as a dict. Raises DecodeError when it is not UTF-8."""
     try:
-        return {name.decode(): value.decode() for name, value in zip(pairs, pairs, strict=True)}
+        parts = map(_decode, flat)
+        return dict(zip(parts, parts, strict=True))
     except UnicodeDecodeError as error:
         raise DecodeError(f"the message is not UTF-8: {error}") from None

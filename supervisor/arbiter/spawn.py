@@ -53,7 +53,7 @@ class EntryPoints:
 def real_entry_points() -> EntryPoints:
     """Return the supervisor's own; importing them here lets the forked children share the modules."""
     from supervisor.keeper import keeper, preflight
-    from supervisor.worker import main as worker
+    from supervisor.worker import process as worker
 
     def run_worker(
         settings: Settings, specs: Specs, shared: SharedState, slot: int, burst: bool, crash: Crash | None

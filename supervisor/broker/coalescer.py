@@ -19,10 +19,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
+from supervisor.broker.command_connection import pack_command
 from supervisor.broker.connect import connection
 from supervisor.broker.redis_errors import REDIS_FAULTS, UNREACHABLE, code_of
 from supervisor.broker.routed_connection import reopen, send_packed
-from supervisor.broker.wire import pack_command
 from supervisor.errors import PublishError, PublishRefusedError, PublishUnknownError, UsageError
 
 if TYPE_CHECKING:

@@ -1,9 +1,7 @@
-"""Dead letters put back to the group that they came from, or removed: many in one round trip, each told apart.
+"""Puts dead letters back to the group that they came from, or removes them: many in one round trip, each told apart.
 
-A replay puts the entry, where it is still in the stream under its own id, back into the pending list of its
-group and of no other; where it was trimmed, the letter's copy of the message goes to a stream of that group's
-own, and its handler gets it under the id that it had. A keeper sees to either within seconds. That and the
-letter's removal are one script.
+A replay appends a copy of the message to the group's replay stream, whose workers read it beside the handler's stream
+and give it to the handler under the id that it had. The copy and the letter's removal are one script.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from redis.exceptions import ResponseError
 from supervisor.broker.redis_errors import code_of
 from supervisor.broker.scripts import REPLAY
 from supervisor.core.ids import normalize_id
-from supervisor.keys import REPLAY_CONSUMER, crashes_key, dead_key, replay_key, retries_key
+from supervisor.keys import crashes_key, dead_key, replay_key, retries_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,7 +82,7 @@ def _replay_command(letter: Letter) -> tuple[Any, ...]:
         stream, dead_key(stream, group), retries_key(stream, group), crashes_key(stream, group),
         replay_key(stream, group),
     )  # fmt: skip
-    return ("EVAL", REPLAY.text, len(keys), *keys, group, letter.letter_id, _message_id(letter), REPLAY_CONSUMER)
+    return ("EVAL", REPLAY.text, len(keys), *keys, group, letter.letter_id, _message_id(letter))
 
 
 def _message_id(letter: Letter) -> str:

@@ -61,8 +61,6 @@ TRIM = _script("trim")
 # Publishing and replaying.
 PUBLISH_ONCE = _script("publish_once")
 REPLAY = _script("replay", ORIGIN=ORIGIN, FIELD_PREFIX=FIELD_PREFIX.decode())
-LEAVE_COPIES = _script("leave_copies")
-UNREAD_COPIES = _script("unread_copies")
 
 # Looking.
 ENTRY_FACTS = _script("entry_facts")

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Set
 
 from supervisor.core.records import parse_number
-from supervisor.keys import REPLAY_CONSUMER
 
 
 def owner_of(consumer: str) -> tuple[str, int] | None:
@@ -29,8 +28,6 @@ def ownerless(consumers: Iterable[str], own_pool: str, held_slots: Set[int], dea
     """
     found = []
     for name in consumers:
-        if name == REPLAY_CONSUMER:
-            found.append(name)
         owner = owner_of(name)
         if owner is None:
             continue
@@ -45,6 +42,6 @@ def foreign(consumers: Iterable[str], own_pool: str, known_pools: Set[str]) -> l
     found = []
     for name in consumers:
         owner = owner_of(name)
-        if name != REPLAY_CONSUMER and (owner is None or owner[0] not in known_pools | {own_pool}):
+        if owner is None or owner[0] not in known_pools | {own_pool}:
             found.append(name)
     return found

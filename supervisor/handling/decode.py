@@ -34,7 +34,7 @@ def split_batch(annotation: object) -> tuple[bool, object]:
 def make_decoder(annotation: object) -> Decoder:
     """Make the decoder for one message. Raises TypeError for an unsupported annotation."""
     if annotation is Message:
-        return _as_is
+        return as_message
     if _is_fields(annotation):
         return _fields
     if not _is_model(annotation):
@@ -78,7 +78,8 @@ class ModelDecoder:
         return made
 
 
-def _as_is(message: Message) -> Message:
+def as_message(message: Message) -> Message:
+    """Return the message itself: the decoder of handlers that take a `Message`."""
     return message
 
 

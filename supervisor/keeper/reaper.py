@@ -9,7 +9,7 @@
    keeper has itself seen Redis for as long, since a server's downtime counts as idle time. Deleting a consumer that
    lives after all costs nothing: it holds nothing, and its next read creates it again.
 
-The same is done in a group's replay stream while there is one, and workers are poked to read it.
+The same is done in a group's replay stream.
 
 Claims count no delivery (JUSTID), and a consumer is deleted only by a script that finds nothing pending.
 """
@@ -27,7 +27,6 @@ from supervisor.broker.scripts import DELETE_CONSUMER, NOW, TAKE_OVER
 from supervisor.core.reclaim import foreign, owner_of, ownerless
 from supervisor.keeper.lease import LEASE_MS, RENEW_S, elected
 from supervisor.keeper.redis_continuity import RedisContinuity
-from supervisor.keeper.replays import Replays
 from supervisor.keys import POOLS_KEY, consumer_name, host_key, isolated_key, reaper_key, replay_key
 from supervisor.shared_state import SLOTS_MAX, HeaderField, SlotField
 
@@ -56,7 +55,6 @@ class Reaper:
         self._shared = shared
         self._groups = groups
         self._log = log
-        self._replays = Replays(redis, pool, shared)
         self._continuity = RedisContinuity()
         self._next = 0
         #: Messages that a consumer of another program holds for longer are claimed; 0: never.
@@ -83,16 +81,13 @@ class Reaper:
         reply: Any = await self._redis.hkeys(POOLS_KEY)
         known = {name.decode() for name in reply}
         dead = await self._without_lease(known) if self._continuity.unbroken_s >= LEASE_MS / 1000 else set()
-        replayed = [(stream, group) for stream, group in self._groups if await self._replays.exist(stream, group)]
-        pairs = [*self._groups, *((replay_key(stream, group), group) for stream, group in replayed)]
+        pairs = [*self._groups, *((replay_key(stream, group), group) for stream, group in self._groups)]
         for stream, group in pairs:
             try:
                 rows: Any = await self._redis.xinfo_consumers(stream, group)
             except ResponseError:  # the stream or the group is missing; the workers create it
                 continue
             await self._reap_group(stream, group, _names(rows), receivers, known=known, dead=dead)
-        for stream, group in replayed:
-            await self._replays.poke_readers(stream, group, receivers)
         await self._forget(dead, pairs)
 
     async def _reap_group(

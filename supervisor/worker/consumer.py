@@ -1,15 +1,16 @@
 """The life of one consumer: one (stream, group) in one worker, from its connection to its end.
 
-1. Adopts its own pending list when it starts and after every lost connection.
-2. Lets its intake read, its executor run, its outcomes decide, and leaves the sending to the settler.
+The way of a message is read from top to bottom in `_fetch`: a batch is received, the next read is sent, and the batch
+is handed to the executor, which calls the handler for each message. What is done is noted at its source, and the
+settler acks it; what failed goes to `Failures`.
 
-It never ends for a fault of Redis.
+The consumer reads its own pending list when it starts, after every lost connection, and when it is asked to. It never
+ends for a fault of Redis.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import random
 import time
@@ -17,291 +18,361 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from supervisor.broker.scripts import LEAVE_COPIES
-from supervisor.broker.wire import BlockingReader
+from supervisor.broker.group_reader import GroupReader
 from supervisor.core.backoff import backoff_s
 from supervisor.core.ids import parse_id
-from supervisor.keys import isolated_key
+from supervisor.core.pace import Pace
 from supervisor.shared_state import SlotField
-from supervisor.worker.adopt import Adopted
+from supervisor.worker.adopted import Adopted
 from supervisor.worker.executor import Executor
-from supervisor.worker.intake import Intake
-from supervisor.worker.mark import Mark
-from supervisor.worker.outcomes import Outcomes
-from supervisor.worker.own import CopiesGoneError, OwnList
-from supervisor.worker.settler import Keys
-from supervisor.worker.share import Share
-from supervisor.worker.waiting import Waiting
+from supervisor.worker.failures import Failures
+from supervisor.worker.pending import PendingList
+from supervisor.worker.retries import RetryQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from supervisor.handling.load import HandlerSpec
-    from supervisor.shared_state import SharedConsumer
-    from supervisor.worker.delivery import Delivery
-    from supervisor.worker.surroundings import Surroundings
+    from supervisor.messages import Message
+    from supervisor.worker.resources import Resources
+    from supervisor.worker.source import Source
 
 _RECONNECT_BASE_S = 0.05
-_THREADS_LOOK_S = 0.01
-#: Redis is asked for this often while it is away: it shall be back in use within a second or so.
+#: Redis is asked this often while it is away, so that the worker is back within a second or so.
 _RECONNECT_MAX_S = 1.0
+_THREADS_POLL_S = 0.01
 #: A read gives itself up when its time is over; one that has not after this long never will.
 READ_SLACK_S = 5.0
+#: How often a burst looks for new entries while it waits for retries.
+_BURST_POLL_S = 0.2
+#: Acks that may wait for confirmation, in batches, before reading stops.
+_BACKLOG_BATCHES = 8
+#: The rate of finished messages is taken over at least this time.
+_RATE_WINDOW_S = 0.02
+_CANT_READ = "can't read"
 
 
 class Consumer:
     """One (stream, group) in one worker."""
 
-    def __init__(
-        self, spec: HandlerSpec, around: Surroundings, row: SharedConsumer, beside: Consumer | None = None
-    ) -> None:
-        """`row` is where it marks what it has in hand.
-
-        `beside` the handler's own consumer, and sharing all that it runs with, it reads the copies of messages
-        that were replayed after their entry had been trimmed, as long as there are any.
-        """
+    def __init__(self, spec: HandlerSpec, resources: Resources, sources: tuple[Source, Source]) -> None:
+        """Consume the handler's stream and the replay stream of its group."""
         self.spec = spec
-        self.copied = beside is not None
-        self.keys = Keys.of_copies(spec.stream, spec.group) if self.copied else Keys.of(spec.stream, spec.group)
-        #: The consumer of copies beside this one, while there is one.
-        self.copies: Consumer | None = None
-        self.around = around
-        self._row = row
-        self._where = {"stream": self.keys.stream, "group": spec.group}
-        self._reader = BlockingReader(
-            around.redis_url, self.keys.stream, spec.group, around.name, connect_timeout_s=around.connect_timeout_s
+        self._resources = resources
+        self._control = resources.control
+        self._settler = resources.settler
+        self._shared = resources.shared
+        self._sources = {source.key_bytes: source for source in sources}
+        self._reader = GroupReader(
+            resources.redis_url,
+            [source.key for source in sources],
+            spec.group,
+            resources.consumer,
+            connect_timeout_s=resources.connect_timeout_s,
         )
-        self._mark = Mark(around.wire, around.settler, self.keys, around.name, around.shared, row)
-        self._own = OwnList(spec, self.keys, around, row, self._mark)
-        if beside is None:
-            self.waiting = Waiting(self._start_unsorted)
-            self._outcomes = Outcomes(spec, self.keys, around, self.waiting, self.progress)
-            self.executor = Executor(spec, self._outcomes, around.threads, around.threads_max)
-        else:
-            self.waiting, self._outcomes, self.executor = beside.waiting, beside._outcomes, beside.executor
-        self._share = Share(self.executor, self.waiting, copied=self.copied)
-        self.intake = Intake(spec.options, around, self._reader, self._share, self._start, self._adopt_while_alive)
-        #: Redis does not answer: it waits and tries again.
+        self.retries = RetryQueue()
+        self._failures = Failures(spec, resources, self.retries)
+        self.executor = Executor(spec, resources, self._failures, sources)
+        self._pending = {source: PendingList(spec, source, resources, self._failures) for source in sources}
+        self._pace = Pace(spec.options.hold_ms / 1000, spec.options.batch_size)
+        for source in sources:
+            resources.settler.add(source)
+        #: Connected, its groups made and its pending lists read at least once.
+        self.opened = False
+        #: Redis does not answer; the consumer waits and tries again.
         self.cut_off = False
-        #: What it had in hand was cancelled, not done.
-        self._left = False
-
-    def progress(self) -> None:
-        """There is room for more, or something else to look at."""
-        if self.opened and not self._left and not self.around.shared.get(SlotField.ISOLATING) and not self._has_any():
-            self._row.set_started(0, 0)  # a process that ends now was not ended by a message
-        self.intake.progress()
-        if self.copies is not None:
-            self.copies.progress()
-
-    @property
-    def opened(self) -> bool:
-        """Connected, its group made and its pending list read at least once."""
-        return self._own.opened
+        #: A read was answered since the last lost connection.
+        self._answered = False
+        #: The last read of a burst found nothing.
+        self._found_nothing = False
+        self._rescans_seen = 0
+        self._rescan_due = False
+        self._finished_seen = 0
+        self._finished_at_s = time.monotonic()
+        #: Messages finished per second, lately.
+        self._rate = 0.0
 
     @property
     def due_s(self) -> float:
-        """When something of it must have come to an end, by `time.monotonic`; infinity while nothing has to."""
-        reading_s = self._reader.due_s + READ_SLACK_S if self._reader.outstanding and not self.cut_off else math.inf
-        return min(reading_s, self.executor.due_s)
+        """When what is under way must have ended, by `time.monotonic`; infinity when nothing has to."""
+        reading = self._reader.outstanding and not self.cut_off
+        return min(self._reader.due_s + READ_SLACK_S if reading else math.inf, self.executor.due_s)
 
     # From open to close
 
     async def open(self) -> Adopted:
-        """Connect, make the group, and find what a predecessor left. Waits while Redis is away.
-
-        Raises CopiesGoneError, of copies only; so does `run`.
-        """
+        """Connect, make the groups, and return what a predecessor left. Waits while Redis is away."""
         failures = 0
         while True:
             try:
                 await self._reader.connect()
-                await self._own.make_group()
-                adopted = await self._sweep()
+                adopted = await self._scan()
             except (RedisError, OSError, TimeoutError) as error:
                 failures += 1
-                await self._wait_out(error, failures)
-                if self.intake.stopping:
+                await self._wait_for_redis(error, failures)
+                if self._control.stopping:
                     return Adopted()
             else:
                 self.cut_off = False
-                self.around.faults.resolved("can't read", **self._where)
+                self._resources.faults.resolved(_CANT_READ, stream=self.spec.stream, group=self.spec.group)
                 return adopted
 
     async def start(self, adopted: Adopted) -> None:
-        """Run what was found, but for the suspects; retries wait for their time."""
-        await self.around.gate.passed()
-        for delivery, delay_s in adopted.waiting:
-            self.waiting.add(delivery, delay_s)
+        """Run what was found, except the suspects; retries wait for their time."""
+        for message, delay_s in adopted.waiting:
+            self.retries.add(message, delay_s)
         # Batch by batch: what is not started is no suspect at the next crash, and stays pending at a drain.
-        plain, size = _in_order(adopted.plain), self.spec.options.batch_size
+        plain, size = _by_id(adopted.plain), self.spec.options.batch_size
         for at in range(0, len(plain), size):
-            await self.intake.all_started()
-            await self.around.gate.passed()
-            if self.intake.stopping:
+            await self._control.until(lambda: not self.executor.unstarted or self._control.stopping)
+            if not await self._control.until_may_start():
                 return
             self._start(plain[at : at + size])
 
-    async def charge(self, delivery: Delivery) -> bool:
-        """Count a crash against a suspect; True when it was one too many and it became a dead letter."""
-        return await self._own.charge(delivery, self._outcomes)
+    async def run(self) -> None:
+        """Handle messages until the worker stops, or in a burst until nothing is left."""
+        failures = 0
+        while not self._control.stopping:
+            try:
+                await self._fetch()
+                return
+            except (RedisError, OSError, TimeoutError) as error:
+                failures = 1 if self._answered else failures + 1
+                self._answered = False
+                self._pace.lost()
+                await self._wait_for_redis(error, failures)
+            if not self._control.stopping:
+                # Ids that are in hand are skipped, so nothing is run twice.
+                await self._adopt_alive(await self.open())
+                self._rescan_later()
 
-    async def run_alone(self, delivery: Delivery) -> None:
+    async def run_retries(self) -> None:
+        """Run failed messages again when they are due, until cancelled."""
+        while True:
+            await self.retries.wait_due()
+            if not await self._control.until_may_start():
+                return
+            self._start(_by_id(self.retries.take_due()))
+
+    async def charge(self, message: Message) -> bool:
+        """Count a crash against a suspect; True when it was one too many and it became a dead letter."""
+        return await self._pending_of(message).charge(message)
+
+    async def run_isolated(self, message: Message) -> None:
         """Run a suspect with nothing else in hand, marked, and see it settled.
 
         A thread that is out of time goes on, and the worker is ended for it: the mark stays until it is over.
         """
-        delivery.recorded = True
-        await self._mark.set(delivery.id)
-        self.executor.submit([delivery])
-        await self.finish()
-        await self._threads_over()
-        self._mark.over()
-        await self.around.settler.flush()
+        message.recorded = True
+        marker = self._pending_of(message).marker
+        await marker.set(message.entry)
+        self._start([message])
+        await self.idle()
+        while self.executor.threads.running and not self._control.stopping:
+            await self._control.until(lambda: self._control.stopping, _THREADS_POLL_S)
+        marker.handled()
+        await self._settler.flush()
 
-    async def _threads_over(self) -> None:
-        while not self.intake.stopping:
-            if not self.executor.calls.running:
-                return
-            await asyncio.sleep(_THREADS_LOOK_S)
+    async def idle(self) -> None:
+        """Wait until nothing is in hand."""
+        await self._control.until(lambda: not self.executor.in_hand)
 
-    async def run(self) -> None:
-        """Read until told to stop, or in a burst until nothing is left."""
-        failures = 0
-        while not self.intake.stopping:
-            try:
-                await self.intake.run()
-                return
-            except (RedisError, OSError, TimeoutError) as error:
-                failures = 1 if self.intake.progressed else failures + 1
-                self.intake.progressed = False
-                self.intake.lost()
-                await self._wait_out(error, failures)
-            if not self.intake.stopping:
-                # Known ids are skipped, so what is still in hand here is not run twice.
-                await self._adopt(await self.open())
-                self._sweep_again()
-
-    async def finish(self) -> None:
-        """Wait until nothing is in hand and all that was done is with the settler, also of this turn of the loop."""
-        await self.intake.idle()
-        self._outcomes.flush_acks()
-
-    async def stop_reading(self) -> None:
-        """Take nothing new: a blocked read is ended at the server, and what it brought is still run.
+    async def stop(self) -> None:
+        """End a blocked read at the server; what it brought is still run.
 
         What was read ahead is given back when it is not done within the time that may be read ahead.
         """
-        self.intake.stopping = True
-        self.waiting.hold()
-        self.progress()
-        asyncio.get_running_loop().call_later(self.spec.options.hold_ms / 1000, self.executor.give_back)
+        asyncio.get_running_loop().call_later(self.spec.options.hold_ms / 1000, self._give_back)
         await self.unblock()
 
     async def unblock(self) -> None:
-        """End a blocked read now, without losing what it brings. One that is overdue has nobody who reads it."""
-        while self._reader.outstanding and not self.cut_off and time.monotonic() < self._reader.due_s:
+        """End a blocked read now, without losing what it brings. Nothing can end a read that is overdue."""
+        reader, commands = self._reader, self._resources.commands
+        while reader.outstanding and not self.cut_off and time.monotonic() < reader.due_s:
             try:
-                await self.around.wire.unblock(self._reader)
+                # Clients are numbered by each server, and this connection may be to the one before a failover.
+                if commands.server != reader.server:
+                    await commands.reconnect()
+                if reader.client_id and commands.server == reader.server:
+                    await commands.call("CLIENT", "UNBLOCK", reader.client_id)
             except (RedisError, OSError, TimeoutError):
                 return
             # Again, if the read had not reached the server yet.
             await asyncio.sleep(0.01)
-            if not (self.intake.stopping or self.intake.paused or self.intake.sweep_wanted):
+            if not (self._control.stopping or self._control.paused or self._rescan_wanted):
                 return
 
-    async def leave(self, heir: str | None) -> None:
-        """Close; with `heir`, hand what is still pending to that consumer and delete this one."""
-        self.waiting.hold()
+    async def close(self, successor: str | None) -> None:
+        """Cancel what runs; with `successor`, hand what is pending to that consumer and delete this one."""
         await self._reader.close()
-        if not self._has_any():
-            self._row.set_started(0, 0)  # whatever is pending now was not running: no successor needs to suspect it
-        self._left = True
-        if not self.copied:
-            await self.executor.abort()
-        if self._row.isolated() is not None:
-            await self._mark.clear()  # it was ended on purpose
-        if heir is not None:
+        self.executor.note_idle()  # what is pending now was not running: no successor needs to suspect it
+        await self.executor.abort()
+        for pending in self._pending.values():
+            if pending.marker.is_set:
+                await pending.marker.clear()  # it was ended on purpose
+        if successor is not None:
             try:
-                await self._own.hand_over(heir)
+                for pending in self._pending.values():
+                    await pending.hand_over(successor)
             except (RedisError, OSError) as error:  # a keeper does it when Redis is back
-                self.around.faults.redis("can't hand over what is pending", error)
-        elif self.copied and not self.cut_off:
-            with contextlib.suppress(RedisError, OSError):  # it stays a member; the next incarnation leaves then
-                await self.leave_copies()
+                self._resources.faults.redis("can't hand over pending messages", error, stream=self.spec.stream)
 
-    async def leave_copies(self) -> str:
-        """Close, and be no member of the copies' group any more; what LEAVE_COPIES says of it.
+    # Fetch, handle, settle
 
-        Raises redis-py's errors.
+    async def _fetch(self) -> None:
+        """Read batches and have them handled. Raises redis-py's errors, OSError and TimeoutError."""
+        while self._reader.outstanding or await self._send_when_allowed():
+            asked = self._pace.count
+            reply = await self._reader.receive()
+            self._answered = True
+            self._shared.set(SlotField.FETCH_NS, time.monotonic_ns())
+            got = sum(len(entries) for _, entries in reply)
+            if got < asked:
+                self._pace.came_short(got)
+            if not got:
+                self._found_nothing = self._resources.burst
+                if self._resources.burst and await self._nothing_left():
+                    return
+                continue
+            if self._control.isolating:
+                await self._control.until(lambda: not self._control.isolating)
+            await self._read_ahead(got)
+            for key, entries in reply:
+                self._start(self._sources[key].messages(entries))
+
+    async def _send_when_allowed(self) -> bool:
+        """Send the next read as soon as there is room for what it brings; False when it is time to stop."""
+        control = self._control
+        while not control.stopping:
+            if self._rescan_wanted:
+                await self._adopt_alive(await self._scan())
+                continue
+            self._observe()
+            if self._found_nothing:
+                self._found_nothing = False
+                await control.until(lambda: control.stopping or self._rescan_wanted, _BURST_POLL_S)
+            elif (room := self._room()) > 0:
+                await self._send(room)
+                return True
+            else:
+                await control.until(lambda: control.stopping or self._rescan_wanted or self._room() > 0)
+        return False
+
+    async def _read_ahead(self, coming: int) -> None:
+        """Send the next read before the batch that has come is handled, where pace allows."""
+        self._observe()
+        if not self._pace.read_ahead or self._rescan_wanted:
+            return
+        # While no message waits for anything, pace alone limits; otherwise what would wait behind those that do.
+        room = self._room(coming) if self.executor.running else self._room() and self.spec.options.batch_size
+        if room > 0:
+            await self._send(room)
+
+    def _room(self, coming: int = 0) -> int:
+        """Return how many messages more may be read, 0 or less for none."""
+        options, executor = self.spec.options, self.executor
+        if (
+            self._control.stopping
+            or not self._control.may_start
+            or len(self.retries) >= options.max_waiting
+            or self._settler.backlog >= options.batch_size * _BACKLOG_BATCHES
+        ):
+            return 0
+        # What is read beyond the handler's concurrency must be started within `hold_ms` at the present rate.
+        ahead = 0
+        if self._pace.read_ahead and executor.running:
+            ahead = min(options.batch_size, int(self._rate * self._pace.hold_s / 2))
+        if executor.unstarted > ahead:
+            return 0
+        return executor.limit + ahead - executor.in_hand - coming
+
+    async def _send(self, room: int) -> None:
+        self._pace.count = max(1, min(self._pace.count, room))
+        await self._reader.send(self._pace.count, None if self._resources.burst else self.spec.options.block_ms)
+
+    def _observe(self) -> None:
+        """Adapt the pace to what was measured since the last read."""
+        self._pace.observe(*self.executor.measured())
+        now_s, finished = time.monotonic(), self.executor.finished
+        if now_s - self._finished_at_s >= _RATE_WINDOW_S:
+            self._rate = (finished - self._finished_seen) / (now_s - self._finished_at_s)
+            self._finished_at_s, self._finished_seen = now_s, finished
+
+    def _start(self, messages: Sequence[Message]) -> None:
+        """Hand messages of one or both sources, each in the order of ids, to the executor.
+
+        Shared memory notes one id per batch: at worst, a crash has a few more of them run one at a time.
         """
-        await self._reader.close()
-        self.around.faults.resolved("can't read", **self._where)
-        named = [
-            self.keys.stream,
-            self.keys.retries,
-            self.keys.crashes,
-            isolated_key(self.keys.stream, self.keys.group),
-        ]
-        said: bytes = await self.around.wire.script(LEAVE_COPIES, named, self.keys.group, self.around.name)
-        return said.decode()
+        for source in self._sources.values():
+            last = next((m for m in reversed(messages) if m.origin is source), None)
+            if last is not None:
+                source.marks.set_started(*max(parse_id(last.entry), source.marks.started()))
+        self.executor.submit(messages)
 
-    def _has_any(self) -> bool:
-        return next(self._share.in_hand(), None) is not None
-
-    def free_row(self) -> None:
-        """It marks nothing any more."""
-        self._row.free()
+    async def _nothing_left(self) -> bool:
+        """Whether no message is in hand and, after one more scan, none is pending here either."""
+        if self.executor.in_hand or self.retries:
+            return False
+        await self._adopt_alive(await self._scan())
+        return not (self.executor.in_hand or self.retries)
 
     # What is found pending
 
-    def _start(self, deliveries: Sequence[Delivery]) -> None:
-        """In the order of their ids. One mark a batch: at worst, a crash has a few more of them run one at a time."""
-        if deliveries:
-            self._row.set_started(*max(parse_id(deliveries[-1].id), self._row.started()))
-            self.executor.submit(deliveries)
+    @property
+    def _rescan_wanted(self) -> bool:
+        return self._rescan_due or self._rescans_seen != self._control.rescans
 
-    def _start_unsorted(self, deliveries: Sequence[Delivery]) -> None:
-        """Copies go to the consumer that marks them; without it their stream is gone, and they with it."""
-        self._start(_in_order([delivery for delivery in deliveries if not delivery.copied]))
-        if self.copies is not None:
-            self.copies._start(_in_order([delivery for delivery in deliveries if delivery.copied]))
+    async def _scan(self) -> Adopted:
+        """Read the pending lists, except what is in hand. Raises redis-py's errors, OSError and TimeoutError."""
+        self._rescans_seen, self._rescan_due = self._control.rescans, False
+        readable = {source: pending for source, pending in self._pending.items() if await pending.make_group()}
+        self._reader.select([source.key for source in readable])
+        if len(readable) < len(self._pending):
+            self._rescan_later()
+        adopted = Adopted()
+        for source, pending in readable.items():
+            known = self._settler.unconfirmed(source)
+            known.update(message.entry for message in self._left() if message.origin is source)
+            adopted.add(await pending.scan(self._reader, known))
+        self.opened = True
+        return adopted
 
-    async def _sweep(self) -> Adopted:
-        known = {delivery.id for delivery in self._share.left()} | self.around.settler.ids(self.keys)
-        if not self.copied:
-            known.update(self._outcomes.acks)
-        return await self._own.sweep(self._reader, known, self._outcomes)
-
-    async def _adopt(self, adopted: Adopted) -> None:
+    async def _adopt_alive(self, adopted: Adopted) -> None:
         """Run what was found while this process lives on: none of it can have ended a process."""
         adopted.plain += adopted.suspects
         await self.start(adopted)
 
-    async def _adopt_while_alive(self) -> None:
-        await self._adopt(await self._sweep())
+    def _rescan_later(self) -> None:
+        """Scan again when the server must have noticed the lost connection, to whose read it may still deliver."""
 
-    def _sweep_again(self) -> None:
-        """The server may not have noticed the lost connection yet, and still hand an entry to its blocked read."""
-
-        def later() -> None:
-            self.intake.sweep_wanted = True
-            self.progress()
+        def rescan() -> None:
+            self._rescan_due = True
+            self._control.notify()
 
         blocked_s = self.spec.options.block_ms / 1000
-        asyncio.get_running_loop().call_later(blocked_s + READ_SLACK_S, later)
+        asyncio.get_running_loop().call_later(blocked_s + READ_SLACK_S, rescan)
 
-    async def _wait_out(self, error: BaseException, failures: int) -> None:
+    async def _wait_for_redis(self, error: BaseException, failures: int) -> None:
         await self._reader.close()
-        if self.copied and str(error).startswith("NOGROUP"):
-            raise CopiesGoneError from None
-        if self.intake.stopping:
+        if self._control.stopping:
             return
         self.cut_off = True
-        self.around.faults.redis("can't read", error, **self._where)
-        self.around.shared.add(SlotField.RECONNECTS, 1)
-        await self.intake.wait_out(backoff_s(max(1, failures), _RECONNECT_BASE_S, _RECONNECT_MAX_S, random.random))
+        self._resources.faults.redis(_CANT_READ, error, stream=self.spec.stream, group=self.spec.group)
+        self._shared.add(SlotField.RECONNECTS, 1)
+        delay_s = backoff_s(max(1, failures), _RECONNECT_BASE_S, _RECONNECT_MAX_S, random.random)
+        await self._control.until(lambda: self._control.stopping, delay_s)
+
+    def _left(self) -> Iterator[Message]:
+        yield from self.executor.messages()
+        yield from self.retries.messages()
+
+    def _pending_of(self, message: Message) -> PendingList:
+        return self._pending[message.origin]  # type: ignore[index]
+
+    def _give_back(self) -> None:
+        self.executor.give_back()
+        self._control.notify()
 
 
-def _in_order(deliveries: Sequence[Delivery]) -> list[Delivery]:
-    return sorted(deliveries, key=lambda delivery: parse_id(delivery.id))
+def _by_id(messages: Iterable[Message]) -> list[Message]:
+    return sorted(messages, key=lambda message: parse_id(message.entry))

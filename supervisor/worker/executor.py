@@ -1,10 +1,10 @@
-"""Runs deliveries through one handler, at most `concurrency` at a time.
+"""Runs messages through one handler, at most `concurrency` at a time.
 
-1. Runners are tasks that outlive a message: one after another is awaited in the same task, and a
-   message that never waits costs no Task. Only when a runner's message does wait, another runner
-   goes on with what is ready.
+1. A runner is a task that outlives a message: it calls the handler for one message after another, so a message that
+   never waits costs no Task. When a runner's message waits, another runner goes on with what is ready.
 2. So a handler has a real `asyncio.current_task()`, which timeouts and task groups need.
-3. It measures and limits; how a message is settled is its owner's business.
+3. A message that is done is noted at its source, from where the settler takes it; what a handler raised is settled
+   by `Failures`.
 """
 
 from __future__ import annotations
@@ -16,92 +16,148 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from supervisor.worker.batch import verdicts
-from supervisor.worker.calls import Calls
-from supervisor.worker.meter import Meter, Timed
-from supervisor.worker.runner import HandlerTimeoutError, Runner, Settle
+from supervisor.core.pace import SLOW_SHARE
+from supervisor.handling.decode import as_message
+from supervisor.shared_state import SlotField
+from supervisor.worker.batch_results import batch_results
+from supervisor.worker.runner import Runner, register
+from supervisor.worker.thread_calls import ThreadCalls
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from concurrent.futures import Executor as Threads
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from supervisor.handling.load import HandlerSpec
-    from supervisor.worker.delivery import Delivery
+    from supervisor.messages import Message
+    from supervisor.worker.failures import Failures
+    from supervisor.worker.resources import Resources
+    from supervisor.worker.source import Source
 
-#: After a stretch of this length without a wait, the loop gets a turn: for beats, acks and retries.
-STRETCH_S_MAX = 0.01
+#: After a step of this length the event loop gets a turn: for beats, acks and retries.
+STEP_MAX_S = 0.01
 _WATCH_S_MAX = 0.5
-#: A handler that was cancelled at its time limit has so long to end.
-END_S = 5.0
+#: Grace period for a handler that was cancelled at its time limit.
+CANCEL_GRACE_S = 5.0
+
+
+class HandlerTimeoutError(Exception):
+    """The handler did not end within its `timeout_s`."""
 
 
 class Executor:
-    """The running and the ready deliveries of one handler."""
+    """The ready and the running messages of one handler."""
 
-    def __init__(self, spec: HandlerSpec, settle: Settle, threads: Threads, threads_max: int) -> None:
+    def __init__(self, spec: HandlerSpec, resources: Resources, failures: Failures, sources: Sequence[Source]) -> None:
         self._spec = spec
-        self._settle = settle
+        self._sources = sources
+        self._failures = failures
+        self._settler = resources.settler
+        self._shared = resources.shared
+        self._control = resources.control
+        self._bug = resources.bug
         self._loop = asyncio.get_running_loop()
-        self.calls = Calls(threads, self._loop)
-        limit = spec.options.concurrency if spec.is_async else min(spec.options.concurrency, threads_max)
+        self.threads = ThreadCalls(resources.threads, self._loop)
+        concurrency = spec.options.concurrency
+        limit = concurrency if spec.is_async else min(concurrency, resources.threads_max)
         self._unit = spec.options.batch_size if spec.batch else 1
         self._runners_max = max(1, limit // self._unit)
+        #: How many messages may run at the same time.
         self.limit = max(limit, self._unit)
-        self._ready: deque[Delivery] = deque()
+        self._ready: deque[Message] = deque()
+        #: What is ready while the pool is paused.
+        self._held: deque[Message] = deque()
+        self._paused = False
         self._active: set[Runner] = set()
         self._idle: list[Runner] = []
+        #: Messages of this handler wait for something: what is ready needs a runner each.
+        self._messages_wait = False
         self._yielding = 0
-        self._kick_due = False
+        self._advance_due = False
         self._watch: asyncio.TimerHandle | None = None
         self._aborting = False
         self._context = copy_context()
-        self.meter = Meter()
+        self._submitted = 0
+        self._counted = 0
+        self.step_max_s = min(STEP_MAX_S, spec.options.hold_ms / 1000 * SLOW_SHARE)
+        self.busy_s = 0.0
+        self._slowest_s = 0.0
+        register(self)
+
+    # What is in hand
 
     @property
     def in_hand(self) -> int:
-        """How many deliveries run or are ready to."""
-        return len(self._ready) + self.running
+        """How many messages run or are ready to."""
+        return len(self._ready) + len(self._held) + self.running
 
     @property
     def running(self) -> int:
-        """How many deliveries run."""
-        return sum(len(runner.current) for runner in self._active)
+        """How many messages run."""
+        if self._unit == 1:
+            return len(self._active)
+        return sum(len(runner.messages) for runner in self._active)
 
     @property
     def unstarted(self) -> int:
-        """How many deliveries wait for their turn."""
-        return len(self._ready)
+        """How many messages wait for their turn."""
+        return len(self._ready) + len(self._held)
 
     @property
-    def room(self) -> int:
-        """How many more deliveries could be run at once."""
-        return self.limit - self.in_hand
+    def finished(self) -> int:
+        """How many messages have run so far."""
+        return self._submitted - self.in_hand
 
     @property
     def due_s(self) -> float:
-        """When what runs longest must be over, by `time.monotonic`; beyond that it can't be ended from within."""
-        began = [runner.started_s for runner in self._active if runner.current]
-        return min(*began, self.calls.oldest_s, inf) + self._spec.options.timeout_s + END_S
+        """When what runs longest must be over, by `time.monotonic`; what runs on can't be ended from within."""
+        began = [runner.started_s for runner in self._active if runner.started_s]
+        return min(*began, self.threads.oldest_s, inf) + self._spec.options.timeout_s + CANCEL_GRACE_S
 
-    def deliveries(self, *, running: bool = True) -> Iterable[Delivery]:
-        """Those in hand; without `running` those that wait for their turn."""
+    def messages(self) -> Iterator[Message]:
+        """Those in hand."""
         yield from self._ready
-        for runner in self._active if running else ():
-            yield from runner.current
+        yield from self._held
+        for runner in self._active:
+            yield from runner.messages
 
-    def submit(self, deliveries: Iterable[Delivery]) -> None:
+    def measured(self) -> tuple[int, float, float]:
+        """Return (messages run, seconds they held the loop, longest hold of one) since the last call."""
+        finished = self.finished
+        taken = max(0, finished - self._counted), self.busy_s, self._slowest_s
+        self._counted, self.busy_s, self._slowest_s = finished, 0.0, 0.0
+        return taken
+
+    # What its consumer asks for
+
+    def submit(self, messages: Sequence[Message]) -> None:
         """Run these, in order, as soon as there is room."""
-        self._ready.extend(deliveries)
+        self._submitted += len(messages)
+        (self._held if self._paused else self._ready).extend(messages)
         self._advance()
 
+    def pause(self, paused: bool) -> None:
+        """Start nothing, or go on; what runs goes on."""
+        self._paused = paused
+        source, target = (self._ready, self._held) if paused else (self._held, self._ready)
+        target.extend(source)
+        source.clear()
+        self._advance()
+
+    def note_idle(self) -> None:
+        """Note in shared memory that no message runs: a process that ends now was not ended by one."""
+        if not (self._aborting or self.in_hand or self._shared.get(SlotField.ISOLATING)):
+            for source in self._sources:
+                source.marks.set_started(0, 0)
+
     def give_back(self) -> None:
-        """Start nothing more of what is ready; it stays pending."""
+        """Forget what is ready; it stays pending."""
+        self._submitted -= self.unstarted
         self._ready.clear()
+        self._held.clear()
 
     async def abort(self) -> None:
         """Cancel what runs; it stays pending."""
         self._aborting = True
-        self._ready.clear()
+        self.give_back()
         tasks = [runner.task for runner in (*self._active, *self._idle)]
         for task in tasks:
             task.cancel()
@@ -109,73 +165,77 @@ class Executor:
         if self._watch is not None:
             self._watch.cancel()
 
-    # A stretch: one runner goes through what is ready until a message waits.
+    # A runner goes through what is ready.
 
     async def _run(self, runner: Runner) -> None:
-        while True:
-            self._kick_soon()
-            if self._unit == 1 and self._spec.is_async:
-                await self._run_singles(runner)
-            else:
-                await self._run_units(runner)
+        run_ready = self._run_messages if self._unit == 1 and self._spec.is_async else self._run_units
+        try:
+            while await run_ready(runner):
+                self._active.discard(runner)
+                self.note_idle()
+                self._control.notify()
+                if copy_context() != self._context:
+                    return  # the handler left context variables behind, which the next message must not see
+                runner.wake = self._loop.create_future()
+                self._idle.append(runner)
+                await runner.wake
+        except (asyncio.CancelledError, GeneratorExit):
+            raise  # at the end, or a handler has cancelled the task that it once ran in
+        except BaseException as error:
+            if not self._aborting and not self._bug.done():
+                self._bug.set_exception(error)
+        finally:
             self._active.discard(runner)
-            self._settle.progress()
-            if copy_context() != self._context:
-                return  # the handler left context variables behind: the next message must not see them
-            runner.wake = self._loop.create_future()
-            self._idle.append(runner)
-            await runner.wake
+            if self._ready and not self._aborting:
+                self._advance_soon()
 
-    async def _run_singles(self, runner: Runner) -> None:
-        """The hot path: about a microsecond a message on top of the handler."""
-        spec, ready, meter, done = self._spec, self._ready, self.meter, self._settle.done
-        function, decode, stream, group = spec.function, spec.decode, spec.stream, spec.group
-        now_s = monotonic()
+    async def _run_messages(self, runner: Runner) -> bool:  # noqa: C901 - the hot path: a call more costs too much
+        """Run what is ready, one message at a time; False when the runner has to end."""
+        ready, handle = self._ready, _handle_of(self._spec)
+        before_s = monotonic()
         while ready:
-            delivery = ready.popleft()
-            if not ready:
-                self._kick_soon()  # should this one wait, there is room to read more
-            runner.current = (delivery,)
-            runner.started_s = now_s
-            steps = meter.steps
+            runner.in_hand = message = ready.popleft()
             try:
-                await function(decode(delivery.message(stream, group)))
+                await handle(message)
             except BaseException as error:
-                if not self._went_wrong(runner, error):
-                    return
+                if not self._failed(runner, error):
+                    return False
             else:
-                done(delivery)
-            runner.finish()
+                if message.recorded:
+                    self._ack_recorded(message)
+                else:
+                    message.origin.done.append(message.entry)  # type: ignore[attr-defined]
             now_s = monotonic()
-            meter.ran += 1
-            if meter.steps == steps and now_s - runner.started_s > meter.slowest_s:
-                meter.slowest_s = now_s - runner.started_s
-            if now_s - meter.step_began_s > STRETCH_S_MAX:
+            if runner.started_s:
+                runner.finished()
+            elif now_s > runner.step_ends_s and now_s - before_s > self._slowest_s:
+                self._slowest_s = now_s - before_s  # a message that is slow ends the step; the others need no measure
+            if now_s > runner.step_ends_s:
+                runner.in_hand = None
                 await self._yield()
                 now_s = monotonic()
+            before_s = now_s
+        runner.in_hand = None
+        return True
 
-    async def _run_units(self, runner: Runner) -> None:
-        """Batches, and single messages of plain functions."""
-        meter, ready = self.meter, self._ready
+    async def _run_units(self, runner: Runner) -> bool:
+        """Run what is ready, in batches or as single messages of plain functions; False when the runner has to end."""
+        ready = self._ready
         while ready:
-            unit = [ready.popleft() for _ in range(min(self._unit, len(ready)))]
-            if not ready:
-                self._kick_soon()
-            ran, steps = len(unit), meter.steps
-            runner.current = unit
-            runner.started_s = monotonic()
+            runner.in_hand = unit = [ready.popleft() for _ in range(min(self._unit, len(ready)))]
+            size, before_s = len(unit), monotonic()
             try:
                 await self._call(runner, unit)
             except BaseException as error:
-                if not self._went_wrong(runner, error):
-                    return
-            runner.finish()
-            meter.ran += ran
-            held_s = monotonic() - runner.started_s
-            if meter.steps == steps or not self._spec.is_async:
-                meter.slowest_s = max(meter.slowest_s, held_s / ran)
-            if monotonic() - meter.step_began_s > STRETCH_S_MAX:
+                if not self._failed(runner, error):
+                    return False
+            held_s = (monotonic() - before_s) / size
+            if held_s > self._slowest_s and not (runner.started_s and self._spec.is_async):
+                self._slowest_s = held_s
+            runner.finished()
+            if monotonic() > runner.step_ends_s:
                 await self._yield()
+        return True
 
     async def _yield(self) -> None:
         self._yielding += 1
@@ -183,107 +243,102 @@ class Executor:
             await asyncio.sleep(0)
         finally:
             self._yielding -= 1
-        self._kick_soon()
+            self._advance_soon()
 
-    async def _call(self, runner: Runner, unit: list[Delivery]) -> None:
+    async def _call(self, runner: Runner, unit: list[Message]) -> None:
         spec = self._spec
-        if spec.batch:
-            await self._call_batch(runner, unit)
+        arguments = []
+        for message in list(unit):
+            try:
+                arguments.append(spec.decode(message))
+            except Exception as error:
+                if not spec.batch:
+                    raise
+                unit.remove(message)
+                self._failures.failed(message, error)
+        if not arguments:
             return
-        argument = spec.decode(unit[0].message(spec.stream, spec.group))
+        argument = arguments if spec.batch else arguments[0]
         if spec.is_async:
             await spec.function(argument)
         else:
-            await self._in_thread(runner, argument)
-        self._settle.done(unit[0])
+            runner.started_s = inf  # its time begins when a thread is free
+            await self.threads.run(spec.function, argument, runner.began)
+        for message in unit:
+            self._done(message)
 
-    async def _call_batch(self, runner: Runner, unit: list[Delivery]) -> None:
-        spec = self._spec
-        fitting = []
-        arguments = []
-        for delivery in unit:
-            try:
-                arguments.append(spec.decode(delivery.message(spec.stream, spec.group)))
-            except Exception as error:
-                self._settle.failed(delivery, error)
-            else:
-                fitting.append(delivery)
-        unit[:] = fitting
-        if not arguments:
-            return
-        if spec.is_async:
-            await spec.function(arguments)
-        else:
-            await self._in_thread(runner, arguments)
-        for delivery in unit:
-            self._settle.done(delivery)
-
-    async def _in_thread(self, runner: Runner, argument: Any) -> None:
-        runner.started_s = inf  # its time begins when a thread is free
-        await self.calls.run(self._spec.function, argument, runner)
-
-    def _went_wrong(self, runner: Runner, error: BaseException) -> bool:
-        """Settle what is in hand by what its handler raised; False when the runner has to end. Raises at the end."""
+    def _failed(self, runner: Runner, error: BaseException) -> bool:
+        """Settle what is in hand by what its handler raised; False when the runner has to end. Raises when aborting."""
         if self._aborting:
             raise error
         if runner.timed_out and isinstance(error, asyncio.CancelledError):
             error = HandlerTimeoutError(f"not done within timeout_s = {self._spec.options.timeout_s:g}")
-        self._raised(runner.current, error)
-        if isinstance(error, GeneratorExit):  # a coroutine that was told to close may await nothing more
-            runner.finish()
+        results: Iterable[tuple[Message, BaseException | None]]
+        results = batch_results(runner.messages, error) if self._spec.batch else [(runner.messages[0], error)]
+        for message, own_error in results:
+            if own_error is None:
+                self._done(message)
+            else:
+                self._failures.failed(message, own_error)
+        if isinstance(error, GeneratorExit):  # a coroutine that is being closed may await nothing more
+            runner.finished()
             return False
         return True
 
-    def _raised(self, unit: Sequence[Delivery], error: BaseException) -> None:
-        for delivery, own in verdicts(unit, error) if self._spec.batch else ((delivery, error) for delivery in unit):
-            if own is None:
-                self._settle.done(delivery)
-            else:
-                self._settle.failed(delivery, own)
+    def _done(self, message: Message) -> None:
+        if message.recorded:
+            self._ack_recorded(message)
+        else:
+            message.origin.done.append(message.entry)  # type: ignore[attr-defined]
 
-    # Who runs: at most `_limit` deliveries in runners, one more runner whenever a message waits.
+    def _ack_recorded(self, message: Message) -> None:
+        self._settler.ack_recorded(message.origin, message.entry)  # type: ignore[arg-type]
+        self._shared.add(SlotField.DONE, 1)
+
+    # Who runs: one runner, and one more for each message that waits, up to the limit.
+
+    def step_ended(self, runner: Runner) -> None:
+        """Have done messages acked, and another runner go on when this one's message waits."""
+        for source in self._sources:
+            if source.done:
+                self._settler.wake()
+                break
+        if runner.in_hand is None:
+            self._messages_wait = False
+            return
+        self._messages_wait = True
+        if self._ready:
+            self._advance_soon()
+        else:
+            self._control.notify()
+        if self._watch is None:
+            self._arm()
+
+    def _advance_soon(self) -> None:
+        if not self._advance_due:
+            self._advance_due = True
+            self._loop.call_soon(self._advance)
 
     def _advance(self) -> None:
-        if self._ready and not self._yielding and len(self._active) < self._runners_max:
+        self._advance_due = False
+        if self._yielding:
+            return
+        wanted = len(self._ready) if self._messages_wait else min(1, len(self._ready))
+        for _ in range(min(-(-wanted // self._unit), self._runners_max - len(self._active))):
             self._activate()
 
     def _activate(self) -> None:
         while self._idle:
             runner = self._idle.pop()
-            if runner.task.done():  # somebody has cancelled it from outside
+            if runner.task.done():  # a handler has cancelled it from outside
                 continue
             self._active.add(runner)
             if runner.wake is not None and not runner.wake.done():
                 runner.wake.set_result(None)
             return
-        runner = Runner()
+        runner = Runner(self)
         self._active.add(runner)
-        runner.task = self._context.copy().run(self._loop.create_task, Timed(self._guard(runner), self.meter))
-
-    async def _guard(self, runner: Runner) -> None:
-        try:
-            await self._run(runner)
-        except (asyncio.CancelledError, GeneratorExit):
-            raise  # at the end, or a handler has cancelled the task that it once ran in
-        except BaseException as error:
-            self._settle.broke(error)
-        finally:
-            self._active.discard(runner)
-            if self._ready and not self._aborting:
-                self._kick_soon()
-
-    def _kick_soon(self) -> None:
-        if not self._kick_due:
-            self._kick_due = True
-            self._loop.call_soon(self._kick)
-
-    def _kick(self) -> None:
-        self._kick_due = False
-        self._advance()
-        if not self._ready:
-            self._settle.progress()
-        if self._watch is None and self._active:
-            self._arm()
+        runner.task = self._context.copy().run(self._loop.create_task, runner.start(self._run(runner)))
 
     def _arm(self) -> None:
         interval_s = min(_WATCH_S_MAX, self._spec.options.timeout_s / 10)
@@ -293,8 +348,14 @@ class Executor:
         self._watch = None
         overdue_s = monotonic() - self._spec.options.timeout_s
         for runner in self._active:
-            if runner.current and not runner.timed_out and runner.started_s < overdue_s:
+            if 0 < runner.started_s < overdue_s and not runner.timed_out:
                 runner.timed_out = True
                 runner.task.cancel()
         if self._active:
             self._arm()
+
+
+def _handle_of(spec: HandlerSpec) -> Callable[[Message], Any]:
+    """Return what is awaited for a message: the handler itself when it takes messages as they are."""
+    function, decode = spec.function, spec.decode
+    return function if decode is as_message else lambda message: function(decode(message))

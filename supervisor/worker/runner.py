@@ -1,70 +1,143 @@
-"""What an executor's runner has in hand, and whom it tells how that ended."""
+"""A task that runs messages one after another, and the coroutine wrapper that measures its steps.
+
+A step is what runs between two waits. Its beginning and end cost a clock reading; the messages that begin and end
+within one step share them.
+"""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Protocol
+import weakref
+from collections.abc import Coroutine
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from supervisor.messages import Message
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Sequence
 
-    from supervisor.worker.delivery import Delivery
+
+class Owner(Protocol):
+    """The executor of a runner."""
+
+    #: The longest step before the event loop gets a turn.
+    step_max_s: float
+    #: How long steps held the event loop, in all.
+    busy_s: float
+
+    def step_ended(self, runner: Runner) -> None:
+        """Look at what the runner's step has done."""
+
+    def give_back(self) -> None:
+        """Start no message any more."""
 
 
-class HandlerTimeoutError(Exception):
-    """The handler did not end within its `timeout_s`."""
+class Runner(Coroutine[Any, Any, None]):
+    """A task's coroutine, and the message or batch that it has in hand."""
 
+    __slots__ = ("_coroutine", "_owner", "in_hand", "started_s", "step_ends_s", "task", "timed_out", "wake")
 
-class Settle(Protocol):
-    """Who decides what becomes of a delivery."""
-
-    def done(self, delivery: Delivery) -> None:
-        """The handler returned."""
-
-    def failed(self, delivery: Delivery, error: BaseException) -> None:
-        """The handler raised, or the message did not fit it."""
-
-    def progress(self) -> None:
-        """There is room again."""
-
-    def broke(self, error: BaseException) -> None:
-        """Not the handler but what runs it has failed: a bug that must not leave the worker idle."""
-
-
-class _Forked:
-    """Whether this process is a copy of the worker, which a handler has forked."""
-
-    here = False
-
-
-os.register_at_fork(after_in_child=lambda: setattr(_Forked, "here", True))
-
-
-def begin_process() -> None:
-    """This process is the worker itself."""
-    _Forked.here = False
-
-
-class Runner:
-    """A task and what it has in hand."""
-
-    __slots__ = ("current", "started_s", "task", "timed_out", "wake")
-
-    def __init__(self) -> None:
-        self.current: Sequence[Delivery] = ()
-        self.started_s = 0.0
-        #: It was cancelled, because its message is out of time.
-        self.timed_out = False
-        self.wake: asyncio.Future[None] | None = None
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._coroutine: Coroutine[Any, Any, None]
         self.task: asyncio.Task[None]
+        #: What the runner waits for while it has nothing to do.
+        self.wake: asyncio.Future[None] | None = None
+        self.in_hand: Message | Sequence[Message] | None = None
+        #: When the message in hand began to run, once it has waited for something; 0 before, infinity while it waits
+        #: for a thread.
+        self.started_s = 0.0
+        #: When the present step should give the event loop a turn.
+        self.step_ends_s = 0.0
+        #: The task was cancelled because its message ran out of time.
+        self.timed_out = False
 
-    def finish(self) -> None:
-        """What was in hand is settled; if it was cancelled, the next message must not be taken for cancelled too."""
-        if _Forked.here:  # what comes back here from a handler's os.fork must not work on as the worker's twin
-            os._exit(1)
-        self.current = ()
+    def start(self, coroutine: Coroutine[Any, Any, None]) -> Runner:
+        """Wrap `coroutine`; the result is what a task is made of."""
+        self._coroutine = coroutine
+        return self
+
+    @property
+    def messages(self) -> Sequence[Message]:
+        """The messages in hand."""
+        if self.in_hand is None:
+            return ()
+        return (self.in_hand,) if isinstance(self.in_hand, Message) else self.in_hand
+
+    def began(self, now_s: float) -> None:
+        """Note when the message in hand began to run."""
+        self.started_s = now_s
+
+    def finished(self) -> None:
+        """Forget the message in hand, and that it was cancelled: the next one must not be taken for cancelled."""
+        self.in_hand = None
+        self.started_s = 0.0
         if self.timed_out:
             self.timed_out = False
             while self.task.cancelling():
                 self.task.uncancel()
+
+    def send(self, value: Any, /) -> Any:
+        """Run a step."""
+        began_s = self._begin_step()
+        try:
+            return self._coroutine.send(value)
+        finally:
+            self._end_step(began_s)
+
+    def throw(self, *error: Any) -> Any:
+        """Run a step that begins with an exception."""
+        began_s = self._begin_step()
+        try:
+            return self._coroutine.throw(*error)
+        finally:
+            self._end_step(began_s)
+
+    def close(self) -> None:
+        """End the coroutine."""
+        self._coroutine.close()
+
+    def __await__(self) -> Any:
+        """Complete the interface; a task drives a runner by `send` and `throw`."""
+        return self._coroutine.__await__()
+
+    def _begin_step(self) -> float:
+        began_s = monotonic()
+        self.step_ends_s = began_s + self._owner.step_max_s
+        return began_s
+
+    def _end_step(self, began_s: float) -> None:
+        if _Process.is_copy:  # a child that a handler forked must not go on as the worker's twin
+            os._exit(1)
+        if self.in_hand is not None and not self.started_s:
+            self.started_s = began_s
+        self._owner.busy_s += monotonic() - began_s
+        self._owner.step_ended(self)
+
+
+class _Process:
+    """Whether this process is a copy of the worker that a handler has forked, and which executors it had."""
+
+    is_copy = False
+    owners: ClassVar[weakref.WeakSet[Owner]] = weakref.WeakSet()
+
+
+def register(owner: Owner) -> None:
+    """Have `owner` start nothing in a child that a handler forks."""
+    _Process.owners.add(owner)
+
+
+def begin_process() -> None:
+    """Declare this process the worker itself."""
+    _Process.is_copy = False
+
+
+def _after_fork_in_child() -> None:
+    _Process.is_copy = True
+    for owner in list(_Process.owners):
+        owner.give_back()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

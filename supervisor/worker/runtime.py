@@ -1,7 +1,7 @@
 """All consumers of one worker: has each live its life, runs suspects alone, drains.
 
-It is the same in a forked worker and in a FastAPI app's lifespan; signals, beats and exit codes are
-the process's business, not its own.
+It is the same in a forked worker and in a FastAPI app's lifespan; signals, beats and exit codes are the process's
+business, not its own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
@@ -18,14 +17,12 @@ from redis.exceptions import RedisError
 from supervisor.context import Context, enter
 from supervisor.core.blame import lone_suspect
 from supervisor.errors import HandlerError
-from supervisor.keys import replay_key
 from supervisor.settings.paths import redis_url
 from supervisor.shared_state import SlotField, WorkerState
 from supervisor.worker.consumer import Consumer
-from supervisor.worker.copies import Copies
-from supervisor.worker.gate import Gate
-from supervisor.worker.lines import Lines
-from supervisor.worker.surroundings import Surroundings
+from supervisor.worker.control import Control
+from supervisor.worker.resources import Resources, SettleConnections
+from supervisor.worker.source import source_key, sources_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -33,10 +30,10 @@ if TYPE_CHECKING:
     from supervisor.core.outcome import Crash
     from supervisor.handling.load import HandlerSpec
     from supervisor.log import FaultLog
+    from supervisor.messages import Message
     from supervisor.settings.model import Settings
-    from supervisor.shared_state import SharedConsumer, SharedSlot
-    from supervisor.worker.adopt import Adopted
-    from supervisor.worker.delivery import Delivery
+    from supervisor.shared_state import SharedSlot
+    from supervisor.worker.adopted import Adopted
 
 
 class Runtime:
@@ -53,66 +50,78 @@ class Runtime:
         burst: bool = False,
         crash: Crash | None = None,
     ) -> None:
-        """`name` is the consumer's, `crash` its predecessor's. Make it inside the running loop, after the fork."""
-        url = redis_url(settings)
+        """Prepare the consumers called `name`; `crash` is how their predecessor ended.
+
+        Make it inside the running loop, after the fork. Raises HandlerError for more handlers than shared memory has
+        rows for.
+        """
         self._shared = shared
+        self._control = Control()
+        url = redis_url(settings)
         self._context = Context(settings.app, settings.state_dir.absolute(), name, url)
-        self._lines = Lines(settings, (spec.stream for spec in specs), name, shared, faults)
-        self.settlers = self._lines.settlers
-        self._threads = ThreadPoolExecutor(settings.consumer.threads, thread_name_prefix="handler")
-        self._gate = Gate()
-        around = partial(
-            Surroundings,
-            redis_url=url,
-            name=name,
-            shared=shared,
-            gate=self._gate,
-            threads=self._threads,
-            threads_max=settings.consumer.threads,
-            connect_timeout_s=settings.redis.connect_timeout_s,
-            faults=faults,
-            broke=self._broke,
-            burst=burst,
-            crash=crash,
+        self._connections = SettleConnections(
+            settings, (spec.stream for spec in specs), name, shared, faults, self._control
         )
-        #: How many messages a predecessor may have crashed with, over all consumers; whether it is known already which.
-        self._suspects = 0
-        self._charged = bool(shared.get(SlotField.ISOLATING))
-        #: Consumers whose suspects have not all run.
-        self._suspicious = 0
+        self.settlers = self._connections.settlers
+        self._threads = ThreadPoolExecutor(settings.consumer.threads, thread_name_prefix="handler")
         self._bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        enter(self._context)
-        pairs = [(spec.stream, spec.group) for spec in specs]
-        shared.keep_consumers([*pairs, *((replay_key(*pair), pair[1]) for pair in pairs)])
-        self.consumers = [self._consumer(spec, around) for spec in specs]
-        self._copies = Copies(self.consumers, burst=burst)
-        for settler in self.settlers:
-            settler.progress = self._progress
-        self.stopping = False
+        #: How many messages the predecessor may have crashed with, over all consumers.
+        self._suspects = 0
+        #: The crash is charged to a message, or would be: suspects ran one at a time.
+        self._charged = bool(shared.get(SlotField.ISOLATING))
+        #: Consumers with suspects that did not run yet.
+        self._with_suspects = 0
         self._finished = False
         self._ready: Callable[[], None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        enter(self._context)
+        kept = [
+            (source_key(spec.stream, spec.group, replays=replays), spec.group)
+            for spec in specs
+            for replays in (False, True)
+        ]
+        shared.keep_consumers(kept)
+
+        def resources(spec: HandlerSpec) -> Resources:
+            commands, settler = self._connections.of(spec.stream)
+            return Resources(
+                redis_url=url,
+                consumer=name,
+                commands=commands,
+                settler=settler,
+                shared=shared,
+                control=self._control,
+                threads=self._threads,
+                threads_max=settings.consumer.threads,
+                connect_timeout_s=settings.redis.connect_timeout_s,
+                faults=faults,
+                bug=self._bug,
+                burst=burst,
+                crash=crash,
+            )
+
+        self.consumers = [_consumer(spec, resources(spec)) for spec in specs]
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Work until `drain` is called, or in a burst until nothing is left.
 
-        `ready` is called once, when everything is connected and adopted. Raises what a consumer's
-        own code raises: that is a bug and must end the process, never leave it idle.
+        `ready` is called once, when everything is connected and adopted. Raises what a consumer's own code raises:
+        that is a bug and must end the process, never leave it idle.
         """
         owner = asyncio.current_task()
+        self._ready = ready
         async with asyncio.TaskGroup() as group:
+
+            def start(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+                return group.create_task(self._uncancelled(work, owner), name=name)
+
             others = [group.create_task(self._until_bug())]
-            for settler in self.settlers:
-                others.append(group.create_task(self._unbroken(settler.run(), owner), name="settler"))
+            others += [start(settler.run(), "settler") for settler in self.settlers]
+            others += [start(consumer.run_retries(), f"retries {_name(consumer)}") for consumer in self.consumers]
             async with asyncio.TaskGroup() as consumers:
-
-                def start(work: Coroutine[Any, Any, None], name: str) -> None:
-                    consumers.create_task(self._unbroken(work, owner), name=name)
-
-                self._ready = ready
                 for consumer in self.consumers:
-                    start(self._live(consumer), f"consumer {consumer.spec.stream} {consumer.spec.group}")
-                start(self._copies.run(self._live, start, self._note_opened), "copies")
+                    work = self._uncancelled(self._live(consumer), owner)
+                    consumers.create_task(work, name=f"consumer {_name(consumer)}")
             await self._finish()
             self._finished = True
             for task in others:
@@ -120,128 +129,118 @@ class Runtime:
 
     async def drain(self) -> None:
         """Take nothing new; `run` ends when what is in hand is done."""
-        self.stopping = True
-        self._copies.stop()
-        self.report()  # what a drain waits for is told soon, and the last beat may be half a second old
-        await asyncio.gather(*(consumer.stop_reading() for consumer in self._all()))
+        self._control.stop()
+        self.report()  # a drain is shown at once, not with the next beat
+        await asyncio.gather(*(consumer.stop() for consumer in self.consumers))
 
-    async def close(self, heir: str | None = None) -> None:
-        """Cancel what still runs (it stays pending) and disconnect; with `heir`, hand retries over."""
-        for consumer in reversed(self._all()):  # copies first: what runs is theirs too, and ended with the others
-            await consumer.leave(heir)
-        if heir is not None:
-            await self._copies.hand_over(heir)
-        await self._lines.close()
+    async def close(self, successor: str | None = None) -> None:
+        """Cancel what still runs (it stays pending) and disconnect; with `successor`, hand retries over."""
+        for consumer in self.consumers:
+            await consumer.close(successor)
+        await self._connections.close()
         await self._context.aclose()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def sweep(self) -> None:
-        """Have every consumer read its own pending list again: somebody handed it messages, or has replayed some."""
-        self._copies.look_again()
-        for consumer in self._all():
-            consumer.intake.sweep_wanted = True
-            self._soon(consumer)
+    def rescan(self) -> None:
+        """Have every consumer read its own pending list again: somebody handed it messages."""
+        self._control.rescan()
+        self._unblock_all()
 
     def pause(self, paused: bool) -> None:
-        """Stop or go on reading; what is in hand goes on."""
-        for consumer in self._all():
-            if consumer.intake.paused != paused:
-                consumer.intake.paused = paused
-                self._soon(consumer)
+        """Start no message, or go on; what runs goes on."""
+        if self._control.pause(paused):
+            for consumer in self.consumers:
+                consumer.executor.pause(paused)
+            self._unblock_all()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a drain has begun."""
+        return self._control.stopping
 
     @property
     def cut_off(self) -> bool:
-        """Some consumer waits for Redis to answer."""
-        return any(consumer.cut_off for consumer in self._all())
+        """Whether some consumer waits for Redis to answer."""
+        return any(consumer.cut_off for consumer in self.consumers)
 
     @property
     def due_s(self) -> float:
-        """When what is under way must have come to an end, by `time.monotonic`; infinity while nothing has to."""
-        return min((consumer.due_s for consumer in self._all()), default=math.inf)
+        """When what is under way must have ended, by `time.monotonic`; infinity when nothing has to."""
+        return min((consumer.due_s for consumer in self.consumers), default=math.inf)
 
     def report(self) -> None:
         """Write state and figures to shared memory."""
         in_flight = sum(consumer.executor.in_hand for consumer in self.consumers)
         self._shared.set(SlotField.IN_FLIGHT, in_flight)
-        self._shared.set(SlotField.WAITING, sum(len(consumer.waiting) for consumer in self.consumers))
+        self._shared.set(SlotField.WAITING, sum(len(consumer.retries) for consumer in self.consumers))
         state = self._state(in_flight)
         if self._shared.get(SlotField.STATE) != state:
             self._shared.set(SlotField.STATE, state)
             self._shared.set(SlotField.STATE_SINCE_NS, time.monotonic_ns())
 
     def _state(self, in_flight: int) -> WorkerState:
-        if self.stopping:
+        if self._control.stopping:
             return WorkerState.DRAIN
         if self.cut_off:
             return WorkerState.WAIT_REDIS
-        if not all(consumer.opened for consumer in self.consumers):
+        if not self._all_opened:
             return WorkerState.ADOPT
         return WorkerState.WORK if in_flight else WorkerState.IDLE
 
-    def _consumer(self, spec: HandlerSpec, around: Callable[..., Surroundings]) -> Consumer:
-        line = self._lines.of(spec.stream)
-        return Consumer(spec, around(wire=line.wire, settler=line.settler), _row(self._shared, spec))
-
-    def _all(self) -> list[Consumer]:
-        return [*self.consumers, *self._copies.consumers]
-
+    @property
     def _all_opened(self) -> bool:
-        return self._copies.looked and all(consumer.opened for consumer in self._all())
-
-    def _note_opened(self) -> None:
-        if self._ready is not None and self._all_opened():
-            self._ready()
-            self._ready = None
+        return all(consumer.opened for consumer in self.consumers)
 
     async def _live(self, consumer: Consumer) -> None:
         adopted = await consumer.open()
         # A retry of a plain function may have been going on in a thread, beyond its time.
         self._suspects += len(adopted.suspects) + (0 if consumer.spec.is_async else len(adopted.waiting))
         self._charged |= adopted.charged
-        self._suspect(bool(adopted.suspects))
-        consumer.progress()
-        self._note_opened()
+        self._with_suspects += bool(adopted.suspects)
+        self._note_isolating()
+        consumer.executor.note_idle()
+        if self._ready is not None and self._all_opened:
+            self._ready()
+            self._ready = None
         await consumer.start(adopted)
         if adopted.suspects:
             await self._run_suspects(consumer, adopted)
+            self._with_suspects -= 1
+            self._note_isolating()
         await consumer.run()
 
     async def _run_suspects(self, consumer: Consumer, adopted: Adopted) -> None:
-        """One at a time with nothing else in hand, after all that was only read: the next crash names its message."""
-        async with self._gate.closed():
-            for other in self.consumers:
-                other.waiting.hold()
+        """Run them one at a time with nothing else in hand: the next crash names its message."""
+        async with self._control.isolation():
             # What a blocked read would bring now had to wait here, while another worker could run it.
-            await asyncio.gather(*(other.unblock() for other in self._all()))
+            await asyncio.gather(*(other.unblock() for other in self.consumers))
             await self._finish()
-            for delivery in adopted.suspects:
-                if self.stopping:
+            for message in adopted.suspects:
+                await self._control.until(lambda: self._control.stopping or not self._control.paused)
+                if self._control.stopping:
                     return
-                if not (adopted.crashed and await self._charge_if_lone(consumer, delivery)):
-                    await consumer.run_alone(delivery)
-            if not self.stopping:
-                for other in self.consumers:
-                    other.waiting.release()
-        self._suspect(-1)
-        self._progress()
+                if not (adopted.crashed and await self._charge_if_lone(consumer, message)):
+                    await consumer.run_isolated(message)
 
-    def _suspect(self, more: int) -> None:
-        """So many more consumers have suspects that did not run yet; shared memory knows whether there are any."""
-        self._suspicious += more
-        if self._suspicious or self._all_opened():
-            self._shared.set(SlotField.ISOLATING, int(self._suspicious > 0))
+    def _note_isolating(self) -> None:
+        """Note in shared memory whether some suspect did not run yet."""
+        if self._with_suspects or self._all_opened:
+            self._shared.set(SlotField.ISOLATING, int(self._with_suspects > 0))
 
-    async def _charge_if_lone(self, consumer: Consumer, delivery: Delivery) -> bool:
-        """Nothing else was in hand at the crash, so it is known already which message it was."""
-        if not lone_suspect(self._suspects, charged=self._charged, all_read=self._all_opened()):
+    async def _charge_if_lone(self, consumer: Consumer, message: Message) -> bool:
+        """Charge the only message that was in hand at the crash; True when it became a dead letter."""
+        if not lone_suspect(self._suspects, charged=self._charged, all_read=self._all_opened):
             return False
         try:
-            return await consumer.charge(delivery)
-        except (RedisError, OSError):  # not charged this time; Redis is gone again, of which others tell
+            return await consumer.charge(message)
+        except (RedisError, OSError):  # not charged this time; Redis is gone again, which others report
             return False
 
-    async def _unbroken(self, work: Coroutine[Any, Any, None], owner: asyncio.Task[Any] | None) -> None:
-        """A task group takes a task that a handler has cancelled for one that is done; the others would go on alone."""
+    async def _uncancelled(self, work: Coroutine[Any, Any, None], owner: asyncio.Task[Any] | None) -> None:
+        """Run `work`; raise RuntimeError when a handler has cancelled this task.
+
+        A TaskGroup takes a cancelled task for one that is done, and the others would go on without it.
+        """
         try:
             await work
         except asyncio.CancelledError:
@@ -253,29 +252,26 @@ class Runtime:
     async def _until_bug(self) -> None:
         await self._bug
 
-    def _broke(self, error: BaseException) -> None:
-        if not self._bug.done():
-            self._bug.set_exception(error)
-
-    def _progress(self) -> None:
-        for consumer in self.consumers:
-            consumer.progress()
-
     async def _finish(self) -> None:
+        """Wait until nothing is in hand and all that was done is confirmed."""
         for consumer in self.consumers:
-            await consumer.finish()
+            await consumer.idle()
         for settler in self.settlers:
             await settler.flush()
 
-    def _soon(self, consumer: Consumer) -> None:
-        consumer.progress()
-        task = asyncio.create_task(consumer.unblock())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _unblock_all(self) -> None:
+        for consumer in self.consumers:
+            task = asyncio.create_task(consumer.unblock())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
 
-def _row(shared: SharedSlot, spec: HandlerSpec) -> SharedConsumer:
-    row = shared.consumer(spec.stream, spec.group)
-    if row is None:
+def _consumer(spec: HandlerSpec, resources: Resources) -> Consumer:
+    sources = sources_of(spec.stream, spec.group, resources.shared)
+    if sources is None:
         raise HandlerError(f"{spec.where}: more handlers than one pool can have; start a second pool")
-    return row
+    return Consumer(spec, resources, sources)
+
+
+def _name(consumer: Consumer) -> str:
+    return f"{consumer.spec.stream} {consumer.spec.group}"

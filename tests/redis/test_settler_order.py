@@ -7,29 +7,35 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from supervisor.broker.wire import Wire
+from supervisor.broker.command_connection import CommandConnection
 from supervisor.keys import retries_key
 from supervisor.shared_state import SharedState
-from supervisor.worker.settler import Keys, Settler
+from supervisor.worker.control import Control
+from supervisor.worker.settler import Settler
+from supervisor.worker.source import Source
 from tests.redis.test_worker import GROUP, STREAM, Faults
 from tests.support.waiting import eventually_async
 
-KEYS, RECORDS = Keys.of(STREAM, GROUP), retries_key(STREAM, GROUP)
+RECORDS = retries_key(STREAM, GROUP)
 
 
 async def test_a_record_that_was_refused_replaces_no_later_one(redis_url: str, redis: Redis) -> None:
     told: list[Any] = []
-    wire = Wire(redis_url)
-    settler = Settler(wire, SharedState().slot(0), Faults(told))
+    wire = CommandConnection(redis_url)
+    slot = SharedState().slot(0)
+    marks = slot.consumer(STREAM, GROUP)
+    assert marks is not None
+    source = Source(STREAM, GROUP, marks)
+    settler = Settler(wire, slot, Faults(told), Control())
     running = asyncio.create_task(settler.run())
     try:
         await redis.xgroup_create(STREAM, GROUP, "0", mkstream=True)
         entry: bytes = await redis.xadd(STREAM, {"n": 1})
         await redis.xreadgroup(GROUP, "host:0", {STREAM: ">"})
         await redis.set(RECORDS, "of another type")
-        settler.retry_later(KEYS, entry, 1, 1000, 1000)
+        settler.retry_later(source, entry, 1, 1000, 1000)
         await eventually_async(lambda: len(told) == 3)  # from now on it waits for longer than the next one will
-        settler.retry_later(KEYS, entry, 2, 2000, 1000)
+        settler.retry_later(source, entry, 2, 2000, 1000)
         await eventually_async(lambda: len(told) == 4)
         await redis.delete(RECORDS)
         await eventually_async(lambda: not settler._refused)

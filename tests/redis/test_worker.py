@@ -61,10 +61,10 @@ class Worker:
         self.runtime = Runtime(settings, specs, self.shared, name, Faults(self.faults))
         self.task = asyncio.create_task(self.runtime.run(self.ready.set))
 
-    async def stop(self, heir: str | None = None) -> None:
+    async def stop(self, successor: str | None = None) -> None:
         await self.runtime.drain()
         await asyncio.wait_for(self.task, 10)
-        await self.runtime.close(heir)
+        await self.runtime.close(successor)
 
     async def vanish(self) -> None:
         """End as a killed process does: nothing is acked any more."""

@@ -408,7 +408,7 @@ async def test_groups_of_one_stream_hide_no_message_from_each_other(redis_url: s
     await eventually_async(lambda: any("maxmemory" in str(error) for _, error in worker.faults))
     # As if a keeper had handed it over to the other group's consumer, while this group's dead letter is refused.
     await redis.xclaim(STREAM, "others", "host:0", 0, [entry], force=True, justid=True)
-    worker.runtime.sweep()
+    worker.runtime.rescan()
     await eventually_async(lambda: seen == [entry.decode()])
     await redis.config_set("maxmemory", 0)
     await worker.stop()

@@ -6,8 +6,8 @@ from typing import Any
 
 from supervisor.core.outcome import Dead
 from supervisor.keys import dead_key
-from supervisor.worker.delivery import Delivery
-from supervisor.worker.letter import dead_letter
+from supervisor.messages import Message
+from supervisor.worker.dead_letter import dead_letter
 
 
 def add_dead_letter(
@@ -35,7 +35,7 @@ def add_dead_letter(
         redis.xdel(stream, given)
     flat = [_bytes(part) for pair in fields.items() for part in pair]
     told = dead_letter(
-        Delivery(given.encode(), flat),
+        Message.from_reply(None, [(given.encode(), flat)])[0],  # type: ignore[arg-type]
         Dead(reason, 5),
         error=ValueError(f"no luck with {given}"),
         crash=None,

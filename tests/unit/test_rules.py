@@ -24,8 +24,7 @@ from supervisor.handling.load import specs_of
 from supervisor.keys import dead_key, hash_tag
 from supervisor.messages import DecodeError
 from supervisor.settings.model import Settings
-from supervisor.worker.adopt import sort_out
-from supervisor.worker.delivery import Delivery
+from supervisor.worker.adopted import classify
 
 OPTIONS = Options(
     start="0",
@@ -138,22 +137,22 @@ Ids = st.tuples(st.integers(1, 2**48), st.integers(0, 2**32))
 def test_what_waits_for_a_retry_is_never_a_suspect(
     ids: set[tuple[int, int]], started: tuple[int, int], data: st.DataObject
 ) -> None:
-    found = [Delivery(f"{ms}-{seq}".encode(), ()) for ms, seq in sorted(ids)]
+    found = Message.from_reply(None, [(f"{ms}-{seq}".encode(), ()) for ms, seq in sorted(ids)])  # type: ignore[arg-type]
     records = [data.draw(st.sampled_from([None, b"2:1000:1000"])) for _ in found]
-    adopted = sort_out(found, records, started, 500)
+    adopted = classify(found, records, started, 500)
     assert len(adopted.plain) + len(adopted.suspects) + len(adopted.waiting) == len(found)
-    assert all(parse_id(delivery.id) <= started for delivery in adopted.suspects)
-    assert all(parse_id(delivery.id) > started for delivery in adopted.plain)
-    assert [(d.failed_before, s) for d, s in adopted.waiting] == [(2, 0.5)] * records.count(b"2:1000:1000")
+    assert all(parse_id(message.entry) <= started for message in adopted.suspects)
+    assert all(parse_id(message.entry) > started for message in adopted.plain)
+    assert [(d.failures, s) for d, s in adopted.waiting] == [(2, 0.5)] * records.count(b"2:1000:1000")
 
 
 @given(st.integers(0, 2**48), st.integers(0, 10**9), st.integers(-(10**10), 10**10))
 def test_a_retry_never_waits_longer_than_it_was_to(failed_ms: int, delay_ms: int, jump_ms: int) -> None:
     # The clock may have been put back since, by an administrator or because it is another host's.
     record = f"3:{failed_ms + delay_ms}:{delay_ms}".encode()
-    adopted = sort_out([Delivery(b"5-0", ())], [record], (0, 0), failed_ms + jump_ms)
-    [(delivery, wait_s)] = adopted.waiting
-    assert delivery.failed_before == 3
+    adopted = classify(Message.from_reply(None, [(b"5-0", ())]), [record], (0, 0), failed_ms + jump_ms)
+    [(message, wait_s)] = adopted.waiting
+    assert message.failures == 3
     assert wait_s == max(0, min(delay_ms, delay_ms - jump_ms)) / 1000
 
 

@@ -1,7 +1,7 @@
 """The body of a forked worker: its loop, its signals, its beat and its exit code.
 
 It is entered after the fork, in a process of its own, and returns the code to exit with. What it
-does with messages is `worker.runtime`'s business.
+does with messages is the business of `worker.runtime`.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Beat:
         self._runtime = runtime
         self._loop = asyncio.get_running_loop()
         self._parent = os.getppid()
-        self._sweeps = self._words.get(SlotField.RESCAN_PENDING)
+        self._rescans = self._words.get(SlotField.RESCAN_PENDING)
         self._due_s = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
         self._draining: asyncio.Task[None] | None = None
@@ -138,10 +138,10 @@ class Beat:
         if self._runtime.cut_off:
             # Up, and waiting for Redis: that must not count as a worker that can't boot.
             self.ready()
-        sweeps = self._words.get(SlotField.RESCAN_PENDING)
-        if sweeps != self._sweeps:
-            self._sweeps = sweeps
-            self._runtime.sweep()
+        rescans = self._words.get(SlotField.RESCAN_PENDING)
+        if rescans != self._rescans:
+            self._rescans = rescans
+            self._runtime.rescan()
         self._runtime.pause(bool(self._shared.get(HeaderField.PAUSED)))
         if self._shared.get(HeaderField.SHUTDOWN):
             self.drain()

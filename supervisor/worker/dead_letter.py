@@ -9,16 +9,16 @@ from supervisor.core.dead_letter import FIELD_PREFIX
 from supervisor.text import error_summary
 
 if TYPE_CHECKING:
-    from supervisor.broker.wire import Argument
+    from supervisor.broker.command_connection import Argument
     from supervisor.core.outcome import Crash, Dead
-    from supervisor.worker.delivery import Delivery
+    from supervisor.messages import Message
 
 #: The end of a traceback is where the error is.
 TRACEBACK_CHARS_MAX = 8_000
 
 
 def dead_letter(
-    delivery: Delivery,
+    message: Message,
     outcome: Dead,
     *,
     error: BaseException | None,
@@ -28,7 +28,7 @@ def dead_letter(
     now_ms: int,
 ) -> list[Argument]:
     """The names and values of the dead letter's entry, flat as XADD wants them."""
-    letter: list[Argument] = ["id", delivery.origin, "reason", _utf8(outcome.reason), "deliveries", outcome.attempts]
+    letter: list[Argument] = ["id", message.id, "reason", _utf8(outcome.reason), "deliveries", outcome.attempts]
     letter += ["handler", handler, "worker", worker, "dead_at_ms", now_ms]
     if error is not None:
         text = "".join(traceback.format_exception(error))
@@ -36,7 +36,7 @@ def dead_letter(
     if crash is not None:
         letter += ["error", crash.text, "signal", crash.signal, "stack", _utf8(crash.stack)]
         letter += [] if crash.exit_code is None else ["exit_code", crash.exit_code]
-    pairs = iter(delivery.flat)
+    pairs = iter(message.flat)
     for name, value in zip(pairs, pairs, strict=True):
         letter += [FIELD_PREFIX + name, value]
     return letter

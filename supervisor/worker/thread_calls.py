@@ -1,6 +1,6 @@
 """Calls of plain functions in threads, with the time at which each began.
 
-Nobody can end a thread: a call that is given up by who awaits it goes on, and only shows here.
+Nobody can end a thread: a call that was given up goes on, and only shows here.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Executor as Threads
 
-    from supervisor.worker.runner import Runner
 
-
-class Calls:
+class ThreadCalls:
     """The calls of one handler."""
 
     def __init__(self, threads: Threads, loop: asyncio.AbstractEventLoop) -> None:
-        """`threads` are shared with other handlers."""
+        """Use `threads`, which are shared with other handlers."""
         self._threads = threads
         self._loop = loop
         self._began: dict[object, float] = {}
@@ -35,18 +33,19 @@ class Calls:
 
     @property
     def running(self) -> int:
-        """How many run, those that were given up among them."""
+        """How many run, including those that were given up."""
         return len(self._began)
 
-    async def run(self, function: Callable[[Any], Any], argument: Any, runner: Runner) -> None:
-        """Call it in the first free thread; `runner` learns when that is."""
+    async def run(self, function: Callable[[Any], Any], argument: Any, began: Callable[[float], None]) -> None:
+        """Call `function` in the first free thread, which reports to `began` when that is."""
         context, call = copy_context(), object()
 
         def body() -> None:
-            runner.started_s = self._began[call] = monotonic()
+            self._began[call] = now_s = monotonic()
+            began(now_s)
             try:
-                _must_be_done(context.run(function, argument))
-            except (StopIteration, GeneratorExit) as error:  # they mean something else to who awaits this
+                _require_done(context.run(function, argument))
+            except (StopIteration, GeneratorExit) as error:  # these mean something else to a coroutine
                 raise RuntimeError(f"the handler raised {type(error).__name__}") from error
             finally:
                 del self._began[call]
@@ -54,8 +53,8 @@ class Calls:
         await self._loop.run_in_executor(self._threads, body)
 
 
-def _must_be_done(result: object) -> None:
-    """What a plain function has only promised never happens: that must not pass for done."""
+def _require_done(result: object) -> None:
+    """Raise TypeError for a coroutine or generator, which a plain function would only have promised."""
     if inspect.iscoroutine(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
         if not inspect.isasyncgen(result):
             result.close()

@@ -1,0 +1,106 @@
+"""Redis commands over one of redis-py's connections, driven by hand.
+
+It never repeats a command: a lost connection is an exception, and the caller knows what may be sent again. The
+connection is made at the first use, and again at the first use after it was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import hiredis
+from redis.exceptions import NoScriptError, ResponseError
+
+from supervisor.broker.connect import connection
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from redis.asyncio.connection import AbstractConnection
+
+    from supervisor.broker.scripts import Script
+
+Argument = bytes | str | int | float
+#: Host and port of a server; a unix socket has neither.
+Server = tuple[str | None, int | None] | None
+
+#: How much longer than the server's own BLOCK a reply may take before the connection counts as dead.
+REPLY_SLACK_S = 3.0
+#: A pipeline gets the time that its bytes take over a link of this speed.
+_SLOW_BYTES_PER_S = 256 * 1024
+
+
+def pack_command(arguments: tuple[Argument, ...]) -> bytes:
+    """Return a command in Redis's wire format."""
+    packed: bytes = hiredis.pack_command(arguments)  # type: ignore[arg-type]  # its stub says a tuple of one
+    return packed
+
+
+def server_of(link: AbstractConnection) -> Server:
+    """Return the server that `link` is connected to; None when it is not connected."""
+    return (getattr(link, "host", None), getattr(link, "port", None)) if link.is_connected else None
+
+
+class CommandConnection:
+    """One connection for commands that do not block, used by one caller at a time."""
+
+    def __init__(
+        self, url: str, *, key: str = "", name: str = "", connect_timeout_s: float = 5.0, limit_s: float = 5.0
+    ) -> None:
+        """Talk to the server of `key` in a cluster; a command or a small pipeline may take `limit_s`."""
+        self._connection = connection(url, key=key, connect_timeout_s=connect_timeout_s, name=name)
+        self._limit_s = limit_s
+        self._lock = asyncio.Lock()
+
+    @property
+    def server(self) -> Server:
+        """The server of the present connection; None when it is not connected."""
+        return server_of(self._connection)
+
+    async def call(self, *arguments: Argument) -> Any:
+        """Return one command's reply. Raises redis-py's errors, ResponseError included."""
+        (reply,) = await self.pipeline([pack_command(arguments)])
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    async def script(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Any:
+        """Return a script's reply; its text is sent only when the server does not know it yet."""
+        tail = (len(keys), *keys, *arguments)
+        try:
+            return await self.call("EVALSHA", script.sha, *tail)
+        except NoScriptError:
+            return await self.call("EVAL", script.text, *tail)
+
+    async def pipeline(self, packed: Sequence[bytes]) -> list[Any]:
+        """Return the replies of packed commands in order, errors of the server among them as exceptions.
+
+        Raises ConnectionError or TimeoutError when the connection fails; which commands ran is then unknown.
+        """
+        async with self._lock:
+            try:
+                # The limit covers sending too: a server that does not read must not hold us either.
+                async with asyncio.timeout(self._limit_s + sum(map(len, packed)) / _SLOW_BYTES_PER_S):
+                    await self._connection.connect()
+                    await self._connection.send_packed_command(packed, check_health=False)
+                    return [await self._reply() for _ in packed]
+            except BaseException:
+                await self._connection.disconnect(nowait=True)
+                raise
+
+    async def reconnect(self) -> None:
+        """Connect again, to where the server is now. Raises redis-py's errors and OSError."""
+        async with self._lock:
+            await self._connection.disconnect(nowait=True)
+        await self.call("PING")
+
+    async def close(self) -> None:
+        """Drop the connection."""
+        await self._connection.disconnect(nowait=True)
+
+    async def _reply(self) -> Any:
+        try:
+            return await self._connection.read_response(disable_decoding=True)
+        except ResponseError as error:
+            return error

@@ -1,0 +1,118 @@
+"""Reads a consumer group over one of redis-py's connections, driven by hand.
+
+Sending a read and receiving its reply are apart, so that the next read is on the wire while a batch is handled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import ResponseError
+
+from supervisor.broker.command_connection import REPLY_SLACK_S, pack_command, server_of
+from supervisor.broker.connect import connection
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from supervisor.broker.command_connection import Argument, Server
+
+#: The whole handshake may take this many connect timeouts.
+_HANDSHAKE_TIMEOUTS = 2
+
+#: A stream's entries as Redis sends them: `[id, [name, value, ...]]`, or `[id, None]` when the entry was deleted.
+Entries = list[list[Any]]
+
+
+class GroupReader:
+    """One connection that reads streams of one group, as one consumer.
+
+    Never cancel `receive`: what was just delivered would be stranded. End a blocked read with CLIENT UNBLOCK.
+    """
+
+    def __init__(
+        self, url: str, streams: Sequence[str], group: str, consumer: str, *, connect_timeout_s: float = 5.0
+    ) -> None:
+        """Read `streams`, which share a hash slot in a cluster; each has a group called `group`."""
+        self._name = f"supervisor-{consumer}"
+        self._connection = connection(url, key=streams[0], connect_timeout_s=connect_timeout_s, name=self._name)
+        self._head = ("XREADGROUP", "GROUP", group, consumer, "COUNT")
+        self.select(streams)
+        self._reply_timeout_s = REPLY_SLACK_S
+        self._handshake_s = _HANDSHAKE_TIMEOUTS * connect_timeout_s
+        #: The server's number for this connection; 0 when an ACL hides it.
+        self.client_id = 0
+        #: The server that `client_id` belongs to.
+        self.server: Server = None
+        #: Whether a read is on the wire whose reply was not received.
+        self.outstanding = False
+        #: When that read must have been answered, by `time.monotonic`.
+        self.due_s = math.inf
+
+    async def connect(self) -> None:
+        """Connect and end this consumer's previous connection at the server.
+
+        A server that has not noticed a lost connection would still deliver entries to its blocked read. Raises
+        redis-py's errors, OSError and TimeoutError.
+        """
+        await self.close()
+        async with asyncio.timeout(self._handshake_s):
+            await self._connection.connect()
+            previous = self.server, self.client_id
+            self.server, self.client_id = server_of(self._connection), 0
+            with contextlib.suppress(ResponseError):  # forbidden by an ACL; a later scan finds what went astray
+                self.client_id = int(await self._ask("CLIENT", "ID"))
+                if previous[1] and previous[0] == self.server:
+                    await self._kill(previous[1])
+
+    def select(self, streams: Sequence[str]) -> None:
+        """Read new entries of these streams."""
+        self._new_entries = ("STREAMS", *streams, *(">" for _ in streams))
+        self._packed: dict[tuple[int, int | None], bytes] = {}
+
+    async def send(self, count: int, block_ms: int | None) -> None:
+        """Ask for up to `count` new entries of each stream; wait for some up to `block_ms` (None: do not wait)."""
+        packed = self._packed.get((count, block_ms))
+        if packed is None:
+            block = () if block_ms is None else ("BLOCK", block_ms)
+            packed = self._packed[count, block_ms] = pack_command((*self._head, count, *block, *self._new_entries))
+        await self._send(packed, (block_ms or 0) / 1000 + REPLY_SLACK_S)
+
+    async def send_pending(self, stream: str, count: int, after: bytes, slack_s: float) -> None:
+        """Ask for up to `count` of the consumer's own pending entries of `stream` with ids above `after`."""
+        await self._send(pack_command((*self._head, count, "STREAMS", stream, after)), slack_s)
+
+    async def receive(self) -> list[tuple[bytes, Entries]]:
+        """Return (stream, entries) of the read on the wire; streams without entries are left out.
+
+        Raises redis-py's errors, OSError and TimeoutError; what was delivered then stays pending.
+        """
+        # redis-py's own timeout answers None and leaves the reply on the wire, to be taken for the next one's.
+        async with asyncio.timeout(self._reply_timeout_s):
+            reply = await self._connection.read_response(disable_decoding=True)
+        self.outstanding = False
+        return reply or []
+
+    async def close(self) -> None:
+        """Drop the connection; the entries of a read on the wire stay pending."""
+        self.outstanding = False
+        await self._connection.disconnect(nowait=True)
+
+    async def _send(self, packed: bytes, reply_timeout_s: float) -> None:
+        self._reply_timeout_s = reply_timeout_s
+        self.outstanding = True
+        self.due_s = time.monotonic() + reply_timeout_s
+        await self._connection.send_packed_command(packed, check_health=False)
+
+    async def _kill(self, client_id: int) -> None:
+        # The name is compared because a server that restarted counts its client ids from 1 again.
+        if f"name={self._name} ".encode() in await self._ask("CLIENT", "LIST", "ID", client_id):
+            await self._ask("CLIENT", "KILL", "ID", client_id)
+
+    async def _ask(self, *arguments: Argument) -> Any:
+        await self._connection.send_packed_command(pack_command(arguments), check_health=False)
+        return await self._connection.read_response(disable_decoding=True)

@@ -1,0 +1,26 @@
+"""What the exception of a batch handler says about each of its messages. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from supervisor.errors import UsageError
+from supervisor.messages import BatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from supervisor.messages import Message
+
+
+def batch_results(batch: Sequence[Message], error: BaseException) -> Iterator[tuple[Message, BaseException | None]]:
+    """Yield (message, why it failed; None: it is done). Only a BatchError can say that some are done."""
+    failed = None
+    if isinstance(error, BatchError):
+        failed = error.failed
+        unknown = failed.keys() - {message.id for message in batch}
+        if unknown:  # it meant some message, and nobody knows which: none is taken for done
+            failed = None
+            error = UsageError(f"BatchError: no message of this batch has the id {next(iter(unknown))!r}")
+    for message in batch:
+        yield message, error if failed is None else failed.get(message.id)

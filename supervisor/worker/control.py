@@ -1,0 +1,76 @@
+"""What a worker is asked to do, and what holds up its messages: stop, pause, rescan, isolation."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+
+class Control:
+    """The one owner of these states; all tasks of a worker wait here for a change."""
+
+    def __init__(self) -> None:
+        self.stopping = False
+        self.paused = False
+        #: While a suspect runs, nothing else may start: the next crash must name its message.
+        self.isolating = False
+        #: How often a scan of the pending lists was asked for.
+        self.rescans = 0
+        self._changed = asyncio.Event()
+        self._isolation = asyncio.Lock()
+
+    def notify(self) -> None:
+        """Wake all that wait, because something changed that they may wait for."""
+        self._changed.set()
+        self._changed.clear()
+
+    async def until(self, condition: Callable[[], object], limit_s: float | None = None) -> None:
+        """Wait until `condition` is true, at most `limit_s`. It is checked at each `notify`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while not condition():
+                    await self._changed.wait()
+
+    @property
+    def may_start(self) -> bool:
+        """Whether messages may be handed to their handlers."""
+        return not (self.paused or self.isolating)
+
+    async def until_may_start(self) -> bool:
+        """Wait until messages may be started; False when the worker stops instead."""
+        if not self.may_start:
+            await self.until(lambda: self.may_start or self.stopping)
+        return self.may_start and not self.stopping
+
+    def stop(self) -> None:
+        """Take nothing new, for good."""
+        self.stopping = True
+        self.notify()
+
+    def pause(self, paused: bool) -> bool:
+        """Start nothing, or go on; whether that is a change."""
+        changed, self.paused = self.paused != paused, paused
+        if changed:
+            self.notify()
+        return changed
+
+    def rescan(self) -> None:
+        """Have every consumer read its own pending list again."""
+        self.rescans += 1
+        self.notify()
+
+    @asynccontextmanager
+    async def isolation(self) -> AsyncIterator[None]:
+        """Keep everything else from starting; one at a time."""
+        async with self._isolation:
+            self.isolating = True
+            try:
+                yield
+            finally:
+                self.isolating = False
+                self.notify()

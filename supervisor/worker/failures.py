@@ -1,0 +1,117 @@
+"""What becomes of messages that failed: a retry later, or a dead letter."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import TYPE_CHECKING
+
+from supervisor.broker.scripts import DEAD_LETTER_UNREADABLE
+from supervisor.core.outcome import Crash, Dead, outcome_of
+from supervisor.errors import SupervisorError
+from supervisor.messages import Message
+from supervisor.shared_state import SlotField
+from supervisor.worker.dead_letter import dead_letter
+
+if TYPE_CHECKING:
+    from supervisor.broker.command_connection import Argument
+    from supervisor.handling.load import HandlerSpec
+    from supervisor.worker.resources import Resources
+    from supervisor.worker.retries import RetryQueue
+    from supervisor.worker.source import Source
+
+#: The reason of a dead letter that no worker has seen.
+UNREADABLE = (
+    "can't be read: each time, the connection was lost in the middle of it;"
+    " is client-output-buffer-limit of the server too small for it?"
+)
+#: A smaller entry passes every limit that a server could work with: then the network is at fault, and may recover.
+UNREADABLE_BYTES_MIN = 64 * 1024
+
+
+class Failures:
+    """Decides for one handler, counts and logs; the settler sends."""
+
+    def __init__(self, spec: HandlerSpec, resources: Resources, retries: RetryQueue) -> None:
+        self._spec = spec
+        self._resources = resources
+        self._settler = resources.settler
+        self._retries = retries
+        self._shared = resources.shared
+        self._faults = resources.faults
+
+    def failed(self, message: Message, error: BaseException) -> None:
+        """Retry a message whose handler raised `error`, or give it up."""
+        outcome = outcome_of(error, message.failures, self._spec.options, random.random)
+        if isinstance(outcome, Dead):
+            self.give_up(message, outcome, error)
+            return
+        self._shared.add(SlotField.FAILED, 1)
+        message.failures = outcome.attempts
+        message.recorded = True
+        self._retries.add(message, outcome.delay_s)
+        self._faults(
+            "handler failed",
+            error,
+            key=self._spec.name,
+            handler=self._spec.name,
+            stream=self._spec.stream,
+            group=self._spec.group,
+            id=message.id,
+            attempt=f"{outcome.attempts}/{self._spec.options.max_deliveries}",
+            next_s=round(outcome.delay_s, 1),
+            exc_info=error,
+        )
+        delay_ms = int(outcome.delay_s * 1000)
+        due_ms = int(time.time() * 1000) + delay_ms
+        self._settler.retry_later(_source(message), message.entry, outcome.attempts, due_ms, delay_ms)
+
+    def give_up(self, message: Message, outcome: Dead, error: BaseException | None, crash: Crash | None = None) -> None:
+        """Make the message a dead letter, for what its handler raised or for how its process ended."""
+        self._settler.dead_letter(_source(message), message.entry, self._letter(message, outcome, error, crash))
+        self._shared.add(SlotField.DEAD, 1)
+        self._log_dead(message.id, outcome, error, crash=crash and crash.text)
+
+    async def give_up_unread(self, source: Source, entry: bytes) -> None:
+        """Make a dead letter of an entry whose reply is lost each time, if it is large enough to be the cause.
+
+        Raises redis-py's errors and OSError.
+        """
+        outcome = Dead(UNREADABLE, 0)
+        letter = self._letter(Message.from_reply(source, [(entry, ())])[0], outcome)
+        keys = [source.key, source.retries, source.crashes, source.dead, *((source.key,) if source.replays else ())]
+        consumer = self._resources.consumer
+        reply = await self._resources.commands.script(
+            DEAD_LETTER_UNREADABLE, keys, source.group, consumer, entry, UNREADABLE_BYTES_MIN, *letter
+        )
+        if reply:
+            size, message_id = reply
+            self._shared.add(SlotField.DEAD, 1)
+            self._log_dead(message_id.decode(), outcome, size=size)
+
+    def _log_dead(self, message_id: str, outcome: Dead, error: BaseException | None = None, **details: object) -> None:
+        self._faults(
+            "message given up",
+            error or SupervisorError(outcome.reason),
+            level="error",
+            key=self._spec.name,
+            handler=self._spec.name,
+            stream=self._spec.stream,
+            group=self._spec.group,
+            id=message_id,
+            reason=outcome.reason,
+            exc_info=error,
+            **details,
+        )
+
+    def _letter(
+        self, message: Message, outcome: Dead, error: BaseException | None = None, crash: Crash | None = None
+    ) -> list[Argument]:
+        worker, handler, now_ms = self._resources.consumer, self._spec.name, int(time.time() * 1000)
+        return dead_letter(message, outcome, error=error, crash=crash, worker=worker, handler=handler, now_ms=now_ms)
+
+
+def _source(message: Message) -> Source:
+    """Return the source that the message was read from: a worker gives each message one."""
+    source: Source = message.origin  # type: ignore[assignment]
+    return source

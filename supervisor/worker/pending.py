@@ -1,0 +1,247 @@
+"""A consumer's own pending list: reading it, sorting what a predecessor left, charging a crash, handing it over.
+
+The list is read when nothing else is on the reader's wire, so an entry can't be met both here and in the reply of a
+read for new ones. It is read in pages that the server may send and the connection can carry:
+
+1. A page whose reply was lost is asked for smaller: a server closes a connection whose reply passes its
+   `client-output-buffer-limit`, and what it would have sent is pending by then, so that it meets it again.
+2. A single entry on a slow connection gets more and more time.
+3. A single large entry whose reply is lost again and again can't be read at all: it is given up, or it would hold up
+   everything behind it for ever.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, ResponseError
+
+from supervisor.broker.command_connection import REPLY_SLACK_S
+from supervisor.broker.scripts import DELETE_CONSUMER
+from supervisor.core.blame import after_crash, marked
+from supervisor.core.records import parse_number
+from supervisor.errors import SupervisorError
+from supervisor.shared_state import SlotField
+from supervisor.worker.adopted import Adopted, classify
+from supervisor.worker.isolation import IsolationMarker
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from collections.abc import Set as AbstractSet
+
+    from supervisor.broker.group_reader import Entries, GroupReader
+    from supervisor.handling.load import HandlerSpec
+    from supervisor.messages import Message
+    from supervisor.worker.failures import Failures
+    from supervisor.worker.resources import Resources
+    from supervisor.worker.source import Source
+
+PAGE = 500
+_SMALLER = 8
+#: The longest wait for one page.
+_SLACK_S_MAX = 30.0
+#: An entry whose reply was lost this often, alone and one time after the other, is not waited for any more.
+LOST_MAX = 5
+
+
+class PendingList:
+    """What Redis holds pending for one consumer of one source."""
+
+    def __init__(self, spec: HandlerSpec, source: Source, resources: Resources, failures: Failures) -> None:
+        self._spec = spec
+        self._source = source
+        self._resources = resources
+        self._commands = resources.commands
+        self._failures = failures
+        self._pages = _Pages()
+        self.marker = IsolationMarker(
+            resources.commands, resources.settler, source, resources.consumer, resources.shared
+        )
+        #: The mark of the predecessor was found and removed, so its crash is counted.
+        self._charged = False
+        #: Read at least once: what a predecessor left is known, and no crash is charged any more.
+        self.opened = False
+
+    async def make_group(self) -> bool:
+        """Create the group where it is missing; False when a full server refuses it. Raises redis-py's errors."""
+        # A group that was there and is gone starts at 0, or what arrived meanwhile would be skipped.
+        start = "0" if self.opened or self._source.replays else self._spec.options.start
+        try:
+            await self._commands.call("XGROUP", "CREATE", self._source.key, self._source.group, start, "MKSTREAM")
+        except OutOfMemoryError:
+            # Refused even where the group exists, which can still be read: that frees memory in the end.
+            return not self._source.replays or bool(await self._commands.call("EXISTS", self._source.key))
+        except ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):
+                raise
+        else:
+            if self.opened and not self._source.replays:
+                self._resources.faults(
+                    "the group was lost and made again: it reads its stream from the start",
+                    SupervisorError("FLUSHALL, DEL, XGROUP DESTROY or a server without its data"),
+                    level="error",
+                    key=f"{self._source.stream} {self._source.group}",
+                    stream=self._source.stream,
+                    group=self._source.group,
+                )
+        return True
+
+    async def scan(self, reader: GroupReader, known: AbstractSet[bytes]) -> Adopted:
+        """Return all that is pending but `known`, sorted by what is to be done with it.
+
+        Raises redis-py's errors, OSError and TimeoutError; the next scan begins from the start.
+        """
+        found = await self._read_all(reader, known)
+        if not self.opened:
+            await self._charge_marked(found)
+        started = (0, 0) if self.opened else self._source.marks.started()
+        often = frozenset() if self.opened or not self.marker.shared_is_new else await self._delivered_often(found)
+        self._resources.shared.add(SlotField.ADOPTED, len(found))
+        retries = await self._records(self._source.retries, found)
+        crashes = await self._records(self._source.crashes, found)
+        kept: list[Message] = []
+        kept_retries: list[bytes | None] = []
+        for message, retry, count in zip(found, retries, crashes, strict=True):
+            message.recorded |= count is not None
+            # Its dead letter may have been lost with the process that was to write it.
+            if not self._give_up_if_due(message, parse_number(count) or 0):
+                kept.append(message)
+                kept_retries.append(retry)
+        self.opened = True
+        adopted = classify(kept, kept_retries, started, int(time.time() * 1000), often)
+        adopted.charged, adopted.crashed = self._charged, started != (0, 0)
+        return adopted
+
+    async def charge(self, message: Message) -> bool:
+        """Count a crash against the message; True when it was one too many and it became a dead letter."""
+        crashes = int(await self._commands.call("HINCRBY", self._source.crashes, message.entry, 1))
+        message.recorded = True
+        return self._give_up_if_due(message, crashes)
+
+    async def hand_over(self, successor: str) -> None:
+        """Give all of it to the consumer `successor`, and delete this consumer. Raises redis-py's errors."""
+        key, group, consumer = self._source.key, self._source.group, self._resources.consumer
+        start = "-"
+        while pending := await self._commands.call("XPENDING", key, group, start, "+", PAGE, consumer):
+            ids = [entry[0] for entry in pending]
+            # JUSTID: a change of hands is no delivery.
+            await self._commands.call("XCLAIM", key, group, successor, 0, *ids, "JUSTID")
+            start = "(" + ids[-1].decode()
+        await self._commands.script(DELETE_CONSUMER, [key], group, consumer)
+
+    def _give_up_if_due(self, message: Message, crashes: int) -> bool:
+        dead = after_crash(crashes, self._spec.options)
+        if dead is not None:
+            self._failures.give_up(message, dead, None, self._resources.crash)
+        return dead is not None
+
+    async def _read_all(self, reader: GroupReader, known: AbstractSet[bytes]) -> list[Message]:
+        await self._give_up_unreadable()
+        found: list[Message] = []
+        async for page in self._pages.read(reader, self._source.key):
+            new = [entry for entry in page if entry[0] not in known]
+            deleted = [entry for entry, flat in new if flat is None]
+            if deleted:
+                self._resources.settler.ack_recorded(self._source, *deleted)
+                self._resources.shared.add(SlotField.TRIMMED, len(deleted))
+            found += self._source.messages([entry for entry in new if entry[1] is not None])
+        return found
+
+    async def _give_up_unreadable(self) -> None:
+        after = self._pages.unreadable_after
+        if after is None:
+            return
+        start = b"-" if after == b"0" else b"(" + after
+        pending = await self._commands.call(
+            "XPENDING", self._source.key, self._source.group, start, "+", 1, self._resources.consumer
+        )
+        if pending:
+            await self._failures.give_up_unread(self._source, pending[0][0])
+        self._pages.forget()
+
+    async def _records(self, key: str, found: list[Message]) -> list[bytes | None]:
+        """Return what the hash at `key` has of each, in the same order."""
+        ids = [message.entry for message in found]
+        records: list[bytes | None] = []
+        for at in range(0, len(ids), PAGE):
+            records += await self._commands.call("HMGET", key, *ids[at : at + PAGE])
+        return records
+
+    async def _charge_marked(self, found: list[Message]) -> None:
+        """Charge the message that was marked as running alone at the crash, if there is one."""
+        by_id = {message.entry: message for message in found}
+        isolated = await self.marker.find()
+        entry = marked(by_id, isolated)
+        if isolated is not None or not self.marker.shared_is_new:  # what Redis has may be older than shared memory
+            await self.marker.take()
+        if entry is None:
+            return
+        self._charged = True  # even when the answer is lost and all of this is repeated: never twice for one crash
+        if await self.charge(by_id[entry]):
+            found.remove(by_id[entry])
+
+    async def _delivered_often(self, found: list[Message]) -> frozenset[bytes]:
+        """Return entries that were redelivered at least `max_crashes` times and never settled."""
+        often: set[bytes] = set()
+        start = b"-"
+        while found and start:
+            page = await self._commands.call(
+                "XPENDING", self._source.key, self._source.group, start, "+", PAGE, self._resources.consumer
+            )
+            often |= {entry for entry, _, _, deliveries in page if deliveries >= self._spec.options.max_crashes}
+            start = b"(" + page[-1][0] if page else b""
+        return frozenset(often)
+
+
+class _Pages:
+    """The pages of one pending list, as large as their replies get through."""
+
+    def __init__(self) -> None:
+        self._count = PAGE
+        self._slack_s = REPLY_SLACK_S
+        self._lost_after = b""
+        self._lost = 0
+
+    @property
+    def unreadable_after(self) -> bytes | None:
+        """The id after which an entry seems to be unreadable; None when all can be read."""
+        return self._lost_after if self._lost >= LOST_MAX else None
+
+    async def read(self, reader: GroupReader, stream: str) -> AsyncIterator[Entries]:
+        """Yield all pages. Raises redis-py's errors and OSError."""
+        after = b"0"
+        while True:
+            await reader.send_pending(stream, self._count, after, self._slack_s)
+            try:
+                reply = await reader.receive()
+            except TimeoutError:
+                self._took_too_long()
+                raise
+            except (RedisConnectionError, OSError):
+                self._was_lost(after)
+                raise
+            entries = reply[0][1] if reply else []
+            if not entries:
+                break
+            after = entries[-1][0]
+            yield entries
+        self.forget()
+        # Only at its end: otherwise a page that is too large again would have all of it read from the start.
+        self._count, self._slack_s = min(PAGE, self._count * 2), REPLY_SLACK_S
+
+    def forget(self) -> None:
+        """Forget the lost replies: nothing is in the way any more."""
+        self._lost = 0
+
+    def _took_too_long(self) -> None:
+        if self._count == 1:
+            self._slack_s = min(_SLACK_S_MAX, 2 * self._slack_s)
+        self._count = max(1, self._count // _SMALLER)
+
+    def _was_lost(self, after: bytes) -> None:
+        if self._count == 1:
+            self._lost = self._lost + 1 if after == self._lost_after else 1
+            self._lost_after = after
+        self._count = max(1, self._count // _SMALLER)

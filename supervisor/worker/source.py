@@ -1,0 +1,70 @@
+"""The streams that a handler's messages come from: its own, and the replay stream of its group."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from supervisor.core.copies import original
+from supervisor.keys import crashes_key, dead_key, isolated_key, replay_key, retries_key
+from supervisor.messages import Message
+
+if TYPE_CHECKING:
+    from supervisor.broker.group_reader import Entries
+    from supervisor.shared_state import SharedConsumer, SharedSlot
+
+
+class Source:
+    """One stream that a handler reads: its keys in Redis, its row in shared memory, and what awaits its ack.
+
+    It is the origin of its messages. A replayed message names the handler's stream and its first id, and is settled
+    as the copy in the replay stream that it is.
+    """
+
+    __slots__ = (
+        "crashes", "dead", "done", "group", "isolated", "key", "key_bytes", "marks", "replays", "retries", "stream",
+    )  # fmt: skip
+
+    def __init__(self, stream: str, group: str, marks: SharedConsumer, *, replays: bool = False) -> None:
+        """Describe the handler's `stream`, or with `replays` the replay stream of its group."""
+        self.stream = stream
+        self.group = group
+        self.replays = replays
+        #: The stream that is read.
+        self.key = source_key(stream, group, replays=replays)
+        self.key_bytes = self.key.encode()
+        self.retries = retries_key(self.key, group)
+        self.crashes = crashes_key(self.key, group)
+        self.isolated = isolated_key(self.key, group)
+        self.dead = dead_key(stream, group)
+        self.marks = marks
+        #: Ids that are handled and not yet with the settler.
+        self.done: list[bytes] = []
+
+    def messages(self, entries: Entries) -> list[Message]:
+        """Return the messages of a reply's entries; none of them may be deleted."""
+        if not self.replays:
+            return Message.from_reply(self, entries)
+        messages = []
+        for entry, flat in entries:
+            message_id, fields = original(entry, flat)
+            (message,) = Message.from_reply(self, [(entry, fields)])
+            message.stand_for(message_id.decode())
+            message.recorded = True  # settled by a script, which also removes the copy
+            messages.append(message)
+        return messages
+
+
+def source_key(stream: str, group: str, *, replays: bool) -> str:
+    """Return the key of the stream that is read."""
+    return replay_key(stream, group) if replays else stream
+
+
+def sources_of(stream: str, group: str, shared: SharedSlot) -> tuple[Source, Source] | None:
+    """Return the two sources of a handler; None when shared memory has no row left for them."""
+    made = []
+    for replays in (False, True):
+        marks = shared.consumer(source_key(stream, group, replays=replays), group)
+        if marks is None:
+            return None
+        made.append(Source(stream, group, marks, replays=replays))
+    return made[0], made[1]
