@@ -10,6 +10,7 @@ import asyncio
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
@@ -75,32 +76,25 @@ class Runtime:
         self._ready: Callable[[], None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         enter(self._context)
-        kept = [
-            (source_key(spec.stream, spec.group, replays=replays), spec.group)
-            for spec in specs
-            for replays in (False, True)
-        ]
-        shared.keep_consumers(kept)
-
-        def resources(spec: HandlerSpec) -> Resources:
-            commands, settler = self._connections.of(spec.stream)
-            return Resources(
-                redis_url=url,
-                consumer=name,
-                commands=commands,
-                settler=settler,
-                shared=shared,
-                control=self._control,
-                threads=self._threads,
-                threads_max=settings.consumer.threads,
-                connect_timeout_s=settings.redis.connect_timeout_s,
-                faults=faults,
-                bug=self._bug,
-                burst=burst,
-                crash=crash,
-            )
-
-        self.consumers = [_consumer(spec, resources(spec)) for spec in specs]
+        both = [(spec, replays) for spec in specs for replays in (False, True)]
+        shared.keep_consumers(
+            [(source_key(spec.stream, spec.group, replays=replays), spec.group) for spec, replays in both]
+        )
+        resources = partial(
+            Resources,
+            redis_url=url,
+            consumer=name,
+            shared=shared,
+            control=self._control,
+            threads=self._threads,
+            threads_max=settings.consumer.threads,
+            connect_timeout_s=settings.redis.connect_timeout_s,
+            faults=faults,
+            bug=self._bug,
+            burst=burst,
+            crash=crash,
+        )
+        self.consumers = [self._consumer(spec, resources) for spec in specs]
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Work until `drain` is called, or in a burst until nothing is left.
@@ -187,6 +181,13 @@ class Runtime:
             return WorkerState.ADOPT
         return WorkerState.WORK if in_flight else WorkerState.IDLE
 
+    def _consumer(self, spec: HandlerSpec, resources: Callable[..., Resources]) -> Consumer:
+        sources = sources_of(spec.stream, spec.group, self._shared)
+        if sources is None:
+            raise HandlerError(f"{spec.where}: more handlers than one pool can have; start a second pool")
+        commands, settler = self._connections.of(spec.stream)
+        return Consumer(spec, resources(commands=commands, settler=settler), sources)
+
     @property
     def _all_opened(self) -> bool:
         return all(consumer.opened for consumer in self.consumers)
@@ -264,13 +265,6 @@ class Runtime:
             task = asyncio.create_task(consumer.unblock())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-
-
-def _consumer(spec: HandlerSpec, resources: Resources) -> Consumer:
-    sources = sources_of(spec.stream, spec.group, resources.shared)
-    if sources is None:
-        raise HandlerError(f"{spec.where}: more handlers than one pool can have; start a second pool")
-    return Consumer(spec, resources, sources)
 
 
 def _name(consumer: Consumer) -> str:

@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.core.reclaim import foreign, owner_of, ownerless
-from supervisor.keys import REPLAY_CONSUMER, consumer_name
+from supervisor.keys import consumer_name
 
 POOLS = st.sampled_from(["here", "here:blue", "other", "gone", "never"])
 NAMES = st.one_of(
     st.builds(consumer_name, POOLS, st.integers(0, 5)),
-    st.sampled_from([REPLAY_CONSUMER, "", ":", ":1", "here", "here:", "here:x", "here:-1", "here:1 ", "here:²", "a b"]),
+    st.sampled_from(["supervisor:replay", "", ":", ":1", "here", "here:", "here:x", "here:-1", "here:1 ", "here:²", "a b"]),
     st.text(max_size=6),
 )
 
@@ -31,9 +31,7 @@ def test_a_consumer_is_taken_by_one_rule_at_most(
     assert not set(ours) & set(others)
     for name in names:
         owner = owner_of(name)
-        if name == REPLAY_CONSUMER:
-            assert name in ours
-        elif owner is None:
+        if owner is None:
             assert name in others and name not in ours
         elif owner[0] == own:
             assert (name in ours) == (owner[1] not in held) and name not in others
