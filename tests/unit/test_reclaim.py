@@ -11,7 +11,9 @@ from supervisor.keys import consumer_name
 POOLS = st.sampled_from(["here", "here:blue", "other", "gone", "never"])
 NAMES = st.one_of(
     st.builds(consumer_name, POOLS, st.integers(0, 5)),
-    st.sampled_from(["supervisor:replay", "", ":", ":1", "here", "here:", "here:x", "here:-1", "here:1 ", "here:²", "a b"]),
+    st.sampled_from(
+        ["supervisor:replay", "", ":", ":1", "here", "here:", "here:x", "here:-1", "here:1 ", "here:²", "a b"]
+    ),
     st.text(max_size=6),
 )
 
