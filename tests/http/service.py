@@ -16,6 +16,7 @@ from tests.cli.run import spawn
 from tests.support.servers import free_port
 from tests.support.waiting import eventually
 
+EXAMPLE = Path(__file__).parents[2] / "handlers"
 STREAM = "events:user_created"
 PROBLEM = "application/problem+json"
 HANDLERS = """
@@ -29,6 +30,12 @@ async def mail(message: dict[str, str]) -> None: ...
 def browser(base_url: str) -> httpx.Client:
     """A client. Not told to verify certificates: loading them takes longer than most tests here."""
     return httpx.Client(base_url=base_url, timeout=10, trust_env=False, verify=False)
+
+
+def example() -> dict[str, Any]:
+    """Options of a `Service` that make it the shipped example, with its router."""
+    files = {f"handlers/{path.name}": path.read_text() for path in EXAMPLE.glob("*.py")}
+    return {"files": files, "config": '[api]\nmax_body_bytes = 1048576\nrouters = ["handlers.http:router"]'}
 
 
 class Service:

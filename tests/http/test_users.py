@@ -8,7 +8,6 @@ import shlex
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from html import unescape
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,8 +15,8 @@ import pytest
 import redis as redis_py
 
 from tests.http.service import STREAM, Service, problem
+from tests.http.service import example as options
 
-EXAMPLE = Path(__file__).parents[2] / "handlers"
 LAST_ID = f"users:{{{STREAM}}}:last_id"
 USERS = f"users:{{{STREAM}}}:by_id"
 
@@ -25,9 +24,7 @@ USERS = f"users:{{{STREAM}}}:by_id"
 @pytest.fixture(scope="module")
 def example(_shared: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """The service with the shipped handlers and their router."""
-    files = {f"handlers/{path.name}": path.read_text() for path in EXAMPLE.glob("*.py")}
-    config = '[api]\nmax_body_bytes = 1048576\nrouters = ["handlers.http:router"]'
-    with Service(tmp_path_factory.mktemp("example"), _shared[0].url, config=config, files=files) as service:
+    with Service(tmp_path_factory.mktemp("example"), _shared[0].url, **options()) as service:
         yield service
 
 

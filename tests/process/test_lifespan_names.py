@@ -129,6 +129,7 @@ async def test_an_app_starts_without_redis_and_works_as_soon_as_it_is_there(redi
 
 VICTIM = """
 import asyncio, pathlib
+from fastapi import FastAPI
 from supervisor import handler
 from fastapi import FastAPI
 

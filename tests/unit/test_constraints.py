@@ -40,10 +40,11 @@ def test_what_pyproject_asks_for_is_pinned_within_its_range() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     project = settings["project"]
     optional = project["optional-dependencies"]
-    extras = [text for name in ("test", "lint", "bench") for text in optional[name]]
+    extras = [text for name in ("test", "lint") for text in optional[name]]
     for file, asked in (
         ("constraints.txt", project["dependencies"] + optional["example"] + settings["build-system"]["requires"]),
         ("constraints-dev.txt", project["dependencies"] + extras),
+        ("constraints-bench.txt", optional["bench"]),
         ("constraints-peers.txt", optional["peers"]),
     ):
         pinned = pins(file)
