@@ -1,15 +1,14 @@
-"""The names of all keys and consumers in Redis: the only place that builds one.
+"""Builds the names of all keys and consumers in Redis; no other module builds one.
 
-Streams and groups carry the user's own names. What is ours about a stream lives in the stream's
-hash slot, so that a script may touch both in Redis Cluster: the stream's hash tag where it has
-one, else its whole name as the tag.
+Streams and groups carry the user's own names. Every other key about a stream is in the stream's hash slot, so that a
+script may touch both in Redis Cluster: the tag is the stream's own hash tag if it has one, else its whole name.
 """
 
 from __future__ import annotations
 
 PREFIX = "supervisor"
-#: A hash: id of a pool that has ever held a lease -> when its keeper was last seen, Unix ms. So a consumer that only
-#: looks like one of ours is left alone.
+#: A hash: id of each pool that has held a lease -> when its keeper was last seen, Unix ms. A consumer whose name only
+#: looks like a pool's is left alone.
 POOLS_KEY = f"{PREFIX}:pools"
 
 #: The consumer that is shown for a replayed message until a worker reads it.
@@ -17,7 +16,7 @@ REPLAY_CONSUMER = f"{PREFIX}:replay"
 
 
 def hash_tag(stream: str) -> str:
-    """What Redis Cluster hashes of `stream`: the text in its first non-empty braces, else all of it.
+    """Return the part of `stream` that Redis Cluster hashes: the text in its first non-empty braces, else all of it.
 
     The rule is the Cluster specification's ("Hash tags").
     """
@@ -30,12 +29,12 @@ def hash_tag(stream: str) -> str:
 
 
 def fits_cluster(stream: str) -> bool:
-    """Whether other keys can be in the slot of `stream`: a `}` that ends no tag can be in no other key's tag."""
+    """Return whether other keys can be in the slot of `stream`: no tag can contain a `}` that ends none."""
     return hash_tag(stream) != stream or "}" not in stream
 
 
 def _stream_key(stream: str) -> str:
-    """`supervisor:{events}` for `events`; `supervisor:{a}:b` for `{a}:b`, which has a tag itself."""
+    """Return `supervisor:{events}` for `events`, and `supervisor:{a}:b` for `{a}:b`, which has a tag itself."""
     tagged = stream if hash_tag(stream) != stream else f"{{{stream}}}"
     return f"{PREFIX}:{tagged}"
 
@@ -48,51 +47,51 @@ def dead_key(stream: str, group: str) -> str:
 def replay_key(stream: str, group: str) -> str:
     """The stream of the group's own that holds copies of the messages that are replayed.
 
-    It has one group, of the same name. What is kept beside a stream is kept beside this one too, by its name.
+    It has one group, of the same name. The other keys of a stream exist for this stream too.
     """
     return f"{_stream_key(stream)}:{group}:replay"
 
 
 def crashes_key(stream: str, group: str) -> str:
-    """A hash: message id -> how many processes died with that message alone in hand."""
+    """A hash: message id -> number of processes that died while they ran only that message."""
     return f"{_stream_key(stream)}:{group}:crashes"
 
 
 def isolated_key(stream: str, group: str) -> str:
-    """A hash: consumer -> id of the message that it runs alone, with nothing else in hand."""
+    """A hash: consumer -> id of the message that it runs in isolation."""
     return f"{_stream_key(stream)}:{group}:alone"
 
 
 def retries_key(stream: str, group: str) -> str:
-    """A hash: message id -> `<failed attempts>:<due, Unix ms>:<delay, ms>` of the messages that wait for a retry."""
+    """A hash: message id -> retry record (`core/records.py`) of the messages that failed."""
     return f"{_stream_key(stream)}:{group}:retries"
 
 
 def idempotency_key(stream: str, key: str) -> str:
-    """The id of the message that was published to `stream` under the client's `key`."""
+    """The fingerprint and ids of the messages that were published to `stream` under the client's `key`."""
     return f"{_stream_key(stream)}:idempotency:{key}"
 
 
 def reaper_key(stream: str, group: str) -> str:
-    """Who reaps in this group now: the token of a pool, expiring."""
+    """The token of the pool whose keeper is elected to reap in this group; it expires."""
     return f"{_stream_key(stream)}:{group}:reaper"
 
 
 def trimmer_key(stream: str) -> str:
-    """Who trims this stream now: the token of a pool, expiring."""
+    """The token of the pool whose keeper is elected to trim this stream; it expires."""
     return f"{_stream_key(stream)}:trimmer"
 
 
 def host_key(pool_id: str) -> str:
-    """The lease of a pool; holds its token, expires when its keeper is gone."""
+    """The lease of a pool: holds its token, expires when its keeper is gone."""
     return f"{PREFIX}:host:{pool_id}"
 
 
 def pool_id(host: str, name: str) -> str:
-    """What a pool's consumers and its lease are named after: `<host>` or `<host>:<name>`."""
+    """Return the prefix of a pool's consumers and lease: `<host>` or `<host>:<name>`."""
     return f"{host}:{name}" if name else host
 
 
 def consumer_name(pool: str, slot: int) -> str:
-    """The name of a slot's consumer, the same for every incarnation."""
+    """Return the name of a slot's consumer, the same for every incarnation."""
     return f"{pool}:{slot}"

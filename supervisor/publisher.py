@@ -1,8 +1,8 @@
-"""Publishes messages: what a loop turn publishes goes out as one pipeline, each caller gets its own result.
+"""Publishes messages: everything that one turn of the event loop publishes goes out as one pipeline.
 
-1. Never stored twice by us: a publish whose answer was lost is repeated only when it carries a key.
-2. Answered within its timeout, whatever Redis does; nothing is kept for later.
-3. Never trims a stream: retention is the keeper's.
+1. A publish whose answer was lost is repeated only when it carries a key, so nothing is stored twice.
+2. Each publish is answered within its timeout, whatever Redis does; nothing is kept for later.
+3. A publish never trims a stream: retention is the keeper's.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _CONFLICT = 2
 
 
 class Published(NamedTuple):
-    """What became of a publish."""
+    """The result of a publish."""
 
     #: The entry's id.
     id: str
-    #: It had been stored before under the same key; this is the first one's id.
+    #: It was stored before under the same key, with this id.
     replayed: bool = False
 
 
 class PublishedBatch(NamedTuple):
-    """What became of `publish_batch`."""
+    """The result of `publish_batch`."""
 
     ids: list[str]
     replayed: bool = False
@@ -50,8 +50,8 @@ class Publisher:
     """Publishes to the streams of one Redis. `async with Publisher(url) as publisher: await publisher.publish(...)`.
 
     Belongs to one event loop; all its tasks share one connection, in a cluster one to each node. Errors are
-    PublishRefusedError (surely not stored), PublishUnknownError (the answer was lost) and EncodeError (no
-    message to begin with).
+    PublishRefusedError (not stored), PublishUnknownError (the answer was lost) and EncodeError (the message can't be
+    stored as fields).
     """
 
     def __init__(self, redis: str | Redis, *, timeout_s: float = 5.0, connect_timeout_s: float | None = None) -> None:
@@ -75,11 +75,11 @@ class Publisher:
             ids, replayed = await self._once(stream, [fields], key)
             return Published(ids[0], replayed)
         flat = [text for pair in fields.items() for text in pair]
-        entry: bytes = await self._router.send(stream, lambda lane: lane.command("XADD", stream, "*", *flat))
+        entry: bytes = await self._router.send(stream, lambda node: node.command("XADD", stream, "*", *flat))
         return Published(entry.decode())
 
     async def publish_many(self, stream: str, messages: Iterable[Any], *, key: str | None = None) -> list[str]:
-        """Store all of the messages in one transaction, or none; their ids, in order.
+        """Store all of the messages in one transaction, or none; return their ids, in order.
 
         At most BATCH_MAX at once, else UsageError. Raises as `publish` does; nothing is sent when one
         of them can't be encoded.
@@ -89,7 +89,7 @@ class Publisher:
     async def publish_batch(
         self, stream: str, messages: Sequence[Mapping[str, str]], *, key: str | None = None
     ) -> PublishedBatch:
-        """`publish_many` for messages that are encoded already; tells whether the key had been used."""
+        """Store messages that are encoded already, like `publish_many`; report whether the key was used before."""
         self._check(stream)
         if len(messages) > BATCH_MAX:
             raise UsageError(f"{len(messages)} messages at once: at most {BATCH_MAX} are allowed")
@@ -98,7 +98,7 @@ class Publisher:
         if key is not None:
             return PublishedBatch(*await self._once(stream, messages, key))
         commands = [("XADD", stream, "*", *(text for pair in fields.items() for text in pair)) for fields in messages]
-        entries: list[bytes] = await self._router.send(stream, lambda lane: lane.transaction(commands))
+        entries: list[bytes] = await self._router.send(stream, lambda node: node.transaction(commands))
         return PublishedBatch([entry.decode() for entry in entries])
 
     async def evaluate(self, script: str, keys: Sequence[str], *arguments: str | int, repeatable: bool = False) -> Any:
@@ -109,11 +109,11 @@ class Publisher:
         """
         own = _script(script)
         return await self._router.send(
-            keys[0] if keys else "", lambda lane: lane.script(own, keys, *arguments, repeatable=repeatable)
+            keys[0] if keys else "", lambda node: node.script(own, keys, *arguments, repeatable=repeatable)
         )
 
     async def aclose(self) -> None:
-        """Wait for the publishes that are on their way, then disconnect."""
+        """Wait for the publishes under way, then disconnect."""
         self._closed = True
         await self._router.close()
 
@@ -132,7 +132,7 @@ class Publisher:
             values += [text for pair in fields.items() for text in pair]
         keys, arguments = [idempotency_key(stream, key), stream], (_fingerprint(messages), KEY_TTL_S, *values)
         status, *ids = await self._router.send(
-            stream, lambda lane: lane.script(PUBLISH_ONCE, keys, *arguments, repeatable=True)
+            stream, lambda node: node.script(PUBLISH_ONCE, keys, *arguments, repeatable=True)
         )
         if status == _CONFLICT:
             raise IdempotencyError(f"the key {key!r} was used for another message on {stream!r}", "CONFLICT")
@@ -151,12 +151,12 @@ class Publisher:
 
 @lru_cache(maxsize=64)
 def _script(text: str) -> Script:
-    """Cached: the digest of a text is computed once."""
+    """Return the script of a text; cached, so that its digest is computed once."""
     return Script(text)
 
 
 def _fingerprint(messages: Sequence[Mapping[str, str]]) -> str:
-    """The same for the same fields in any order."""
+    """Return a digest that does not depend on the order of fields."""
     digest = hashlib.blake2b(digest_size=16)
     for fields in messages:
         for text in (str(len(fields)), *(part for pair in sorted(fields.items()) for part in pair)):

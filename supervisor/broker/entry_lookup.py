@@ -1,7 +1,7 @@
-"""What Redis holds of one entry: in its stream, and in each group. Only reads, and of bounded cost.
+"""Looks up what Redis holds of one entry, in its stream and in each group, at a bounded cost.
 
-A group's facts come from one script, so that a message that is settled meanwhile shows as before or as after. Its dead
-letter is looked for afterwards: whoever finds nothing pending finds the letter that was written in the same step.
+A group's facts come from one script, so a message that is settled meanwhile shows either as before or as after. Its
+dead letter is looked up afterwards: if nothing was pending any more, the letter was written by then.
 """
 
 from __future__ import annotations
@@ -21,22 +21,21 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-#: A group may have more dead letters: what is left out is told.
+#: Dead letters of a group that are searched; the number left out is reported.
 LETTERS_MAX = 5_000
-#: A group may have more copies of replayed messages, whose entries are trimmed.
+#: Copies of replayed messages of a group that are searched.
 COPIES_MAX = 1_000
-#: How many entries before it are counted.
+#: Undelivered entries before it that are counted.
 BEFORE_MAX = inspect.LAG_COUNT_MAX
 
 
 async def collect(
     redis: Redis, stream: str, entry_id: str, groups: Iterable[str] = (), *, letters_max: int = LETTERS_MAX
 ) -> tuple[Entry, list[GroupFacts]]:
-    """The facts of an entry, whose id is a whole one, for the stream's groups and those of `groups`.
+    """Return the facts of an entry, for the stream's groups and those in `groups`.
 
-    Of each group no more than `letters_max` dead letters are looked at.
-
-    Raises redis-py's errors, also for a key that is no stream.
+    `entry_id` has both parts. At most `letters_max` dead letters of each group are searched. Raises redis-py's errors,
+    also for a key that is no stream.
     """
     (info,) = await inspect.streams(redis, [stream])
     stored = bool(await redis.xrange(stream, entry_id, entry_id)) if info.exists else False
@@ -80,7 +79,7 @@ async def _facts(redis: Redis, entry: Entry, group: str, letters_max: int) -> Gr
 
 
 async def _with_copy(redis: Redis, entry: Entry, facts: GroupFacts) -> GroupFacts:
-    """The facts of the copy that was replayed in the place of a trimmed entry, if there is one."""
+    """Return the facts of the copy that was replayed in place of a trimmed entry, if there is one."""
     copies = await inspect.copies_of(redis, entry.stream, facts.group, COPIES_MAX)
     copy = next((one for one in copies if one.id == entry.id), None)
     if copy is None:
@@ -96,7 +95,7 @@ async def _with_copy(redis: Redis, entry: Entry, facts: GroupFacts) -> GroupFact
 
 
 async def _letter(redis: Redis, entry: Entry, group: str, most: int) -> tuple[LetterFact | None, int]:
-    """The letter, and how many were not looked at when there is none."""
+    """Return the letter, or None and how many letters were not searched."""
     total, _ = await extent(redis, entry.stream, group)
     letters = await by_ids(redis, entry.stream, group, [entry.id], own=False, scan_max=most) if total else {}
     found = letters.get(entry.id)

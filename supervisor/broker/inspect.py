@@ -1,7 +1,7 @@
-"""What Redis holds of streams and groups: lengths, lag, pending, oldest, dead letters.
+"""Reads what Redis holds of streams and groups: lengths, lag, pending, oldest, dead letters.
 
-Only reads, and nothing whose cost grows with a stream: where Redis does not know a group's lag it is
-counted up to LAG_COUNT_MAX and flagged as a lower bound.
+Nothing here costs more for a longer stream: where Redis does not know a group's lag, unread entries are counted up to
+LAG_COUNT_MAX and the lag is flagged as a lower bound.
 """
 
 from __future__ import annotations
@@ -25,54 +25,54 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-#: How far unread entries are counted where Redis does not know the lag: about 1 ms of the server's time.
+#: Unread entries that are counted at most where Redis does not know the lag: about 1 ms of the server's time.
 LAG_COUNT_MAX = 1_000
 _FIRST_ID = "0-0"
 
 
 @dataclass(frozen=True, slots=True)
 class StreamInfo:
-    """A stream; one that does not exist yet has length 0 and empty ids."""
+    """A stream; one that does not exist has length 0 and empty ids."""
 
     stream: str
     exists: bool
     length: int
     first_id: str
     last_id: str
-    #: The highest id that was deleted by XDEL; empty when the server does not tell.
+    #: The highest id that was deleted by XDEL; empty when the server does not report it.
     max_deleted_id: str
     groups: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return it for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class GroupInfo:
-    """How far a group is; one that does not exist yet has everything before it."""
+    """The progress of a group; for one that does not exist every entry is unread."""
 
     stream: str
     group: str
     exists: bool
-    #: Entries not yet delivered; with `lag_at_least` there may be more.
+    #: Undelivered entries; with `lag_at_least` there may be more.
     lag: int
     lag_at_least: bool
-    #: Delivered, or put back by a replay, and not settled.
+    #: Delivered or replayed, and not settled.
     pending: int
-    #: Those of the pending that are copies of replayed messages, since their entry was trimmed.
+    #: The part of `pending` that are copies of replayed messages whose entry was trimmed.
     replaying: int
-    #: Those of the pending that failed and wait for a retry.
+    #: The part of `pending` that failed and waits for a retry.
     retrying: int
     consumers: int
-    #: Age of the oldest entry that is not settled, by the server's clock; None when all are.
+    #: Age of the oldest unsettled entry, by the server's clock; None when there is none.
     oldest_s: float | None
     #: Its id.
     oldest_id: str | None
     dead: int
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return it for JSON."""
         return asdict(self)
 
 
@@ -83,20 +83,20 @@ class PendingInfo:
     id: str
     consumer: str
     idle_ms: int
-    #: As Redis counts: re-reads of a worker's own list included.
+    #: As Redis counts: repeated reads of a worker's own pending list included.
     deliveries: int
     #: Handler runs that failed.
     attempts: int
-    #: When the next one is due, Unix ms; None when no retry waits.
+    #: When the next run is due, Unix ms; None when no retry waits.
     next_due_ms: int | None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return it for JSON."""
         return asdict(self)
 
 
 async def streams(redis: Redis, names: Sequence[str]) -> list[StreamInfo]:
-    """The streams of those names. Raises redis-py's errors, also for a key that is no stream."""
+    """Return the streams of those names. Raises redis-py's errors, also for a key that is no stream."""
     replies = await _ask(
         redis, [command for name in names for command in (("XINFO STREAM", name), ("XINFO GROUPS", name))]
     )
@@ -121,7 +121,7 @@ async def streams(redis: Redis, names: Sequence[str]) -> list[StreamInfo]:
 
 
 async def groups(redis: Redis, pairs: Iterable[tuple[str, str]]) -> list[GroupInfo]:
-    """The (stream, group) pairs, in order. Raises redis-py's errors."""
+    """Return the groups of the (stream, group) pairs, in order. Raises redis-py's errors."""
     wanted = list(pairs)
     if not wanted:
         return []
@@ -134,8 +134,8 @@ async def groups(redis: Redis, pairs: Iterable[tuple[str, str]]) -> list[GroupIn
 
 
 async def pending(redis: Redis, stream: str, group: str, count: int = 100) -> list[PendingInfo]:
-    """The first `count` pending messages of a group, oldest first, then the copies of those that were replayed after
-    their entry had been trimmed. Raises UsageError when there is no such group."""
+    """Return the first `count` pending messages of a group, the oldest first, then the copies of replayed messages
+    whose entry was trimmed. Raises UsageError when there is no such group."""
     copies = await copies_of(redis, stream, group, count)
     try:
         rows = await redis.xpending_range(stream, group, "-", "+", count)
@@ -152,16 +152,16 @@ async def pending(redis: Redis, stream: str, group: str, count: int = 100) -> li
 
 
 async def copies_of(redis: Redis, stream: str, group: str, count: int) -> list[PendingInfo]:
-    """Those of the group's replay stream as pending ones, by the ids of their messages, at most `count`.
+    """Return at most `count` copies in the group's replay stream as pending messages, with the ids of their messages.
 
-    Which no worker has read yet are with REPLAY_CONSUMER. Raises redis-py's errors.
+    Copies that no worker has read yet belong to REPLAY_CONSUMER. Raises redis-py's errors.
     """
     key = replay_key(stream, group)
     found: list[list[bytes]] = await redis.eval(FIRST_COPIES.text, 1, key, str(count))
     if not found:
         return []
     held: dict[Any, Any] = {}
-    with contextlib.suppress(ResponseError):  # its group was destroyed, and is made again
+    with contextlib.suppress(ResponseError):  # the group was destroyed; it is created again
         held = {row["message_id"]: row for row in await redis.xpending_range(key, group, "-", "+", count)}
     retries = await _retries(redis, key, group, [entry for entry, *_ in found])
     unread = {"consumer": REPLAY_CONSUMER, "time_since_delivered": 0, "times_delivered": 0}
@@ -172,7 +172,7 @@ async def copies_of(redis: Redis, stream: str, group: str, count: int) -> list[P
 
 
 async def _retries(redis: Redis, stream: str, group: str, ids: Sequence[Any]) -> list[bytes | None]:
-    """What is kept of the failures of each."""
+    """Return the retry record of each."""
     found: list[bytes | None] = await redis.execute_command("HMGET", retries_key(stream, group), *ids) if ids else []
     return found
 
@@ -202,7 +202,7 @@ async def _group(redis: Redis, info: StreamInfo, members: list[dict[str, Any]], 
     if held:
         summary = await redis.execute_command("XPENDING", stream, group)
         oldest = _older(oldest, _text(summary["min"] or b""))
-    if replaying:  # as old as its replay: the message may have been given up long ago
+    if replaying:  # the age since the replay: the message may have been given up long before
         first = await redis.execute_command("XRANGE", copies, "-", "+", "COUNT", 1)
         oldest = _older(oldest, _text(first[0][0]) if first else "")
     return GroupInfo(
@@ -222,26 +222,26 @@ async def _group(redis: Redis, info: StreamInfo, members: list[dict[str, Any]], 
 
 
 async def _unread(redis: Redis, info: StreamInfo, member: dict[str, Any] | None, last: str) -> tuple[int, bool, str]:
-    """The lag, whether it is only a lower bound, and the first unread id.
+    """Return the lag, whether it is only a lower bound, and the first unread id.
 
-    Redis's own figure is nil after deletions ahead of the group and on replicas, and wrong on some
-    versions (7.0 and Valkey 9 say 2 for an empty stream), so it is used only where it can be right.
+    Redis's own figure is nil after deletions ahead of the group and on replicas, and wrong on some versions (7.0 and
+    Valkey 9 report 2 for an empty stream), so it is used only where it can be right.
     """
     if not info.length or parse_id(last) >= parse_id(info.last_id):
         return 0, False, ""
     if parse_id(info.first_id) > parse_id(last):
         return info.length, False, info.first_id
-    told = member.get("lag") if member else None
+    reported = member.get("lag") if member else None
     deleted_ahead = bool(info.max_deleted_id) and parse_id(info.max_deleted_id) > parse_id(last)
-    known = isinstance(told, int) and 0 < told < info.length and not deleted_ahead
+    known = isinstance(reported, int) and 0 < reported < info.length and not deleted_ahead
     first, counted = await redis.eval(UNREAD.text, 1, info.stream, last, "1" if known else str(LAG_COUNT_MAX + 1))
-    if isinstance(told, int) and known and counted:
-        return told, False, _text(first)
+    if isinstance(reported, int) and known and counted:
+        return reported, False, _text(first)
     return min(counted, LAG_COUNT_MAX), counted > LAG_COUNT_MAX, _text(first)
 
 
 async def _ask(redis: Redis, commands: Sequence[tuple[str, str]]) -> list[Any]:
-    """The replies of commands on one key each, in one round trip; None for a key that does not exist."""
+    """Send commands on one key each in one round trip; return their replies, None for a missing key."""
     pipe = redis.pipeline(transaction=False)
     for name, key in commands:
         pipe.execute_command(name, key)

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from supervisor.core.dead_letter import Letter
 
 REPLAYED, DROPPED = "replayed", "dropped"
-#: What an outcome other than the wanted one means, for people. The letter is kept in all of them but the first.
+#: Texts for the other outcomes. The letter is kept in all of them but the first.
 WORDS = {
     "gone": "was settled by somebody else",
-    "pending": "is with a worker already, and may be settled any time",
-    "no-id": "can't be put back, since it does not say of which message it is",
-    "no-group": "can't be put back, since its group no longer exists; a pool that handles it makes it again",
+    "pending": "is with a worker already and may be settled at any time",
+    "no-id": "can't be replayed, since it has no message id",
+    "no-group": "can't be replayed, since its group no longer exists; a pool that handles it creates it again",
     "refused": "was refused by Redis",
 }
 #: Scripts in one round trip; each takes some tens of microseconds of the server's time.
@@ -38,29 +38,29 @@ _AT_ONCE = 100
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one letter."""
+    """The outcome for one letter."""
 
     letter: Letter
     #: `replayed` or `dropped`, or a key of WORDS.
     outcome: str
-    #: What Redis said, where it refused.
+    #: The error, where Redis refused.
     error: ResponseError | None = None
 
     def as_dict(self) -> dict[str, str]:
-        """For JSON."""
-        told = {"letter_id": self.letter.letter_id, "id": self.letter.id, "outcome": self.outcome}
-        return told | ({"error": f"{code_of(self.error)}: {self.error}"} if self.error else {})
+        """Return it for JSON."""
+        found = {"letter_id": self.letter.letter_id, "id": self.letter.id, "outcome": self.outcome}
+        return found | ({"error": f"{code_of(self.error)}: {self.error}"} if self.error else {})
 
 
 async def replay(redis: Redis, letters: Sequence[Letter]) -> list[Outcome]:
-    """Put their messages back. Raises redis-py's errors when the connection is lost: what was done is then unknown,
-    and may be asked for again."""
-    told = iter(await _each(redis, [letter for letter in letters if _message_id(letter)], _replay_command))
-    return [next(told) if _message_id(letter) else Outcome(letter, "no-id") for letter in letters]
+    """Replay the letters' messages. Raises redis-py's errors when the connection is lost: what was done is then
+    unknown, and the call may be repeated."""
+    outcomes = iter(await _each(redis, [letter for letter in letters if _message_id(letter)], _replay_command))
+    return [next(outcomes) if _message_id(letter) else Outcome(letter, "no-id") for letter in letters]
 
 
 async def drop(redis: Redis, letters: Sequence[Letter]) -> list[Outcome]:
-    """Remove them for good. Raises as `replay` does."""
+    """Remove the letters for good. Raises as `replay` does."""
     return await _each(redis, letters, _drop_command)
 
 
@@ -86,7 +86,7 @@ def _replay_command(letter: Letter) -> tuple[Any, ...]:
 
 
 def _message_id(letter: Letter) -> str:
-    """As Redis writes it; empty where the letter has none: anybody can write letters."""
+    """Return the message id in both parts; empty if the letter has none, as anybody can write letters."""
     try:
         return normalize_id(letter.id)
     except ValueError:

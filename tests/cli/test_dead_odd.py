@@ -63,7 +63,7 @@ def test_letters_and_fields_that_others_wrote_are_shown(tmp_path: Path, redis_se
         shown = run_on_terminal("dead", "show", *GROUP, letter, cwd=tmp_path, redis_url=redis_server.url)
         assert "t = \\x1b]0;x\\x07\u00e4" in shown and "\x1b" not in shown
         done = run("dead", "replay", *GROUP, "--yes", cwd=tmp_path, redis_url=redis_server.url)
-        assert done.returncode == 1 and f"{letter} can't be put back" in done.stderr and redis.xlen(KEY) == 1
+        assert done.returncode == 1 and f"{letter} can't be replayed" in done.stderr and redis.xlen(KEY) == 1
 
 
 def test_an_id_means_the_same_however_it_is_written(tmp_path: Path, redis_server: Any) -> None:
