@@ -1,4 +1,4 @@
-"""Puts dead letters back to the group that they came from, or removes them: many in one round trip, each told apart.
+"""Replays dead letters to the group that they came from, or removes them: many in one round trip, an outcome for each.
 
 A replay appends a copy of the message to the group's replay stream, whose workers read it beside the handler's stream
 and give it to the handler under the id that it had. The copy and the letter's removal are one script.
