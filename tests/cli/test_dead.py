@@ -70,7 +70,7 @@ def test_dead_letters_are_listed_shown_replayed_to_their_group_and_dropped(
     redis.xdel("events", ids[3])
     done = pool.command("dead", "replay", "events", "mail", *ids[1:], "--yes")
     assert done.returncode == 0 and "3 replayed" in done.stderr, done.stderr
-    eventually(lambda: seen(pool)["mail-1"] == seen(pool)["mail-2"] == seen(pool)["mail-3"] == 2, 15)
+    eventually(lambda: seen(pool)["mail-1"] == seen(pool)["mail-2"] == seen(pool)["mail-3"] == 2)
     eventually(lambda: redis.xpending("events", "mail")["pending"] == 0)
     assert all(seen(pool)[f"count-{n}"] == 1 for n in range(4)), "the other group got nothing again"
     assert {row["name"].rpartition(b":")[2] for row in redis.xinfo_consumers("events", "mail")} <= {b"0", b"1"}
