@@ -180,14 +180,14 @@ def _waiting(concurrency: int, entries: int) -> Workload:
 
 
 WORKLOADS = {
-    "message": Workload("no-op, Message", message, ignore, 200_000),
-    "dict": Workload("no-op, dict[str, str]", mapping, decode, 200_000),
-    "model": Workload("pydantic model, 4 fields", model, validate, 100_000),
-    "order": Workload("pydantic model, 2 kB of JSON", order, validate_order, 30_000, JSON_FIELDS),
-    "cpu": Workload("1 ms of CPU", cpu, compute, 1_500, limit=1 / CPU_S),
-    "wait100": _waiting(100, 10_000),
-    "wait1000": _waiting(1_000, 80_000),
-    "messages": Workload("batch, list[Message]", batch_message, ignore, 200_000),
-    "dicts": Workload("batch, list[dict[str, str]]", batch_mapping, decode, 200_000),
-    "models": Workload("batch, list of pydantic models", batch_model, validate, 100_000),
+    "message": Workload("no-op, Message", message, ignore, 150_000),
+    "dict": Workload("no-op, dict[str, str]", mapping, decode, 150_000),
+    "model": Workload("pydantic model, 4 fields", model, validate, 75_000),
+    "order": Workload("pydantic model, 2 kB of JSON", order, validate_order, 20_000, JSON_FIELDS),
+    "cpu": Workload("1 ms of CPU", cpu, compute, 1_000, limit=1 / CPU_S),
+    "wait100": _waiting(100, 7_500),
+    "wait1000": _waiting(1_000, 60_000),
+    "messages": Workload("batch, list[Message]", batch_message, ignore, 150_000),
+    "dicts": Workload("batch, list[dict[str, str]]", batch_mapping, decode, 150_000),
+    "models": Workload("batch, list of pydantic models", batch_model, validate, 75_000),
 }

@@ -44,7 +44,9 @@ def test_the_table_fits_80_columns(tmp_path: Path, redis_server) -> None:
 def test_interrupted_it_removes_its_keys_and_its_pool(tmp_path: Path, redis_server, number, monkeypatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with redis_server.sync() as redis:
-        with spawn("bench", "--turns", "100", cwd=tmp_path, redis_url=redis_server.url) as process:
+        with spawn(
+            "bench", "--messages", "1000", "--turns", "100", cwd=tmp_path, redis_url=redis_server.url
+        ) as process:
             eventually(lambda: b"supervisor:pools" in redis.keys("*"), 30, what="its pool runs")
             (folder,) = tmp_path.glob("supervisor-bench-*")
             process.send_signal(number)
@@ -57,7 +59,7 @@ def test_interrupted_it_removes_its_keys_and_its_pool(tmp_path: Path, redis_serv
 
 def test_its_pool_ends_with_it(tmp_path: Path, redis_server, monkeypatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    with spawn("bench", "--turns", "100", cwd=tmp_path, redis_url=redis_server.url) as process:
+    with spawn("bench", "--messages", "1000", "--turns", "100", cwd=tmp_path, redis_url=redis_server.url) as process:
         with redis_server.sync() as redis:
             eventually(lambda: b"supervisor:pools" in redis.keys("*"), 30, what="its pool runs")
         pools = [child for child in psutil.Process(process.pid).children() if "start" in child.cmdline()]
