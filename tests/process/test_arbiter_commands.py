@@ -38,7 +38,7 @@ def test_scaling_down_and_up_again(standins: Make) -> None:
     assert sorted(pool.pids()) == [0, 1, 2, 3, 4]
     assert pool.stop() == EXIT_OK
     rescans = {note["slot"]: note["rescans"] for note in pool.notes("left")[2:]}
-    assert rescans[0] == swept[1] == 2, "remaining workers rescan once for each worker that exited"
+    assert rescans[0] == rescans[1] == 2, "remaining workers rescan once for each worker that exited"
 
 
 def test_a_removed_slot_that_crashes_hands_over_through_a_successor(standins: Make) -> None:

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from supervisor.broker.dead_letters import by_ids, pages
 from supervisor.broker.replay import Outcome, drop, replay
 from supervisor.core.dead_letter import Filter, Letter
-from supervisor.keys import REPLAY_CONSUMER, crashes_key, dead_key, retries_key
+from supervisor.keys import crashes_key, dead_key, replay_key, retries_key
 from tests.support.letters import add_dead_letter
 
 STREAM, GROUP = "events", "mail"
-DEAD = dead_key(STREAM, GROUP)
+DEAD, COPIES = dead_key(STREAM, GROUP), replay_key(STREAM, GROUP)
 
 
 @pytest.fixture
@@ -41,15 +41,15 @@ def told(outcomes: list[Outcome]) -> Counter[str]:
     return Counter(outcome.outcome for outcome in outcomes)
 
 
-async def test_an_entry_in_the_stream_is_pending_again_as_if_never_tried(redis: Any, sync: Any) -> None:
+async def test_a_copy_goes_to_the_groups_replay_stream_as_if_never_tried(redis: Any, sync: Any) -> None:
     _, entry = add_dead_letter(sync, STREAM, GROUP, {"n": 1})
     sync.xgroup_create(STREAM, "other", "$")
     sync.hset(retries_key(STREAM, GROUP), entry, "4:1")
     sync.hset(crashes_key(STREAM, GROUP), entry, "2")
     assert told(await replay(redis, await letters(redis))) == {"replayed": 1}
-    [row] = sync.xpending_range(STREAM, GROUP, "-", "+", 10)
-    assert (row["message_id"], row["consumer"]) == (entry, REPLAY_CONSUMER)
-    assert sync.xpending(STREAM, "other")["pending"] == 0
+    [(_, copy)] = sync.xrange(COPIES)
+    assert copy == {"supervisor:origin": entry, "n": "1"}
+    assert [group["name"] for group in sync.xinfo_groups(COPIES)] == [GROUP], "and to no other"
     assert sync.exists(retries_key(STREAM, GROUP), crashes_key(STREAM, GROUP)) == 0
     assert sync.xlen(DEAD) == 0
 
@@ -63,7 +63,7 @@ async def test_of_two_who_replay_the_same_letters_one_wins_each(redis: Any, sync
     assert sum((told(each) for each in outcomes), Counter())["gone"] == 600
     replayed = told(outcomes[0])["replayed"] + told(outcomes[1])["replayed"]
     assert replayed + told(outcomes[2])["dropped"] == 300
-    assert sync.xpending(STREAM, GROUP)["pending"] == replayed and sync.xlen(DEAD) == 0
+    assert sync.xlen(COPIES) == replayed and sync.xlen(DEAD) == 0
 
 
 async def test_what_is_being_handled_again_is_taken_from_nobody(redis: Any, sync: Any) -> None:
@@ -105,7 +105,7 @@ async def test_a_full_server_takes_back_what_needs_no_memory(redis: Any, sync: A
     finally:
         sync.config_set("maxmemory", 0)
     assert outcomes in ({"replayed": 1}, {"refused": 1})
-    assert sync.xlen(DEAD) + sync.xpending(STREAM, GROUP)["pending"] == 1
+    assert sync.xlen(DEAD) + sync.xlen(COPIES) == 1
 
 
 async def test_letters_are_found_by_their_messages_ids(redis: Any, sync: Any) -> None:

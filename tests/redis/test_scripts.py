@@ -8,7 +8,7 @@ import pytest
 from redis.exceptions import OutOfMemoryError, ResponseError
 
 from supervisor.broker.scripts import DEAD_LETTER, DEAD_LETTER_UNREADABLE, REPLAY
-from supervisor.keys import REPLAY_CONSUMER, crashes_key, dead_key, replay_key, retries_key
+from supervisor.keys import crashes_key, dead_key, replay_key, retries_key
 
 STREAM, GROUP = "events", "mail"
 DEAD, COPIES = dead_key(STREAM, GROUP), replay_key(STREAM, GROUP)
@@ -56,7 +56,7 @@ def test_a_letter_has_all_fields_and_replays_with_all_of_them(redis: Any, count:
 
     redis.xdel(STREAM, entry)
     keys = (STREAM, DEAD, *KEYS[1:3], COPIES)
-    assert redis.eval(REPLAY.text, len(keys), *keys, GROUP, letter, entry, REPLAY_CONSUMER) == b"replayed"
+    assert redis.eval(REPLAY.text, len(keys), *keys, GROUP, letter, entry) == b"replayed"
     [(_, copy)] = redis.xrange(COPIES)
     assert list(copy.items()) == [(b"supervisor:origin", entry), *fields(count).items()]
     assert redis.xlen(DEAD) == 0
