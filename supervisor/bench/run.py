@@ -202,11 +202,12 @@ async def _rates(backlog: Backlog, pool: BenchPool, group: str, plan: Plan, say:
     for turn in range(plan.turns + 1):
         await backlog.set_back(group)
         one = await backlog.drained(group, lambda: pool.runs)
+        if not turn:  # it warms the pool up; the loop is a new process each time
+            continue
         other = await _loop_turn(backlog, group, plan.url)
-        if turn:  # the first one warms both up
-            ours.append(one)
-            theirs.append(other)
-            say(f"{TITLES[group]}, turn {turn} of {plan.turns}: {one:,.0f}/s, a redis-py loop {other:,.0f}/s")
+        ours.append(one)
+        theirs.append(other)
+        say(f"{TITLES[group]}, turn {turn} of {plan.turns}: {one:,.0f}/s, a redis-py loop {other:,.0f}/s")
     beside = [a / b for a, b in zip(ours, theirs, strict=True)]
     return Rate(TITLES[group], Spread.of(ours), Spread.of(theirs), Spread.of(beside))
 
