@@ -1,6 +1,5 @@
-"""The HTTP service: publish, history, health, status.
+"""The HTTP service: publish, history, dead letters, health, status, and the project's own routers.
 
-Installed as the package `supervisor_api`, so that a project's own `api` never clashes with it; hence
-all imports in here are relative. It reaches the pool only through the control socket, and Redis only
-through `supervisor.broker`.
+It is installed as the package `supervisor_api`, so that it never clashes with a project's own `api`; all its imports of
+itself are therefore relative. It reaches the pool only through the control socket.
 """

@@ -1,7 +1,7 @@
-"""Which dead letters a request means, and looking for them: bounded, with a place to go on from.
+"""Selects dead letters: filters, cursors, and a scan with limits.
 
-A stream of dead letters may hold a million. A request looks at `SCAN_MAX` of them for at most `SCAN_S`, says
-how many it looked at, and how to go on.
+A stream of dead letters may hold a million. A request scans at most `SCAN_MAX` of them for at most `SCAN_S`, and says
+how many it scanned and where to continue.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ TEXT_CHARACTERS_MAX = 1_000
 #: A year.
 OLDER_S_MAX = 31_536_000
 _FILTERS = ("reason", "handler", "text", "older_s")
-_REASON, _HANDLER = "With this in its reason, in any case", "With this in its handler's name"
-_TEXT = "With this in a field, the message's id or the error"
-_OLDER = "Given up at least so many seconds ago"
-_COUNT = "At most so many, the oldest first"
+_REASON, _HANDLER = "The reason contains this, in upper or lower case", "The handler's name contains this"
+_TEXT = "A field, the message's id or the error contains this"
+_OLDER = "The least number of seconds since the message was given up"
+_COUNT = "The greatest number, the oldest first"
 
 Pair = tuple[str, str]
 GroupName = Annotated[str, AfterValidator(check_name), NAME_SCHEMA]
@@ -50,31 +50,33 @@ def filter_of_query(
     text: Annotated[_Part, Query(description=_TEXT)] = "",
     older_s: Annotated[float, Query(ge=0, le=OLDER_S_MAX, allow_inf_nan=False, description=_OLDER)] = 0,
 ) -> Filter:
-    """The filter in a query."""
+    """Return the filter of a query."""
     return Filter(reason, handler, text, int(older_s * 1000))
 
 
 class Selection(BaseModel):
-    """Which letters are to be replayed or dropped: those of `ids`, those that all filters fit, or with `all` all."""
+    """Which letters to replay or drop: those in `ids`, those that match all filters, or with `all` every letter."""
 
-    #: Strict: `"all": "no"` shall not be read as anything.
+    #: Strict, so that `"all": "no"` is refused.
     model_config = ConfigDict(
         extra="forbid", strict=True, json_schema_extra={"example": {"reason": "HandlerTimeoutError"}}
     )
 
     ids: Annotated[list[EntryId] | None, Field(min_length=1, max_length=COUNT_MAX)] = None
-    all: Annotated[bool, Field(description="Every letter; nobody shall mean that by leaving something out")] = False
+    all: Annotated[
+        bool, Field(description="Every letter; it must be asked for, so that a forgotten filter selects nothing")
+    ] = False
     reason: Annotated[_Part, Field(description=_REASON)] = ""
     handler: Annotated[_Part, Field(description=_HANDLER)] = ""
     text: Annotated[_Part, Field(description=_TEXT)] = ""
     older_s: Annotated[float, Field(ge=0, le=OLDER_S_MAX, allow_inf_nan=False, description=_OLDER)] = 0
-    group: Annotated[GroupName | None, Field(description="Only of this group")] = None
+    group: Annotated[GroupName | None, Field(description="Only this group")] = None
     count: Annotated[int, Field(ge=1, le=COUNT_MAX, description=_COUNT)] = COUNT_MAX
-    cursor: Annotated[str | None, Field(description="Where to go on; only from `next` of an answer")] = None
+    cursor: Annotated[str | None, Field(description="Where to continue: `next` of an answer")] = None
 
     @property
     def filter(self) -> Filter:
-        """What the filters say."""
+        """The filter in the body."""
         return Filter(self.reason, self.handler, self.text, int(self.older_s * 1000))
 
     @model_validator(mode="before")
@@ -92,8 +94,8 @@ class Selection(BaseModel):
         ways = [self.ids is not None, self.all, not self.filter.empty]
         if sum(ways) != 1:
             raise PydanticCustomError(
-                "letters_meant",
-                "say which letters are meant, in one way: ids, or some of {filters}, or all: true",
+                "selection",
+                "select the letters in one way: ids, or some of {filters}, or all: true",
                 {"filters": ", ".join(_FILTERS)},
             )
         return self
@@ -101,19 +103,19 @@ class Selection(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """From where to look: a group, and the bounds in its letters."""
+    """Where a scan begins: a group, and the range of its letters."""
 
     pair: Pair
     start: str
     end: str = "+"
 
     def encode(self) -> str:
-        """For an address or a body; only `parse_cursor` reads it."""
+        """Encode it for an address or a body; only `parse_cursor` reads it."""
         return base64.urlsafe_b64encode(orjson.dumps([*self.pair, self.start, self.end])).decode().rstrip("=")
 
 
 def parse_cursor(cursor: str | None) -> Cursor | None:
-    """The place that a cursor names. Raises Problem for anything else."""
+    """Decode a cursor. Raises Problem for any other text."""
     if cursor is None:
         return None
     try:
@@ -121,50 +123,52 @@ def parse_cursor(cursor: str | None) -> Cursor | None:
         stream, group, start, end = orjson.loads(text)
         return Cursor((check_name(stream), check_name(group)), check_bound(start), check_bound(end))
     except (ValueError, TypeError, AttributeError):
-        detail = "a cursor comes from `next` of an answer, and is sent back as it is"
+        detail = "use the cursor in `next` of an answer, unchanged"
         raise Problem("invalid", detail, errors=[{"parameter": "cursor", "detail": detail}]) from None
 
 
 @dataclass(slots=True)
 class ScanResult:
-    """What a look has brought."""
+    """What a scan has found."""
 
-    #: All that the groups have.
+    #: The number of letters of all groups.
     total: int
     letters: list[Letter] = field(default_factory=list)
     scanned: int = 0
-    #: How many of the scanned are meant; without a filter, all.
+    #: The number of scanned letters that match; without a filter, all letters.
     matching: int = 0
-    #: Where the next look begins; None when nothing is left.
+    #: Where the next scan begins; None when nothing is left.
     next: Cursor | None = None
-    #: It has seen the end, so `matching` is all that there are from where it began.
+    #: The scan has reached the end, so `matching` counts all matches from its start on.
     complete: bool = False
 
 
 async def scan(
-    redis: Redis, pairs: Sequence[Pair], meant: Filter, count: int, place: Cursor | None, *, tally: bool = False
+    redis: Redis, pairs: Sequence[Pair], wanted: Filter, count: int, cursor: Cursor | None, *, tally: bool = False
 ) -> ScanResult:
-    """The first `count` letters that are meant, from `place` on.
+    """Find the first `count` letters that match, from `cursor` on.
 
-    With `tally` it counts, as far as it may look, how many more are meant. What comes in while it looks is not
-    seen: what is replayed and fails again must not be met again and again.
+    With `tally` it also counts further matches, as far as the limits allow. The scan ignores letters that are added
+    meanwhile: a message that is replayed and fails again must not be found again and again.
     """
     extents = {pair: await extent(redis, *pair) for pair in pairs}
     found = ScanResult(total=sum(total for total, _ in extents.values()))
-    counting = tally and not meant.empty
+    counting = tally and not wanted.empty
     walk = [
-        Cursor(pair, place.start, place.end) if place and place.pair == pair else Cursor(pair, "-", extents[pair][1])
+        Cursor(pair, cursor.start, cursor.end)
+        if cursor and cursor.pair == pair
+        else Cursor(pair, "-", extents[pair][1])
         for pair in sorted(pairs)
-        if place is None or pair >= place.pair
+        if cursor is None or pair >= cursor.pair
     ]
-    await _fill(found, _walk(redis, walk, SCAN_MAX if counting else count + 1), meant, count, counting=counting)
-    if meant.empty:
+    await _fill(found, _walk(redis, walk, SCAN_MAX if counting else count + 1), wanted, count, counting=counting)
+    if wanted.empty:
         found.matching, found.complete = found.total, True
     return found
 
 
 async def _fill(
-    found: ScanResult, letters: AsyncIterator[tuple[Letter, str]], meant: Filter, count: int, *, counting: bool
+    found: ScanResult, letters: AsyncIterator[tuple[Letter, str]], wanted: Filter, count: int, *, counting: bool
 ) -> None:
     now_ms, until_s = int(time.time() * 1000), time.monotonic() + SCAN_S
     async for letter, end in letters:
@@ -174,7 +178,7 @@ async def _fill(
             found.next = found.next or Cursor((letter.stream, letter.group), letter.letter_id, end)
             return
         found.scanned += 1
-        if meant.fits(letter, now_ms):
+        if wanted.fits(letter, now_ms):
             found.matching += 1
             if not full:
                 found.letters.append(letter)
@@ -183,9 +187,9 @@ async def _fill(
     found.complete = True
 
 
-async def _walk(redis: Redis, places: Sequence[Cursor], most: int) -> AsyncIterator[tuple[Letter, str]]:
-    """Each letter, and the bound up to which its group is looked at."""
-    for place in places:
-        async for page in pages(redis, *place.pair, place.start, place.end, most=most):
+async def _walk(redis: Redis, cursors: Sequence[Cursor], most: int) -> AsyncIterator[tuple[Letter, str]]:
+    """Yield each letter with the end of its group's range."""
+    for cursor in cursors:
+        async for page in pages(redis, *cursor.pair, cursor.start, cursor.end, most=most):
             for letter in page:
-                yield letter, place.end
+                yield letter, cursor.end

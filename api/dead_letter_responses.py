@@ -1,10 +1,10 @@
-"""What is done with the dead letters that a request means, and how that is answered."""
+"""Replays, drops and lists the selected dead letters, and builds the answers."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlencode
 
 from fastapi.responses import Response
@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 
     from .service import Service
 
+Verb = Literal["replay", "drop"]
 _ACTIONS = {"replay": replay, "drop": drop}
 
 
 async def pairs_of(service: Service, redis: Redis, stream: str, group: str | None) -> list[Pair]:
-    """The one group, or all of the stream: those that have handlers, and those that Redis knows."""
+    """Return the named group, or all groups of the stream: those with handlers and those that Redis knows."""
     if group is not None:
         return [(stream, group)]
     known = {found["group"] for found in await handled_groups(service) if found["stream"] == stream}
@@ -38,16 +39,16 @@ async def pairs_of(service: Service, redis: Redis, stream: str, group: str | Non
 
 
 def only(group: str, named: str | None) -> str:
-    """The group of the address, which the body may only repeat. Raises Problem."""
+    """Return the group of the address. Raises Problem when the body names another."""
     if named not in (None, group):
-        detail = f"the address is that of group {group!r}, the body names {named!r}"
+        detail = f"the address names group {group!r}, the body {named!r}"
         raise Problem("invalid", detail, errors=[{"pointer": pointer_of("group"), "detail": detail}])
     return group
 
 
-def page(found: ScanResult, meant: Filter, count: int, address: str, following: Mapping[str, str] | None) -> Response:
-    """The letters with the figures of the look; `following` is what leads on, in the query."""
-    link = f"{address}?{urlencode({**_query(meant), 'count': count, **following})}" if following else None
+def page(found: ScanResult, wanted: Filter, count: int, address: str, following: Mapping[str, str] | None) -> Response:
+    """Build a page of letters; `following` is the query that leads to the next page."""
+    link = f"{address}?{urlencode({**_query(wanted), 'count': count, **following})}" if following else None
     return json_response(
         {
             "letters": [letter.as_dict() for letter in found.letters],
@@ -60,22 +61,22 @@ def page(found: ScanResult, meant: Filter, count: int, address: str, following: 
     )
 
 
-def _query(meant: Filter) -> dict[str, str]:
-    given = {"reason": meant.reason, "handler": meant.handler, "text": meant.text}
-    given["older_s"] = f"{meant.older_than_ms / 1000:g}" if meant.older_than_ms else ""
+def _query(wanted: Filter) -> dict[str, str]:
+    given = {"reason": wanted.reason, "handler": wanted.handler, "text": wanted.text}
+    given["older_s"] = f"{wanted.older_than_ms / 1000:g}" if wanted.older_than_ms else ""
     return {name: value for name, value in given.items() if value}
 
 
 async def read(redis: Redis, pairs: Sequence[Pair], entry_id: str) -> Letter:
-    """The letter of that id or of the message of that id. Raises Problem: none has it, or more than one group."""
+    """Return the letter with this id or of the message with this id. Raises Problem unless exactly one group has it."""
     found = [
         letter for pair in pairs for letter in (await by_ids(redis, *pair, [entry_id], scan_max=SCAN_MAX)).values()
     ]
     if not found:
         raise Problem(
             "not-found",
-            f"no dead letter {entry_id}. For a message's id, the first {SCAN_MAX:,} that were given up after it are"
-            " looked at; a letter's own id always finds it, and the list with `text` finds a message's",
+            f"no dead letter {entry_id}. For a message's id, only the first {SCAN_MAX:,} letters after it are searched;"
+            " use the letter's own id, or list with `text`",
         )
     if len(found) > 1:
         names = ", ".join(letter.group for letter in found)
@@ -86,31 +87,31 @@ async def read(redis: Redis, pairs: Sequence[Pair], entry_id: str) -> Letter:
 
 
 async def delete(redis: Redis, pairs: Sequence[Pair], entry_id: str) -> Response:
-    """Remove the one letter. Raises Problem when there is none, or no single one."""
+    """Remove one letter. Raises Problem unless exactly one group has it."""
     [outcome] = await _carry_out(redis, "drop", [await read(redis, pairs, entry_id)])
-    _refuse_if_all_were([outcome])
+    _raise_if_all_failed([outcome])
     if outcome.outcome == "gone":
-        raise Problem("not-found", f"the dead letter {entry_id} was settled by somebody else")
+        raise Problem("not-found", f"the dead letter {entry_id} was removed meanwhile")
     return Response(status_code=204)
 
 
-async def change(redis: Redis, verb: str, pairs: Sequence[Pair], selection: Selection) -> Response:
-    """Replay or drop what is meant; what became of each."""
-    place = parse_cursor(selection.cursor)
+async def change(redis: Redis, verb: Verb, pairs: Sequence[Pair], selection: Selection) -> Response:
+    """Replay or drop the selected letters, and answer with the outcome of each."""
+    cursor = parse_cursor(selection.cursor)
     if selection.ids is not None:
         found, missing = await _named(redis, pairs, selection.ids)
     else:
-        found, missing = await scan(redis, pairs, selection.filter, selection.count, place), []
+        found, missing = await scan(redis, pairs, selection.filter, selection.count, cursor), []
     outcomes = await _carry_out(redis, verb, found.letters)
-    _refuse_if_all_were(outcomes)
-    told = [
+    _raise_if_all_failed(outcomes)
+    entries = [
         {"stream": outcome.letter.stream, "group": outcome.letter.group, **outcome.as_dict()} for outcome in outcomes
     ] + [{"id": id_, "outcome": "not-found"} for id_ in missing]
     body = selection.model_dump(exclude_defaults=True)
     return json_response(
         {
-            "outcomes": told,
-            "counts": Counter(entry["outcome"] for entry in told),
+            "outcomes": entries,
+            "counts": Counter(entry["outcome"] for entry in entries),
             "total": found.total,
             "scanned": found.scanned,
             "next": {**body, "cursor": found.next.encode()} if found.next else None,
@@ -118,18 +119,18 @@ async def change(redis: Redis, verb: str, pairs: Sequence[Pair], selection: Sele
     )
 
 
-async def _carry_out(redis: Redis, verb: str, letters: Sequence[Letter]) -> list[Outcome]:
-    """Raises Problem when the connection is lost: what was done until then is not known."""
+async def _carry_out(redis: Redis, verb: Verb, letters: Sequence[Letter]) -> list[Outcome]:
+    """Raise Problem when the connection is lost: what was done until then is not known."""
     try:
         return await _ACTIONS[verb](redis, letters)
     except CONNECTION_LOST as error:
         said = str(error) or "no answer in time"
-        detail = f"{said}; some may be done, and what is still listed may be asked for again"
+        detail = f"{said}; some may be done. Repeat the request for those that are still listed"
         raise Problem("outcome-unknown", detail, code=UNREACHABLE) from None
 
 
 async def _named(redis: Redis, pairs: Sequence[Pair], ids: Sequence[str]) -> tuple[ScanResult, list[str]]:
-    """The letters of those ids, in all groups that have one, and the ids that none has."""
+    """Return the letters with these ids in all groups, and the ids without a letter."""
     found = ScanResult(total=0)
     missing = set(ids)
     for pair in pairs:
@@ -140,8 +141,8 @@ async def _named(redis: Redis, pairs: Sequence[Pair], ids: Sequence[str]) -> tup
     return found, sorted(missing)
 
 
-def _refuse_if_all_were(outcomes: Sequence[Outcome]) -> None:
-    """One trouble for all is the request's own: Redis is full, or the stream's key is no stream."""
+def _raise_if_all_failed(outcomes: Sequence[Outcome]) -> None:
+    """Raise Problem when all failed: the fault is then Redis's or the request's, not that of a letter."""
     errors = [outcome.error for outcome in outcomes if outcome.error is not None]
     if errors and len(errors) == len(outcomes):
         raise of_code(code_of(errors[0]), str(errors[0]))

@@ -1,6 +1,6 @@
-"""Dead letters over HTTP: found by what they say, put back to their own group, removed.
+"""Dead letters over HTTP: list, read, replay and drop.
 
-The same for one group, for all groups of a stream, and for all groups that have handlers here.
+The same routes exist for one group and for all groups of a stream; the list also for all groups that have handlers.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from supervisor.core.dead_letter import Filter
 from supervisor.fastapi import RedisDep
 
 from .dead_letter_query import COUNT_MAX, Cursor, GroupName, Selection, filter_of_query, parse_cursor, scan
-from .dead_letter_responses import change, delete, only, page, pairs_of, read
+from .dead_letter_responses import Verb, change, delete, only, page, pairs_of, read
 from .overview_routes import handled_groups
 from .schemas import EXAMPLE_ID, Bound, EntryId, Group, Stream, json_response, only_json, problems, stream_path
 from .service import ServiceDep
 
 router = APIRouter(prefix="/v1", tags=["dead letters"])
 FilterDep = Annotated[Filter, Depends(filter_of_query)]
-Count = Annotated[int, Query(ge=1, le=COUNT_MAX, description="At most so many, the oldest first")]
-CursorParam = Annotated[str | None, Query(description="Where to go on; only from `next` of an answer")]
+Count = Annotated[int, Query(ge=1, le=COUNT_MAX, description="The greatest number, the oldest first")]
+CursorParam = Annotated[str | None, Query(description="Where to continue: `next` of an answer")]
 OnlyGroup = Annotated[GroupName | None, Query(description="Only of this group")]
 _LETTER = {
     "letter_id": "1764000000123-0", "stream": "events:user_created", "group": "email_workers", "id": EXAMPLE_ID,
@@ -41,20 +41,48 @@ _CHANGE = problems(
     "outcome-unknown",
 )  # fmt: skip
 _GONE = problems("not-found", "ambiguous", "wrong-type", "invalid", "redis-unavailable", "outcome-unknown")
-_LIST_TEXT = """The oldest first. `next` is the address of the following page, null after the last one.
+_LIST_TEXT = """The oldest first. `next` is the address of the next page, null after the last one.
 
-`total` is how many letters there are, `scanned` at how many of them this answer has looked, `matching` how many of
-those are meant: all that there are from here on where `complete` is true, and without a filter all of them. One
-request looks at a bounded number."""
-_CHANGE_TEXT = """The body says which are meant: `ids` (of letters, else of messages), filters, or `{"all": true}`.
+`total` is the number of dead letters. A request scans a bounded number of them: `scanned` says how many, and
+`matching` how many of these match the filter. `complete` is true when the scan has reached the end. Without a filter
+`matching` counts all."""
+_CHANGE_TEXT = """The body selects the dead letters: `ids` (of letters, else of messages), filters, or `{"all": true}`.
 
-One request takes a bounded number of letters. `next` is the body of the request that goes on, null when there is
-nothing left; letters that came in meanwhile are left alone. `outcomes` says of each letter what became of it: all
-but `gone` and `not-found` are kept where they could not be changed."""
+A request changes a bounded number of them. `next` is the body of the request that continues, null when nothing is
+left; letters that were added meanwhile are left alone. `outcomes` has the result for each letter. A letter that could
+not be changed stays, except where the outcome is `gone` or `not-found`."""
 
 
 def _ok(example: Any) -> dict[int | str, dict[str, Any]]:
     return {200: {"content": {"application/json": {"example": example}}}}
+
+
+def _add_change(verb: Verb, summary: str, description: str) -> None:
+    """Add the routes that replay or drop the dead letters of a group, and of all groups of a stream."""
+
+    async def of_group(stream: Stream, group: Group, selection: Selection, redis: RedisDep) -> Response:
+        return await change(redis, verb, [(stream, only(group, selection.group))], selection)
+
+    async def of_stream(stream: Stream, selection: Selection, service: ServiceDep, redis: RedisDep) -> Response:
+        return await change(redis, verb, await pairs_of(service, redis, stream, selection.group), selection)
+
+    # The longest path first: the name of a stream may contain slashes.
+    for path, endpoint, whose, more in (
+        ("/groups/{group:path}", of_group, "group", ""),
+        ("", of_stream, "stream", " `group` in the body names one group."),
+    ):
+        router.post(
+            f"/streams/{{stream:path}}{path}/dead:{verb}",
+            operation_id=f"{verb}_dead_of_{whose}",
+            summary=f"{summary} of a {whose}",
+            description=f"{description}{more}\n\n{_CHANGE_TEXT}",
+            responses=_ok(_CHANGED) | _CHANGE,
+            dependencies=[Depends(only_json)],
+        )(endpoint)
+
+
+_add_change("replay", "Replay dead letters", "Each message returns to the group that gave it up, as if it were new.")
+_add_change("drop", "Drop dead letters", "The letters are removed for good.")
 
 
 # One group
@@ -68,14 +96,14 @@ def _ok(example: Any) -> dict[int | str, dict[str, Any]]:
     responses=_ok(_PAGE) | _READ,
 )
 async def list_of_group(
-    stream: Stream, group: Group, redis: RedisDep, meant: FilterDep, start: Annotated[Bound, Query()] = "-",
+    stream: Stream, group: Group, redis: RedisDep, wanted: FilterDep, start: Annotated[Bound, Query()] = "-",
     count: Count = 100,
 ) -> Response:  # fmt: skip
-    """`start`: the first letter's id."""
+    """`start` is the id of the first letter."""
     pair = (stream, group)
-    found = await scan(redis, [pair], meant, count, Cursor(pair, start), tally=True)
+    found = await scan(redis, [pair], wanted, count, Cursor(pair, start), tally=True)
     following = {"start": found.next.start} if found.next else None
-    return page(found, meant, count, f"{stream_path(stream)}/groups/{quote(group, safe=':')}/dead", following)
+    return page(found, wanted, count, f"{stream_path(stream)}/groups/{quote(group, safe=':')}/dead", following)
 
 
 @router.get(
@@ -85,34 +113,8 @@ async def list_of_group(
     responses=_ok(_LETTER) | _GONE,
 )
 async def read_of_group(stream: Stream, group: Group, entry_id: EntryId, redis: RedisDep) -> Response:
-    """By its own id or by its message's."""
+    """`entry_id` is the letter's id or its message's."""
     return json_response((await read(redis, [(stream, group)], entry_id)).as_dict())
-
-
-@router.post(
-    "/streams/{stream:path}/groups/{group:path}/dead:replay",
-    operation_id="replay_dead_of_group",
-    summary="Put messages of a group back",
-    description=_CHANGE_TEXT,
-    responses=_ok(_CHANGED) | _CHANGE,
-    dependencies=[Depends(only_json)],
-)
-async def replay_of_group(stream: Stream, group: Group, selection: Selection, redis: RedisDep) -> Response:
-    """As if they had never been tried, to this group and no other."""
-    return await change(redis, "replay", [(stream, only(group, selection.group))], selection)
-
-
-@router.post(
-    "/streams/{stream:path}/groups/{group:path}/dead:drop",
-    operation_id="drop_dead_of_group",
-    summary="Remove dead letters of a group",
-    description=_CHANGE_TEXT,
-    responses=_ok(_CHANGED) | _CHANGE,
-    dependencies=[Depends(only_json)],
-)
-async def drop_of_group(stream: Stream, group: Group, selection: Selection, redis: RedisDep) -> Response:
-    """For good."""
-    return await change(redis, "drop", [(stream, only(group, selection.group))], selection)
 
 
 @router.delete(
@@ -123,7 +125,7 @@ async def drop_of_group(stream: Stream, group: Group, selection: Selection, redi
     responses=_GONE,
 )
 async def delete_of_group(stream: Stream, group: Group, entry_id: EntryId, redis: RedisDep) -> Response:
-    """By its own id or by its message's."""
+    """`entry_id` is the letter's id or its message's."""
     return await delete(redis, [(stream, group)], entry_id)
 
 
@@ -138,40 +140,14 @@ async def delete_of_group(stream: Stream, group: Group, entry_id: EntryId, redis
     responses=_ok(_PAGE) | _READ,
 )
 async def list_of_stream(
-    stream: Stream, service: ServiceDep, redis: RedisDep, meant: FilterDep, group: OnlyGroup = None, count: Count = 100,
-    cursor: CursorParam = None,
+    stream: Stream, service: ServiceDep, redis: RedisDep, wanted: FilterDep, group: OnlyGroup = None,
+    count: Count = 100, cursor: CursorParam = None,
 ) -> Response:  # fmt: skip
-    """Group by group."""
+    """The groups follow each other in the order of their names."""
     pairs = await pairs_of(service, redis, stream, group)
-    found = await scan(redis, pairs, meant, count, parse_cursor(cursor), tally=True)
+    found = await scan(redis, pairs, wanted, count, parse_cursor(cursor), tally=True)
     following = {"cursor": found.next.encode()} | ({"group": group} if group else {}) if found.next else None
-    return page(found, meant, count, f"{stream_path(stream)}/dead", following)
-
-
-@router.post(
-    "/streams/{stream:path}/dead:replay",
-    operation_id="replay_dead_of_stream",
-    summary="Put messages of a stream's groups back",
-    description=_CHANGE_TEXT,
-    responses=_ok(_CHANGED) | _CHANGE,
-    dependencies=[Depends(only_json)],
-)
-async def replay_of_stream(stream: Stream, selection: Selection, service: ServiceDep, redis: RedisDep) -> Response:
-    """Each to the group that it came from; `group` in the body names one."""
-    return await change(redis, "replay", await pairs_of(service, redis, stream, selection.group), selection)
-
-
-@router.post(
-    "/streams/{stream:path}/dead:drop",
-    operation_id="drop_dead_of_stream",
-    summary="Remove dead letters of a stream's groups",
-    description=_CHANGE_TEXT,
-    responses=_ok(_CHANGED) | _CHANGE,
-    dependencies=[Depends(only_json)],
-)
-async def drop_of_stream(stream: Stream, selection: Selection, service: ServiceDep, redis: RedisDep) -> Response:
-    """For good; `group` in the body names one group."""
-    return await change(redis, "drop", await pairs_of(service, redis, stream, selection.group), selection)
+    return page(found, wanted, count, f"{stream_path(stream)}/dead", following)
 
 
 @router.delete(
@@ -184,11 +160,11 @@ async def drop_of_stream(stream: Stream, selection: Selection, service: ServiceD
 async def delete_of_stream(
     stream: Stream, entry_id: EntryId, service: ServiceDep, redis: RedisDep, group: OnlyGroup = None
 ) -> Response:
-    """By its own id or by its message's; refused when more than one group has such a letter and none is named."""
+    """`entry_id` is the letter's id or its message's. 409: several groups have such a letter; name one with `group`."""
     return await delete(redis, await pairs_of(service, redis, stream, group), entry_id)
 
 
-# All that have handlers
+# All groups that have handlers
 
 
 @router.get(
@@ -199,9 +175,9 @@ async def delete_of_stream(
     responses=_ok(_PAGE) | _READ,
 )
 async def list_all(
-    service: ServiceDep, redis: RedisDep, meant: FilterDep, count: Count = 100, cursor: CursorParam = None
+    service: ServiceDep, redis: RedisDep, wanted: FilterDep, count: Count = 100, cursor: CursorParam = None
 ) -> Response:
-    """Group by group."""
+    """The groups follow each other in the order of their names."""
     pairs = [(group["stream"], group["group"]) for group in await handled_groups(service)]
-    found = await scan(redis, pairs, meant, count, parse_cursor(cursor), tally=True)
-    return page(found, meant, count, "/v1/dead", {"cursor": found.next.encode()} if found.next else None)
+    found = await scan(redis, pairs, wanted, count, parse_cursor(cursor), tally=True)
+    return page(found, wanted, count, "/v1/dead", {"cursor": found.next.encode()} if found.next else None)

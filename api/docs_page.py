@@ -1,7 +1,7 @@
-"""`/docs`: one page about all routes, made from the OpenAPI description, with nothing from elsewhere.
+"""`/docs`: one page about all routes, made from the OpenAPI description, without script and without network.
 
-FastAPI's own page loads its script from a server on the internet; where there is none it stays blank.
-It is still there, under another address.
+FastAPI's own page loads its script from a server on the internet and stays blank without one. It is at
+`/docs/interactive`.
 """
 
 from __future__ import annotations
@@ -33,25 +33,26 @@ table { border-collapse: collapse } td { padding: .1rem 1rem .1rem 0; vertical-a
 
 @router.get("/")
 async def root() -> RedirectResponse:
-    """Whoever comes without an address is shown them all."""
+    """Redirect to the page of all routes."""
     return RedirectResponse("/docs")
 
 
 @router.get("/docs")
 async def docs(request: Request) -> HTMLResponse:
-    """The page, without script and without network."""
+    """Show all routes."""
     return HTMLResponse(page(request.app.openapi(), str(request.base_url).rstrip("/")), headers=_HEADERS)
 
 
 def page(schema: Mapping[str, Any], base: str) -> str:
-    """The description as HTML; `base` is the service's own address, for the examples."""
+    """Render the description as HTML; `base` is the service's address, for the examples."""
     info = schema["info"]
     lines = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(info['title'])}</title>",
         f"<meta name=viewport content='width=device-width'><style>{_STYLE}</style>",
         f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info.get('summary', ''))}</p>",
-        f"<p><a href='/openapi.json'>/openapi.json</a> describes it for programs; <a href='{INTERACTIVE}'>{INTERACTIVE}"
-        "</a> lets you try it in the browser, and loads its script from the internet.</p>",
+        "<p><a href='/openapi.json'>/openapi.json</a> describes the routes for programs;"
+        f" <a href='{INTERACTIVE}'>{INTERACTIVE}</a> sends requests from the browser, and loads its script"
+        " from the internet.</p>",
     ]
     for tag in schema.get("tags", []):
         lines.append(f"<h2>{escape(tag['name'])}</h2><p>{escape(tag.get('description', ''))}</p>")
@@ -86,7 +87,7 @@ def _parameter(parameter: Mapping[str, Any]) -> str:
 
 
 def _curl(path: str, method: str, operation: Mapping[str, Any], base: str, schema: Mapping[str, Any]) -> str:
-    """A command that asks for it."""
+    """Return a command that sends the request."""
     for parameter in operation.get("parameters", []):
         if parameter["in"] == "path":
             examples = parameter["schema"].get("examples", [])
@@ -101,7 +102,7 @@ def _curl(path: str, method: str, operation: Mapping[str, Any], base: str, schem
 
 
 def _example(media: Mapping[str, Any], schema: Mapping[str, Any]) -> Any:
-    """The first example of a body that there is."""
+    """Return the first example of a body."""
     if reference := media.get("schema", {}).get("$ref"):
         media = {"example": {}, **schema["components"]["schemas"][reference.rpartition("/")[2]]}
     if "example" in media:

@@ -1,4 +1,4 @@
-"""What became of one message in each group, over HTTP: what `supervisor explain` tells."""
+"""What became of one message in each group: `supervisor explain` over HTTP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .schemas import EXAMPLE_ID, EntryId, Stream, json_response, problems
 from .service import ServiceDep
 
 router = APIRouter(prefix="/v1/streams", tags=["status"])
-#: As many as can be looked at within the time of an answer; `letters_left` tells of the others.
+#: As many dead letters as fit into the time of an answer; `letters_left` counts the rest.
 LETTERS_MAX = 500
 _GROUP = {
     "group": "email_workers", "fate": "waiting for a retry", "last_delivered": EXAMPLE_ID, "before": 0,
@@ -41,15 +41,15 @@ _EXAMPLE = {
     },
 )
 async def explain(stream: Stream, entry_id: EntryId, service: ServiceDep, redis: RedisDep) -> Response:
-    """In each group: not delivered yet, in hand or waiting and with whom, done, or a dead letter and why.
+    """For each group: not delivered yet, pending with which consumer, done, or a dead letter and why.
 
-    `before` counts what will be delivered before it, `idle_ms` since when it is with `consumer`. 404 when Redis holds
-    nothing of it: not published yet, trimmed or deleted, or never there.
+    `before` is the number of entries that come first. `idle_ms` is the time since the last delivery to `consumer`. 404:
+    Redis has no trace of the message, so it was not published, or was trimmed or deleted.
     """
     async with asyncio.timeout(service.limit_s):
         own = [group["group"] for group in await handled_groups(service) if group["stream"] == stream]
         found = judge(*await collect(redis, stream, entry_id, own, letters_max=LETTERS_MAX))
     if not found.known:
-        why = "trimmed, deleted, or never there" if found.presence is Presence.GONE else found.presence.value
-        raise Problem("not-found", f"stream {stream!r} has nothing of {entry_id}: {why}")
+        why = "trimmed, deleted, or never published" if found.presence is Presence.GONE else found.presence.value
+        raise Problem("not-found", f"stream {stream!r} has no trace of {entry_id}: {why}")
     return json_response(found.as_dict())

@@ -1,7 +1,7 @@
-"""Publishing to streams and reading their history.
+"""Publish messages and read the history of a stream.
 
-A message is a flat JSON object; its members become the entry's fields: strings as they are, everything
-else as JSON text. An object whose only member is `fields`, itself an object, is unwrapped.
+A message is a flat JSON object. Its members become the fields of the entry: strings unchanged, all other values as
+JSON text. In an object with the single member `fields`, that member is the message.
 """
 
 from __future__ import annotations
@@ -45,16 +45,18 @@ IdempotencyKey = Annotated[
     str | None,
     Header(
         alias="Idempotency-Key",
-        description="The same message is stored once in 24 h under the same key, however often it is sent.",
+        description="A message is stored once in 24 h under the same key, however often it is sent.",
         examples=['"8e03978e-40d5-43e8-bc93-6894a57f9324"'],
     ),
 ]
 
 
 def _accepted(description: str, example: dict[str, Any], *, location: bool) -> dict[int | str, dict[str, Any]]:
-    headers = {"Idempotency-Replayed": {"description": "true: it had been stored before", "schema": {"type": "string"}}}
+    headers = {
+        "Idempotency-Replayed": {"description": "true: the message was stored before", "schema": {"type": "string"}}
+    }
     if location:
-        headers["Location"] = {"description": "Where the message can be read", "schema": {"type": "string"}}
+        headers["Location"] = {"description": "The address of the message", "schema": {"type": "string"}}
     return {
         202: {"description": description, "headers": headers, "content": {"application/json": {"example": example}}}
     }
@@ -72,7 +74,7 @@ def _accepted(description: str, example: dict[str, Any], *, location: bool) -> d
 async def publish(
     stream: WritableStream, request: Request, publisher: PublisherDep, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """Answered with 202 when Redis has stored the message."""
+    """202: Redis has stored the message."""
     message = _unwrap(await read_json(request), "")
     published = await publisher.publish(stream, message, key=_key(idempotency_key))
     headers = {"Location": f"{messages_path(stream)}/{published.id}"}
@@ -99,12 +101,12 @@ async def publish(
 async def publish_batch(
     stream: WritableStream, request: Request, publisher: PublisherDep, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """A JSON array, or one object a line (application/x-ndjson). All are checked before any is stored."""
+    """The body is a JSON array, or one object a line (application/x-ndjson). All are stored, or none."""
     media_type = check_media_type(request, "application/json", NDJSON)
     body = await request.body()
     messages = _lines(body) if media_type == NDJSON else _array(body)
     if len(messages) > BATCH_MAX:
-        raise Problem("invalid", f"{len(messages)} messages: at most {BATCH_MAX} at once")
+        raise Problem("invalid", f"{len(messages)} messages; at most {BATCH_MAX} are allowed at once")
     ids, replayed = await publisher.publish_batch(stream, messages, key=_key(idempotency_key))
     headers = {"Idempotency-Replayed": "true"} if replayed else {}
     return json_response({"stream": stream, "ids": ids, "count": len(ids)}, 202, headers)
@@ -122,12 +124,12 @@ async def publish_batch(
 async def read_messages(
     stream: Stream,
     redis: RedisDep,
-    start: Annotated[Bound, Query(description="First id; `(` before it leaves it out")] = "-",
-    end: Annotated[Bound, Query(description="Last id; `(` before it leaves it out")] = "+",
+    start: Annotated[Bound, Query(description="First id; `(` before it excludes it")] = "-",
+    end: Annotated[Bound, Query(description="Last id; `(` before it excludes it")] = "+",
     count: Annotated[int, Query(ge=1, le=COUNT_MAX)] = 100,
     reverse: Annotated[bool, Query(description="Newest first")] = False,
 ) -> Response:
-    """`next` is the address of the following page, null after the last one. A stream that does not exist is empty."""
+    """`next` is the address of the next page, null after the last one. A stream that does not exist is empty."""
     rows: Any
     if reverse:
         rows = await redis.xrevrange(stream, max=end, min=start, count=count + 1)
@@ -153,7 +155,7 @@ async def read_messages(
     },
 )
 async def read_message(stream: Stream, entry_id: EntryId, redis: RedisDep) -> Response:
-    """By the id that publishing it gave."""
+    """`entry_id` is the id that publishing returned."""
     rows: Any = await redis.xrange(stream, min=entry_id, max=entry_id)
     if not rows:
         raise Problem("not-found", f"stream {stream!r} has no entry {entry_id}")
@@ -161,7 +163,7 @@ async def read_message(stream: Stream, entry_id: EntryId, redis: RedisDep) -> Re
 
 
 def as_message(entry: bytes, fields: dict[bytes, bytes]) -> dict[str, Any]:
-    """An entry for JSON; bytes that are not UTF-8 are shown as \\xNN."""
+    """Return an entry for JSON; bytes that are not UTF-8 become \\xNN."""
     shown = {
         name.decode(errors="backslashreplace"): value.decode(errors="backslashreplace")
         for name, value in fields.items()
@@ -177,7 +179,7 @@ def _unwrap(body: Any, place: str) -> dict[str, Any]:
 
 
 def _key(header: str | None) -> str | None:
-    """The key in an RFC 8941 string; one without quotes is taken too."""
+    """Return the key in an RFC 8941 string, with or without quotes."""
     if header is None:
         return None
     quoted = _QUOTED.fullmatch(header.strip())
@@ -190,7 +192,9 @@ def _key(header: str | None) -> str | None:
 def _array(body: bytes) -> list[dict[str, str]]:
     items = parse_json(body)
     if not isinstance(items, list):
-        raise Problem("invalid", f"a batch must be a JSON array, not {_kind(items)}; one object a line is {NDJSON}")
+        raise Problem(
+            "invalid", f"a batch must be a JSON array, not {_kind(items)}; use {NDJSON} for one object a line"
+        )
     return [_encoded(item, f"message {index}: ", index) for index, item in enumerate(items)]
 
 

@@ -1,4 +1,4 @@
-"""The status document as Prometheus text. Pure."""
+"""Renders the status document as Prometheus text, without I/O."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ Sample = tuple[Mapping[str, object], float | int | bool | None]
 #: name, type, help, key in a group's entry
 _OF_GROUP = (
     ("supervisor_stream_lag_messages", "Entries not yet delivered to the group.", "lag"),
-    ("supervisor_stream_lag_is_lower_bound", "1: the lag is at least that.", "lag_at_least"),
+    ("supervisor_stream_lag_is_lower_bound", "1: the lag is a lower bound.", "lag_at_least"),
     ("supervisor_stream_pending_messages", "Messages delivered and not settled.", "pending"),
-    ("supervisor_stream_replaying_messages", "Those of the pending that are copies of trimmed entries.", "replaying"),
-    ("supervisor_stream_retrying_messages", "Messages that failed and wait for a retry.", "retrying"),
-    ("supervisor_stream_oldest_seconds", "Age of the oldest entry that is not settled.", "oldest_s"),
+    ("supervisor_stream_replaying_messages", "Pending messages that are copies of trimmed entries.", "replaying"),
+    ("supervisor_stream_retrying_messages", "Failed messages that wait for a retry.", "retrying"),
+    ("supervisor_stream_oldest_seconds", "Age of the oldest unsettled entry.", "oldest_s"),
     ("supervisor_dead_messages", "Dead letters.", "dead"),
 )
 _OF_WORKER = (
     ("supervisor_worker_restarts_total", "counter", "Starts after the first.", "restarts"),
     ("supervisor_worker_resident_memory_bytes", "gauge", "Resident memory.", "rss_bytes"),
-    ("supervisor_worker_beat_age_seconds", "gauge", "Since the last sign of life.", "beat_age_s"),
-    ("supervisor_worker_loop_lag_seconds", "gauge", "The longest that its loop was held up.", "loop_lag_s_max"),
-    ("supervisor_worker_in_flight_messages", "gauge", "Messages in hand.", "in_flight"),
-    ("supervisor_worker_reconnects_total", "counter", "Connections to Redis that were lost.", "reconnects"),
-    ("supervisor_reclaimed_total", "counter", "Messages of a dead worker, or handed over.", "adopted"),
-    ("supervisor_trimmed_messages_total", "counter", "Messages gone from the stream while pending.", "trimmed"),
+    ("supervisor_worker_beat_age_seconds", "gauge", "Time since the last heartbeat.", "beat_age_s"),
+    ("supervisor_worker_loop_lag_seconds", "gauge", "The longest delay of the event loop.", "loop_lag_s_max"),
+    ("supervisor_worker_in_flight_messages", "gauge", "Messages in flight.", "in_flight"),
+    ("supervisor_worker_reconnects_total", "counter", "Lost connections to Redis.", "reconnects"),
+    ("supervisor_reclaimed_total", "counter", "Messages taken over from another worker.", "adopted"),
+    ("supervisor_trimmed_messages_total", "counter", "Messages trimmed or deleted while pending.", "trimmed"),
 )
 
 
 def render(state: Mapping[str, Any]) -> str:
-    """The text of /metrics. What is not known is left out, never shown as 0."""
+    """Return the text of /metrics. Unknown values are left out, never shown as 0."""
     redis, groups = state["redis"], state["groups"]
     workers = [{**worker, "loop_lag_s_max": _seconds(worker.get("loop_lag_ms_max"))} for worker in state["workers"]]
     build = {"version": __version__, "python": platform.python_version(), "redis": redis.get("version") or "unknown"}
@@ -42,9 +42,12 @@ def render(state: Mapping[str, Any]) -> str:
         *_family("supervisor_build_info", "gauge", "The versions in use.", [(build, 1)]),
         *_family("supervisor_redis_up", "gauge", "1: Redis answers.", [({}, "error" not in redis)]),
         *_family(
-            "supervisor_state", "gauge", "1 for the state.", [({"state": s}, s == state["state"]) for s in STATES]
+            "supervisor_state",
+            "gauge",
+            "1 for the present state.",
+            [({"state": s}, s == state["state"]) for s in STATES],
         ),
-        *_family("supervisor_uptime_seconds", "gauge", "Of the pool.", [({}, state.get("uptime_s"))]),
+        *_family("supervisor_uptime_seconds", "gauge", "Uptime of the pool.", [({}, state.get("uptime_s"))]),
         *_family(
             "supervisor_workers",
             "gauge",
@@ -54,7 +57,7 @@ def render(state: Mapping[str, Any]) -> str:
         *_family(
             "supervisor_messages_settled_total",
             "counter",
-            "Deliveries by how they ended; lost_claim: done, but the ack came too late.",
+            "Deliveries by outcome; lost_claim: done, but the ack came too late.",
             [
                 ({"slot": worker["slot"], "outcome": outcome}, worker.get(outcome))
                 for worker in workers

@@ -1,4 +1,4 @@
-"""What Redis holds of the streams and groups that have handlers: the figures of `supervisor streams`."""
+"""The figures of the streams and groups that have handlers: `supervisor streams` over HTTP."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ router = APIRouter(prefix="/v1", tags=["status"])
     },
 )
 async def streams(service: ServiceDep, redis: RedisDep) -> Response:
-    """What `supervisor streams --json` prints: each with all its groups, also those that others made."""
+    """What `supervisor streams --json` prints: each stream with all its groups, including those of other programs."""
     async with asyncio.timeout(service.limit_s):
         own = [(group["stream"], group["group"]) for group in await handled_groups(service)]
         names = sorted({stream for stream, _ in own})
@@ -41,12 +41,12 @@ async def streams(service: ServiceDep, redis: RedisDep) -> Response:
     responses={200: {"content": {"application/json": {"example": {"groups": []}}}}, **problems("redis-unavailable")},
 )
 async def groups(service: ServiceDep) -> Response:
-    """Lag, pending, oldest and dead letters of each."""
+    """Lag, pending messages, oldest entry and dead letters of each group."""
     return json_response({"groups": await handled_groups(service)})
 
 
 async def handled_groups(service: ServiceDep) -> list[dict[str, Any]]:
-    """The figures of all groups that have handlers. Raises Problem when Redis can't be asked."""
+    """Return the figures of all groups that have handlers. Raises Problem when Redis does not answer."""
     state = await service.state()
     refuse_without_redis(state)
     found: list[dict[str, Any]] = state["groups"]

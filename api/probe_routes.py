@@ -1,9 +1,11 @@
-"""Probes for machines, and the pool's state for people and dashboards.
+"""Probes for orchestrators, and the state of the pool for people and dashboards.
 
-`/livez` says that the process runs; it never touches Redis. `/readyz` says that messages can be
-published here and, where a pool runs on this host, handled: workers count exactly when the pool's
-control socket exists, so `supervisor api` alone is ready without any. `/startupz` says that `/readyz`
-was 200 once. The status code is the answer; `?verbose` prints the reasons.
+- `/livez`: the process runs. It never uses Redis.
+- `/readyz`: messages can be published here and, where a pool runs on this host, handled. The workers count only when
+  the pool's control socket exists, so `supervisor api` alone is ready without workers.
+- `/startupz`: `/readyz` was 200 once.
+
+The status code is the answer; `?verbose` prints the reasons.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from .service import PULSE_LIMIT_S, Pulse, Service, ServiceDep
 
 router = APIRouter()
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-Verbose = Annotated[str | None, Query(description="Say why, a line for each part")]
+Verbose = Annotated[str | None, Query(description="Print a line with the reason for each part")]
 _TEXT: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/plain": {"example": "ok"}}},
     503: {"content": {"text/plain": {"example": "failed"}}},
@@ -29,7 +31,7 @@ _NO_CACHE = {"Cache-Control": "no-store"}
 
 
 def _checks(pulse: Pulse | None) -> list[tuple[str, str]]:
-    """(part, what is wrong with it; empty: nothing)."""
+    """Return (part, what is wrong with it) pairs; an empty text means that the part is well."""
     if pulse is None:
         return [("redis", "no answer in time")]
     found = [("redis", pulse.redis_error)]
@@ -38,7 +40,7 @@ def _checks(pulse: Pulse | None) -> list[tuple[str, str]]:
     elif pulse.pool is not None:
         ready, total = pulse.workers
         draining = pulse.pool["state"] == "draining"
-        trouble = f"{ready} of {total} are ready" if total and not ready else "the pool drains" if draining else ""
+        trouble = f"{ready} of {total} are ready" if total and not ready else "the pool is draining" if draining else ""
         found.append(("workers", trouble))
     return found
 
@@ -46,7 +48,7 @@ def _checks(pulse: Pulse | None) -> list[tuple[str, str]]:
 async def _ready(service: Service) -> list[tuple[str, str]]:
     checks = _checks(await service.pulse.get(PULSE_LIMIT_S + 0.05))
     if service.stopping.is_set():
-        checks.append(("service", "it is being stopped"))
+        checks.append(("service", "the service is stopping"))
     service.started = service.started or not any(trouble for _, trouble in checks)
     return checks
 
@@ -63,19 +65,21 @@ def _answer(checks: list[tuple[str, str]], verbose: str | None) -> Response:
     "/livez", tags=["probes"], operation_id="livez", responses={200: _TEXT[200]}, summary="Is the process alive?"
 )
 async def livez(verbose: Verbose = None) -> Response:
-    """200 whenever the service answers at all."""
+    """200 whenever the service answers."""
     return _answer([("process", "")], verbose)
 
 
-@router.get("/readyz", tags=["probes"], operation_id="readyz", responses=_TEXT, summary="Can it do its work?")
+@router.get("/readyz", tags=["probes"], operation_id="readyz", responses=_TEXT, summary="Can the service do its work?")
 async def readyz(service: ServiceDep, verbose: Verbose = None) -> Response:
     """503 while Redis does not answer, or no worker of this host's pool is ready."""
     return _answer(await _ready(service), verbose)
 
 
-@router.get("/startupz", tags=["probes"], operation_id="startupz", responses=_TEXT, summary="Was it ready once?")
+@router.get(
+    "/startupz", tags=["probes"], operation_id="startupz", responses=_TEXT, summary="Was the service ready once?"
+)
 async def startupz(service: ServiceDep, verbose: Verbose = None) -> Response:
-    """503 until it was ready for the first time."""
+    """503 until the service was ready for the first time."""
     if service.started:
         return _answer([("startup", "")], verbose)
     return _answer(await _ready(service), verbose)
@@ -121,7 +125,7 @@ async def metrics(service: ServiceDep) -> Response:
     responses={200: {"content": {"application/json": {"example": {"state": "healthy", "workers": []}}}}, **problems()},
 )
 async def workers(service: ServiceDep) -> Response:
-    """Empty where no pool runs."""
+    """The list is empty where no pool runs."""
     state = _seen_from_here(service, await service.state())
     return json_response({key: state.get(key, []) for key in ("state", "workers", "services")}, 200, _NO_CACHE)
 
@@ -134,15 +138,15 @@ async def workers(service: ServiceDep) -> Response:
     responses={200: {"content": {"text/plain": {"example": "Not found"}}}, **problems("not-found")},
 )
 async def problem(kind: str) -> Response:
-    """What it means and what to do."""
+    """Explain what the problem means and what to do."""
     found = KINDS.get(kind)
     if found is None:
-        raise Problem("not-found", f"there is no such kind; there are: {', '.join(KINDS)}")
+        raise Problem("not-found", f"unknown kind; there are: {', '.join(KINDS)}")
     return PlainTextResponse(f"{found.title} ({found.status})\n\n{found.text}\n")
 
 
 def _seen_from_here(service: Service, state: dict[str, Any]) -> dict[str, Any]:
-    """Without a pool on this host, `down` is not the word: the service is what there is."""
+    """Return the state of the service alone where no pool runs on this host."""
     if state["pid"] is None and not service.paths.control.exists():
         return {**state, "state": "down" if "error" in state["redis"] else "healthy", "reason": "no pool on this host"}
     return state

@@ -1,4 +1,4 @@
-"""What requests and answers look like: stream names, ids, bodies, and their description in OpenAPI."""
+"""The forms of requests and answers: stream names, ids, bodies, and their description in OpenAPI."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from supervisor.core.ids import normalize_id
 from .problems import KINDS, MEDIA_TYPE, Problem
 
 STREAM_CHARACTERS_MAX = 512
-#: And halves of surrogate pairs, which have no UTF-8.
+#: Control characters, and halves of surrogate pairs, which have no UTF-8.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _ID = "[0-9]{1,20}(-[0-9]{1,20})?"
-#: Names that are the supervisor's own: dead letters and the like are not to be written by clients.
+#: Reserved for keys such as those of dead letters, which clients must not write.
 _OWN_PREFIX = "supervisor:"
 EXAMPLE_ID = "1764000000000-0"
 
 
 def check_name(name: str) -> str:
-    """The name of a stream or a group. Raises a validation error."""
+    """Check the name of a stream or group. Raises a validation error."""
     if not name or len(name) > STREAM_CHARACTERS_MAX or _CONTROL.search(name):
         raise PydanticCustomError(
-            "stream_name", "a name has 1 to {most} characters, none a control character", {"most": 512}
+            "stream_name",
+            "a name has 1 to {most} characters and no control characters",
+            {"most": STREAM_CHARACTERS_MAX},
         )
     return name
 
@@ -41,7 +43,7 @@ def _writable(name: str) -> str:
 
 
 def check_id(text: str) -> str:
-    """An entry's id, `-0` added where the sequence is missing. Raises a validation error."""
+    """Return an entry's id; `-0` is added where the sequence is missing. Raises a validation error."""
     try:
         return normalize_id(text)
     except ValueError:
@@ -49,7 +51,7 @@ def check_id(text: str) -> str:
 
 
 def check_bound(text: str) -> str:
-    """An end of a range, as XRANGE takes it: `-`, `+`, an id, or `(` and an id to leave that one out."""
+    """Check an end of a range as XRANGE takes it: `-`, `+`, an id, or `(` and an id to exclude it."""
     if text in ("-", "+"):
         return text
     digits = text.removeprefix("(")
@@ -59,7 +61,7 @@ def check_bound(text: str) -> str:
 
 _NAME = Path(description="The stream's name")
 _GROUP = Path(description="The group's name")
-#: What check_name says, for who reads the description.
+#: The rules of `check_name`, for the description.
 _NAMES = {"type": "string", "minLength": 1, "maxLength": STREAM_CHARACTERS_MAX, "pattern": "^[^\\x00-\\x1f\\x7f]*$"}
 NAME_SCHEMA = WithJsonSchema(_NAMES)
 _STREAM_SCHEMA = WithJsonSchema(_NAMES | {"examples": ["events:user_created"]})
@@ -74,33 +76,33 @@ Bound = Annotated[
 
 
 def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """JSON without FastAPI's detour over its own encoder: a third of a request's time."""
+    """Answer with JSON; FastAPI's own encoder would take a third of a request's time."""
     return Response(orjson.dumps(body), status, headers, "application/json")
 
 
 def stream_path(stream: str) -> str:
-    """The address of what belongs to a stream."""
+    """Return the address under which everything of a stream is."""
     return f"/v1/streams/{quote(stream, safe=':')}"
 
 
 def messages_path(stream: str) -> str:
-    """The address of a stream's messages."""
+    """Return the address of a stream's messages."""
     return f"{stream_path(stream)}/messages"
 
 
 async def only_json(request: Request) -> None:
-    """For routes whose body FastAPI reads. Raises Problem: 415 for another type."""
+    """Check the media type of a route whose body FastAPI reads. Raises Problem (415)."""
     check_media_type(request, "application/json")
 
 
 async def read_json(request: Request) -> Any:
-    """The body. Raises Problem: 415 for another type, 400 for what is no JSON."""
+    """Read and parse the body. Raises Problem: 415 for another media type, 400 for invalid JSON."""
     check_media_type(request, "application/json")
     return parse_json(await request.body())
 
 
 def parse_json(body: bytes) -> Any:
-    """Raises Problem for what is no JSON."""
+    """Parse JSON. Raises Problem when it is not valid."""
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -108,7 +110,7 @@ def parse_json(body: bytes) -> Any:
 
 
 def check_media_type(request: Request, *allowed: str) -> str:
-    """The request's media type. Raises Problem (415) when it is none of the allowed."""
+    """Return the request's media type. Raises Problem (415) when it is not allowed."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in allowed:
         raise Problem("media-type", f"Content-Type must be {' or '.join(allowed)}, not {media_type or 'missing'}")
@@ -116,7 +118,7 @@ def check_media_type(request: Request, *allowed: str) -> str:
 
 
 def problems(*kinds: str) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that may answer with problems of these kinds."""
+    """Return the `responses` of a route that may answer with these kinds of problems."""
     found: dict[int | str, dict[str, Any]] = {}
     for name in (*kinds, "unauthorized", "internal"):
         kind = KINDS[name]
@@ -129,7 +131,7 @@ def problems(*kinds: str) -> dict[int | str, dict[str, Any]]:
 
 
 def json_body(schema: dict[str, Any], example: Any, **others: dict[str, Any]) -> dict[str, Any]:
-    """The `openapi_extra` of a route that reads its body itself."""
+    """Return the `openapi_extra` of a route that reads its body itself."""
     content = {"application/json": {"schema": schema, "example": example}, **others}
     return {"requestBody": {"required": True, "content": content}}
 
@@ -146,7 +148,7 @@ PROBLEM_SCHEMA: dict[str, Any] = {
         "status": {"type": "integer"},
         "detail": {"type": "string"},
         "instance": {"type": "string"},
-        "code": {"type": "string", "description": "For programs: the kind, or Redis's own word"},
+        "code": {"type": "string", "description": "For programs: the kind, or the error code of Redis"},
         "request_id": {"type": "string"},
         "errors": {
             "type": "array",

@@ -1,10 +1,10 @@
-"""Following a stream: server-sent events from now, or from what the client saw last.
+"""Follows a stream: server-sent events from now on, or after the last event that the client saw.
 
-A tail has a connection of its own, waits out a Redis that is gone, and ends when the service is told
-to stop, so that an open browser never holds up a shutdown.
+A tail has a connection of its own. It outlasts an outage of Redis, and ends when the service stops, so that an open
+browser never delays a shutdown.
 
-It is one coroutine that writes to the socket. FastAPI's own event streams put a task group between
-the two, which logs a traceback whenever a client leaves while something is being sent to it.
+It is one coroutine that writes to the socket. FastAPI's own event streams use a task group, which logs a traceback
+whenever a client leaves while data is being sent to it.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
 router = APIRouter(prefix="/v1/streams", tags=["streams"])
-#: Each is a connection to Redis.
+#: Each tail has a connection to Redis.
 TAILS_MAX = 100
 BLOCK_MS = 5_000
 COUNT = 100
-#: What the browser waits before it comes again, and how this service comes back to Redis.
+#: How long a browser waits before it reconnects, and this service before it reconnects to Redis.
 RETRY_MS = 2_000
 BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-#: A proxy takes a connection that is silent for long as dead.
+#: Proxies close connections that are silent for long.
 PING_S = 15.0
 _CLIENT_LIMIT_S = BLOCK_MS / 1000 + 3
 _CANCEL_AGAIN_S = 0.05
@@ -53,11 +53,11 @@ async def _begin(
     stream: Stream,
     service: ServiceDep,
     redis: RedisDep,
-    last_event_id: Annotated[EntryId | None, Header(description="Go on after this entry")] = None,
+    last_event_id: Annotated[EntryId | None, Header(description="Continue after this entry")] = None,
 ) -> str:
-    """After which entry to begin: asked for before the answer begins, so that a Redis that is down is a 503."""
+    """Return the entry to begin after. It is read before the answer begins, so that an outage of Redis is a 503."""
     if service.tails >= TAILS_MAX:
-        raise Problem("busy", f"{TAILS_MAX} clients follow streams already")
+        raise Problem("busy", f"{TAILS_MAX} clients already follow streams")
     if last_event_id is not None:
         return last_event_id
     try:
@@ -81,7 +81,7 @@ async def _begin(
     },
 )
 async def tail(stream: Stream, service: ServiceDep, after: Annotated[str, Depends(_begin)]) -> StreamingResponse:
-    """Server-sent events: what is published from now on, or after Last-Event-ID. The data is `{"id", "fields"}`."""
+    """Server-sent events with the data `{"id", "fields"}`: messages published from now on, or after Last-Event-ID."""
     return _Tail(service, stream, after)
 
 
@@ -93,7 +93,7 @@ class _Tail(StreamingResponse):
         self._after = after
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send until the client leaves or the service is told to stop."""
+        """Send events until the client leaves or the service stops."""
         service = self._service
         service.tails += 1
         ends = [asyncio.create_task(_left(receive)), asyncio.create_task(service.stopping.wait())]
@@ -138,13 +138,13 @@ async def _write(send: Send, text: str) -> None:
 
 
 async def _left(receive: Receive) -> None:
-    """Return when the client has hung up."""
+    """Return when the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 async def _read(redis: Redis, stream: str, after: str, ends: list[asyncio.Task[Any]]) -> list[Any]:
-    """The next entries; none when none came or it is to end. A read outside of a group may be cancelled."""
+    """Read the next entries; none on a timeout or at the end. XREAD may be cancelled, since it claims no message."""
     reads: Any = redis.xread({stream: after}, count=COUNT, block=BLOCK_MS)
     reading: asyncio.Task[Any] = asyncio.create_task(reads)
     try:
@@ -154,7 +154,7 @@ async def _read(redis: Redis, stream: str, after: str, ends: list[asyncio.Task[A
         reply = reading.result()
         return reply[0][1] if reply else []
     finally:
-        while not reading.done():  # a cancel that comes while it connects may be swallowed
+        while not reading.done():  # redis-py may swallow a cancellation while it connects
             reading.cancel()
             await asyncio.wait([reading], timeout=_CANCEL_AGAIN_S)
         if not reading.cancelled():

@@ -66,7 +66,7 @@ def test_a_replay_whose_answer_is_lost_does_not_say_that_nothing_was_done(
     answer = eventually(frozen_half_way, 60, what="Redis stands still in the middle of a replay")
     assert answer is not None
     found = problem(answer, 503, "outcome-unknown")
-    assert "dead letters" in http.get(found["type"]).text and "asked for again" in found["detail"]
+    assert "dead letters" in http.get(found["type"]).text and "Repeat the request" in found["detail"]
     with redis_server.sync() as store:
         assert 0 < eventually(lambda: store.xlen(key)) < COUNT
         body: Any = {"all": True}

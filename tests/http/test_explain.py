@@ -39,7 +39,7 @@ def test_a_message_is_explained_for_each_group(http: httpx.Client, store: redis_
 def test_what_redis_holds_nothing_of_is_not_found(http: httpx.Client, store: redis_py.Redis) -> None:
     store.xadd(STREAM, {"n": 1}, id="5-0")
     for entry, stream, why in (
-        ("6-0", STREAM, "not published yet"), ("4", STREAM, "trimmed, deleted, or never there"),
+        ("6-0", STREAM, "not published yet"), ("4", STREAM, "trimmed, deleted, or never published"),
         ("5-0", "other", "no such stream"),
     ):  # fmt: skip
         assert why in problem(http.get(address(entry, stream)), 404, "not-found")["detail"]
