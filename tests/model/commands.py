@@ -95,14 +95,23 @@ class Commands:
         self.deleted(group, rest[0], lost)
         return lost
 
-    def cmd_xreadgroup(self, _: bytes, group: bytes, consumer: bytes, *rest: bytes) -> Any:
-        named = dict(zip(rest[:-3:2], rest[1:-3:2], strict=True))
-        key, start = rest[-2:]
-        stream, count = self.stream(key), int(named.get(b"COUNT", 0))
-        if start == b">":
-            found = stream.read_new(group, consumer, count, self.now_ms)
-            return [[key, found]] if found else None
-        return [[key, stream.read_own(group, consumer, bound(start), count, self.now_ms)]]
+    def cmd_xreadgroup(self, _: bytes, name: bytes, consumer: bytes, *rest: bytes) -> Any:
+        """What is there now; who waits for more (BLOCK) asks again."""
+        at = rest.index(b"STREAMS")
+        options = dict(zip(rest[:at:2], rest[1:at:2], strict=True))
+        half = (len(rest) - at - 1) // 2
+        count, asked = int(options.get(b"COUNT", 0)), list(zip(rest[at + 1 : -half], rest[-half:], strict=True))
+        for key, _start in asked:
+            self.stream(key).group(name)
+        found = []
+        for key, start in asked:
+            if start == b">":
+                entries = self.streams[key].read_new(name, consumer, count, self.now_ms)
+            else:
+                entries = self.streams[key].read_own(name, consumer, bound(start), count, self.now_ms)
+            if entries or start != b">":
+                found.append([key, entries])
+        return found or None
 
     def cmd_xack(self, key: bytes, group: bytes, *ids: bytes) -> int:
         return self.streams[key].ack(group, [parse_id(entry) for entry in ids]) if key in self.streams else 0

@@ -7,8 +7,8 @@ from typing import Any
 
 from supervisor.broker import scripts
 from supervisor.core.copies import ORIGIN
+from supervisor.core.dead_letter import FIELD_PREFIX
 from supervisor.core.ids import parse_id
-from supervisor.worker.letter import FIELD_PREFIX
 from tests.model.commands import Commands, flat
 
 
@@ -23,6 +23,7 @@ class Server(Commands):
             (scripts.ACK_RETRIED, self._ack_retried),
             (scripts.RETRY_LATER, self._retry_later),
             (scripts.DEAD_LETTER, self._dead_letter),
+            (scripts.DEAD_LETTER_UNREADABLE, self._dead_letter_unreadable),
             (scripts.REPLAY, self._replay),
             (scripts.NOW, self._now),
             (scripts.TAKE_OVER, self._take_over),
@@ -75,22 +76,23 @@ class Server(Commands):
             self.cmd_xdel(key, entry)
         return letter_id
 
+    def _dead_letter_unreadable(self, _: list[bytes], __: list[bytes]) -> None:
+        """The entries of the model are smaller than those that this is for."""
+
     def _replay(self, keys: list[bytes], arguments: list[bytes]) -> bytes:
         stream, dead, retries, crashes, copies = keys
-        group, letter, entry, consumer = arguments
+        group, letter, entry = arguments
         found = self.cmd_xrange(dead, letter, letter)
         if not found:
             return b"gone"
         if self.cmd_xrange(stream, entry, entry):
-            if group not in self.stream(stream).groups:
+            if group not in self.streams[stream].groups:
                 return b"no-group"
             if self._is_pending(stream, group, entry):
                 return b"pending"
-            self.cmd_xclaim(stream, group, consumer, b"0", entry, b"FORCE", b"JUSTID")
-        else:
-            if copies not in self.streams or group not in self.streams[copies].groups:
-                self.cmd_xgroup(b"CREATE", copies, group, b"0", b"MKSTREAM")
-            self.cmd_xadd(copies, b"*", ORIGIN.encode(), entry, *_fields(found[0][1]))
+        if copies not in self.streams or group not in self.streams[copies].groups:
+            self.cmd_xgroup(b"CREATE", copies, group, b"0", b"MKSTREAM")
+        self.cmd_xadd(copies, b"*", ORIGIN.encode(), entry, *_fields(found[0][1]))
         self._forget([entry], retries, crashes)
         self.cmd_xdel(dead, letter)
         return b"replayed"
