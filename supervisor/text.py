@@ -74,3 +74,10 @@ def error_text(error: BaseException) -> str:
         return str(error)
     except Exception:  # its own __str__ is broken
         return ""
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Return the text with control characters escaped: a message from anybody must not control the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one in keep else ascii(one)[1:-1] for one in text)

@@ -23,11 +23,14 @@ from supervisor.cli.common import (
     talk,
 )
 from supervisor.errors import EXIT_FAILED, EXIT_OK, UsageError
-from supervisor.text import counted
+from supervisor.text import counted, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+#: Control characters that `show` prints.
+KEPT = "\n\t"
 
 
 class DeadGroup(Examples, click.Group):
@@ -111,11 +114,13 @@ def show(stream: str, group: str, id_: str, config: Path | None, redis: str | No
         if name == "dead_at_ms":
             click.echo(f"dead_at     {_moment(value) if value else '-'}")
         elif name not in ("fields", "traceback", "stack") and value not in ("", None):
-            click.echo(f"{name:<10}  {_plain(str(value))}")
-    fields = (f"  {_plain(field)} = {_plain(text)}" for field, text in letter.fields.items())
+            click.echo(f"{name:<10}  {printable(str(value), keep=KEPT)}")
+    fields = (
+        f"  {printable(field, keep=KEPT)} = {printable(text, keep=KEPT)}" for field, text in letter.fields.items()
+    )
     click.echo("\n".join(["fields", *fields]))
     if told := letter.traceback or letter.stack:
-        click.echo(f"\n{_plain(told.rstrip())}")
+        click.echo(f"\n{printable(told.rstrip(), keep=KEPT)}")
     return EXIT_OK
 
 
@@ -164,11 +169,6 @@ def _agreed(verb: str, count: int) -> bool:
     if not sys.stdin.isatty():
         raise UsageError(f"stdin is not a terminal, so there is no one to ask; --yes runs {verb} without a question")
     return click.confirm(f"{verb.capitalize()} {'it' if count == 1 else 'them'}?", err=True)
-
-
-def _plain(text: str) -> str:
-    """As it is but for what would steer the terminal: a message may come from anybody."""
-    return "".join(one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1] for one in text)
 
 
 def _moment(ms: int) -> str:

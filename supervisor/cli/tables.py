@@ -1,4 +1,4 @@
-"""Tables for people: as wide as the terminal, and never cut in a pipe."""
+"""Tables for people: as wide as the terminal, never cut in a pipe."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from unicodedata import east_asian_width
 
 import click
+
+from supervisor.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,7 +30,7 @@ def print_table(
     whole: Sequence[str] = (),
     drop: Sequence[str] = (),
 ) -> None:
-    """Print `table_text` to stdout."""
+    """Print a table to stdout; the parameters are those of `table_text`."""
     click.echo(table_text(columns, rows, numbers=numbers, whole=whole, drop=drop))
 
 
@@ -40,10 +42,10 @@ def table_text(
     whole: Sequence[str] = (),
     drop: Sequence[str] = (),
 ) -> str:
-    """The table; the columns of `numbers` are set to the right.
+    """Format a table; the columns of `numbers` are right-aligned.
 
-    On a terminal that is too narrow, the columns of `drop` are left out, the first ones first, until the rest fits.
-    Then text is folded, but numbers and the columns of `whole` are never cut.
+    On a terminal that is too narrow, columns of `drop` are left out, in this order, until the rest fits. Then
+    text is folded, but numbers and the columns of `whole` are never cut.
     """
     cells = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(display_width, column)) for column in zip(columns, *cells, strict=True)]
@@ -62,7 +64,7 @@ def table_text(
 
 
 def fitting(columns: Sequence[str], widths: Sequence[int], drop: Sequence[str], width: int) -> list[int]:
-    """The indexes of the columns to show: all but the first few of `drop`, so that they fit, if that is enough."""
+    """Return the indexes of the columns to show: all but as many of `drop`, from its start, as do not fit."""
     shown = list(range(len(columns)))
     for name in drop:
         if _total(widths, shown) <= width:
@@ -76,7 +78,7 @@ def _total(widths: Sequence[int], shown: Sequence[int]) -> int:
 
 
 def _narrow(widths: list[int], shown: Sequence[int], foldable: Sequence[int], width: int) -> None:
-    """Make the widest columns of text narrower until the table fits, if that is enough."""
+    """Make the widest columns of text narrower until the table fits or all have the least width."""
     while _total(widths, shown) > width:
         widest = max(foldable, key=widths.__getitem__, default=0)
         if widest not in foldable or widths[widest] <= TEXT_WIDTH_MIN:
@@ -85,7 +87,7 @@ def _narrow(widths: list[int], shown: Sequence[int], foldable: Sequence[int], wi
 
 
 def _row(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> Iterator[str]:
-    """The lines of one row, more than one where text is folded."""
+    """Yield the lines of one row; folded text takes more than one."""
     folded = [
         textwrap.wrap(cell, width) if len(cell) > width else [cell] for cell, width in zip(cells, widths, strict=True)
     ]
@@ -100,20 +102,15 @@ def _padded(text: str, width: int, right: bool) -> str:
 
 
 def display_width(text: str) -> int:
-    """How many columns of a terminal the text takes."""
+    """Return how many columns of a terminal the text takes."""
     return len(text) if text.isascii() else sum(1 + (east_asian_width(one) in "WF") for one in text)
 
 
-def printable(text: str) -> str:
-    """The text with escapes in place of what would steer the terminal: a message may come from anybody."""
-    return text if text.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
-
-
 def size(count: int | None) -> str:
-    """Bytes as `38.4 MiB`; `-` for none."""
+    """Format bytes as `38.4 MiB`; `-` for None."""
     return "-" if count is None else f"{count / _KIB / _KIB:.1f} MiB"
 
 
 def lag_text(lag: int, at_least: bool) -> str:
-    """The lag, with `>=` where it is a lower bound."""
+    """Format the lag, with `>=` when it is a lower bound."""
     return f">={lag:,}" if at_least else f"{lag:,}"
