@@ -69,20 +69,24 @@ async def _each(redis: Redis, letters: Sequence[Letter], command: Any) -> list[O
     for at in range(0, len(letters), _AT_ONCE):
         part = letters[at : at + _AT_ONCE]
         pipe = redis.pipeline(transaction=False)
+        streams: set[str] = set()
         for letter in part:
-            pipe.execute_command(*command(letter))
+            pipe.execute_command(*command(letter, first=letter.stream not in streams))
+            streams.add(letter.stream)
         replies = await pipe.execute(raise_on_error=False)
         found += [_outcome(letter, reply) for letter, reply in zip(part, replies, strict=True)]
     return found
 
 
-def _replay_command(letter: Letter) -> tuple[Any, ...]:
+def _replay_command(letter: Letter, *, first: bool) -> tuple[Any, ...]:
+    """Return the command; only the first one to a stream's server carries the script's text."""
     stream, group = letter.stream, letter.group
     keys = (
         stream, dead_key(stream, group), retries_key(stream, group), crashes_key(stream, group),
         replay_key(stream, group),
     )  # fmt: skip
-    return ("EVAL", REPLAY.text, len(keys), *keys, group, letter.letter_id, _message_id(letter))
+    script = ("EVAL", REPLAY.text) if first else ("EVALSHA", REPLAY.sha)
+    return (*script, len(keys), *keys, group, letter.letter_id, _message_id(letter))
 
 
 def _message_id(letter: Letter) -> str:
@@ -93,7 +97,7 @@ def _message_id(letter: Letter) -> str:
         return ""
 
 
-def _drop_command(letter: Letter) -> tuple[Any, ...]:
+def _drop_command(letter: Letter, *, first: bool) -> tuple[Any, ...]:
     return ("XDEL", dead_key(letter.stream, letter.group), letter.letter_id)
 
 

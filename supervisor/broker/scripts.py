@@ -19,6 +19,7 @@ from supervisor.core.dead_letter import FIELD_PREFIX
 
 _FOLDER = Path(__file__).with_name("lua")
 _INCLUDE = re.compile(r"^-- include: (.*)\n", re.MULTILINE)
+_COMMENT = re.compile(r"^ *--.*\n", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ def _script(name: str, **constants: str) -> Script:
     """Read a script with what it includes; the constants become its local variables."""
     text = (_FOLDER / f"{name}.lua").read_text()
     text = _INCLUDE.sub(lambda found: "".join(map(_included, found[1].split())), text)
-    return Script("".join(f"local {name} = '{value}'\n" for name, value in constants.items()) + text)
+    return Script("".join(f"local {name} = '{value}'\n" for name, value in constants.items()) + _COMMENT.sub("", text))
 
 
 def _included(name: str) -> str:
