@@ -16,7 +16,7 @@ _OF_GROUP = (
     ("supervisor_stream_lag_messages", "Entries not yet delivered to the group.", "lag"),
     ("supervisor_stream_lag_is_lower_bound", "1: the lag is a lower bound.", "lag_at_least"),
     ("supervisor_stream_pending_messages", "Messages delivered and not settled.", "pending"),
-    ("supervisor_stream_replaying_messages", "Pending messages that are copies of trimmed entries.", "replaying"),
+    ("supervisor_stream_replaying_messages", "Replayed messages that are not settled.", "replaying"),
     ("supervisor_stream_retrying_messages", "Failed messages that wait for a retry.", "retrying"),
     ("supervisor_stream_oldest_seconds", "Age of the oldest unsettled entry.", "oldest_s"),
     ("supervisor_dead_messages", "Dead letters.", "dead"),

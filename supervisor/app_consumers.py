@@ -87,14 +87,14 @@ class AppConsumers:
         runtimes: list[Runtime] = []
         tasks: list[asyncio.Task[Any]] = []
         for slot in range(self._shared.get(HeaderField.WORKERS)):
-            words = self._shared.slot(slot)
-            words.reset_for_new_worker()
-            words.clear_started()
+            fields = self._shared.slot(slot)
+            fields.reset_for_new_worker()
+            fields.clear_started()
             faults = FaultLog(worker_logger(self._settings, slot))
-            runtime = Runtime(self._settings, self._specs, words, consumer_name(lease.pool, slot), faults)
+            runtime = Runtime(self._settings, self._specs, fields, consumer_name(lease.pool, slot), faults)
             runtimes.append(runtime)
             # Start it before the next runtime is made: a task keeps the context that its runtime has set.
-            tasks.append(self._start_task(runtime.run(partial(_note_ready, words))))
+            tasks.append(self._start_task(runtime.run(partial(_note_ready, fields))))
         reporting, keeping = self._start_task(self._report(runtimes)), self._start_task(self._keep(lease))
         stopping = self._start_task(self._stopping.wait())
         await asyncio.wait([keeping, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -162,5 +162,5 @@ class AppConsumers:
             await asyncio.wait_for(self._stopping.wait(), limit_s)
 
 
-def _note_ready(words: SharedSlot) -> None:
-    words.set(SlotField.READY_NS, time.monotonic_ns())
+def _note_ready(fields: SharedSlot) -> None:
+    fields.set(SlotField.READY_NS, time.monotonic_ns())

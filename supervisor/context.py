@@ -1,7 +1,6 @@
-"""What surrounds a running handler: `supervisor.context()`.
+"""The context of a running handler: `supervisor.context()`.
 
-A handler that needs Redis, its own settings or a place for files asks for them here, and so it
-runs unchanged in a worker and in a FastAPI app's lifespan.
+It gives a handler Redis, the project's settings and a folder for files, in a worker as in a FastAPI app's lifespan.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Context:
-    """The surroundings of the handlers of one worker."""
+    """The context of the handlers of one worker."""
 
     #: The `[app]` table of config.toml.
     app: Mapping[str, Any]
@@ -34,16 +33,16 @@ class Context:
 
     @property
     def redis(self) -> Redis:
-        """A client on the worker's Redis, made at its first use; bytes in and out, no retries."""
+        """A client of the worker's Redis, made at its first use: bytes in and out, no retries."""
         if self._redis is None:
-            # Here, so that `import supervisor` (each command line does) does not import redis-py: 100 ms.
+            # Not at the top: `import supervisor`, which every command does, would take 100 ms longer.
             from supervisor.broker.connect import client
 
             self._redis = client(self.redis_url)
         return self._redis
 
     async def aclose(self) -> None:
-        """Close the client, if one was made."""
+        """Close the client, if there is one."""
         if self._redis is not None:
             await self._redis.aclose()
             self._redis = None
@@ -53,13 +52,13 @@ _current: ContextVar[Context] = ContextVar("supervisor_context")
 
 
 def context() -> Context:
-    """The context of the running handler. Raises UsageError outside of one."""
+    """Return the context of the running handler. Raises UsageError outside of one."""
     try:
         return _current.get()
     except LookupError:
         raise UsageError("supervisor.context() was called outside of a running handler") from None
 
 
-def enter(surroundings: Context) -> None:
-    """Make `surroundings` what `context()` answers in this task and those it starts."""
-    _current.set(surroundings)
+def enter(entered: Context) -> None:
+    """Have `context()` return this one in the current task and in those it starts."""
+    _current.set(entered)
