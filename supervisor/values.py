@@ -43,11 +43,11 @@ class Kind:
         return value
 
     def parse(self, text: str) -> Any:
-        """The text as a value for `check`; unchanged when it can't be read, so that `check` says what is wrong."""
+        """Read the text as a value for `check`; unchanged when it can't be read, so that `check` says what is wrong."""
         return text
 
     def collect(self, path: KeyPath, value: Any, problems: list[Problem]) -> Any:
-        """`check`, but what is wrong is added to `problems`, and WRONG returned."""
+        """Check the value; on an error add it to `problems` and return WRONG."""
         try:
             return self.check(value)
         except ValueError as error:
@@ -65,7 +65,7 @@ class Flag(Kind):
         return value
 
     def parse(self, text: str) -> Any:
-        """`true`, `yes`, `on`, `1` and their opposites."""
+        """Read `true`, `yes`, `on`, `1` and their opposites."""
         return _BOOLEANS.get(text.strip().lower(), text)
 
 
@@ -94,7 +94,7 @@ class Number(Kind):
         return number
 
     def is_outside(self, number: float) -> bool:
-        """Whether the number breaks a limit."""
+        """Return whether the number breaks a limit."""
         return (
             (self.least is not None and number < self.least)
             or (self.most is not None and number > self.most)
@@ -102,7 +102,7 @@ class Number(Kind):
         )
 
     def limits(self) -> str:
-        """`between 0 and 256`, `at least 1`, `more than 0`; empty without limits."""
+        """Return `between 0 and 256`, `at least 1`, `more than 0`; empty without limits."""
         if self.least is not None and self.most is not None:
             return f"between {self.least:,} and {self.most:,}"
         if self.above is not None:
@@ -110,7 +110,7 @@ class Number(Kind):
         return f"at least {self.least:,}" if self.least is not None else ""
 
     def parse(self, text: str) -> Any:
-        """The number that the text is."""
+        """Read a number."""
         try:
             return self._made(text.strip())
         except ValueError:
@@ -154,7 +154,7 @@ class Duration(Number):
 
 
 def seconds_of(value: Any) -> Any:
-    """`"36h"` as 129600.0, `""` as 0; anything else unchanged."""
+    """Return `"36h"` as 129600.0, `""` as 0; anything else unchanged."""
     if value == "":
         return 0
     found = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,9})?) ?([dhms])", value) if isinstance(value, str) else None
@@ -204,7 +204,7 @@ class ListOf(Kind):
         self.example = example
 
     def parse(self, text: str) -> Any:
-        """`a,b` or a JSON list."""
+        """Read `a,b` or a JSON list."""
         if text.lstrip().startswith("["):
             import json
 
@@ -215,7 +215,7 @@ class ListOf(Kind):
         return [part.strip() for part in text.split(",") if part.strip()]
 
     def collect(self, path: KeyPath, value: Any, problems: list[Problem]) -> Any:
-        """The list, each item checked."""
+        """Check each item of the list."""
         if not isinstance(value, list):
             problems.append(Problem(path, value, f"must be a list, such as {self.example}"))
             return WRONG
@@ -225,6 +225,6 @@ class ListOf(Kind):
 
 
 def kind_of(value: object) -> Kind:
-    """The kind of a value that nobody has declared."""
+    """Return the kind of a value that is not declared."""
     kinds: dict[type, Kind] = {bool: Flag(), int: Whole(), float: Number(), list: ListOf(Kind(), "[]")}
     return kinds.get(type(value), Kind())

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Setting(NamedTuple):
-    """What may be set under one key, and what holds when nothing is."""
+    """The kind of value under one key, and its default."""
 
     kind: Kind
     default: Callable[[], Any]
@@ -61,7 +61,7 @@ class Section:
 
     @classmethod
     def collect(cls, path: KeyPath, values: Mapping[str, Any], problems: list[Problem]) -> Self:
-        """The table from `values`. What is wrong is added to `problems` and replaced by its default."""
+        """Make the table from `values`. Each error is added to `problems`, and the default used instead."""
         made = cls.__new__(cls)
         problems += [Problem((*path, name), value, "") for name, value in values.items() if name not in cls.fields]
         for name, (kind, default) in cls.fields.items():
@@ -71,11 +71,11 @@ class Section:
         return made
 
     def contradictions(self) -> list[tuple[str, str]]:
-        """(key, what it must be) for values that are allowed alone, but not together."""
+        """Return (key, what it must be) for values that are allowed alone, but not together."""
         return []
 
     def as_dict(self) -> dict[str, Any]:
-        """The table and those in it as plain data, without what is None."""
+        """Return the table as plain data, without values that are None."""
         return {name: _plain(value) for name, value in vars(self).items() if value is not None}
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
@@ -89,7 +89,7 @@ class Table(Kind):
         self.section = section
 
     def collect(self, path: KeyPath, value: Any, problems: list[Problem]) -> Any:
-        """The Section, whatever is wrong in it."""
+        """Make the Section."""
         return self.section.collect(path, _as_table(path, value, problems), problems)
 
 
@@ -97,7 +97,7 @@ class Tables(Table):
     """A table of such tables, with free names."""
 
     def collect(self, path: KeyPath, value: Any, problems: list[Problem]) -> Any:
-        """Name -> Section."""
+        """Make a dict of name -> Section."""
         found = _as_table(path, value, problems)
         return {name: Table.collect(self, (*path, name), one, problems) for name, one in found.items()}
 
@@ -106,7 +106,7 @@ class FreeTable(Kind):
     """A table with any keys."""
 
     def collect(self, path: KeyPath, value: Any, problems: list[Problem]) -> Any:
-        """The table as it is."""
+        """Return the table unchanged."""
         return dict(_as_table(path, value, problems))
 
 

@@ -234,6 +234,16 @@ def test_a_pipe_gets_no_colours_and_no_cut_lines(tmp_path: Path) -> None:
     assert any(url in line and line.endswith("environment REDIS_URL") for line in done.stdout.splitlines())
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_closed_stream_is_no_error(closed: str, tmp_path: Path) -> None:
+    for words in ("version", "config show"):
+        command = f"{' '.join(COMMAND)} {words} {closed}"
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=tmp_path, env=environment(""), capture_output=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_supervisord_in_the_same_environment_is_refused(tmp_path: Path) -> None:
     import supervisor
 
