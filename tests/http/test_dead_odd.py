@@ -99,10 +99,11 @@ def test_a_letter_of_no_message_is_kept_and_hinders_no_other(http: httpx.Client,
     for given in ("", "soon", "-", "+", "$", "9" * 30, "7", "07-00"):
         store.xadd(dead_key(STREAM, GROUP), {"id": given, "field:n": "1"})
     answer = http.post(f"{DEAD}:replay", json={"all": True}).json()
-    assert answer["counts"] == {"replayed": 1, "no-id": 6, "pending": 2}
-    assert [row["message_id"] for row in store.xpending_range(STREAM, GROUP, "-", "+", 9)] == ["7-0"]
+    assert answer["counts"] == {"replayed": 3, "no-id": 6}
+    copies = store.xrange(replay_key(STREAM, GROUP))
+    assert [fields["supervisor:origin"] for _, fields in copies] == ["7-0"] * 3, "three letters name it"
     assert http.post(f"{DEAD}:replay", json={"reason": "nothing"}).status_code == 200
-    assert http.post(f"{DEAD}:drop", json={"all": True}).json()["counts"] == {"dropped": 8}
+    assert http.post(f"{DEAD}:drop", json={"all": True}).json()["counts"] == {"dropped": 6}
 
 
 @pytest.mark.parametrize("record", [b"often", b"\xff", b"1:soon", b"9" * 5_000, b""])
