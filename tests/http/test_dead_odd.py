@@ -10,7 +10,7 @@ import httpx
 import pytest
 import redis as redis_py
 
-from supervisor.keys import crashes_key, dead_key, retries_key
+from supervisor.keys import crashes_key, dead_key, replay_key, retries_key
 from tests.http.service import STREAM, Service, problem
 from tests.support.letters import add_dead_letter
 from tests.support.waiting import eventually
