@@ -1,7 +1,8 @@
 """Looks up what Redis holds of one entry, in its stream and in each group, at a bounded cost.
 
 A group's facts come from one script, so a message that is settled meanwhile shows either as before or as after. Its
-dead letter is looked up afterwards: if nothing was pending any more, the letter was written by then.
+copy, if it was replayed, is looked up afterwards, and its dead letter last: if nothing was pending any more, the letter
+was written by then.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from supervisor.broker import inspect
 from supervisor.broker.dead_letters import by_ids, extent
 from supervisor.broker.scripts import ENTRY_FACTS
 from supervisor.core.entry_fate import Entry, GroupFacts, LetterFact
+from supervisor.core.ids import parse_id
 from supervisor.core.records import parse_number, parse_retry
-from supervisor.keys import crashes_key, retries_key
+from supervisor.keys import REPLAY_CONSUMER, crashes_key, replay_key, retries_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 #: Dead letters of a group that are searched; the number left out is reported.
 LETTERS_MAX = 5_000
-#: Copies of replayed messages of a group that are searched.
+#: Replayed messages of a group that are searched.
 COPIES_MAX = 1_000
 #: Undelivered entries before it that are counted.
 BEFORE_MAX = inspect.LAG_COUNT_MAX
@@ -54,14 +56,25 @@ async def collect(
 
 
 async def _facts(redis: Redis, entry: Entry, group: str, letters_max: int) -> GroupFacts:
-    keys = [entry.stream, retries_key(entry.stream, group), crashes_key(entry.stream, group)]
-    found: Any = await redis.eval(ENTRY_FACTS.text, len(keys), *keys, group, entry.id, BEFORE_MAX + 2)
+    facts = await _held(redis, entry.stream, group, entry.id, stored=entry.stored)
+    if facts.consumer:
+        return facts
+    copy = await _copy(redis, entry, group)
+    if copy is not None:
+        return replace(copy, last_delivered=facts.last_delivered, before=facts.before)
+    letter, left = await _letter(redis, entry, group, letters_max)
+    return replace(facts, letter=letter, letters_left=left)
+
+
+async def _held(redis: Redis, stream: str, group: str, entry_id: str, *, stored: bool) -> GroupFacts:
+    """Return what the group holds of the entry of this stream, without its dead letter."""
+    keys = [stream, retries_key(stream, group), crashes_key(stream, group)]
+    found: Any = await redis.eval(ENTRY_FACTS.text, len(keys), *keys, group, entry_id, BEFORE_MAX + 2)
     last, pending, retry, crashes, unread = found
     record = parse_retry(retry)
     _, consumer, idle_ms, deliveries = pending or (b"", b"", 0, 0)
-    letter, left = (None, 0) if pending else await _letter(redis, entry, group, letters_max)
-    before = max(0, unread - entry.stored)
-    facts = GroupFacts(
+    before = max(0, unread - stored)
+    return GroupFacts(
         group=group,
         last_delivered=last.decode() or None,
         before=min(before, BEFORE_MAX),
@@ -72,26 +85,20 @@ async def _facts(redis: Redis, entry: Entry, group: str, letters_max: int) -> Gr
         attempts=record.attempts if record else 0,
         next_due_ms=record.due_ms if record else None,
         crashes=parse_number(crashes) or 0,
-        letter=letter,
-        letters_left=left,
     )
-    return facts if entry.stored or pending or letter else await _with_copy(redis, entry, facts)
 
 
-async def _with_copy(redis: Redis, entry: Entry, facts: GroupFacts) -> GroupFacts:
-    """Return the facts of the copy that was replayed in place of a trimmed entry, if there is one."""
-    copies = await inspect.copies_of(redis, entry.stream, facts.group, COPIES_MAX)
-    copy = next((one for one in copies if one.id == entry.id), None)
+async def _copy(redis: Redis, entry: Entry, group: str) -> GroupFacts | None:
+    """Return the facts of the copy in the group's replay stream; None when the message is not being replayed."""
+    copies = await inspect.copies_of(redis, entry.stream, group, COPIES_MAX)
+    copy = next((copy.decode() for copy, message in copies if message == entry.id.encode()), None)
     if copy is None:
+        return None
+    facts = await _held(redis, replay_key(entry.stream, group), group, copy, stored=True)
+    if facts.consumer:
         return facts
-    return replace(
-        facts,
-        consumer=copy.consumer,
-        idle_ms=copy.idle_ms,
-        deliveries=copy.deliveries,
-        attempts=copy.attempts,
-        next_due_ms=copy.next_due_ms,
-    )
+    unread = facts.last_delivered is None or parse_id(copy) > parse_id(facts.last_delivered)
+    return replace(facts, consumer=REPLAY_CONSUMER) if unread else None  # settled since it was found
 
 
 async def _letter(redis: Redis, entry: Entry, group: str, most: int) -> tuple[LetterFact | None, int]:

@@ -60,7 +60,7 @@ class GroupInfo:
     lag_at_least: bool
     #: Delivered or replayed, and not settled.
     pending: int
-    #: The part of `pending` that are copies of replayed messages whose entry was trimmed.
+    #: The part of `pending` that was replayed.
     replaying: int
     #: The part of `pending` that failed and waits for a retry.
     retrying: int
@@ -134,9 +134,12 @@ async def groups(redis: Redis, pairs: Iterable[tuple[str, str]]) -> list[GroupIn
 
 
 async def pending(redis: Redis, stream: str, group: str, count: int = 100) -> list[PendingInfo]:
-    """Return the first `count` pending messages of a group, the oldest first, then the copies of replayed messages
-    whose entry was trimmed. Raises UsageError when there is no such group."""
-    copies = await copies_of(redis, stream, group, count)
+    """Return the first `count` pending messages of a group, the oldest first, then those that were replayed.
+
+    A replayed message that no worker has read yet belongs to REPLAY_CONSUMER. Raises UsageError when there is no such
+    group.
+    """
+    copies = await _pending_copies(redis, stream, group, count)
     try:
         rows = await redis.xpending_range(stream, group, "-", "+", count)
     except ResponseError as error:
@@ -151,23 +154,28 @@ async def pending(redis: Redis, stream: str, group: str, count: int = 100) -> li
     return [*(_pending(row, retry) for row, retry in zip(rows, retries, strict=True)), *copies][:count]
 
 
-async def copies_of(redis: Redis, stream: str, group: str, count: int) -> list[PendingInfo]:
-    """Return at most `count` copies in the group's replay stream as pending messages, with the ids of their messages.
+async def copies_of(redis: Redis, stream: str, group: str, count: int) -> list[tuple[bytes, bytes]]:
+    """Return (its id, its message's id) of at most `count` copies in the group's replay stream.
 
-    Copies that no worker has read yet belong to REPLAY_CONSUMER. Raises redis-py's errors.
+    Raises redis-py's errors.
     """
-    key = replay_key(stream, group)
-    found: list[list[bytes]] = await redis.eval(FIRST_COPIES.text, 1, key, str(count))
-    if not found:
+    found: list[list[bytes]] = await redis.eval(FIRST_COPIES.text, 1, replay_key(stream, group), str(count))
+    return [(entry, origin_of(entry, first)) for entry, *first in found]
+
+
+async def _pending_copies(redis: Redis, stream: str, group: str, count: int) -> list[PendingInfo]:
+    """Return at most `count` replayed messages as pending ones, with the ids of the messages."""
+    copies, key = await copies_of(redis, stream, group, count), replay_key(stream, group)
+    if not copies:
         return []
     held: dict[Any, Any] = {}
     with contextlib.suppress(ResponseError):  # the group was destroyed; it is created again
         held = {row["message_id"]: row for row in await redis.xpending_range(key, group, "-", "+", count)}
-    retries = await _retries(redis, key, group, [entry for entry, *_ in found])
+    retries = await _retries(redis, key, group, [entry for entry, _ in copies])
     unread = {"consumer": REPLAY_CONSUMER, "time_since_delivered": 0, "times_delivered": 0}
     return [
-        _pending({**held.get(entry, unread), "message_id": origin_of(entry, first)}, retry)
-        for (entry, *first), retry in zip(found, retries, strict=True)
+        _pending({**held.get(entry, unread), "message_id": message}, retry)
+        for (entry, message), retry in zip(copies, retries, strict=True)
     ]
 
 

@@ -49,7 +49,7 @@ class DeadGroup(Examples, click.Group):
     supervisor dead drop events:user_created email_workers 1764000000000-0""",
 )
 def dead() -> None:
-    """Dead letters: messages that were given up, and why. Put them back into their group, or remove them."""
+    """Dead letters: messages that were given up, and why. Give them to their group again, or remove them."""
 
 
 def _filtered(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -177,11 +177,11 @@ def _moment(ms: int) -> str:
 
 dead.add_command(list_, "list")
 dead.add_command(show)
-PUT_BACK = """Put messages back into the pending list of their group, with no attempts counted.
+REPLAY = """Give messages to the group that gave them up, as if they were new.
 
 Without IDs and options, all dead letters of the group. ID is the letter's or the message's."""
 REMOVE = """Remove dead letters for good.
 
 Without IDs and options, all dead letters of the group. ID is the letter's or the message's."""
-dead.add_command(_change("replay", PUT_BACK, "Put messages back into their group."))
+dead.add_command(_change("replay", REPLAY, "Give messages to their group again."))
 dead.add_command(_change("drop", REMOVE, "Remove dead letters for good."))

@@ -98,10 +98,13 @@ def _where(verdict: Verdict) -> str:
 
 
 def _details(entry: Entry, facts: GroupFacts) -> str:
+    from supervisor.keys import REPLAY_CONSUMER
     from supervisor.text import counted, duration_text
 
     found = []
-    if facts.consumer:
+    if facts.consumer == REPLAY_CONSUMER:
+        found.append("no worker has read it yet")
+    elif facts.consumer:
         found.append(f"with {facts.consumer} for {duration_text(facts.idle_ms / 1000)}")
         found += [f"{counted(facts.attempts, 'attempt')} failed"] if facts.attempts else []
         due_s = ((facts.next_due_ms or 0) - entry.now_ms) / 1000

@@ -1,4 +1,4 @@
-"""Copies of messages whose entry was trimmed, in a group's replay stream. Pure.
+"""Copies of replayed messages, in a group's replay stream. Pure.
 
 The first field of a copy is ORIGIN with the id that the message had; the message's own fields follow.
 """

@@ -39,7 +39,7 @@ class Fate(StrEnum):
     #: With a worker: prefetched, or its handler runs.
     IN_HAND = "in hand"
     WAITING = "waiting for a retry"
-    #: By a replay; a keeper hands it to a worker within seconds.
+    #: Replayed, and no worker has read the copy yet.
     PUT_BACK = "put back"
     DONE = "done"
     DEAD = "dead letter"

@@ -1,4 +1,4 @@
-"""`supervisor dead`: what was given up is listed, put back to its own group, or removed."""
+"""`supervisor dead`: what was given up is listed, replayed to its own group, or removed."""
 
 from __future__ import annotations
 

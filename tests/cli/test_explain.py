@@ -13,6 +13,7 @@ import pytest
 from supervisor.broker.dead_letters import by_ids
 from supervisor.broker.entry_lookup import BEFORE_MAX, collect
 from supervisor.broker.replay import replay
+from supervisor.core.copies import ORIGIN
 from supervisor.core.entry_fate import Fate, GroupFacts, explain
 from supervisor.keys import REPLAY_CONSUMER, crashes_key, dead_key, replay_key, retries_key
 from tests.cli.run import data, run
@@ -52,11 +53,11 @@ async def test_the_facts_of_each_fate(every_server: Any) -> None:
         ids = [await redis.xadd(STREAM, {"n": n}) for n in range(8)]
         await redis.xgroup_create(STREAM, "g", "0")
         await redis.xreadgroup("g", "host:0", {STREAM: ">"}, count=5)
-        await redis.xack(STREAM, "g", ids[0], ids[4])
+        await redis.xack(STREAM, "g", ids[0], ids[3], ids[4])
         now_ms = int((await redis.time())[0]) * 1000
         await redis.hset(retries_key(STREAM, "g"), ids[1], f"2:{now_ms + 60_000}:60000")
         await redis.hset(crashes_key(STREAM, "g"), ids[2], 1)
-        await redis.xclaim(STREAM, "g", REPLAY_CONSUMER, 0, [ids[3]], justid=True)
+        await redis.xadd(replay_key(STREAM, "g"), {ORIGIN: ids[3], "n": 3})
         letter = await redis.xadd(
             dead_key(STREAM, "g"), {"id": ids[4], "reason": "Boom", "deliveries": 3, "dead_at_ms": now_ms}
         )
@@ -67,7 +68,8 @@ async def test_the_facts_of_each_fate(every_server: Any) -> None:
         )  # fmt: skip
         fate, facts = (await told(redis, ids[2]))["g"]
         assert (fate, facts.crashes, facts.deliveries) == (Fate.IN_HAND, 1, 1)
-        assert (await told(redis, ids[3]))["g"][0] is Fate.PUT_BACK
+        fate, facts = (await told(redis, ids[3]))["g"]
+        assert (fate, facts.consumer, facts.deliveries) == (Fate.PUT_BACK, REPLAY_CONSUMER, 0)
         fate, facts = (await told(redis, ids[4]))["g"]
         assert fate is Fate.DEAD and facts.letter is not None
         assert (facts.letter.letter_id, facts.letter.reason) == (letter.decode(), "Boom")
@@ -83,24 +85,33 @@ async def test_the_facts_of_each_fate(every_server: Any) -> None:
         assert (await told(redis, ids[0], ("later",)))["later"][0] is Fate.NO_GROUP
 
 
-async def test_a_copy_that_is_replayed_for_a_trimmed_entry_is_found(every_server: Any) -> None:
+@pytest.mark.parametrize("trimmed", [False, True])
+async def test_a_replayed_message_is_found_by_its_copy(every_server: Any, trimmed: bool) -> None:
     async with every_server.client() as redis:
         entry = await redis.xadd(STREAM, {"n": 1})
         await redis.xgroup_create(STREAM, "g", "$")
         await redis.xadd(dead_key(STREAM, "g"), {"id": entry, "reason": "Boom", "deliveries": 3, "field:n": 1})
-        await redis.xdel(STREAM, entry)
+        if trimmed:
+            await redis.xdel(STREAM, entry)
         letter = (await by_ids(redis, STREAM, "g", [entry.decode()]))[entry.decode()]
         [outcome] = await replay(redis, [letter])
         assert outcome.outcome == "replayed"
-        assert (await told(redis, entry))["g"][0] is Fate.PUT_BACK
+        fate, facts = (await told(redis, entry))["g"]
+        assert (fate, facts.consumer, facts.last_delivered) == (Fate.PUT_BACK, REPLAY_CONSUMER, entry.decode())
         copies = replay_key(STREAM, "g")
         [[_, [(copy, _)]]] = await redis.xreadgroup("g", "host:0", {copies: ">"})
         fate, facts = (await told(redis, entry))["g"]
-        assert (fate, facts.consumer) == (Fate.IN_HAND, "host:0")
+        assert (fate, facts.consumer, facts.deliveries) == (Fate.IN_HAND, "host:0", 1)
         now_ms = int((await redis.time())[0]) * 1000
         await redis.hset(retries_key(copies, "g"), copy, f"1:{now_ms + 60_000}:60000")
+        await redis.hset(crashes_key(copies, "g"), copy, 2)
         fate, facts = (await told(redis, entry))["g"]
-        assert (fate, facts.attempts) == (Fate.WAITING, 1)
+        assert (fate, facts.attempts, facts.crashes) == (Fate.WAITING, 1, 2)
+        await redis.xack(copies, "g", copy)
+        fate, facts = (await told(redis, entry))["g"]
+        assert fate is (Fate.UNKNOWN if trimmed else Fate.DONE), "it is settled, and only its copy is still there"
+        await redis.xdel(copies, copy)
+        assert (await told(redis, entry))["g"][0] is fate
 
 
 async def test_many_before_it_and_many_letters_are_counted_up_to_a_limit(every_server: Any) -> None:
@@ -172,6 +183,9 @@ def test_what_nobody_knows_is_told_with_exit_code_1(tmp_path: Path, redis_server
     )  # fmt: skip
     assert asked("5-0", "other") == (1, "other 5-0: there is no such stream")
     assert asked("6-0")[0] == 0
+    redis.xadd(replay_key(STREAM, "g"), {ORIGIN: "5-0", "n": 5})
+    done = run("explain", "5", STREAM, cwd=tmp_path, redis_url=redis_server.url)
+    assert done.returncode == 0 and re.search(r"put back +no worker has read it yet", done.stdout), done.stdout
     (found,) = data(run("explain", "7", STREAM, "--json", cwd=tmp_path, redis_url=redis_server.url))
     assert (found["presence"], found["known"], found["last_id"]) == ("not published yet", False, "6-0")
 

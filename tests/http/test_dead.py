@@ -1,4 +1,4 @@
-"""Dead letters over HTTP: found page by page, put back to their own group, removed; nothing by accident."""
+"""Dead letters over HTTP: found page by page, replayed to their own group, removed; nothing by accident."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ def test_names_with_slashes_and_colons_are_addressed(http: httpx.Client, store: 
     assert http.delete(f"/v1/streams/a%2Fb%20c/groups/g%2Fh:i/dead/{letter}").status_code == 204
 
 
-def test_what_was_trimmed_is_put_back_too_and_seen_as_pending(
+def test_what_was_trimmed_is_replayed_too_and_all_are_seen_as_pending(
     http: httpx.Client, store: redis_py.Redis, letters: list[tuple[str, str]]
 ) -> None:
     store.xtrim(STREAM, maxlen=4, approximate=False)
@@ -252,7 +252,7 @@ def test_what_was_trimmed_is_put_back_too_and_seen_as_pending(
     assert f'supervisor_stream_replaying_messages{{stream="{STREAM}",group="{GROUP}"}} 10' in figures
 
 
-def test_what_can_not_be_put_back_is_told_and_kept(http: httpx.Client, store: redis_py.Redis) -> None:
+def test_what_can_not_be_replayed_is_reported_and_kept(http: httpx.Client, store: redis_py.Redis) -> None:
     add_dead_letter(store, STREAM, GROUP, {"n": 1}, entry="1-0")
     store.xgroup_destroy(STREAM, GROUP)
     answer = http.post(f"{DEAD}:replay", json={"all": True}).json()

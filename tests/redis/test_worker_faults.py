@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 from redis.asyncio import Redis
 
 from supervisor import BatchError, Message, Reject, Retry, handler
+from supervisor.core.copies import ORIGIN
 from supervisor.core.ids import parse_id
-from supervisor.keys import crashes_key, dead_key, retries_key
+from supervisor.keys import crashes_key, dead_key, replay_key, retries_key
 from supervisor.shared_state import SharedState, SlotField
 from tests.redis.test_worker import GROUP, STREAM, Worker, pending, working
 from tests.support.waiting import eventually_async
@@ -426,9 +427,14 @@ async def test_a_full_server_is_drained_also_by_a_worker_that_starts(every_serve
         entry = await redis.xadd(STREAM, {"n": 1})
         await redis.xgroup_create(STREAM, GROUP, "0")
         await redis.config_set("maxmemory", 1)
-        async with working(every_server.url, handle):
+        async with working(every_server.url, handle) as worker:
             await eventually_async(lambda: seen == [entry.decode()])
-        await redis.config_set("maxmemory", 0)
+            copies = replay_key(STREAM, GROUP)
+            assert not await redis.exists(copies), "no stream for replays can be made"
+            await redis.config_set("maxmemory", 0)
+            await redis.xadd(copies, {ORIGIN: "1-1", "n": 2})
+            worker.runtime.rescan()
+            await eventually_async(lambda: seen == [entry.decode(), "1-1"])
 
 
 async def test_a_process_with_nothing_running_is_ended_by_no_message(redis_server: Any, redis: Redis) -> None:
