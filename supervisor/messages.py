@@ -47,8 +47,6 @@ class Message:
     """
 
     # A worker makes one object per message and keeps its own notes in it; a handler uses the properties.
-    _id: str
-    _fields: dict[str, str]
     __slots__ = ("_fields", "_id", "entry", "failures", "flat", "origin", "recorded")
 
     def __init__(
@@ -68,6 +66,9 @@ class Message:
         self.failures = deliveries - 1
         #: Redis keeps a record of retries or crashes, which the ack must remove.
         self.recorded = False
+        # Decoded when they are asked for.
+        self._id: str | None = None
+        self._fields: dict[str, str] | None = None
 
     @classmethod
     def from_reply(cls, origin: Origin, entries: Iterable[Sequence[Any]]) -> list[Message]:
@@ -81,6 +82,7 @@ class Message:
             message.flat = flat
             message.failures = 0
             message.recorded = False
+            message._id = message._fields = None
             messages.append(message)
         return messages
 
@@ -91,11 +93,9 @@ class Message:
     @property
     def id(self) -> str:
         """The entry's id in the stream, `<Unix ms of the server>-<sequence>`."""
-        try:
-            return self._id
-        except AttributeError:
+        if self._id is None:
             self._id = self.entry.decode()
-            return self._id
+        return self._id
 
     @property
     def stream(self) -> str:
@@ -110,11 +110,9 @@ class Message:
     @property
     def fields(self) -> dict[str, str]:
         """The entry's fields. Raises DecodeError when one is not UTF-8."""
-        try:
-            return self._fields
-        except AttributeError:
+        if self._fields is None:
             self._fields = decode_fields(self.flat)
-            return self._fields
+        return self._fields
 
     @property
     def raw(self) -> dict[bytes, bytes]:
