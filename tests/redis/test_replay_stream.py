@@ -1,4 +1,4 @@
-"""Replays of messages whose entry is trimmed: run by their own group, under the id that they had, and never lost."""
+"""Replays with a worker: run by their own group alone, at once, under the id that they had, and never lost."""
 
 from __future__ import annotations
 
@@ -379,6 +379,29 @@ async def test_a_stream_that_is_deleted_under_a_worker_ends_only_its_reading(
     worker.runtime.pause(False)
     await eventually_async(lambda: again in got)
     await worker.stop()
+
+
+async def test_a_pause_starts_neither_retries_nor_replays(redis: Any, sync: Any, every_server: Any) -> None:
+    got: list[str] = []
+
+    @handler(STREAM, group=GROUP, retry_base_s=0.05, retry_max_s=0.1)
+    async def handle(message: Message) -> None:
+        got.append(f"{message.fields['n']} {message.deliveries}")
+        if got == ["own 1"]:
+            worker.runtime.pause(True)
+            raise ValueError("later")
+
+    sync.xadd(STREAM, {"n": "own"})
+    async with working(every_server.url, handle, **QUICK) as worker:
+        await eventually_async(lambda: got == ["own 1"])
+        trimmed(sync, 1)
+        assert await replay_all(redis) == ["replayed"]
+        await asyncio.wait_for(worker.runtime.consumers[0].retries.wait_due(), 10)
+        await asyncio.sleep(0.2)  # time in which something might start
+        assert got == ["own 1"]
+        worker.runtime.pause(False)
+        await eventually_async(lambda: sorted(got) == ["0 1", "own 1", "own 2"])
+        await eventually_async(lambda: nothing_left(redis))
 
 
 async def test_two_workers_share_them(redis: Any, sync: Any, every_server: Any) -> None:
