@@ -25,12 +25,17 @@ async def overview(
     infos = await inspect.streams(redis, names) if names else []
     members = {(info.stream, group) for info in infos for group in info.groups}
     groups = await inspect.groups(redis, sorted({*pairs, *members}))
-    return [_document(settings, info, [one for one in groups if one.stream == info.stream]) for info in infos]
+    now_ms = await inspect.server_time_ms(redis)
+    return [_document(settings, info, [one for one in groups if one.stream == info.stream], now_ms) for info in infos]
 
 
-def _document(settings: Settings, info: inspect.StreamInfo, groups: list[inspect.GroupInfo]) -> dict[str, Any]:
+def _document(
+    settings: Settings, info: inspect.StreamInfo, groups: list[inspect.GroupInfo], now_ms: int
+) -> dict[str, Any]:
     kept = retention_of(settings, info.stream)
-    unsettled = [Unsettled(one.group, one.oldest_id, one.oldest_s or 0.0) for one in groups if one.oldest_id]
+    unsettled = [
+        Unsettled(one.group, one.oldest_id, inspect.age_s(one.oldest_id, now_ms)) for one in groups if one.oldest_id
+    ]
     return {
         "stream": info.stream,
         "exists": info.exists,

@@ -41,7 +41,6 @@ async def collect(
     """
     (info,) = await inspect.streams(redis, [stream])
     stored = bool(await redis.xrange(stream, entry_id, entry_id)) if info.exists else False
-    seconds, micros = await redis.time()
     entry = Entry(
         stream=stream,
         id=entry_id,
@@ -49,7 +48,7 @@ async def collect(
         stored=stored,
         first_id=info.first_id,
         last_id=info.last_id,
-        now_ms=int(seconds) * 1000 + int(micros) // 1000,
+        now_ms=await inspect.server_time_ms(redis),
     )
     names = sorted({*groups, *info.groups})
     return entry, [await _facts(redis, entry, name, letters_max) for name in names]

@@ -65,9 +65,9 @@ class GroupInfo:
     #: The part of `pending` that failed and waits for a retry.
     retrying: int
     consumers: int
-    #: Age of the oldest unsettled entry, by the server's clock; None when there is none.
+    #: Age of the oldest unsettled message, by the server's clock; of a replayed one, the time since the replay.
     oldest_s: float | None
-    #: Its id.
+    #: Id of the oldest unsettled entry of the stream, which is never removed; replayed messages do not count.
     oldest_id: str | None
     dead: int
 
@@ -128,9 +128,19 @@ async def groups(redis: Redis, pairs: Iterable[tuple[str, str]]) -> list[GroupIn
     names = list(dict.fromkeys(stream for stream, _ in wanted))
     infos = {info.stream: info for info in await streams(redis, names)}
     members = dict(zip(names, await _ask(redis, [("XINFO GROUPS", name) for name in names]), strict=True))
-    seconds, micros = await redis.time()
-    now_ms = int(seconds) * 1000 + int(micros) // 1000
+    now_ms = await server_time_ms(redis)
     return [await _group(redis, infos[stream], members[stream] or [], group, now_ms) for stream, group in wanted]
+
+
+async def server_time_ms(redis: Redis) -> int:
+    """Return the server's clock, Unix ms. Raises redis-py's errors."""
+    seconds, micros = await redis.time()
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
+def age_s(entry_id: str, now_ms: int) -> float:
+    """Return the age of an entry by its id, which Redis made of the time; 0 for one of the future."""
+    return max(0.0, (now_ms - parse_id(entry_id)[0]) / 1000)
 
 
 async def pending(redis: Redis, stream: str, group: str, count: int = 100) -> list[PendingInfo]:
@@ -210,9 +220,10 @@ async def _group(redis: Redis, info: StreamInfo, members: list[dict[str, Any]], 
     if held:
         summary = await redis.execute_command("XPENDING", stream, group)
         oldest = _older(oldest, _text(summary["min"] or b""))
-    if replaying:  # the age since the replay: the message may have been given up long before
+    oldest_of_both = oldest
+    if replaying:
         first = await redis.execute_command("XRANGE", copies, "-", "+", "COUNT", 1)
-        oldest = _older(oldest, _text(first[0][0]) if first else "")
+        oldest_of_both = _older(oldest, _text(first[0][0]) if first else "")
     return GroupInfo(
         stream=stream,
         group=group,
@@ -223,7 +234,7 @@ async def _group(redis: Redis, info: StreamInfo, members: list[dict[str, Any]], 
         replaying=replaying,
         retrying=sum(retrying),
         consumers=member["consumers"] if member else 0,
-        oldest_s=max(0.0, (now_ms - parse_id(oldest)[0]) / 1000) if oldest else None,
+        oldest_s=age_s(oldest_of_both, now_ms) if oldest_of_both else None,
         oldest_id=oldest or None,
         dead=dead,
     )

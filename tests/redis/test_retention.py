@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from supervisor.broker import inspect
 from supervisor.broker.scripts import TRIM
+from supervisor.core.copies import ORIGIN
 from supervisor.keeper.lease import LEASE_MS
 from supervisor.keeper.trimmer import LIMIT, Trimmer
-from supervisor.keys import crashes_key, retries_key, trimmer_key
+from supervisor.keys import crashes_key, replay_key, retries_key, trimmer_key
+from supervisor.overview import overview
 from supervisor.settings.model import Settings
 from tests.support.waiting import eventually_async
 
@@ -127,7 +129,7 @@ def test_what_came_back_to_a_group_stays(client: Any) -> None:
     entries = add(client, 30, AGE_S)
     client.xgroup_create(STREAM, "a", "0")
     read(client, "a", 30)
-    client.xclaim(STREAM, "a", "supervisor:replay", 0, [entries[3]], force=True, justid=True)
+    client.xclaim(STREAM, "a", "other", 0, [entries[3]], force=True, justid=True)
     assert trim_all(client, age_s=1) == "a"
     assert ids(client)[0] == order(entries[3])
     client.xack(STREAM, "a", entries[3])
@@ -189,6 +191,26 @@ async def test_lag_and_oldest_stay_right_after_a_trim(every_server: Any) -> None
             assert {one.group: one.oldest_id for one in found}["half"] == ids_text(client)[0]
 
 
+async def test_a_replayed_message_holds_nothing_back(every_server: Any) -> None:
+    """It is in a stream of its own: the group must not be reported, whose removal would be advised."""
+    limits = Settings(consumer={"max_age": 60})  # type: ignore[arg-type]
+    with every_server.sync() as client:
+        entry = add(client, 1)[0]
+        client.xgroup_create(STREAM, "a", "0")
+        client.xadd(replay_key(STREAM, "a"), {ORIGIN: "1-1", "n": 1}, id=f"{now_ms(client) - AGE_S * 1000}-0")
+        async with every_server.client() as redis:
+            [found] = await overview(redis, limits, [STREAM], [])
+        [group] = found["groups"]
+        assert (group["pending"], group["oldest_id"]) == (1, entry.decode()) and group["oldest_s"] >= AGE_S
+        assert found["retention"]["held_by"] is None
+        client.delete(STREAM)
+        old = add(client, 1, AGE_S)[0]
+        client.xgroup_create(STREAM, "a", "0")
+        async with every_server.client() as redis:
+            [found] = await overview(redis, limits, [STREAM], [])
+        assert (found["groups"][0]["oldest_id"], found["retention"]["held_by"]) == (old.decode(), "a")
+
+
 def ids_text(client: Any) -> list[str]:
     return [entry.decode() for entry, _ in client.xrange(STREAM)]
 
@@ -199,7 +221,7 @@ STEPS = st.one_of(
     st.tuples(st.just("make"), GROUPS, st.sampled_from(["0", "$"])),
     st.tuples(st.just("read"), GROUPS, st.sampled_from([1, 45, 300])),
     st.tuples(st.just("ack"), GROUPS, st.sampled_from([1, 45, 300, 300]), st.booleans()),
-    st.tuples(st.just("replay"), GROUPS, st.integers(0, 200)),
+    st.tuples(st.just("claim"), GROUPS, st.integers(0, 200)),
     st.tuples(st.just("delete"), st.integers(0, 200)),
     st.tuples(st.just("destroy"), GROUPS),
     st.tuples(st.just("trim"), st.sampled_from([0, AGE_S, 10]), st.sampled_from([0, 1, 60, 150]), st.booleans()),
@@ -265,10 +287,10 @@ class World:
             if chosen:
                 self.client.xack(STREAM, group, *chosen)
 
-    def replay(self, group: str, at: int) -> None:
+    def claim(self, group: str, at: int) -> None:
         rows = self.client.xrange(STREAM)
         if group in self.groups and rows:
-            self.client.xclaim(STREAM, group, "r", 0, [rows[at % len(rows)][0]], force=True, justid=True)
+            self.client.xclaim(STREAM, group, "other", 0, [rows[at % len(rows)][0]], force=True, justid=True)
 
     def delete(self, at: int) -> None:
         if rows := self.client.xrange(STREAM):

@@ -5,8 +5,8 @@
 --
 -- 1. Nothing at or above the floor goes: the lowest id that is pending or undelivered in any group. A stream without
 --    groups, or without one that must exist, is left alone: to a group that is still to come, everything is unread.
--- 2. Decision and removal are one step: between them a group could be created at 0, set back, or get a message by a
---    replay.
+-- 2. Decision and removal are one step: between them a group could be created at 0, set back, or get a message by
+--    XCLAIM.
 -- 3. Whole nodes first (MINID ~, LIMIT), so that a call is quick however much there is to remove. When no node can go,
 --    what is due in the first one goes by its exact id: that is one node's work.
 -- 4. For a length, LIMIT is the excess; no entry is read to find where to cut but those of that one node.
