@@ -16,7 +16,7 @@ import orjson
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from typing_extensions import is_typeddict
 
-from supervisor.messages import DecodeError, Message
+from supervisor.messages import DecodeError, Message, decode_fields
 
 #: From a message to the handler's argument. Raises DecodeError.
 Decoder = Callable[[Message], Any]
@@ -49,15 +49,17 @@ class ModelDecoder:
         adapter: TypeAdapter[Any] = TypeAdapter(annotation)  # type: ignore[arg-type]
         # Otherwise an unresolvable name would only show at the first message.
         adapter.rebuild(raise_errors=True)
-        self._validate = adapter.validate_python
+        self._validate = adapter.validator.validate_python
         #: Fields that needed JSON before: JSON is tried first then, to validate only once.
         self._json: set[str] = set()
 
     def __call__(self, message: Message) -> Any:
         """Return the validated model. Raises DecodeError with the errors of each field."""
-        fields: dict[str, Any] = dict(message.fields)
-        for name in self._json.intersection(fields):
-            fields[name] = _from_json(fields[name])
+        # Decoded afresh and not kept with the message, which costs less than `message.fields` and a copy of it.
+        fields: dict[str, Any] = decode_fields(message.flat)
+        for name in self._json:
+            if name in fields:
+                fields[name] = _from_json(fields[name])
         try:
             return self._validate(fields)
         except ValidationError as error:
@@ -84,7 +86,7 @@ def as_message(message: Message) -> Message:
 
 
 def _fields(message: Message) -> dict[str, str]:
-    return message.fields
+    return decode_fields(message.flat)
 
 
 def _from_json(text: str) -> Any:
