@@ -281,7 +281,7 @@ class Consumer:
         # What is read beyond the handler's concurrency must be started within `hold_ms` at the present rate.
         ahead = 0
         if self._pace.read_ahead and executor.running:
-            ahead = min(options.batch_size, int(self._rate * self._pace.hold_s / 2))
+            ahead = min(max(options.batch_size, executor.limit), int(self._rate * self._pace.hold_s / 2))
         if executor.unstarted > ahead:
             return 0
         return executor.limit + ahead - executor.in_hand - coming
