@@ -79,7 +79,7 @@ class PendingList:
         else:
             if self.opened and not self._source.replays:
                 self._resources.faults(
-                    "the group was lost and made again: it reads its stream from the start",
+                    "group created again",
                     SupervisorError("FLUSHALL, DEL, XGROUP DESTROY or a server without its data"),
                     level="error",
                     key=f"{self._source.stream} {self._source.group}",
