@@ -54,6 +54,10 @@ def serve(loaded: Loaded) -> int:
     """Serve until SIGTERM or SIGINT; return the exit code. Raises ConfigError for an address that is not allowed."""
     import uvicorn
 
+    # uvicorn would import these when it starts: by then a project's own httptools.py would be found.
+    import uvicorn.protocols.http.httptools_impl
+    import uvicorn.protocols.websockets.auto
+
     from supervisor.http_bind import check_bind, inherited_socket, listen
     from supervisor.log import service_logger
 
