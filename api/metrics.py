@@ -18,7 +18,7 @@ _OF_GROUP = (
     ("supervisor_stream_pending_messages", "Messages delivered and not settled.", "pending"),
     ("supervisor_stream_replaying_messages", "Replayed messages that are not settled.", "replaying"),
     ("supervisor_stream_retrying_messages", "Failed messages that wait for a retry.", "retrying"),
-    ("supervisor_stream_oldest_seconds", "Age of the oldest unsettled entry.", "oldest_s"),
+    ("supervisor_stream_oldest_seconds", "Age of the oldest unsettled message.", "oldest_s"),
     ("supervisor_dead_messages", "Dead letters.", "dead"),
 )
 _OF_WORKER = (

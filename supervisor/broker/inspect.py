@@ -67,7 +67,7 @@ class GroupInfo:
     consumers: int
     #: Age of the oldest unsettled message, by the server's clock; of a replayed one, the time since the replay.
     oldest_s: float | None
-    #: Id of the oldest unsettled entry of the stream, which is never removed; replayed messages do not count.
+    #: Id of the oldest unsettled entry of the stream, which retention keeps; replayed messages do not count.
     oldest_id: str | None
     dead: int
 

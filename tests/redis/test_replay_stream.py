@@ -99,8 +99,11 @@ async def test_a_worker_that_starts_runs_them_as_their_messages(redis: Any, sync
     assert worker.faults == []
 
 
-async def test_a_worker_that_waits_runs_them_at_once(redis: Any, sync: Any, every_server: Any) -> None:
-    ids = trimmed(sync, 250)
+@pytest.mark.parametrize("still_stored", [False, True])
+async def test_a_worker_that_waits_runs_them_at_once(
+    redis: Any, sync: Any, every_server: Any, still_stored: bool
+) -> None:
+    ids = [add_dead_letter(sync, STREAM, GROUP, {"n": n}, trimmed=not still_stored)[1] for n in range(250)]
     got: list[str] = []
 
     @handler(STREAM, group=GROUP)
@@ -113,7 +116,8 @@ async def test_a_worker_that_waits_runs_them_at_once(redis: Any, sync: Any, ever
         await eventually_async(lambda: worker.runtime.consumers[0]._reader.outstanding)
         assert await replay_all(redis) == ["replayed"] * 250
         await eventually_async(lambda: nothing_left(redis))
-    assert got == ids
+    assert got == ids and sync.xlen(STREAM) == (250 if still_stored else 0)
+    assert sync.xpending(STREAM, GROUP)["pending"] == 0
 
 
 async def test_a_message_of_very_many_fields_comes_back_whole(redis: Any, sync: Any, every_server: Any) -> None:
