@@ -8,11 +8,12 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import FastAPI
 
 from supervisor.fastapi import AppConnections
+from supervisor.settings.load import Loaded
 from supervisor.version import __version__
 
 from . import (
@@ -30,9 +31,6 @@ from .request_guard import PROBES, RequestGuard
 from .schemas import PROBLEM_SCHEMA
 from .schemas import problems as problem_answers
 from .service import Service
-
-if TYPE_CHECKING:
-    from supervisor.settings.load import Loaded
 
 _TAGS = [
     {"name": "streams", "description": "Publish, read history, follow"},

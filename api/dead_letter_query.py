@@ -10,12 +10,13 @@ import base64
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import Annotated, Self
 
 import orjson
 from fastapi import Query
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
+from redis.asyncio import Redis
 
 from supervisor.broker.dead_letters import extent, pages
 from supervisor.core.dead_letter import Filter, Letter
@@ -23,9 +24,6 @@ from supervisor.text import did_you_mean
 
 from .problems import Problem
 from .schemas import NAME_SCHEMA, EntryId, check_bound, check_name
-
-if TYPE_CHECKING:
-    from redis.asyncio import Redis
 
 SCAN_MAX = 10_000
 SCAN_S = 1.0

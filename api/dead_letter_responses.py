@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 from urllib.parse import urlencode
 
 from fastapi.responses import Response
+from redis.asyncio import Redis
 
 from supervisor.broker import inspect
 from supervisor.broker.dead_letters import by_ids
@@ -19,11 +20,7 @@ from .dead_letter_query import SCAN_MAX, Pair, ScanResult, Selection, parse_curs
 from .overview_routes import handled_groups
 from .problems import Problem, of_code, pointer_of
 from .schemas import json_response
-
-if TYPE_CHECKING:
-    from redis.asyncio import Redis
-
-    from .service import Service
+from .service import Service
 
 Verb = Literal["replay", "drop"]
 _ACTIONS = {"replay": replay, "drop": drop}

@@ -6,17 +6,20 @@ One table lists the kinds of problems. Each has a page at the address that `type
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
+from starlette.types import Scope
 
 from supervisor.broker.coalescer import FULL
 from supervisor.broker.redis_errors import UNREACHABLE, code_of
@@ -27,12 +30,6 @@ from supervisor.errors import (
     PublishUnknownError,
     UsageError,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from fastapi import FastAPI, Request
-    from starlette.types import Scope
 
 MEDIA_TYPE = "application/problem+json"
 #: A range, so that clients that were refused together do not all come back at once.

@@ -11,14 +11,12 @@ import hmac
 import ipaddress
 import re
 import secrets
-from typing import TYPE_CHECKING
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from supervisor.settings.model import ApiSettings
 
 from .problems import KINDS, Problem, response
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-    from supervisor.settings.model import ApiSettings
 
 PROBLEM_PAGES = "/problems/"
 PROBES = frozenset({"/livez", "/readyz", "/startupz"})

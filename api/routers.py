@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, routing
 from starlette.routing import BaseRoute, Match
@@ -14,11 +14,9 @@ from starlette.routing import BaseRoute, Match
 from supervisor.errors import HandlerError
 from supervisor.handling.load import declarations_in, import_module_of, make_importable
 from supervisor.handling.router_check import no_router, router_setting
+from supervisor.settings.load import Loaded
 
 from .schemas import problems
-
-if TYPE_CHECKING:
-    from supervisor.settings.load import Loaded
 
 #: Newer versions of FastAPI keep included routers as a tree, older ones as a flat list.
 _routes_of = getattr(routing, "iter_route_contexts", iter)

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Depends, Request
 from redis.asyncio import Redis
@@ -21,14 +21,12 @@ from supervisor.broker.redis_errors import REDIS_FAULTS, code_of
 from supervisor.control.client import request as ask_arbiter
 from supervisor.errors import SupervisorError
 from supervisor.publisher import Publisher
+from supervisor.settings.load import Loaded
+from supervisor.settings.model import Settings
 from supervisor.settings.paths import PoolPaths, pool_paths, redis_url
 from supervisor.status import collect, with_memory
 
 from .problems import Problem
-
-if TYPE_CHECKING:
-    from supervisor.settings.load import Loaded
-    from supervisor.settings.model import Settings
 
 T = TypeVar("T")
 #: The greatest age of a state that is answered with.

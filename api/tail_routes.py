@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Depends, Header
 from fastapi.responses import StreamingResponse
+from redis.asyncio import Redis
 from redis.exceptions import ResponseError
+from starlette.types import Receive, Scope, Send
 
 from supervisor.broker.connect import client
 from supervisor.broker.redis_errors import REDIS_FAULTS
@@ -26,10 +28,6 @@ from .message_routes import as_message
 from .problems import Problem
 from .schemas import EntryId, Stream, problems
 from .service import Service, ServiceDep
-
-if TYPE_CHECKING:
-    from redis.asyncio import Redis
-    from starlette.types import Receive, Scope, Send
 
 router = APIRouter(prefix="/v1/streams", tags=["streams"])
 #: Each tail has a connection to Redis.

@@ -11,6 +11,7 @@ import contextlib
 import os
 import random
 import time
+from collections.abc import Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,15 +25,12 @@ from supervisor.keeper.reaper import Reaper
 from supervisor.keeper.trimmer import Trimmer
 from supervisor.keys import consumer_name
 from supervisor.log import FaultLog, logger, worker_logger
-from supervisor.shared_state import HeaderField, SharedState, SlotField
+from supervisor.shared_state import HeaderField, SharedSlot, SharedState, SlotField
 from supervisor.worker.runtime import Runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
     from supervisor.handling.load import HandlerSpec
     from supervisor.settings.model import Settings
-    from supervisor.shared_state import SharedSlot
 
 #: How often the consumers' figures are written and requests to rescan are looked for.
 _REPORT_S = 0.5

@@ -5,16 +5,15 @@ It gives a handler Redis, the project's settings and a folder for files, in a wo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from supervisor.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
     from redis.asyncio import Redis
 
 

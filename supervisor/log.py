@@ -16,6 +16,7 @@ import select
 import stat
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -23,8 +24,6 @@ import structlog
 from supervisor.text import error_summary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from supervisor.settings.model import Settings
 
 #: A pipe takes this much in one piece, and poll tells when it has room for it (POSIX: PIPE_BUF).

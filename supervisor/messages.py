@@ -5,15 +5,12 @@ Returning means done. Raising means retry with backoff, then dead letter; `Retry
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from supervisor.errors import SupervisorError, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
 
 _decode = bytes.decode
 #: A year.

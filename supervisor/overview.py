@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from supervisor.broker import inspect
 from supervisor.core.retention import Unsettled, held_by, retention_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from redis.asyncio import Redis
 
     from supervisor.settings.model import Settings

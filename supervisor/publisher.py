@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -18,8 +19,6 @@ from supervisor.errors import IdempotencyError, UsageError
 from supervisor.keys import idempotency_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
     from redis.asyncio import Redis
 
 #: How long a key is remembered.

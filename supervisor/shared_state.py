@@ -14,13 +14,10 @@ import hashlib
 import json
 import mmap
 import os
+from collections.abc import Iterable
 from enum import IntEnum
-from typing import TYPE_CHECKING
 
 from supervisor.memfd import create_memfd
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 MAGIC = 0x5355505256534F52
 SLOTS_MAX = 256

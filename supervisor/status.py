@@ -9,6 +9,8 @@ import asyncio
 import contextlib
 import os
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from supervisor.broker import inspect
@@ -20,9 +22,6 @@ from supervisor.settings.masking import masked
 from supervisor.settings.paths import pool_paths, redis_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
-
     from supervisor.settings.model import Settings
 
 #: A Redis that does not answer within this time is shown as unreachable.

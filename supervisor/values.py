@@ -7,13 +7,11 @@ costs 100 ms of CPU at each start of a command.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from math import isfinite
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from supervisor.text import did_you_mean
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 #: Where a value stands: the names of its tables and its own.
 KeyPath = tuple[str, ...]

@@ -11,8 +11,9 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from supervisor.arbiter import embedded_redis, fork, reload
 from supervisor.arbiter.autoscaler import Autoscaler
@@ -24,6 +25,7 @@ from supervisor.arbiter.locks import lease_token, name_taken
 from supervisor.arbiter.loop import Loop
 from supervisor.arbiter.pool_status import PoolStatus
 from supervisor.arbiter.recycler import Recycler
+from supervisor.arbiter.reload import ReloadState
 from supervisor.arbiter.rolling_restart import RollingRestart
 from supervisor.arbiter.services import BOOT_S, KEEPER_SILENT_S, NAMES, ServiceGroup
 from supervisor.arbiter.shutdown import Shutdown
@@ -37,16 +39,11 @@ from supervisor.core.slot import Limits, State
 from supervisor.errors import EXIT_OK, EXIT_REDIS, HandlerError, SupervisorError
 from supervisor.http_bind import pool_bind
 from supervisor.log import Limiter, logger
+from supervisor.settings.load import Loaded
 from supervisor.settings.masking import masked
 from supervisor.settings.paths import pool_paths, redis_url
 from supervisor.settings.unused_overrides import unused_overrides
 from supervisor.shared_state import HeaderField, SharedState
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from supervisor.arbiter.reload import ReloadState
-    from supervisor.settings.load import Loaded
 
 TICK_S = 1.0
 #: A boot check that takes longer than this is explained.

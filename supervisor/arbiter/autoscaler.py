@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from supervisor.arbiter.rolling_restart import RollingRestart
+from supervisor.arbiter.worker_group import WorkerGroup
 from supervisor.core.autoscale import Bounds, Trend, clear_time_s, decide
 from supervisor.core.liveness import NS
+from supervisor.settings.model import PoolSettings
 from supervisor.shared_state import HeaderField, SlotField
-
-if TYPE_CHECKING:
-    from supervisor.arbiter.rolling_restart import RollingRestart
-    from supervisor.arbiter.worker_group import WorkerGroup
-    from supervisor.settings.model import PoolSettings
 
 #: An older backlog count is ignored.
 BACKLOG_FRESH_S = 10.0

@@ -6,23 +6,18 @@ Errors in configuration and handlers are found here, before any child is started
 from __future__ import annotations
 
 import gc
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from supervisor.arbiter import fork, reload
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.arbiter.locks import lock_state_dir
-from supervisor.arbiter.spawn import real_entry_points
+from supervisor.arbiter.spawn import EntryPoints, real_entry_points
 from supervisor.control import exit_report
 from supervisor.errors import EXIT_FAILED, EXIT_OK, HandlerError, SupervisorError
 from supervisor.handling.load import load_handlers
 from supervisor.handling.router_check import check_routers
+from supervisor.settings.load import Loaded
 from supervisor.settings.paths import pool_paths
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from supervisor.arbiter.spawn import EntryPoints
-    from supervisor.settings.load import Loaded
 
 #: Why the exit code is not 0 after a drain.
 WORK_LEFT = "the drain timed out: unfinished messages stay pending and run at the next start"

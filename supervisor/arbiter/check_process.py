@@ -9,8 +9,11 @@ import json
 import os
 import selectors
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
+from supervisor.arbiter.children import Children, Status
+from supervisor.arbiter.loop import Loop
 from supervisor.errors import (
     EXIT_HANDLERS,
     EXIT_REDIS,
@@ -23,12 +26,6 @@ from supervisor.errors import (
     SupervisorError,
 )
 from supervisor.text import signal_name
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from supervisor.arbiter.children import Children, Status
-    from supervisor.arbiter.loop import Loop
 
 REPORT_BYTES_MAX = 1024 * 1024
 _ERRORS: dict[int, type[SupervisorError]] = {

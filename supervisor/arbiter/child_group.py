@@ -10,23 +10,20 @@ import math
 import random
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from supervisor.arbiter.children import Children, Status
+from supervisor.arbiter.loop import Loop, Timer
 from supervisor.arbiter.oom_kills import OomKills
+from supervisor.arbiter.stack_dumps import StackDumps
 from supervisor.core import slot as slots
 from supervisor.core.liveness import NS, LivenessMonitor
 from supervisor.core.slot import NO_EXIT_NOTES, Action, ExitNotes, Heartbeat, Limits, Slot, State
 from supervisor.errors import SupervisorError
 from supervisor.text import signal_name
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from supervisor.arbiter.children import Children, Status
-    from supervisor.arbiter.loop import Loop, Timer
-    from supervisor.arbiter.stack_dumps import StackDumps
 
 #: How often to check whether a starting child is READY.
 STARTING_CHECK_S = 0.01

@@ -11,12 +11,9 @@ import os
 import selectors
 import signal
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from supervisor.arbiter.loop import Loop
+from supervisor.arbiter.loop import Loop
 
 REAP_INTERVAL_S = 0.005
 #: (exit code, None) or (None, signal number)

@@ -6,21 +6,18 @@ No command waits: what takes long is started here, and `status` shows its progre
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from supervisor.arbiter.rolling_restart import RollingRestart
+from supervisor.arbiter.services import ServiceGroup
+from supervisor.arbiter.shutdown import Shutdown
 from supervisor.arbiter.spawn import KEEPER
+from supervisor.arbiter.worker_group import WorkerGroup
 from supervisor.errors import SupervisorError, UsageError
 from supervisor.shared_state import HeaderField
 from supervisor.text import did_you_mean
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from supervisor.arbiter.rolling_restart import RollingRestart
-    from supervisor.arbiter.services import ServiceGroup
-    from supervisor.arbiter.shutdown import Shutdown
-    from supervisor.arbiter.worker_group import WorkerGroup
 
 #: Longer than anybody waits, and small enough to be added to a time (an int in JSON may have any size).
 TIMEOUT_S_MAX = 1e9

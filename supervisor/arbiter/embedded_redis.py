@@ -15,14 +15,12 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from supervisor.arbiter.fork import exec_command
 from supervisor.errors import ConfigError
-
-if TYPE_CHECKING:
-    from supervisor.settings.model import Settings
-    from supervisor.settings.paths import PoolPaths
+from supervisor.settings.model import Settings
+from supervisor.settings.paths import PoolPaths
 
 #: How long the server of a killed arbiter gets to exit before SIGKILL, and how often to check.
 LEFTOVER_S = 3.0

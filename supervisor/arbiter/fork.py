@@ -17,13 +17,11 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from supervisor.errors import EXIT_FAILED, SupervisorError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 #: linux/prctl.h
 PR_SET_PDEATHSIG = 1

@@ -9,13 +9,11 @@ from __future__ import annotations
 import os
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from supervisor.http_bind import HTTP_FDS_VARIABLE, PortInUseError, listen
 from supervisor.memfd import create_memfd
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 #: The service of an arbiter that has just been killed may still hold the port.
 LEFTOVER_S = 1.0

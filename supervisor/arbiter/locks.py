@@ -8,14 +8,11 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
-from typing import TYPE_CHECKING
 
 from supervisor.errors import AlreadyRunningError, ConfigError
 from supervisor.keys import pool_id
-
-if TYPE_CHECKING:
-    from supervisor.settings.model import Settings
-    from supervisor.settings.paths import PoolPaths
+from supervisor.settings.model import Settings
+from supervisor.settings.paths import PoolPaths
 
 TOKEN_BYTES = 16
 

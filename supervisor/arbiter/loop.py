@@ -13,10 +13,7 @@ import os
 import selectors
 import signal
 import time
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from collections.abc import Callable
 
 #: The longest sleep.
 SLEEP_S_MAX = 1.0

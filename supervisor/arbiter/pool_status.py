@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from supervisor.arbiter.services import NAMES
+from supervisor.arbiter.rolling_restart import RollingRestart
+from supervisor.arbiter.services import NAMES, ServiceGroup
+from supervisor.arbiter.shutdown import Shutdown
+from supervisor.arbiter.spawn import Specs
+from supervisor.arbiter.worker_group import WorkerGroup
 from supervisor.core.liveness import NS
+from supervisor.core.restart import Exit
 from supervisor.core.slot import Slot, State
 from supervisor.shared_state import HeaderField, SharedSlot, SlotField, WorkerState
 from supervisor.text import counted, exit_text
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from supervisor.arbiter.rolling_restart import RollingRestart
-    from supervisor.arbiter.services import ServiceGroup
-    from supervisor.arbiter.shutdown import Shutdown
-    from supervisor.arbiter.spawn import Specs
-    from supervisor.arbiter.worker_group import WorkerGroup
-    from supervisor.core.restart import Exit
 
 _ACTIVITIES = frozenset(WorkerState)
 #: What a slot without a READY child does, in singular and plural.

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 
+from supervisor.arbiter.rolling_restart import RollingRestart
+from supervisor.arbiter.worker_group import WorkerGroup
 from supervisor.core.recycle import RecycleLimits, WorkerUsage, most_overdue
 from supervisor.core.slot import Slot, State
+from supervisor.settings.model import PoolSettings
 from supervisor.shared_state import SlotField
-
-if TYPE_CHECKING:
-    from supervisor.arbiter.rolling_restart import RollingRestart
-    from supervisor.arbiter.worker_group import WorkerGroup
-    from supervisor.settings.model import PoolSettings
 
 MEGABYTE = 1_000_000
 

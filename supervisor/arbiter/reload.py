@@ -13,24 +13,21 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 from supervisor.arbiter.fork import exec_command
+from supervisor.arbiter.loop import Loop
+from supervisor.arbiter.systemd import SystemdNotifier
 from supervisor.core.restart import Exit, ExitKind, History
 from supervisor.core.slot import Slot, State
 from supervisor.errors import ConfigError, SupervisorError
 from supervisor.http_bind import listen, pool_bind
 from supervisor.memfd import create_memfd
+from supervisor.settings.model import Settings
 from supervisor.shared_state import LAYOUT_VERSION, fingerprint
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from supervisor.arbiter.loop import Loop
-    from supervisor.arbiter.systemd import SystemdNotifier
-    from supervisor.settings.model import Settings
 
 # Not SUPERVISOR_*: those are settings, and an unknown setting is an error.
 STATE_VARIABLE = "_SUPERVISOR_STATE_FD"

@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from supervisor.arbiter.check_process import CheckProcess
+from supervisor.arbiter.loop import Loop
+from supervisor.arbiter.services import ServiceGroup
+from supervisor.arbiter.shutdown import Shutdown
 from supervisor.arbiter.spawn import API, KEEPER
+from supervisor.arbiter.worker_group import WorkerGroup
 from supervisor.core.slot import State
 from supervisor.errors import SupervisorError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from supervisor.arbiter.loop import Loop
-    from supervisor.arbiter.services import ServiceGroup
-    from supervisor.arbiter.shutdown import Shutdown
-    from supervisor.arbiter.worker_group import WorkerGroup
 
 #: A new worker must stay READY for this long before the next slot is drained.
 STEADY_S = 0.2

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from supervisor.arbiter.child_group import ChildGroup
 from supervisor.arbiter.spawn import API, KEEPER, REDIS
 from supervisor.core.liveness import NS
 from supervisor.core.slot import Heartbeat, Slot, State, kill
 from supervisor.shared_state import HeaderField, SharedState
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 #: The number of a service's slot is its index here.
 NAMES = (REDIS, KEEPER, API)

@@ -7,17 +7,15 @@ messages, so the keeper stops after the last worker.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from supervisor.arbiter.loop import Loop
+from supervisor.arbiter.services import ServiceGroup
 from supervisor.arbiter.spawn import API, KEEPER, REDIS
+from supervisor.arbiter.worker_group import WorkerGroup
 from supervisor.core.restart import DRAIN_TIMEOUT
 from supervisor.errors import EXIT_DRAIN, EXIT_OK
 from supervisor.shared_state import HeaderField, SlotField
-
-if TYPE_CHECKING:
-    from supervisor.arbiter.loop import Loop
-    from supervisor.arbiter.services import ServiceGroup
-    from supervisor.arbiter.worker_group import WorkerGroup
 
 #: The part of the deadline that the embedded server gets to write its file and exit, in seconds and at most as a share.
 SERVER_S = 2.0

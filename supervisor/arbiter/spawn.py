@@ -8,21 +8,19 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import supervisor
 from supervisor.arbiter import embedded_redis, fork
+from supervisor.arbiter.http_listener import HttpListener
 from supervisor.arbiter.locks import lock_slot
+from supervisor.arbiter.stack_dumps import StackDumps
 from supervisor.core.outcome import Crash
 from supervisor.handling.load import HandlerSpec
+from supervisor.settings.load import Loaded
 from supervisor.settings.model import Settings
 from supervisor.settings.paths import pool_paths
 from supervisor.shared_state import SharedState
-
-if TYPE_CHECKING:
-    from supervisor.arbiter.http_listener import HttpListener
-    from supervisor.arbiter.stack_dumps import StackDumps
-    from supervisor.settings.load import Loaded
 
 REDIS = "redis"
 KEEPER = "keeper"

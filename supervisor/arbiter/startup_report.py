@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from supervisor.arbiter.spawn import Specs
 from supervisor.log import has_colours, is_human
+from supervisor.settings.load import Loaded
 from supervisor.version import __version__
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from supervisor.arbiter.spawn import Specs
-    from supervisor.settings.load import Loaded
 
 BOLD, DIM, GREEN, YELLOW, PLAIN = "\033[1m", "\033[2m", "\033[32m", "\033[33m", "\033[0m"
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from supervisor.arbiter.child_group import ChildGroup
 from supervisor.arbiter.spawn import worker_name
@@ -15,9 +16,6 @@ from supervisor.core.slot import ExitNotes, Heartbeat, Slot, State
 from supervisor.errors import UsageError
 from supervisor.shared_state import SLOTS_MAX, HeaderField, SharedState, SlotField
 from supervisor.text import signal_name
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 class WorkerGroup(ChildGroup):

@@ -12,9 +12,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
@@ -23,16 +26,9 @@ from supervisor.broker.command_connection import pack_command
 from supervisor.broker.connect import connection
 from supervisor.broker.redis_errors import REDIS_FAULTS, UNREACHABLE, code_of
 from supervisor.broker.routed_connection import reopen, send_packed
+from supervisor.broker.routes import Address
+from supervisor.broker.scripts import Script
 from supervisor.errors import PublishError, PublishRefusedError, PublishUnknownError, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
-
-    from redis.asyncio import Redis
-    from redis.asyncio.connection import AbstractConnection
-
-    from supervisor.broker.routes import Address
-    from supervisor.broker.scripts import Script
 
 #: Commands in one pipeline; a single job may have more.
 COMMANDS_MAX = 500

@@ -7,19 +7,15 @@ connection is made at the first use, and again at the first use after it was los
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import hiredis
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import NoScriptError, ResponseError
 
 from supervisor.broker.connect import connection
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from redis.asyncio.connection import AbstractConnection
-
-    from supervisor.broker.scripts import Script
+from supervisor.broker.scripts import Script
 
 Argument = bytes | str | int | float
 #: Host and port of a server; a unix socket has neither.

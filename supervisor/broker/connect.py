@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import Any, Self, cast
 
 from redis.asyncio import Redis
+from redis.asyncio.client import Redis as RedisClient
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool, SSLConnection, parse_url
 from redis.asyncio.retry import Retry
@@ -33,17 +35,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from supervisor.broker.redis_errors import causes
 from supervisor.broker.routed_connection import RoutedConnection, RoutedTlsConnection, UnixConnection
-from supervisor.broker.routes import ASK_LIMIT_S, Address, ClusterRoute, FixedRoute, SentinelRoute
+from supervisor.broker.routes import ASK_LIMIT_S, Address, ClusterRoute, FixedRoute, Route, SentinelRoute
 from supervisor.errors import ConfigError
 from supervisor.settings.masking import masked
 from supervisor.settings.redis_url import parse
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from redis.asyncio.client import Redis as RedisClient
-
-    from supervisor.broker.routes import Route
 
 _UNREADABLE = "it can't be taken apart; in user and password, write @ : / ? # as %40 %3A %2F %3F %23"
 _UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")

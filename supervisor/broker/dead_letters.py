@@ -6,21 +6,15 @@ letters, and nothing here reads further than asked. `broker.replay` puts them ba
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Iterable
 
+from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from supervisor.core.dead_letter import parse_letter
+from supervisor.core.dead_letter import Letter, parse_letter
 from supervisor.core.ids import parse_id
 from supervisor.errors import UsageError
 from supervisor.keys import dead_key
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
-
-    from redis.asyncio import Redis
-
-    from supervisor.core.dead_letter import Letter
 
 #: Size of the first page; the weight of its letters sets the size of the next.
 _PAGE_MIN = 10

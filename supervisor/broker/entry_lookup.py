@@ -7,8 +7,11 @@ was written by then.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from redis.asyncio import Redis
 
 from supervisor.broker import inspect
 from supervisor.broker.dead_letters import by_ids, extent
@@ -17,11 +20,6 @@ from supervisor.core.entry_fate import Entry, GroupFacts, LetterFact
 from supervisor.core.ids import parse_id
 from supervisor.core.records import parse_number, parse_retry
 from supervisor.keys import REPLAY_CONSUMER, crashes_key, replay_key, retries_key
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from redis.asyncio import Redis
 
 #: Dead letters of a group that are searched; the number left out is reported.
 LETTERS_MAX = 5_000

@@ -9,17 +9,13 @@ import asyncio
 import contextlib
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from redis.exceptions import ResponseError
 
-from supervisor.broker.command_connection import REPLY_SLACK_S, pack_command, server_of
+from supervisor.broker.command_connection import REPLY_SLACK_S, Argument, Server, pack_command, server_of
 from supervisor.broker.connect import connection
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from supervisor.broker.command_connection import Argument, Server
 
 #: The whole handshake may take this many connect timeouts.
 _HANDSHAKE_TIMEOUTS = 2

@@ -7,9 +7,11 @@ LAG_COUNT_MAX and the lag is flagged as a lower bound.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from supervisor.broker.scripts import FIRST_COPIES, UNREAD
@@ -19,11 +21,6 @@ from supervisor.core.records import parse_retry
 from supervisor.errors import UsageError
 from supervisor.keys import REPLAY_CONSUMER, dead_key, replay_key, retries_key
 from supervisor.text import did_you_mean
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from redis.asyncio import Redis
 
 #: Unread entries that are counted at most where Redis does not know the lag: about 1 ms of the server's time.
 LAG_COUNT_MAX = 1_000

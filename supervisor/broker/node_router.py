@@ -7,20 +7,16 @@ publish is repeated on the right node until its time is up.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from redis.asyncio import Redis
 
 from supervisor.broker.coalescer import Coalescer, PipelineConnection
 from supervisor.broker.connect import cluster
 from supervisor.broker.redis_errors import REDIS_FAULTS, UNREACHABLE, code_of
-from supervisor.broker.routes import slot_owner
+from supervisor.broker.routes import Address, SlotRange, slot_owner
 from supervisor.errors import PublishRefusedError
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from redis.asyncio import Redis
-
-    from supervisor.broker.routes import Address, SlotRange
 
 T = TypeVar("T")
 #: Answers of a node that is not, or not yet, the owner of the slot.

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import re
 import ssl
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from redis import exceptions
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 #: What any command may raise; timeouts of asyncio are OSErrors.
 REDIS_FAULTS = (exceptions.RedisError, OSError)

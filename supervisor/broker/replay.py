@@ -6,22 +6,18 @@ and give it to the handler under the id that it had. The copy and the letter's r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from supervisor.broker.redis_errors import code_of
 from supervisor.broker.scripts import REPLAY
+from supervisor.core.dead_letter import Letter
 from supervisor.core.ids import normalize_id
 from supervisor.keys import crashes_key, dead_key, replay_key, retries_key
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from redis.asyncio import Redis
-
-    from supervisor.core.dead_letter import Letter
 
 REPLAYED, DROPPED = "replayed", "dropped"
 #: Texts for the other outcomes. The letter is kept in all of them but the first.

@@ -9,18 +9,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.exceptions import AskError, MovedError, ReadOnlyError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from supervisor.broker.routes import Address
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from supervisor.broker.routes import Route
+from supervisor.broker.routes import Address, Route
 
 #: Answers of a server that does not, or no longer, serve the key. AskError is the base of MovedError.
 _WRONG_SERVER = (AskError, ReadOnlyError)

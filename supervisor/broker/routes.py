@@ -11,7 +11,8 @@ does not say why it found none.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 from redis.asyncio.connection import Connection
@@ -21,9 +22,6 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.settings.redis_url import netloc
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 #: Time limit for one sentinel or node to answer before the next is asked.
 ASK_LIMIT_S = 1.0

@@ -6,6 +6,7 @@ Data goes to stdout, everything else to stderr. Each command imports this module
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,8 +17,6 @@ from supervisor.errors import UsageError
 from supervisor.values import Duration, Kind, Whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from supervisor.settings.load import Loaded
 
 Function = TypeVar("Function", bound="Callable[..., Any]")

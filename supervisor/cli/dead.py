@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -24,10 +26,6 @@ from supervisor.cli.common import (
 )
 from supervisor.errors import EXIT_FAILED, EXIT_OK, UsageError
 from supervisor.text import counted, printable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
 
 #: Control characters that `show` prints.
 KEPT = "\n\t"

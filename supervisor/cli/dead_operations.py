@@ -6,27 +6,24 @@ A group may have a million dead letters. Only those in a printed table or named 
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import click
 
 from supervisor.broker.dead_letters import by_ids, extent, pages
-from supervisor.broker.replay import DROPPED, REPLAYED, WORDS, drop, replay
+from supervisor.broker.replay import DROPPED, REPLAYED, WORDS, Outcome, drop, replay
 from supervisor.cli.common import dumps, talk
 from supervisor.cli.redis_client import open_redis
 from supervisor.cli.streams import handled_pairs
-from supervisor.core.dead_letter import Filter
+from supervisor.core.dead_letter import Filter, Letter
 from supervisor.errors import EXIT_FAILED, EXIT_OK, SupervisorError, UsageError
 from supervisor.text import counted, duration_text
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
-
     from redis.asyncio import Redis
 
-    from supervisor.broker.replay import Outcome
-    from supervisor.core.dead_letter import Letter
     from supervisor.settings.load import Loaded
 
 REASON_CHARACTERS = 60

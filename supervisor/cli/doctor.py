@@ -9,6 +9,7 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,8 +21,6 @@ from supervisor.cli.common import command, config_option, dumps, json_option, lo
 from supervisor.errors import EXIT_FAILED, EXIT_OK, ConfigError, HandlerError, SupervisorError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-
     from redis.asyncio import Redis
 
     from supervisor.settings.load import Loaded

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,9 +12,6 @@ from supervisor.cli.common import ID, command, config_option, dumps, json_option
 from supervisor.errors import EXIT_FAILED, EXIT_OK, HandlerError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
     from supervisor.core.entry_fate import Entry, GroupFacts, Verdict
     from supervisor.settings.load import Loaded
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from typing import IO, TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import IO, Any
 
 from supervisor.core.encode import encode_fields
 from supervisor.errors import EncodeError, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 PIECE_BYTES = 64 * 1024
 #: A literal or escape that is cut by the end of a piece begins at most this far before the end.

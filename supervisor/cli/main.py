@@ -9,9 +9,10 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -19,9 +20,6 @@ from supervisor.cli.common import CONTEXT, Examples
 from supervisor.errors import EXIT_FAILED, EXIT_OK, EXIT_REDIS, EXIT_USAGE, SupervisorError
 from supervisor.text import did_you_mean
 from supervisor.version import __version__
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 EXIT_INTERRUPTED = 130
 PROGRAM = "supervisor"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,9 +14,6 @@ from supervisor.errors import EXIT_DRAIN, EXIT_FAILED, EXIT_OK, NotRunningError,
 from supervisor.values import WORKERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
     from supervisor.settings.paths import PoolPaths
 
 POLL_S = 0.02

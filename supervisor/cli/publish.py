@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,9 +18,6 @@ from supervisor.cli.common import command, config_option, load_settings, redis_o
 from supervisor.errors import PublishError, PublishUnknownError, SupervisorError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
-
     from supervisor.settings.model import Settings
 
 CHUNK = 500

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import click
 
 from supervisor.cli.common import Value, command, config_option, load_settings, redis_option
 from supervisor.values import WORKERS
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @command(

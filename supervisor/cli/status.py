@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import click
 
 from supervisor.cli.common import command, config_option, dumps, json_option, load_settings_anyway, talk
 from supervisor.errors import EXIT_DEGRADED, EXIT_DOWN, EXIT_OK
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 #: The width of the labels on the left.
 _LABEL = 8

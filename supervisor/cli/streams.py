@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,8 +19,6 @@ from supervisor.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from supervisor.settings.load import Loaded
 
 

@@ -6,6 +6,7 @@ connection is down are printed later, in order and once.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,8 +24,6 @@ from supervisor.cli.common import (
 from supervisor.values import Text
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from supervisor.settings.model import Settings
 
 PAGE = 1_000

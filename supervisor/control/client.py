@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from supervisor.control.protocol import ANSWER_BYTES_MAX, encode
 from supervisor.errors import NotRunningError, SupervisorError
-
-if TYPE_CHECKING:
-    from supervisor.settings.paths import PoolPaths
+from supervisor.settings.paths import PoolPaths
 
 #: The wait before a retry after the arbiter closed the connection.
 RETRY_S = 0.05

@@ -10,10 +10,8 @@ import json
 import os
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from supervisor.settings.paths import PoolPaths
+from supervisor.settings.paths import PoolPaths
 
 #: The wall clock may be adjusted by this much in between.
 CLOCK_SLACK_S = 1.0

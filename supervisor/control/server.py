@@ -15,13 +15,11 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from supervisor.control.protocol import ANSWER_BYTES_MAX, LINE_BYTES_MAX, decode_request, encode
 from supervisor.errors import ConfigError, SupervisorError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 CLIENTS_MAX = 8
 #: A client is disconnected if it neither completes a request nor reads its answer for this long.

@@ -6,15 +6,11 @@ so they all run again, one at a time.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from supervisor.core.ids import parse_id
+from supervisor.core.options import Options
 from supervisor.core.outcome import CRASHED, Dead
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from supervisor.core.options import Options
 
 
 def marked(pending: Iterable[bytes], alone: tuple[int, int] | None) -> bytes | None:

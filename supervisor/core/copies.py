@@ -5,10 +5,7 @@ The first field of a copy is ORIGIN with the id that the message had; the messag
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from collections.abc import Sequence
 
 ORIGIN = "supervisor:origin"
 _ORIGIN = ORIGIN.encode()

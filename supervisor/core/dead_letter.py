@@ -5,13 +5,11 @@ The entry holds the message's fields behind a prefix, beside what is said about 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from supervisor.core.records import parse_number
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 #: Keeps the message's own fields apart from the letter's.
 FIELD_PREFIX = b"field:"

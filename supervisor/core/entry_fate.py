@@ -6,15 +6,13 @@ a dead letter of it. When the entry itself is gone, it may also have been delete
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from supervisor.core.ids import parse_id
 from supervisor.keys import REPLAY_CONSUMER
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 class Presence(StrEnum):

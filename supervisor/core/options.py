@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from supervisor.settings.model import Settings
+from supervisor.settings.model import Settings
 
 
 @dataclass(frozen=True, slots=True)

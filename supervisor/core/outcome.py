@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from supervisor.core.backoff import backoff_s
+from supervisor.core.options import Options
 from supervisor.messages import Reject, Retry
 from supervisor.text import error_summary, error_text
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from supervisor.core.options import Options
 
 #: The reason of a dead letter whose message ended the processes that ran it.
 CRASHED = "crashed the worker"

@@ -10,15 +10,12 @@ Pure: time and randomness are passed in.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TYPE_CHECKING
 
 from supervisor.core.backoff import backoff_s
 from supervisor.errors import EXIT_HANDLERS, EXIT_OK, WORKER_CONFIG, WORKER_PLANNED, WORKER_TEMPFAIL
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 #: A crash this soon after the start makes the next start wait.
 YOUNG_S = 10.0

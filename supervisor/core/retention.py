@@ -6,15 +6,11 @@ that is no longer read keeps its stream growing: this is reported and never repa
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from supervisor.core.ids import parse_id
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from supervisor.settings.model import Settings
+from supervisor.settings.model import Settings
 
 #: A backlog that comes and goes is not reported.
 HELD_S = 60.0

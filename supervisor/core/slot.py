@@ -11,14 +11,11 @@ Pure: each function takes a slot and the time and returns the new slot. The arbi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import TYPE_CHECKING
 
 from supervisor.core.restart import DRAIN_TIMEOUT, Exit, ExitKind, History, classify, plan
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 #: Time between the stack dump and SIGKILL.
 DUMP_S = 0.25

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import PydanticUserError
 
@@ -25,12 +25,9 @@ from supervisor.errors import HandlerError
 from supervisor.handling.decode import Decoder, make_decoder, split_batch
 from supervisor.handling.registry import ATTRIBUTE, Declaration, first_parameter
 from supervisor.keys import dead_key
+from supervisor.settings.model import Settings
 from supervisor.shared_state import HANDLERS_MAX
 from supervisor.text import did_you_mean
-
-if TYPE_CHECKING:
-    from supervisor.settings.model import Settings
-
 
 _INIT = "`supervisor init` makes an example"
 #: Packages that the pool and the commands import late.

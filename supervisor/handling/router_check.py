@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import symtable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from supervisor.errors import HandlerError
 from supervisor.handling.load import make_importable, missing_module
+from supervisor.settings.load import Loaded
 from supervisor.text import did_you_mean
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from supervisor.settings.load import Loaded
 
 
 def check_routers(loaded: Loaded) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import os
 import signal
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import uvloop
 
@@ -20,20 +20,15 @@ from supervisor.broker import inspect
 from supervisor.broker.connect import client
 from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.errors import EXIT_OK
+from supervisor.handling.load import HandlerSpec
 from supervisor.keeper.lease import RENEW_S, drop, take
 from supervisor.keeper.reaper import Reaper
 from supervisor.keeper.trimmer import Trimmer
 from supervisor.keys import consumer_name, isolated_key, pool_id, replay_key
 from supervisor.log import FaultLog, service_logger
+from supervisor.settings.model import Settings
 from supervisor.settings.paths import redis_url
-from supervisor.shared_state import HeaderField
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from supervisor.handling.load import HandlerSpec
-    from supervisor.settings.model import Settings
-    from supervisor.shared_state import SharedState
+from supervisor.shared_state import HeaderField, SharedState
 
 #: Interval at which the backlog is counted.
 BACKLOG_S = 1.0

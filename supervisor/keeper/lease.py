@@ -8,13 +8,12 @@ share consumers, and so each other's pending messages.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from redis.asyncio import Redis
 
 from supervisor.broker.scripts import DROP_LEASE, TAKE_LEASE
 from supervisor.keys import POOLS_KEY, host_key
-
-if TYPE_CHECKING:
-    from redis.asyncio import Redis
 
 #: Without a renewal for this long the pool counts as dead.
 LEASE_MS = 10_000

@@ -7,14 +7,12 @@ are named after that number.
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING
+
+from redis.asyncio import Redis
 
 from supervisor.errors import SupervisorError
 from supervisor.keeper.lease import drop, take
 from supervisor.keys import pool_id
-
-if TYPE_CHECKING:
-    from redis.asyncio import Redis
 
 #: No app has more processes on one host.
 NUMBERS_MAX = 1000

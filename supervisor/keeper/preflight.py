@@ -10,8 +10,10 @@ import json
 import os
 import random
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
+from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from supervisor.broker.connect import client, describe
@@ -24,19 +26,13 @@ from supervisor.errors import (
     RedisUnreachableError,
     SupervisorError,
 )
+from supervisor.handling.load import HandlerSpec
 from supervisor.keeper.lease import take
 from supervisor.keys import fits_cluster, pool_id
 from supervisor.settings.masking import masked
+from supervisor.settings.model import Settings
 from supervisor.settings.paths import redis_url
 from supervisor.settings.redis_url import is_cluster
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from redis.asyncio import Redis
-
-    from supervisor.handling.load import HandlerSpec
-    from supervisor.settings.model import Settings
 
 
 def run(settings: Settings, specs: Sequence[HandlerSpec], token: str, out_fd: int) -> int:

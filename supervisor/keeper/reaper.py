@@ -19,8 +19,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
+from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from supervisor.broker.scripts import DELETE_CONSUMER, NOW, TAKE_OVER
@@ -28,14 +30,7 @@ from supervisor.core.reclaim import foreign, owner_of, ownerless
 from supervisor.keeper.lease import LEASE_MS, RENEW_S, elected
 from supervisor.keeper.redis_continuity import RedisContinuity
 from supervisor.keys import POOLS_KEY, consumer_name, host_key, isolated_key, reaper_key, replay_key
-from supervisor.shared_state import SLOTS_MAX, HeaderField, SlotField
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from redis.asyncio import Redis
-
-    from supervisor.shared_state import SharedState
+from supervisor.shared_state import SLOTS_MAX, HeaderField, SharedState, SlotField
 
 _PAGE = 200
 #: One day.

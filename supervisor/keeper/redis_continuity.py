@@ -8,14 +8,10 @@ replaced between two looks, and a clock that was set, are breaks too, although n
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
+from redis.asyncio import Redis
 from redis.exceptions import ResponseError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from redis.asyncio import Redis
 
 #: A server's clock that is off by more than this was set.
 STEP_MS = 500.0

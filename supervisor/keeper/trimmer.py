@@ -14,8 +14,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
+from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from supervisor.broker.redis_errors import REDIS_FAULTS, code_of
@@ -24,13 +26,7 @@ from supervisor.core.retention import HeldBackTimer, Retention, retention_of
 from supervisor.keeper.lease import elected
 from supervisor.keys import crashes_key, retries_key, trimmer_key
 from supervisor.log import FaultLog
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from redis.asyncio import Redis
-
-    from supervisor.settings.model import Settings
+from supervisor.settings.model import Settings
 
 #: Entries removed by one call, at most: about 1 ms of the server's time.
 LIMIT = 10_000

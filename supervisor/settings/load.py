@@ -8,11 +8,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from supervisor.errors import ConfigError
 from supervisor.settings.model import Settings
@@ -25,11 +26,7 @@ from supervisor.settings.sources import (
     leaves,
     salvaged_layer,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from supervisor.values import KeyPath, Problem
+from supervisor.values import KeyPath, Problem
 
 CONFIG_NAME = "config.toml"
 #: Settings that the command line can set -> the flag.

@@ -6,15 +6,12 @@ class LogSettings(Section):
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, dataclass_transform
+from typing import Any, ClassVar, NamedTuple, NoReturn, Self, dataclass_transform
 
 from supervisor.errors import ConfigError
 from supervisor.values import WRONG, KeyPath, Kind, Problem
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from typing import NoReturn
 
 
 class Setting(NamedTuple):

@@ -10,18 +10,16 @@ import contextlib
 import json
 import re
 import tomllib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from supervisor.errors import ConfigError
 from supervisor.settings.model import Settings
 from supervisor.settings.section import FreeTable, Table, Tables
 from supervisor.text import did_you_mean
 from supervisor.values import KeyPath, Kind, kind_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 PREFIX = "SUPERVISOR_"
 #: Common names that are understood too; our own variables are stronger.

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
+from supervisor.settings.load import Loaded
 from supervisor.settings.sources import dotted
 from supervisor.text import did_you_mean
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from supervisor.settings.load import Loaded
-    from supervisor.values import KeyPath
+from supervisor.values import KeyPath
 
 
 def unused_overrides(loaded: Loaded, pairs: Iterable[tuple[str, str]]) -> list[str]:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from supervisor.settings.masking import is_secret, masked
 from supervisor.settings.model import Settings
-from supervisor.settings.section import Table, Tables
-from supervisor.settings.sources import dotted
+from supervisor.settings.section import Section, Table, Tables
+from supervisor.settings.sources import Layer, dotted
 from supervisor.text import did_you_mean
-
-if TYPE_CHECKING:
-    from supervisor.settings.section import Section
-    from supervisor.settings.sources import Layer
-    from supervisor.values import KeyPath, Problem
+from supervisor.values import KeyPath, Problem
 
 
 def error_line(problem: Problem, layer: Layer) -> str:
