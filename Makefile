@@ -1,7 +1,7 @@
 # Everything is installed into .venv, from versions pinned by hash. `make` alone lists the targets.
 #
 #   make run                        on a machine with nothing but Python >= 3.11
-#   make run PYTHON=python3.12      with a certain Python
+#   make run PYTHON=python3.12      with another Python
 #   make run ARGS="--workers 2"     with other arguments for `supervisor start`
 
 SHELL := /bin/bash
@@ -29,23 +29,23 @@ help: ## list the targets
 install: $(VENV)/.installed ## make .venv with the `supervisor` command
 	@:
 
-run: $(VENV)/.installed ## install, then run the pool in the foreground
+run: $(VENV)/.installed ## install, then run the pool in the foreground; ARGS="--workers 2" for other options
 	@exec $(BIN)/supervisor start $(ARGS)
 
-check: $(VENV)/.installed-dev ## what a commit needs: the linters and the tests that start no server, under 30 s
+check: $(VENV)/.installed-dev ## linters and unit tests, about half a minute: run it before each commit
 	@$(MAKE) lint
 	@$(BIN)/python -m pytest tests/unit --numprocesses 2 --dist worksteal --quiet $(PYTEST_ARGS)
 
-test: $(VENV)/.installed-dev ## install what the tests need, then run each kind of case once, a few minutes
+test: $(VENV)/.installed-dev ## each kind of test once, faults at a small volume, some minutes
 	@$(PYTEST) $(PYTEST_ARGS)
 
-long: $(VENV)/.installed-dev ## the long forms that `make test` leaves out (marked `long`), a quarter of an hour
+long: $(VENV)/.installed-dev ## the long forms that `make test` leaves out, a quarter of an hour
 	@$(PYTEST) -m long --seeds $(SEEDS) $(PYTEST_ARGS)
 
-faults: $(VENV)/.installed-dev ## kill, freeze and starve the pool in every way, short and long, and show what it costs
+faults: $(VENV)/.installed-dev ## all fault cases: kill, freeze and starve the pool, and show what each costs
 	@$(BIN)/python -m pytest tests/faults -m 'long or not long' $(PYTEST_ARGS)
 
-delivery: $(VENV)/.installed-dev ## thirty faults under load, each with SEEDS=1 seeds, and what became of every message
+delivery: $(VENV)/.installed-dev ## thirty faults under load, each with SEEDS=1 seeds; accounts for every message
 	@$(PYTEST) tests/delivery -m long --seeds $(SEEDS) $(PYTEST_ARGS)
 
 soak: $(VENV)/.installed-dev ## a pool at work for SOAK_S=120 seconds while clocks jump and clients come and go
@@ -57,23 +57,23 @@ lint: $(VENV)/.installed-dev ## ruff, mypy --strict, import-linter
 	$(BIN)/mypy supervisor api handlers
 	$(BIN)/lint-imports
 
-format: $(VENV)/.installed-dev ## put the code into ruff's shape
+format: $(VENV)/.installed-dev ## format the code with ruff
 	$(BIN)/ruff check --fix $(LINTED)
 	$(BIN)/ruff format $(LINTED)
 
 bench: $(VENV)/.installed-bench $(VENV)/queues/.installed $(VENV)/older-queues/.installed ## all benchmarks, under 15 minutes; writes benchmarks/RESULTS.md
 	@$(BIN)/python -m benchmarks.suite $(BENCH_ARGS)
 
-bench-guard: $(VENV)/.installed-dev ## fail when the pool has become slower beside a redis-py loop, under a minute
+bench-guard: $(VENV)/.installed-dev ## fail if the pool has become slower beside a redis-py loop, under a minute
 	@$(BIN)/python -m benchmarks.guard
 
-peers: $(VENV)/.installed-peers ## the supervisor beside others of its kind, a quarter of an hour
+peers: $(VENV)/.installed-peers ## recovery beside other supervisors, a quarter of an hour
 	@$(BIN)/python -m benchmarks.supervisors
 
-clean: ## remove everything that was installed or built here; .supervisor (your data) stays
+clean: ## remove what was installed or built here; .supervisor (your data) stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
-# The stamps are written last, so what was interrupted is done again.
+# The stamps are written last, so an interrupted step is repeated.
 $(VENV)/.python: | .ci/find-python
 	@python="$$(bash .ci/find-python '$(PYTHON)')" && echo "making $(VENV) with $$python" \
 		&& "$$python" -m venv --clear $(VENV) && touch $@
@@ -105,11 +105,11 @@ $(VENV)/.installed-peers: $(VENV)/.installed-dev constraints-peers.txt
 	@$(PIP) install --no-deps --require-hashes -r constraints-peers.txt
 	@touch $@
 
-# Runtime versions are settled first; the second file adds to them and never contradicts them.
+# Runtime versions are resolved first; the other files add to them and never contradict them.
 UV = build/uv/bin/uv
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--custom-compile-command "make constraints" --no-emit-index-url --no-emit-find-links
-constraints: $(VENV)/.python ## settle all versions anew (needs the network)
+constraints: $(VENV)/.python ## resolve all pinned versions again (needs the network)
 	@test -x $(UV) || { $(BIN)/python -m venv build/uv && build/uv/bin/python -m pip --quiet install uv; }
 	@echo 'setuptools>=77' > build/build-system.in
 	$(COMPILE) --upgrade --extra example pyproject.toml build/build-system.in -o constraints.txt

@@ -13,6 +13,7 @@ import pytest
 
 from supervisor import keys
 from supervisor.broker.inspect import GroupInfo
+from supervisor.cli.main import COMMANDS
 from supervisor.core.options import HANDLER_OPTIONS
 from supervisor.settings.model import Settings
 from supervisor.settings.sources import leaves
@@ -169,6 +170,11 @@ def test_options_of_handlers_are_in_the_readme() -> None:
     assert missing == []
     for name in set(HANDLER_OPTIONS) - {"start"}:
         assert re.search(rf"`{name}` \({defaults[name]:g}\b", text.replace("\n", " ")), name
+
+
+def test_commands_are_in_the_readme() -> None:
+    table = {word.split()[0] for row in rows("README.md", "Commands and HTTP") for word in words(row[0])}
+    assert table == set(COMMANDS)
 
 
 def test_settings_that_documents_name_exist() -> None:
