@@ -73,6 +73,9 @@ def test_trimmed_messages_run_again_in_their_group_alone(start_pool: StartPool, 
     assert (figures["pending"], figures["replaying"], figures["dead"]) == (50, 50, 0)
     listed = pool.command("pending", "events", "mail")
     assert all(entry in listed.stdout for entry in ids)
+    assert {found["stream"] for found in pool.status()["groups"]} == {"events"}, "the replay stream is the pool's own"
+    assert [found["stream"] for found in json.loads(pool.command("streams", "--json").stdout)] == ["events"]
+    assert COPIES not in pool.command("doctor").stdout
     (pool.folder / "go").touch()
     eventually(lambda: all(seen(pool)[f"done-{n}"] == 1 for n in range(50)))
     eventually(lambda: not redis.xlen(COPIES), 40)
