@@ -63,7 +63,7 @@ def isolated_key(stream: str, group: str) -> str:
 
 
 def retries_key(stream: str, group: str) -> str:
-    """A hash: message id -> retry record (`core/records.py`) of the messages that failed."""
+    """A hash: message id -> retry record (`core/retry_record.py`) of the messages that failed."""
     return f"{_stream_key(stream)}:{group}:retries"
 
 

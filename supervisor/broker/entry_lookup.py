@@ -17,8 +17,8 @@ from supervisor.broker import inspect
 from supervisor.broker.dead_letters import by_ids, extent
 from supervisor.broker.scripts import ENTRY_FACTS
 from supervisor.core.entry_fate import Entry, GroupFacts, LetterFact
-from supervisor.core.ids import parse_id
-from supervisor.core.records import parse_number, parse_retry
+from supervisor.core.ids import parse_id, parse_number
+from supervisor.core.retry_record import parse_retry
 from supervisor.keys import REPLAY_CONSUMER, crashes_key, replay_key, retries_key
 
 #: Dead letters of a group that are searched; the number left out is reported.

@@ -17,7 +17,7 @@ from redis.exceptions import ResponseError
 from supervisor.broker.scripts import FIRST_COPIES, UNREAD
 from supervisor.core.copies import origin_of
 from supervisor.core.ids import parse_id
-from supervisor.core.records import parse_retry
+from supervisor.core.retry_record import parse_retry
 from supervisor.errors import UsageError
 from supervisor.keys import REPLAY_CONSUMER, dead_key, replay_key, retries_key
 from supervisor.text import did_you_mean

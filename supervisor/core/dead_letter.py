@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from supervisor.core.records import parse_number
+from supervisor.core.ids import parse_number
 
 #: Keeps the message's own fields apart from the letter's.
 FIELD_PREFIX = b"field:"

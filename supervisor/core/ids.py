@@ -1,4 +1,4 @@
-"""Stream ids `<Unix ms>-<sequence>` as pairs of numbers, which compare in stream order. Pure."""
+"""Stream ids `<Unix ms>-<sequence>` as pairs of numbers, which compare in stream order; and plain numbers. Pure."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 
 _ID = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
 _PART_MAX = 2**64 - 1
+#: A time in milliseconds has 13 digits.
+_DIGITS_MAX = 15
 
 
 def parse_id(entry_id: bytes | str) -> tuple[int, int]:
@@ -21,3 +23,10 @@ def normalize_id(text: str) -> str:
     if max(parts) > _PART_MAX:
         raise ValueError(f"{text!r} must be an entry's id such as 1764000000000-0")
     return "{}-{}".format(*parts)
+
+
+def parse_number(text: bytes | str | None) -> int | None:
+    """Return the number in a stored value; None for anything but ASCII digits."""
+    if not text or len(text) > _DIGITS_MAX:
+        return None
+    return int(text) if text.isascii() and text.isdigit() else None

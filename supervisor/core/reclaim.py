@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Set
 
-from supervisor.core.records import parse_number
+from supervisor.core.ids import parse_number
 
 
 def owner_of(consumer: str) -> tuple[str, int] | None:

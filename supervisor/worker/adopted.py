@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from supervisor.core.ids import parse_id
-from supervisor.core.records import RetryRecord, parse_retry
+from supervisor.core.retry_record import RetryRecord, parse_retry
 
 if TYPE_CHECKING:
     from supervisor.messages import Message

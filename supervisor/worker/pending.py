@@ -21,7 +21,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from supervisor.broker.command_connection import REPLY_SLACK_S
 from supervisor.broker.scripts import DELETE_CONSUMER
 from supervisor.core.blame import after_crash, marked
-from supervisor.core.records import parse_number
+from supervisor.core.ids import parse_number
 from supervisor.errors import SupervisorError
 from supervisor.shared_state import SlotField
 from supervisor.worker.adopted import Adopted, classify

@@ -21,7 +21,7 @@ from supervisor.broker.command_connection import pack_command
 from supervisor.broker.redis_errors import is_transient
 from supervisor.broker.scripts import ACK_RETRIED, DEAD_LETTER, RETRY_LATER
 from supervisor.core.backoff import backoff_s
-from supervisor.core.records import RetryRecord
+from supervisor.core.retry_record import RetryRecord
 from supervisor.shared_state import SharedSlot, SlotField
 
 if TYPE_CHECKING:

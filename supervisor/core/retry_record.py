@@ -1,4 +1,4 @@
-"""What workers store in Redis hashes about a message: numbers, and the record of a retry. Pure.
+"""The record of a failed message that waits for its retry, as workers store it in a Redis hash. Pure.
 
 Anybody can write to a hash, so a value that no worker has written reads as missing.
 """
@@ -7,15 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-#: A time in milliseconds has 13 digits.
-_DIGITS_MAX = 15
-
-
-def parse_number(text: bytes | str | None) -> int | None:
-    """Return the number in a stored value; None for anything but ASCII digits."""
-    if not text or len(text) > _DIGITS_MAX:
-        return None
-    return int(text) if text.isascii() and text.isdigit() else None
+from supervisor.core.ids import parse_number
 
 
 class RetryRecord(NamedTuple):

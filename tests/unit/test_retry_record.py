@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.core.records import RetryRecord, parse_number, parse_retry
+from supervisor.core.ids import parse_number
+from supervisor.core.retry_record import RetryRecord, parse_retry
 
 numbers = st.integers(0, 10**15 - 1)
 
