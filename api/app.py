@@ -66,6 +66,7 @@ def create_app(loaded: Loaded) -> FastAPI:
         openapi_tags=_TAGS,
         lifespan=lifespan,
         redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
         docs_url=docs_page.INTERACTIVE,
         redoc_url=None,
     )

@@ -5,7 +5,7 @@ The same routes exist for one group and for all groups of a stream; the list als
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Query
@@ -17,7 +17,7 @@ from supervisor.fastapi import RedisDep
 from .dead_letter_query import COUNT_MAX, Cursor, GroupName, Selection, filter_of_query, parse_cursor, scan
 from .dead_letter_responses import Verb, change, delete, only, page, pairs_of, read
 from .overview_routes import handled_groups
-from .schemas import EXAMPLE_ID, Bound, EntryId, Group, Stream, json_response, only_json, problems, stream_path
+from .schemas import EXAMPLE_ID, Bound, EntryId, Group, Stream, answers, json_response, only_json, problems, stream_path
 from .service import ServiceDep
 
 router = APIRouter(prefix="/v1", tags=["dead letters"])
@@ -35,12 +35,12 @@ _LETTER = {
 _PAGE = {"letters": [_LETTER], "total": 1, "scanned": 1, "matching": 1, "complete": True, "next": None}
 _OUTCOME = {name: _LETTER[name] for name in ("stream", "group", "letter_id", "id")} | {"outcome": "replayed"}
 _CHANGED = {"outcomes": [_OUTCOME], "counts": {"replayed": 1}, "total": 1, "scanned": 1, "next": None}
-_READ = problems("invalid", "wrong-type", "redis-unavailable")
-_CHANGE = problems(
+_READ = ("invalid", "wrong-type", "redis-unavailable")
+_CHANGE = (
     "malformed-json", "not-found", "wrong-type", "body-too-large", "media-type", "invalid", "redis-unavailable",
     "outcome-unknown",
 )  # fmt: skip
-_GONE = problems("not-found", "ambiguous", "wrong-type", "invalid", "redis-unavailable", "outcome-unknown")
+_GONE = ("not-found", "ambiguous", "wrong-type", "invalid", "redis-unavailable", "outcome-unknown")
 _LIST_TEXT = """The oldest first. `next` is the address of the next page, null after the last one.
 
 `total` is the number of dead letters. A request scans a bounded number of them: `scanned` says how many, and
@@ -51,10 +51,6 @@ _CHANGE_TEXT = """The body selects the dead letters: `ids` (of letters, else of 
 A request changes a bounded number of them. `next` is the body of the request that continues, null when nothing is
 left; letters that were added meanwhile are left alone. `outcomes` has the result for each letter. A letter that could
 not be changed stays, except where the outcome is `gone` or `not-found`."""
-
-
-def _ok(example: Any) -> dict[int | str, dict[str, Any]]:
-    return {200: {"content": {"application/json": {"example": example}}}}
 
 
 def _add_change(verb: Verb, summary: str, description: str) -> None:
@@ -76,7 +72,7 @@ def _add_change(verb: Verb, summary: str, description: str) -> None:
             operation_id=f"{verb}_dead_of_{whose}",
             summary=f"{summary} of a {whose}",
             description=f"{description}{more}\n\n{_CHANGE_TEXT}",
-            responses=_ok(_CHANGED) | _CHANGE,
+            responses=answers(_CHANGED, *_CHANGE),
             dependencies=[Depends(only_json)],
         )(endpoint)
 
@@ -90,12 +86,11 @@ _add_change("drop", "Drop dead letters", "The letters are removed for good.")
 
 @router.get(
     "/streams/{stream:path}/groups/{group:path}/dead",
-    operation_id="list_dead_of_group",
     summary="Dead letters of a group",
     description=_LIST_TEXT,
-    responses=_ok(_PAGE) | _READ,
+    responses=answers(_PAGE, *_READ),
 )
-async def list_of_group(
+async def list_dead_of_group(
     stream: Stream, group: Group, redis: RedisDep, wanted: FilterDep, start: Annotated[Bound, Query()] = "-",
     count: Count = 100,
 ) -> Response:  # fmt: skip
@@ -108,11 +103,10 @@ async def list_of_group(
 
 @router.get(
     "/streams/{stream:path}/groups/{group:path}/dead/{entry_id}",
-    operation_id="read_dead_of_group",
     summary="One dead letter",
-    responses=_ok(_LETTER) | _GONE,
+    responses=answers(_LETTER, *_GONE),
 )
-async def read_of_group(stream: Stream, group: Group, entry_id: EntryId, redis: RedisDep) -> Response:
+async def read_dead_of_group(stream: Stream, group: Group, entry_id: EntryId, redis: RedisDep) -> Response:
     """`entry_id` is the letter's id or its message's."""
     return json_response((await read(redis, [(stream, group)], entry_id)).as_dict())
 
@@ -120,11 +114,10 @@ async def read_of_group(stream: Stream, group: Group, entry_id: EntryId, redis: 
 @router.delete(
     "/streams/{stream:path}/groups/{group:path}/dead/{entry_id}",
     status_code=204,
-    operation_id="delete_dead_of_group",
     summary="Remove one dead letter of a group",
-    responses=_GONE,
+    responses=problems(*_GONE),
 )
-async def delete_of_group(stream: Stream, group: Group, entry_id: EntryId, redis: RedisDep) -> Response:
+async def delete_dead_of_group(stream: Stream, group: Group, entry_id: EntryId, redis: RedisDep) -> Response:
     """`entry_id` is the letter's id or its message's."""
     return await delete(redis, [(stream, group)], entry_id)
 
@@ -134,12 +127,11 @@ async def delete_of_group(stream: Stream, group: Group, entry_id: EntryId, redis
 
 @router.get(
     "/streams/{stream:path}/dead",
-    operation_id="list_dead_of_stream",
     summary="Dead letters of a stream's groups",
     description=_LIST_TEXT,
-    responses=_ok(_PAGE) | _READ,
+    responses=answers(_PAGE, *_READ),
 )
-async def list_of_stream(
+async def list_dead_of_stream(
     stream: Stream, service: ServiceDep, redis: RedisDep, wanted: FilterDep, group: OnlyGroup = None,
     count: Count = 100, cursor: CursorParam = None,
 ) -> Response:  # fmt: skip
@@ -153,11 +145,10 @@ async def list_of_stream(
 @router.delete(
     "/streams/{stream:path}/dead/{entry_id}",
     status_code=204,
-    operation_id="delete_dead_of_stream",
     summary="Remove one dead letter",
-    responses=_GONE,
+    responses=problems(*_GONE),
 )
-async def delete_of_stream(
+async def delete_dead_of_stream(
     stream: Stream, entry_id: EntryId, service: ServiceDep, redis: RedisDep, group: OnlyGroup = None
 ) -> Response:
     """`entry_id` is the letter's id or its message's. 409: several groups have such a letter; name one with `group`."""
@@ -169,12 +160,11 @@ async def delete_of_stream(
 
 @router.get(
     "/dead",
-    operation_id="list_dead",
     summary="Dead letters of all groups that have handlers",
     description=_LIST_TEXT,
-    responses=_ok(_PAGE) | _READ,
+    responses=answers(_PAGE, *_READ),
 )
-async def list_all(
+async def list_dead(
     service: ServiceDep, redis: RedisDep, wanted: FilterDep, count: Count = 100, cursor: CursorParam = None
 ) -> Response:
     """The groups follow each other in the order of their names."""

@@ -14,7 +14,7 @@ from supervisor.fastapi import RedisDep
 
 from .overview_routes import handled_groups
 from .problems import Problem
-from .schemas import EXAMPLE_ID, EntryId, Stream, json_response, problems
+from .schemas import EXAMPLE_ID, EntryId, Stream, answers, json_response
 from .service import ServiceDep
 
 router = APIRouter(prefix="/v1/streams", tags=["status"])
@@ -33,14 +33,10 @@ _EXAMPLE = {
 
 @router.get(
     "/{stream:path}/messages/{entry_id}/explain",
-    operation_id="explain_message",
     summary="What became of a message",
-    responses={
-        200: {"content": {"application/json": {"example": _EXAMPLE}}},
-        **problems("not-found", "invalid", "wrong-type", "redis-unavailable"),
-    },
+    responses=answers(_EXAMPLE, "not-found", "invalid", "wrong-type", "redis-unavailable"),
 )
-async def explain(stream: Stream, entry_id: EntryId, service: ServiceDep, redis: RedisDep) -> Response:
+async def explain_message(stream: Stream, entry_id: EntryId, service: ServiceDep, redis: RedisDep) -> Response:
     """For each group: not delivered yet, pending with which consumer, done, or a dead letter and why.
 
     `before` is the number of entries that come first. `idle_ms` is the time since the last delivery to `consumer`. 404:

@@ -25,6 +25,7 @@ from .schemas import (
     EntryId,
     Stream,
     WritableStream,
+    answers,
     check_media_type,
     json_body,
     json_response,
@@ -65,7 +66,6 @@ def _accepted(description: str, example: dict[str, Any], *, location: bool) -> d
 @router.post(
     "/{stream:path}/messages",
     status_code=202,
-    operation_id="publish",
     summary="Publish a message",
     responses=_accepted("Stored", {"id": EXAMPLE_ID, "stream": "events:user_created"}, location=True)
     | problems(*_STORED, "bad-request"),
@@ -86,7 +86,6 @@ async def publish(
 @router.post(
     "/{stream:path}/messages:batch",
     status_code=202,
-    operation_id="publish_batch",
     summary="Publish many messages",
     responses=_accepted(
         "All stored, in order", {"stream": "events:user_created", "ids": [EXAMPLE_ID], "count": 1}, location=False
@@ -114,12 +113,8 @@ async def publish_batch(
 
 @router.get(
     "/{stream:path}/messages",
-    operation_id="read_messages",
     summary="Read a range of history",
-    responses={
-        200: {"content": {"application/json": {"example": {"messages": [], "next": None}}}},
-        **problems("invalid", "wrong-type", "redis-unavailable"),
-    },
+    responses=answers({"messages": [], "next": None}, "invalid", "wrong-type", "redis-unavailable"),
 )
 async def read_messages(
     stream: Stream,
@@ -147,12 +142,10 @@ async def read_messages(
 
 @router.get(
     "/{stream:path}/messages/{entry_id}",
-    operation_id="read_message",
     summary="Read one message",
-    responses={
-        200: {"content": {"application/json": {"example": {"id": EXAMPLE_ID, "fields": {"user_id": "1"}}}}},
-        **problems("not-found", "invalid", "wrong-type", "redis-unavailable"),
-    },
+    responses=answers(
+        {"id": EXAMPLE_ID, "fields": {"user_id": "1"}}, "not-found", "invalid", "wrong-type", "redis-unavailable"
+    ),
 )
 async def read_message(stream: Stream, entry_id: EntryId, redis: RedisDep) -> Response:
     """`entry_id` is the id that publishing returned."""

@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from supervisor.fastapi import RedisDep
 from supervisor.overview import overview
 
-from .schemas import json_response, problems
+from .schemas import answers, json_response
 from .service import ServiceDep, refuse_without_redis
 
 router = APIRouter(prefix="/v1", tags=["status"])
@@ -19,14 +19,10 @@ router = APIRouter(prefix="/v1", tags=["status"])
 
 @router.get(
     "/streams",
-    operation_id="list_streams",
     summary="The streams that have handlers",
-    responses={
-        200: {"content": {"application/json": {"example": {"streams": []}}}},
-        **problems("wrong-type", "redis-unavailable"),
-    },
+    responses=answers({"streams": []}, "wrong-type", "redis-unavailable"),
 )
-async def streams(service: ServiceDep, redis: RedisDep) -> Response:
+async def list_streams(service: ServiceDep, redis: RedisDep) -> Response:
     """What `supervisor streams --json` prints: each stream with all its groups, including those of other programs."""
     async with asyncio.timeout(service.limit_s):
         own = [(group["stream"], group["group"]) for group in await handled_groups(service)]
@@ -36,11 +32,10 @@ async def streams(service: ServiceDep, redis: RedisDep) -> Response:
 
 @router.get(
     "/groups",
-    operation_id="list_groups",
     summary="The groups that have handlers",
-    responses={200: {"content": {"application/json": {"example": {"groups": []}}}}, **problems("redis-unavailable")},
+    responses=answers({"groups": []}, "redis-unavailable"),
 )
-async def groups(service: ServiceDep) -> Response:
+async def list_groups(service: ServiceDep) -> Response:
     """Lag, pending messages, oldest entry and dead letters of each group."""
     return json_response({"groups": await handled_groups(service)})
 

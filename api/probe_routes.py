@@ -17,7 +17,7 @@ from fastapi.responses import PlainTextResponse, Response
 
 from .metrics import render
 from .problems import KINDS, Problem
-from .schemas import json_response, problems
+from .schemas import answers, json_response, problems
 from .service import PULSE_LIMIT_S, Pulse, Service, ServiceDep
 
 router = APIRouter()
@@ -61,23 +61,19 @@ def _answer(checks: list[tuple[str, str]], verbose: str | None) -> Response:
     return PlainTextResponse(text, 200 if good else 503, _NO_CACHE)
 
 
-@router.get(
-    "/livez", tags=["probes"], operation_id="livez", responses={200: _TEXT[200]}, summary="Is the process alive?"
-)
+@router.get("/livez", tags=["probes"], responses={200: _TEXT[200]}, summary="Is the process alive?")
 async def livez(verbose: Verbose = None) -> Response:
     """200 whenever the service answers."""
     return _answer([("process", "")], verbose)
 
 
-@router.get("/readyz", tags=["probes"], operation_id="readyz", responses=_TEXT, summary="Can the service do its work?")
+@router.get("/readyz", tags=["probes"], responses=_TEXT, summary="Can the service do its work?")
 async def readyz(service: ServiceDep, verbose: Verbose = None) -> Response:
     """503 while Redis does not answer, or no worker of this host's pool is ready."""
     return _answer(await _ready(service), verbose)
 
 
-@router.get(
-    "/startupz", tags=["probes"], operation_id="startupz", responses=_TEXT, summary="Was the service ready once?"
-)
+@router.get("/startupz", tags=["probes"], responses=_TEXT, summary="Was the service ready once?")
 async def startupz(service: ServiceDep, verbose: Verbose = None) -> Response:
     """503 until the service was ready for the first time."""
     if service.started:
@@ -88,7 +84,6 @@ async def startupz(service: ServiceDep, verbose: Verbose = None) -> Response:
 @router.get(
     "/health",
     tags=["status"],
-    operation_id="health",
     summary="The state of pool, workers and groups",
     responses={
         200: {"content": {"application/json": {"example": {"state": "healthy"}}}},
@@ -108,7 +103,6 @@ async def health(service: ServiceDep) -> Response:
 @router.get(
     "/metrics",
     tags=["status"],
-    operation_id="metrics",
     summary="Figures for Prometheus",
     responses={200: {"content": {METRICS_TYPE: {"example": "supervisor_redis_up 1"}}}},
 )
@@ -120,11 +114,10 @@ async def metrics(service: ServiceDep) -> Response:
 @router.get(
     "/v1/workers",
     tags=["status"],
-    operation_id="list_workers",
     summary="The workers of this host's pool",
-    responses={200: {"content": {"application/json": {"example": {"state": "healthy", "workers": []}}}}, **problems()},
+    responses=answers({"state": "healthy", "workers": []}),
 )
-async def workers(service: ServiceDep) -> Response:
+async def list_workers(service: ServiceDep) -> Response:
     """The list is empty where no pool runs."""
     state = _seen_from_here(service, await service.state())
     return json_response({key: state.get(key, []) for key in ("state", "workers", "services")}, 200, _NO_CACHE)
@@ -133,11 +126,10 @@ async def workers(service: ServiceDep) -> Response:
 @router.get(
     "/problems/{kind}",
     tags=["problems"],
-    operation_id="read_problem",
     summary="About a kind of problem",
     responses={200: {"content": {"text/plain": {"example": "Not found"}}}, **problems("not-found")},
 )
-async def problem(kind: str) -> Response:
+async def read_problem(kind: str) -> Response:
     """Explain what the problem means and what to do."""
     found = KINDS.get(kind)
     if found is None:

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, routing
+from fastapi.utils import generate_unique_id
 from starlette.routing import BaseRoute, Match
 
 from supervisor.errors import HandlerError
@@ -37,7 +38,11 @@ def mount(app: FastAPI, loaded: Loaded) -> None:
         for route in _routes_of(router.routes):
             _refuse_collision(route, own, name)
         try:
-            app.include_router(router, responses=problems("invalid", "redis-unavailable"))
+            app.include_router(
+                router,
+                responses=problems("invalid", "redis-unavailable"),
+                generate_unique_id_function=generate_unique_id,
+            )
         except Exception as error:
             raise HandlerError(f"{setting}: {name}: {error}") from error
 

@@ -130,6 +130,11 @@ def problems(*kinds: str) -> dict[int | str, dict[str, Any]]:
     return found
 
 
+def answers(example: Any, *kinds: str) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` of a route that answers with JSON like `example`, or with these kinds of problems."""
+    return {200: {"content": {"application/json": {"example": example}}}, **problems(*kinds)}
+
+
 def json_body(schema: dict[str, Any], example: Any, **others: dict[str, Any]) -> dict[str, Any]:
     """Return the `openapi_extra` of a route that reads its body itself."""
     content = {"application/json": {"schema": schema, "example": example}, **others}

@@ -70,7 +70,6 @@ async def _begin(
 
 @router.get(
     "/{stream:path}/tail",
-    operation_id="tail",
     summary="Follow a stream",
     response_class=StreamingResponse,
     responses={
