@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -15,6 +17,13 @@ from tests.cli.run import run, spawn
 from tests.support.waiting import eventually
 
 SMALL = ("--messages", "2000", "--turns", "1")
+
+
+@pytest.fixture
+def folder_for_sockets() -> Iterator[Path]:
+    """A temporary folder with a short path: pytest's own may be too long for a socket."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
 
 
 def test_it_measures_and_leaves_only_what_was_there(tmp_path: Path, every_server) -> None:
@@ -41,14 +50,16 @@ def test_the_table_fits_80_columns(tmp_path: Path, redis_server) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_interrupted_it_removes_its_keys_and_its_pool(tmp_path: Path, redis_server, number, monkeypatch) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+def test_interrupted_it_removes_its_keys_and_its_pool(
+    tmp_path: Path, folder_for_sockets: Path, redis_server, number, monkeypatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(folder_for_sockets))
     with redis_server.sync() as redis:
         with spawn(
             "bench", "--messages", "1000", "--turns", "100", cwd=tmp_path, redis_url=redis_server.url
         ) as process:
             eventually(lambda: b"supervisor:pools" in redis.keys("*"), 30, what="its pool runs")
-            (folder,) = tmp_path.glob("supervisor-bench-*")
+            (folder,) = folder_for_sockets.glob("supervisor-bench-*")
             process.send_signal(number)
             assert process.wait(30) == EXIT_INTERRUPTED
         assert redis.keys("*") == []
@@ -57,8 +68,8 @@ def test_interrupted_it_removes_its_keys_and_its_pool(tmp_path: Path, redis_serv
         assert left == []
 
 
-def test_its_pool_ends_with_it(tmp_path: Path, redis_server, monkeypatch) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+def test_its_pool_ends_with_it(tmp_path: Path, folder_for_sockets: Path, redis_server, monkeypatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(folder_for_sockets))
     with spawn("bench", "--messages", "1000", "--turns", "100", cwd=tmp_path, redis_url=redis_server.url) as process:
         with redis_server.sync() as redis:
             eventually(lambda: b"supervisor:pools" in redis.keys("*"), 30, what="its pool runs")

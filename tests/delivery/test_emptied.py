@@ -21,7 +21,7 @@ from tests.support.waiting import eventually
 
 StartCase = Callable[..., Case]
 MakeCase = Callable[..., Case]
-LOST_GROUP = "group was gone"
+LOST_GROUP = "group created again"
 LAG_S = 0.5
 
 

@@ -98,7 +98,7 @@ def test_a_server_that_comes_back_empty(start_pool: StartPool, redis_server: Any
     with bound.within("an empty server until its first message is handled", 2000):
         eventually(lambda: seen(pool)["new"] == 1, interval_s=0.005)
     eventually(lambda: pending(redis) == 0)
-    eventually(lambda: sum("group was gone" in line for line in pool.lines) == 1)
+    eventually(lambda: sum("group created again" in line for line in pool.lines) == 1)
     pool.wait_ready()
     assert pids(pool) == before
 

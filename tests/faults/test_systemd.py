@@ -115,4 +115,6 @@ def check_reload(systemd: Systemd, pool: Standins) -> None:
     eventually(lambda: systemd.listen().count("WATCHDOG=1") >= 3)
     assert {pid for _, pid, _ in systemd.heard} == {pool.pid}, "no child speaks for the pool"
     [api] = [service["pid"] for service in pool.status()["services"] if service["name"] == "api"]
-    assert "NOTIFY_SOCKET" not in psutil.Process(api).environ() and os.environ["NOTIFY_SOCKET"]
+    # It has the arbiter's environment until it has replaced its image.
+    eventually(lambda: "NOTIFY_SOCKET" not in psutil.Process(api).environ())
+    assert os.environ["NOTIFY_SOCKET"]

@@ -27,9 +27,26 @@ async def mail(message: dict[str, str]) -> None: ...
 """
 
 
+class Patient(httpx.HTTPTransport):
+    """Sends a request again when it was refused because Redis did not answer within the service's 250 ms.
+
+    The server of these tests is up: on a busy machine it is late. Nothing was stored by what is refused so.
+    """
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        for _ in range(20):
+            answer = super().handle_request(request)
+            if answer.status_code != 503 or answer.headers.get("content-type") != PROBLEM:
+                return answer
+            answer.read()
+            if "no answer in time" not in answer.text or "redis-unavailable" not in answer.text:
+                return answer
+        return answer
+
+
 def browser(base_url: str) -> httpx.Client:
     """A client. Not told to verify certificates: loading them takes longer than most tests here."""
-    return httpx.Client(base_url=base_url, timeout=10, trust_env=False, verify=False)
+    return httpx.Client(base_url=base_url, timeout=30, trust_env=False, verify=False)
 
 
 def example() -> dict[str, Any]:
@@ -53,6 +70,9 @@ class Service:
         self._err = folder / "err"
         self.base_url = f"http://127.0.0.1:{free_port()}"
         self.http = browser(self.base_url)
+        self.patient = httpx.Client(
+            base_url=self.base_url, timeout=30, trust_env=False, transport=Patient(verify=False)
+        )
         with self._err.open("wb") as err:
             bind = self.base_url.removeprefix("http://")
             self.process = spawn(
@@ -83,6 +103,7 @@ class Service:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.http.close()
+        self.patient.close()
         try:
             code = self.stop()
             assert code == 0, f"the service exited with {code}\n{self.log}"

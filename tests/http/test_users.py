@@ -30,7 +30,7 @@ def example(_shared: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture
 def http(example: Service, store: redis_py.Redis) -> httpx.Client:
-    return example.http
+    return example.patient
 
 
 def test_a_user_is_stored_and_the_event_published(http: httpx.Client, store: redis_py.Redis) -> None:

@@ -293,7 +293,12 @@ async def test_a_dead_server_refuses_at_once_and_nothing_is_kept(publisher: Publ
         assert await texts(redis) == ["after"]
 
 
-async def test_the_queue_is_bounded(publisher: Publisher, redis: Any) -> None:
+async def test_the_queue_is_bounded(redis_url: str, redis: Any) -> None:
+    async with Publisher(redis_url, timeout_s=60) as publisher:
+        await fill_the_queue(publisher, redis)
+
+
+async def fill_the_queue(publisher: Publisher, redis: Any) -> None:
     tasks = [asyncio.create_task(publisher.publish(STREAM, {"n": n})) for n in range(QUEUED_JOBS_MAX + 10)]
     results = await asyncio.gather(*tasks, return_exceptions=True)
     refused = [result for result in results if isinstance(result, PublishRefusedError)]
