@@ -187,11 +187,11 @@ def _tell_end(paths: PoolPaths, pid: int, since_s: float) -> int:
     """\
     supervisor pause
     supervisor pause && ./migrate && supervisor resume""",
-    short_help="Take no new messages until `resume`.",
+    short_help="Start no messages until `resume`.",
 )
 @config_option
 def pause(config: Path | None) -> None:
-    """Take no new messages until `supervisor resume`; messages in hand are finished."""
+    """Start no messages until `supervisor resume`, neither new ones nor retries nor replays. What runs is finished."""
     _ask(_paths(config), "pause")
     talk("paused until `supervisor resume`")
 
@@ -199,11 +199,11 @@ def pause(config: Path | None) -> None:
 @command(
     """\
     supervisor resume""",
-    short_help="Take messages again after `pause`.",
+    short_help="Start messages again after `pause`.",
 )
 @config_option
 def resume(config: Path | None) -> None:
-    """Take messages again after `supervisor pause`."""
+    """Start messages again after `supervisor pause`."""
     _ask(_paths(config), "resume")
     talk("resumed")
 
