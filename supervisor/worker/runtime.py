@@ -53,16 +53,14 @@ class Runtime:
     ) -> None:
         """Prepare the consumers called `name`; `crash` is how their predecessor ended.
 
-        Make it inside the running loop, after the fork. Raises HandlerError for more handlers than shared memory has
-        rows for.
+        Make it inside the running loop, after the fork. Raises HandlerError when shared memory has too few rows.
         """
         self._shared = shared
         self._control = Control()
         url = redis_url(settings)
         self._context = Context(settings.app, settings.state_dir.absolute(), name, url)
-        self._connections = SettleConnections(
-            settings, (spec.stream for spec in specs), name, shared, faults, self._control
-        )
+        streams = [spec.stream for spec in specs]
+        self._connections = SettleConnections(settings, streams, name, shared, faults, self._control)
         self.settlers = self._connections.settlers
         self._threads = ThreadPoolExecutor(settings.consumer.threads, thread_name_prefix="handler")
         self._bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -76,10 +74,7 @@ class Runtime:
         self._ready: Callable[[], None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         enter(self._context)
-        both = [(spec, replays) for spec in specs for replays in (False, True)]
-        shared.keep_consumers(
-            [(source_key(spec.stream, spec.group, replays=replays), spec.group) for spec, replays in both]
-        )
+        _free_unused(shared, specs)
         resources = partial(
             Resources,
             redis_url=url,
@@ -265,6 +260,14 @@ class Runtime:
             task = asyncio.create_task(consumer.unblock())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+
+def _free_unused(shared: SharedSlot, specs: Sequence[HandlerSpec]) -> None:
+    """Free the rows of handlers that no longer exist."""
+    both = [(spec, replays) for spec in specs for replays in (False, True)]
+    shared.keep_consumers(
+        [(source_key(spec.stream, spec.group, replays=replays), spec.group) for spec, replays in both]
+    )
 
 
 def _name(consumer: Consumer) -> str:

@@ -65,15 +65,19 @@ def nouns() -> set[str]:
 
 
 def is_log_call(call: ast.Call) -> bool:
-    called = ast.unparse(call.func)
-    on, _, method = called.rpartition(".")
-    if called.endswith("faults") or (on.endswith("faults") and method == "redis"):
-        return True
-    return (
-        called == "log"
-        or "_log_level(" in called
-        or (method in LEVELS and ("log" in on.rpartition(".")[2] or "logger(" in on))
-    )
+    match call.func:
+        case ast.Name(id=name):
+            return name in ("log", "faults")
+        case ast.Attribute(attr="redis", value=on):
+            return ast.unparse(on).endswith("faults")
+        case ast.Attribute(attr=method, value=on) if method in LEVELS:
+            on = on.func if isinstance(on, ast.Call) else on
+            return ast.unparse(on).endswith(("log", "logger"))
+        case ast.Attribute(attr=method):
+            return method.endswith("faults")
+        case ast.Call(func=ast.Attribute(attr="_log_level")):
+            return True
+    return False
 
 
 def events(call: ast.Call, constants: dict[str, str]) -> Iterable[str]:
