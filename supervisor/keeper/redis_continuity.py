@@ -28,6 +28,7 @@ class RedisContinuity:
         """`clock` gives monotonic seconds."""
         self._clock = clock
         self._since_s = clock()
+        self._is_lost = False
         #: Server's id -> bounds of how far its clock is ahead of ours, ms. One address may have several servers.
         self._ahead_ms: dict[str, tuple[float, float]] = {}
 
@@ -37,11 +38,13 @@ class RedisContinuity:
         return self._clock() - self._since_s
 
     def lost(self) -> None:
-        """Note a break: Redis was away."""
-        self._since_s = self._clock()
+        """Note a break: Redis is away. It ends with the next look, and not before."""
+        self._since_s, self._is_lost = self._clock(), True
 
     async def look(self, redis: Redis) -> None:
         """Note a break if the server is another one or its clock has not gone on as ours. Raises redis-py's errors."""
+        if self._is_lost:
+            self._since_s, self._is_lost = self._clock(), False
         asked_s = self._clock()
         try:
             info = await redis.info("server")
@@ -51,5 +54,5 @@ class RedisContinuity:
         ahead_ms = now_ms - self._clock() * 1000, now_ms - asked_s * 1000
         low_ms, high_ms = self._ahead_ms.get(server, (float("inf"), float("-inf")) if self._ahead_ms else ahead_ms)
         if ahead_ms[0] > high_ms + STEP_MS or ahead_ms[1] < low_ms - STEP_MS:
-            self.lost()
+            self._since_s = self._clock()
         self._ahead_ms[server] = ahead_ms

@@ -114,6 +114,7 @@ class Consumer:
                     return Adopted()
             else:
                 self.cut_off = False
+                self._rescan_later()
                 self._resources.faults.resolved(_CANT_READ, stream=self.spec.stream, group=self.spec.group)
                 return adopted
 
@@ -144,7 +145,6 @@ class Consumer:
             if not self._control.stopping:
                 # Ids that are in hand are skipped, so nothing is run twice.
                 await self._adopt_alive(await self.open())
-                self._rescan_later()
 
     async def run_retries(self) -> None:
         """Run failed messages again when they are due, until cancelled."""
@@ -334,6 +334,8 @@ class Consumer:
             known = self._settler.unconfirmed(source)
             known.update(message.entry for message in self._left() if message.origin is source)
             adopted.add(await pending.scan(self._reader, known))
+        for pending in readable.values():  # not before: a connection lost between two lists has both read again
+            pending.opened = True
         self.opened = True
         return adopted
 
@@ -343,7 +345,10 @@ class Consumer:
         await self.start(adopted)
 
     def _rescan_later(self) -> None:
-        """Scan again when the server must have noticed the lost connection, to whose read it may still deliver."""
+        """Scan again when the server must have noticed the end of the last connection, to which it may still deliver.
+
+        A predecessor's connection counts: its process may be replaced before the server hears of its end.
+        """
 
         def rescan() -> None:
             self._rescan_due = True

@@ -61,7 +61,7 @@ class PendingList:
         )
         #: The mark of the predecessor was found and removed, so its crash is counted.
         self._charged = False
-        #: Read at least once: what a predecessor left is known, and no crash is charged any more.
+        #: Its consumer has read all its lists: what a predecessor left is known, and no crash is charged any more.
         self.opened = False
 
     async def make_group(self) -> bool:
@@ -109,7 +109,6 @@ class PendingList:
             if not self._give_up_if_due(message, parse_number(count) or 0):
                 kept.append(message)
                 kept_retries.append(retry)
-        self.opened = True
         adopted = classify(kept, kept_retries, started, int(time.time() * 1000), often)
         adopted.charged, adopted.crashed = self._charged, started != (0, 0)
         return adopted

@@ -194,7 +194,6 @@ class Runtime:
         self._charged |= adopted.charged
         self._with_suspects += bool(adopted.suspects)
         self._note_isolating()
-        consumer.executor.note_idle()
         if self._ready is not None and self._all_opened:
             self._ready()
             self._ready = None
@@ -222,6 +221,9 @@ class Runtime:
         """Note in shared memory whether some suspect did not run yet."""
         if self._with_suspects or self._all_opened:
             self._shared.set(SlotField.ISOLATING, int(self._with_suspects > 0))
+        for consumer in self.consumers:
+            if consumer.opened:  # until then, the marks are the predecessor's
+                consumer.executor.note_idle()
 
     async def _charge_if_lone(self, consumer: Consumer, message: Message) -> bool:
         """Charge the only message that was in hand at the crash; True when it became a dead letter."""

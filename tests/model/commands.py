@@ -217,6 +217,9 @@ class Commands:
     def cmd_exists(self, key: bytes) -> int:
         return int(self.cmd_get(key) is not None or key in self.streams or bool(self.hashes.get(key)))
 
+    def cmd_ping(self) -> bytes:
+        return b"PONG"
+
     def cmd_info(self, _: bytes) -> dict[str, Any]:
         return {"run_id": "model", "server_time_usec": self.now_ms * 1000}
 

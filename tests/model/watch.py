@@ -1,0 +1,96 @@
+"""The server, watched: what is claimed, recorded, given up and leased there, and whether it may be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from supervisor.keeper.lease import LEASE_MS
+from supervisor.keys import host_key
+from tests.model.ghosts import BrokenRuleError, Ghost
+from tests.model.group import written
+from tests.model.server import Server
+
+if TYPE_CHECKING:
+    from tests.model.pool import Pool
+    from tests.model.process import Worker
+    from tests.model.world import World
+
+
+class WatchedServer(Server):
+    """Raises BrokenRuleError when a command or a script does what it must not."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+        self.deleted = self._deleted
+
+    def cmd_xclaim(self, key: bytes, group: bytes, consumer: bytes, *rest: bytes) -> list[Any]:
+        pending = self.stream(key).group(group).pending
+        before = {entry: held.consumer for entry, held in pending.items()}
+        reply = super().cmd_xclaim(key, group, consumer, *rest)
+        for entry, owner in before.items():
+            ghost = self._world.ghosts.at.get((key.decode(), group.decode(), written(entry)))
+            if ghost is not None and entry not in pending:
+                ghost.dropped = True
+            elif ghost is not None and pending[entry].consumer != owner:
+                self._changed_hands(ghost, owner.decode(), consumer.decode())
+        return reply
+
+    def _retry_later(self, keys: list[bytes], arguments: list[bytes]) -> int:
+        is_stored = super()._retry_later(keys, arguments)
+        ghost = self._ghost(keys, arguments)
+        attempts, due_ms, _ = map(int, arguments[2].split(b":"))
+        if attempts > ghost.failed and not ghost.torn:
+            raise BrokenRuleError(f"{ghost.place!r}: {attempts} attempts recorded of {ghost.failed}")
+        if is_stored:
+            ghost.kept, ghost.due_ms = attempts, due_ms
+            ghost.recorded_late |= not self._world.network.sender.alive
+        return is_stored
+
+    def _dead_letter(self, keys: list[bytes], arguments: list[bytes]) -> bytes | None:
+        letter = super()._dead_letter(keys, arguments)
+        if letter:
+            ghost = self._ghost(keys, arguments)
+            ghost.given_up_by, ghost.given_up_s = self._world.network.sender, self._world.clock.now_s
+        return letter
+
+    def _take_lease(self, keys: list[bytes], arguments: list[bytes]) -> int:
+        for pool in self._world.pools:
+            if keys[0] == host_key(pool.name).encode() and self.cmd_get(keys[0]) is None:
+                pool.leased_s = self._world.clock.now_s
+        return super()._take_lease(keys, arguments)
+
+    def _ghost(self, keys: list[bytes], arguments: list[bytes]) -> Ghost:
+        return self._world.ghosts.at[keys[0].decode(), arguments[0].decode(), arguments[1]]
+
+    @staticmethod
+    def _deleted(_: bytes, consumer: bytes, lost: int) -> None:
+        if lost:
+            raise BrokenRuleError(f"{consumer!r} was deleted with {lost} pending")
+
+    def _changed_hands(self, ghost: Ghost, owner: str, heir: str) -> None:
+        ghost.forgiven += ghost.explosions > 0  # the marks stay behind
+        if ghost.suspected_by == owner:
+            ghost.suspected_by = ""
+        taker = next(pool for pool in self._world.pools if heir.startswith(pool.name + ":"))
+        for pool in self._world.pools:
+            if pool.up and owner.startswith(pool.name + ":") and pool is not taker:
+                self._world.ghosts.blur(owner)  # its next incarnation may find only a part of what the dead one had
+            for worker in pool.living:
+                if worker.name == owner:
+                    self._check_taken(ghost, worker, taker)
+
+    def _check_taken(self, ghost: Ghost, worker: Worker, taker: Pool) -> None:
+        """A message may be taken from a living worker only when its host had no lease for a time since it has it."""
+        now_s, pool = self._world.clock.now_s, worker.pool
+        if pool is taker:
+            if not (worker.stopping or worker.only_hands_over):
+                raise BrokenRuleError(f"{ghost.place!r} was taken from {worker.name}, which lives")
+            return
+        is_leased = self.cmd_get(host_key(pool.name).encode()) is not None
+        if is_leased and now_s - pool.leased_s > LEASE_MS / 1000:
+            raise BrokenRuleError(f"{ghost.place!r} was taken from {worker.name}, whose pool holds its lease")
+        if now_s - taker.seen_since_s < LEASE_MS / 1000:
+            raise BrokenRuleError(f"{ghost.place!r} was taken by a keeper that had not seen Redis for a lease")
+        ghost.torn = True
+        ghost.forgiven += 2  # it runs on both hosts, and the marks of the first are not those of the second

@@ -1,0 +1,372 @@
+"""Two pools on one Redis, in memory, and everything that can happen to them.
+
+A history is a list of moves, each a name and two numbers: which of the things that could be moved, and how. Between
+moves, processes and the network go on in an order that the seed decides. So a seed makes a history, a file keeps those
+that broke a rule, and leaving moves out makes one short.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from supervisor.broker.scripts import REPLAY
+from supervisor.core.options import Options
+from supervisor.keeper.lease import LEASE_MS
+from supervisor.keys import crashes_key, dead_key, replay_key, retries_key
+from tests.model.ghosts import BrokenRuleError, Ghost, Ghosts
+from tests.model.group import Group, written
+from tests.model.handlers import Handlers, Kind
+from tests.model.loop import Clock
+from tests.model.network import Loss, Mode, Network
+from tests.model.pool import Pool
+from tests.model.process import SLOTS, Process, Worker, in_this_world
+from tests.model.watch import WatchedServer
+
+Move = tuple[str, int, int]
+
+OPTIONS = Options(
+    start="0",
+    batch_size=3,
+    concurrency=3,
+    timeout_s=5,
+    max_deliveries=3,
+    retry_base_s=1,
+    retry_max_s=10,
+    max_crashes=2,
+    hold_ms=100,
+    block_ms=5000,
+    max_waiting=10,
+)
+#: How much time a tick may be.
+TICKS_S = (0.06, 0.5, 1.1, 4.0, LEASE_MS / 1000 + 1)
+MESSAGES_MAX = 24
+#: Two leases, some backoffs and some deaths of each poison message need no more.
+SETTLE_S = 400.0
+_RUN_MAX = 8
+#: A worker that has lost a connection is as before within this time; one that waits for an answer in vain, in that.
+_LOST_S = 2.0
+_STALLED_S = 14.0
+
+
+class World:
+    """All that there is, and what is forbidden while messages change hands."""
+
+    def __init__(self, clock: Clock, chance: random.Random, kinds: Sequence[Kind]) -> None:
+        self.clock = clock
+        self.chance = chance
+        self.stream = "events"
+        self.groups = ["g", "h"][: len(kinds)]
+        self.options = OPTIONS
+        self.server = WatchedServer(self)
+        self.network = Network(self.clock, self.server, self.chance)
+        self.processes: list[Process] = []
+        self.graves: list[Process] = []
+        self._newborn: list[tuple[Process, Coroutine[Any, Any, Any]]] = []
+        self.ghosts = Ghosts(self)
+        self.kinds = dict(zip(self.groups, kinds, strict=True))
+        handlers = Handlers(self)
+        self.specs = [handlers.spec(group, kind) for group, kind in self.kinds.items()]
+        #: (stream, group) of all that is read.
+        self.sources = [(key, group) for group in self.groups for key in (self.stream, replay_key(self.stream, group))]
+        self.pools = [Pool(self, "a"), Pool(self, "b")]
+        self.published = 0
+        #: The server has refused something, and it may not have been repeated yet.
+        self.has_refused = False
+        #: What went wrong where the product catches all that is raised.
+        self.broken: BaseException | None = None
+        #: What is left of the processes is being cleared away.
+        self.over = False
+        self._calls = 0
+        self.pools[0].start(2)
+
+    @property
+    def workers(self) -> list[Worker]:
+        return [worker for pool in self.pools for worker in pool.living]
+
+    def waits(self, group: str) -> bool:
+        """Whether handlers of that group can wait for something: a thread's work is one callback here."""
+        return self.kinds[group] != "thread"
+
+    def group(self, stream: str, group: str) -> Group | None:
+        held = self.server.streams.get(stream.encode())
+        return held.groups.get(group.encode()) if held else None
+
+    def unread(self, stream: str, group: str) -> bool:
+        """A read of new entries would be answered at once."""
+        held, member = self.server.streams.get(stream.encode()), self.group(stream, group)
+        return held is not None and member is not None and next(reversed(held.entries), (0, 0)) > member.last
+
+    # One thing after the other
+
+    def begin(self, process: Process, body: Coroutine[Any, Any, Any]) -> None:
+        """Start it when the present callback is over."""
+        self._newborn.append((process, body))
+
+    def step(self, most: int, until_s: float) -> bool:
+        """Some callbacks of one process, or one thing that arrives; time goes on, but not beyond `until_s`."""
+        ready: list[Process | None] = [process for process in self.processes if process.is_ready]
+        if self.network.next_s <= self.clock.now_s:
+            ready += [None, None]
+        if not ready:
+            next_s = min([self.network.next_s, *(process.loop.next_s for process in self.processes if process.runs)])
+            if next_s > until_s:
+                self.clock.now_s = max(self.clock.now_s, until_s)
+                return False
+            self.clock.now_s = max(self.clock.now_s, next_s)
+            return True
+        process = self.chance.choice(ready)
+        for _ in range(self.chance.randint(1, min(_RUN_MAX, most))):
+            if process is None:
+                self.network.step()
+                break
+            process.loop.step()
+            if self._newborn or not process.is_ready:
+                break
+        self._after(process)
+        return True
+
+    def _after(self, process: Process | None) -> None:
+        while self._newborn:
+            newborn, body = self._newborn.pop()
+            newborn.start(body)
+        if self.broken is not None:
+            raise self.broken
+        if process is not None and process.alive and process.error is not None:
+            raise BrokenRuleError(f"{process.name} ended with {process.error!r}") from process.error
+        if self._calls != self.server.calls:
+            self._calls = self.server.calls
+            self.ghosts.check()
+
+    def run(self, seconds: float) -> None:
+        until_s = self.clock.now_s + seconds
+        while self.step(_RUN_MAX, until_s):
+            pass
+
+
+class Moves(World):
+    """The moves; one that is not possible now is none."""
+
+    def play(self, move: Move) -> None:
+        """Raises BrokenRuleError."""
+        name, which, how = move
+        getattr(self, f"move_{name}")(which, how)
+        self._after(None)
+
+    def _disturb(self) -> None:
+        for pool in self.pools:
+            pool.disturb(_LOST_S)
+
+    def move_publish(self, _: int, how: int) -> None:
+        for at in range(1 + how % 4):
+            if self.published < MESSAGES_MAX and self.network.mode is Mode.NOTHING:
+                self.published += 1
+                entry = self.network.do("XADD", self.stream, "*", "n", self.published)
+                for group in self.groups:
+                    poison = (how + at) % 9 == 0
+                    self.ghosts.add(Ghost((group, entry), (self.stream, group, entry), poison))
+
+    def move_step(self, which: int, how: int) -> None:
+        """A few callbacks."""
+        for _ in range(1 + how):
+            self.step(1 + which, self.clock.now_s + 1)
+
+    def move_tick(self, _: int, how: int) -> None:
+        self.run(TICKS_S[how % len(TICKS_S)])
+
+    def move_lose(self, which: int, how: int) -> None:
+        """A connection is lost in the middle of something."""
+        if links := [link for process in self.processes for link in process.links]:
+            link, loss = links[which % len(links)], list(Loss)[how % len(Loss)]
+            link.process.pool.disturb(_STALLED_S if loss is Loss.STALLED else _LOST_S)
+            if link.process is link.process.pool.keeper and loss is not Loss.STALLED:
+                link.process.pool.seen_since_s = self.clock.now_s
+            if isinstance(link.process, Worker) and link.process.is_opening:
+                self.ghosts.forgive()  # what was to be charged may not be
+            link.lose(loss)
+
+    def move_restart(self, _: int, how: int) -> None:
+        """The server starts again; sometimes it loads for a while."""
+        self._disturb()
+        self.network.restart()
+        for pool in self.pools:
+            pool.seen_since_s = self.clock.now_s
+        if how % 2:
+            self._refuse(Mode.LOADING)
+
+    def move_refuse(self, which: int, _: int) -> None:
+        self._refuse([Mode.OOM, Mode.READONLY][which % 2])
+
+    def _refuse(self, mode: Mode) -> None:
+        self._disturb()
+        self.network.mode, self.has_refused = mode, True
+
+    def move_accept(self, _: int, __: int) -> None:
+        self._disturb()
+        self.network.mode = Mode.NOTHING
+
+    def move_lose_group(self, which: int, how: int) -> None:
+        """A group is destroyed by hand, or by what was not yet on disk: its workers make it again and read from 0."""
+        stream, group = self.sources[which % len(self.sources)]
+        if how % 4 or self.network.mode is not Mode.NOTHING or self.group(stream, group) is None:
+            return
+        self._disturb()
+        for place, old in list(self.ghosts.at.items()):
+            if place[:2] == (stream, group):
+                new = Ghost(old.key, place, old.poison, runners=old.runners, torn=True, deleted=old.deleted)
+                new.forgiven = 99
+                self.ghosts.at[place] = new
+                new.letters_max = self.ghosts.of[old.key].letters_max = 99  # a copy that a replay has made may have one
+                if self.ghosts.of[old.key] is old:
+                    self.ghosts.of[old.key] = new
+        self.network.do("XGROUP", "DESTROY", stream, group)
+
+    def move_kill(self, which: int, _: int) -> None:
+        """SIGKILL from outside."""
+        if workers := [worker for worker in self.workers if not worker.left]:
+            worker = workers[which % len(workers)]
+            self.ghosts.died(worker)
+            if worker.is_opening:
+                self.ghosts.forgive()  # what its predecessor died of may never be charged
+            worker.pool.gone(worker, crashed=True)
+
+    def move_drain(self, which: int, _: int) -> None:
+        """A worker is replaced."""
+        if workers := [worker for worker in self.workers if not worker.stopping and worker.pool.obeys]:
+            worker = workers[which % len(workers)]
+            worker.pool.drain(worker)
+
+    def move_overrun(self, which: int, _: int) -> None:
+        """A worker that drains for too long is ended."""
+        if workers := [worker for worker in self.workers if worker.stopping and worker.pool.obeys and not worker.left]:
+            worker = workers[which % len(workers)]
+            self.ghosts.died(worker)
+            self.ghosts.unsuspect(worker.name)
+            worker.pool.gone(worker, crashed=False)
+
+    def move_scale(self, which: int, how: int) -> None:
+        pool = self.pools[which % 2]
+        if pool.obeys:
+            pool.scale(1 + how % SLOTS)
+
+    def move_pause(self, which: int, _: int) -> None:
+        pool = self.pools[which % 2]
+        if pool.obeys:
+            pool.pause(pool.paused_s is None)
+
+    def move_kill_arbiter(self, which: int, _: int) -> None:
+        """SIGKILL of the arbiter, or the end of its host."""
+        pool = self.pools[which % 2]
+        if pool.up:
+            self.ghosts.died_with_their_pool(pool)
+            self.ghosts.forgive()
+            pool.die()
+
+    def move_stop(self, which: int, _: int) -> None:
+        if self.pools[which % 2].obeys:
+            self.pools[which % 2].stop()
+
+    def move_start(self, which: int, how: int) -> None:
+        pool = self.pools[which % 2]
+        if not pool.up:
+            pool.start(1 + how % SLOTS)
+
+    def move_freeze(self, which: int, _: int) -> None:
+        self.pools[which % 2].frozen = self.pools[which % 2].up
+
+    def move_cut_off(self, which: int, how: int) -> None:
+        pool = self.pools[which % 2]
+        if pool.up:
+            pool.cut_off = True
+            for process in self.processes:
+                for link in list(process.links) if process.pool is pool else ():
+                    link.lose(list(Loss)[how % 3])
+
+    def move_recover(self, which: int, _: int) -> None:
+        """From either."""
+        pool = self.pools[which % 2]
+        if pool.frozen or pool.cut_off:
+            pool.disturb(_LOST_S)
+        if pool.cut_off:
+            pool.seen_since_s = self.clock.now_s
+        pool.frozen = pool.cut_off = False
+
+    def move_kill_keeper(self, which: int, _: int) -> None:
+        if self.pools[which % 2].obeys:
+            self.pools[which % 2].start_keeper()
+
+    def move_replay(self, which: int, how: int) -> None:
+        group = self.groups[how % len(self.groups)]
+        dead, copies = dead_key(self.stream, group), replay_key(self.stream, group)
+        letters = self.server.call("XRANGE", dead, "-", "+")
+        if not letters or self.network.mode is not Mode.NOTHING:
+            return
+        letter, flat = letters[which % len(letters)]
+        entry = flat[flat.index(b"id") + 1]
+        keys = (self.stream, dead, retries_key(self.stream, group), crashes_key(self.stream, group), copies)
+        if self.network.do("EVAL", REPLAY.text, len(keys), *keys, group, letter, entry) == b"replayed":
+            before = self.ghosts.of[group, entry]
+            place = copies, group, written(self.server.streams[copies.encode()].last)
+            letters_max = max(before.letters_max, 1 + len(self.ghosts.letters(before)))
+            self.ghosts.add(Ghost((group, entry), place, before.poison, torn=before.torn, letters_max=letters_max))
+
+    def move_delete(self, which: int, _: int) -> None:
+        """An entry is deleted by hand."""
+        held = self.server.streams.get(self.stream.encode())
+        if self.network.mode is Mode.NOTHING and (entries := list(held.entries if held else ())):
+            entry = written(entries[which % len(entries)])
+            for group in self.groups:
+                ghost = self.ghosts.at[self.stream, group, entry]
+                ghost.deleted = True
+                if owner := self.ghosts.owner(ghost):
+                    self.ghosts.blur(owner)
+            self.network.do("XDEL", self.stream, entry)
+
+    # The end
+
+    def settle(self) -> None:
+        """No more faults: all that was published must be settled, and nothing be left over. Raises BrokenRuleError."""
+        self.network.mode = Mode.NOTHING
+        self._disturb()
+        for pool in self.pools:
+            pool.frozen = pool.cut_off = False
+            if pool.up:
+                pool.pause(False)
+        until_s = self.clock.now_s + SETTLE_S
+        while self.clock.now_s < until_s and not self._quiet():
+            self.run(2.0)
+            if not any(pool.up for pool in self.pools):
+                self.pools[0].start(2)
+        self.ghosts.check_end()
+
+    def _quiet(self) -> bool:
+        """Nothing is open, and consumers without an owner are gone."""
+        names = {worker.name.encode() for worker in self.workers}
+        for stream, group in self.sources:
+            held = self.group(stream, group)
+            if held is None and stream == self.stream:
+                return False
+            if held is not None and (held.pending or self.unread(stream, group) or held.consumers - names):
+                return False
+        return bool(names) and all(worker.is_idle for worker in self.workers)
+
+    def bury(self) -> None:
+        """Clear away what is left of all processes."""
+        self.over = True
+        for process in (*self.processes, *self.graves):
+            process.loop.bury()
+
+
+def play(seed: int, kinds: Sequence[Kind], moves: Sequence[Move]) -> World:
+    """A whole history, and its end. Raises BrokenRuleError."""
+    clock, chance = Clock(), random.Random(seed)
+    with in_this_world(clock, chance):
+        world = Moves(clock, chance, kinds)
+        try:
+            for move in moves:
+                world.play(move)
+            world.settle()
+        finally:
+            world.bury()
+    return world
