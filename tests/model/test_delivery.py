@@ -17,7 +17,7 @@ import pytest
 from tests.model.histories import failures, history, shortened
 from tests.model.world import play
 
-HISTORIES = int(os.environ.get("MODEL_HISTORIES", "120"))
+HISTORIES = int(os.environ.get("MODEL_HISTORIES", "60"))
 _FILE = Path(__file__).parent / "corpus.jsonl"
 CORPUS = [json.loads(line) for line in _FILE.read_text().splitlines()]
 
@@ -27,7 +27,7 @@ def test_what_once_broke_a_rule_does_so_no_more(kept: dict[str, Any]) -> None:
     play(kept["seed"], kept["kinds"], kept["moves"])
 
 
-@pytest.mark.parametrize("histories", [HISTORIES, pytest.param(20 * HISTORIES, marks=pytest.mark.long)])
+@pytest.mark.parametrize("histories", [HISTORIES, pytest.param(40 * HISTORIES, marks=pytest.mark.long)])
 def test_random_histories_break_no_rule(histories: int) -> None:
     seed = int.from_bytes(os.urandom(4), "little")
     for found, what in failures(seed, histories):
