@@ -19,8 +19,7 @@ from supervisor.broker.connect import client
 from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.core.backoff import backoff_s
 from supervisor.errors import SupervisorError
-from supervisor.keeper.lease import RENEW_S
-from supervisor.keeper.numbered_lease import NumberedLease
+from supervisor.keeper.lease import RENEW_S, drop, take, take_free_number
 from supervisor.keeper.reaper import Reaper
 from supervisor.keeper.trimmer import Trimmer
 from supervisor.keys import consumer_name
@@ -61,16 +60,16 @@ class AppConsumers:
     async def _run(self) -> None:
         try:
             while (lease := await self._take_lease()) is not None:
-                await self._work(lease)
+                await self._work(*lease)
         finally:
             await self._redis.aclose()
 
-    async def _take_lease(self) -> NumberedLease | None:
-        """Take a name; waits while Redis is unreachable. None: the app ended first."""
+    async def _take_lease(self) -> tuple[str, str] | None:
+        """Take a name; waits while Redis is unreachable. Returns its pool and token, None when the app ended first."""
         failures = 0
         while not self._stopping.is_set():
             try:
-                lease = await NumberedLease.find(self._redis, self._settings.pool.host, self._name)
+                lease = await take_free_number(self._redis, self._settings.pool.host, self._name)
             except REDIS_FAULTS as error:
                 failures += 1
                 self._faults.redis("can't take an app name", error)
@@ -80,7 +79,7 @@ class AppConsumers:
             await self._pause(backoff_s(failures, _RECONNECT_BASE_S, _RECONNECT_MAX_S, random.random))
         return None
 
-    async def _work(self, lease: NumberedLease) -> None:
+    async def _work(self, pool: str, token: str) -> None:
         """Run the consumers until the app ends or another process has the name."""
         runtimes: list[Runtime] = []
         tasks: list[asyncio.Task[Any]] = []
@@ -89,11 +88,11 @@ class AppConsumers:
             fields.reset_for_new_worker()
             fields.clear_started()
             faults = FaultLog(worker_logger(self._settings, slot))
-            runtime = Runtime(self._settings, self._specs, fields, consumer_name(lease.pool, slot), faults)
+            runtime = Runtime(self._settings, self._specs, fields, consumer_name(pool, slot), faults)
             runtimes.append(runtime)
             # Start it before the next runtime is made: a task keeps the context that its runtime has set.
             tasks.append(self._start_task(runtime.run(partial(_note_ready, fields))))
-        reporting, keeping = self._start_task(self._report(runtimes)), self._start_task(self._keep(lease))
+        reporting, keeping = self._start_task(self._report(runtimes)), self._start_task(self._keep(pool, token))
         stopping = self._start_task(self._stopping.wait())
         await asyncio.wait([keeping, stopping], return_when=asyncio.FIRST_COMPLETED)
         for runtime in runtimes:
@@ -106,21 +105,21 @@ class AppConsumers:
         for runtime in runtimes:
             await runtime.close()
         with contextlib.suppress(*REDIS_FAULTS):  # the lease expires by itself
-            await lease.leave()
+            await drop(self._redis, pool, token)
         failed = [result for result in results if isinstance(result, Exception)]
         if failed:
             raise SupervisorError(f"a consumer failed: {failed[0]!r}") from failed[0]
 
-    async def _keep(self, lease: NumberedLease) -> None:
+    async def _keep(self, pool: str, token: str) -> None:
         """Renew the lease and take over from processes that are gone. Returns when another process has the name."""
         groups = [(spec.stream, spec.group) for spec in self._specs]
-        reaper = Reaper(self._redis, lease.pool, lease.token, self._shared, groups, self._log)
+        reaper = Reaper(self._redis, pool, token, self._shared, groups, self._log)
         reaper.foreign_after_s = self._settings.consumer.claim_foreign_after_s
-        trimmer = Trimmer(self._redis, self._settings, lease.token, groups, self._log)
+        trimmer = Trimmer(self._redis, self._settings, token, groups, self._log)
         while True:
             try:
-                if not await lease.renew():
-                    self._log.error("app name lost to another process", name=lease.pool)
+                if not await take(self._redis, pool, token):
+                    self._log.error("app name lost to another process", name=pool)
                     return
                 if not self._stopping.is_set():
                     await reaper.look()

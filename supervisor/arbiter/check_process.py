@@ -14,26 +14,11 @@ from typing import Any
 
 from supervisor.arbiter.children import Children, Status
 from supervisor.arbiter.loop import Loop
-from supervisor.errors import (
-    EXIT_HANDLERS,
-    EXIT_REDIS,
-    EXIT_RUNNING,
-    EXIT_USAGE,
-    AlreadyRunningError,
-    ConfigError,
-    HandlerError,
-    RedisUnreachableError,
-    SupervisorError,
-)
+from supervisor.errors import AlreadyRunningError, ConfigError, HandlerError, RedisUnreachableError, SupervisorError
 from supervisor.text import signal_name
 
 REPORT_BYTES_MAX = 1024 * 1024
-_ERRORS: dict[int, type[SupervisorError]] = {
-    EXIT_USAGE: ConfigError,
-    EXIT_REDIS: RedisUnreachableError,
-    EXIT_HANDLERS: HandlerError,
-    EXIT_RUNNING: AlreadyRunningError,
-}
+_ERRORS = {kind.exit_code: kind for kind in (ConfigError, RedisUnreachableError, HandlerError, AlreadyRunningError)}
 
 
 def error_of(code: int, text: str) -> SupervisorError:

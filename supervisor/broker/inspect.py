@@ -40,10 +40,6 @@ class StreamInfo:
     max_deleted_id: str
     groups: tuple[str, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class GroupInfo:

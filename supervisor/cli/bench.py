@@ -89,7 +89,7 @@ async def _measure(loaded: Loaded, plan: Plan, anyway: bool) -> Result:
 
 
 def _print(result: Result) -> None:
-    from supervisor.cli.tables import print_table
+    from supervisor.cli.tables import table_text
 
     talk("")
     click.echo(
@@ -106,7 +106,7 @@ def _print(result: Result) -> None:
         for rate in result.rates
     ]
     numbers = ["messages/s", "lowest", "highest", "redis-py", "ratio"]
-    print_table(["handler", *numbers], rows, numbers=numbers)
+    click.echo(table_text(["handler", *numbers], rows, numbers=numbers))
     latency = result.latency_ms
     click.echo(
         f"\nXADD to the handler's first line, idle pool: median {latency['p50']:.2f} ms, p99 {latency['p99']:.2f} ms"

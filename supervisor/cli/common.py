@@ -5,6 +5,7 @@ Data goes to stdout, everything else to stderr. Each command imports this module
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,6 +38,10 @@ class Examples(click.Command):
             formatter.write_heading("Examples")
             formatter.write("\n".join(f"  {line.strip()}" for line in self.examples.splitlines()) + "\n")
         super().format_help_text(ctx, formatter)
+
+
+class ExamplesGroup(Examples, click.Group):
+    """A group of commands whose help starts with examples."""
 
 
 def command(
@@ -111,6 +116,18 @@ def load_settings_anyway(config: Path | None) -> Loaded:
     for error in errors:
         warn(error)
     return loaded
+
+
+def with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --config and --redis to a command, whose function gets the settings as its first argument."""
+
+    @config_option
+    @redis_option
+    @functools.wraps(function)
+    def load_first(config: Path | None, redis: str | None, **others: Any) -> Any:
+        return function(load_settings(config, {"redis.url": redis}), **others)
+
+    return load_first
 
 
 def dumps(value: object, *, pretty: bool = False) -> str:

@@ -10,7 +10,7 @@ import click
 
 from supervisor.cli.common import (
     CONTEXT,
-    Examples,
+    ExamplesGroup,
     command,
     config_option,
     dumps,
@@ -26,12 +26,8 @@ if TYPE_CHECKING:
     from supervisor.settings.load import Loaded
 
 
-class _Group(Examples, click.Group):
-    """A group whose help starts with examples."""
-
-
 @click.group(
-    cls=_Group,
+    cls=ExamplesGroup,
     context_settings=CONTEXT,
     short_help="Show or check the configuration.",
     examples="""\
@@ -65,11 +61,11 @@ def show(config: Path | None, as_json: bool) -> None:
 
         click.echo(dumps([row | {"value": json.loads(row["value"])} for row in rows], pretty=True))
         return
-    from supervisor.cli.tables import print_table
+    from supervisor.cli.tables import table_text
 
     here = f"{Path.cwd()}/" if sys.stdout.isatty() else ""  # whole where a program may read it, short for people
     table = [[row["key"], row["value"], row["origin"].removeprefix(here)] for row in rows]
-    print_table(["key", "value", "origin"], table, whole=["key"])
+    click.echo(table_text(["key", "value", "origin"], table, whole=["key"]))
 
 
 @command(

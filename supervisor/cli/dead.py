@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,29 +14,27 @@ from supervisor.cli.common import (
     CONTEXT,
     ID,
     SECONDS,
-    Examples,
+    ExamplesGroup,
     command,
-    config_option,
     count_option,
     dumps,
     json_option,
-    load_settings,
-    redis_option,
     talk,
+    with_settings,
 )
+from supervisor.core.dead_letter import Filter
 from supervisor.errors import EXIT_FAILED, EXIT_OK, UsageError
 from supervisor.text import counted, printable
+
+if TYPE_CHECKING:
+    from supervisor.settings.load import Loaded
 
 #: Control characters that `show` prints.
 KEPT = "\n\t"
 
 
-class DeadGroup(Examples, click.Group):
-    """A group of commands whose help starts with examples."""
-
-
 @click.group(
-    cls=DeadGroup,
+    cls=ExamplesGroup,
     context_settings=CONTEXT,
     short_help="List, show, replay and drop dead letters.",
     examples="""\
@@ -51,15 +49,17 @@ def dead() -> None:
 
 
 def _filtered(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that select dead letters."""
-    for option in (
-        click.option("--older", "older_s", type=SECONDS, default=0, metavar="S", help="Dead for at least S."),
-        click.option("--text", default="", metavar="T", help="With the text T in a field, the id or the error."),
-        click.option("--handler", default="", metavar="H", help="Of handlers with H in their name."),
-        click.option("--reason", default="", metavar="R", help="With the text R in the reason."),
-    ):
-        function = option(function)
-    return function
+    """Add the options that select dead letters; the function gets them as `wanted`."""
+
+    @click.option("--reason", default="", metavar="R", help="With the text R in the reason.")
+    @click.option("--handler", default="", metavar="H", help="Of handlers with H in their name.")
+    @click.option("--text", default="", metavar="T", help="With the text T in a field, the id or the error.")
+    @click.option("--older", "older_s", type=SECONDS, default=0, metavar="S", help="Dead for at least S.")
+    @functools.wraps(function)
+    def with_filter(reason: str, handler: str, text: str, older_s: float, **others: Any) -> Any:
+        return function(wanted=Filter(reason, handler, text, int(older_s * 1000)), **others)
+
+    return with_filter
 
 
 @command(
@@ -72,21 +72,14 @@ def _filtered(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("group", required=False)
 @_filtered
 @count_option(100, text="How many, the oldest first.")
-@config_option
-@redis_option
+@with_settings
 @json_option
-def list_(  # noqa: PLR0913, PLR0917 - one parameter an option
-    stream: str | None, group: str | None, reason: str, handler: str, text: str, older_s: float, count: int,
-    config: Path | None, redis: str | None, as_json: bool,
-) -> None:  # fmt: skip
+def list_(loaded: Loaded, stream: str | None, group: str | None, wanted: Filter, count: int, as_json: bool) -> None:
     """List dead letters of one group, of a stream's groups, or of all handlers. With --json one object on each line."""
     import asyncio
 
     from supervisor.cli.dead_operations import list_letters
-    from supervisor.core.dead_letter import Filter
 
-    loaded = load_settings(config, {"redis.url": redis})
-    wanted = Filter(reason, handler, text, int(older_s * 1000))
     asyncio.run(list_letters(loaded, (stream, group), wanted, count, as_json=as_json))
 
 
@@ -94,16 +87,14 @@ def list_(  # noqa: PLR0913, PLR0917 - one parameter an option
 @click.argument("stream")
 @click.argument("group")
 @click.argument("id_", type=ID, metavar="ID")
-@config_option
-@redis_option
+@with_settings
 @json_option
-def show(stream: str, group: str, id_: str, config: Path | None, redis: str | None, as_json: bool) -> int:
+def show(loaded: Loaded, stream: str, group: str, id_: str, as_json: bool) -> int:
     """Show one dead letter with its traceback. ID is the letter's or the message's."""
     import asyncio
 
     from supervisor.cli.dead_operations import named_letters
 
-    loaded = load_settings(config, {"redis.url": redis})
     [letter] = asyncio.run(named_letters(loaded, stream, group, [id_]))
     if as_json:
         click.echo(dumps(letter.as_dict(), pretty=True))
@@ -130,20 +121,15 @@ def _change(verb: str, help_text: str, short: str) -> click.Command:
     @click.argument("ids", type=ID, nargs=-1, metavar="[ID]...")
     @_filtered
     @click.option("--yes", is_flag=True, help="Do not ask.")
-    @config_option
-    @redis_option
+    @with_settings
     @json_option
-    def change(  # noqa: PLR0913, PLR0917 - one parameter an option
-        stream: str, group: str, ids: tuple[str, ...], reason: str, handler: str, text: str, older_s: float,
-        yes: bool, config: Path | None, redis: str | None, as_json: bool,
-    ) -> int:  # fmt: skip
+    def change(
+        loaded: Loaded, stream: str, group: str, ids: tuple[str, ...], wanted: Filter, yes: bool, as_json: bool
+    ) -> int:
         import asyncio
 
         from supervisor.cli.dead_operations import Work, carry_out, choose
-        from supervisor.core.dead_letter import Filter
 
-        loaded = load_settings(config, {"redis.url": redis})
-        wanted = Filter(reason, handler, text, int(older_s * 1000))
         if ids and not wanted.empty:
             raise UsageError("give either ids or --reason, --handler, --text and --older, not both")
         work: Work = asyncio.run(choose(loaded, stream, group, ids, wanted))

@@ -17,6 +17,7 @@ from supervisor.broker.replay import DROPPED, REPLAYED, WORDS, Outcome, drop, re
 from supervisor.cli.common import dumps, talk
 from supervisor.cli.redis_client import open_redis
 from supervisor.cli.streams import handled_pairs
+from supervisor.cli.tables import table_text
 from supervisor.core.dead_letter import Filter, Letter
 from supervisor.errors import EXIT_FAILED, EXIT_OK, SupervisorError, UsageError
 from supervisor.text import counted, duration_text
@@ -182,8 +183,6 @@ def _tell(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
 
 def _print(found: Sequence[Letter], *, with_stream: bool) -> None:
     """Print one line for each letter. The id of the message is enough for `show`, so the letter's id may be dropped."""
-    from supervisor.cli.tables import print_table
-
     now_s = time.time()
     rows = [
         [
@@ -202,4 +201,4 @@ def _print(found: Sequence[Letter], *, with_stream: bool) -> None:
         columns = ["letter", "message", *(["stream"] if with_stream else []), "group"]
         columns += ["age", "deliveries", "handler", "reason"]
         whole, drop = ["letter", "message", "stream", "group"], ["letter", "deliveries", "handler"]
-        print_table(columns, rows, numbers=["age", "deliveries"], whole=whole, drop=drop)
+        click.echo(table_text(columns, rows, numbers=["age", "deliveries"], whole=whole, drop=drop))

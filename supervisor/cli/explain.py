@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import ID, command, config_option, dumps, json_option, load_settings, redis_option, talk
+from supervisor.cli.common import ID, command, dumps, json_option, talk, with_settings
+from supervisor.cli.tables import table_text
 from supervisor.errors import EXIT_FAILED, EXIT_OK, HandlerError
+from supervisor.text import counted, duration_text
 
 if TYPE_CHECKING:
     from supervisor.core.entry_fate import Entry, GroupFacts, Verdict
@@ -25,10 +26,9 @@ if TYPE_CHECKING:
 )
 @click.argument("id_", type=ID, metavar="ID")
 @click.argument("stream", required=False)
-@config_option
-@redis_option
+@with_settings
 @json_option
-def explain(id_: str, stream: str | None, config: Path | None, redis: str | None, as_json: bool) -> int:
+def explain(loaded: Loaded, id_: str, stream: str | None, as_json: bool) -> int:
     """Show the state of a message in each group: not delivered yet, in hand or waiting for a retry (and which consumer
     has it), done, or a dead letter (and why). Exits with 1 when Redis holds nothing of it.
 
@@ -37,7 +37,6 @@ def explain(id_: str, stream: str | None, config: Path | None, redis: str | None
     """
     import asyncio
 
-    loaded = load_settings(config, {"redis.url": redis})
     found = asyncio.run(_explain(loaded, id_, stream))
     if as_json:
         click.echo(dumps([verdict.as_dict() for verdict in found], pretty=True))
@@ -69,7 +68,6 @@ async def _explain(loaded: Loaded, entry_id: str, stream: str | None) -> list[Ve
 
 
 def _text(verdict: Verdict) -> str:
-    from supervisor.cli.tables import table_text
     from supervisor.core.entry_fate import Presence
 
     rows = [[one.facts.group, one.fate.value, _details(verdict.entry, one.facts)] for one in verdict.groups]
@@ -82,7 +80,6 @@ def _text(verdict: Verdict) -> str:
 def _where(verdict: Verdict) -> str:
     """Describe the entry itself."""
     from supervisor.core.entry_fate import Presence
-    from supervisor.text import duration_text
 
     entry = verdict.entry
     if verdict.presence is Presence.STORED:
@@ -98,7 +95,6 @@ def _where(verdict: Verdict) -> str:
 
 def _details(entry: Entry, facts: GroupFacts) -> str:
     from supervisor.keys import REPLAY_CONSUMER
-    from supervisor.text import counted, duration_text
 
     found = []
     if facts.consumer == REPLAY_CONSUMER:

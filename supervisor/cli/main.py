@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from supervisor.cli.common import CONTEXT, Examples
+from supervisor.cli.common import CONTEXT, ExamplesGroup
 from supervisor.errors import EXIT_FAILED, EXIT_OK, EXIT_REDIS, EXIT_USAGE, SupervisorError
 from supervisor.text import did_you_mean
 from supervisor.version import __version__
@@ -55,7 +55,7 @@ COMMANDS = {
 QUICK = frozenset({"status", "scale", "pause", "resume", "streams", "pending", "publish", "read", "version", "help"})
 
 
-class Commands(Examples, click.Group):
+class Commands(ExamplesGroup):
     """The group of all commands; a module is imported when its command is looked up."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

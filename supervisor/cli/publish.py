@@ -9,15 +9,15 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import command, config_option, load_settings, redis_option, talk
+from supervisor.cli.common import command, talk, with_settings
 from supervisor.errors import PublishError, PublishUnknownError, SupervisorError, UsageError
 
 if TYPE_CHECKING:
+    from supervisor.settings.load import Loaded
     from supervisor.settings.model import Settings
 
 CHUNK = 500
@@ -42,11 +42,8 @@ PROGRESS_EVERY_S = 0.2
     help="Objects, one on each line, or an array; - is stdin.",
 )
 @click.option("--quiet", "-q", is_flag=True, help="Print how many were stored instead of their ids.")
-@config_option
-@redis_option
-def publish(
-    stream: str, fields: tuple[str, ...], source: Any, quiet: bool, config: Path | None, redis: str | None
-) -> None:
+@with_settings
+def publish(loaded: Loaded, stream: str, fields: tuple[str, ...], source: Any, quiet: bool) -> None:
     """Append messages to a stream and print their ids, in order.
 
     A field's value is stored as it is when it is a string, and as JSON text otherwise.
@@ -58,9 +55,8 @@ def publish(
     if bool(fields) == (source is not None):
         raise UsageError("give either KEY=VALUE fields or --json FILE")
     chunks = json_chunks(source, CHUNK) if source is not None else iter([[_fields(fields)]])
-    settings = load_settings(config, {"redis.url": redis}).settings
     progress = _Progress(quiet)
-    asyncio.run(_publish_all(settings, stream, chunks, progress))
+    asyncio.run(_publish_all(loaded.settings, stream, chunks, progress))
     if quiet:
         click.echo(str(progress.stored))
     if source is not None:

@@ -4,22 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import (
-    Value,
-    command,
-    config_option,
-    count_option,
-    dumps,
-    json_option,
-    load_settings,
-    redis_option,
-    talk,
-)
+from supervisor.cli.common import Value, command, count_option, dumps, json_option, talk, with_settings
 from supervisor.values import Text
 
 if TYPE_CHECKING:
@@ -47,23 +36,12 @@ BOUND = Text(
 @click.option("--to", "end", type=Value(BOUND), default="+", metavar="ID", help="The last id, or Unix ms.")
 @count_option(text="At most N entries.  [default: all]")
 @click.option("--reverse", is_flag=True, help="Newest first.")
-@config_option
-@redis_option
+@with_settings
 @json_option
-def read(  # noqa: PLR0913, PLR0917 - one parameter an option
-    stream: str,
-    start: str,
-    end: str,
-    count: int | None,
-    reverse: bool,
-    config: Path | None,
-    redis: str | None,
-    as_json: bool,
-) -> None:
+def read(loaded: Loaded, stream: str, start: str, end: str, count: int | None, reverse: bool, as_json: bool) -> None:
     """Print the entries of a stream, handled or not. With --json one object on each line."""
     import asyncio
 
-    loaded = load_settings(config, {"redis.url": redis})
     asyncio.run(_read(loaded, stream, (start, end), count, reverse=reverse, as_json=as_json))
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import click
 
 from supervisor.cli.common import command, config_option, dumps, json_option, load_settings_anyway, talk
+from supervisor.cli.tables import lag_text, size, table_text
 from supervisor.errors import EXIT_DEGRADED, EXIT_DOWN, EXIT_OK
+from supervisor.text import counted, duration_text, exit_text
 
 #: The width of the labels on the left.
 _LABEL = 8
@@ -45,8 +47,6 @@ def status(config: Path | None, as_json: bool) -> int:
 
 def show(found: dict[str, Any], *, rates: Mapping[int, float] | None = None) -> str:
     """Format the document for people. `rates` has messages per second by slot."""
-    from supervisor.text import duration_text
-
     state = click.style(f"{found['state']:{_LABEL}}", fg=_COLOURS.get(found["state"]), bold=True)
     about = f"pid {found['pid']}, up {duration_text(found['uptime_s'])}" if found["pid"] else found.get("reason", "")
     redis = found["redis"]
@@ -81,8 +81,6 @@ def _operations(now: dict[str, Any] | None, last: dict[str, Any] | None) -> list
 
 def _late_acks(workers: Sequence[dict[str, Any]]) -> list[str]:
     """Report acks that came too late: the message was settled elsewhere, since this host seemed dead."""
-    from supervisor.text import counted
-
     late = sum(worker.get("lost_claim", 0) for worker in workers)
     return (
         [_line("late", f"{counted(late, 'ack')} of messages that were settled elsewhere (lost_claim)")] if late else []
@@ -90,17 +88,12 @@ def _late_acks(workers: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _service(service: dict[str, Any]) -> str:
-    from supervisor.text import counted, exit_text
-
     left = service["last_exit"]
     fault = f" ({counted(service['restarts'], 'restart')}, the last: {exit_text(left)})"
     return f"{service['name']} {service['state']}" + (fault if left and left["reason"] != "drained" else "")
 
 
 def _workers(workers: Sequence[dict[str, Any]], rates: Mapping[int, float] | None) -> str:
-    from supervisor.cli.tables import size, table_text
-    from supervisor.text import duration_text, exit_text
-
     columns = ["slot", "pid", "state", "boot", "restarts", "beat", "rss", "pss", "running", "done", "failed", "dead"]
     columns += ["per s"] if rates is not None else []
     rows = [
@@ -125,9 +118,6 @@ def _workers(workers: Sequence[dict[str, Any]], rates: Mapping[int, float] | Non
 
 def groups_table(groups: Sequence[dict[str, Any]]) -> str:
     """Format the table of groups in `status` and `streams`."""
-    from supervisor.cli.tables import lag_text, table_text
-    from supervisor.text import duration_text
-
     numbers = ["lag", "pending", "retrying", "consumers", "oldest", "dead"]
     rows = [
         [

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import (
-    command,
-    config_option,
-    count_option,
-    dumps,
-    json_option,
-    load_settings,
-    redis_option,
-    talk,
-)
+from supervisor.cli.common import command, count_option, dumps, json_option, talk, with_settings
+from supervisor.cli.tables import table_text
+from supervisor.text import duration_text
 
 if TYPE_CHECKING:
     from supervisor.settings.load import Loaded
@@ -30,10 +22,9 @@ if TYPE_CHECKING:
     short_help="Show streams and the backlog of each group.",
 )
 @click.argument("names", metavar="[STREAM]...", nargs=-1)
-@config_option
-@redis_option
+@with_settings
 @json_option
-def streams(names: tuple[str, ...], config: Path | None, redis: str | None, as_json: bool) -> None:
+def streams(loaded: Loaded, names: tuple[str, ...], as_json: bool) -> None:
     """Show streams and the backlog of each of their groups.
 
     lag: entries not yet delivered. pending: delivered and not settled. oldest: age of the oldest entry that is not
@@ -41,7 +32,6 @@ def streams(names: tuple[str, ...], config: Path | None, redis: str | None, as_j
     """
     import asyncio
 
-    loaded = load_settings(config, {"redis.url": redis})
     found = asyncio.run(_overview(loaded, names))
     if as_json:
         click.echo(dumps(found, pretty=True))
@@ -74,13 +64,12 @@ async def handled_pairs(loaded: Loaded) -> list[tuple[str, str]]:
 
 def _print(found: list[dict[str, Any]]) -> None:
     from supervisor.cli.status import groups_table
-    from supervisor.cli.tables import print_table
 
     rows = []
     for item in found:
         length = f"{item['length']:,}" if item["exists"] else "does not exist yet"
         rows.append([item["stream"], length, item["first_id"] or "-", item["last_id"] or "-", retention_text(item)])
-    print_table(["stream", "length", "first", "last", "kept"], rows, numbers=["length"])
+    click.echo(table_text(["stream", "length", "first", "last", "kept"], rows, numbers=["length"]))
     if groups := [group for item in found for group in item["groups"]]:
         click.echo()
         click.echo(groups_table(groups))
@@ -93,8 +82,6 @@ def _print(found: list[dict[str, Any]]) -> None:
 
 def retention_text(item: dict[str, Any]) -> str:
     """Format how long settled entries are kept: `7 d 0 h`, `1,000 entries`, `all`."""
-    from supervisor.text import duration_text
-
     kept = item["retention"]
     age = [duration_text(kept["max_age_s"])] if kept["max_age_s"] else []
     length = [f"{kept['max_length']:,} entries"] if kept["max_length"] else []
@@ -110,14 +97,12 @@ def retention_text(item: dict[str, Any]) -> str:
 @click.argument("stream")
 @click.argument("group")
 @count_option(100, 10_000, text="How many, the oldest first.")
-@config_option
-@redis_option
+@with_settings
 @json_option
-def pending(stream: str, group: str, count: int, config: Path | None, redis: str | None, as_json: bool) -> None:
+def pending(loaded: Loaded, stream: str, group: str, count: int, as_json: bool) -> None:
     """List the messages of a group that were delivered and are not settled: their consumer, and when they are due."""
     import asyncio
 
-    loaded = load_settings(config, {"redis.url": redis})
     found = asyncio.run(_pending(loaded, stream, group, count))
     if as_json:
         click.echo(dumps(found, pretty=True))
@@ -141,9 +126,6 @@ async def _pending(loaded: Loaded, stream: str, group: str, count: int) -> list[
 def _print_pending(found: list[dict[str, Any]]) -> None:
     import time
 
-    from supervisor.cli.tables import print_table
-    from supervisor.text import duration_text
-
     now_ms = time.time() * 1000
     numbers = ["idle", "deliveries", "attempts", "due in"]
     rows = [
@@ -157,4 +139,4 @@ def _print_pending(found: list[dict[str, Any]]) -> None:
         ]
         for item in found
     ]
-    print_table(["id", "consumer", *numbers], rows, numbers=numbers)
+    click.echo(table_text(["id", "consumer", *numbers], rows, numbers=numbers))

@@ -19,18 +19,6 @@ GAP = "  "
 TEXT_WIDTH_MIN = 12
 
 
-def print_table(
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    numbers: Sequence[str] = (),
-    whole: Sequence[str] = (),
-    drop: Sequence[str] = (),
-) -> None:
-    """Print a table to stdout; the parameters are those of `table_text`."""
-    click.echo(table_text(columns, rows, numbers=numbers, whole=whole, drop=drop))
-
-
 def table_text(
     columns: Sequence[str],
     rows: Sequence[Sequence[str]],

@@ -6,24 +6,15 @@ connection is down are printed later, in order and once.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import (
-    Value,
-    command,
-    config_option,
-    count_option,
-    json_option,
-    load_settings,
-    redis_option,
-    talk,
-)
+from supervisor.cli.common import Value, command, count_option, json_option, talk, with_settings
 from supervisor.values import Text
 
 if TYPE_CHECKING:
+    from supervisor.settings.load import Loaded
     from supervisor.settings.model import Settings
 
 PAGE = 1_000
@@ -54,15 +45,13 @@ START = Text("$ or an entry id such as 0 or 1764000000000-0", r"\$|[0-9]+(-[0-9]
     help="$ for now, or the id to continue after.",
 )
 @count_option(text="Exit after N entries.")
-@config_option
-@redis_option
+@with_settings
 @json_option
-def tail(stream: str, start: str, count: int | None, config: Path | None, redis: str | None, as_json: bool) -> None:
+def tail(loaded: Loaded, stream: str, start: str, count: int | None, as_json: bool) -> None:
     """Follow a stream until Ctrl-C. It waits while Redis is down, and misses nothing."""
     import asyncio
 
-    settings = load_settings(config, {"redis.url": redis}).settings
-    asyncio.run(_follow(settings, stream, start, count, as_json))
+    asyncio.run(_follow(loaded.settings, stream, start, count, as_json))
 
 
 async def _follow(settings: Settings, stream: str, start: str, count: int | None, as_json: bool) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from supervisor.settings.model import Settings
+from supervisor.settings.model import HandlerOptions, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +27,7 @@ class Options:
 
 
 #: What `@handler(...)` and `[stream."..."]` may set.
-HANDLER_OPTIONS = (
-    "max_deliveries",
-    "timeout_s",
-    "concurrency",
-    "batch_size",
-    "retry_base_s",
-    "retry_max_s",
-    "start",
-)
+HANDLER_OPTIONS = tuple(HandlerOptions.fields)
 
 
 def resolve(settings: Settings, stream: str, group: str, declared: Mapping[str, Any]) -> Options:
@@ -50,10 +42,6 @@ def resolve(settings: Settings, stream: str, group: str, declared: Mapping[str, 
     chosen.update(declared)
     override = settings.stream.get(stream)
     for source in (override, override.group.get(group) if override else None):
-        if source is None:
-            continue
-        for name in HANDLER_OPTIONS:
-            value = getattr(source, name)
-            if value is not None:
-                chosen[name] = value
+        given = source.as_dict() if source else {}
+        chosen.update({name: given[name] for name in HANDLER_OPTIONS if name in given})
     return Options(**chosen)

@@ -7,18 +7,22 @@ share consumers, and so each other's pending messages.
 
 from __future__ import annotations
 
+import secrets
 import time
 from typing import Any
 
 from redis.asyncio import Redis
 
 from supervisor.broker.scripts import DROP_LEASE, TAKE_LEASE
-from supervisor.keys import POOLS_KEY, host_key
+from supervisor.errors import SupervisorError
+from supervisor.keys import POOLS_KEY, host_key, pool_id
 
 #: Without a renewal for this long the pool counts as dead.
 LEASE_MS = 10_000
 #: Three renewals in a lease, so that one lost renewal costs nothing.
 RENEW_S = LEASE_MS / 3000
+#: No app has more processes on one host.
+NUMBERS_MAX = 1000
 
 
 async def take(redis: Redis, pool: str, token: str) -> bool:
@@ -30,6 +34,19 @@ async def take(redis: Redis, pool: str, token: str) -> bool:
     if taken:
         await redis.hset(POOLS_KEY, pool, int(time.time() * 1000))
     return bool(taken)
+
+
+async def take_free_number(redis: Redis, host: str, name: str) -> tuple[str, str]:
+    """Take the lease of `<host>:<name>-<number>` with the lowest free number; return its pool and token.
+
+    For the processes of one app, which no arbiter numbers and which know nothing of each other.
+    """
+    token = secrets.token_hex(16)
+    for number in range(NUMBERS_MAX):
+        pool = pool_id(host, f"{name}-{number}")
+        if await take(redis, pool, token):
+            return pool, token
+    raise SupervisorError(f"{NUMBERS_MAX} processes work as {pool_id(host, name)!r} already")
 
 
 async def drop(redis: Redis, pool: str, token: str) -> None:
