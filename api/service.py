@@ -43,7 +43,6 @@ class Cached(Generic[T]):
     """Keeps the latest result of `fetch`, and fetches again when it is older than a second."""
 
     def __init__(self, fetch: Callable[[], Awaitable[T]]) -> None:
-        """Fetch nothing yet."""
         self._fetch = fetch
         self._task: asyncio.Task[T] | None = None
         self._value: T | None = None
@@ -91,7 +90,6 @@ class Service:
     """The resources of one process of the HTTP service."""
 
     def __init__(self, loaded: Loaded) -> None:
-        """Connect to nothing yet."""
         self.loaded = loaded
         self.settings: Settings = loaded.settings
         self.paths: PoolPaths = pool_paths(self.settings)

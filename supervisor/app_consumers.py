@@ -13,23 +13,21 @@ import random
 import time
 from collections.abc import Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from supervisor.broker.connect import client
 from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.core.backoff import backoff_s
 from supervisor.errors import SupervisorError
+from supervisor.handling.load import HandlerSpec
 from supervisor.keeper.lease import RENEW_S, drop, take, take_free_number
 from supervisor.keeper.reaper import Reaper
 from supervisor.keeper.trimmer import Trimmer
 from supervisor.keys import consumer_name
 from supervisor.log import FaultLog, logger, worker_logger
+from supervisor.settings.model import Settings
 from supervisor.shared_state import HeaderField, SharedSlot, SharedState, SlotField
 from supervisor.worker.runtime import Runtime
-
-if TYPE_CHECKING:
-    from supervisor.handling.load import HandlerSpec
-    from supervisor.settings.model import Settings
 
 #: How often the consumers' figures are written and requests to rescan are looked for.
 _REPORT_S = 0.5

@@ -11,12 +11,9 @@ import errno
 import ipaddress
 import os
 import socket
-from typing import TYPE_CHECKING
 
 from supervisor.errors import ConfigError
-
-if TYPE_CHECKING:
-    from supervisor.settings.model import Settings
+from supervisor.settings.model import Settings
 
 #: `<descriptor of the socket>,<descriptor of a file that the service writes to when it serves>`.
 #: Not SUPERVISOR_*: those are settings, and an unknown setting is an error.

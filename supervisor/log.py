@@ -17,14 +17,12 @@ import stat
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 
+from supervisor.settings.model import Settings
 from supervisor.text import error_summary
-
-if TYPE_CHECKING:
-    from supervisor.settings.model import Settings
 
 #: A pipe takes this much in one piece, and poll tells when it has room for it (POSIX: PIPE_BUF).
 PIECE_BYTES = 4096
@@ -129,7 +127,6 @@ class Limiter:
     """Lets each key through once in `QUIET_S`, and counts how often it was held back."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock` gives monotonic seconds."""
         self._clock = clock
         self._passed: dict[str, tuple[float, int]] = {}
 

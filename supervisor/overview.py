@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from redis.asyncio import Redis
 
 from supervisor.broker import inspect
 from supervisor.core.retention import Unsettled, held_by, retention_of
-
-if TYPE_CHECKING:
-    from redis.asyncio import Redis
-
-    from supervisor.settings.model import Settings
+from supervisor.settings.model import Settings
 
 
 async def overview(

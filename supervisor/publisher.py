@@ -10,16 +10,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
+
+from redis.asyncio import Redis
 
 from supervisor.broker.node_router import NodeRouter
 from supervisor.broker.scripts import PUBLISH_ONCE, Script
 from supervisor.core.encode import fields_of
 from supervisor.errors import IdempotencyError, UsageError
 from supervisor.keys import idempotency_key
-
-if TYPE_CHECKING:
-    from redis.asyncio import Redis
 
 #: How long a key is remembered.
 KEY_TTL_S = 24 * 3600

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from supervisor.broker import inspect
 from supervisor.broker.connect import client, describe
@@ -19,10 +19,8 @@ from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.control.client import request
 from supervisor.errors import HandlerError, NotRunningError
 from supervisor.settings.masking import masked
+from supervisor.settings.model import Settings
 from supervisor.settings.paths import pool_paths, redis_url
-
-if TYPE_CHECKING:
-    from supervisor.settings.model import Settings
 
 #: A Redis that does not answer within this time is shown as unreachable.
 REDIS_LIMIT_S = 2.0

@@ -22,7 +22,6 @@ class Autoscaler:
     """Does nothing unless a range of workers is configured."""
 
     def __init__(self, workers: WorkerGroup, restarts: RollingRestart, settings: PoolSettings, log: Any) -> None:
-        """`settings` are those of [pool]."""
         self._workers = workers
         self._restarts = restarts
         self._log = log

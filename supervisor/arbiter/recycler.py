@@ -21,7 +21,6 @@ class Recycler:
     """Replaces one worker at a time, and only while all others are READY."""
 
     def __init__(self, workers: WorkerGroup, restarts: RollingRestart, settings: PoolSettings, log: Any) -> None:
-        """`settings` are those of [pool]."""
         self._workers = workers
         self._restarts = restarts
         self._drain_s = settings.drain_s

@@ -32,7 +32,6 @@ class Shutdown:
     """The end of a pool, from the first signal to the last child."""
 
     def __init__(self, workers: WorkerGroup, services: ServiceGroup, loop: Loop, log: Any) -> None:
-        """Does nothing before `begin`."""
         self._workers = workers
         self._services = services
         self._loop = loop

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -55,29 +56,15 @@ class Watched(Protocol):
         """Drop the connection unless it goes to `address`."""
 
 
-class Route(Protocol):
-    """Finds the server of a key."""
-
-    async def find(self, key: str, moved_to: Address | None) -> Address:
-        """Return the server of `key`; `moved_to` is what a MOVED reply said, which other nodes may not know yet.
-
-        Raises redis-py's errors and OSError when the server can't be determined.
-        """
-
-    def watch(self, connection: Watched) -> None:
-        """Drop the connection, which was just made, when the server of its key changes and does not say so itself."""
-
-
+@dataclass(frozen=True, slots=True)
 class FixedRoute:
     """One server for all keys; its host name is resolved at each connect."""
 
-    def __init__(self, address: Address) -> None:
-        """`address` never changes."""
-        self._address = address
+    address: Address
 
     async def find(self, key: str, moved_to: Address | None) -> Address:
         """Return the address."""
-        return self._address
+        return self.address
 
     def watch(self, connection: Watched) -> None:
         """Do nothing: there is no other server."""
@@ -206,7 +193,8 @@ class ClusterRoute:
         self._options = options
 
     async def find(self, key: str, moved_to: Address | None) -> Address:
-        """Return `moved_to`, or the owner as the first responding node says. Raises redis-py's errors."""
+        """Return `moved_to`, which a MOVED reply has named and other nodes may not know yet, or else the owner as the
+        first responding node says. Raises redis-py's errors."""
         return moved_to or slot_owner(await self.slots(), key)
 
     async def slots(self) -> list[SlotRange]:
@@ -222,6 +210,10 @@ class ClusterRoute:
 
     def watch(self, connection: Watched) -> None:
         """Do nothing: a node that no longer owns the slot answers MOVED."""
+
+
+#: Finds the server of a key at each connect, and drops connections to one that is no longer right.
+Route = FixedRoute | SentinelRoute | ClusterRoute
 
 
 def slot_owner(slots: Iterable[SlotRange], key: str) -> Address:

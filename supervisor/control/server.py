@@ -64,7 +64,6 @@ class Client:
     """One connection."""
 
     def __init__(self, connection: socket.socket) -> None:
-        """Starts its timeout."""
         self.connection = connection
         self.received = bytearray()
         self.to_send = bytearray()

@@ -245,10 +245,8 @@ def exited(
     slot = replace(slot, drain_until_s=math.inf, next_start_s=now_s + wait_s)
     if final or (kind is ExitKind.DONE and not draining):
         return replace(slot, state=State.EMPTY, wanted=False)
-    return _after_exit_wanted(slot, kind) if slot.wanted else _after_exit_unwanted(slot, last_exit)
-
-
-def _after_exit_wanted(slot: Slot, kind: ExitKind) -> Slot:
+    if not slot.wanted:
+        return _after_exit_unwanted(slot, last_exit)
     return replace(slot, state=State.FAILED if kind is ExitKind.CONFIG else State.BACKOFF, handover_attempts=0)
 
 

@@ -62,7 +62,6 @@ class Keeper:
     """Does one turn of housekeeping after the other."""
 
     def __init__(self, settings: Settings, specs: Sequence[HandlerSpec], shared: SharedState, token: str) -> None:
-        """`token` is the lease's."""
         self._groups = [(spec.stream, spec.group) for spec in specs]
         self._autoscaled = bool(settings.pool.workers_max)
         #: Pause between two turns.

@@ -25,7 +25,6 @@ class RedisContinuity:
     """What one keeper has seen of its Redis."""
 
     def __init__(self, clock: Callable[[], float] = _monotonic_s) -> None:
-        """`clock` gives monotonic seconds."""
         self._clock = clock
         self._since_s = clock()
         self._is_lost = False
