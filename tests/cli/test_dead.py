@@ -168,7 +168,13 @@ def test_age_reason_and_handler_choose_and_new_letters_are_left_alone(tmp_path: 
         assert "35 dead letters, 3 shown" in listed.stderr and len(listed.stdout.splitlines()) == 5
 
 
-@pytest.mark.parametrize("words", [("list", "--json", "--count", "100000"), ("drop", "--text", "letter", "--yes")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("list", "--json", "--count", "100000"),
+        pytest.param(("drop", "--text", "letter", "--yes"), marks=pytest.mark.long),
+    ],
+)
 def test_many_letters_are_never_in_memory_at_once(tmp_path: Path, redis_server: Any, words: tuple[str, ...]) -> None:
     count, size = 10_000, 20_000
     with redis_server.sync() as redis:

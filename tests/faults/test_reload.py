@@ -64,7 +64,7 @@ def test_51_reload_under_load(start_pool: StartPool, redis_server: Any, bound: B
         with bound.within("SIGHUP under load until 3 workers were replaced", 10_000):
             load.add_until(lambda restarted=restarted: len(told(pool)) > restarted, 50)
         assert not pool.events("restart failed")
-    load.add(max(0, 5_000 - load.count))
+    load.add(max(0, 2_000 - load.count))
     with bound.within(f"the rest of {load.count} messages", 10_000):
         eventually(lambda: sum(seen(pool).values()) >= load.count, 30, 0.1)
     eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)

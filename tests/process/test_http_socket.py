@@ -160,6 +160,7 @@ def test_a_killed_service_refuses_no_new_connection(start_pool: StartPool, redis
     assert pool.stop() == 0
 
 
+@pytest.mark.long
 def test_restart_waits_until_the_new_service_serves(start_pool: StartPool, redis_url: str) -> None:
     pool = start_pool(HANDLERS, redis_url=redis_url, api=True, workers=1)
     before = {s["name"]: s["pid"] for s in pool.ask("status")["services"]}

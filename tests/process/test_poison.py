@@ -108,6 +108,7 @@ def test_a_long_job_that_meets_many_stops_is_no_crash(start_pool: StartPool, red
     assert not redis.exists(isolated_key("events", "workers"), crashes_key("events", "workers"))
 
 
+@pytest.mark.long
 def test_an_end_at_the_drain_limit_is_no_crash(start_pool: StartPool, redis_server: Any) -> None:
     """A long job meets several restarts; being ended by them must not make it a dead letter."""
     pool = start_pool(

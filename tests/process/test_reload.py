@@ -126,9 +126,14 @@ def own_copy(tmp_path: Path, redis_server: AnyServer) -> Iterator[Pool]:
     ("file", "line", "more"),
     [
         ("shared_state.py", "    BACKLOG_NS = 11\n", "    ANOTHER_WORD = 63\n"),
-        ("core/slot.py", "    incarnation: int = 0\n", "    another_field: int = 0\n"),
-        ("core/restart.py", '    PLANNED = "planned"\n', '    ANOTHER_KIND = "another"\n'),
-        ("arbiter/reload.py", "    configured_workers: int\n", "    another_field: int\n"),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in (
+                ("core/slot.py", "    incarnation: int = 0\n", "    another_field: int = 0\n"),
+                ("core/restart.py", '    PLANNED = "planned"\n', '    ANOTHER_KIND = "another"\n'),
+                ("arbiter/reload.py", "    configured_workers: int\n", "    another_field: int\n"),
+            )
+        ),
     ],
 )
 def test_a_supervisor_with_another_layout_is_refused(own_copy: Pool, file: str, line: str, more: str) -> None:
