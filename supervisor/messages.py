@@ -160,10 +160,14 @@ class BatchError(SupervisorError):
     """Raise it from a batch handler: the named messages fail, all others are acked.
 
     Keys are message ids; values are exceptions that say how each message is settled (`Retry`, `Reject` or any other).
+    Raises UsageError for a value that is no exception.
     """
 
     def __init__(self, failed: Mapping[str, BaseException]) -> None:
         super().__init__(f"{len(failed)} messages of the batch failed")
+        for message_id, error in failed.items():
+            if not isinstance(error, BaseException):
+                raise UsageError(f"BatchError: the value for {message_id!r} must be an exception, not {error!r}")
         self.failed = dict(failed)
 
 

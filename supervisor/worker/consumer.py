@@ -295,7 +295,8 @@ class Consumer:
         self._pace.observe(*self.executor.measured())
         now_s, finished = time.monotonic(), self.executor.finished
         if now_s - self._finished_at_s >= _RATE_WINDOW_S:
-            self._rate = (finished - self._finished_seen) / (now_s - self._finished_at_s)
+            # Below 0, when runners were just woken, it would forbid any read until all that runs has ended.
+            self._rate = max(0, finished - self._finished_seen) / (now_s - self._finished_at_s)
             self._finished_at_s, self._finished_seen = now_s, finished
 
     def _start(self, messages: Sequence[Message]) -> None:

@@ -103,7 +103,7 @@ class Executor:
 
     @property
     def finished(self) -> int:
-        """How many messages have run so far."""
+        """How many messages have run so far; too few while a runner was woken and has not begun."""
         return self._submitted - self.in_hand
 
     @property
@@ -168,7 +168,7 @@ class Executor:
     # A runner goes through what is ready.
 
     async def _run(self, runner: Runner) -> None:
-        run_ready = self._run_messages if self._unit == 1 and self._spec.is_async else self._run_units
+        run_ready = self._run_messages if self._spec.is_async and not self._spec.batch else self._run_units
         try:
             while await run_ready(runner):
                 self._active.discard(runner)

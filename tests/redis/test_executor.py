@@ -1,0 +1,74 @@
+"""How messages reach their handlers: batches of one, batches that fail, and the concurrency that is left."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from supervisor import BatchError, Message, handler
+from supervisor.keys import dead_key
+from supervisor.shared_state import SlotField
+from tests.redis.test_worker import GROUP, STREAM, pending, working
+from tests.support.waiting import eventually_async
+
+
+async def test_a_batch_of_one_is_a_list_too(redis: Any, redis_url: str) -> None:
+    seen: list[object] = []
+
+    @handler(STREAM, group=GROUP, batch_size=1)
+    async def batch(messages: list[Message]) -> None:
+        seen.append(messages)
+
+    await redis.xadd(STREAM, {"n": 1})
+    async with working(redis_url, batch):
+        await eventually_async(lambda: seen)
+    assert isinstance(seen[0], list)
+    assert [message.fields for message in seen[0]] == [{"n": "1"}]
+
+
+@pytest.mark.parametrize("value", [None, "odd"])
+async def test_a_batch_error_without_an_exception_loses_no_message(redis: Any, redis_url: str, value: Any) -> None:
+    @handler(STREAM, group=GROUP, max_deliveries=1)
+    async def batch(messages: list[Message]) -> None:
+        raise BatchError(dict.fromkeys([message.id for message in messages], value))
+
+    entry = await redis.xadd(STREAM, {"n": 1})
+    async with working(redis_url, batch) as worker:
+        await eventually_async(lambda: worker.shared.get(SlotField.DEAD) + worker.shared.get(SlotField.DONE) == 1)
+    ((_, letter),) = await redis.xrange(dead_key(STREAM, GROUP))
+    assert letter[b"id"] == entry
+    assert b"UsageError" in letter[b"error"]
+    assert await pending(redis) == 0
+
+
+async def test_adopted_messages_that_wait_do_not_keep_others_from_running(redis: Any, redis_url: str) -> None:
+    gate = asyncio.Event()
+    seen: list[str] = []
+
+    @handler(STREAM, group=GROUP, concurrency=20)
+    async def handle(message: Message) -> None:
+        seen.append(message.fields["n"])
+        if message.fields["n"] != "quick":
+            await gate.wait()
+
+    async with working(redis_url, handle, consumer={"hold_ms": 10_000}) as worker:
+        try:
+            for _ in range(3):  # so the worker knows that they are quick
+                await redis.xadd(STREAM, {"n": "quick"})
+                before = len(seen)
+                await eventually_async(lambda: worker.shared.get(SlotField.DONE) > before)  # noqa: B023
+            await redis.xadd(STREAM, {"n": "first"})
+            await eventually_async(lambda: "first" in seen)
+            async with redis.pipeline(transaction=True) as pipe:  # the worker's own read gets none of them
+                for _ in range(8):
+                    pipe.xadd(STREAM, {"n": "adopted"})
+                pipe.xreadgroup(GROUP, "host:0", {STREAM: ">"}, count=8)
+                await pipe.execute()
+            worker.runtime.rescan()
+            await eventually_async(lambda: seen.count("adopted") == 8)
+            await redis.xadd(STREAM, {"n": "last"})
+            await eventually_async(lambda: "last" in seen, limit_s=5)
+        finally:
+            gate.set()
