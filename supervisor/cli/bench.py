@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @command(
     """\
-    supervisor bench                             on the Redis of config.toml, half a minute
+    supervisor bench                    half a minute, on config.toml's Redis
     supervisor bench --workers 4 --redis redis://10.0.0.5:6379/0
     supervisor bench --messages 20000 --turns 3 --json""",
     short_help="Measure the pool on your own Redis.",

@@ -39,9 +39,9 @@ KEPT = "\n\t"
     short_help="List, show, replay and drop dead letters.",
     examples="""\
     supervisor dead list
-    supervisor dead list events:user_created email_workers --reason Timeout --json
+    supervisor dead list events:user_created email_workers --reason Timeout
     supervisor dead show events:user_created email_workers 1764000000000-0
-    supervisor dead replay events:user_created email_workers --handler send_welcome_email --yes
+    supervisor dead replay events:user_created email_workers --older 3600
     supervisor dead drop events:user_created email_workers 1764000000000-0""",
 )
 def dead() -> None:
@@ -54,7 +54,9 @@ def _filtered(function: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--reason", default="", metavar="R", help="With the text R in the reason.")
     @click.option("--handler", default="", metavar="H", help="Of handlers with H in their name.")
     @click.option("--text", default="", metavar="T", help="With the text T in a field, the id or the error.")
-    @click.option("--older", "older_s", type=SECONDS, default=0, metavar="S", help="Dead for at least S.")
+    @click.option(
+        "--older", "older_s", type=SECONDS, default=0, metavar="S", help="Dead for S (60, 7d) or more."
+    )
     @functools.wraps(function)
     def with_filter(reason: str, handler: str, text: str, older_s: float, **others: Any) -> Any:
         return function(wanted=Filter(reason, handler, text, int(older_s * 1000)), **others)
@@ -144,7 +146,7 @@ def _change(verb: str, help_text: str, short: str) -> click.Command:
     change.__doc__ = help_text
     examples = f"""\
     supervisor dead {verb} events:user_created email_workers 1764000000000-0
-    supervisor dead {verb} events:user_created email_workers --reason Timeout --yes"""
+    supervisor dead {verb} events:user_created email_workers --reason Timeout"""
     return command(examples, short_help=short, name=verb)(change)
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from supervisor.settings.load import Loaded
 
+#: `supervisor dead show` prints the whole reason.
 REASON_CHARACTERS = 60
 #: Time between two lines about the progress.
 PROGRESS_S = 2.0
@@ -181,6 +182,11 @@ def _tell(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
         raise SupervisorError(f"Redis refused: {outcomes[0].error}; the letters are kept")
 
 
+def _clipped(reason: str) -> str:
+    """Return the beginning of a reason that is too long for a list, with a sign that more follows."""
+    return reason if len(reason) <= REASON_CHARACTERS else f"{reason[: REASON_CHARACTERS - 1]}…"
+
+
 def _print(found: Sequence[Letter], *, with_stream: bool) -> None:
     """Print one line for each letter. The id of the message is enough for `show`, so the letter's id may be dropped."""
     now_s = time.time()
@@ -193,7 +199,7 @@ def _print(found: Sequence[Letter], *, with_stream: bool) -> None:
             duration_text(max(0.0, now_s - letter.dead_at_ms / 1000) if letter.dead_at_ms else None),
             str(letter.deliveries),
             letter.handler.rpartition(".")[2],
-            letter.reason[:REASON_CHARACTERS],
+            _clipped(letter.reason),
         ]
         for letter in found
     ]

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 @command(
     """\
-    supervisor explain 1764000000000-0                        in each stream of the handlers
-    supervisor explain 1764000000000-0 events:user_created    in one
+    supervisor explain 1764000000000-0                      the handlers' streams
+    supervisor explain 1764000000000-0 events:user_created  one stream
     supervisor explain 1764000000000-0 --json""",
     short_help="Show what happened to one message.",
 )

@@ -74,7 +74,7 @@ def scale(workers: int, wait: bool, timeout_s: float, config: Path | None) -> in
 @command(
     """\
     supervisor restart
-    supervisor restart --wait            until every process is new; the exit code says whether it worked""",
+    supervisor restart --wait    returns when all are new, or fails""",
     short_help="Replace all workers; code and settings are read again.",
 )
 @wait_option
@@ -185,13 +185,15 @@ def _tell_end(paths: PoolPaths, pid: int, since_s: float) -> int:
 
 @command(
     """\
-    supervisor pause
-    supervisor pause && ./migrate && supervisor resume""",
+    supervisor pause""",
     short_help="Start no messages until `resume`.",
 )
 @config_option
 def pause(config: Path | None) -> None:
-    """Start no messages until `supervisor resume`, neither new ones nor retries nor replays. What runs is finished."""
+    """Start no messages until `supervisor resume`, neither new ones nor retries nor replays.
+
+    Returns at once. What runs is finished; the column `running` of `supervisor status` shows what is left.
+    """
     _ask(_paths(config), "pause")
     talk("paused until `supervisor resume`")
 

@@ -26,12 +26,12 @@ BOUND = Text(
     supervisor read events:user_created                       all of it
     supervisor read events:user_created --from 0 --count 10   the first ten
     supervisor read events:user_created --reverse --count 1   the last one
-    supervisor read events:user_created --from 1700000000000 --to 1700003600000 --json""",
+    supervisor read events:user_created --from 1764000000000 --json""",
     short_help="Print a stream's entries.",
 )
 @click.argument("stream")
 @click.option(
-    "--from", "start", type=Value(BOUND), default="-", metavar="ID", help="The first id, or Unix ms; (ID for after it."
+    "--from", "start", type=Value(BOUND), default="-", metavar="ID", help="The first id, or Unix ms. '(ID' is after ID."
 )
 @click.option("--to", "end", type=Value(BOUND), default="+", metavar="ID", help="The last id, or Unix ms.")
 @count_option(text="At most N entries.  [default: all]")

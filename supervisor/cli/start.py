@@ -13,9 +13,9 @@ from supervisor.values import WORKERS
 
 @command(
     """\
-    supervisor start                                   everything from ./config.toml
+    supervisor start                  everything from ./config.toml
     supervisor start --workers 8 --redis redis://10.0.0.5:6379/0
-    supervisor start --burst                           handle all messages, then exit""",
+    supervisor start --burst          handle all messages, then exit""",
     short_help="Run the pool in the foreground.",
 )
 @config_option

@@ -58,7 +58,7 @@ def show(found: dict[str, Any], *, rates: Mapping[int, float] | None = None) -> 
     lines.append(_line("redis", server))
     lines += [_line("services", ", ".join(map(_service, found["services"])))] if found.get("services") else []
     lines += _operations(found.get("operation"), found.get("last_operation"))
-    lines += [_line("paused", "no new messages until `supervisor resume`")] if found.get("paused") else []
+    lines += [_line("paused", "no message is started until `supervisor resume`")] if found.get("paused") else []
     lines += _late_acks(found["workers"])
     if found["workers"]:
         lines += ["", _workers(found["workers"], rates)]

@@ -29,8 +29,8 @@ START = Text("$ or an entry id such as 0 or 1764000000000-0", r"\$|[0-9]+(-[0-9]
 
 @command(
     """\
-    supervisor tail events:user_created                  from now on
-    supervisor tail events:user_created --from 0         all entries, then new ones
+    supervisor tail events:user_created             from now on
+    supervisor tail events:user_created --from 0    all entries, then new ones
     supervisor tail events:user_created --json --count 1""",
     short_help="Follow a stream.",
 )

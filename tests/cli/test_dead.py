@@ -129,6 +129,7 @@ def send(fields: dict[str, str]) -> None: ...
         assert set(names) <= set(line.split()), text
         assert (letter in line) == (columns == 200)
         assert max(map(len, text.splitlines())) <= columns
+        assert "…" in text, "the reason goes on"
     shown = run_on_terminal("dead", "show", *names, entry, cwd=tmp_path, redis_url=redis_server.url)
     assert "\ndead_at     2025-11-24 " in shown
     assert f"\nfields\n  n = 1\n\nValueError: no luck with {entry}" in shown, "the traceback, which is long, is last"

@@ -15,6 +15,7 @@ from tests.support.servers import AnyServer
 from tests.support.standins import HANDLERS
 
 TWO_LEVELS = [[name] for name in COMMANDS] + [["config", "show"], ["config", "check"]]
+OF_DEAD = [["dead", name] for name in ("list", "show", "replay", "drop")]
 
 
 @pytest.mark.parametrize("words", [[], *TWO_LEVELS], ids=" ".join)
@@ -25,6 +26,12 @@ def test_help_begins_with_examples(words: list[str], capsys: pytest.CaptureFixtu
     assert left.value.code == 0
     assert text.index("Usage:") < text.index("Examples:") < text.index("Options:")
     assert f"supervisor {' '.join(words)}".strip() in text.partition("Examples:")[2]
+
+
+@pytest.mark.parametrize("words", [[], *TWO_LEVELS, *OF_DEAD], ids=" ".join)
+def test_help_fits_a_terminal_of_80_columns(words: list[str], tmp_path: Path) -> None:
+    text = run(*words, "--help", cwd=tmp_path, env={"COLUMNS": "80"}).stdout
+    assert text and [line for line in text.splitlines() if len(line) > 80] == []
 
 
 def test_every_command_has_json_where_it_prints_data() -> None:
