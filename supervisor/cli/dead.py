@@ -54,9 +54,7 @@ def _filtered(function: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--reason", default="", metavar="R", help="With the text R in the reason.")
     @click.option("--handler", default="", metavar="H", help="Of handlers with H in their name.")
     @click.option("--text", default="", metavar="T", help="With the text T in a field, the id or the error.")
-    @click.option(
-        "--older", "older_s", type=SECONDS, default=0, metavar="S", help="Dead for S (60, 7d) or more."
-    )
+    @click.option("--older", "older_s", type=SECONDS, default=0, metavar="S", help="Dead for S (60, 7d) or more.")
     @functools.wraps(function)
     def with_filter(reason: str, handler: str, text: str, older_s: float, **others: Any) -> Any:
         return function(wanted=Filter(reason, handler, text, int(older_s * 1000)), **others)

@@ -31,7 +31,7 @@ BOUND = Text(
 )
 @click.argument("stream")
 @click.option(
-    "--from", "start", type=Value(BOUND), default="-", metavar="ID", help="The first id, or Unix ms. '(ID' is after ID."
+    "--from", "start", type=Value(BOUND), default="-", metavar="ID", help="The first id, or Unix ms; '(ID' excludes ID."
 )
 @click.option("--to", "end", type=Value(BOUND), default="+", metavar="ID", help="The last id, or Unix ms.")
 @count_option(text="At most N entries.  [default: all]")
