@@ -1,7 +1,5 @@
 """Assembles the HTTP service: routes, error answers, the request guard, and a lifespan that needs no Redis."""
 
-from __future__ import annotations
-
 import asyncio
 import signal
 import threading

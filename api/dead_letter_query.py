@@ -4,8 +4,6 @@ A stream of dead letters may hold a million. A request scans at most `SCAN_MAX` 
 how many it scanned and where to continue.
 """
 
-from __future__ import annotations
-
 import base64
 import time
 from collections.abc import AsyncIterator, Sequence

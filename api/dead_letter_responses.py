@@ -1,7 +1,5 @@
 """Replays, drops and lists the selected dead letters, and builds the answers."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal

@@ -3,8 +3,6 @@
 The same routes exist for one group and for all groups of a stream; the list also for all groups that have handlers.
 """
 
-from __future__ import annotations
-
 from typing import Annotated
 from urllib.parse import quote
 

@@ -4,8 +4,6 @@ FastAPI's own page loads its script from a server on the internet and stays blan
 `/docs/interactive`.
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """What became of one message in each group: `supervisor explain` over HTTP."""
 
-from __future__ import annotations
-
 import asyncio
 
 from fastapi import APIRouter

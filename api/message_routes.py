@@ -4,8 +4,6 @@ A message is a flat JSON object. Its members become the fields of the entry: str
 JSON text. In an object with the single member `fields`, that member is the message.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Any
 from urllib.parse import urlencode

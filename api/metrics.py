@@ -1,7 +1,5 @@
 """Renders the status document as Prometheus text, without I/O."""
 
-from __future__ import annotations
-
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping

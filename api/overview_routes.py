@@ -1,7 +1,5 @@
 """The figures of the streams and groups that have handlers: `supervisor streams` over HTTP."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import Any
 

@@ -8,8 +8,6 @@
 The status code is the answer; `?verbose` prints the reasons.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query

@@ -3,8 +3,6 @@
 One table lists the kinds of problems. Each has a page at the address that `type` names.
 """
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ It also gives each request an id. It is a plain ASGI middleware: Starlette's bas
 rest of a request.
 """
 
-from __future__ import annotations
-
 import functools
 import hmac
 import ipaddress

@@ -1,7 +1,5 @@
 """The project's own routers (`[api] routers`): imported, checked and mounted behind the service's routes."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The forms of requests and answers: stream names, ids, bodies, and their description in OpenAPI."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Any
 from urllib.parse import quote

@@ -4,8 +4,6 @@ The service starts and answers without Redis. It fetches the state on request, o
 for it, and waits only up to a limit.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Awaitable, Callable

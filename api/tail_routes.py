@@ -7,8 +7,6 @@ It is one coroutine that writes to the socket. FastAPI's own event streams use a
 whenever a client leaves while data is being sent to it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from typing import Annotated, Any

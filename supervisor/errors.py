@@ -4,8 +4,6 @@ An error is raised where it is found and turned into text in one place: `supervi
 `api/problems.py` for HTTP. Scripts rely on the exit codes.
 """
 
-from __future__ import annotations
-
 #: Success.
 EXIT_OK = 0
 #: Failed while running.

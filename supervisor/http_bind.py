@@ -5,8 +5,6 @@ and passes it to each incarnation of the service. So a port in use is reported o
 connection is refused while the service restarts.
 """
 
-from __future__ import annotations
-
 import errno
 import ipaddress
 import os

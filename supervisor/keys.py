@@ -4,8 +4,6 @@ Streams and groups carry the user's own names. Every other key about a stream is
 script may touch both in Redis Cluster: the tag is the stream's own hash tag if it has one, else its whole name.
 """
 
-from __future__ import annotations
-
 PREFIX = "supervisor"
 #: A hash: id of each pool that has held a lease -> when its keeper was last seen, Unix ms. A consumer whose name only
 #: looks like a pool's is left alone.

@@ -1,7 +1,5 @@
 """Anonymous memory files, which forked children share."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 

@@ -1,7 +1,5 @@
 """Collects streams with their groups into documents, for `supervisor streams` and the HTTP service."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

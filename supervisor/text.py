@@ -1,7 +1,5 @@
 """Text for people: counts, durations, exits, errors and suggestions, in the log, on the terminal and over HTTP."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -4,8 +4,6 @@ They say in plain words what is allowed, the same words wherever a value comes f
 costs 100 ms of CPU at each start of a command.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from math import isfinite

@@ -4,8 +4,6 @@ It forks, waits, kills and counts. It has no Redis connection and no thread, and
 block: everything that may fail runs in a child.
 """
 
-from __future__ import annotations
-
 import gc
 import os
 import signal

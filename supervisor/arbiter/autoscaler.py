@@ -1,7 +1,5 @@
 """Scales the pool with the backlog that the keeper counts; `core.autoscale` decides."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -3,8 +3,6 @@
 Errors in configuration and handlers are found here, before any child is started.
 """
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Iterable
 

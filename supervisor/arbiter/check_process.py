@@ -3,8 +3,6 @@
 The report is one JSON object on a pipe. A child that exceeds its time limit is killed and counts as failed.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import selectors

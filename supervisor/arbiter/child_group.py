@@ -4,8 +4,6 @@ A check looks at every slot, acts, and sets one timer for the next check. Everyt
 (an exit, a command) only leads to another check.
 """
 
-from __future__ import annotations
-
 import math
 import random
 import signal

@@ -4,8 +4,6 @@ It uses one pidfd per child where available, else SIGCHLD; the exit itself alway
 a known pid. Orphans that the arbiter gets as a subreaper or as pid 1 are reaped silently.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import selectors

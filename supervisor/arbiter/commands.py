@@ -3,8 +3,6 @@
 No command waits: what takes long is started here, and `status` shows its progress.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ It listens on a unix socket only, keeps its data in the state directory and is s
 outlived its killed arbiter, it is stopped before the new one opens the same files.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

@@ -5,8 +5,6 @@
 3. It dies with the arbiter, and it ends with `os._exit`, because the arbiter's exit handlers are not its own.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import faulthandler

@@ -4,8 +4,6 @@ The service also gets a memory file, into which it writes as soon as it serves. 
 passed to the service only; every other child closes them.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 import time

@@ -3,8 +3,6 @@
 The locks are the kernel's, so a process that dies never leaves one behind.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import secrets

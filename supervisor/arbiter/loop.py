@@ -4,8 +4,6 @@ It is not asyncio on purpose: a forked child inherits the state of an asyncio lo
 signal sent to the child then fires in the parent, cpython#94454).
 """
 
-from __future__ import annotations
-
 import contextlib
 import heapq
 import itertools

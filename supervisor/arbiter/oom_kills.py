@@ -1,7 +1,5 @@
 """Counts the kills of the kernel's out-of-memory killer in this process's cgroup, where the counter is readable."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 #: cgroup v2; see Documentation/admin-guide/cgroup-v2.rst of the kernel.

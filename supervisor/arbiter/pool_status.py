@@ -1,7 +1,5 @@
 """The answer to `status`: the state of the pool, its workers and services, and what is wrong with it."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Replaces workers that have grown, aged or handled many messages; `core.recycle` decides which one."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -6,8 +6,6 @@
    memory stay; the state of the children is passed on in an inherited memory file.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The children other than workers: redis-server, keeper, HTTP service. One slot each."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import replace

@@ -4,8 +4,6 @@ The keeper holds the pool's lease. No other pool may take the name while a worke
 messages, so the keeper stops after the last worker.
 """
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

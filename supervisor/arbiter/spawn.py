@@ -1,7 +1,5 @@
 """Which child process is started with what: workers, keeper, boot check, HTTP service, Redis server."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

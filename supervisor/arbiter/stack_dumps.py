@@ -4,8 +4,6 @@ Each child has a memory file: no disk can be full or slow, and the stacks of a d
 child's faulthandler writes; the arbiter reads after the child has exited.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import re

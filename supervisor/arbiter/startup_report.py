@@ -1,7 +1,5 @@
 """What is shown when the pool is up: a summary on stderr for people, one JSON log line otherwise."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

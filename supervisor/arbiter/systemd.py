@@ -4,8 +4,6 @@ NOTIFY_SOCKET and WATCHDOG_USEC are removed from the environment, so that no chi
 Each message is one datagram from a socket of its own, so no socket is open while the arbiter forks.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket

@@ -1,7 +1,5 @@
 """The group of workers: their fields in shared memory, the crash breaker, scaling."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import replace

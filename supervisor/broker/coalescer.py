@@ -7,8 +7,6 @@
 It knows nothing of streams.
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 from collections import deque

@@ -4,8 +4,6 @@ It never repeats a command: a lost connection is an exception, and the caller kn
 connection is made at the first use, and again at the first use after it was lost.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Sequence
 from typing import Any

@@ -9,8 +9,6 @@ Retries are off because redis-py repeats writes whose answer was lost, and repea
 delivered (redis-py 8: ten retries by default).
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterable

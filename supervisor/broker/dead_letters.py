@@ -4,8 +4,6 @@ A stream of dead letters may hold a million, and one of them megabytes: the size
 letters, and nothing here reads further than asked. `broker.replay` puts them back or removes them.
 """
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Iterable
 
 from redis.asyncio import Redis

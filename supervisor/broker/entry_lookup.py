@@ -5,8 +5,6 @@ copy, if it was replayed, is looked up afterwards, and its dead letter last: if 
 was written by then.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any

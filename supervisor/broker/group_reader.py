@@ -3,8 +3,6 @@
 Sending a read and receiving its reply are apart, so that the next read is on the wire while a batch is handled.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import math

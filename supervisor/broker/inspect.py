@@ -4,8 +4,6 @@ Nothing here costs more for a longer stream: where Redis does not know a group's
 LAG_COUNT_MAX and the lag is flagged as a lower bound.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass

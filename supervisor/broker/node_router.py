@@ -4,8 +4,6 @@ A node that answers that it does not own the slot has stored nothing: the slots 
 publish is repeated on the right node until its time is up.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar

@@ -1,7 +1,5 @@
 """Classifies errors of Redis and redis-py: their codes, lost connections, transient and permanent refusals."""
 
-from __future__ import annotations
-
 import re
 import ssl
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ A replay appends a copy of the message to the group's replay stream, whose worke
 and give it to the handler under the id that it had. The copy and the letter's removal are one script.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -7,8 +7,6 @@
    connection is replaced.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

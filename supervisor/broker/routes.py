@@ -8,8 +8,6 @@ redis-py's own Sentinel client would do for the first of these, but it needs the
 does not say why it found none.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ They are read when this module is imported, which the arbiter does before it for
 upgrade of the package must not get a script of the new version.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The client of the control socket."""
 
-from __future__ import annotations
-
 import json
 import socket
 import time

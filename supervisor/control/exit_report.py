@@ -3,8 +3,6 @@
 The control socket can't report this, because it is closed before the last child has exited.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -3,8 +3,6 @@
 `{"cmd": "status", ...}` is answered with `{"ok": true, "data": {...}}` or `{"ok": false, "error": "..."}`.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

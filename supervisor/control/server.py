@@ -6,8 +6,6 @@
 `handle` is called for each command and answers at once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import selectors

@@ -6,8 +6,6 @@
    to be reverted doubles the wait before the next one, so that a pool at its limit does not oscillate.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Exponential backoff with jitter."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 #: Spreads retries, so that processes that failed together do not come back together.

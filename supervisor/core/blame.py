@@ -4,8 +4,6 @@ Only a message that was alone in hand is charged: with others beside it nobody k
 so they all run again, one at a time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from supervisor.core.ids import parse_id

@@ -3,8 +3,6 @@
 The first field of a copy is ORIGIN with the id that the message had; the message's own fields follow.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 ORIGIN = "supervisor:origin"

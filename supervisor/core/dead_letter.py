@@ -3,8 +3,6 @@
 The entry holds the message's fields behind a prefix, beside what is said about the message.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

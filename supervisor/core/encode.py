@@ -4,8 +4,6 @@ Values that JSON writes as strings (dates, UUIDs, enums of strings) are stored w
 can read them. `supervisor.handling.decode` is the way back.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -4,8 +4,6 @@ Redis keeps no record of settled entries: an entry that a group has passed and d
 a dead letter of it. When the entry itself is gone, it may also have been deleted unread.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum

@@ -1,7 +1,5 @@
 """Stream ids `<Unix ms>-<sequence>` as pairs of numbers, which compare in stream order; and plain numbers. Pure."""
 
-from __future__ import annotations
-
 import re
 
 _ID = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")

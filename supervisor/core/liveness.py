@@ -7,8 +7,6 @@ a child may have overwritten them with garbage, and garbage must not keep a hung
 Pure: times are passed in, as nanoseconds of one monotonic clock.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from supervisor.core.slot import Heartbeat

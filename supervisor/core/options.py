@@ -1,7 +1,5 @@
 """The options that hold for one handler, settled once from the decorator, config.toml and defaults."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any

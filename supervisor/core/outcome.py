@@ -1,7 +1,5 @@
 """How a delivery ends: done, retry later or dead letter. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

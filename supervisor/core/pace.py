@@ -6,8 +6,6 @@ holds the event loop (or a pool thread), not how long its handler takes: a hundr
 run at once, a hundred that block run one after another.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 #: A message that holds the loop longer than this share of `hold_s` is slow, and ends reading ahead.

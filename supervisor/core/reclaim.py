@@ -7,8 +7,6 @@ Consumers that no pool ever had belong to other programs, and nothing can be pro
 unless the operator sets a time after which their messages are claimed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Set
 
 from supervisor.core.ids import parse_number

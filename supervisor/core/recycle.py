@@ -4,8 +4,6 @@ Growth is counted from READY and in private pages only. Pages shared with the ar
 all workers, and a limit on total memory would replace the workers of a large parent forever (celery#4125).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

@@ -7,8 +7,6 @@
 Pure: time and randomness are passed in.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ Entries that are unread or pending in a group stay whatever the limits say; the 
 that is no longer read keeps its stream growing: this is reported and never repaired automatically.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 

@@ -3,8 +3,6 @@
 Anybody can write to a hash, so a value that no worker has written reads as missing.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from supervisor.core.ids import parse_number

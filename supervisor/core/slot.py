@@ -8,8 +8,6 @@ Pure: each function takes a slot and the time and returns the new slot. The arbi
 `Action` that is returned with it. Only an exit ends a living state.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace

@@ -4,8 +4,6 @@ A field's value in Redis is a string. Pydantic reads numbers, dates and booleans
 string is tried as JSON. So any program that can XADD is a producer.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import types
 import typing

@@ -4,8 +4,6 @@ It runs once, in the arbiter before the first fork, so that workers share the im
 Every error is a HandlerError that names file and line.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import inspect

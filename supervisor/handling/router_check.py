@@ -4,8 +4,6 @@ It finds modules and names that are missing, and syntax errors, before a pool st
 service imports the routers and finds the rest.
 """
 
-from __future__ import annotations
-
 import symtable
 from importlib.util import find_spec
 from pathlib import Path

@@ -5,8 +5,6 @@ backlog if the pool scales with it. It is a child of the arbiter that may be los
 Redis, and its successor goes on from there.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os

@@ -5,8 +5,6 @@ again from there takes it over at once. Any other pool of the same name is refus
 share consumers, and so each other's pending messages.
 """
 
-from __future__ import annotations
-
 import secrets
 import time
 from typing import Any

@@ -3,8 +3,6 @@
 It runs in a forked child of the arbiter, which itself never speaks to Redis, and reports as one line of JSON.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

@@ -14,8 +14,6 @@ The same is done in a group's replay stream.
 Claims count no delivery (JUSTID), and a consumer is deleted only by a script that finds nothing pending.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import time

@@ -5,8 +5,6 @@ replaced between two looks, and a clock that was set, are breaks too, although n
 (A server keeps its deadlines as times of day, so a clock that is set an hour ahead ends all leases at once.)
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

@@ -9,8 +9,6 @@
 Streams of dead letters are never trimmed: a dead letter is all that is left of its message.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections import deque

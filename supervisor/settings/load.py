@@ -5,8 +5,6 @@
 3. Reads one file and the environment; imports no handlers and opens no connection.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass

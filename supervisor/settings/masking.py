@@ -1,7 +1,5 @@
 """Hides secrets in output: passwords in URLs, and values of keys that are named like a secret."""
 
-from __future__ import annotations
-
 import re
 from urllib.parse import unquote_plus
 

@@ -4,8 +4,6 @@ This module says what exists, what it means and what is allowed; `supervisor.set
 environment, config.toml).
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The paths of a pool's files: control socket, lock, lease token and the embedded Redis."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path

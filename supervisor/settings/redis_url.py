@@ -4,8 +4,6 @@ redis-py's URLs have no form for several hosts, the master's name and Sentinel's
 to redis-py, as the URL of one of the hosts. Errors never quote text that may be a password.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from functools import lru_cache

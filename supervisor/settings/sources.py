@@ -4,8 +4,6 @@ Each source becomes a flat mapping from path to `Given`. Values are not checked 
 names no setting is an error.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

@@ -1,7 +1,5 @@
 """Finds overrides in config.toml for streams and groups without a handler: mostly mistyped names."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from supervisor.settings.load import Loaded

@@ -1,7 +1,5 @@
 """Words errors of settings: where the value is, what it is, what is allowed. Secrets are never shown."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
