@@ -4,8 +4,6 @@ They run as tasks of the app's event loop. Each process of the app takes a name 
 Redis, does the keeper's work for that name, and takes over from processes that are gone.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os

@@ -6,8 +6,6 @@
 3. Events that may come with every message are logged at most once in five seconds.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging

@@ -5,8 +5,6 @@
 3. A publish never trims a stream: retention is the keeper's.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache

@@ -3,8 +3,6 @@
 Processes come from the arbiter, groups from Redis. It starts nothing and changes nothing.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os

@@ -1,7 +1,5 @@
 """`supervisor help`: the same as `--help`."""
 
-from __future__ import annotations
-
 import click
 
 from supervisor.cli.common import command

@@ -1,7 +1,5 @@
 """`supervisor init`: creates a project from the templates. Never overwrites a file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

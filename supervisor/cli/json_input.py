@@ -4,8 +4,6 @@ The input is read piece by piece; only a piece and the message that it ends in a
 UsageError with its line.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ A subcommand is imported when it is called, and imports slow modules when it run
 commands start fast. Errors are turned into text only here.
 """
 
-from __future__ import annotations
-
 import gc
 import os
 import sys

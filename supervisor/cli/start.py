@@ -1,7 +1,5 @@
 """`supervisor start`: loads the settings and runs the arbiter."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

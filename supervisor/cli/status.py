@@ -1,7 +1,5 @@
 """`supervisor status`: prints the state of the pool and its groups once."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

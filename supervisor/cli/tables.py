@@ -1,7 +1,5 @@
 """Tables for people: as wide as the terminal, never cut in a pipe."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 import textwrap

@@ -1,7 +1,5 @@
 """`supervisor version`: prints the versions of supervisor and its main dependencies."""
 
-from __future__ import annotations
-
 import click
 
 from supervisor.cli.common import command, dumps, json_option
