@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +10,13 @@ import click
 
 from supervisor.cli.common import ID, command, dumps, json_option, talk, with_settings
 from supervisor.cli.tables import table_text
+from supervisor.core.entry_fate import Entry, GroupFacts, Presence, Verdict
+from supervisor.core.entry_fate import explain as judge
 from supervisor.errors import EXIT_FAILED, EXIT_OK, HandlerError
+from supervisor.keys import REPLAY_CONSUMER
 from supervisor.text import counted, duration_text
 
 if TYPE_CHECKING:
-    from supervisor.core.entry_fate import Entry, GroupFacts, Verdict
     from supervisor.settings.load import Loaded
 
 
@@ -51,7 +54,6 @@ async def _explain(loaded: Loaded, entry_id: str, stream: str | None) -> list[Ve
     from supervisor.broker.entry_lookup import collect
     from supervisor.cli.redis_client import open_redis
     from supervisor.cli.streams import handled_pairs
-    from supervisor.core.entry_fate import explain as judge
 
     try:
         pairs = await handled_pairs(loaded)
@@ -68,8 +70,6 @@ async def _explain(loaded: Loaded, entry_id: str, stream: str | None) -> list[Ve
 
 
 def _text(verdict: Verdict) -> str:
-    from supervisor.core.entry_fate import Presence
-
     rows = [[one.facts.group, one.fate.value, _details(verdict.entry, one.facts)] for one in verdict.groups]
     lines = [f"{verdict.entry.stream} {verdict.entry.id}: {_where(verdict)}"]
     if rows and (verdict.known or verdict.presence is Presence.GONE):
@@ -79,8 +79,6 @@ def _text(verdict: Verdict) -> str:
 
 def _where(verdict: Verdict) -> str:
     """Describe the entry itself."""
-    from supervisor.core.entry_fate import Presence
-
     entry = verdict.entry
     if verdict.presence is Presence.STORED:
         age_s = (entry.now_ms - int(entry.id.partition("-")[0])) / 1000
@@ -94,8 +92,6 @@ def _where(verdict: Verdict) -> str:
 
 
 def _details(entry: Entry, facts: GroupFacts) -> str:
-    from supervisor.keys import REPLAY_CONSUMER
-
     found = []
     if facts.consumer == REPLAY_CONSUMER:
         found.append("no worker has read it yet")
@@ -117,8 +113,6 @@ def _details(entry: Entry, facts: GroupFacts) -> str:
 
 
 def _hint_at_letters(found: Sequence[Verdict]) -> None:
-    import shlex
-
     for verdict in found:
         for one in verdict.groups:
             if one.facts.letter and not one.facts.consumer:

@@ -116,7 +116,8 @@ async def _publish_all(
                 else:
                     progress.add((await publisher.publish_batch(stream, chunk)).ids)
             except PublishError as error:
-                raise _failure(settings, error, progress.so_far(_unsure(error, chunk))) from None
+                unsure = len(chunk) if isinstance(error, PublishUnknownError) else 0
+                raise _failure(settings, error, progress.so_far(unsure)) from None
 
 
 def _next(chunks: Iterator[list[dict[str, str]]], progress: _Progress) -> list[dict[str, str]]:
@@ -124,10 +125,6 @@ def _next(chunks: Iterator[list[dict[str, str]]], progress: _Progress) -> list[d
         return next(chunks, [])
     except UsageError as error:
         raise UsageError(f"{error}\n{progress.so_far()}") from None
-
-
-def _unsure(error: PublishError, chunk: list[dict[str, str]]) -> int:
-    return len(chunk) if isinstance(error, PublishUnknownError) else 0
 
 
 def _failure(settings: Settings, error: PublishError, so_far: str) -> SupervisorError:
