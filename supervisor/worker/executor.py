@@ -170,12 +170,13 @@ class Executor:
     async def _run(self, runner: Runner) -> None:
         run_ready = self._run_messages if self._spec.is_async and not self._spec.batch else self._run_units
         try:
-            while await run_ready(runner):
+            while True:
+                goes_on = await run_ready(runner)
                 self._active.discard(runner)
                 self.note_idle()
                 self._control.notify()
-                if copy_context() != self._context:
-                    return  # the handler left context variables behind, which the next message must not see
+                if not goes_on:
+                    return
                 runner.wake = self._loop.create_future()
                 self._idle.append(runner)
                 await runner.wake
@@ -191,7 +192,7 @@ class Executor:
 
     async def _run_messages(self, runner: Runner) -> bool:  # noqa: C901 - the hot path: a call more costs too much
         """Run what is ready, one message at a time; False when the runner has to end."""
-        ready, handle = self._ready, _handle_of(self._spec)
+        ready, handle, context = self._ready, _handle_of(self._spec), self._context
         before_s = monotonic()
         while ready:
             runner.in_hand = message = ready.popleft()
@@ -210,6 +211,9 @@ class Executor:
                 runner.finished()
             elif now_s > runner.step_ends_s and now_s - before_s > self._slowest_s:
                 self._slowest_s = now_s - before_s  # a message that is slow ends the step; the others need no measure
+            if copy_context() != context:  # the handler left context variables behind: the next one must not see them
+                runner.in_hand = None
+                return False
             if now_s > runner.step_ends_s:
                 runner.in_hand = None
                 await self._yield()
@@ -233,6 +237,8 @@ class Executor:
             if held_s > self._slowest_s and not (runner.started_s and self._spec.is_async):
                 self._slowest_s = held_s
             runner.finished()
+            if copy_context() != self._context:
+                return False
             if monotonic() > runner.step_ends_s:
                 await self._yield()
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -72,3 +73,24 @@ async def test_adopted_messages_that_wait_do_not_keep_others_from_running(redis:
             await eventually_async(lambda: "last" in seen, limit_s=5)
         finally:
             gate.set()
+
+
+@pytest.mark.parametrize("kind", ["message", "batch"])
+async def test_context_variables_of_one_message_are_not_seen_by_the_next(redis: Any, redis_url: str, kind: str) -> None:
+    left_behind: ContextVar[str] = ContextVar("left_behind", default="")
+    seen: list[str] = []
+
+    async def one(message: Message) -> None:
+        seen.append(left_behind.get())
+        left_behind.set(message.id)
+
+    async def batch(messages: list[Message]) -> None:
+        for message in messages:
+            await one(message)
+
+    options = {"group": GROUP, "concurrency": 2, "batch_size": 10 if kind == "message" else 1}
+    for n in range(20):
+        await redis.xadd(STREAM, {"n": n})
+    async with working(redis_url, handler(STREAM, **options)(one if kind == "message" else batch)):
+        await eventually_async(lambda: len(seen) == 20)
+    assert set(seen) == {""}
