@@ -61,7 +61,7 @@ class AppConsumers:
             await self._redis.aclose()
 
     async def _take_lease(self) -> tuple[str, str] | None:
-        """Take a name; waits while Redis is unreachable. Returns its pool and token, None when the app ended first."""
+        """Take a name, waiting while Redis is unreachable; return its pool and token, or None if the app ends first."""
         failures = 0
         while not self._stopping.is_set():
             try:
@@ -130,13 +130,13 @@ class AppConsumers:
 
     async def _report(self, runtimes: list[Runtime]) -> None:
         """Write each consumer's figures, and have it rescan its pending list when the keeper asks for it."""
-        sweeps = [0] * len(runtimes)
+        rescans = [0] * len(runtimes)
         while True:
             for slot, runtime in enumerate(runtimes):
                 runtime.report()
                 asked = self._shared.slot(slot).get(SlotField.RESCAN_PENDING)
-                if asked != sweeps[slot]:
-                    sweeps[slot] = asked
+                if asked != rescans[slot]:
+                    rescans[slot] = asked
                     runtime.rescan()
             await asyncio.sleep(_REPORT_S)
 

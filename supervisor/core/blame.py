@@ -12,19 +12,19 @@ from supervisor.core.outcome import CRASHED, Dead
 
 
 def marked(pending: Iterable[bytes], alone: tuple[int, int] | None) -> bytes | None:
-    """The one of `pending` that ran alone at the crash, as shared memory says; None: it is settled, or none did."""
+    """Return the pending entry that ran isolated at the crash; None if it is settled, or if none ran isolated."""
     return next((entry for entry in pending if parse_id(entry) == alone), None)
 
 
 def lone_suspect(suspects: int, *, charged: bool, all_read: bool) -> bool:
-    """Whether the suspect at hand was the only message in the process: then it need not run marked to be known.
+    """Return whether the suspect was the only message in the process, so that the crash is charged to it at once.
 
-    `suspects`: of all consumers of the worker. `charged`: the mark has named a message already, or would have, since
-    they ran one at a time. `all_read`: every consumer knows what its predecessor left.
+    `suspects` are those of all consumers of the worker. `charged`: suspects ran one at a time, so the mark names the
+    message. `all_read`: every consumer has read its pending list.
     """
     return suspects == 1 and not charged and all_read
 
 
 def after_crash(crashes: int, options: Options) -> Dead | None:
-    """What becomes of a message that was charged its `crashes`th crash; None: it is run again, alone."""
+    """Return the outcome of a message that was charged with `crashes` crashes; None: it is run again, isolated."""
     return Dead(CRASHED, crashes) if crashes >= options.max_crashes else None

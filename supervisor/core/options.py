@@ -29,7 +29,7 @@ HANDLER_OPTIONS = tuple(HandlerOptions.fields)
 
 
 def resolve(settings: Settings, stream: str, group: str, declared: Mapping[str, Any]) -> Options:
-    """The options of one handler: config for the group, config for the stream, decorator, defaults.
+    """Return the options of one handler: config for the group, config for the stream, decorator, defaults.
 
     The operator's config.toml wins over the decorator, since it knows the place where this runs.
     """

@@ -27,7 +27,7 @@ class Crash:
 
     @property
     def text(self) -> str:
-        """In one line, as dead letters name it."""
+        """Describe it in one line, for dead letters."""
         how = f"was ended by {self.signal}" if self.signal else f"left with exit code {self.exit_code}"
         why = "" if self.reason in ("exit", "signal") else f" ({self.reason})"
         return f"its worker {how}{why}"
@@ -51,7 +51,7 @@ class Dead:
 
 
 def outcome_of(error: BaseException, failed_before: int, options: Options, random: Callable[[], float]) -> Later | Dead:
-    """What follows from a handler's exception, the `failed_before + 1`th failure of its message."""
+    """Return the outcome of a handler's exception, given how often the message failed before."""
     attempts = failed_before + 1
     if isinstance(error, Reject):
         return Dead(error_text(error), attempts)

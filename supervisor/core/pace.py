@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 #: A message that holds the loop longer than this share of `hold_s` is slow, and ends reading ahead.
 SLOW_SHARE = 0.1
-#: After so many quick messages a slow one is forgotten: where one in ten is slow, the next is not far.
+#: A slow message is forgotten after this many quick ones: where one in ten is slow, the next one comes soon.
 FORGOTTEN_AFTER = 100
 _SMOOTHING = 0.3
 
@@ -32,7 +32,7 @@ class Pace:
     _limit: int = 0
 
     def observe(self, ran: int, busy_s: float, slowest_s: float) -> None:
-        """`ran` messages held the loop for `busy_s` in all and one of them for `slowest_s`."""
+        """Adapt to `ran` messages that held the loop for `busy_s` in all, and the slowest of them for `slowest_s`."""
         if ran == 0:
             return
         mean_s = busy_s / ran

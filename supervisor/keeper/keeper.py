@@ -57,7 +57,7 @@ async def _main(settings: Settings, specs: Sequence[HandlerSpec], shared: Shared
 
 
 class Keeper:
-    """Does one turn of housekeeping after the other."""
+    """Does the housekeeping of one pool, turn by turn."""
 
     def __init__(self, settings: Settings, specs: Sequence[HandlerSpec], shared: SharedState, token: str) -> None:
         self._groups = [(spec.stream, spec.group) for spec in specs]

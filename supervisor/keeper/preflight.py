@@ -61,8 +61,8 @@ async def _check(settings: Settings, specs: Sequence[HandlerSpec], token: str) -
         for spec in specs:
             await make_group(redis, spec)
     except RedisError as error:
-        words = permanent_cause(error) or f"refuses to serve: {error}"
-        raise RedisUnreachableError(f"Redis at {masked(url)} {words}") from None
+        cause = permanent_cause(error) or f"refuses to serve: {error}"
+        raise RedisUnreachableError(f"Redis at {masked(url)} {cause}") from None
     finally:
         await redis.aclose()
     return {
@@ -101,8 +101,8 @@ async def _wait_for(redis: Redis, url: str, limit_s: float) -> None:
             await redis.ping()
             return
         except REDIS_FAULTS as error:
-            if words := permanent_cause(error):
-                raise RedisUnreachableError(f"Redis at {masked(url)} {words}") from None
+            if cause := permanent_cause(error):
+                raise RedisUnreachableError(f"Redis at {masked(url)} {cause}") from None
             if time.monotonic() > deadline_s:
                 raise RedisUnreachableError(
                     f"Redis at {masked(url)} does not answer within {limit_s:g} s: {error}{likely_cause(url, error)};"

@@ -1,4 +1,4 @@
-"""Tracks for how long a keeper has seen Redis without a break, as only that time counts against anybody.
+"""Tracks for how long a keeper has seen Redis without a break: only that time counts against consumers and pools.
 
 While Redis is away, nobody can renew a lease, and every message's idle time grows. A server that was restarted or
 replaced between two looks, and a clock that was set, are breaks too, although no command fails: `INFO` shows them.

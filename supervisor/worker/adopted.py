@@ -1,4 +1,4 @@
-"""What a worker finds in its own pending list, and what is to be done with each message. Pure.
+"""Classifies the messages of a worker's own pending list by what is to be done with them. Pure.
 
 After a crash the pending list of the same consumer name holds three kinds of messages: those that wait for a retry,
 those whose handler may have been running (suspects: one of them may be what ended the process) and those that had
@@ -26,7 +26,7 @@ class Adopted:
     plain: list[Message] = field(default_factory=list)
     #: Perhaps running at the crash: run one at a time.
     suspects: list[Message] = field(default_factory=list)
-    #: Shared memory names the suspects, so there was a crash; otherwise they are only thought to be some.
+    #: Shared memory names started messages, so there was a crash; otherwise the delivery counts are the only evidence.
     crashed: bool = False
     #: A crash was charged to the message that was marked as running alone.
     charged: bool = False

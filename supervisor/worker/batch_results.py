@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def batch_results(batch: Sequence[Message], error: BaseException) -> Iterator[tuple[Message, BaseException | None]]:
-    """Yield (message, why it failed; None: it is done). Only a BatchError can say that some are done."""
+    """Yield each message with its error, or with None if it is done; only a BatchError can say that some are done."""
     failed = None
     if isinstance(error, BatchError):
         failed = error.failed
         unknown = failed.keys() - {message.id for message in batch}
-        if unknown:  # it meant some message, and nobody knows which: none is taken for done
+        if unknown:  # which message it means is not known, so none counts as done
             failed = None
             error = UsageError(f"BatchError: no message of this batch has the id {next(iter(unknown))!r}")
     for message in batch:

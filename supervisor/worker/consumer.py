@@ -41,7 +41,7 @@ _RECONNECT_BASE_S = 0.05
 #: Redis is asked this often while it is away, so that the worker is back within a second or so.
 _RECONNECT_MAX_S = 1.0
 _THREADS_POLL_S = 0.01
-#: A read gives itself up when its time is over; one that has not after this long never will.
+#: A read that has not timed out this long after its time limit never will.
 READ_SLACK_S = 5.0
 #: How often a burst looks for new entries while it waits for retries.
 _BURST_POLL_S = 0.2
@@ -122,7 +122,7 @@ class Consumer:
         """Run what was found, except the suspects; retries wait for their time."""
         for message, delay_s in adopted.waiting:
             self.retries.add(message, delay_s)
-        # Batch by batch: what is not started is no suspect at the next crash, and stays pending at a drain.
+        # Batch by batch, because messages that were not submitted are no suspects at the next crash.
         plain, size = _by_id(adopted.plain), self.spec.options.batch_size
         for at in range(0, len(plain), size):
             await self._control.until(lambda: not self.executor.unstarted or self._control.stopping)
@@ -178,15 +178,15 @@ class Consumer:
         await self._control.until(lambda: not self.executor.in_hand)
 
     async def stop(self) -> None:
-        """End a blocked read at the server; what it brought is still run.
+        """End a blocked read at the server; the messages that it returns are still run.
 
-        What was read ahead is given back when it is not done within the time that may be read ahead.
+        Messages that have not been started after `hold_ms` are given back.
         """
         asyncio.get_running_loop().call_later(self.spec.options.hold_ms / 1000, self._give_back)
         await self.unblock()
 
     async def unblock(self) -> None:
-        """End a blocked read now, without losing what it brings. Nothing can end a read that is overdue."""
+        """End a blocked read now, without losing its messages. Nothing can end a read that is overdue."""
         reader, commands = self._reader, self._resources.commands
         while reader.outstanding and not self.cut_off and time.monotonic() < reader.due_s:
             try:
@@ -269,7 +269,7 @@ class Consumer:
             await self._send(room)
 
     def _room(self, coming: int = 0) -> int:
-        """Return how many messages more may be read, 0 or less for none."""
+        """Return how many more messages may be read; 0 or less: none."""
         options, executor = self.spec.options, self.executor
         if (
             self._control.stopping

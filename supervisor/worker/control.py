@@ -25,7 +25,7 @@ class Control:
         self._isolation = asyncio.Lock()
 
     def notify(self) -> None:
-        """Wake all that wait, because something changed that they may wait for."""
+        """Have all waiting tasks check their conditions again."""
         self._changed.set()
         self._changed.clear()
 
@@ -53,7 +53,7 @@ class Control:
         self.notify()
 
     def pause(self, paused: bool) -> bool:
-        """Start nothing, or go on; whether that is a change."""
+        """Start nothing, or go on; return whether that is a change."""
         changed, self.paused = self.paused != paused, paused
         if changed:
             self.notify()

@@ -27,7 +27,7 @@ def dead_letter(
     handler: str,
     now_ms: int,
 ) -> list[Argument]:
-    """The names and values of the dead letter's entry, flat as XADD wants them."""
+    """Return the dead letter as a flat list of field names and values, as XADD takes them."""
     letter: list[Argument] = ["id", message.id, "reason", _utf8(outcome.reason), "deliveries", outcome.attempts]
     letter += ["handler", handler, "worker", worker, "dead_at_ms", now_ms]
     if error is not None:
@@ -43,5 +43,5 @@ def dead_letter(
 
 
 def _utf8(text: str) -> bytes:
-    """Half a surrogate pair, which any JSON may bring, has no UTF-8; it is shown as it would be typed."""
+    """Encode text; a lone surrogate, which JSON allows but UTF-8 does not, is written as an escape."""
     return text.encode(errors="backslashreplace")

@@ -108,12 +108,12 @@ class Executor:
 
     @property
     def due_s(self) -> float:
-        """When what runs longest must be over, by `time.monotonic`; what runs on can't be ended from within."""
+        """When the longest-running message must have ended, by `time.monotonic`; after that only a kill can end it."""
         began = [runner.started_s for runner in self._active if runner.started_s]
         return min(*began, self.threads.oldest_s, inf) + self._spec.options.timeout_s + CANCEL_GRACE_S
 
     def messages(self) -> Iterator[Message]:
-        """Those in hand."""
+        """Yield the messages in hand."""
         yield from self._ready
         yield from self._held
         for runner in self._active:
@@ -126,7 +126,7 @@ class Executor:
         self._counted, self.busy_s, self._slowest_s = finished, 0.0, 0.0
         return taken
 
-    # What its consumer asks for
+    # Called by the consumer
 
     def submit(self, messages: Sequence[Message]) -> None:
         """Run these, in order, as soon as there is room."""
@@ -165,7 +165,7 @@ class Executor:
         if self._watch is not None:
             self._watch.cancel()
 
-    # A runner goes through what is ready.
+    # The loop of a runner
 
     async def _run(self, runner: Runner) -> None:
         run_ready = self._run_messages if self._spec.is_async and not self._spec.batch else self._run_units

@@ -1,8 +1,8 @@
-"""The mark of the message that runs alone: in shared memory, and in Redis for when shared memory is lost too.
+"""Marks the message that runs in isolation: in shared memory, and in Redis in case shared memory is lost too.
 
-Shared memory names the message with which a worker died. When the whole pool dies with it (a container that is out
-of memory is killed as one, an app has no arbiter), only what was written to Redis before the call still tells. That
-costs a round trip, which only suspects pay.
+Shared memory names the message that was running when a worker died. When the whole pool dies (a container that is out
+of memory is killed as one, an app has no arbiter), only the mark in Redis is left, which was written before the handler
+was called. It costs a round trip, for suspects only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class IsolationMarker:
-    """The mark of one consumer of one source."""
+    """The isolation mark of one consumer of one source."""
 
     def __init__(
         self, commands: CommandConnection, settler: Settler, source: Source, consumer: str, shared: SharedSlot
@@ -46,12 +46,12 @@ class IsolationMarker:
         self._source.marks.set_isolated(*parse_id(entry))
 
     def handled(self) -> None:
-        """Remove the mark because the handler has ended; Redis gets to know with the outcome."""
+        """Remove the mark because the handler has ended; the mark in Redis goes with the outcome."""
         self._source.marks.set_isolated(0, 0)
         self._settler.unmark(self._source, self._consumer)
 
     async def clear(self) -> None:
-        """Remove the mark because the message is ended on purpose."""
+        """Remove the mark because the worker ends on purpose."""
         self._source.marks.set_isolated(0, 0)
         await self._try("HDEL", self._source.isolated, self._consumer)
 
@@ -63,7 +63,7 @@ class IsolationMarker:
     async def find(self) -> tuple[int, int] | None:
         """Return the id that ran alone when the predecessor died. Raises redis-py's errors.
 
-        Shared memory that has known the predecessor is believed alone: the arbiter saw why that process ended.
+        Shared memory that a predecessor used takes precedence: the arbiter saw why that process ended.
         """
         if not self.shared_is_new:
             return self._source.marks.isolated()
@@ -71,6 +71,6 @@ class IsolationMarker:
         return parse_id(entry) if entry else None
 
     async def _try(self, *command: Argument) -> None:
-        # Without Redis, shared memory has to do: a fault of Redis must not hold up a message that is in hand.
+        # Without Redis, the mark in shared memory must do: a fault of Redis must not hold up a message in hand.
         with contextlib.suppress(RedisError, OSError):
             await self._commands.call(*command)

@@ -1,7 +1,7 @@
-"""The body of a forked worker: its loop, its signals, its beat and its exit code.
+"""The body of a forked worker: its event loop, signals, heartbeat and exit code.
 
-It is entered after the fork, in a process of its own, and returns the code to exit with. What it
-does with messages is the business of `worker.runtime`.
+`run` is called after the fork, in the new process, and returns the code to exit with. `worker.runtime` handles the
+messages.
 """
 
 from __future__ import annotations
@@ -47,8 +47,11 @@ def run(
     burst: bool = False,
     crash: Crash | None = None,
 ) -> int:
-    """Work until told to drain, or in a burst until nothing is left; the exit code. `crash`: the predecessor's."""
-    # A `print` shall be seen, and must not be lost with the process.
+    """Work until SIGTERM or a drain, or in a burst until nothing is left; return the exit code.
+
+    `crash` is how the slot's last process ended.
+    """
+    # What a handler prints must appear at once, and must not be lost with the process.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     begin_process()
     gc.enable()
@@ -66,63 +69,67 @@ async def _main(
     settings: Settings, specs: Sequence[HandlerSpec], shared: SharedState, slot: int, burst: bool, crash: Crash | None
 ) -> int:
     pool = pool_id(settings.pool.host, settings.pool.name)
-    words = shared.slot(slot)
+    fields = shared.slot(slot)
     faults = FaultLog(worker_logger(settings, slot))
-    runtime = Runtime(settings, specs, words, consumer_name(pool, slot), faults, burst=burst, crash=crash)
+    runtime = Runtime(settings, specs, fields, consumer_name(pool, slot), faults, burst=burst, crash=crash)
     beat = Beat(shared, slot, runtime)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, beat.drain)
     beat()
-    if not words.get(SlotField.HANDOVER_TO):
+    handover_to = fields.get(SlotField.HANDOVER_TO)
+    if not handover_to:
         await runtime.run(beat.ready)
-    leave = words.get(SlotField.HANDOVER_TO)
-    await runtime.close(consumer_name(pool, leave - 1) if leave else None)
+        handover_to = fields.get(SlotField.HANDOVER_TO)
+    await runtime.close(consumer_name(pool, handover_to - 1) if handover_to else None)
     beat.stop()
     return EXIT_OK
 
 
 class Beat:
-    """The worker's sign of life, and its look at what the arbiter wants."""
+    """Writes the worker's heartbeat, and obeys what the arbiter writes to shared memory."""
 
     def __init__(self, shared: SharedState, slot: int, runtime: Runtime) -> None:
-        """Beats for `slot`; starts with the first call."""
+        """Beat for `slot`, beginning with the first call."""
         self._shared = shared
-        self._words = shared.slot(slot)
+        self._fields = shared.slot(slot)
         self._runtime = runtime
         self._loop = asyncio.get_running_loop()
         self._parent = os.getppid()
-        self._rescans = self._words.get(SlotField.RESCAN_PENDING)
+        self._rescans = self._fields.get(SlotField.RESCAN_PENDING)
         self._due_s = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
         self._draining: asyncio.Task[None] | None = None
 
     def __call__(self) -> None:
-        """One beat: written by the loop itself, so a blocked loop shows."""
-        if os.getppid() != self._parent:  # where no signal tells of the arbiter's death
+        """Beat once. The event loop itself does it, so a blocked loop shows."""
+        if os.getppid() != self._parent:  # for systems that send no signal when the parent dies
             os._exit(EXIT_OK)
         now_s = self._loop.time()
         lag_ns = int((now_s - self._due_s) * 1e9)
-        if lag_ns > self._words.get(SlotField.LOOP_LAG_NS_MAX):
-            self._words.set(SlotField.LOOP_LAG_NS_MAX, lag_ns)
-        self._words.set(SlotField.BEAT_NS, time.monotonic_ns())
-        self._words.set(SlotField.DEADLINE_NS, self._deadline_ns())
+        if lag_ns > self._fields.get(SlotField.LOOP_LAG_NS_MAX):
+            self._fields.set(SlotField.LOOP_LAG_NS_MAX, lag_ns)
+        self._fields.set(SlotField.BEAT_NS, time.monotonic_ns())
+        self._fields.set(SlotField.DEADLINE_NS, self._deadline_ns())
         self._runtime.report()
         self._obey()
         self._due_s = now_s + BEAT_S
         self._timer = self._loop.call_later(BEAT_S, self)
 
     def _deadline_ns(self) -> int:
-        """Not before the next beat, unless it has passed: until then what is due may be long done."""
+        """Return the deadline of what is under way; 0: none.
+
+        It is not before the next beat, unless it has passed: until then, what is due may be done.
+        """
         due_s, now_s = self._runtime.due_s, time.monotonic()
         if due_s == math.inf:
             return 0
         return int((due_s if due_s <= now_s else max(due_s, now_s + 2 * BEAT_S)) * 1e9)
 
     def ready(self) -> None:
-        """Everything is connected and adopted."""
-        if not self._words.get(SlotField.READY_NS):
-            self._words.set(SlotField.READY_NS, time.monotonic_ns())
+        """Note that everything is connected and adopted."""
+        if not self._fields.get(SlotField.READY_NS):
+            self._fields.set(SlotField.READY_NS, time.monotonic_ns())
 
     def drain(self) -> None:
         """Stop taking messages; the worker ends when what is in hand is done."""
@@ -130,7 +137,7 @@ class Beat:
             self._draining = self._loop.create_task(self._runtime.drain())
 
     def stop(self) -> None:
-        """No more beats."""
+        """End the beats."""
         if self._timer is not None:
             self._timer.cancel()
 
@@ -138,7 +145,7 @@ class Beat:
         if self._runtime.cut_off:
             # Up, and waiting for Redis: that must not count as a worker that can't boot.
             self.ready()
-        rescans = self._words.get(SlotField.RESCAN_PENDING)
+        rescans = self._fields.get(SlotField.RESCAN_PENDING)
         if rescans != self._rescans:
             self._rescans = rescans
             self._runtime.rescan()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """One per handler; only `commands` and `settler` differ between handlers, and only in a cluster."""
+    """What one handler uses; only `commands` and `settler` differ between handlers, and only in a cluster."""
 
     redis_url: str
     #: The consumer's name in every group.
@@ -40,7 +40,7 @@ class Resources:
     faults: FaultLog
     #: Ends the worker with the error of its own code that is set here.
     bug: asyncio.Future[None]
-    #: Read what is there and end.
+    #: End when nothing is left to read.
     burst: bool
     #: How the slot's last process ended, if it crashed.
     crash: Crash | None

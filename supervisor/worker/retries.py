@@ -23,11 +23,11 @@ class RetryQueue:
         self._first_changed = asyncio.Event()
 
     def __len__(self) -> int:
-        """How many messages wait."""
+        """Return how many messages wait."""
         return len(self._heap)
 
     def messages(self) -> Iterator[Message]:
-        """Those that wait."""
+        """Return the messages that wait, in no particular order."""
         return (message for _, _, message in self._heap)
 
     def add(self, message: Message, delay_s: float) -> None:

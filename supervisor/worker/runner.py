@@ -28,10 +28,10 @@ class Owner(Protocol):
     busy_s: float
 
     def step_ended(self, runner: Runner) -> None:
-        """Look at what the runner's step has done."""
+        """Called after each step of the runner."""
 
     def give_back(self) -> None:
-        """Start no message any more."""
+        """Forget the messages that were not started."""
 
 
 class Runner(Coroutine[Any, Any, None]):
@@ -55,7 +55,7 @@ class Runner(Coroutine[Any, Any, None]):
         self.timed_out = False
 
     def start(self, coroutine: Coroutine[Any, Any, None]) -> Runner:
-        """Wrap `coroutine`; the result is what a task is made of."""
+        """Wrap `coroutine`, and return the coroutine to make a task of."""
         self._coroutine = coroutine
         return self
 
@@ -100,7 +100,7 @@ class Runner(Coroutine[Any, Any, None]):
         self._coroutine.close()
 
     def __await__(self) -> Any:
-        """Complete the interface; a task drives a runner by `send` and `throw`."""
+        """Complete the interface of a coroutine; a task uses only `send` and `throw`."""
         return self._coroutine.__await__()
 
     def _begin_step(self) -> float:
@@ -130,7 +130,7 @@ def register(owner: Owner) -> None:
 
 
 def begin_process() -> None:
-    """Declare this process the worker itself."""
+    """Note that this process is the worker itself."""
     _Process.is_copy = False
 
 

@@ -1,7 +1,6 @@
-"""All consumers of one worker: has each live its life, runs suspects alone, drains.
+"""Runs all consumers of one worker: starts them, isolates suspects, drains.
 
-It is the same in a forked worker and in a FastAPI app's lifespan; signals, beats and exit codes are the process's
-business, not its own.
+A forked worker and the lifespan of a FastAPI app use it alike, so it knows nothing of signals, beats and exit codes.
 """
 
 from __future__ import annotations
@@ -64,9 +63,9 @@ class Runtime:
         self.settlers = self._connections.settlers
         self._threads = ThreadPoolExecutor(settings.consumer.threads, thread_name_prefix="handler")
         self._bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        #: How many messages the predecessor may have crashed with, over all consumers.
+        #: The number of suspects of all consumers: messages that may have been running when the predecessor crashed.
         self._suspects = 0
-        #: The crash is charged to a message, or would be: suspects ran one at a time.
+        #: The predecessor ran suspects one at a time, so its crash is charged to the isolated message or to none.
         self._charged = bool(shared.get(SlotField.ISOLATING))
         #: Consumers with suspects that did not run yet.
         self._with_suspects = 0
@@ -205,9 +204,9 @@ class Runtime:
         await consumer.run()
 
     async def _run_suspects(self, consumer: Consumer, adopted: Adopted) -> None:
-        """Run them one at a time with nothing else in hand: the next crash names its message."""
+        """Run the suspects one at a time with nothing else in hand, so that the next crash names its message."""
         async with self._control.isolation():
-            # What a blocked read would bring now had to wait here, while another worker could run it.
+            # Entries that a blocked read received now would wait for the suspects; another worker can run them.
             await asyncio.gather(*(other.unblock() for other in self.consumers))
             await self._finish()
             for message in adopted.suspects:
@@ -237,7 +236,7 @@ class Runtime:
     async def _uncancelled(self, work: Coroutine[Any, Any, None], owner: asyncio.Task[Any] | None) -> None:
         """Run `work`; raise RuntimeError when a handler has cancelled this task.
 
-        A TaskGroup takes a cancelled task for one that is done, and the others would go on without it.
+        TaskGroup treats a cancelled task as finished, and the other tasks would go on without it.
         """
         try:
             await work

@@ -1,4 +1,4 @@
-"""Sends what became of messages to Redis: acks, retries, dead letters.
+"""Sends the outcomes of messages to Redis: acks, retries, dead letters.
 
 1. Each turn takes everything that was decided since the last one and sends it as one pipeline, up to some megabytes,
    with one variadic XACK per stream.
@@ -51,7 +51,7 @@ class _Command:
     arguments: tuple[Argument, ...]
     #: The messages that it settles.
     ids: tuple[bytes, ...] = ()
-    #: The number in its reply is how many messages were still pending.
+    #: Its reply is the number of messages that were still pending.
     is_ack: bool = False
     #: It was sent before without an answer: its number then means nothing.
     repeated: bool = False
