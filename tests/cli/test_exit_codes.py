@@ -90,8 +90,8 @@ class Unseen(threading.Thread):
         with self.listener:
             while "stop" not in self.asked:
                 connection, _ = self.listener.accept()
-                with connection:
-                    self.asked.append(json.loads(connection.makefile().readline())["cmd"])
+                with connection, connection.makefile() as reader:
+                    self.asked.append(json.loads(reader.readline())["cmd"])
                     connection.sendall(json.dumps({"ok": True, "data": {"pid": self.pid}}).encode() + b"\n")
             word = {"pid": self.pid, "exit_code": EXIT_DRAIN, "reason": "", "at_s": time.time()}
             self.paths.exit_report.write_text(json.dumps(word))

@@ -164,10 +164,10 @@ def test_43_ctl_garbage_fuzz(standins: Make, bound: Bounds) -> None:
     def send(data: bytes) -> None:
         nonlocal slowest_ms, count
         began_s = now_s()
-        with connect(pool.paths.control) as client:
+        with connect(pool.paths.control) as client, client.makefile("rb") as reader:
             client.sendall(data + b"\n")
             client.shutdown(socket.SHUT_WR)
-            answers = client.makefile("rb").read().splitlines()
+            answers = reader.read().splitlines()
         slowest_ms = max(slowest_ms, (now_s() - began_s) * 1000)
         count += len(answers)
         assert len(answers) == data.count(b"\n") + 1

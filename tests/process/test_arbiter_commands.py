@@ -164,17 +164,16 @@ def test_misbehaving_clients_do_not_disturb_others(standins: Make) -> None:
 
     nonsense = [b"\xff\x00", b"[1]", b"{}", b'{"cmd": "nonsense"}', b'{"cmd":"ping","x":1}', b"[" * 60000]
     for garbage in nonsense:
-        with connect() as client:
+        with connect() as client, client.makefile() as reader:
             client.sendall(garbage + b"\n")
-            answer = json.loads(client.makefile().readline())
+            answer = json.loads(reader.readline())
             assert answer["ok"] is False and answer["error"]
     with connect() as greedy:
         greedy.sendall(b"x" * 70000)
         with contextlib.suppress(ConnectionResetError):
             assert greedy.recv(1) == b"", "a client that sends an endless line is disconnected"
-    with connect() as several:
+    with connect() as several, several.makefile() as reader:
         several.sendall(b'{"cmd": "ping"}\n{"cmd": "ping"}\n')
-        reader = several.makefile()
         assert [json.loads(reader.readline())["ok"] for _ in range(2)] == [True, True]
     silent = [connect() for _ in range(8)]
     with connect() as ninth:
