@@ -195,8 +195,9 @@ class Consumer:
                     await commands.reconnect()
                 if reader.client_id and commands.server == reader.server:
                     await commands.call("CLIENT", "UNBLOCK", reader.client_id)
-            except (RedisError, OSError, TimeoutError):
-                return
+            except (RedisError, OSError, TimeoutError):  # perhaps this connection was lost while nothing used it
+                await self._control.until(lambda: not reader.outstanding, _RECONNECT_BASE_S)
+                continue
             # Again, if the read had not reached the server yet.
             await asyncio.sleep(0.01)
             if not (self._control.stopping or self._control.paused or self._rescan_wanted):

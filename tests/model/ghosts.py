@@ -42,6 +42,8 @@ class Ghost:
     key: Key
     place: Place
     poison: bool
+    #: Its handler runs and ignores its end, so that its worker has to be killed.
+    hangs: bool = False
     #: The workers whose handler has returned.
     done: list[Worker] = field(default_factory=list)
     #: How many attempts failed, and of how many Redis is known to keep the number, and until when it waits.
@@ -186,6 +188,12 @@ class Ghosts:
         took_s = 0 if self._world.has_refused or worker.pool.cut_off else self._world.clock.now_s - since_s
         self._forbid(took_s > _LEAVES_S, f"{worker.name} took {took_s:.1f} s to leave with nothing to do")
         self.unsuspect(worker.name)
+
+    def overdue(self, worker: Worker) -> None:
+        """The arbiter kills it, since what it does takes too long."""
+        hangs = any(ghost.hangs and worker in ghost.runners for ghost in self.of.values())
+        self._forbid(not hangs, f"{worker.name} is killed for its deadline, and no handler ignores its end")
+        self.died(worker)
 
     def unsuspect(self, consumer: str) -> None:
         """Nobody can know any more what this consumer had running."""

@@ -124,6 +124,7 @@ class Handlers:
         """End the process: at once, after a time, or by ignoring its end so long that the arbiter has to."""
         how = self._chance.random() if may_wait else 0
         if how > 0.9:
+            self._world.ghosts.of_message(message).hangs = True
             while True:
                 try:
                     await asyncio.sleep(FOREVER_S)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _CHECK_S = 0.25
 _FORK_S_MAX = 0.1
+_LATE_S = 1.0
 _KILLED = Crash("signal", "SIGKILL", None, "")
 
 
@@ -60,6 +61,8 @@ class Pool:
         self.due: set[int] = set()
         self.keeper_told = False
         self._crashes: dict[int, Crash | None] = {}
+        #: When the arbiter has looked at its children last, and until when it kills none for being late.
+        self._checked_s = self._patient_until_s = 0.0
         #: As in `arbiter.worker_group`.
         self._handing_over: set[int] = set()
         #: When something last disturbed it, and since when it pauses.
@@ -88,7 +91,7 @@ class Pool:
         self.shared.set(HeaderField.WORKERS, size)
         self.up, self.stopping, self.frozen, self.cut_off, self.paused_s = True, False, False, False, None
         self.workers, self.due, self._crashes = dict.fromkeys(range(SLOTS)), set(), {}
-        self.keeper = None
+        self.keeper, self._checked_s = None, self.world.clock.now_s
         self.arbiter = Process(self, f"{self.name}: arbiter")
         self.arbiter.start(self._supervise(size))
 
@@ -125,13 +128,16 @@ class Pool:
         self.world.begin(self.keeper, body)
 
     def _check(self) -> None:
-        now_ns = self.world.clock.monotonic_ns()
+        now_s = self.world.clock.now_s
+        if now_s - self._checked_s > _LATE_S:  # it was frozen: the workers get time to go on
+            self._patient_until_s = now_s + now_s - self._checked_s
+        self._checked_s = now_s
         for worker in self.living:
-            deadline_ns = worker.words.get(SlotField.DEADLINE_NS)
+            deadline_s = worker.words.get(SlotField.DEADLINE_NS) / 1e9
             if worker.left:
                 self.gone(worker, crashed=False)
-            elif 0 < deadline_ns < now_ns:
-                self.world.ghosts.died(worker)
+            elif 0 < deadline_s < now_s and now_s > self._patient_until_s:
+                self.world.ghosts.overdue(worker)
                 self.gone(worker, crashed=True)
         if self.due:
             self._spawn(min(self.due))

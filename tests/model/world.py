@@ -214,7 +214,9 @@ class Moves(World):
         self._disturb()
         for place, old in list(self.ghosts.at.items()):
             if place[:2] == (stream, group):
-                new = Ghost(old.key, place, old.poison, runners=old.runners, torn=True, deleted=old.deleted)
+                new = Ghost(
+                    old.key, place, old.poison, runners=old.runners, torn=True, deleted=old.deleted, hangs=old.hangs
+                )
                 new.forgiven = 99
                 self.ghosts.at[place] = new
                 new.letters_max = self.ghosts.of[old.key].letters_max = 99  # a copy that a replay has made may have one
