@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _CHECK_S = 0.25
 _FORK_S_MAX = 0.1
 _LATE_S = 1.0
+#: By then, a worker that was frozen too has ended what is out of time.
+_PATIENCE_S = 3.0
 _KILLED = Crash("signal", "SIGKILL", None, "")
 
 
@@ -130,7 +132,7 @@ class Pool:
     def _check(self) -> None:
         now_s = self.world.clock.now_s
         if now_s - self._checked_s > _LATE_S:  # it was frozen: the workers get time to go on
-            self._patient_until_s = now_s + now_s - self._checked_s
+            self._patient_until_s = now_s + _PATIENCE_S
         self._checked_s = now_s
         for worker in self.living:
             deadline_s = worker.words.get(SlotField.DEADLINE_NS) / 1e9
