@@ -170,6 +170,11 @@ async def test_retry_and_reject_choose_and_a_misfit_is_dead_at_once(redis: Any, 
         await redis.xadd(STREAM, {"number": number})
     async with working(redis_url, choose):
         await eventually_async(lambda: done == [1])
+
+        async def are_dead() -> bool:
+            return bool(await redis.xlen(dead_key(STREAM, GROUP)) == 2)
+
+        await eventually_async(are_dead)
     reasons = [letter[b"reason"] for _, letter in await redis.xrange(dead_key(STREAM, GROUP))]
     assert reasons[0] == b"not wanted"
     assert b"number" in reasons[1] and b"three" in reasons[1]
