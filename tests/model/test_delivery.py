@@ -27,11 +27,14 @@ def test_what_once_broke_a_rule_does_so_no_more(kept: dict[str, Any]) -> None:
     play(kept["seed"], kept["kinds"], kept["moves"])
 
 
+# A history that breaks a rule is shown in its shortest form, which takes minutes to find.
+@pytest.mark.timeout(900)
 def test_histories_break_no_rule() -> None:
     """The same ones each time: what fails here is what was changed last."""
     _play(0, HISTORIES)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.long
 def test_random_histories_break_no_rule() -> None:
     _play(int.from_bytes(os.urandom(4), "little"), 40 * HISTORIES)
