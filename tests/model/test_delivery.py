@@ -36,8 +36,9 @@ def test_histories_break_no_rule() -> None:
 
 @pytest.mark.timeout(900)
 @pytest.mark.long
-def test_random_histories_break_no_rule() -> None:
-    _play(int.from_bytes(os.urandom(4), "little"), 40 * HISTORIES)
+def test_more_histories_break_no_rule() -> None:
+    """The same ones each time, too: `python -m tests.model` plays others, for as long as it is left to."""
+    _play(HISTORIES, 10 * HISTORIES)
 
 
 def _play(seed: int, histories: int) -> None:
