@@ -196,10 +196,16 @@ class Ghosts:
         self.died(worker)
 
     def unsuspect(self, consumer: str) -> None:
-        """Nobody can know any more what this consumer had running."""
+        """Nobody can know any more what this consumer had running.
+
+        A worker that leaves while Redis is away takes its predecessor's marks with it. The last death of a suspect is
+        then not charged, and the suspect runs beside others, so that its next death is not charged either: that is one
+        more than `forgive` allows.
+        """
         for ghost in self.of.values():
             if ghost.suspected_by == consumer:
                 ghost.suspected_by = ""
+                ghost.forgiven += ghost.poison
 
     def blur(self, consumer: str) -> None:
         """What ended its process may have been taken away: the successor can't know, and may think it was another."""
