@@ -36,10 +36,10 @@ check: $(VENV)/.installed-dev ## linters and unit tests, about half a minute: ru
 	@$(MAKE) lint
 	@$(BIN)/python -m pytest tests/unit --numprocesses 2 --dist worksteal --quiet $(PYTEST_ARGS)
 
-test: $(VENV)/.installed-dev ## each kind of test once, faults at a small volume, some minutes
+test: $(VENV)/.installed-dev ## each kind of test once, faults at a small volume, about five minutes
 	@$(PYTEST) $(PYTEST_ARGS)
 
-long: $(VENV)/.installed-dev ## the long forms that `make test` leaves out, a quarter of an hour
+long: $(VENV)/.installed-dev ## the long forms that `make test` leaves out, about five minutes
 	@$(PYTEST) -m long --seeds $(SEEDS) $(PYTEST_ARGS)
 
 faults: $(VENV)/.installed-dev ## all fault cases: kill, freeze and starve the pool, and show what each costs
