@@ -110,7 +110,7 @@ def test_doctor_finds_a_healthy_set_up(tmp_path: Path, durable_server) -> None:
     (tmp_path / "handlers.py").write_text(HANDLERS)
     code, found = findings(tmp_path, durable_server.url)
     assert (code, found["fail"], found["warn"]) == (0, [], [])
-    assert any("durability everysec" in text for text in found["ok"])
+    assert any("durability always" in text for text in found["ok"])
     assert any("events:x / g: the group is created at the first start" in text for text in found["ok"])
 
 

@@ -54,7 +54,7 @@ def test_pool_that_ignores_its_signal_fails_and_is_killed(tmp_path: Path, monkey
     eventually(lambda: "up" in pool.lines)
     pid = pool.pid
     wait = pool.wait
-    monkeypatch.setattr(pool, "wait", lambda: wait(0.2))
+    monkeypatch.setattr(pool, "wait", lambda _limit_s=0: wait(0.2))
     with pytest.raises(AssertionError, match="did not leave within"):
         pool.close()
     with pytest.raises(ProcessLookupError):

@@ -88,7 +88,7 @@ class RedisServer(BaseServer):
         self.port = port or (free_port() if tcp else 0)
         self.url = f"unix://{self.socket}"
         self.tcp_url = f"redis://127.0.0.1:{self.port}/0" if self.port else ""
-        self._options = (*("--appendonly", "yes" if appendonly else "no"), *options)
+        self._options = (*_durability(appendonly), *options)
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -179,7 +179,7 @@ class ContainerServer(BaseServer):
         self.flavour = flavour
         self.port = free_port()
         self.url = self.tcp_url = f"redis://127.0.0.1:{self.port}/0"
-        words = ["redis-server", "--save", "''", "--appendonly", "yes" if appendonly else "no", *options]
+        words = ["redis-server", "--save", "''", *_durability(appendonly), *options]
         self._container = DockerContainer(flavour.image).with_command(" ".join(words))
         # On loopback only; `with_bind_ports` would take all interfaces.
         self._container.ports["6379/tcp"] = ("127.0.0.1", self.port)  # type: ignore[assignment]
@@ -243,6 +243,14 @@ class GivenServer(BaseServer):
 
 
 AnyServer = RedisServer | ContainerServer | GivenServer
+
+
+def _durability(appendonly: bool) -> tuple[str, ...]:
+    """The options for a server that keeps everything it has confirmed, or nothing.
+
+    With `everysec` a write to the file is put off while another is synced, and a killed server has not kept it.
+    """
+    return ("--appendonly", "yes", "--appendfsync", "always") if appendonly else ("--appendonly", "no")
 
 
 def start_server(flavour: Flavour, *, appendonly: bool = False) -> AnyServer:
