@@ -85,6 +85,10 @@ def permanent_cause(error: BaseException) -> str:
     return ""
 
 
+#: What a connection that the other end has closed is called: it depends on who was first, the reader or the writer.
+_HUNG_UP = ("closed by server", "reset by peer", "Connection lost", "Broken pipe")
+
+
 def likely_cause(url: str, error: BaseException) -> str:
     """Guess whether client and server disagree on TLS, as only one side notices; a suffix for the error's text."""
     scheme, _, rest = url.partition("://")
@@ -109,7 +113,7 @@ def _timed_out(error: BaseException) -> bool:
 
 def _hung_up(error: BaseException) -> bool:
     text = "\n".join(str(cause) for cause in causes(error))
-    return isinstance(error, exceptions.ConnectionError) and ("closed by server" in text or "reset by peer" in text)
+    return isinstance(error, exceptions.ConnectionError) and any(said in text for said in _HUNG_UP)
 
 
 def _tls_cause(error: ssl.SSLError) -> str:
