@@ -182,6 +182,7 @@ class Backlog:
     async def drained(self, group: str, alive: Callable[[], bool]) -> float:
         """Messages a second. Raises SupervisorError when those that drain have left, or take too long."""
         window, until_s = Window(self._messages), time.monotonic() + TURN_LIMIT_S
+        window.saw(Look(time.perf_counter(), 0))  # a short backlog may be drained before the first answer
         while (done := await self._done(group)) < self._messages or not window.complete:
             window.saw(Look(time.perf_counter(), done))
             if time.monotonic() > until_s or (not alive() and await self._done(group) == done < self._messages):
