@@ -79,10 +79,15 @@ class Failures:
         """
         outcome = Dead(UNREADABLE, 0)
         letter = self._letter(Message.from_reply(source, [(entry, ())])[0], outcome)
-        keys = [source.key, source.retries, source.crashes, source.dead, *((source.key,) if source.replays else ())]
         consumer = self._resources.consumer
         reply = await self._resources.commands.script(
-            DEAD_LETTER_UNREADABLE, keys, source.group, consumer, entry, UNREADABLE_BYTES_MIN, *letter
+            DEAD_LETTER_UNREADABLE,
+            source.dead_letter_keys,
+            source.group,
+            consumer,
+            entry,
+            UNREADABLE_BYTES_MIN,
+            *letter,
         )
         if reply:
             size, message_id = reply

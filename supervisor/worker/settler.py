@@ -104,8 +104,7 @@ class Settler:
 
     def ack_recorded(self, source: Source, *ids: bytes) -> None:
         """Ack messages of which Redis keeps a record; at most 1,000."""
-        keys = (source.key, source.retries, source.crashes, *((source.key,) if source.replays else ()))
-        self._run_script(source, ACK_RETRIED, keys, ids, is_ack=True)
+        self._run_script(source, ACK_RETRIED, source.ack_keys, ids, is_ack=True)
 
     def retry_later(self, source: Source, entry: bytes, attempts: int, due_ms: int, delay_ms: int) -> None:
         """Record how often this message failed, when it is due (Unix ms) and after how long; it stays pending."""
@@ -120,8 +119,7 @@ class Settler:
 
     def dead_letter(self, source: Source, entry: bytes, letter: Sequence[Argument]) -> None:
         """Write the message's dead letter and ack it, in one script."""
-        keys = (source.key, source.retries, source.crashes, source.dead, *((source.key,) if source.replays else ()))
-        self._run_script(source, DEAD_LETTER, keys, (entry,), *letter)
+        self._run_script(source, DEAD_LETTER, source.dead_letter_keys, (entry,), *letter)
 
     async def flush(self) -> None:
         """Wait until everything decided so far is confirmed, except what the server refuses: that stays pending."""

@@ -21,7 +21,8 @@ class Source:
     """
 
     __slots__ = (
-        "crashes", "dead", "done", "group", "isolated", "key", "key_bytes", "marks", "replays", "retries", "stream",
+        "ack_keys", "crashes", "dead_letter_keys", "done", "group", "isolated", "key", "key_bytes", "marks", "replays",
+        "retries", "stream",
     )  # fmt: skip
 
     def __init__(self, stream: str, group: str, marks: SharedConsumer, *, replays: bool = False) -> None:
@@ -35,7 +36,10 @@ class Source:
         self.retries = retries_key(self.key, group)
         self.crashes = crashes_key(self.key, group)
         self.isolated = isolated_key(self.key, group)
-        self.dead = dead_key(stream, group)
+        #: The keys of the scripts that ack a message, and of those that write its dead letter.
+        copies = (self.key,) if replays else ()
+        self.ack_keys = (self.key, self.retries, self.crashes, *copies)
+        self.dead_letter_keys = (self.key, self.retries, self.crashes, dead_key(stream, group), *copies)
         self.marks = marks
         #: Ids that are handled and not yet with the settler.
         self.done: list[bytes] = []
