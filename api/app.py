@@ -10,9 +10,9 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from supervisor._version import __version__
 from supervisor.fastapi import AppConnections
 from supervisor.settings.load import Loaded
-from supervisor.version import __version__
 
 from . import (
     dead_letter_routes,

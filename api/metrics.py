@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from supervisor.version import __version__
+from supervisor._version import __version__
 
 STATES = ("healthy", "starting", "degraded", "draining", "down")
 Sample = tuple[Mapping[str, object], float | int | bool | None]

@@ -11,7 +11,7 @@ from fastapi.utils import generate_unique_id
 from starlette.routing import BaseRoute, Match
 
 from supervisor.errors import HandlerError
-from supervisor.handling.load import declarations_in, import_module_of, make_importable
+from supervisor.handling.loader import declarations_in, import_module_of, make_importable
 from supervisor.handling.router_check import no_router, router_setting
 from supervisor.settings.load import Loaded
 

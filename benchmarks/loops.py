@@ -1,6 +1,6 @@
 """Loops that drain a stream without the pool: `python -m benchmarks.loops NAME URL STREAM GROUP WORKLOAD`.
 
-`pipeline` is what a good redis-py user writes (`supervisor.bench.loop`): hiredis, uvloop, one
+`pipeline` is what a good redis-py user writes (`supervisor.bench.redis_py_loop`): hiredis, uvloop, one
 `pipeline(transaction=False)` a batch with XACK and the next XREADGROUP. `bare` drives redis-py's
 connection by hand with two batches in flight. Both await the workload for each entry, and leave when
 nothing is left.
@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import Connection, parse_url
 
 from benchmarks.workloads import WORKLOADS, Workload
-from supervisor.bench.loop import COUNT, drain
+from supervisor.bench.redis_py_loop import COUNT, drain
 
 #: Its annotation allows tuples of one word only.
 pack: Any = hiredis.pack_command

@@ -18,7 +18,7 @@ import httpx
 import orjson
 import uvloop
 
-from benchmarks.load import Load, post
+from benchmarks.http_load import Load, post
 from benchmarks.tools import Report, arguments, median, project, say, server
 from tests.support.servers import RedisServer, free_port
 from tests.support.waiting import eventually

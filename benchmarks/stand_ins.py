@@ -44,7 +44,7 @@ def stand_in(kind: str, workers: int) -> None:
 
 def import_worker() -> None:
     """What a worker has imported."""
-    import supervisor.handling.load
+    import supervisor.handling.loader
     import supervisor.worker.process  # noqa: F401
 
 

@@ -7,8 +7,8 @@ index is supervisord; the two can't share an environment.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from supervisor._version import __version__
 from supervisor.context import context
-from supervisor.version import __version__
 
 if TYPE_CHECKING:
     from supervisor.handling.registry import handler

@@ -17,7 +17,7 @@ from supervisor.broker.connect import client
 from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.core.backoff import backoff_s
 from supervisor.errors import SupervisorError
-from supervisor.handling.load import HandlerSpec
+from supervisor.handling.loader import HandlerSpec
 from supervisor.keeper.lease import RENEW_S, drop, take, take_free_number
 from supervisor.keeper.reaper import Reaper
 from supervisor.keeper.trimmer import Trimmer

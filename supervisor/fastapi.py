@@ -86,7 +86,7 @@ def lifespan(
         # Here, so that a router that needs only the dependencies does not import the consumers' code.
         from supervisor.app_consumers import AppConsumers
         from supervisor.broker.connect import client
-        from supervisor.handling.load import load_handlers, specs_of
+        from supervisor.handling.loader import load_handlers, specs_of
 
         loaded = _load(config, redis_url)
         settings = loaded.settings

@@ -53,7 +53,7 @@ async def collect(settings: Settings, root: Path | None = None) -> dict[str, Any
 
 def configured_pairs(settings: Settings, root: Path) -> list[tuple[str, str]]:
     """Return (stream, group) of each handler; imports the handlers. Raises HandlerError."""
-    from supervisor.handling.load import load_handlers
+    from supervisor.handling.loader import load_handlers
 
     return [(spec.stream, spec.group) for spec in load_handlers(settings, root)]
 

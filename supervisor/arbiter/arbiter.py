@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from supervisor.arbiter import embedded_redis, fork, reload
 from supervisor.arbiter.autoscaler import Autoscaler
 from supervisor.arbiter.check_process import CheckProcess, error_of
-from supervisor.arbiter.children import Children
+from supervisor.arbiter.child_processes import ChildProcesses
 from supervisor.arbiter.commands import Commands
 from supervisor.arbiter.http_listener import LEFTOVER_S, HttpListener
 from supervisor.arbiter.locks import lease_token, name_taken
@@ -79,7 +79,7 @@ class Arbiter:
             self._http.open(LEFTOVER_S)
         self._shared = SharedState(inherited.shared_fd if inherited else None)
         self._loop = Loop(self._internal_error)
-        self._children = Children(self._loop)
+        self._children = ChildProcesses(self._loop)
         self._stack_dumps = StackDumps(inherited.stack_fds if inherited else None)
         self._systemd = SystemdNotifier()
         path = self._paths.control

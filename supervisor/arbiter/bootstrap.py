@@ -12,7 +12,7 @@ from supervisor.arbiter.locks import lock_state_dir
 from supervisor.arbiter.spawn import EntryPoints, real_entry_points
 from supervisor.control import exit_report
 from supervisor.errors import EXIT_FAILED, EXIT_OK, HandlerError, SupervisorError
-from supervisor.handling.load import load_handlers
+from supervisor.handling.loader import load_handlers
 from supervisor.handling.router_check import check_routers
 from supervisor.settings.load import Loaded
 from supervisor.settings.paths import pool_paths

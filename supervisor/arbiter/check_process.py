@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from supervisor.arbiter.children import Children, Status
+from supervisor.arbiter.child_processes import ChildProcesses, Status
 from supervisor.arbiter.loop import Loop
 from supervisor.errors import AlreadyRunningError, ConfigError, HandlerError, RedisUnreachableError, SupervisorError
 from supervisor.text import signal_name
@@ -30,7 +30,7 @@ class CheckProcess:
     def __init__(
         self,
         loop: Loop,
-        children: Children,
+        children: ChildProcesses,
         start: Callable[[int], int],
         limit_s: float,
         done: Callable[[int, dict[str, Any]], None],

@@ -12,7 +12,7 @@ from supervisor.arbiter.shutdown import Shutdown
 from supervisor.arbiter.spawn import Specs
 from supervisor.arbiter.worker_group import WorkerGroup
 from supervisor.core.liveness import NS
-from supervisor.core.restart import Exit
+from supervisor.core.restart_policy import Exit
 from supervisor.core.slot import Slot, State
 from supervisor.shared_state import HeaderField, SharedSlot, SlotField, WorkerState
 from supervisor.text import counted, exit_text

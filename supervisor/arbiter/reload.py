@@ -19,7 +19,7 @@ from typing import Any, NoReturn, get_args, get_type_hints
 from supervisor.arbiter.fork import exec_command
 from supervisor.arbiter.loop import Loop
 from supervisor.arbiter.systemd import SystemdNotifier
-from supervisor.core.restart import Exit, ExitKind, History
+from supervisor.core.restart_policy import Exit, ExitKind, History
 from supervisor.core.slot import Slot, State
 from supervisor.errors import ConfigError, SupervisorError
 from supervisor.http_bind import listen, pool_bind

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from supervisor.arbiter.child_group import ChildGroup
+from supervisor.arbiter.restart_children import ChildGroup
 from supervisor.arbiter.spawn import API, KEEPER, REDIS
 from supervisor.core.liveness import NS
 from supervisor.core.slot import Heartbeat, Slot, State, kill

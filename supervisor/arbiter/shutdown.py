@@ -11,7 +11,7 @@ from supervisor.arbiter.loop import Loop
 from supervisor.arbiter.services import ServiceGroup
 from supervisor.arbiter.spawn import API, KEEPER, REDIS
 from supervisor.arbiter.worker_group import WorkerGroup
-from supervisor.core.restart import DRAIN_TIMEOUT
+from supervisor.core.restart_policy import DRAIN_TIMEOUT
 from supervisor.errors import EXIT_DRAIN, EXIT_OK
 from supervisor.shared_state import HeaderField, SlotField
 

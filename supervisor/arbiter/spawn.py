@@ -14,7 +14,7 @@ from supervisor.arbiter.http_listener import HttpListener
 from supervisor.arbiter.locks import lock_slot
 from supervisor.arbiter.stack_dumps import StackDumps
 from supervisor.core.outcome import Crash
-from supervisor.handling.load import HandlerSpec
+from supervisor.handling.loader import HandlerSpec
 from supervisor.settings.load import Loaded
 from supervisor.settings.model import Settings
 from supervisor.settings.paths import pool_paths

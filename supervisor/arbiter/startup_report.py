@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from supervisor._version import __version__
 from supervisor.arbiter.spawn import Specs
 from supervisor.log import has_colours, is_human
 from supervisor.settings.load import Loaded
-from supervisor.version import __version__
 
 BOLD, DIM, GREEN, YELLOW, PLAIN = "\033[1m", "\033[2m", "\033[32m", "\033[33m", "\033[0m"
 

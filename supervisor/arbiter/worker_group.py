@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from supervisor.arbiter.child_group import ChildGroup
+from supervisor.arbiter.restart_children import ChildGroup
 from supervisor.arbiter.spawn import worker_name
-from supervisor.core import restart
+from supervisor.core import restart_policy
 from supervisor.core.outcome import Crash
-from supervisor.core.restart import Breaker, ExitKind
+from supervisor.core.restart_policy import Breaker, ExitKind
 from supervisor.core.slot import ExitNotes, Heartbeat, Slot, State
 from supervisor.errors import UsageError
 from supervisor.shared_state import SLOTS_MAX, HeaderField, SharedState, SlotField
@@ -101,12 +101,12 @@ class WorkerGroup(ChildGroup):
         """Let the breaker delay slots that crashed."""
         if slot.last_exit is None or slot.last_exit.kind is not ExitKind.CRASH:
             return now_s
-        return restart.permitted_s(self.breaker, slot.number, now_s)
+        return restart_policy.permitted_s(self.breaker, slot.number, now_s)
 
     def after_start(self, slot: Slot) -> None:
         """Make a slot that had crashed the canary, if the breaker is open."""
         if slot.last_exit is not None and slot.last_exit.kind is ExitKind.CRASH:
-            self.breaker = restart.started(self.breaker, slot.number)
+            self.breaker = restart_policy.started(self.breaker, slot.number)
 
     def after_exit(self, before: Slot, after: Slot) -> None:
         """Count crashes; have the other workers rescan their pending lists after a handover."""
@@ -116,7 +116,7 @@ class WorkerGroup(ChildGroup):
         if crashed and not self.stopping:
             self._count_crash(before.number)
         else:
-            self.breaker = restart.gone(self.breaker, before.number)
+            self.breaker = restart_policy.gone(self.breaker, before.number)
         if not crashed and not self.stopping:
             fields.clear_started()
         if not self.stopping and (after.state is State.EMPTY or before.number in self._handing_over):
@@ -127,10 +127,10 @@ class WorkerGroup(ChildGroup):
     def _count_crash(self, number: int) -> None:
         was_open = self.breaker.is_open
         done = self.shared.total(SlotField.DONE)
-        self.breaker = restart.crashed(self.breaker, number, self.size, time.monotonic(), done)
+        self.breaker = restart_policy.crashed(self.breaker, number, self.size, time.monotonic(), done)
         if self.breaker.is_open and not was_open:
             crashes = len(self.breaker.crashed_s)
-            self.log.error("crash breaker opened", crashes=crashes, within_s=restart.WINDOW_S)
+            self.log.error("crash breaker opened", crashes=crashes, within_s=restart_policy.WINDOW_S)
 
     def before_terminate(self, slot: Slot) -> None:
         """Tell the worker which slot takes its messages, if its own slot is being removed."""
@@ -168,7 +168,7 @@ class WorkerGroup(ChildGroup):
         for slot in self.slots.values():
             if slot.ready_s is not None:
                 self.was_ready = True
-                self.breaker = restart.ready(self.breaker, slot.number, now_s - slot.ready_s)
+                self.breaker = restart_policy.ready(self.breaker, slot.number, now_s - slot.ready_s)
         if was_open and not self.breaker.is_open:
             self.log.info("crash breaker closed")
             super().check()

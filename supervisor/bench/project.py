@@ -33,7 +33,7 @@ import os
 import time
 
 from supervisor import Message, handler
-from supervisor.bench.loop import UserCreated
+from supervisor.bench.redis_py_loop import UserCreated
 
 STREAM = {stream!r}
 LATENCIES = os.open({latencies!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

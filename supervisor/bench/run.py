@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError, ResponseError
 
 from supervisor import keys
-from supervisor.bench.loop import URL_VARIABLE
 from supervisor.bench.project import GROUPS, bench_pool
+from supervisor.bench.redis_py_loop import URL_VARIABLE
 from supervisor.bench.window import Look, Window
 from supervisor.broker.connect import describe
 from supervisor.errors import SupervisorError
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from supervisor.bench.loop import URL_VARIABLE
+    from supervisor.bench.redis_py_loop import URL_VARIABLE
 from supervisor.bench.project import BenchPool
 
 LOOP_GROUP = "redis-py"
@@ -215,7 +215,7 @@ async def _rates(backlog: Backlog, pool: BenchPool, group: str, plan: Plan, say:
 
 async def _loop_turn(backlog: Backlog, work: str, url: str) -> float:
     await backlog.set_back(LOOP_GROUP)
-    words = (sys.executable, "-m", "supervisor.bench.loop", backlog.stream, LOOP_GROUP, work)
+    words = (sys.executable, "-m", "supervisor.bench.redis_py_loop", backlog.stream, LOOP_GROUP, work)
     environment = os.environ | {URL_VARIABLE: url}
     process = await asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.DEVNULL, env=environment)
     try:

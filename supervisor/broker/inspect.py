@@ -13,8 +13,8 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from supervisor.broker.scripts import FIRST_COPIES, UNREAD
-from supervisor.core.copies import origin_of
 from supervisor.core.ids import parse_id
+from supervisor.core.replayed_copy import origin_of
 from supervisor.core.retry_record import parse_retry
 from supervisor.errors import UsageError
 from supervisor.keys import REPLAY_CONSUMER, dead_key, replay_key, retries_key

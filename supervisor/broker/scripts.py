@@ -12,8 +12,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from supervisor.core.copies import ORIGIN
 from supervisor.core.dead_letter import FIELD_PREFIX
+from supervisor.core.replayed_copy import ORIGIN
 
 _FOLDER = Path(__file__).with_name("lua")
 _INCLUDE = re.compile(r"^-- include: (.*)\n", re.MULTILINE)
@@ -45,7 +45,7 @@ def _included(name: str) -> str:
 
 # Settling.
 ACK_RETRIED = _script("ack_retried")
-RETRY_LATER = _script("retry_later")
+RECORD_RETRY = _script("record_retry")
 DEAD_LETTER = _script("dead_letter")
 DEAD_LETTER_UNREADABLE = _script("dead_letter_unreadable", ORIGIN=ORIGIN, FIELD_PREFIX=FIELD_PREFIX.decode())
 

@@ -22,7 +22,7 @@ from supervisor.cli.common import (
 from supervisor.errors import ConfigError, HandlerError, SupervisorError
 
 if TYPE_CHECKING:
-    from supervisor.handling.load import HandlerSpec
+    from supervisor.handling.loader import HandlerSpec
     from supervisor.settings.load import Loaded
 
 
@@ -110,7 +110,7 @@ def check(config: Path | None, as_json: bool) -> None:
 
 def _import_all(loaded: Loaded) -> list[HandlerSpec]:
     """Import the project's handlers and routers. Raises HandlerError."""
-    from supervisor.handling.load import load_handlers
+    from supervisor.handling.loader import load_handlers
 
     specs = load_handlers(loaded.settings, loaded.root)
     if loaded.settings.api.enabled and loaded.settings.api.routers:

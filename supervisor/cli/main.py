@@ -14,10 +14,10 @@ from typing import Any
 
 import click
 
+from supervisor._version import __version__
 from supervisor.cli.common import CONTEXT, ExamplesGroup
 from supervisor.errors import EXIT_FAILED, EXIT_OK, EXIT_REDIS, EXIT_USAGE, SupervisorError
 from supervisor.text import did_you_mean
-from supervisor.version import __version__
 
 EXIT_INTERRUPTED = 130
 PROGRAM = "supervisor"
@@ -29,11 +29,11 @@ COMMANDS = {
     "start": "start",
     "status": "status",
     "top": "top",
-    "scale": "pool",
-    "restart": "pool",
-    "stop": "pool",
-    "pause": "pool",
-    "resume": "pool",
+    "scale": "pool_commands",
+    "restart": "pool_commands",
+    "stop": "pool_commands",
+    "pause": "pool_commands",
+    "resume": "pool_commands",
     "streams": "streams",
     "pending": "streams",
     "explain": "explain",

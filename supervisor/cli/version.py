@@ -12,7 +12,7 @@ def versions() -> dict[str, str]:
     import platform
     from importlib import metadata
 
-    from supervisor.version import __version__
+    from supervisor._version import __version__
 
     found = {"supervisor": __version__, "python": platform.python_version()}
     for name, package in _PACKAGES.items():

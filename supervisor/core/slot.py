@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from supervisor.core.restart import DRAIN_TIMEOUT, Exit, ExitKind, History, classify, plan
+from supervisor.core.restart_policy import DRAIN_TIMEOUT, Exit, ExitKind, History, classify, plan
 
 #: Time between the stack dump and SIGKILL.
 DUMP_S = 0.25

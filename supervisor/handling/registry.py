@@ -1,7 +1,7 @@
 """`@handler`: declares which messages a function handles, and how.
 
-The declaration is stored on the function and found by `supervisor.handling.load`. The function itself is unchanged, so
-a test can call it. A wrong declaration fails at import with its file and line.
+The declaration is stored on the function and found by `supervisor.handling.loader`. The function itself is unchanged,
+so a test can call it. A wrong declaration fails at import with its file and line.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from supervisor.broker import inspect
 from supervisor.broker.connect import client
 from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.errors import EXIT_OK
-from supervisor.handling.load import HandlerSpec
+from supervisor.handling.loader import HandlerSpec
 from supervisor.keeper.lease import RENEW_S, drop, take
 from supervisor.keeper.reaper import Reaper
 from supervisor.keeper.trimmer import Trimmer

@@ -24,7 +24,7 @@ from supervisor.errors import (
     RedisUnreachableError,
     SupervisorError,
 )
-from supervisor.handling.load import HandlerSpec
+from supervisor.handling.loader import HandlerSpec
 from supervisor.keeper.lease import take
 from supervisor.keys import fits_cluster, pool_id
 from supervisor.settings.masking import masked

@@ -25,14 +25,14 @@ from supervisor.core.pace import Pace
 from supervisor.shared_state import SlotField
 from supervisor.worker.adopted import Adopted
 from supervisor.worker.executor import Executor
-from supervisor.worker.failures import Failures
 from supervisor.worker.pending import PendingList
-from supervisor.worker.retries import RetryQueue
+from supervisor.worker.retry_or_dead_letter import Failures
+from supervisor.worker.retry_queue import RetryQueue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from supervisor.handling.load import HandlerSpec
+    from supervisor.handling.loader import HandlerSpec
     from supervisor.messages import Message
     from supervisor.worker.resources import Resources
     from supervisor.worker.source import Source

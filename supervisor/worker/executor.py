@@ -26,10 +26,10 @@ from supervisor.worker.thread_calls import ThreadCalls
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from supervisor.handling.load import HandlerSpec
+    from supervisor.handling.loader import HandlerSpec
     from supervisor.messages import Message
-    from supervisor.worker.failures import Failures
     from supervisor.worker.resources import Resources
+    from supervisor.worker.retry_or_dead_letter import Failures
     from supervisor.worker.source import Source
 
 #: After a step of this length the event loop gets a turn: for beats, acks and retries.

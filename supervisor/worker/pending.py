@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from supervisor.broker.group_reader import Entries, GroupReader
-    from supervisor.handling.load import HandlerSpec
+    from supervisor.handling.loader import HandlerSpec
     from supervisor.messages import Message
-    from supervisor.worker.failures import Failures
     from supervisor.worker.resources import Resources
+    from supervisor.worker.retry_or_dead_letter import Failures
     from supervisor.worker.source import Source
 
 PAGE = 500

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from supervisor.core.outcome import Crash
-    from supervisor.handling.load import HandlerSpec
+    from supervisor.handling.loader import HandlerSpec
     from supervisor.settings.model import Settings
     from supervisor.shared_state import SharedState
 

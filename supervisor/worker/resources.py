@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from supervisor.log import FaultLog
     from supervisor.settings.model import Settings
     from supervisor.shared_state import SharedSlot
-    from supervisor.worker.control import Control
+    from supervisor.worker.run_control import RunControl
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Resources:
     commands: CommandConnection
     settler: Settler
     shared: SharedSlot
-    control: Control
+    control: RunControl
     threads: Threads
     threads_max: int
     connect_timeout_s: float
@@ -59,7 +59,7 @@ class SettleConnections:
         consumer: str,
         shared: SharedSlot,
         faults: FaultLog,
-        control: Control,
+        control: RunControl,
     ) -> None:
         """Prepare the connections; each is made at its first use."""
         url, timeout_s = redis_url(settings), settings.redis.connect_timeout_s

@@ -20,15 +20,15 @@ from supervisor.errors import HandlerError
 from supervisor.settings.paths import redis_url
 from supervisor.shared_state import SlotField, WorkerState
 from supervisor.worker.consumer import Consumer
-from supervisor.worker.control import Control
 from supervisor.worker.resources import Resources, SettleConnections
+from supervisor.worker.run_control import RunControl
 from supervisor.worker.source import source_key, sources_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from supervisor.core.outcome import Crash
-    from supervisor.handling.load import HandlerSpec
+    from supervisor.handling.loader import HandlerSpec
     from supervisor.log import FaultLog
     from supervisor.messages import Message
     from supervisor.settings.model import Settings
@@ -55,7 +55,7 @@ class Runtime:
         Make it inside the running loop, after the fork. Raises HandlerError when shared memory has too few rows.
         """
         self._shared = shared
-        self._control = Control()
+        self._control = RunControl()
         url = redis_url(settings)
         self._context = Context(settings.app, settings.state_dir.absolute(), name, url)
         streams = [spec.stream for spec in specs]

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from supervisor.broker.command_connection import pack_command
 from supervisor.broker.redis_errors import is_transient
-from supervisor.broker.scripts import ACK_RETRIED, DEAD_LETTER, RETRY_LATER
+from supervisor.broker.scripts import ACK_RETRIED, DEAD_LETTER, RECORD_RETRY
 from supervisor.core.backoff import backoff_s
 from supervisor.core.retry_record import RetryRecord
 from supervisor.shared_state import SharedSlot, SlotField
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from supervisor.broker.command_connection import Argument, CommandConnection
     from supervisor.broker.scripts import Script
     from supervisor.log import FaultLog
-    from supervisor.worker.control import Control
+    from supervisor.worker.run_control import RunControl
     from supervisor.worker.source import Source
 
 _RETRY_BASE_S = 0.1
@@ -64,7 +64,7 @@ class _Command:
 class Settler:
     """The writer of outcomes to one server."""
 
-    def __init__(self, commands: CommandConnection, shared: SharedSlot, faults: FaultLog, control: Control) -> None:
+    def __init__(self, commands: CommandConnection, shared: SharedSlot, faults: FaultLog, control: RunControl) -> None:
         self._connection = commands
         self._shared = shared
         self._faults = faults
@@ -109,7 +109,7 @@ class Settler:
     def retry_later(self, source: Source, entry: bytes, attempts: int, due_ms: int, delay_ms: int) -> None:
         """Record how often this message failed, when it is due (Unix ms) and after how long; it stays pending."""
         record = RetryRecord(attempts, due_ms, delay_ms).encode()
-        arguments = (RETRY_LATER.text, 2, source.key, source.retries, source.group, entry, record)
+        arguments = (RECORD_RETRY.text, 2, source.key, source.retries, source.group, entry, record)
         command = self._retries[source, entry] = _Command(source, ("EVAL", *arguments), retried=entry)
         self._decide(command)
 

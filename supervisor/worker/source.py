@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from supervisor.core.copies import original
+from supervisor.core.replayed_copy import original
 from supervisor.keys import crashes_key, dead_key, isolated_key, replay_key, retries_key
 from supervisor.messages import Message
 

@@ -13,8 +13,8 @@ import pytest
 from supervisor.broker.dead_letters import by_ids
 from supervisor.broker.entry_lookup import BEFORE_MAX, collect
 from supervisor.broker.replay import replay
-from supervisor.core.copies import ORIGIN
 from supervisor.core.entry_fate import Fate, GroupFacts, explain
+from supervisor.core.replayed_copy import ORIGIN
 from supervisor.keys import REPLAY_CONSUMER, crashes_key, dead_key, replay_key, retries_key
 from tests.cli.run import data, run
 from tests.support.pool import Pool

@@ -20,7 +20,7 @@ import redis as redis_py
 
 from supervisor.keys import crashes_key, dead_key, retries_key
 from tests.delivery.checker import Verdict, check, few, recovery_ms
-from tests.delivery.load import Load
+from tests.delivery.open_loop_producer import Load
 from tests.delivery.recorder import Recording, recording
 from tests.delivery.setting import GROUP, HOST, STREAM, Setting
 from tests.support.faults import MS_OF, Watch, scaled

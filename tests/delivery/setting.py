@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tests.delivery.load import Fields, no_more_fields
+from tests.delivery.open_loop_producer import Fields, no_more_fields
 from tests.delivery.recorder import PLAIN, handlers
 
 STREAM, GROUP, HOST = "events", "workers", "case"

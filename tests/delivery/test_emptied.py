@@ -13,7 +13,7 @@ import redis as redis_py
 
 from supervisor.shared_state import SlotField
 from tests.delivery.case import GROUP, STREAM, Case
-from tests.delivery.load import Load
+from tests.delivery.open_loop_producer import Load
 from tests.support.faults import shared_state_of
 from tests.support.proxy import Proxy
 from tests.support.servers import RedisServer, default_flavour

@@ -17,7 +17,7 @@ from tests.model.group import written
 if TYPE_CHECKING:
     from supervisor.messages import Message
     from tests.model.group import Id
-    from tests.model.pool import Pool
+    from tests.model.modelled_pool import Pool
     from tests.model.process import Process, Worker
     from tests.model.world import World
 

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal
 
 from supervisor.handling.decode import as_message
-from supervisor.handling.load import HandlerSpec
+from supervisor.handling.loader import HandlerSpec
 from supervisor.messages import BatchError, Message, Reject, Retry
 from tests.model.process import Worker, this_process
 

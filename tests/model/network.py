@@ -21,8 +21,8 @@ from redis.exceptions import ConnectionError as LostError
 
 from supervisor.broker import scripts
 from tests.model.commands import Argument, flat
-from tests.model.loop import Clock
 from tests.model.server import Server
+from tests.model.stepped_loop import Clock
 
 #: A server does not notice at once that a client is gone whose host is.
 _NOTICED_S_MAX = 12.0
@@ -32,7 +32,7 @@ _UNREACHABLE_S = 0.5
 _STALLED_S = 6.0
 #: What a full server refuses; a script does so at its first write.
 _NEED_MEMORY = {b"XADD", b"HSET", b"HINCRBY", b"XGROUP CREATE"} | {
-    script.text.encode() for script in (scripts.DEAD_LETTER, scripts.RETRY_LATER, scripts.REPLAY)
+    script.text.encode() for script in (scripts.DEAD_LETTER, scripts.RECORD_RETRY, scripts.REPLAY)
 }
 _READS = {b"XRANGE", b"XPENDING", b"XINFO", b"HGET", b"HMGET", b"HKEYS", b"GET", b"EXISTS", b"INFO", b"PING"}
 

@@ -27,12 +27,12 @@ from supervisor.worker import process as worker_process
 from supervisor.worker.consumer import Consumer
 from supervisor.worker.runtime import Runtime
 from tests.model.commands import Argument
-from tests.model.loop import Clock, Loop
 from tests.model.network import Connection, Link
+from tests.model.stepped_loop import Clock, Loop
 
 if TYPE_CHECKING:
     from supervisor.core.outcome import Crash
-    from tests.model.pool import Pool
+    from tests.model.modelled_pool import Pool
 
 #: Enough to shrink and to grow.
 SLOTS = 3

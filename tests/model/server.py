@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from supervisor.broker import scripts
-from supervisor.core.copies import ORIGIN
 from supervisor.core.dead_letter import FIELD_PREFIX
 from supervisor.core.ids import parse_id
+from supervisor.core.replayed_copy import ORIGIN
 from tests.model.commands import Commands, flat
 
 
@@ -21,7 +21,7 @@ class Server(Commands):
         self._scripts: dict[bytes, Callable[[list[bytes], list[bytes]], Any]] = {}
         for script, does in (
             (scripts.ACK_RETRIED, self._ack_retried),
-            (scripts.RETRY_LATER, self._retry_later),
+            (scripts.RECORD_RETRY, self._retry_later),
             (scripts.DEAD_LETTER, self._dead_letter),
             (scripts.DEAD_LETTER_UNREADABLE, self._dead_letter_unreadable),
             (scripts.REPLAY, self._replay),

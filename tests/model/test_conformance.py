@@ -219,7 +219,7 @@ class Conformance(RuleBasedStateMachine):
     @rule(group=groups, number=numbers, attempts=counts)
     def retry_later(self, group: str, number: int, attempts: int) -> None:
         keys = (STREAM, retries_key(STREAM, group))
-        self.script(scripts.RETRY_LATER, keys, group, self.id(number), f"{attempts}:1000")
+        self.script(scripts.RECORD_RETRY, keys, group, self.id(number), f"{attempts}:1000")
 
     @rule(group=groups, number=numbers)
     def crash(self, group: str, number: int) -> None:

@@ -11,7 +11,7 @@ from tests.model.group import written
 from tests.model.server import Server
 
 if TYPE_CHECKING:
-    from tests.model.pool import Pool
+    from tests.model.modelled_pool import Pool
     from tests.model.process import Worker
     from tests.model.world import World
 

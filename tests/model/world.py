@@ -18,10 +18,10 @@ from supervisor.keys import crashes_key, dead_key, replay_key, retries_key
 from tests.model.ghosts import BrokenRuleError, Ghost, Ghosts
 from tests.model.group import Group, written
 from tests.model.handlers import Handlers, Kind
-from tests.model.loop import Clock
+from tests.model.modelled_pool import Pool
 from tests.model.network import Loss, Mode, Network
-from tests.model.pool import Pool
 from tests.model.process import SLOTS, Process, Worker, in_this_world
+from tests.model.stepped_loop import Clock
 from tests.model.watch import WatchedServer
 
 Move = tuple[str, int, int]

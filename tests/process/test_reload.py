@@ -130,7 +130,7 @@ def own_copy(tmp_path: Path, redis_server: AnyServer) -> Iterator[Pool]:
             pytest.param(*case, marks=pytest.mark.long)
             for case in (
                 ("core/slot.py", "    incarnation: int = 0\n", "    another_field: int = 0\n"),
-                ("core/restart.py", '    PLANNED = "planned"\n', '    ANOTHER_KIND = "another"\n'),
+                ("core/restart_policy.py", '    PLANNED = "planned"\n', '    ANOTHER_KIND = "another"\n'),
                 ("arbiter/reload.py", "    configured_workers: int\n", "    another_field: int\n"),
             )
         ),

@@ -14,10 +14,10 @@ from supervisor import BatchError, Message, handler
 from supervisor.broker import inspect
 from supervisor.broker.dead_letters import pages
 from supervisor.broker.replay import Outcome, replay
-from supervisor.core.copies import ORIGIN, original
 from supervisor.core.dead_letter import Letter
+from supervisor.core.replayed_copy import ORIGIN, original
 from supervisor.errors import HandlerError
-from supervisor.handling.load import specs_of
+from supervisor.handling.loader import specs_of
 from supervisor.keeper.keeper import Keeper
 from supervisor.keeper.reaper import Reaper
 from supervisor.keys import REPLAY_CONSUMER, dead_key, isolated_key, replay_key, retries_key

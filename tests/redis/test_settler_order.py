@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from supervisor.broker.command_connection import CommandConnection
 from supervisor.keys import retries_key
 from supervisor.shared_state import SharedState
-from supervisor.worker.control import Control
+from supervisor.worker.run_control import RunControl
 from supervisor.worker.settler import Settler
 from supervisor.worker.source import Source
 from tests.redis.test_worker import GROUP, STREAM, Faults
@@ -26,7 +26,7 @@ async def test_a_record_that_was_refused_replaces_no_later_one(redis_url: str, r
     marks = slot.consumer(STREAM, GROUP)
     assert marks is not None
     source = Source(STREAM, GROUP, marks)
-    settler = Settler(wire, slot, Faults(told), Control())
+    settler = Settler(wire, slot, Faults(told), RunControl())
     running = asyncio.create_task(settler.run())
     try:
         await redis.xgroup_create(STREAM, GROUP, "0", mkstream=True)

@@ -12,7 +12,7 @@ import structlog
 from pydantic import BaseModel
 
 from supervisor import BatchError, Message, Reject, Retry, handler
-from supervisor.handling.load import specs_of
+from supervisor.handling.loader import specs_of
 from supervisor.keys import crashes_key, dead_key, retries_key
 from supervisor.log import FaultLog
 from supervisor.settings.model import Settings

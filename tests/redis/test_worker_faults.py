@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from redis.asyncio import Redis
 
 from supervisor import BatchError, Message, Reject, Retry, handler
-from supervisor.core.copies import ORIGIN
 from supervisor.core.ids import parse_id
+from supervisor.core.replayed_copy import ORIGIN
 from supervisor.keys import crashes_key, dead_key, replay_key, retries_key
 from supervisor.shared_state import SharedState, SlotField
 from tests.redis.test_worker import GROUP, STREAM, Worker, pending, working

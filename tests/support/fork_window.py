@@ -17,7 +17,7 @@ import sys
 import time
 from collections import Counter
 
-from supervisor.arbiter.children import Children, Status
+from supervisor.arbiter.child_processes import ChildProcesses, Status
 from supervisor.arbiter.fork import fork_child
 from supervisor.arbiter.loop import Loop
 from supervisor.errors import EXIT_FAILED
@@ -63,7 +63,7 @@ class Storm:
         self.body = with_handler if mode == "handler" else plain
         self.loop = Loop(self._failed)
         self.loop.on_signal(signal.SIGTERM, self._hear)
-        self.children = Children(self.loop)
+        self.children = ChildProcesses(self.loop)
         self.stack_fd = create_memfd("stacks")
         if mode == "child":
             os.register_at_fork(after_in_child=self._hit)

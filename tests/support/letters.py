@@ -7,7 +7,7 @@ from typing import Any
 from supervisor.core.outcome import Dead
 from supervisor.keys import dead_key
 from supervisor.messages import Message
-from supervisor.worker.dead_letter import dead_letter
+from supervisor.worker.dead_letter_fields import dead_letter
 
 
 def add_dead_letter(

@@ -57,7 +57,7 @@ def nouns() -> set[str]:
     assigned = (
         (node.targets[0], node.value)
         for path, tree in modules().items()
-        if path.parent.name == "arbiter" and path.name != "child_group.py"
+        if path.parent.name == "arbiter" and path.name != "restart_children.py"
         for node in ast.walk(tree)
         if isinstance(node, ast.Assign)
     )

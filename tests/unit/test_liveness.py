@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from supervisor.arbiter.stack_dumps import BYTES_MAX, StackDumps
 from supervisor.core import slot as slots
 from supervisor.core.liveness import NS, LivenessMonitor
-from supervisor.core.restart import DRAIN_TIMEOUT
+from supervisor.core.restart_policy import DRAIN_TIMEOUT
 from supervisor.core.slot import Limits, Slot, State
 
 LIMITS = Limits(boot_s=15.0, beat_s=5.0, drain_s=25.0)
@@ -57,7 +57,7 @@ class Child:
 
 @dataclass
 class Arbiter:
-    """Checks one slot, as `arbiter.child_group` does."""
+    """Checks one slot, as `arbiter.restart_children` does."""
 
     slot: Slot
     monitor: LivenessMonitor = field(default_factory=LivenessMonitor)

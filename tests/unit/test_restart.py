@@ -23,12 +23,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from supervisor.arbiter import child_group, worker_group
+from supervisor.arbiter import restart_children, worker_group
 from supervisor.arbiter.loop import Timer
 from supervisor.arbiter.stack_dumps import StackDumps
 from supervisor.arbiter.worker_group import WorkerGroup
-from supervisor.core import restart
-from supervisor.core.restart import CALM_S, CANARY_AFTER_S, CANARY_PROVES_S, WINDOW_S, Breaker, ExitKind
+from supervisor.core import restart_policy
+from supervisor.core.restart_policy import CALM_S, CANARY_AFTER_S, CANARY_PROVES_S, WINDOW_S, Breaker, ExitKind
 from supervisor.core.slot import Limits, State
 from supervisor.errors import EXIT_FAILED, EXIT_OK, WORKER_PLANNED, WORKER_TEMPFAIL
 from supervisor.shared_state import SharedState, SlotField
@@ -143,9 +143,9 @@ def simulated_clock() -> Iterator[None]:
     clock = SimpleNamespace(monotonic=lambda: World.last.now_s, monotonic_ns=lambda: int(World.last.now_s * 1e9))
     with pytest.MonkeyPatch.context() as patch:
         for module, name, simulated in (
-            (child_group, "time", clock),
+            (restart_children, "time", clock),
             (worker_group, "time", clock),
-            (child_group, "random", CHANCE),
+            (restart_children, "random", CHANCE),
         ):
             patch.setattr(module, name, simulated)
         yield
@@ -276,25 +276,25 @@ def test_the_breaker_opens_if_many_messages_kill() -> None:
 
 
 def test_a_worker_that_completes_messages_before_each_crash_has_no_backoff() -> None:
-    world = World(1, lambda _slot: Way(1, done=restart.DONE_PER_CRASH))
+    world = World(1, lambda _slot: Way(1, done=restart_policy.DONE_PER_CRASH))
     world.run(60)
     assert not world.pool.breaker.is_open
     assert 58 <= len(world.starts_s) <= 60, "started at once, each time"
 
 
 EVENTS: dict[str, Callable[[Breaker], Breaker]] = {
-    "another crashes": lambda breaker: restart.crashed(breaker, 1, 2, 1150.0, 0),
-    "a canary": lambda breaker: restart.gone(restart.started(breaker, 1), 1),
-    "it leaves": lambda breaker: restart.gone(breaker, 0),
+    "another crashes": lambda breaker: restart_policy.crashed(breaker, 1, 2, 1150.0, 0),
+    "a canary": lambda breaker: restart_policy.gone(restart_policy.started(breaker, 1), 1),
+    "it leaves": lambda breaker: restart_policy.gone(breaker, 0),
 }
 
 
 @pytest.mark.parametrize("event", EVENTS.values(), ids=EVENTS)
 def test_only_an_uninterrupted_calm_closes_the_breaker(event: Callable[[Breaker], Breaker]) -> None:
     breaker = Breaker(crashed_s=(1000.0,), is_open=True)
-    breaker = restart.ready(restart.ready(breaker, 0, 500.0), 0, 500.0 + CALM_S - 1)
-    assert not restart.ready(breaker, 0, 500.0 + CALM_S).is_open
-    assert restart.ready(event(breaker), 0, 500.0 + CALM_S).is_open
+    breaker = restart_policy.ready(restart_policy.ready(breaker, 0, 500.0), 0, 500.0 + CALM_S - 1)
+    assert not restart_policy.ready(breaker, 0, 500.0 + CALM_S).is_open
+    assert restart_policy.ready(event(breaker), 0, 500.0 + CALM_S).is_open
 
 
 SICK = [CRASH, Way(2), Way(12), Way(40), Way(0.2, ready=False), Way(ready=False)]

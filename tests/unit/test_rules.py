@@ -20,7 +20,7 @@ from supervisor.core.outcome import Dead, Later, outcome_of
 from supervisor.core.pace import SLOW_SHARE, Pace
 from supervisor.errors import HandlerError
 from supervisor.handling.decode import make_decoder, split_batch
-from supervisor.handling.load import specs_of
+from supervisor.handling.loader import specs_of
 from supervisor.keys import dead_key, hash_tag
 from supervisor.messages import DecodeError
 from supervisor.settings.model import Settings

@@ -1,13 +1,16 @@
-"""The habits that no linter holds: short files, short functions, and a package list that is complete."""
+"""Rules that no linter checks: short files and functions, distinct file names, and a complete package list."""
 
 import ast
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 50
+#: Names that tools look for.
+CONVENTIONAL = {"__init__.py", "conftest.py"}
 
 
 def sources() -> list[Path]:
@@ -38,6 +41,13 @@ def test_long_functions_are_seen(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
     (tmp_path / "a.py").write_text("def long():\n" + "    x = 1\n" * FUNCTION_LINES_MAX)
     assert list(long_functions(tmp_path / "a.py")) == ["a.py:1 long: 51 lines"]
+
+
+def test_no_file_name_occurs_three_times() -> None:
+    folders = ("supervisor", "api", "handlers", "tests", "benchmarks")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py") if "templates" not in path.parts]
+    names = Counter(path.name for path in paths if path.name not in CONVENTIONAL)
+    assert {name for name, times in names.items() if times > 2} == set()
 
 
 def test_modules_say_what_they_own() -> None:

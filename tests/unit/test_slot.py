@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from supervisor.core import slot as slots
-from supervisor.core.restart import DRAIN_TIMEOUT, FORGIVEN_AFTER_S, YOUNG_S, ExitKind
+from supervisor.core.restart_policy import DRAIN_TIMEOUT, FORGIVEN_AFTER_S, YOUNG_S, ExitKind
 from supervisor.core.slot import (
     DUMP_S,
     HANDOVER_ATTEMPTS_MAX,

@@ -1,7 +1,7 @@
 """What a user would write with redis-py instead of running a pool: one pipeline a batch, with XACK and XREADGROUP.
 
-`python -m supervisor.bench.loop STREAM GROUP WORK` drains a stream of the server that the variable BENCH_URL names,
-and leaves; WORK is a name of `WORK`.
+`python -m supervisor.bench.redis_py_loop STREAM GROUP WORK` drains a stream and exits. The variable BENCH_URL names the
+server; WORK is a name of `WORK`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 
-class Control:
+class RunControl:
     """The one owner of these states; all tasks of a worker wait here for a change."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What becomes of messages that failed: a retry later, or a dead letter."""
+"""Decides what becomes of a failed message, a retry or a dead letter, and hands it to the settler."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from supervisor.core.outcome import Crash, Dead, outcome_of
 from supervisor.errors import SupervisorError
 from supervisor.messages import Message
 from supervisor.shared_state import SlotField
-from supervisor.worker.dead_letter import dead_letter
+from supervisor.worker.dead_letter_fields import dead_letter
 
 if TYPE_CHECKING:
     from supervisor.broker.command_connection import Argument
-    from supervisor.handling.load import HandlerSpec
+    from supervisor.handling.loader import HandlerSpec
     from supervisor.worker.resources import Resources
-    from supervisor.worker.retries import RetryQueue
+    from supervisor.worker.retry_queue import RetryQueue
     from supervisor.worker.source import Source
 
 #: The reason of a dead letter that no worker has seen.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from supervisor.broker import inspect
 from supervisor.broker.scripts import TRIM
-from supervisor.core.copies import ORIGIN
+from supervisor.core.replayed_copy import ORIGIN
 from supervisor.keeper.lease import LEASE_MS
 from supervisor.keeper.trimmer import LIMIT, Trimmer
 from supervisor.keys import crashes_key, replay_key, retries_key, trimmer_key

@@ -18,7 +18,7 @@ REAP_INTERVAL_S = 0.005
 Status = tuple[int | None, int | None]
 
 
-class Children:
+class ChildProcesses:
     """All children, by pid."""
 
     def __init__(self, loop: Loop) -> None:

@@ -1,4 +1,4 @@
-"""A group of supervised children: carries out what `core.slot` decides about each.
+"""Starts, watches, restarts and stops a group of children, as `core.slot` decides about each.
 
 A check looks at every slot, acts, and sets one timer for the next check. Everything else that happens
 (an exit, a command) only leads to another check.
@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from supervisor.arbiter.children import Children, Status
+from supervisor.arbiter.child_processes import ChildProcesses, Status
 from supervisor.arbiter.loop import Loop, Timer
 from supervisor.arbiter.oom_kills import OomKills
 from supervisor.arbiter.stack_dumps import StackDumps
@@ -38,7 +38,7 @@ class ChildGroup:
     def __init__(
         self,
         loop: Loop,
-        children: Children,
+        children: ChildProcesses,
         stack_dumps: StackDumps,
         limits: Limits,
         log: Any,
