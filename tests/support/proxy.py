@@ -27,6 +27,8 @@ _NAME = re.compile(rb"SETNAME\r\n\$\d+\r\n([^\r]+)\r\n", re.IGNORECASE)
 _CHUNK = 65_536
 #: What may be under way in one direction, in chunks, before the sender has to wait.
 _UNDER_WAY = 64
+#: Turns of the loop until nothing of a connection that was accepted or closed is still to come.
+_TURNS = 5
 REQUEST, REPLY = "request", "reply"
 
 
@@ -77,6 +79,7 @@ class Proxy:
         self._faults = Faults()
         self._open: list[Connection] = []
         self._numbers = 0
+        self._closing = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
@@ -129,8 +132,13 @@ class Proxy:
         return await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=_CHUNK)
 
     def _accept(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        if self._closing:
+            _reset(client)
+            return
         self.did["accepted"] += 1
-        self._spawn(self._serve(reader, client))
+        serving = self._spawn(self._serve(reader, client))
+        # A task that is cancelled before its first step runs no `finally`.
+        serving.add_done_callback(lambda task: _reset(client) if task.cancelled() else None)
 
     async def _serve(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         if self._faults.refuse:
@@ -255,12 +263,16 @@ class Proxy:
         return task
 
     async def _close(self) -> None:
+        self._closing = True
         self._server.close()
-        await self._end("", "cut")
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        # A connection that was accepted just before is handed to `_accept` only in a later turn of the loop.
+        for _ in range(_TURNS):
+            await self._end("", "cut")
+            for task in self._tasks:
+                task.cancel()
+            # asyncio's own tasks hand over what was accepted; a cancelled one would leave its socket open.
+            await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
+            await asyncio.sleep(0)
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
