@@ -20,7 +20,7 @@ from supervisor.keys import POOLS_KEY, host_key
 from supervisor.shared_state import HeaderField, SharedState, SlotField
 from tests.support.servers import RedisServer, default_binary
 from tests.support.stepped_clock import SteppedClock
-from tests.support.waiting import eventually_async
+from tests.support.waiting import eventually_async, next_ms
 
 STREAM, GROUP = "events", "workers"
 #: What the tests put for a lease, so that none waits for ten seconds.
@@ -74,6 +74,7 @@ async def fill(redis: Any, consumer: bytes | str, count: int, idle_ms: int = 0) 
     ids = [entry for entry, _ in reply[0][1]]
     if idle_ms:
         await redis.xclaim(STREAM, GROUP, consumer, 0, ids, idle=idle_ms, justid=True)
+    await next_ms(redis)  # what is delivered in the millisecond of a look is left for the next one
     return ids
 
 
@@ -332,7 +333,7 @@ async def test_an_owner_that_is_back_keeps_what_it_has_read_again(
         async def interrupted(script: str, *words: Any) -> Any:
             nonlocal came_back
             if script == TAKE_OVER.text and not came_back:
-                await asyncio.sleep(0.002)  # a clock of milliseconds has to show that it was later
+                await next_ms(back)  # a clock of milliseconds has to show that it was later
                 came_back = len((await back.xreadgroup(GROUP, "other:0", {STREAM: "0"}))[0][1])
             return await plain(script, *words)
 
@@ -341,6 +342,6 @@ async def test_an_owner_that_is_back_keeps_what_it_has_read_again(
         await asyncio.sleep(LEASE_S)
         await reaper.look()
         assert came_back == 3 and await held(redis) == {b"other:0": 3}
-        await asyncio.sleep(0.002)
+        await next_ms(back)
         await reaper.look()  # it has no lease now either, and nobody reads
         assert await held(redis) in ({b"here:0": 3}, {b"here:1": 3})

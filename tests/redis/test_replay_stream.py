@@ -26,7 +26,7 @@ from supervisor.shared_state import HANDLERS_MAX, HeaderField, SharedState, Slot
 from supervisor.worker.source import Source
 from tests.redis.test_worker import Worker, working
 from tests.support.letters import add_dead_letter
-from tests.support.waiting import eventually_async
+from tests.support.waiting import eventually_async, next_ms
 
 STREAM, GROUP = "events", "workers"
 DEAD, COPIES = dead_key(STREAM, GROUP), replay_key(STREAM, GROUP)
@@ -348,6 +348,7 @@ async def test_a_keeper_takes_over_copies_of_the_dead(redis: Any, sync: Any, eve
     shared = SharedState()
     shared.set(HeaderField.WORKERS, 1)
     shared.slot(0).set(SlotField.READY_NS, 1)
+    await next_ms(redis)
     await Reaper(redis, "host", "token", shared, [(STREAM, GROUP)], Log()).look()
     assert [row["name"] for row in sync.xinfo_consumers(COPIES, GROUP)] == [b"host:0"]
     worker = Worker(every_server.url, [handle], shared, **QUICK)

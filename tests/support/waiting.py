@@ -74,6 +74,18 @@ async def eventually_async(
         await asyncio.sleep(watch.pause_s() if interval_s is None else interval_s)
 
 
+async def next_ms(redis: Any) -> None:
+    """Wait until the server's clock shows a later millisecond, so that what comes next is later by its records too."""
+
+    async def now_ms() -> int:
+        seconds, microseconds = await redis.time()
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
+    before_ms = await now_ms()
+    while await now_ms() == before_ms:
+        await asyncio.sleep(0)
+
+
 def _text(condition: Callable[[], Any]) -> str:
     try:
         return " ".join(inspect.getsource(condition).split())
