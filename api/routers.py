@@ -11,7 +11,8 @@ from fastapi.utils import generate_unique_id
 from starlette.routing import BaseRoute, Match
 
 from supervisor.errors import HandlerError
-from supervisor.handling.loader import declarations_in, import_module_of, make_importable
+from supervisor.handling.discovery import declarations_in
+from supervisor.handling.loader import import_module_of, make_importable
 from supervisor.handling.router_check import no_router, router_setting
 from supervisor.settings.load import Loaded
 
@@ -60,7 +61,7 @@ def _router_in(module: ModuleType, attribute: str, setting: str) -> APIRouter:
 def _refuse_handlers(module: ModuleType) -> None:
     """Raise HandlerError for a handler that no worker would run: workers skip the modules with routers."""
     for function, declaration in declarations_in(vars(module).values()):
-        if function.__module__ == module.__name__:
+        if getattr(function, "__module__", module.__name__) == module.__name__:
             raise HandlerError(
                 f"{declaration.where}: api.routers names this module, so workers skip it and its handler never runs;"
                 " move the handler to another module"

@@ -9,17 +9,51 @@ from typing import TYPE_CHECKING, Any
 
 from supervisor._version import __version__
 from supervisor.context import context
+from supervisor.errors import (
+    ConfigError,
+    EncodeError,
+    HandlerError,
+    HandlerTimeoutError,
+    IdempotencyError,
+    PublishError,
+    PublishRefusedError,
+    PublishUnknownError,
+    RedisUnreachableError,
+    SupervisorError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from supervisor.handling.registry import handler
-    from supervisor.messages import BatchError, Message, Reject, Retry
+    from supervisor.messages import BatchError, DecodeError, Message, Reject, Retry
     from supervisor.publisher import Publisher
 
-__all__ = ["BatchError", "Message", "Publisher", "Reject", "Retry", "__version__", "context", "handler"]
+__all__ = [
+    "BatchError",
+    "ConfigError",
+    "DecodeError",
+    "EncodeError",
+    "HandlerError",
+    "HandlerTimeoutError",
+    "IdempotencyError",
+    "Message",
+    "PublishError",
+    "PublishRefusedError",
+    "PublishUnknownError",
+    "Publisher",
+    "RedisUnreachableError",
+    "Reject",
+    "Retry",
+    "SupervisorError",
+    "UsageError",
+    "__version__",
+    "context",
+    "handler",
+]
 
 #: Imported at their first use: `supervisor --help` needs neither pydantic nor redis-py.
 _LAZY = {
-    **dict.fromkeys(("BatchError", "Message", "Reject", "Retry"), "supervisor.messages"),
+    **dict.fromkeys(("BatchError", "DecodeError", "Message", "Reject", "Retry"), "supervisor.messages"),
     "handler": "supervisor.handling.registry",
     "Publisher": "supervisor.publisher",
 }

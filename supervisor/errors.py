@@ -74,6 +74,10 @@ class NotRunningError(SupervisorError):
     exit_code = EXIT_DOWN
 
 
+class HandlerTimeoutError(SupervisorError):
+    """A handler did not end within its `timeout_s`."""
+
+
 class EncodeError(UsageError):
     """A message that can't be stored as fields; `field` names the wrong field, if it is one."""
 

@@ -6,7 +6,6 @@ Every error is a HandlerError that names file and line.
 
 import contextlib
 import importlib
-import inspect
 import pkgutil
 import sys
 import traceback
@@ -20,8 +19,17 @@ from pydantic import PydanticUserError
 
 from supervisor.core.options import Options, resolve
 from supervisor.errors import HandlerError
-from supervisor.handling.decode import Decoder, make_decoder, split_batch
-from supervisor.handling.registry import ATTRIBUTE, Declaration, first_parameter
+from supervisor.handling.decode import Decoder, make_decoder
+from supervisor.handling.discovery import declarations_in, handlers_in
+from supervisor.handling.registry import Declaration
+from supervisor.handling.signature import (
+    awaitable,
+    is_coroutine_function,
+    is_generator_function,
+    name_of,
+    read_signature,
+    with_message,
+)
 from supervisor.keys import dead_key
 from supervisor.settings.model import Settings
 from supervisor.shared_state import HANDLERS_MAX
@@ -42,6 +50,7 @@ class HandlerSpec:
     group: str
     #: `module.function`, as logs and dead letters name it.
     name: str
+    #: Called with what `decode` returns, or for a batch with the list of it.
     function: Callable[..., Any]
     decode: Decoder
     #: Called with a list of messages.
@@ -59,10 +68,8 @@ def load_handlers(settings: Settings, root: Path) -> list[HandlerSpec]:
     are skipped: no worker needs FastAPI. Raises HandlerError.
     """
     make_importable(root)
-    functions: list[tuple[Callable[..., Any], Declaration]] = []
-    for name in settings.handlers:
-        for module in _modules(name, root, settings.router_modules):
-            functions += declarations_in(vars(module).values())
+    modules = [module for name in settings.handlers for module in _modules(name, root, settings.router_modules)]
+    functions = handlers_in(modules)
     if not functions:
         found = [f"{name} ({_place(sys.modules[name])})" for name in settings.handlers]
         raise HandlerError(f"no @handler found in {' and '.join(found) or 'no module, handlers = []'}; {_INIT}")
@@ -115,37 +122,30 @@ def make_specs(settings: Settings, functions: list[tuple[Callable[..., Any], Dec
 
 
 def _spec(settings: Settings, function: Callable[..., Any], declaration: Declaration) -> HandlerSpec:
-    annotation = first_parameter(function, declaration.where)
-    batch, item = split_batch(annotation)
-    name = f"{function.__module__}.{function.__qualname__}"
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+    signature, name = read_signature(function, declaration.where), name_of(function)
+    if is_generator_function(function):
         raise HandlerError(f"{declaration.where}: {name} is a generator (it has `yield`), which is not supported")
     try:
-        decode = make_decoder(item)
+        decode = make_decoder(signature.item)
     except TypeError as error:
         raise HandlerError(f"{declaration.where}: {name}: the first parameter's annotation {error}") from None
     except (PydanticUserError, NameError) as error:
         said = str(error).partition("\n")[0]
-        raise HandlerError(f"{declaration.where}: {name}: pydantic can't validate {item!r}: {said}") from None
+        raise HandlerError(f"{declaration.where}: {name}: pydantic can't validate {signature.item!r}: {said}") from None
+    is_async = is_coroutine_function(function)
+    if signature.with_message:
+        function, decode = with_message(function, decode, batch=signature.batch)
     return HandlerSpec(
         stream=declaration.stream,
         group=declaration.group,
         name=name,
-        function=function,
+        function=awaitable(function) if is_async else function,
         decode=decode,
-        batch=batch,
-        is_async=inspect.iscoroutinefunction(function),
+        batch=signature.batch,
+        is_async=is_async,
         options=resolve(settings, declaration.stream, declaration.group, declaration.options),
         where=declaration.where,
     )
-
-
-def declarations_in(values: Iterable[Any]) -> Iterator[tuple[Callable[..., Any], Declaration]]:
-    """Yield each handler function among `values` with its declaration, once for each `@handler` on it."""
-    for value in values:
-        if inspect.isfunction(value):
-            for declaration in getattr(value, ATTRIBUTE, ()):
-                yield value, declaration
 
 
 def _modules(name: str, root: Path, skip: Collection[str]) -> Iterator[ModuleType]:

@@ -1,15 +1,17 @@
 """`@handler`: declares which messages a function handles, and how.
 
-The declaration is stored on the function and found by `supervisor.handling.loader`. The function itself is unchanged,
-so a test can call it. A wrong declaration fails at import with its file and line.
+1. The declaration is stored on the function, where `functools.wraps` copies it to a decorator's wrapper, and found by
+   `supervisor.handling.loader`. The function itself is unchanged, so a test can call it.
+2. It is noted in the module, too: a handler that no name of the module leads to is an error and not overlooked.
+3. A wrong declaration fails at import with its file and line.
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypedDict, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from typing_extensions import Unpack
 
@@ -18,10 +20,17 @@ from supervisor.errors import HandlerError
 from supervisor.settings.model import HandlerOptions
 from supervisor.text import did_you_mean
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from supervisor.handling.handler_types import Declare
 
 #: The attribute of a function with its declarations.
 ATTRIBUTE = "__supervisor_handlers__"
+#: The variable of a module with all that was declared in it.
+DECLARED = "__supervisor_declared__"
+#: Callables that take no attribute, with their declarations.
+_unmarked: list[tuple[object, Declaration]] = []
 #: The keys of a group with this name would be the idempotency keys of the stream.
 _RESERVED_GROUPS = {"idempotency"}
 
@@ -47,15 +56,21 @@ class Declaration:
     options: DeclaredOptions
     #: `file:line` of the decorator.
     where: str
+    #: `class X` or `function x` around the decorator; empty at the top of a module.
+    scope: str = ""
 
 
-def handler(stream: str, *, group: str, **options: Unpack[DeclaredOptions]) -> Callable[[Function], Function]:
+def handler(stream: str, *, group: str, **options: Unpack[DeclaredOptions]) -> Declare:
     """Declare that the function handles the messages of `stream` as a member of `group`.
 
     The annotation of the first parameter says what it gets: a pydantic model, a dataclass, a TypedDict,
-    `dict[str, str]`, `Message`, or a `list[...]` of one of these for batches. Returning means done;
-    raising means retry with backoff, then dead letter. Options: max_deliveries, timeout_s,
-    concurrency (per worker), batch_size, retry_base_s, retry_max_s, start ("0" or "$").
+    `dict[str, str]`, `Message`, or a `list[...]` of one of these for batches. A second parameter that is annotated
+    `Message` (for batches `list[Message]`) gets the message as well. Returning means done; raising means retry with
+    backoff, then dead letter. Options: max_deliveries, timeout_s, concurrency (per worker), batch_size,
+    retry_base_s, retry_max_s, start ("0" or "$").
+
+    The function may have decorators above and below `@handler`, if they use `functools.wraps`. It needs a name in its
+    module: a method, or a function inside of another one, is refused.
 
     Raises HandlerError for an unknown option or a value that is out of range.
     """
@@ -66,35 +81,64 @@ def handler(stream: str, *, group: str, **options: Unpack[DeclaredOptions]) -> C
     if group in _RESERVED_GROUPS:
         raise HandlerError(f"{where}: group {group!r} is reserved; choose another name")
     _check_options(where, dict(options))
-    declaration = Declaration(stream, group, options, where)
+    declaration = Declaration(stream, group, options, where, _scope(caller))
+    module = _module_frame(caller).f_globals
 
-    def declare(function: Function) -> Function:
-        declared = [*getattr(function, ATTRIBUTE, []), declaration]
-        setattr(function, ATTRIBUTE, declared)
+    def declare(function: Any) -> Any:
+        _check_callable(function, declaration)
+        declared = [*own_declarations(function), declaration]
+        try:
+            setattr(function, ATTRIBUTE, declared)
+        except (AttributeError, TypeError):  # a bound method, a function written in C
+            _unmarked.append((function, declaration))
+        module.setdefault(DECLARED, []).append((declaration, function))
         return function
 
     return declare
 
 
-def first_parameter(function: Callable[..., Any], where: str) -> object:
-    """Return the annotation of the function's first parameter. Raises HandlerError when there is none."""
-    code = getattr(function, "__code__", None)
-    if code is None or code.co_argcount < 1:
-        raise HandlerError(f"{where}: {_name(function)} must take the message as its first parameter")
-    if code.co_argcount - len(function.__defaults__ or ()) > 1:
-        raise HandlerError(f"{where}: {_name(function)} must take one parameter; the others need defaults")
-    name = code.co_varnames[0]
-    try:
-        hints = get_type_hints(function, include_extras=True)
-    except NameError as error:
+def own_declarations(value: object) -> list[Declaration]:
+    """Return the declarations of a callable, without asking a proxy for attributes that it may invent."""
+    found = inspect.getattr_static(value, ATTRIBUTE, None)
+    if isinstance(found, list):
+        return found
+    return [declaration for function, declaration in _unmarked if function is value]
+
+
+def _check_callable(function: object, declaration: Declaration) -> None:
+    where, scope = declaration.where, declaration.scope
+    if isinstance(function, type):
         raise HandlerError(
-            f"{where}: {_name(function)}: the annotation of {name!r} can't be resolved: {error}"
-            " (an import under TYPE_CHECKING is not there at run time)"
-        ) from None
-    if name not in hints:
-        raise HandlerError(f"{where}: {_name(function)}: parameter {name!r} needs an annotation")
-    found: object = hints[name]
-    return found
+            f"{where}: {function.__qualname__} is a class; decorate a function, or write"
+            f" `name = handler(...)({function.__name__}())` for an object with a method __call__"
+        )
+    name = getattr(function, "__qualname__", None) or repr(function)
+    if scope.startswith("class "):
+        raise HandlerError(
+            f"{where}: {name} is a method of {scope}, and there is no object to call it on; decorate a function of the"
+            " module, or write `name = handler(...)(object.method)` at the end of the module"
+        )
+    if not callable(function):
+        raise HandlerError(f"{where}: {name} can't be called; a handler is a function")
+
+
+def _scope(frame: FrameType) -> str:
+    """Return `class X` or `function x`, the innermost one in which `@handler` stands; empty at the module's top."""
+    scope = ""
+    at: FrameType | None = frame
+    while at is not None and at.f_code.co_name != "<module>":
+        if not at.f_code.co_flags & inspect.CO_NEWLOCALS and "__qualname__" in at.f_locals:
+            return f"class {at.f_code.co_name}"
+        scope = scope or f"function {at.f_code.co_name}"
+        at = at.f_back
+    return scope
+
+
+def _module_frame(frame: FrameType) -> FrameType:
+    """Return the frame of the module that is being imported; without one, the outermost frame."""
+    while frame.f_code.co_name != "<module>" and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
 
 
 def _check_name(where: str, what: str, value: object) -> None:
@@ -115,7 +159,3 @@ def _check_options(where: str, options: dict[str, Any]) -> None:
             errors.append(f"{where}: option {name} = {value!r}: {error}")
     if errors:
         raise HandlerError("\n".join(errors))
-
-
-def _name(function: Callable[..., Any]) -> str:
-    return getattr(function, "__qualname__", repr(function))

@@ -17,6 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from supervisor.core.pace import SLOW_SHARE
+from supervisor.errors import HandlerTimeoutError
 from supervisor.handling.decode import as_message
 from supervisor.shared_state import SlotField
 from supervisor.worker.batch_results import batch_results
@@ -37,10 +38,6 @@ STEP_MAX_S = 0.01
 _WATCH_S_MAX = 0.5
 #: Grace period for a handler that was cancelled at its time limit.
 CANCEL_GRACE_S = 5.0
-
-
-class HandlerTimeoutError(Exception):
-    """The handler did not end within its `timeout_s`."""
 
 
 class Executor:
