@@ -7,7 +7,7 @@ from typing import Any
 
 from supervisor._version import __version__
 
-STATES = ("healthy", "starting", "degraded", "draining", "down")
+STATES = ("healthy", "starting", "paused", "degraded", "draining", "down")
 Sample = tuple[Mapping[str, object], float | int | bool | None]
 #: name, type, help, key in a group's entry
 _OF_GROUP = (

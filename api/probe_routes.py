@@ -8,6 +8,9 @@
 The status code is the answer; `?verbose` prints the reasons.
 """
 
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -16,11 +19,15 @@ from fastapi.responses import PlainTextResponse, Response
 from .metrics import render
 from .problems import KINDS, Problem
 from .schemas import answers, json_response, problems
-from .service import PULSE_LIMIT_S, Pulse, Service, ServiceDep
+from .service import FIRST_LIMIT_S, Pulse, Service, ServiceDep
+from .snapshots import NO_ANSWER, TOO_BUSY, Finding
 
 router = APIRouter()
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Verbose = Annotated[str | None, Query(description="Print a line with the reason for each part")]
+Exclude = Annotated[
+    Sequence[str], Query(description="Parts that do not count: redis, workers, paused, reading; may be repeated")
+]
 _TEXT: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/plain": {"example": "ok"}}},
     503: {"content": {"text/plain": {"example": "failed"}}},
@@ -28,54 +35,83 @@ _TEXT: dict[int | str, dict[str, Any]] = {
 _NO_CACHE = {"Cache-Control": "no-store"}
 
 
-def _checks(pulse: Pulse | None) -> list[tuple[str, str]]:
-    """Return (part, what is wrong with it) pairs; an empty text means that the part is well."""
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One part of a probe."""
+
+    name: str
+    #: What is wrong with it; empty: nothing.
+    trouble: str = ""
+    #: A note on a part that is well.
+    note: str = ""
+
+
+def _checks(pulse: Pulse | None) -> list[Check]:
     if pulse is None:
-        return [("redis", "no answer in time")]
-    found = [("redis", pulse.redis_error)]
-    if pulse.pool_error:
-        found.append(("workers", pulse.pool_error))
-    elif pulse.pool is not None:
-        ready, total = pulse.workers
-        draining = pulse.pool["state"] == "draining"
-        trouble = f"{ready} of {total} are ready" if total and not ready else "the pool is draining" if draining else ""
-        found.append(("workers", trouble))
+        return [Check("redis", NO_ANSWER)]
+    found = [_check("redis", pulse.redis)]
+    if pulse.pool is None:
+        return [*found, _check("workers", pulse.arbiter)] if pulse.arbiter.error else found
+    ready, total = pulse.workers
+    draining = pulse.pool["state"] == "draining"
+    trouble = f"{ready} of {total} are ready" if total and not ready else "the pool is draining" if draining else ""
+    found.append(_check("workers", replace(pulse.arbiter, error=pulse.arbiter.error or trouble)))
+    if since := pulse.pool.get("paused_since"):
+        found.append(Check("paused", f"no message is started since {since}, until `supervisor resume`"))
+    for one in pulse.pool.get("cut_off", ()):
+        if one["workers"] == one["of"] and not pulse.redis.error:
+            found.append(Check("reading", f"{one['stream']} / {one['group']} is not read: {one['reason']}"))
     return found
 
 
-async def _ready(service: Service) -> list[tuple[str, str]]:
-    checks = _checks(await service.pulse.get(PULSE_LIMIT_S + 0.05))
+def _check(name: str, finding: Finding) -> Check:
+    if not finding.busy or finding.error:
+        return Check(name, finding.error)
+    return Check(name, note=f", as of {time.monotonic() - finding.at_s:.0f} s ago: {TOO_BUSY}")
+
+
+async def _ready(service: Service) -> list[Check]:
+    checks = _checks(await service.pulse.get(FIRST_LIMIT_S))
     if service.stopping.is_set():
-        checks.append(("service", "the service is stopping"))
-    service.started = service.started or not any(trouble for _, trouble in checks)
+        checks.append(Check("service", "the service is stopping"))
+    service.started = service.started or not any(check.trouble for check in checks)
     return checks
 
 
-def _answer(checks: list[tuple[str, str]], verbose: str | None) -> Response:
-    good = not any(trouble for _, trouble in checks)
-    lines = [f"[-]{name} failed: {trouble}" if trouble else f"[+]{name} ok" for name, trouble in checks]
+def _answer(checks: Sequence[Check], verbose: str | None, exclude: Sequence[str] = ()) -> Response:
+    good = not any(check.trouble and check.name not in exclude for check in checks)
     verdict = "ok" if good else "failed"
-    text = "\n".join([*lines, verdict, ""]) if verbose is not None else verdict
+    text = "\n".join([*(_line(check, exclude) for check in checks), verdict, ""]) if verbose is not None else verdict
     return PlainTextResponse(text, 200 if good else 503, _NO_CACHE)
+
+
+def _line(check: Check, exclude: Sequence[str]) -> str:
+    if not check.trouble:
+        return f"[+]{check.name} ok{check.note}"
+    sign, verdict = ("+", "excluded") if check.name in exclude else ("-", "failed")
+    return f"[{sign}]{check.name} {verdict}: {check.trouble}"
 
 
 @router.get("/livez", tags=["probes"], responses={200: _TEXT[200]}, summary="Is the process alive?")
 async def livez(verbose: Verbose = None) -> Response:
     """200 whenever the service answers."""
-    return _answer([("process", "")], verbose)
+    return _answer([Check("process")], verbose)
 
 
 @router.get("/readyz", tags=["probes"], responses=_TEXT, summary="Can the service do its work?")
-async def readyz(service: ServiceDep, verbose: Verbose = None) -> Response:
-    """503 while Redis does not answer, or no worker of this host's pool is ready."""
-    return _answer(await _ready(service), verbose)
+async def readyz(service: ServiceDep, verbose: Verbose = None, exclude: Exclude = ()) -> Response:
+    """503 while Redis does not answer, or this host's pool is paused, has no ready worker, or can't read a group.
+
+    A machine that is too busy to tell keeps the answer that it gave before.
+    """
+    return _answer(await _ready(service), verbose, exclude)
 
 
 @router.get("/startupz", tags=["probes"], responses=_TEXT, summary="Was the service ready once?")
 async def startupz(service: ServiceDep, verbose: Verbose = None) -> Response:
     """503 until the service was ready for the first time."""
     if service.started:
-        return _answer([("startup", "")], verbose)
+        return _answer([Check("startup")], verbose)
     return _answer(await _ready(service), verbose)
 
 

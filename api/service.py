@@ -1,18 +1,17 @@
-"""What the routes share: settings, Redis, the publisher, and the state of the pool, at most a second old.
+"""What the routes share: settings, Redis, the publisher, and the state of the pool, about a second old.
 
-The service starts and answers without Redis. It fetches the state on request, once for all requests that wait
-for it, and waits only up to a limit.
+The service starts and answers without Redis. Its routes answer with snapshots of the state (`snapshots.py`).
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from supervisor.broker.connect import client
 from supervisor.broker.redis_errors import REDIS_FAULTS, code_of
@@ -22,60 +21,35 @@ from supervisor.publisher import Publisher
 from supervisor.settings.load import Loaded
 from supervisor.settings.model import Settings
 from supervisor.settings.paths import PoolPaths, pool_paths, redis_url
-from supervisor.status import collect, with_memory
+from supervisor.status import RedisSide, document, look_at_redis, pairs_of, with_memory
 
 from .problems import Problem
+from .snapshots import NO_ANSWER, Finding, LoopWatch, Snapshot, is_pressed, judge
 
-T = TypeVar("T")
-#: The greatest age of a state that is answered with.
-FRESH_S = 1.0
-#: A probe is answered within this time; a part that takes longer counts as "no answer".
-PULSE_LIMIT_S = 0.15
-#: The time limit for the whole state.
-STATUS_LIMIT_S = 0.2
+#: How often each part is looked at while somebody asks. The kernel walks all pages of a worker for its memory.
+PULSE_EVERY_S = 0.5
+GROUPS_EVERY_S = 0.5
+MEMORY_EVERY_S = 10.0
+#: Redis or an arbiter that takes longer counts as silent, unless the machine is too busy to tell.
+PULSE_LIMIT_S = 0.75
+SNAPSHOT_LIMIT_S = 5.0
+#: A request waits at most this long while nothing is known yet.
+FIRST_LIMIT_S = 0.2
+NO_MEMORY: dict[str, Any] = {"rss_bytes": None, "pss_bytes": None}
 #: Redis refuses a script that may write wherever it refuses a write (out of memory, read-only, a failing disk).
 _WRITES_NOTHING = "#!lua\nreturn 1"
-
-
-class Cached(Generic[T]):
-    """Keeps the latest result of `fetch`, and fetches again when it is older than a second."""
-
-    def __init__(self, fetch: Callable[[], Awaitable[T]]) -> None:
-        self._fetch = fetch
-        self._task: asyncio.Task[T] | None = None
-        self._value: T | None = None
-        self._until_s = float("-inf")
-
-    async def get(self, limit_s: float) -> T | None:
-        """Return a fresh result; None when `limit_s` is over, and then the fetch goes on for the next call."""
-        if time.monotonic() < self._until_s:
-            return self._value
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._update())
-        done, _ = await asyncio.wait([self._task], timeout=limit_s)
-        return self._task.result() if done else None
-
-    def cancel(self) -> None:
-        """Cancel a running fetch."""
-        if self._task is not None:
-            self._task.cancel()
-
-    async def _update(self) -> T:
-        value = await self._fetch()
-        self._value, self._until_s = value, time.monotonic() + FRESH_S
-        return value
 
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
     """Whether the service can do its work."""
 
-    #: Why Redis can't be used; empty: it can.
-    redis_error: str
-    #: The answer of the arbiter; None: no pool runs on this host.
+    #: Whether Redis takes writes.
+    redis: Finding
+    #: Whether the arbiter answers, where its socket exists.
+    arbiter: Finding
+    #: The answer of the arbiter; None: no pool runs on this host, or it does not answer.
     pool: dict[str, Any] | None = None
-    #: Why the arbiter did not answer though its socket exists.
-    pool_error: str = ""
 
     @property
     def workers(self) -> tuple[int, int]:
@@ -94,60 +68,103 @@ class Service:
         self.url = redis_url(self.settings)
         self.limit_s = self.settings.api.produce_timeout_ms / 1000
         self.redis: Redis = client(self.url, timeout_s=self.limit_s, connect_timeout_s=self.limit_s)
+        #: For the snapshots, which may wait longer than a request.
+        self._patient: Redis = client(self.url, timeout_s=SNAPSHOT_LIMIT_S, connect_timeout_s=SNAPSHOT_LIMIT_S)
         self.publisher = Publisher(self.url, timeout_s=self.limit_s)
         self.stopping = asyncio.Event()
         self.started = False
         #: The number of clients that follow a stream now.
         self.tails = 0
-        self.pulse: Cached[Pulse] = Cached(self._measure_pulse)
-        self.status: Cached[dict[str, Any]] = Cached(lambda: collect(self.settings, loaded.root))
+        self.pulse: Snapshot[Pulse] = Snapshot(self._measure_pulse, every_s=PULSE_EVERY_S)
+        self._redis_side: Snapshot[RedisSide] = Snapshot(self._look_at_redis, every_s=GROUPS_EVERY_S)
+        self._memory: Snapshot[dict[int, dict[str, Any]]] = Snapshot(self._measure_memory, every_s=MEMORY_EVERY_S)
 
     async def state(self) -> dict[str, Any]:
-        """Return the document of `supervisor status --json`, without the parts that did not answer in time."""
-        found: dict[str, Any] | None
-        # Both at once: one after the other would take too long when neither answers.
-        found, pulse = await asyncio.gather(self.status.get(STATUS_LIMIT_S), self.pulse.get(STATUS_LIMIT_S))
-        if found is not None:
-            return found
-        answer = dict((pulse and pulse.pool) or {"state": "down", "pid": None, "uptime_s": None, "workers": []})
-        answer["redis"] = {"url": None, "version": None, "durability": None, "error": "no answer in time"}
-        if answer["state"] == "healthy":
-            answer["state"] = "degraded"
-        return {**answer, "workers": await with_memory(answer["workers"]), "groups": []}
+        """Return the document of `supervisor status --json` as last known, without the parts that are not known."""
+        pulse, side, memory = await asyncio.gather(
+            self.pulse.get(FIRST_LIMIT_S), self._redis_side.get(FIRST_LIMIT_S), self._memory.get(FIRST_LIMIT_S)
+        )
+        told: dict[str, Any] = {"state": "down", "pid": None, "uptime_s": None, "workers": []}
+        if pulse is not None and pulse.pool is not None:
+            told = pulse.pool
+        elif pulse is not None and pulse.arbiter.error:
+            told["reason"] = pulse.arbiter.error
+        error = NO_ANSWER if pulse is None else pulse.redis.error
+        if error or side is None:
+            server = dict(side.server) if side is not None else {"url": None, "version": None, "durability": None}
+            side = RedisSide({**server, "error": error or NO_ANSWER})
+        memory = memory or {}
+        workers = [{**worker, **memory.get(worker["pid"], NO_MEMORY)} for worker in told.get("workers", [])]
+        return document(told, side, workers)
 
     async def close(self) -> None:
         """Cancel what is running and disconnect."""
         self.stopping.set()
-        self.pulse.cancel()
-        self.status.cancel()
+        for snapshot in (self.pulse, self._redis_side, self._memory):
+            snapshot.cancel()
         await self.publisher.aclose()
         await self.redis.aclose()
+        await self._patient.aclose()
 
-    async def _measure_pulse(self) -> Pulse:
-        redis_error, pool = await asyncio.gather(self._would_write(), asyncio.to_thread(self._ask))
-        return Pulse(redis_error, *pool)
+    async def _measure_pulse(self, before: Pulse | None) -> Pulse:
+        with LoopWatch() as watch:
+            (redis_error, redis_late), (pool, arbiter_error, arbiter_late) = await asyncio.gather(
+                self._would_write(), asyncio.to_thread(self._ask)
+            )
+        now_s = time.monotonic()
+        pressed = (redis_late or arbiter_late) and is_pressed()
+        redis = judge(
+            before.redis if before else None,
+            Finding(redis_error, now_s),
+            timed_out=redis_late,
+            starved=watch.starved,
+            pressed=pressed,
+        )
+        arbiter = judge(
+            before.arbiter if before else None,
+            Finding(arbiter_error, now_s),
+            timed_out=arbiter_late,
+            starved=watch.starved,
+            pressed=pressed,
+        )
+        return Pulse(redis, arbiter, before.pool if arbiter.busy and before is not None else pool)
 
-    async def _would_write(self) -> str:
-        """Return why Redis would refuse a write now; empty: it would not."""
+    async def _would_write(self) -> tuple[str, bool]:
+        """Return why Redis would refuse a write now (empty: it would not), and whether it did not answer in time."""
         try:
             async with asyncio.timeout(PULSE_LIMIT_S):
-                await self.redis.execute_command("EVAL", _WRITES_NOTHING, 0)
+                await self._patient.execute_command("EVAL", _WRITES_NOTHING, 0)
         except ResponseError as error:
             # Before Redis 7 a script has no flags and does not compile: Redis answers, and that is all we know.
-            return "" if code_of(error) == "ERR" else f"{code_of(error)}: {error}"
+            return ("" if code_of(error) == "ERR" else f"{code_of(error)}: {error}"), False
+        except (TimeoutError, RedisTimeoutError):
+            return NO_ANSWER, True
         except REDIS_FAULTS as error:
-            return str(error) or "no answer in time"
-        return ""
+            return str(error) or NO_ANSWER, False
+        return "", False
 
-    def _ask(self) -> tuple[dict[str, Any] | None, str]:
+    def _ask(self) -> tuple[dict[str, Any] | None, str, bool]:
+        """Return the arbiter's answer, or why there is none and whether it is only late."""
         if not self.paths.control.exists():
-            return None, ""
+            return None, "", False
         try:
             answer = ask_arbiter(self.paths, "status", patience_s=PULSE_LIMIT_S)
         except SupervisorError as error:
-            return None, str(error)
+            return None, str(error), isinstance(error.__context__, TimeoutError)
         del answer["redis_url"]  # with its password
-        return answer, ""
+        return answer, "", False
+
+    async def _look_at_redis(self, before: RedisSide | None) -> RedisSide:
+        pulse = await self.pulse.get(FIRST_LIMIT_S)
+        pairs = pairs_of((pulse and pulse.pool) or {}, self.settings, self.loaded.root)
+        side = await look_at_redis(self._patient, self.url, pairs)
+        # Whether Redis can be used is for the pulse to say; the last figures stay for the while that it is silent.
+        return before if "error" in side.server and before is not None else side
+
+    async def _measure_memory(self, _: dict[int, dict[str, Any]] | None) -> dict[int, dict[str, Any]]:
+        pulse = await self.pulse.get(FIRST_LIMIT_S)
+        workers = ((pulse and pulse.pool) or {}).get("workers", [])
+        return {w["pid"]: {key: w[key] for key in NO_MEMORY} for w in await with_memory(workers)}
 
 
 async def get_service(request: Request) -> Service:

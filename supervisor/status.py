@@ -7,9 +7,13 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from supervisor.broker import inspect
 from supervisor.broker.connect import client, describe
@@ -24,6 +28,17 @@ from supervisor.settings.paths import pool_paths, redis_url
 REDIS_LIMIT_S = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class RedisSide:
+    """What Redis says of itself and of the groups."""
+
+    #: `{"url", "version", "durability"}`, and `error` when it can't be used.
+    server: dict[str, Any]
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    #: Why the figures of some streams are missing.
+    problems: list[str] = field(default_factory=list)
+
+
 async def collect(settings: Settings, root: Path | None = None) -> dict[str, Any]:
     """The document of `supervisor status --json`. Never raises for a pool or a Redis that is down.
 
@@ -32,23 +47,53 @@ async def collect(settings: Settings, root: Path | None = None) -> dict[str, Any
     told = await asyncio.to_thread(_ask_arbiter, settings)
     url = told.get("redis_url") or redis_url(settings)
     redis = client(url, timeout_s=REDIS_LIMIT_S, connect_timeout_s=REDIS_LIMIT_S)
+    try:
+        side = await look_at_redis(redis, url, pairs_of(told, settings, root))
+    finally:
+        await redis.aclose()
+    return document(told, side, await with_memory(told.get("workers", [])))
+
+
+async def look_at_redis(redis: Redis, url: str, pairs: Sequence[tuple[str, str]]) -> RedisSide:
+    """Ask Redis about itself and the groups. What it refuses or does not answer is said in the result."""
     server: dict[str, Any] = {"url": masked(url), "version": None, "durability": None}
-    groups: list[dict[str, Any]] = []
     try:
         described = await describe(redis)
         server |= {"version": described.version, "durability": described.durability}
-        groups = [info.as_dict() for info in await inspect.groups(redis, _pairs(told, settings, root))]
+        groups, problems = await _readable_groups(redis, pairs)
     except REDIS_FAULTS as error:
-        server["error"] = str(error) or type(error).__name__
-    finally:
-        await redis.aclose()
-    workers = await with_memory(told.pop("workers", []))
-    state = "degraded" if "error" in server and told["state"] == "healthy" else told["state"]
-    if "error" in server and told["pid"]:
-        told["degraded_reasons"] = [*told.get("degraded_reasons", []), f"Redis can't be used: {server['error']}"]
-    head = {"state": state, "pid": told["pid"], "uptime_s": told["uptime_s"], "redis": server}
-    rest = {key: value for key, value in told.items() if key not in ("redis", "redis_url", "consumers")}
-    return {**head, "workers": workers, "groups": groups, **{k: v for k, v in rest.items() if k not in head}}
+        return RedisSide({**server, "error": str(error) or type(error).__name__})
+    return RedisSide(server, groups, problems)
+
+
+async def _readable_groups(redis: Redis, pairs: Sequence[tuple[str, str]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the groups, and why some could not be read: one wrong key must not hide the others."""
+    try:
+        return [info.as_dict() for info in await inspect.groups(redis, pairs)], []
+    except ResponseError:
+        found, problems = [], []
+    for stream, group in pairs:
+        try:
+            found += [info.as_dict() for info in await inspect.groups(redis, [(stream, group)])]
+        except ResponseError as error:
+            text = str(error)
+            problems.append(text if stream in text else f"{stream}: {text}")
+    return found, list(dict.fromkeys(problems))
+
+
+def document(told: dict[str, Any], side: RedisSide, workers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the document of the arbiter's answer, what Redis says, and the workers with their memory."""
+    reasons = list(told.get("degraded_reasons", []))
+    if "error" in side.server:
+        reasons.append(f"Redis can't be used: {side.server['error']}")
+    reasons += [f"a stream can't be read: {problem}" for problem in side.problems]
+    wrong = "error" in side.server or side.problems
+    state = "degraded" if wrong and told["state"] in ("healthy", "paused") else told["state"]
+    head = {"state": state, "pid": told["pid"], "uptime_s": told["uptime_s"], "redis": side.server}
+    rest = {k: v for k, v in told.items() if k not in ("redis", "redis_url", "consumers", "workers", *head)}
+    if told["pid"]:
+        rest["degraded_reasons"] = reasons
+    return {**head, "workers": workers, "groups": side.groups, **rest}
 
 
 def configured_pairs(settings: Settings, root: Path) -> list[tuple[str, str]]:
@@ -78,7 +123,8 @@ def _ask_arbiter(settings: Settings) -> dict[str, Any]:
         return {"state": "down", "pid": None, "uptime_s": None, "reason": str(error)}
 
 
-def _pairs(told: dict[str, Any], settings: Settings, root: Path | None) -> list[tuple[str, str]]:
+def pairs_of(told: dict[str, Any], settings: Settings, root: Path | None) -> list[tuple[str, str]]:
+    """Return (stream, group) of the pool's handlers, or where no pool runs of those importable from `root`."""
     if "consumers" in told:
         return [(stream, group) for stream, group in told["consumers"]]
     if root is None:

@@ -3,16 +3,21 @@
 1. One pipeline is on the wire at a time; what arrives meanwhile goes out with the next: the order is kept.
 2. Bounded in commands, in bytes and in time: a job is answered by its deadline, whatever Redis does.
 3. A job whose answer was lost is sent again only when it allows that, and only once.
+4. A connection that was quiet is asked whether it still works before anything is sent over it: what a load balancer
+   has forgotten swallows all without an error. A job that may be sent twice is sent over a second connection when the
+   first is silent for half of its time.
 
 It knows nothing of streams.
 """
 
 import asyncio
+import contextlib
 import math
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
@@ -35,6 +40,12 @@ QUEUED_BYTES_MAX = 64 * 1024 * 1024
 #: A pipeline is at most about this long, so that one answer does not wait for megabytes.
 PIPELINE_BYTES_MAX = 4 * 1024 * 1024
 FULL = "FULL"
+#: A connection that was quiet for longer is asked whether it still works.
+QUIET_S = 1.0
+#: The share of the time limit that it has to answer.
+_PROBE_SHARE = 0.25
+#: The share of the time limit after which a silent connection is doubted.
+_DOUBT_SHARE = 0.5
 
 
 class PipelineConnection:
@@ -49,17 +60,43 @@ class PipelineConnection:
 
         `at`: the node, where the URL names a cluster.
         """
+        self._source = source
+        self._connect_timeout_s = connect_timeout_s
+        self._at = at
         self._connection = (
             connection(source, at=at, connect_timeout_s=connect_timeout_s, name="supervisor-publisher")
             if isinstance(source, str)
             else _connection_like(source)
         )
         self._demoted = False
+        #: When the last reply came, by `time.monotonic`.
+        self._answered_s = time.monotonic()
 
-    async def open(self) -> None:
-        """Connect unless connected. Raises redis-py's errors and OSError; nothing was sent then."""
+    def twin(self) -> Self:
+        """Return another connection to the same server, not yet connected."""
+        return type(self)(self._source, connect_timeout_s=self._connect_timeout_s, at=self._at)
+
+    async def open(self, probe_s: float) -> None:
+        """Connect unless connected. A connection that was quiet and does not answer within `probe_s` is replaced.
+
+        Raises redis-py's errors and OSError; nothing was sent then.
+        """
         await reopen(self._connection, demoted=self._demoted)
         self._demoted = False
+        if time.monotonic() - self._answered_s > QUIET_S and not await self._works(probe_s):
+            await self.drop()
+            await reopen(self._connection)
+        self._answered_s = time.monotonic()
+
+    async def _works(self, limit_s: float) -> bool:
+        try:
+            async with asyncio.timeout(limit_s):
+                await send_packed(self._connection, [pack_command(("PING",))])
+                with contextlib.suppress(ResponseError):
+                    await self._connection.read_response(disable_decoding=True, timeout=math.inf)
+        except REDIS_FAULTS:
+            return False
+        return True
 
     async def replies(self, packed: Sequence[bytes]) -> AsyncIterator[Any]:
         """Send packed commands and yield their replies in order, errors of the server as exceptions.
@@ -73,6 +110,7 @@ class PipelineConnection:
             except ResponseError as error:
                 self._demoted |= isinstance(error, ReadOnlyError)
                 yield error
+        self._answered_s = time.monotonic()
 
     async def drop(self) -> None:
         """Close the connection; replies that are still to come are lost."""
@@ -124,6 +162,7 @@ class Coalescer:
         self._sending: list[Job] = []
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._elsewhere: asyncio.Task[None] | None = None
 
     async def command(self, *arguments: str | bytes | int) -> Any:
         """Return the reply of one command. Raises PublishRefusedError or PublishUnknownError."""
@@ -143,8 +182,9 @@ class Coalescer:
 
     async def close(self) -> None:
         """Wait for the jobs under way, each of which has its deadline, then disconnect."""
-        if self._task is not None:
-            await asyncio.wait([self._task])
+        for task in (self._task, self._elsewhere):
+            if task is not None:
+                await asyncio.wait([task])
         if self._timer is not None:
             self._timer.cancel()
         await self._connection.drop()
@@ -195,12 +235,17 @@ class Coalescer:
         return batch
 
     async def _send(self, batch: list[Job]) -> None:
+        doubt = None
         try:
             async with asyncio.timeout_at(batch[-1].deadline_s):
-                await self._connection.open()
+                await self._connection.open(self._timeout_s * _PROBE_SHARE)
                 for job in batch:
                     job.sent = True
-                await self._receive(batch)
+                if any(job.repeatable and not job.lost for job in batch):
+                    doubt = asyncio.get_running_loop().call_later(
+                        self._timeout_s * _DOUBT_SHARE, self._send_elsewhere_soon, batch
+                    )
+                await self._receive(batch, self._connection)
         except REDIS_FAULTS as error:
             await self._connection.drop()
             again = [job for job in batch if job.sent and job.repeatable and not job.lost and not job.done.done()]
@@ -208,9 +253,35 @@ class Coalescer:
                 job.lost = True
             self._fail([job for job in batch if job not in again], error)
             self._requeue(again)
+        finally:
+            if doubt is not None:
+                doubt.cancel()
 
-    async def _receive(self, batch: list[Job]) -> None:
-        replies = self._connection.replies([command for job in batch for command in job.commands])
+    def _send_elsewhere_soon(self, batch: list[Job]) -> None:
+        self._elsewhere = asyncio.create_task(self._send_elsewhere(batch))
+
+    async def _send_elsewhere(self, batch: list[Job]) -> None:
+        """Send the jobs that allow it over a second connection. If that answers, the first is dead and is dropped."""
+        jobs = [job for job in batch if job.repeatable and not job.lost and not job.done.done()]
+        if not jobs:
+            return
+        second = self._connection.twin()
+        try:
+            async with asyncio.timeout_at(jobs[-1].deadline_s):
+                await second.open(self._timeout_s)
+                for job in jobs:
+                    job.lost = True
+                    if job.with_text is not None:  # the first connection may still use the other form
+                        job.commands, job.with_text = [job.with_text], None
+                await self._receive(jobs, second)
+            await self._connection.drop()
+        except REDIS_FAULTS:  # the server is silent: the jobs are answered at their deadline
+            pass
+        finally:
+            await second.drop()
+
+    async def _receive(self, batch: list[Job], connection: PipelineConnection) -> None:
+        replies = connection.replies([command for job in batch for command in job.commands])
         unknown_script: list[Job] = []
         for job in batch:
             got = [await anext(replies) for _ in job.commands]

@@ -11,6 +11,7 @@ delivered (redis-py 8: ten retries by default).
 
 import os
 import re
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -40,6 +41,10 @@ from supervisor.settings.redis_url import parse
 
 _UNREADABLE = "it can't be taken apart; in user and password, write @ : / ? # as %40 %3A %2F %3F %23"
 _UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
+
+
+#: Probes of an idle TCP connection begin after 20 s, so a load balancer does not forget it, and a dead peer is noticed.
+_KEEPALIVE = (("TCP_KEEPIDLE", 20), ("TCP_KEEPALIVE", 20), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +163,8 @@ def _target(url: str, connect_timeout_s: float) -> _Target:
     _check(url, plain, options)
     if not issubclass(plain, Connection):  # a unix socket
         return _Target(UnixConnection, options)
+    options.setdefault("socket_keepalive", True)
+    options.setdefault("socket_keepalive_options", keepalive_options())
     there = Address(options.pop("host", "localhost"), int(options.pop("port", 6379)))
     routed = RoutedTlsConnection if plain is SSLConnection else RoutedConnection
     if parsed.kind == "server":
@@ -169,6 +176,11 @@ def _target(url: str, connect_timeout_s: float) -> _Target:
     # Sentinel has users of its own; the TLS options apply to its connections too.
     asking |= {"username": parsed.sentinel_username, "password": parsed.sentinel_password}
     return _Target(routed, options, SentinelRoute(hosts, parsed.master, plain, asking))
+
+
+def keepalive_options() -> dict[int, int]:
+    """Return the socket options of TCP keepalive that this system has."""
+    return {getattr(socket, name): value for name, value in _KEEPALIVE if hasattr(socket, name)}
 
 
 def _check(url: str, kind: type[AbstractConnection], options: dict[str, Any]) -> None:

@@ -44,6 +44,7 @@ class GroupReader:
         self.server: Server = None
         #: Whether a read is on the wire whose reply was not received.
         self.outstanding = False
+        self._sent_s = time.monotonic()
         #: When that read must have been answered, by `time.monotonic`.
         self.due_s = math.inf
 
@@ -80,6 +81,16 @@ class GroupReader:
         """Ask for up to `count` of the consumer's own pending entries of `stream` with ids above `after`."""
         await self._send(pack_command((*self._head, count, "STREAMS", stream, after)), slack_s)
 
+    @property
+    def idle_s(self) -> float:
+        """How long nothing was sent."""
+        return time.monotonic() - self._sent_s
+
+    async def ping(self) -> None:
+        """Use the connection, so that no load balancer forgets it. Raises as `receive` does."""
+        await self._send(pack_command(("PING",)), REPLY_SLACK_S)
+        await self.receive()
+
     async def receive(self) -> list[tuple[bytes, Entries]]:
         """Return (stream, entries) of the read on the wire; streams without entries are left out.
 
@@ -99,7 +110,8 @@ class GroupReader:
     async def _send(self, packed: bytes, reply_timeout_s: float) -> None:
         self._reply_timeout_s = reply_timeout_s
         self.outstanding = True
-        self.due_s = time.monotonic() + reply_timeout_s
+        self._sent_s = time.monotonic()
+        self.due_s = self._sent_s + reply_timeout_s
         await self._connection.send_packed_command(packed, check_health=False)
 
     async def _kill(self, client_id: int) -> None:

@@ -4,10 +4,14 @@
    takes the connection for open. asyncio's loop then reports a lost connection, uvloop's a closed handle,
    which is a RuntimeError and would pass for a bug. Both become redis-py's ConnectionError here.
 2. `connect` is called before each use, by redis-py's pools too, so that is where a lost or misplaced
-   connection is replaced.
+   connection is replaced. So is one that was idle for long: load balancers forget such connections, and what is then
+   sent vanishes without an error.
+3. The connection's name is for people who read CLIENT LIST. A server that forbids CLIENT is used without it.
 """
 
+import contextlib
 from collections.abc import Sequence
+from time import monotonic
 from typing import Any
 
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
@@ -16,6 +20,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from supervisor.broker.routes import Address, Route
 
+#: A connection that was idle for longer is replaced. Load balancers forget idle connections after minutes.
+IDLE_MAX_S = 30.0
 #: Answers of a server that does not, or no longer, serve the key. AskError is the base of MovedError.
 _WRONG_SERVER = (AskError, ReadOnlyError)
 
@@ -54,14 +60,47 @@ def _lost(error: RuntimeError) -> RedisConnectionError:
 class LostConnectionMixin(AbstractConnection):
     """Replaces a lost connection at `connect` and reports a loss as ConnectionError; goes before redis-py's class."""
 
+    def __init__(self, *, client_name: str | None = None, **options: Any) -> None:
+        """`client_name` is shown in CLIENT LIST where the server allows CLIENT SETNAME."""
+        super().__init__(**options)
+        self._shown_name = client_name
+        #: When something was sent last, by `time.monotonic`.
+        self._sent_s = monotonic()
+
+    @property
+    def idle_s(self) -> float:
+        """How long nothing was sent."""
+        return monotonic() - self._sent_s
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether a connection that was made must not be used again: it is lost, or was idle for too long."""
+        return is_lost(self) or (self.is_connected and self.idle_s > IDLE_MAX_S)
+
     async def connect(self) -> None:
-        """Connect unless connected; replace a lost connection. Raises redis-py's errors and OSError."""
-        if is_lost(self):
+        """Connect unless connected; replace a stale connection. Raises redis-py's errors and OSError."""
+        if self.is_stale:
             await self.disconnect(nowait=True)
+        if self.is_connected:
+            return
         await super().connect()  # type: ignore[no-untyped-call]
+        self._sent_s = monotonic()
+        if self._shown_name:
+            await self._show_name(self._shown_name)
+
+    async def _show_name(self, name: str) -> None:
+        # Not by redis-py, whose connection fails when CLIENT is forbidden or renamed, as at some hosted services.
+        try:
+            await self.send_command("CLIENT", "SETNAME", name, check_health=False)
+            with contextlib.suppress(ResponseError):
+                await self.read_response()
+        except BaseException:
+            await self.disconnect(nowait=True)
+            raise
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         """Send as redis-py does; raise ConnectionError for uvloop's RuntimeError."""
+        self._sent_s = monotonic()
         try:
             await super().send_packed_command(command, check_health)
         except RuntimeError as error:
@@ -87,7 +126,7 @@ class RoutedConnection(LostConnectionMixin, Connection):
 
     async def connect(self) -> None:
         """Connect to the key's present server unless connected. Raises redis-py's errors and OSError."""
-        if self._misplaced or is_lost(self):
+        if self._misplaced or self.is_stale:
             await self.disconnect(nowait=True)
         if self.is_connected:
             return

@@ -43,6 +43,8 @@ _RECONNECT_MAX_S = 1.0
 _THREADS_POLL_S = 0.01
 #: A read that has not timed out this long after its time limit never will.
 READ_SLACK_S = 5.0
+#: A connection that reads nothing (in a pause, or behind slow handlers) is used at least this often.
+KEEPALIVE_S = 25.0
 #: How often a burst looks for new entries while it waits for retries.
 _BURST_POLL_S = 0.2
 #: Acks that may wait for confirmation, in batches, before reading stops.
@@ -256,7 +258,9 @@ class Consumer:
                 await self._send(room)
                 return True
             else:
-                await control.until(lambda: control.stopping or self._rescan_wanted or self._room() > 0)
+                await control.until(lambda: control.stopping or self._rescan_wanted or self._room() > 0, KEEPALIVE_S)
+                if self._reader.idle_s >= KEEPALIVE_S:
+                    await self._reader.ping()
         return False
 
     async def _read_ahead(self, coming: int) -> None:

@@ -1,0 +1,137 @@
+"""What is known of Redis and the pool, refreshed in the background, so that a request waits for none of it.
+
+1. A snapshot is refreshed while somebody asks for it, and for a minute longer.
+2. A machine that gives this process no CPU time must not look like a Redis that failed: what could not be found out is
+   "too busy to tell", and what was known before still holds.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+#: A snapshot is refreshed for this long after the last request for it.
+DEMAND_S = 60.0
+#: A snapshot that is older says nothing, when it can't be refreshed in time.
+AGE_S_MAX = 60.0
+#: A request waits so long for a snapshot that is due, when there is an older one.
+WAIT_S = 0.05
+TOO_BUSY = "too busy to tell"
+NO_ANSWER = "no answer in time"
+_TICK_S = 0.02
+#: A loop that makes fewer of its ticks lacks CPU time.
+_TICKS_SHARE = 0.6
+#: The share of time in which some process of the machine waits for a CPU that makes the machine busy, in percent.
+_PRESSURE_MIN = 40.0
+#: How long a silent part is given the benefit of the doubt on a busy machine.
+_PRESSED_PATIENCE_S = 5.0
+
+
+class Snapshot(Generic[T]):
+    """The latest result of `fetch`, which gets the result before it."""
+
+    def __init__(self, fetch: Callable[[T | None], Awaitable[T]], *, every_s: float) -> None:
+        """Fetch every `every_s` while somebody asks."""
+        self._fetch = fetch
+        self._every_s = every_s
+        self._task: asyncio.Task[None] | None = None
+        self._value: T | None = None
+        self._taken_s = float("-inf")
+        self._wanted_s = float("-inf")
+        self._news = asyncio.Event()
+
+    async def get(self, limit_s: float) -> T | None:
+        """Return the latest result; None when there is none that is young enough.
+
+        Waits at most `limit_s` for the first one, and hardly when there is an older one.
+        """
+        now_s = self._wanted_s = time.monotonic()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._refresh())
+        if now_s - self._taken_s > 2 * self._every_s:
+            known = now_s - self._taken_s < AGE_S_MAX
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(limit_s, WAIT_S) if known else limit_s):
+                    await self._news.wait()
+        return self._value if time.monotonic() - self._taken_s < AGE_S_MAX else None
+
+    def cancel(self) -> None:
+        """Stop refreshing."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _refresh(self) -> None:
+        while time.monotonic() - self._wanted_s < DEMAND_S:
+            self._value = await self._fetch(self._value)
+            self._taken_s = time.monotonic()
+            self._news.set()
+            self._news.clear()
+            await asyncio.sleep(self._every_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was found out about one part."""
+
+    #: What is wrong; empty: nothing.
+    error: str
+    #: When, by `time.monotonic`.
+    at_s: float
+    #: It could not be found out again since, for want of CPU time.
+    busy: bool = False
+
+
+def judge(before: Finding | None, now: Finding, *, timed_out: bool, starved: bool, pressed: bool) -> Finding:
+    """Return what holds after another look.
+
+    `starved`: this process had too little CPU time to hear an answer. `pressed`: the machine is busy, so that the other
+    side may have had too little.
+    """
+    if not timed_out:
+        return now
+    if not starved and before is not None and now.at_s - before.at_s > _PRESSED_PATIENCE_S:
+        return now
+    if starved or pressed:
+        return replace(before, busy=True) if before is not None else replace(now, error=TOO_BUSY, busy=True)
+    return now
+
+
+class LoopWatch:
+    """Finds out whether the event loop turned while something was waited for: `with LoopWatch() as watch: ...`."""
+
+    def __init__(self) -> None:
+        self._ticks = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._began_s = self._ended_s = 0.0
+
+    @property
+    def starved(self) -> bool:
+        """Whether the loop turned much less often than its timers asked for."""
+        expected = (self._ended_s - self._began_s) / _TICK_S
+        return expected > 1 and self._ticks < expected * _TICKS_SHARE
+
+    def __enter__(self) -> "LoopWatch":
+        self._began_s = time.monotonic()
+        self._tick()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended_s = time.monotonic()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _tick(self) -> None:
+        self._ticks += 1
+        self._timer = asyncio.get_running_loop().call_later(_TICK_S, self._tick)
+
+
+def is_pressed() -> bool:
+    """Return whether processes of this machine wait for a CPU most of the time, as far as the kernel tells."""
+    try:
+        with open("/proc/pressure/cpu", "rb") as file:
+            return float(file.readline().split()[1].partition(b"=")[2]) >= _PRESSURE_MIN
+    except (OSError, ValueError, IndexError):
+        return False

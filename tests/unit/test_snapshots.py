@@ -1,0 +1,71 @@
+"""What the HTTP service says of Redis while it has too little CPU time to find out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from api import snapshots
+from api.snapshots import TOO_BUSY, Finding, LoopWatch, Snapshot, judge
+
+OK, SILENT = Finding("", 100.0), Finding("no answer in time", 101.0)
+
+
+def test_silence_is_a_failure_where_there_was_time_to_hear_an_answer() -> None:
+    assert judge(OK, SILENT, timed_out=True, starved=False, pressed=False) == SILENT
+
+
+def test_want_of_cpu_time_keeps_what_was_known() -> None:
+    for starved, pressed in ((True, False), (False, True), (True, True)):
+        held = judge(OK, SILENT, timed_out=True, starved=starved, pressed=pressed)
+        assert (held.error, held.at_s, held.busy) == ("", OK.at_s, True)
+
+
+def test_without_earlier_knowledge_it_is_too_busy_to_tell() -> None:
+    assert judge(None, SILENT, timed_out=True, starved=True, pressed=False).error == TOO_BUSY
+
+
+def test_an_answer_counts_however_busy_the_machine_is() -> None:
+    refused = Finding("OOM: full", 102.0)
+    assert judge(OK, refused, timed_out=False, starved=True, pressed=True) == refused
+
+
+def test_a_busy_machine_is_no_excuse_for_ever() -> None:
+    late = Finding("no answer in time", OK.at_s + 60)
+    assert judge(OK, late, timed_out=True, starved=False, pressed=True) == late
+    assert judge(OK, late, timed_out=True, starved=True, pressed=True).error == ""
+
+
+async def test_a_loop_that_does_not_turn_is_noticed() -> None:
+    with LoopWatch() as watch:
+        time.sleep(0.2)
+        await asyncio.sleep(0)
+    assert watch.starved
+
+
+async def test_a_request_does_not_wait_for_a_refresh_that_hangs() -> None:
+    hang = asyncio.Event()
+
+    async def fetch(before: int | None) -> int:
+        if before is not None:
+            await hang.wait()
+        return (before or 0) + 1
+
+    snapshot = Snapshot(fetch, every_s=0.001)
+    assert await snapshot.get(5) == 1
+    await asyncio.sleep(0.01)
+    assert await asyncio.wait_for(snapshot.get(5), 10 * snapshots.WAIT_S) == 1
+    hang.set()
+    while await snapshot.get(5) == 1:
+        await asyncio.sleep(0)
+    snapshot.cancel()
+
+
+async def test_nothing_known_in_time_is_none() -> None:
+    async def fetch(_: int | None) -> int:
+        await asyncio.sleep(60)
+        return 1
+
+    snapshot = Snapshot(fetch, every_s=1)
+    assert await snapshot.get(0.01) is None
+    snapshot.cancel()
