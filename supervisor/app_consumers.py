@@ -82,7 +82,8 @@ class AppConsumers:
         for slot in range(self._shared.get(HeaderField.WORKERS)):
             fields = self._shared.slot(slot)
             fields.reset_for_new_worker()
-            fields.clear_started()
+            fields.keep_consumers(())  # this process has not crashed
+            fields.set(SlotField.ISOLATING, 0)
             faults = FaultLog(worker_logger(self._settings, slot))
             runtime = Runtime(self._settings, self._specs, fields, consumer_name(pool, slot), faults)
             runtimes.append(runtime)

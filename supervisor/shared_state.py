@@ -92,8 +92,9 @@ class SlotField(IntEnum):
     ADOPTED = 25
     #: 1 + the exit code that the worker is about to exit with.
     EXIT_CODE = 26
-    #: Not 0: suspects of a crash run one at a time. If the process dies now, either the isolated message or none of
-    #: its messages caused it. Kept when the process ends, like the consumers' fields.
+    #: Not 0: the last crash is charged to the suspect that caused it, if that is known, or the suspects run one at a
+    #: time. If the process dies now, either the isolated message or none of its messages caused it. Kept when the
+    #: process ends, like the consumers' fields.
     ISOLATING = 27
 
 
@@ -108,6 +109,21 @@ class ConsumerField(IntEnum):
     #: The message that runs in isolation after a crash; 0-0: none.
     ISOLATED_MS = 3
     ISOLATED_SEQ = 4
+    #: A `MarksOwner`: which worker the four fields above tell of.
+    OWNER = 5
+
+
+class MarksOwner(IntEnum):
+    """Whose started and isolated ids a consumer's fields hold."""
+
+    #: No worker has read the consumer's pending list since the memory was made: only Redis knows of a predecessor.
+    NOBODY = 0
+    #: The slot's worker has not read the pending list yet.
+    PREDECESSOR = 1
+    #: It has read it, and suspects of its predecessor's crash still have to run alone.
+    BOTH = 2
+    #: All that its predecessor left is sorted out.
+    WORKER = 3
 
 
 class WorkerState(IntEnum):
@@ -133,7 +149,7 @@ LAYOUT_VERSION = fingerprint(
         "sizes": [SLOTS_MAX, CONSUMERS_MAX, FIELD_BYTES, HEADER_FIELDS, SLOT_FIELDS, CONSUMER_FIELDS],
         "fields": {
             kind.__name__: {field.name: field.value for field in kind}
-            for kind in (HeaderField, SlotField, ConsumerField, WorkerState)
+            for kind in (HeaderField, SlotField, ConsumerField, MarksOwner, WorkerState)
         },
     }
 )
@@ -176,13 +192,19 @@ class SharedSlot:
             self._words[self._base + field] = 0
         for field in (SlotField.WAITING, SlotField.EXIT_CODE):
             self._words[self._base + field] = 0
+        for at in self._consumers():
+            if self._words[at + ConsumerField.OWNER]:
+                self._words[at + ConsumerField.OWNER] = MarksOwner.PREDECESSOR
 
     def clear_started(self) -> None:
-        """Clear the ids of started messages, because none of them caused the worker to exit."""
-        self.set(SlotField.ISOLATING, 0)
+        """Clear what the last worker has marked, because no message caused it to exit.
+
+        What its predecessor may have crashed with stays suspected, unless it has run alone meanwhile.
+        """
         for at in self._consumers():
-            for index in range(at + ConsumerField.STARTED_MS, at + ConsumerField.ISOLATED_SEQ + 1):
-                self._words[index] = 0
+            SharedConsumer(self._words, at).clear_own()
+        if not self.last_started():
+            self.set(SlotField.ISOLATING, 0)
 
     def keep_consumers(self, consumers: Iterable[tuple[str, str]]) -> None:
         """Free the consumers that are not in `consumers`, because their handlers no longer exist."""
@@ -233,6 +255,27 @@ class SharedConsumer:
         """Free the fields."""
         for index in range(self._at, self._at + CONSUMER_FIELDS):
             self._words[index] = 0
+
+    @property
+    def owner(self) -> int:
+        """Which worker the marks tell of, a `MarksOwner`."""
+        return int(self._words[self._at + ConsumerField.OWNER])
+
+    @owner.setter
+    def owner(self, owner: MarksOwner) -> None:
+        self._words[self._at + ConsumerField.OWNER] = owner
+
+    def clear(self) -> None:
+        """Clear the marks: nothing has run."""
+        self.set_isolated(0, 0)
+        self.set_started(0, 0)
+
+    def clear_own(self) -> None:
+        """Clear the marks of the slot's worker, and keep those of its predecessor."""
+        if self.owner >= MarksOwner.BOTH:
+            self.set_isolated(0, 0)
+        if self.owner == MarksOwner.WORKER:
+            self.set_started(0, 0)
 
     def started(self) -> tuple[int, int]:
         """Return the highest id whose handler any incarnation has started."""

@@ -26,10 +26,6 @@ class Adopted:
     plain: list[Message] = field(default_factory=list)
     #: Perhaps running at the crash: run one at a time.
     suspects: list[Message] = field(default_factory=list)
-    #: Shared memory names started messages, so there was a crash; otherwise the delivery counts are the only evidence.
-    crashed: bool = False
-    #: A crash was charged to the message that was marked as running alone.
-    charged: bool = False
     #: Failed before and not due at the crash: (message, seconds until it is due).
     waiting: list[tuple[Message, float]] = field(default_factory=list)
 
@@ -38,8 +34,6 @@ class Adopted:
         self.plain += other.plain
         self.suspects += other.suspects
         self.waiting += other.waiting
-        self.crashed |= other.crashed
-        self.charged |= other.charged
 
 
 def classify(

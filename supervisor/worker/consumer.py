@@ -175,6 +175,12 @@ class Consumer:
         marker.handled()
         await self._settler.flush()
 
+    def note_suspects_done(self) -> None:
+        """Note in shared memory that no suspect is left, and that none of them runs."""
+        for pending in self._pending.values():
+            pending.note_cleared()
+        self.executor.note_idle()
+
     async def idle(self) -> None:
         """Wait until nothing is in hand."""
         await self._control.until(lambda: not self.executor.in_hand)
@@ -208,10 +214,11 @@ class Consumer:
     async def close(self, successor: str | None) -> None:
         """Cancel what runs; with `successor`, hand what is pending to that consumer and delete this one."""
         await self._reader.close()
-        self.executor.note_idle()  # what is pending now was not running: no successor needs to suspect it
+        if self.opened:  # otherwise the marks are a predecessor's, and its successor will need them
+            self.executor.note_idle()  # what is pending now was not running: no successor needs to suspect it
         await self.executor.abort()
         for pending in self._pending.values():
-            if pending.marker.is_set:
+            if pending.opened and pending.marker.is_set:
                 await pending.marker.clear()  # it was ended on purpose
         if successor is not None:
             try:
@@ -341,7 +348,8 @@ class Consumer:
             known.update(message.entry for message in self._left() if message.origin is source)
             adopted.add(await pending.scan(self._reader, known))
         for pending in readable.values():  # not before: a connection lost between two lists has both read again
-            pending.opened = True
+            if not pending.opened:
+                pending.note_opened(adopted.suspects)
         self.opened = True
         return adopted
 

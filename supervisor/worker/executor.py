@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from supervisor.core.pace import SLOW_SHARE
 from supervisor.errors import HandlerTimeoutError
 from supervisor.handling.decode import as_message
-from supervisor.shared_state import SlotField
+from supervisor.shared_state import MarksOwner, SlotField
 from supervisor.worker.batch_results import batch_results
 from supervisor.worker.runner import Runner, register
 from supervisor.worker.thread_calls import ThreadCalls
@@ -141,9 +141,10 @@ class Executor:
 
     def note_idle(self) -> None:
         """Note in shared memory that no message runs: a process that ends now was not ended by one."""
-        if not (self._aborting or self.in_hand or self._shared.get(SlotField.ISOLATING)):
+        if not (self._aborting or self.in_hand):
             for source in self._sources:
-                source.marks.set_started(0, 0)
+                if source.marks.owner == MarksOwner.WORKER:
+                    source.marks.set_started(0, 0)
 
     def give_back(self) -> None:
         """Forget what is ready; it stays pending."""

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 from redis.exceptions import RedisError
 
 from supervisor.core.ids import parse_id
-from supervisor.shared_state import SlotField
+from supervisor.shared_state import MarksOwner
 
 if TYPE_CHECKING:
     from supervisor.broker.command_connection import Argument, CommandConnection
-    from supervisor.shared_state import SharedSlot
     from supervisor.worker.settler import Settler
     from supervisor.worker.source import Source
 
@@ -25,15 +24,16 @@ if TYPE_CHECKING:
 class IsolationMarker:
     """The isolation mark of one consumer of one source."""
 
-    def __init__(
-        self, commands: CommandConnection, settler: Settler, source: Source, consumer: str, shared: SharedSlot
-    ) -> None:
+    def __init__(self, commands: CommandConnection, settler: Settler, source: Source, consumer: str) -> None:
         self._commands = commands
         self._settler = settler
         self._source = source
         self._consumer = consumer
-        #: No process has used this shared memory before: only Redis knows what a predecessor did.
-        self.shared_is_new = shared.get(SlotField.INCARNATION) <= 1
+
+    @property
+    def shared_is_new(self) -> bool:
+        """Whether only Redis knows what a predecessor did: no worker has used the marks in shared memory before."""
+        return self._source.marks.owner == MarksOwner.NOBODY
 
     @property
     def is_set(self) -> bool:

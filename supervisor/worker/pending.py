@@ -21,14 +21,14 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from supervisor.broker.command_connection import REPLY_SLACK_S
 from supervisor.broker.scripts import DELETE_CONSUMER
 from supervisor.core.blame import after_crash, marked
-from supervisor.core.ids import parse_number
+from supervisor.core.ids import parse_id, parse_number
 from supervisor.errors import SupervisorError
-from supervisor.shared_state import SlotField
+from supervisor.shared_state import MarksOwner, SlotField
 from supervisor.worker.adopted import Adopted, classify
 from supervisor.worker.isolation import IsolationMarker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
     from collections.abc import Set as AbstractSet
 
     from supervisor.broker.group_reader import Entries, GroupReader
@@ -56,11 +56,7 @@ class PendingList:
         self._commands = resources.commands
         self._failures = failures
         self._pages = _Pages()
-        self.marker = IsolationMarker(
-            resources.commands, resources.settler, source, resources.consumer, resources.shared
-        )
-        #: The mark of the predecessor was found and removed, so its crash is counted.
-        self._charged = False
+        self.marker = IsolationMarker(resources.commands, resources.settler, source, resources.consumer)
         #: Its consumer has read all its lists: what a predecessor left is known, and no crash is charged any more.
         self.opened = False
 
@@ -109,9 +105,20 @@ class PendingList:
             if not self._give_up_if_due(message, parse_number(count) or 0):
                 kept.append(message)
                 kept_retries.append(retry)
-        adopted = classify(kept, kept_retries, started, int(time.time() * 1000), often)
-        adopted.charged, adopted.crashed = self._charged, started != (0, 0)
-        return adopted
+        return classify(kept, kept_retries, started, int(time.time() * 1000), often)
+
+    def note_opened(self, suspects: Iterable[Message]) -> None:
+        """Note that what a predecessor left is known; of that, `suspects` must run alone."""
+        self.opened, marks = True, self._source.marks
+        own = [parse_id(message.entry) for message in suspects if message.origin is self._source]
+        if own:
+            marks.set_started(*max(*own, marks.started()))
+        marks.owner = MarksOwner.BOTH if own else MarksOwner.WORKER
+
+    def note_cleared(self) -> None:
+        """Note that no suspect is left."""
+        if self.opened:
+            self._source.marks.owner = MarksOwner.WORKER
 
     async def charge(self, message: Message) -> bool:
         """Count a crash against the message; True when it was one too many and it became a dead letter."""
@@ -129,6 +136,7 @@ class PendingList:
             await self._commands.call("XCLAIM", key, group, successor, 0, *ids, "JUSTID")
             start = "(" + ids[-1].decode()
         await self._commands.script(DELETE_CONSUMER, [key], group, consumer)
+        self._source.marks.clear()  # they tell nothing of what this consumer is given later
 
     def _give_up_if_due(self, message: Message, crashes: int) -> bool:
         dead = after_crash(crashes, self._spec.options)
@@ -173,11 +181,14 @@ class PendingList:
         by_id = {message.entry: message for message in found}
         isolated = await self.marker.find()
         entry = marked(by_id, isolated)
+        if entry is not None:
+            self._source.marks.set_started(*max(parse_id(entry), self._source.marks.started()))
         if isolated is not None or not self.marker.shared_is_new:  # what Redis has may be older than shared memory
             await self.marker.take()
         if entry is None:
             return
-        self._charged = True  # even when the answer is lost and all of this is repeated: never twice for one crash
+        # Before the answer, which may be lost, so that all of this is repeated: never twice for one crash.
+        self._resources.shared.set(SlotField.ISOLATING, 1)
         if await self.charge(by_id[entry]):
             found.remove(by_id[entry])
 
@@ -191,6 +202,8 @@ class PendingList:
             )
             often |= {entry for entry, _, _, deliveries in page if deliveries >= self._spec.options.max_crashes}
             start = b"(" + page[-1][0] if page else b""
+        if often:  # which tells nothing of the last crash
+            self._resources.shared.set(SlotField.ISOLATING, 1)
         return frozenset(often)
 
 

@@ -65,8 +65,6 @@ class Runtime:
         self._bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         #: The number of suspects of all consumers: messages that may have been running when the predecessor crashed.
         self._suspects = 0
-        #: The predecessor ran suspects one at a time, so its crash is charged to the isolated message or to none.
-        self._charged = bool(shared.get(SlotField.ISOLATING))
         #: Consumers with suspects that did not run yet.
         self._with_suspects = 0
         self._finished = False
@@ -190,17 +188,19 @@ class Runtime:
         adopted = await consumer.open()
         # A retry of a plain function may have been going on in a thread, beyond its time.
         self._suspects += len(adopted.suspects) + (0 if consumer.spec.is_async else len(adopted.waiting))
-        self._charged |= adopted.charged
         self._with_suspects += bool(adopted.suspects)
-        self._note_isolating()
+        self._note_adopted()
         if self._ready is not None and self._all_opened:
             self._ready()
             self._ready = None
         await consumer.start(adopted)
         if adopted.suspects:
             await self._run_suspects(consumer, adopted)
+            if self._control.stopping:
+                return  # what may not have run alone stays suspected
             self._with_suspects -= 1
-            self._note_isolating()
+            consumer.note_suspects_done()
+            self._note_adopted()
         await consumer.run()
 
     async def _run_suspects(self, consumer: Consumer, adopted: Adopted) -> None:
@@ -213,20 +213,22 @@ class Runtime:
                 await self._control.until(lambda: self._control.stopping or not self._control.paused)
                 if self._control.stopping:
                     return
-                if not (adopted.crashed and await self._charge_if_lone(consumer, message)):
+                if not await self._charge_if_lone(consumer, message):
                     await consumer.run_isolated(message)
 
-    def _note_isolating(self) -> None:
-        """Note in shared memory whether some suspect did not run yet."""
-        if self._with_suspects or self._all_opened:
-            self._shared.set(SlotField.ISOLATING, int(self._with_suspects > 0))
+    def _note_adopted(self) -> None:
+        """Note in shared memory what is known of the predecessor's marks: nothing is left of those without suspects."""
+        if self._all_opened and not self._with_suspects:
+            self._shared.set(SlotField.ISOLATING, 0)
         for consumer in self.consumers:
-            if consumer.opened:  # until then, the marks are the predecessor's
+            if consumer.opened:
                 consumer.executor.note_idle()
 
     async def _charge_if_lone(self, consumer: Consumer, message: Message) -> bool:
         """Charge the only message that was in hand at the crash; True when it became a dead letter."""
-        if not lone_suspect(self._suspects, charged=self._charged, all_read=self._all_opened):
+        charged = bool(self._shared.get(SlotField.ISOLATING))
+        self._shared.set(SlotField.ISOLATING, 1)  # before the charge: the crash is charged once, whatever happens now
+        if not lone_suspect(self._suspects, charged=charged, all_read=self._all_opened):
             return False
         try:
             return await consumer.charge(message)

@@ -146,8 +146,8 @@ class Ghosts:
 
     # What ends processes
 
-    def died(self, worker: Worker, *, by: Ghost | None = None) -> None:
-        """The process is gone; `by`: the message that ended it."""
+    def died(self, worker: Worker, *, by: Ghost | None = None, crashed: bool = True) -> None:
+        """The process is gone; `by`: the message that ended it; `crashed`: not by an arbiter that waits no longer."""
         running = [ghost for ghost in self.of.values() if worker in ghost.runners]
         in_hand = {self.at[place] for place in worker.in_hand if place in self.at} | set(running)
         marked = [self.at.get(place) for place in self._isolated(worker)]
@@ -159,7 +159,8 @@ class Ghosts:
                 ghost.deaths_alone += 1
         for ghost in running:
             ghost.runners.remove(worker)
-            ghost.suspected_by = worker.name
+            if crashed:
+                ghost.suspected_by = worker.name
         if by is not None:
             by.explosions += 1
 
@@ -187,7 +188,6 @@ class Ghosts:
         since_s = max(worker.drained_s, worker.began_s, worker.pool.disturbed_s, worker.busy_s)
         took_s = 0 if self._world.has_refused or worker.pool.cut_off else self._world.clock.now_s - since_s
         self._forbid(took_s > _LEAVES_S, f"{worker.name} took {took_s:.1f} s to leave with nothing to do")
-        self.unsuspect(worker.name)
 
     def overdue(self, worker: Worker) -> None:
         """The arbiter kills it, since what it does takes too long."""
@@ -196,11 +196,10 @@ class Ghosts:
         self.died(worker)
 
     def unsuspect(self, consumer: str) -> None:
-        """Nobody can know any more what this consumer had running.
+        """Shared memory is gone: nobody can know any more what this consumer had running.
 
-        A worker that leaves while Redis is away takes its predecessor's marks with it. The last death of a suspect is
-        then not charged, and the suspect runs beside others, so that its next death is not charged either: that is one
-        more than `forgive` allows.
+        The last death of a suspect is then not charged, and the suspect runs beside others, so that its next death is
+        not charged either: that is one more than `forgive` allows.
         """
         for ghost in self.of.values():
             if ghost.suspected_by == consumer:

@@ -213,8 +213,6 @@ class Pool:
             self._handing_over.discard(slot)
             for other in self.living:
                 other.words.add(SlotField.RESCAN_PENDING, 1)
-        if not crashed or slot not in self.due:
-            self.world.ghosts.forgive()
 
     def die(self) -> None:
         """The arbiter is killed, or its host ends: its children go with it, and what they had in common."""

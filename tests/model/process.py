@@ -132,8 +132,13 @@ class Worker(Process):
 
     @property
     def is_opening(self) -> bool:
-        """What its predecessor died of is being charged."""
+        """What its predecessor died of is being sorted out."""
         return not self._consumers or self.runtime._with_suspects > 0 or not self.runtime._all_opened
+
+    @property
+    def may_charge(self) -> bool:
+        """What its predecessor died of may be under way to Redis: it is charged at most once."""
+        return self.is_opening and bool(self.words.get(SlotField.ISOLATING))
 
     @property
     def is_idle(self) -> bool:

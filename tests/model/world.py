@@ -182,7 +182,7 @@ class Moves(World):
             link.process.pool.disturb(_STALLED_S if loss is Loss.STALLED else _LOST_S)
             if link.process is link.process.pool.keeper and loss is not Loss.STALLED:
                 link.process.pool.seen_since_s = self.clock.now_s
-            if isinstance(link.process, Worker) and link.process.is_opening:
+            if isinstance(link.process, Worker) and link.process.may_charge:
                 self.ghosts.forgive()  # what was to be charged may not be
             link.lose(loss)
 
@@ -229,7 +229,7 @@ class Moves(World):
         if workers := [worker for worker in self.workers if not worker.left]:
             worker = workers[which % len(workers)]
             self.ghosts.died(worker)
-            if worker.is_opening:
+            if worker.may_charge:
                 self.ghosts.forgive()  # what its predecessor died of may never be charged
             worker.pool.gone(worker, crashed=True)
 
@@ -243,8 +243,7 @@ class Moves(World):
         """A worker that drains for too long is ended."""
         if workers := [worker for worker in self.workers if worker.stopping and worker.pool.obeys and not worker.left]:
             worker = workers[which % len(workers)]
-            self.ghosts.died(worker)
-            self.ghosts.unsuspect(worker.name)
+            self.ghosts.died(worker, crashed=False)
             worker.pool.gone(worker, crashed=False)
 
     def move_scale(self, which: int, how: int) -> None:

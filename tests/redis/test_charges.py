@@ -126,3 +126,67 @@ async def test_a_suspects_thread_is_over_before_the_next_one_runs(
     await second.stop()
     assert meanwhile == (["a"], parse_id(entries[0]), entries[0]), "its thread still ran, and was marked"
     assert row.isolated() is None
+
+
+async def test_a_worker_that_leaves_before_it_could_read_keeps_its_predecessors_marks(
+    redis_url: str, redis: Redis
+) -> None:
+    """Its successor knows whom to charge, and what to run alone."""
+    shared = SharedState()
+    entry = await crashed_alone(redis_url, redis, shared)
+    fields, row = shared.slot(0), shared.slot(0).consumer(STREAM, GROUP)
+    assert row is not None
+    await redis.xadd(STREAM, {"n": 2})
+    seen: list[tuple[str, tuple[int, int] | None]] = []
+
+    @handler(STREAM, group=GROUP)
+    async def handle(message: Message) -> None:
+        seen.append((message.id, row.isolated()))
+
+    fields.reset_for_new_worker()
+    early = Worker("redis://127.0.0.1:1", [handle], shared)
+    await eventually_async(lambda: early.runtime.cut_off)
+    await early.stop()
+    fields.clear_started()  # as the arbiter does
+    fields.reset_for_new_worker()
+    assert row.started() == parse_id(entry)
+    worker = Worker(redis_url, [handle], shared)
+    await eventually_async(lambda: len(seen) == 2)
+    await worker.stop()
+    assert seen[0] == (entry.decode(), parse_id(entry)) and seen[1][1] is None
+    assert fields.get(SlotField.ISOLATING) == 0 and row.started() == (0, 0)
+
+
+async def test_suspects_that_did_not_run_before_a_drain_stay_suspects(redis_url: str, redis: Redis) -> None:
+    shared = SharedState()
+    ids = [await redis.xadd(STREAM, {"n": n}) for n in range(3)]
+    hold = asyncio.Event()
+    alone: list[tuple[str, tuple[int, int] | None]] = []
+
+    @handler(STREAM, group=GROUP)
+    async def handle(message: Message) -> None:
+        alone.append((message.id, row.isolated()))
+        await hold.wait()
+
+    fields = shared.slot(0)
+    row: Any = fields.consumer(STREAM, GROUP)
+    first = Worker(redis_url, [handle], shared)
+    await eventually_async(lambda: len(alone) == 3)
+    started = row.started()
+    await first.vanish()
+    row.set_started(*started)
+    fields.reset_for_new_worker()
+    alone.clear()
+    second = Worker(redis_url, [handle], shared)
+    await eventually_async(lambda: alone)
+    draining = asyncio.create_task(second.stop())
+    await eventually_async(lambda: second.runtime.stopping)
+    hold.set()
+    await draining
+    fields.clear_started()
+    assert len(alone) == 1 and row.started() == started
+    fields.reset_for_new_worker()
+    third = Worker(redis_url, [handle], shared)
+    await eventually_async(lambda: len(alone) == 3)
+    await third.stop()
+    assert alone == [(entry.decode(), parse_id(entry)) for entry in ids]
