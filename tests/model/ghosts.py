@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _OBEYS_S = 3.0
 _LEAVES_S = 3.0
 
+#: A message and a copy of it, which a replay has made, are both there, and so may be letters of either.
+LETTERS_OF_BOTH = 99
+
 #: Group, and the id that the message was published with.
 Key = tuple[str, bytes]
 #: Stream, group and the id of the entry that stands for it now.
@@ -54,6 +57,8 @@ class Ghost:
     failed_in: tuple[Worker, int] | None = None
     #: A process that was dead by then had its failure recorded.
     recorded_late: bool = False
+    #: So did its ack.
+    acked_late: bool = False
     #: Whose dead letter was written last, and when.
     given_up_by: Process | None = None
     given_up_s: float = 0.0
@@ -115,7 +120,7 @@ class Ghosts:
         self._check_marks(worker, message, ghost)
         ghost.runners.append(worker)
         ghost.suspected_by = ""
-        here = [other for other in self.of.values() if worker in other.runners and other.key[0] == ghost.key[0]]
+        here = [other for other in self.running_in(worker) if other.key[0] == ghost.key[0]]
         self._forbid(len(here) > self._world.options.concurrency, f"{name} runs too many at once")
 
     def _check_marks(self, worker: Worker, message: Message, ghost: Ghost) -> None:
@@ -123,7 +128,7 @@ class Ghosts:
         assert own is not None
         self._forbid(own.started() < parse_id(message.entry), f"{ghost.place!r} runs unmarked")
         isolated = [row.isolated() for row in worker.opened_rows if row.isolated()]
-        others = [other.place for other in self.of.values() if worker in other.runners]
+        others = [other.place for other in self.running_in(worker)]
         self._forbid(isolated and (others or isolated != [ghost.id]), f"{ghost.place!r} runs beside what runs alone")
         self._forbid(
             ghost.suspected_by == worker.name and not isolated and not ghost.torn,
@@ -144,11 +149,15 @@ class Ghosts:
     def of_message(self, message: Message) -> Ghost:
         return self.at[message.origin.key, message.group, message.entry]  # type: ignore[attr-defined]
 
+    def running_in(self, worker: Worker) -> list[Ghost]:
+        """Those whose handler runs there, also of a message that is dead or replayed for others."""
+        return [ghost for ghost in self.at.values() if worker in ghost.runners]
+
     # What ends processes
 
     def died(self, worker: Worker, *, by: Ghost | None = None, crashed: bool = True) -> None:
         """The process is gone; `by`: the message that ended it; `crashed`: not by an arbiter that waits no longer."""
-        running = [ghost for ghost in self.of.values() if worker in ghost.runners]
+        running = self.running_in(worker)
         in_hand = {self.at[place] for place in worker.in_hand if place in self.at} | set(running)
         marked = [self.at.get(place) for place in self._isolated(worker)]
         if any(ghost.torn or ghost.deleted for ghost in in_hand):
@@ -175,7 +184,7 @@ class Ghosts:
 
     def left(self, worker: Worker) -> None:
         """It has ended as it was told to."""
-        for ghost in self.of.values():
+        for ghost in self.at.values():
             self._forbid(worker in ghost.runners, f"{worker.name} left with {ghost.place!r} running")
             if ghost.torn or self.owner(ghost) != worker.name:
                 continue
@@ -191,7 +200,7 @@ class Ghosts:
 
     def overdue(self, worker: Worker) -> None:
         """The arbiter kills it, since what it does takes too long."""
-        hangs = any(ghost.hangs and worker in ghost.runners for ghost in self.of.values())
+        hangs = any(ghost.hangs for ghost in self.running_in(worker))
         self._forbid(not hangs, f"{worker.name} is killed for its deadline, and no handler ignores its end")
         self.died(worker)
 
@@ -219,17 +228,22 @@ class Ghosts:
         return pending.consumer.decode() if pending else ""
 
     def died_with_their_pool(self, pool: Pool) -> None:
-        """Only Redis tells then what ran alone, and it hears of it a round trip before and after: that counts, too."""
+        """Only Redis tells then what ran alone, and it hears of it a round trip before and after: that counts, too.
+
+        So does what it is about to hear, since that is under way.
+        """
         before = {key: ghost.deaths_alone for key, ghost in self.of.items()}
         for worker in pool.living:
             self.died(worker)
         for slot in pool.workers:
             self.unsuspect(f"{pool.name}:{slot}")
         for stream, group in self._world.sources:
-            for slot in pool.workers:
-                entry = self._world.server.call("HGET", isolated_key(stream, group), f"{pool.name}:{slot}")
-                ghost = self.at.get((stream, group, entry))
-                if ghost is not None and ghost.deaths_alone == before[ghost.key]:
+            key = isolated_key(stream, group)
+            noted = [self._world.server.call("HGET", key, f"{pool.name}:{slot}") for slot in pool.workers] + [
+                worker.sent_marks.get(key) for worker in pool.living
+            ]
+            for ghost in {self.at.get((stream, group, entry)) for entry in noted if entry}:
+                if ghost is not None and ghost.deaths_alone == before.get(ghost.key, 0):
                     ghost.deaths_alone += 1
 
     def forgive(self) -> None:
@@ -258,7 +272,8 @@ class Ghosts:
 
     def _check_crashes(self, ghost: Ghost, crashes: int, letters: list[tuple[str, int]]) -> None:
         most = self._world.options.max_crashes
-        charged = most if any(reason == CRASHED for reason, _ in letters) else crashes
+        is_own = ghost.letters_max < LETTERS_OF_BOTH
+        charged = most if is_own and any(reason == CRASHED for reason, _ in letters) else crashes
         if charged > ghost.deaths_alone and self.owner(ghost) not in self._blurred and not ghost.torn:
             raise BrokenRuleError(f"{ghost.place!r} is charged {charged} crashes of {ghost.deaths_alone}")
         if ghost.explosions > most + 1 + ghost.forgiven and not ghost.torn:
@@ -277,7 +292,8 @@ class Ghosts:
             self._forbid(held.consumers - living, f"stale consumers: {held.consumers - living}")
             ours = [ghost for ghost in self.at.values() if ghost.place[:2] == (stream, group)]
             # What a host that was wrongly declared dead says of a retry may come after another's ack, and stays.
-            known = {ghost.place[2] for ghost in ours if ghost.dropped or ghost.torn}
+            # So does what is recorded before a dead process's ack arrives.
+            known = {ghost.place[2] for ghost in ours if ghost.dropped or ghost.torn or ghost.acked_late}
             for key in (retries_key(stream, group), crashes_key(stream, group)):
                 left = set(self._world.server.call("HKEYS", key)) - known
                 self._forbid(left, f"{left} are left in {key}")

@@ -163,6 +163,8 @@ class Link:
         commands = []
         while command := reader.gets():
             commands.append(tuple(command))
+            if command[0] in (b"HSET", b"HDEL") and command[1].endswith(b":alone"):
+                self.process.sent_marks[command[1].decode()] = command[3] if command[0] == b"HSET" else b""
         self._sent_s = max(self._sent_s, self._network.clock.now_s + self._network.delay_s())
         self._network.at(self._sent_s, lambda: self._arrived(commands))
 

@@ -51,6 +51,8 @@ class Process:
         self.loop.process = self  # type: ignore[attr-defined]
         #: What it would lose by being collected: a killed process runs no `finally`.
         self.unfinished: set[asyncio.Task[Any]] = set()
+        #: Key of the marks in Redis of what runs alone -> the last that was sent there.
+        self.sent_marks: dict[str, bytes] = {}
         pool.world.processes.append(self)
 
     def start(self, body: Coroutine[Any, Any, Any]) -> None:

@@ -36,6 +36,15 @@ class WatchedServer(Server):
                 self._changed_hands(ghost, owner.decode(), consumer.decode())
         return reply
 
+    def cmd_xack(self, key: bytes, group: bytes, *ids: bytes) -> int:
+        sender = self._world.network.sender
+        for entry in ids:
+            if not sender.alive and (ghost := self._world.ghosts.at.get((key.decode(), group.decode(), entry))):
+                ghost.acked_late = True
+                if ghost.suspected_by:
+                    self._world.ghosts.blur(ghost.suspected_by)  # its successor does not see that it ran
+        return super().cmd_xack(key, group, *ids)
+
     def _retry_later(self, keys: list[bytes], arguments: list[bytes]) -> int:
         is_stored = super()._retry_later(keys, arguments)
         ghost = self._ghost(keys, arguments)
@@ -69,9 +78,10 @@ class WatchedServer(Server):
             raise BrokenRuleError(f"{consumer!r} was deleted with {lost} pending")
 
     def _changed_hands(self, ghost: Ghost, owner: str, heir: str) -> None:
-        ghost.forgiven += ghost.explosions > 0  # the marks stay behind
+        ghost.forgiven += ghost.explosions > 0  # the marks stay behind: its last death is not charged
         if ghost.suspected_by == owner:
             ghost.suspected_by = ""
+            ghost.forgiven += ghost.poison  # nor is the next, which has it beside others
         taker = next(pool for pool in self._world.pools if heir.startswith(pool.name + ":"))
         for pool in self._world.pools:
             if pool.up and owner.startswith(pool.name + ":") and pool is not taker:

@@ -15,7 +15,7 @@ from supervisor.broker.scripts import REPLAY
 from supervisor.core.options import Options
 from supervisor.keeper.lease import LEASE_MS
 from supervisor.keys import crashes_key, dead_key, replay_key, retries_key
-from tests.model.ghosts import BrokenRuleError, Ghost, Ghosts
+from tests.model.ghosts import LETTERS_OF_BOTH, BrokenRuleError, Ghost, Ghosts
 from tests.model.group import Group, written
 from tests.model.handlers import Handlers, Kind
 from tests.model.modelled_pool import Pool
@@ -212,14 +212,15 @@ class Moves(World):
         if how % 4 or self.network.mode is not Mode.NOTHING or self.group(stream, group) is None:
             return
         self._disturb()
+        entries = self.server.streams[stream.encode()].entries
         for place, old in list(self.ghosts.at.items()):
-            if place[:2] == (stream, group):
+            if place[:2] == (stream, group) and old.id in entries:  # a copy that is settled is deleted
                 new = Ghost(
                     old.key, place, old.poison, runners=old.runners, torn=True, deleted=old.deleted, hangs=old.hangs
                 )
                 new.forgiven = 99
                 self.ghosts.at[place] = new
-                new.letters_max = self.ghosts.of[old.key].letters_max = 99  # a copy that a replay has made may have one
+                new.letters_max = self.ghosts.of[old.key].letters_max = LETTERS_OF_BOTH
                 if self.ghosts.of[old.key] is old:
                     self.ghosts.of[old.key] = new
         self.network.do("XGROUP", "DESTROY", stream, group)
