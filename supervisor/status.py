@@ -18,6 +18,7 @@ from redis.exceptions import ResponseError
 from supervisor.broker import inspect
 from supervisor.broker.connect import client, describe
 from supervisor.broker.redis_errors import REDIS_FAULTS
+from supervisor.control import last_groups
 from supervisor.control.client import request
 from supervisor.errors import HandlerError, NotRunningError
 from supervisor.settings.masking import masked
@@ -40,18 +41,19 @@ class RedisSide:
 
 
 async def collect(settings: Settings, root: Path | None = None) -> dict[str, Any]:
-    """The document of `supervisor status --json`. Never raises for a pool or a Redis that is down.
+    """Return the document of `supervisor status --json`. Never raises for a pool or a Redis that is down.
 
-    Where no pool runs here, the groups are those of the handlers importable from `root`, if one is given.
+    Where no pool runs here, the groups are those of the pool that ran here last. With `root`, they are those of the
+    handlers that can be imported from there.
     """
-    told = await asyncio.to_thread(_ask_arbiter, settings)
-    url = told.get("redis_url") or redis_url(settings)
+    answer = await asyncio.to_thread(_ask_arbiter, settings)
+    url = answer.get("redis_url") or redis_url(settings)
     redis = client(url, timeout_s=REDIS_LIMIT_S, connect_timeout_s=REDIS_LIMIT_S)
     try:
-        side = await look_at_redis(redis, url, pairs_of(told, settings, root))
+        side = await look_at_redis(redis, url, pairs_of(answer, settings, root))
     finally:
         await redis.aclose()
-    return document(told, side, await with_memory(told.get("workers", [])))
+    return document(answer, side, await with_memory(answer.get("workers", [])))
 
 
 async def look_at_redis(redis: Redis, url: str, pairs: Sequence[tuple[str, str]]) -> RedisSide:
@@ -81,17 +83,17 @@ async def _readable_groups(redis: Redis, pairs: Sequence[tuple[str, str]]) -> tu
     return found, list(dict.fromkeys(problems))
 
 
-def document(told: dict[str, Any], side: RedisSide, workers: list[dict[str, Any]]) -> dict[str, Any]:
+def document(answer: dict[str, Any], side: RedisSide, workers: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the document of the arbiter's answer, what Redis says, and the workers with their memory."""
-    reasons = list(told.get("degraded_reasons", []))
+    reasons = list(answer.get("degraded_reasons", []))
     if "error" in side.server:
         reasons.append(f"Redis can't be used: {side.server['error']}")
     reasons += [f"a stream can't be read: {problem}" for problem in side.problems]
     wrong = "error" in side.server or side.problems
-    state = "degraded" if wrong and told["state"] in ("healthy", "paused") else told["state"]
-    head = {"state": state, "pid": told["pid"], "uptime_s": told["uptime_s"], "redis": side.server}
-    rest = {k: v for k, v in told.items() if k not in ("redis", "redis_url", "consumers", "workers", *head)}
-    if told["pid"]:
+    state = "degraded" if wrong and answer["state"] in ("healthy", "paused") else answer["state"]
+    head = {"state": state, "pid": answer["pid"], "uptime_s": answer["uptime_s"], "redis": side.server}
+    rest = {k: v for k, v in answer.items() if k not in ("redis", "redis_url", "consumers", "workers", *head)}
+    if answer["pid"]:
         rest["degraded_reasons"] = reasons
     return {**head, "workers": workers, "groups": side.groups, **rest}
 
@@ -123,12 +125,12 @@ def _ask_arbiter(settings: Settings) -> dict[str, Any]:
         return {"state": "down", "pid": None, "uptime_s": None, "reason": str(error)}
 
 
-def pairs_of(told: dict[str, Any], settings: Settings, root: Path | None) -> list[tuple[str, str]]:
-    """Return (stream, group) of the pool's handlers, or where no pool runs of those importable from `root`."""
-    if "consumers" in told:
-        return [(stream, group) for stream, group in told["consumers"]]
+def pairs_of(answer: dict[str, Any], settings: Settings, root: Path | None) -> list[tuple[str, str]]:
+    """Return (stream, group) of the pool's handlers, or where no pool runs of the last pool's, or of those in `root`."""
+    if "consumers" in answer:
+        return [(stream, group) for stream, group in answer["consumers"]]
     if root is None:
-        return []
+        return last_groups.read(pool_paths(settings))
     try:
         return configured_pairs(settings, root)
     except HandlerError:

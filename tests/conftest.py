@@ -27,6 +27,11 @@ pytest_plugins = ("tests.support.cpu",)
 
 #: Quick ones first: a broken rule shows before the first process is started.
 ORDER = ("unit", "model", "redis", "http", "cli", "process", "guide", "faults", "delivery")
+#: Fixtures that pools connect to.
+SERVERS = frozenset(
+    {"redis_server", "durable_server", "every_server", "server", "tcp_server", "proxy", "pair"}
+    | {"cluster", "replicated", "sentinels"}
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -116,7 +121,15 @@ async def redis(redis_server: AnyServer) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture
-def start_pool(tmp_path: Path) -> Iterator[Callable[..., Pool]]:
+def servers_first(request: pytest.FixtureRequest) -> None:
+    """Set up the test's servers before its pools: a pool is closed first and then still has its server."""
+    for name in request.fixturenames:
+        if name in SERVERS:
+            request.getfixturevalue(name)
+
+
+@pytest.fixture
+def start_pool(servers_first: None, tmp_path: Path) -> Iterator[Callable[..., Pool]]:
     """Start a pool: `start_pool(handlers_text, redis_url=..., workers=2, config="", api=False, ready=True)`."""
     pools: list[Pool] = []
 

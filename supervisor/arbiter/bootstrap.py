@@ -10,7 +10,7 @@ from supervisor.arbiter import fork, reload
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.arbiter.locks import lock_state_dir
 from supervisor.arbiter.spawn import EntryPoints, real_entry_points
-from supervisor.control import exit_report
+from supervisor.control import exit_report, last_groups
 from supervisor.errors import EXIT_FAILED, EXIT_OK, HandlerError, SupervisorError
 from supervisor.handling.loader import load_handlers
 from supervisor.handling.router_check import check_routers
@@ -43,6 +43,7 @@ def run(loaded: Loaded, *, burst: bool = False, entry_points: EntryPoints | None
     entry_points = entry_points or real_entry_points()
     _check_fork_safe(inherited.sockets if inherited else ())
     arbiter = Arbiter(loaded, specs, entry_points, lock_fd, inherited, burst=burst)
+    last_groups.write(pool_paths(loaded.settings), [(spec.stream, spec.group) for spec in specs])
     return _run_and_report(arbiter, loaded)
 
 

@@ -31,13 +31,15 @@ def status(config: Path | None, as_json: bool) -> int:
     from supervisor.status import collect
 
     loaded = load_settings_anyway(config)
-    found = asyncio.run(collect(loaded.settings, loaded.root))
+    found = asyncio.run(collect(loaded.settings))
     if as_json:
         click.echo(dumps(found, pretty=True))
     else:
         click.echo(show(found))
         if found["pid"] is None:
             talk("`supervisor start` starts it")
+            if not found["groups"] and found["redis"]["version"]:
+                talk("no pool has run here yet; `supervisor streams` loads the handlers and shows their groups")
     if found["pid"] is None:
         return EXIT_DOWN
     return EXIT_DEGRADED if found["state"] in ("degraded", "down") else EXIT_OK

@@ -61,7 +61,7 @@ def _looks(loaded: Loaded, interval_s: float, count: int | None) -> Iterator[tup
     before_s = time.monotonic()
     looked = 0
     while True:
-        found = asyncio.run(collect(loaded.settings, loaded.root))
+        found = asyncio.run(collect(loaded.settings))
         now_s = time.monotonic()
         done = {worker["slot"]: worker["done"] for worker in found["workers"]}
         passed_s = max(now_s - before_s, 1e-3)

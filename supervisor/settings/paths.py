@@ -20,6 +20,8 @@ class PoolPaths:
     token: Path
     #: How the last pool has ended.
     exit_report: Path
+    #: The groups of the last pool.
+    last_groups: Path
     #: The folder with a lock file for each slot.
     slots: Path
     redis_dir: Path
@@ -35,6 +37,7 @@ def pool_paths(settings: Settings) -> PoolPaths:
         lock=state / "lock",
         token=state / "token",
         exit_report=state / "exit_report.json",
+        last_groups=state / "groups.json",
         slots=state / "slots",
         redis_dir=state / "redis",
         redis_socket=_socket_path(state, "redis/redis.sock"),

@@ -10,6 +10,7 @@ import click
 import pytest
 
 from supervisor.cli.main import COMMANDS, cli, main
+from supervisor.errors import EXIT_DOWN
 from tests.cli.run import COMMAND, data, environment, run
 from tests.support.servers import AnyServer
 from tests.support.standins import HANDLERS
@@ -113,11 +114,11 @@ def test_help_and_version_import_nothing_heavy(tmp_path: Path) -> None:
 HEAVY = {"fastapi", "starlette", "uvicorn", "pydantic", "structlog", "rich", "psutil", "uvloop", "handlers"}
 
 
-def imported(command: str, cwd: Path) -> set[str]:
-    """The top-level modules that the command imports."""
+def imported(command: str, cwd: Path, code: int = 0) -> set[str]:
+    """The top-level modules that the command imports before it exits with `code`."""
     words = [sys.executable, "-X", "importtime", "-m", "supervisor", *command.split()]
     done = subprocess.run(words, cwd=cwd, env=environment(""), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
     return {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
 
@@ -130,6 +131,16 @@ def test_commands_import_no_more_than_they_need(start_pool) -> None:
         assert "supervisor" in found and not found & (HEAVY | {"redis", "asyncio"}), command
     for command in ("publish events n=1", "read events", "read events --json", "status", "status --json", "streams"):
         found = imported(command, pool.folder)
+        assert "redis" in found and not found & HEAVY, command
+
+
+def test_commands_import_no_more_without_a_pool(tmp_path: Path, redis_server: AnyServer) -> None:
+    """The handlers, too, are imported by no command that scripts call often."""
+    (tmp_path / "handlers.py").write_text(HANDLERS)
+    assert "redis" not in (found := imported("pause", tmp_path, EXIT_DOWN)) and not found & HEAVY
+    (tmp_path / "config.toml").write_text(f'[redis]\nurl = "{redis_server.url}"\n')
+    for command, code in (("status", EXIT_DOWN), ("publish events n=1", 0), ("read events", 0)):
+        found = imported(command, tmp_path, code)
         assert "redis" in found and not found & HEAVY, command
 
 

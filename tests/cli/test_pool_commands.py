@@ -90,15 +90,23 @@ def test_status_with_redis_gone_is_degraded(pool, redis_server) -> None:
     assert len(found["workers"]) == 2 and found["groups"] == []
 
 
-def test_status_without_a_pool_still_shows_the_groups(tmp_path: Path, redis_server) -> None:
-    (tmp_path / "handlers.py").write_text(HANDLERS)
+def test_status_without_a_pool_shows_the_groups_of_the_last_one(pool, redis_server) -> None:
+    assert run("stop", cwd=pool.folder, redis_url=pool.url).returncode == 0
+    (pool.folder / "handlers.py").write_text("raise SystemExit('status imports no handlers')")
     with redis_server.sync() as client:
         client.xadd(STREAM, {"a": "1"})
-    done = run("status", "--json", cwd=tmp_path, redis_url=redis_server.url)
+    done = run("status", "--json", cwd=pool.folder, redis_url=pool.url)
     assert done.returncode == 8
     found = data(done)
     assert (found["state"], found["pid"], found["workers"]) == ("down", None, [])
-    assert [(group["stream"], group["lag"]) for group in found["groups"]] == [(STREAM, 1)]
+    assert [(group["stream"], group["group"], group["lag"]) for group in found["groups"]] == [(STREAM, "g", 1)]
+
+
+def test_status_where_no_pool_has_run_names_the_command_that_shows_the_groups(tmp_path: Path, redis_server) -> None:
+    (tmp_path / "handlers.py").write_text("raise SystemExit('status imports no handlers')")
+    done = run("status", cwd=tmp_path, redis_url=redis_server.url)
+    assert done.returncode == 8 and done.stdout.startswith("down") and STREAM not in done.stdout
+    assert "no pool has run here yet; `supervisor streams` loads the handlers" in done.stderr
 
 
 def test_scale_waits_for_the_workers(pool) -> None:

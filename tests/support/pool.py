@@ -143,12 +143,7 @@ class Pool:
             try:
                 self.send(signal.SIGCONT)
                 self.send(signal.SIGTERM)
-                try:
-                    code = self.wait(5)
-                except AssertionError:
-                    # Its server may be gone already: then a worker waits for the last acks until the drain limit.
-                    self.send(signal.SIGTERM)
-                    code = self.wait()
+                code = self.wait()
             except (AssertionError, ProcessLookupError) as error:
                 failure = AssertionError(f"closing the pool: {error}")
                 self.process.kill() if self.process else None
