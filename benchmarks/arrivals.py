@@ -5,8 +5,6 @@ intended, and latencies are measured from that: a publisher that comes late adds
 front of it would. Commands are packed before the first one is due.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import random

@@ -5,8 +5,6 @@ and then waits for new entries. There is no restart policy, no supervision of an
 nothing else is done. Runs in a folder with a `handlers.py` that has `handle`; prints the children's pids.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

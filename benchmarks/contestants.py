@@ -4,8 +4,6 @@ The backlog is written once. At each turn a group is set back to its beginning; 
 wakes those that wait. So a pool is started once, and its start is in no figure.
 """
 
-from __future__ import annotations
-
 import contextlib
 import subprocess
 import sys

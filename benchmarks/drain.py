@@ -7,8 +7,6 @@ reference's turn beside it; its median, lowest and highest are shown. CPU is wha
 used in the same window; for the pool those are its workers.
 """
 
-from __future__ import annotations
-
 import contextlib
 
 from benchmarks.contestants import Backlog, Contestant, in_c, loop, pool

@@ -6,8 +6,6 @@ The messages are `dict[str, str]` no-ops, 10,000 at a time. Each turn is a pool 
 is what the worker shares with nobody.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import psutil

@@ -6,8 +6,6 @@ It is short, so that CI can run it, and says nothing of how fast the pool is: `m
 that fails is measured once more, since another process may have had the machine.
 """
 
-from __future__ import annotations
-
 import sys
 import tomllib
 from pathlib import Path

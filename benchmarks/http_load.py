@@ -4,8 +4,6 @@ It speaks just enough HTTP/1.1 for that (answers with a Content-Length), since a
 be slower than the server it measures.
 """
 
-from __future__ import annotations
-
 import asyncio
 import re
 import time

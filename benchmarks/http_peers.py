@@ -4,8 +4,6 @@
 `/xadd` awaits one XADD a request.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -4,8 +4,6 @@ The pool has two groups on one stream and its HTTP service. PSS divides shared p
 share them; what the workers cost beyond the arbiter is the sum of theirs.
 """
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

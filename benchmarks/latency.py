@@ -7,8 +7,6 @@ the highest rate at which one worker keeps up with a publisher on the same machi
 take turns. p50 and p99 are medians of the turns, p99.9 is that of all turns together.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import subprocess

@@ -6,8 +6,6 @@ connection by hand with two batches in flight. Both await the workload for each 
 nothing is left.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any

@@ -1,7 +1,5 @@
 """Turns and what is made of them: ratios of neighbours, their median and spread."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from benchmarks.contestants import Contestant, Turn

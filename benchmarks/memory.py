@@ -5,8 +5,6 @@ The stand-ins import what a worker imports, start an event loop and get one answ
 pages by the processes that share them, so the sum of all PSS is what the pool costs.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

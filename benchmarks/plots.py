@@ -1,7 +1,5 @@
 """The plots of RESULTS.md, as SVG: the same input gives the same file."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path

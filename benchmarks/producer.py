@@ -4,8 +4,6 @@ One server process at a time, N keep-alive connections, a small JSON body that p
 Client and Redis run on the same machine, so the ratios say more than the rates.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

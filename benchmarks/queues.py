@@ -8,8 +8,6 @@ between 90 % and 10 % of the backlog left. All run two worker processes over TCP
 nothing. `make bench` installs the queues.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -7,8 +7,6 @@ by another process. Each slot is killed once, so what is measured is the first r
 The reference is `benchmarks.bare_parent`: fork, connect, read the pending list, no more than that.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

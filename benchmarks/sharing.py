@@ -5,8 +5,6 @@ ideal is the sum of all that blocks, divided by the workers. Time runs from the 
 until the last handler has ended; the workers are READY before.
 """
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from pathlib import Path

@@ -4,8 +4,6 @@ The parent prints the pids of its children when all are ready, and ends them whe
 imports nothing of the benchmarks, which would count as the children's memory.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

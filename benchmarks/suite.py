@@ -7,8 +7,6 @@ Each section starts the servers and pools that it needs. A section that fails is
 others still run.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os

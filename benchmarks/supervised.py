@@ -4,8 +4,6 @@ A worker that is ready appends `ready <pid> <monotonic ns>` to the file `runs` o
 files `crash` and `block` change what it does: leave 0.3 s after its start, block its event loop for ever.
 """
 
-from __future__ import annotations
-
 #: Is imported by all: `ready()` is called in the worker when it serves, `obey()` on its event loop.
 COMMON = """
 import asyncio, os, threading, time

@@ -8,8 +8,6 @@ start; how many are started in 15 s, and what the supervisor's CPU costs meanwhi
 Those that are not installed are left out: `make .venv/.installed-peers` installs them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

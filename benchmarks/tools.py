@@ -4,8 +4,6 @@ A figure is only ever printed together with the server, the durability and the m
 measured on, and a ratio only between figures of one run.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import json

@@ -4,8 +4,6 @@ A workload names the fields of an entry, how many entries make a backlog of abou
 handler that the pool runs, and what a loop without the pool does with the same entry.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Awaitable, Callable

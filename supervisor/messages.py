@@ -3,8 +3,6 @@
 Returning means done. Raising means retry with backoff, then dead letter; `Retry`, `Reject` and `BatchError` choose.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -68,7 +66,7 @@ class Message:
         self._fields: dict[str, str] | None = None
 
     @classmethod
-    def from_reply(cls, origin: Origin, entries: Iterable[Sequence[Any]]) -> list[Message]:
+    def from_reply(cls, origin: Origin, entries: Iterable[Sequence[Any]]) -> list["Message"]:
         """Make a message of each `[id, [name, value, ...]]` of a reply."""
         messages, new = [], cls.__new__
         for entry, flat in entries:

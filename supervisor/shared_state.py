@@ -8,8 +8,6 @@
 The layout does not depend on the handlers, so an arbiter that execs itself can keep the mapping.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import mmap
@@ -213,7 +211,7 @@ class SharedSlot:
             if self._words[at] not in keys:
                 SharedConsumer(self._words, at).free()
 
-    def consumer(self, stream: str, group: str) -> SharedConsumer | None:
+    def consumer(self, stream: str, group: str) -> "SharedConsumer | None":
         """Return the fields of a consumer, allocating them if necessary; None if all are in use."""
         key = consumer_key(stream, group)
         free = None

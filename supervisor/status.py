@@ -126,7 +126,7 @@ def _ask_arbiter(settings: Settings) -> dict[str, Any]:
 
 
 def pairs_of(answer: dict[str, Any], settings: Settings, root: Path | None) -> list[tuple[str, str]]:
-    """Return (stream, group) of the pool's handlers, or where no pool runs of the last pool's, or of those in `root`."""
+    """Return (stream, group) of the pool's handlers; without a pool, of the last one or of the handlers in `root`."""
     if "consumers" in answer:
         return [(stream, group) for stream, group in answer["consumers"]]
     if root is None:

@@ -5,8 +5,6 @@
 3. `start_pool` starts real pools and, at the end, fails the test if one left a process behind.
 """
 
-from __future__ import annotations
-
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator

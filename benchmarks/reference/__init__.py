@@ -4,8 +4,6 @@ They are built at the first use, where a C compiler and the headers of libhiredi
 are not, a figure that needs one is "not available".
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

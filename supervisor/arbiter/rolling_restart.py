@@ -6,8 +6,6 @@
    The restart stops at the first new worker that does not stay up; the other workers remain.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable
@@ -44,7 +42,7 @@ class RollingRestart:
     #: The result of the last restart.
     last: dict[str, Any] | None = None
     _preflight: CheckProcess | None = None
-    _roll: _Roll | None = None
+    _roll: "_Roll | None" = None
     _queued: bool = False
 
     @property

@@ -3,8 +3,6 @@
 Neither the start nor the last acks are in the rate. Between two looks the count is taken to grow evenly.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 #: What is done when the window opens and when it closes, as shares of the backlog.
@@ -20,7 +18,7 @@ class Look:
     #: CPU seconds that the measured processes have used so far.
     cpu_s: float = 0.0
 
-    def between(self, later: Look, done: float) -> Look:
+    def between(self, later: "Look", done: float) -> "Look":
         """The moment at which `done` was reached, between this look and a later one."""
         share = (done - self.done) / (later.done - self.done) if later.done > self.done else 1.0
         return Look(self.at_s + share * (later.at_s - self.at_s), done, self.cpu_s + share * (later.cpu_s - self.cpu_s))

@@ -4,8 +4,6 @@ class LogSettings(Section):
     level: str = setting(Choice("debug", "info"), "info")
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any, ClassVar, NamedTuple, NoReturn, Self, dataclass_transform
@@ -26,12 +24,12 @@ def setting(kind: Kind, default: Any = None, *, factory: Callable[[], Any] | Non
     return Setting(kind, factory or (lambda: default))
 
 
-def table(section: type[Section]) -> Any:
+def table(section: type["Section"]) -> Any:
     """Declare a table in a Section."""
     return Setting(Table(section), section)
 
 
-def tables(section: type[Section]) -> Any:
+def tables(section: type["Section"]) -> Any:
     """Declare a table of tables whose names are free, such as `[stream."name"]`."""
     return Setting(Tables(section), dict)
 

@@ -1,7 +1,5 @@
 """Running the command as its users do: a process with its own folder and environment."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json

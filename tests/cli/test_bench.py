@@ -1,7 +1,5 @@
 """`supervisor bench` on real servers: its figures, and that it leaves nothing behind however it ends."""
 
-from __future__ import annotations
-
 import json
 import signal
 import tempfile

@@ -1,7 +1,5 @@
 """`config`, `doctor` and `init`."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import socket

@@ -1,7 +1,5 @@
 """`supervisor dead`: what was given up is listed, replayed to its own group, or removed."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

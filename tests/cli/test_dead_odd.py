@@ -1,7 +1,5 @@
 """`supervisor dead` when Redis is full or dies, when letters are none of ours, and when arguments are odd."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What scripts may rely on: which exit code `status` and `stop` give, and what they say with it."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

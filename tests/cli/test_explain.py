@@ -1,7 +1,5 @@
 """`supervisor explain`: what became of a message, on every server and with a pool at work."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What holds for all commands: help, suggestions, errors and exit codes, output for people and for programs."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

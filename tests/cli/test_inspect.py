@@ -1,7 +1,5 @@
 """Lag, pending and ages as they are, on every server that was found and against its own wrong figures."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`status`, `scale`, `restart`, `stop`, `pause` and `resume` on a running pool; `api` by itself."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

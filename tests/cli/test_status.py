@@ -1,7 +1,5 @@
 """`status` and `top` as people see them: on terminals of all widths, and with everything that can be wrong."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

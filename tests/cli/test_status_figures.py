@@ -1,7 +1,5 @@
 """What the workers count is seen: in `status --json`, and by Prometheus."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Any

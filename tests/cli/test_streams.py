@@ -1,7 +1,5 @@
 """`publish`, `read` and `tail` on real servers that restart and die."""
 
-from __future__ import annotations
-
 import json
 import signal
 import subprocess

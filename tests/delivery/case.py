@@ -5,8 +5,6 @@ happened (`struck`), and calls `finish` with what may be duplicated and how soon
 again. What is never allowed (a loss, an effect from nowhere, a message left pending) is not asked for.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
@@ -63,7 +61,7 @@ class Case:
 
     # Before the fault
 
-    def start(self, *, pool_url: str = "", load_url: str = "") -> Case:
+    def start(self, *, pool_url: str = "", load_url: str = "") -> "Case":
         """Start pool and load; with URLs of their own where one of them goes through a proxy."""
         self.start_pool(pool_url)
         self.start_load(load_url)

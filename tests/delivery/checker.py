@@ -12,8 +12,6 @@ id. An effect is a run of a handler that came to its end; a start is one that be
 Pure: no clock, no files.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -3,8 +3,6 @@
 pytest tests/delivery -m long --seeds 5 --load-s 30
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ Each message has a number `n`. A message whose XADD was answered with an id is a
 was refused, or whose answer was lost, has only been attempted. Nothing is ever sent twice.
 """
 
-from __future__ import annotations
-
 import random
 import threading
 import time

@@ -5,8 +5,6 @@ line is `<n> <message id> <consumer> start|end <monotonic ns>`, written in one c
 there when the process is killed right after, and no fault of Redis can take it.
 """
 
-from __future__ import annotations
-
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a delivery case wants of its server, its pool and its load."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Rows travel with pytest's own reports, so that they arrive from the processes of pytest-xdist, too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The checker itself: whatever is planted in a history is found, and nothing else is."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Cases 26 and 27: what somebody took away from Redis, and a replica that did not have all of it yet."""
 
-from __future__ import annotations
-
 import signal
 import time
 from collections.abc import Callable, Iterator

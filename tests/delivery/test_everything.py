@@ -1,7 +1,5 @@
 """Faults of all kinds, one after another as the seed has it, while the pool is at work and messages fail."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal

@@ -1,7 +1,5 @@
 """Case 29: what no handler can take. Each is a dead letter at its first delivery, and no worker dies of it."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from typing import Any

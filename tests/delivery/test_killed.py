@@ -1,7 +1,5 @@
 """Cases 0 to 4: nothing at all, and processes of the pool that are killed."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -1,7 +1,5 @@
 """Cases 11, 12 and 14: no memory, no code that works, no process to be had, under load."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal

@@ -1,7 +1,5 @@
 """Cases 15 to 18: pools that are told to leave, to restart and to change their size, under load."""
 
-from __future__ import annotations
-
 import random
 import signal
 import time

@@ -1,7 +1,5 @@
 """Cases 22 to 25: a network that resets, swallows and delays, and callers that change their mind."""
 
-from __future__ import annotations
-
 import asyncio
 import statistics
 import time

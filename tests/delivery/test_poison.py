@@ -1,7 +1,5 @@
 """Cases 9, 10 and 13: messages that end their worker, and a worker that dies again and again."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import random

@@ -1,7 +1,5 @@
 """Cases 19 to 21: a Redis that is killed, away for long, or there and refusing."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """How messages are settled when much goes wrong at once: retries, rejections, parts of batches, and restarts."""
 
-from __future__ import annotations
-
 import random
 import signal
 from collections.abc import Callable

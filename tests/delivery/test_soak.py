@@ -1,7 +1,5 @@
 """Case 30 in small: a pool at work while clocks jump, workers are recycled and clients come and go."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import statistics

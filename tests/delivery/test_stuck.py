@@ -1,7 +1,5 @@
 """Cases 5 to 8: processes that stand still, and handlers that never end."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal

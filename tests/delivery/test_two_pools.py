@@ -1,7 +1,5 @@
 """Case 28: two pools with two keepers on one Redis, idle for longer than any lease, and a third that dies."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -6,8 +6,6 @@
 2. `bound` measures; the table at the end of the session shows all that was measured.
 """
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The arbiter killed, stopped, frozen with all of its children, or with a clock that jumps."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

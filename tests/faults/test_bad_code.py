@@ -1,7 +1,5 @@
 """Handlers that can't be imported: at the first start, and when a running pool reloads them."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Callable
 from typing import Any

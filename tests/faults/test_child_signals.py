@@ -1,7 +1,5 @@
 """Signals that reach other processes than intended: a terminal's whole group, or a child instead of the arbiter."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """Clients of the control socket that stall, are not allowed or send garbage; and a socket that is deleted."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

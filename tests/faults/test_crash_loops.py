@@ -1,7 +1,5 @@
 """Workers that crash repeatedly: what that costs, and that the rest of the pool works on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

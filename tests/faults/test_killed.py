@@ -1,7 +1,5 @@
 """Workers that die: killed, crashed in C code, or exited without being asked."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

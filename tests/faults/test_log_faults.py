@@ -1,7 +1,5 @@
 """A log that can't be written: a full disk, a pipe that is not read, a closed pipe."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json

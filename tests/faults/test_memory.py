@@ -1,7 +1,5 @@
 """Workers that take too much memory: killed by the kernel, recycled in time, or wrongly suspected."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """Messages whose owner disappears: a pool that shrinks and grows, a dead host, a deleted consumer."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

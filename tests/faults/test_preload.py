@@ -1,7 +1,5 @@
 """Handler modules that start threads or open sockets when imported are refused, at the start and in a reload."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

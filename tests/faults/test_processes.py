@@ -1,7 +1,5 @@
 """Confusing processes: reused pids, surviving grandchildren, exit statuses taken by others."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

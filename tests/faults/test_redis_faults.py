@@ -1,7 +1,5 @@
 """Redis that is gone, emptied, stopped or no longer the primary: no worker ends for it, and nothing is lost."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

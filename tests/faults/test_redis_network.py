@@ -1,7 +1,5 @@
 """A whole pool on a network that breaks, and on a server that comes back without its data."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from typing import Any

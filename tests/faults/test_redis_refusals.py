@@ -3,8 +3,6 @@
 Each case brings about one refusal, with messages in hand whose acks it hits, and two streams a worker.
 """
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable, Iterator

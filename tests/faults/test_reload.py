@@ -1,7 +1,5 @@
 """Restarts under load, and with new code that fails only after the preflight has passed."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Callable
 from typing import Any

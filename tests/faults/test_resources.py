@@ -1,7 +1,5 @@
 """No free process or descriptor: the arbiter waits without using CPU and then continues."""
 
-from __future__ import annotations
-
 import os
 import resource
 import signal

@@ -1,7 +1,5 @@
 """Garbage in shared memory: a worker that overwrites its own fields harms only itself."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal

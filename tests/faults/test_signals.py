@@ -1,7 +1,5 @@
 """Signals at the wrong moment: while the arbiter forks, restarts or drains, and many at once."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

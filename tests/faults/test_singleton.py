@@ -1,7 +1,5 @@
 """One pool per state directory and per name; files left after a power loss prevent no start."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """Workers that live but do nothing: stopped, blocked, waiting forever, never READY."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -1,7 +1,5 @@
 """Notifications to systemd: ready, reloading, stopping, and the watchdog."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import signal

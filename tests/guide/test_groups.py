@@ -1,7 +1,5 @@
 """Step four of the guide: groups of workers share a stream; what fails is pending until it succeeds."""
 
-from __future__ import annotations
-
 import collections
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Step five of the guide: consumers that start and stop with a FastAPI app."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

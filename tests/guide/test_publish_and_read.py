@@ -1,7 +1,5 @@
 """Step one of the guide: messages go into a stream, and its history can be read again at any time."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from tests.cli.run import lines_of, run

@@ -1,7 +1,5 @@
 """Step three of the guide: following a stream, also when its server crashes meanwhile."""
 
-from __future__ import annotations
-
 import json
 import signal
 from collections.abc import Iterator

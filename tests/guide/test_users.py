@@ -1,7 +1,5 @@
 """Step two of the guide: `POST /users`, and the shipped handlers do the rest."""
 
-from __future__ import annotations
-
 import email
 import email.policy
 import json

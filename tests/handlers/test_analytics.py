@@ -1,7 +1,5 @@
 """The count of registrations, on a real server."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime

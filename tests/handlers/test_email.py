@@ -1,7 +1,5 @@
 """The welcome mail: as a file, and through a real SMTP server on loopback."""
 
-from __future__ import annotations
-
 import email
 import email.policy
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """One service and one server for all tests that harm neither; a pair of their own for those that do."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

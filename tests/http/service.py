@@ -1,7 +1,5 @@
 """`supervisor api` as a process of its own, for tests: started, asked, stopped."""
 
-from __future__ import annotations
-
 import subprocess
 import textwrap
 import time

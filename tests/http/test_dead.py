@@ -1,7 +1,5 @@
 """Dead letters over HTTP: found page by page, replayed to their own group, removed; nothing by accident."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from typing import Any

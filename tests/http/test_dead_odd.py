@@ -1,7 +1,5 @@
 """Dead letters over HTTP when Redis is full or stalls, when letters are none of ours, and when requests are odd."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """The page about all routes: there without network, whole, and safe to open."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import subprocess

@@ -1,7 +1,5 @@
 """What became of a message, over HTTP."""
 
-from __future__ import annotations
-
 import httpx
 import redis as redis_py
 

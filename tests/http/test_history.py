@@ -1,7 +1,5 @@
 """Reading history over HTTP: ranges, pages, single messages."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import httpx

@@ -1,7 +1,5 @@
 """Redis is killed, frozen, full, read-only or not there yet: 503 in time, and as before when it is back."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 import statistics

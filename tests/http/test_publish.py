@@ -1,7 +1,5 @@
 """Publishing over HTTP: one message, many, once under a key, and what is refused."""
 
-from __future__ import annotations
-
 import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any

@@ -1,7 +1,5 @@
 """A page of another site that has its own name point to this machine (DNS rebinding) reaches nothing."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

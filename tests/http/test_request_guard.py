@@ -1,7 +1,5 @@
 """What every request passes: where the service listens, the token, the origin, the size; and the form of errors."""
 
-from __future__ import annotations
-
 import json
 import socket
 from collections.abc import Iterator

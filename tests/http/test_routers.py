@@ -1,7 +1,5 @@
 """A project's own routers in the HTTP service: the same rules as for its own routes, and clear errors."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

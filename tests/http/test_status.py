@@ -1,7 +1,5 @@
 """What the service tells of a pool and its groups, and what probes say while parts of it are away."""
 
-from __future__ import annotations
-
 import json
 import re
 import signal

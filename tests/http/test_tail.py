@@ -1,7 +1,5 @@
 """Following a stream over HTTP: server-sent events, across outages of Redis and to the service's end."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import socket

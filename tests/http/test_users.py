@@ -1,7 +1,5 @@
 """The example's router: the user and the event exist together, or neither does."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

@@ -1,7 +1,5 @@
 """What workers take is measured by whoever asks for it, never by the arbiter; and it is there also without Redis."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from tests.http.service import STREAM, browser

@@ -1,7 +1,5 @@
 """`python -m tests.model [--histories N] [--seed S]`: play random histories, and show the rate and what broke."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import time

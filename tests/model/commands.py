@@ -4,8 +4,6 @@ Each is one atomic step, as on a real server. What it does not know it refuses w
 command of the product is taught here before it is modelled.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

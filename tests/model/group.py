@@ -5,8 +5,6 @@
 3. Left out, since the supervisor has no use for it: NOACK, LASTID, TIME, RETRYCOUNT, XAUTOCLAIM, approximate trimming.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left, bisect_right, insort
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Random histories, by the thousand; one that breaks a rule is made short."""
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Iterator, Sequence

@@ -4,8 +4,6 @@
 The server does what it gets from one client in order, one command at a time, and what others send comes in between.
 """
 
-from __future__ import annotations
-
 import asyncio
 import heapq
 import random
@@ -97,7 +95,7 @@ class Network:
             link.end()
         self._numbers = count(1)
 
-    async def dial(self, process: Any, name: str) -> Link:
+    async def dial(self, process: Any, name: str) -> "Link":
         """Raises ConnectionError."""
         await asyncio.sleep(self.delay_s())
         if process.pool.cut_off:

@@ -1,7 +1,5 @@
 """The same with the supervisor's Lua scripts: each atomic, like a command. A new one is taught here first."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 

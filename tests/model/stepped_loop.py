@@ -3,8 +3,6 @@
 So a history is the same each time it is played, and a process can be ended between any two callbacks.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import heapq

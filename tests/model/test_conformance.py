@@ -5,8 +5,6 @@ that were set an hour back (XCLAIM IDLE), so that no test is slow enough to make
 lag, which servers count differently, and wrongly (redis#13338), and which the supervisor counts for itself.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -5,8 +5,6 @@ plays many more histories and shows the rate. One that breaks a rule is printed 
 `corpus.jsonl` once the fault is mended. MODEL_HISTORIES says how many are played here.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -5,8 +5,6 @@ moves, processes and the network go on in an order that the seed decides. So a s
 that broke a rule, and leaving moves out makes one short.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Coroutine, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Messages of consumers whose owner is gone: slots that a pool no longer has, and hosts that died."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

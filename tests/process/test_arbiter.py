@@ -1,7 +1,5 @@
 """The arbiter on real processes with stand-in children: start, crash, hang, stop."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Commands to a running arbiter: scaling, rolling restarts, pausing; and misuse of its control socket."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

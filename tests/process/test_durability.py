@@ -1,7 +1,5 @@
 """What is lost when Redis itself is killed, by how durable it is: the README's table, line by line."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

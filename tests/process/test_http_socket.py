@@ -1,7 +1,5 @@
 """The arbiter owns the HTTP service's listening socket, so no connection is refused while the service restarts."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

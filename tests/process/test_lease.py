@@ -1,7 +1,5 @@
 """The pool's lease in Redis: held while any worker runs, and never by two pools."""
 
-from __future__ import annotations
-
 import json
 import signal
 from collections.abc import Callable

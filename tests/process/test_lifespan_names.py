@@ -1,7 +1,5 @@
 """Several processes of one app: each works under a name of its own, and takes over what a dead one had in hand."""
 
-from __future__ import annotations
-
 import asyncio
 import collections
 import os

@@ -1,7 +1,5 @@
 """A message that ends the process that runs it."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import time

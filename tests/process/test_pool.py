@@ -1,7 +1,5 @@
 """The pool as a user runs it: real processes on real servers, killed while they work."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

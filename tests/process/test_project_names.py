@@ -1,7 +1,5 @@
 """A project's files may be called as they please: none takes the place of what the supervisor imports."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The arbiter replaces its own image: what it keeps, what happens if the exec fails, and what it refuses."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Replays with real pools: whether the entry is still there or not, and whatever dies meanwhile."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

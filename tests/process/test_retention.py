@@ -1,7 +1,5 @@
 """A pool that keeps its streams short, and what is seen of a group that hinders it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Routers of a project in a pool: only the HTTP service imports them, and a bad one stops nothing that works."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

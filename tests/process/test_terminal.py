@@ -1,7 +1,5 @@
 """A pool on a terminal: what it prints, and what happens when the terminal is closed."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

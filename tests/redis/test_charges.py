@@ -1,7 +1,5 @@
 """Whom a crash is charged to, and how often: never an innocent one, never twice, on real servers."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """How messages reach their handlers: batches of one, batches that fail, and the concurrency that is left."""
 
-from __future__ import annotations
-
 import asyncio
 from contextvars import ContextVar
 from typing import Any

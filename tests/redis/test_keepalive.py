@@ -1,7 +1,5 @@
 """Connections that were idle: a load balancer that forgets them swallows what is sent, without an error."""
 
-from __future__ import annotations
-
 import asyncio
 import socket
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Acks of messages that somebody else has settled meanwhile are counted, whatever had become of them before."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import Any
 

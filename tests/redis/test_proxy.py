@@ -1,7 +1,5 @@
 """The proxy that fault tests put before a server does what it says, and no more."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """The publisher on real servers: coalescing, keys, and what becomes of a publish when Redis fails."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator

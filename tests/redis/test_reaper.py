@@ -1,7 +1,5 @@
 """Whose messages a keeper takes: never those of an owner that may be alive, whatever idle times say."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import time

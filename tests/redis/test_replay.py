@@ -1,7 +1,5 @@
 """Replays on every kind of server: to the own group alone, once, and the letter is kept unless the copy was made."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator

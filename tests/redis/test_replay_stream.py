@@ -1,7 +1,5 @@
 """Replays with a worker: run by their own group alone, at once, under the id that they had, and never lost."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any

@@ -1,7 +1,5 @@
 """The Lua scripts on every kind of server: dead letters of any size, and what is left when a step is refused."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

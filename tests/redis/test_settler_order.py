@@ -1,7 +1,5 @@
 """What Redis has refused and takes later never undoes what was decided since, on real servers."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Retention on every server: nothing that a group has not settled is ever trimmed, and all that may go, goes."""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A worker's runtime on real servers: what becomes of each message, and of what a dead one left."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager

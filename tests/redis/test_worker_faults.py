@@ -1,7 +1,5 @@
 """What a worker must survive of its handlers and of its server, on real servers; nothing may be lost or run twice."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections import Counter

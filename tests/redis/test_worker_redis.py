@@ -1,7 +1,5 @@
 """What a worker must survive of its server and of the network between them, on the loop that it really runs on."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from collections import Counter

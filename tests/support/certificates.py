@@ -1,7 +1,5 @@
 """A certificate authority of a test's own, and what it signs: for the server, for a client, and one nobody trusts."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A memory cgroup with a limit, of version 1 or 2, if this machine lets a test create one."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import uuid

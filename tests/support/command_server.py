@@ -7,8 +7,6 @@ started by `python -m supervisor`; only the interpreter's start and the imports,
 As a program (`python -P command_server.py SOCKET`) this file is the process that forks.
 """
 
-from __future__ import annotations
-
 import array
 import atexit
 import contextlib

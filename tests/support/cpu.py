@@ -4,8 +4,6 @@ Wall time says little on a machine that others use too. What counts is what a te
 has waited for have used; a process that outlives its test (a server of the session) counts for the last one.
 """
 
-from __future__ import annotations
-
 import os
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable

@@ -1,7 +1,5 @@
 """What every fault test needs: the footprint of an arbiter, time bounds that are shown, a look at shared memory."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os
@@ -37,7 +35,7 @@ class Footprint:
     fds: Counter[str]
     threads: int
 
-    def grown(self, now: Footprint) -> str:
+    def grown(self, now: "Footprint") -> str:
         """What `now` has more of; empty when nothing."""
         more = now.fds - self.fds
         threads = f"{now.threads} threads instead of {self.threads}" if now.threads > self.threads else ""

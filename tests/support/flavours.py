@@ -5,8 +5,6 @@ In this order: the one that TEST_REDIS_URL names, a container when a Docker engi
 installed wheel. The first one is the default; tests that must hold everywhere run on all.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import re

@@ -7,8 +7,6 @@ Run as `python -m tests.support.fork_window MODE COUNT`; it prints what was hear
 - handler: the child has handlers of its own when its signals come.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

@@ -1,7 +1,5 @@
 """Dead letters for tests, written as a worker writes them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from supervisor.core.outcome import Dead

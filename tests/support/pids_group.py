@@ -3,8 +3,6 @@
 Root is subject to no RLIMIT_NPROC, so nothing else has a fork refused for one process alone.
 """
 
-from __future__ import annotations
-
 import contextlib
 import uuid
 from collections.abc import Iterator

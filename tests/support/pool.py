@@ -4,8 +4,6 @@ Every process of the pool inherits a mark in its environment; `close()` fails th
 bears it is still alive, whoever its parent is by then.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json

@@ -7,8 +7,6 @@
 It runs on a loop and a thread of its own: a test that blocks, or its loop, does not slow it down.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import random
@@ -50,7 +48,7 @@ class Faults:
     reset_after: int = 0
     reset_in: str = REPLY
     #: Which connections are meant.
-    fits: Callable[[Connection], bool] = lambda _: True
+    fits: Callable[["Connection"], bool] = lambda _: True
 
 
 @dataclass(eq=False)

@@ -1,7 +1,5 @@
 """Handlers that write down each delivery where it survives their worker, and what they wrote."""
 
-from __future__ import annotations
-
 import collections
 
 from tests.support.pool import Pool

@@ -1,7 +1,5 @@
 """Ways to have a real server refuse: each is begun and ended from outside, and the server says why."""
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import threading

@@ -4,8 +4,6 @@
 the given server of TEST_REDIS_URL, which tests may empty but not kill.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

@@ -4,8 +4,6 @@ Run as `python -P standin_main.py CONFIG [--burst]`. The file `orders.json` besi
 a slot (or "*") to a behaviour, and is read by each new worker. All else is the real arbiter.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """Runs an arbiter with stand-in children (`standin_main`) for a test and reads what they did."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -4,8 +4,6 @@ A small library goes between them and libc, and adds what a shared file says to 
 monotonic clock is not touched, as no `date -s` touches it.
 """
 
-from __future__ import annotations
-
 import mmap
 import shutil
 import struct

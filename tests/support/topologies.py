@@ -1,7 +1,5 @@
 """Redis as it is run in production, in processes of a test's own: with TLS, behind Sentinel, as a cluster."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from types import TracebackType

@@ -4,8 +4,6 @@ Tests never sleep for an event. What is awaited here either happens or fails the
 value (or error) of the condition.
 """
 
-from __future__ import annotations
-
 import asyncio
 import inspect
 import time

@@ -1,7 +1,5 @@
 """What a pool does for its users, once through: the same wherever Redis is."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

@@ -1,7 +1,5 @@
 """Messages that never stop while something is done to Redis, and the account of them."""
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import threading

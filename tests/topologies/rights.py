@@ -1,7 +1,5 @@
 """The rights that a pool's user needs in Redis, as README.md lists them."""
 
-from __future__ import annotations
-
 from tests.support.topologies import Admin
 
 PASSWORD = "s3cret"

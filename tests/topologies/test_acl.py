@@ -1,7 +1,5 @@
 """ACL: the rights that a pool needs and no more; what happens where one of them is missing, at boot and later."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path

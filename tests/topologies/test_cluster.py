@@ -1,7 +1,5 @@
 """A cluster: all works with streams on different nodes; slots that move and nodes that die cost no message."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import signal

@@ -4,8 +4,6 @@ Replication is asynchronous: what a master has confirmed and not yet passed on i
 handled.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 

@@ -1,7 +1,5 @@
 """TLS: a private authority, client certificates, and clear words where one of them is wrong."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 

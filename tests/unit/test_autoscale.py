@@ -1,7 +1,5 @@
 """Autoscaling: the number of workers settles at what the load needs and never leaves its bounds."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable

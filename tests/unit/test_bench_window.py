@@ -1,7 +1,5 @@
 """The rate between two shares of a backlog."""
 
-from __future__ import annotations
-
 import pytest
 
 from supervisor.bench.window import Look, Window

@@ -1,7 +1,5 @@
 """What the benchmarks calculate with."""
 
-from __future__ import annotations
-
 import pytest
 
 from benchmarks.arrivals import pack, replies, schedule

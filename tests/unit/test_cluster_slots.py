@@ -1,7 +1,5 @@
 """All keys of a stream are in the stream's hash slot, whatever it is called, by the server's own rule."""
 
-from __future__ import annotations
-
 import inspect
 
 from hypothesis import given

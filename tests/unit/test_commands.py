@@ -1,7 +1,5 @@
 """The control socket's commands: errors of a client, and bugs of the supervisor."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

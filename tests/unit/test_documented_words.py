@@ -1,7 +1,5 @@
 """The public words in docs/ are those of the code: log events, metrics, status fields, options, keys, shared memory."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections import defaultdict

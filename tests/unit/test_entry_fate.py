@@ -1,7 +1,5 @@
 """What follows from the facts about an entry: one fate for each group, and none that says more than Redis knows."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

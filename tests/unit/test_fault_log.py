@@ -1,7 +1,5 @@
 """Faults are logged once in five seconds, an outage of Redis as one, and its end once."""
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from typing import Any

@@ -1,7 +1,5 @@
 """Which handlers a module has: wrapped, partial and bound ones are found, and none is overlooked."""
 
-from __future__ import annotations
-
 import asyncio
 import sys
 import textwrap

@@ -1,7 +1,5 @@
 """Handlers under mypy --strict and pyright: what the pool refuses at the start is refused, and nothing else."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The file with the groups of the last pool: what is written is read, and what is damaged counts as nothing."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The layout of the reload state includes every nested field."""
 
-from __future__ import annotations
-
 import json
 
 from supervisor.arbiter.reload import ReloadState, shape_of

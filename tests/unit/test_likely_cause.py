@@ -1,7 +1,5 @@
 """What is guessed about a connection that the other end has closed."""
 
-from __future__ import annotations
-
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 

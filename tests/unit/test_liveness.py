@@ -3,8 +3,6 @@
 Also the stack dumps that children leave.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import signal

@@ -1,7 +1,5 @@
 """No password in a URL is ever shown, wherever in the URL it stands and however badly it is written."""
 
-from __future__ import annotations
-
 import re
 from urllib.parse import quote
 

@@ -1,7 +1,5 @@
 """What `supervisor` offers to the modules of users."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,7 +1,5 @@
 """JSON input of `supervisor publish`: read piece by piece, every fault with its line."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """Each test that the README names is there, and the rights that it lists are those that the tests grant."""
 
-from __future__ import annotations
-
 import ast
 import re
 from pathlib import Path

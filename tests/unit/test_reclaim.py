@@ -1,7 +1,5 @@
 """Whose consumers may be taken from: each name falls to one rule, and those of the living to none."""
 
-from __future__ import annotations
-
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -1,7 +1,5 @@
 """Workers beyond a limit are recycled, one at a time, and no others."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from dataclasses import replace
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """The forms of redis.url: what each says, and what is said to those who write it otherwise."""
 
-from __future__ import annotations
-
 from urllib.parse import quote
 
 import pytest

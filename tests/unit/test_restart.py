@@ -4,8 +4,6 @@ The pool is the arbiter's own (`arbiter.worker_group`), with its slots, backoffs
 the children are simulated, so that minutes pass in milliseconds.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import random
@@ -58,7 +56,7 @@ well, crash = lambda _slot: WELL, lambda _slot: CRASH
 class World:
     """A pool in simulated time: its clock, its loop and its children."""
 
-    last: World
+    last: "World"
 
     def __init__(self, workers: int, way: Callable[[int], Way], seed: int = 1) -> None:
         """`way` returns, by slot, how the next child behaves."""

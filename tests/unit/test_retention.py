@@ -1,7 +1,5 @@
 """How long streams are kept: the words of config.toml, whose limits hold, and who is told of when."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

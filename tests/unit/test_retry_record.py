@@ -1,7 +1,5 @@
 """What workers store in hashes is read back as written, and anything else as missing."""
 
-from __future__ import annotations
-
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -1,7 +1,5 @@
 """The pure rules of delivery, over many inputs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any

@@ -1,7 +1,5 @@
 """Where settings come from, which source wins, and what is said of wrong ones."""
 
-from __future__ import annotations
-
 import json
 import re
 import socket

@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 50
+FOLDERS = ("supervisor", "api", "handlers", "tests", "benchmarks")
 #: Names that tools look for.
 CONVENTIONAL = {"__init__.py", "conftest.py"}
 
@@ -44,10 +45,15 @@ def test_long_functions_are_seen(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_no_file_name_occurs_three_times() -> None:
-    folders = ("supervisor", "api", "handlers", "tests", "benchmarks")
-    paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py") if "templates" not in path.parts]
+    paths = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py") if "templates" not in path.parts]
     names = Counter(path.name for path in paths if path.name not in CONVENTIONAL)
     assert {name for name, times in names.items() if times > 2} == set()
+
+
+def test_annotations_are_strings_only_where_they_must_be() -> None:
+    future = "from __future__ import annotations"
+    texts = {path: path.read_text() for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
+    assert [path for path, text in texts.items() if f"\n{future}\n" in text and "if TYPE_CHECKING:" not in text] == []
 
 
 def test_modules_say_what_they_own() -> None:

@@ -1,7 +1,5 @@
 """What the arbiter reads from a dead worker's fields."""
 
-from __future__ import annotations
-
 from supervisor.shared_state import MarksOwner, SharedState, SlotField
 
 

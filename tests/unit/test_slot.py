@@ -1,7 +1,5 @@
 """A slot's life under any sequence of events: nothing ends it but an exit, and nothing leaves it stuck."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import replace

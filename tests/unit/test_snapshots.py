@@ -1,7 +1,5 @@
 """What the HTTP service says of Redis while it has too little CPU time to find out."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 

@@ -1,7 +1,5 @@
 """Small parts of the arbiter: systemd notifications, the out-of-memory counter, the slot locks."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import re
@@ -252,7 +250,7 @@ class Holder:
         lines = Path("/proc/locks").read_text().splitlines()
         return any("->" in line and f" {self.process.pid} " in line for line in lines)
 
-    def __enter__(self) -> Holder:
+    def __enter__(self) -> "Holder":
         return self
 
     def __exit__(self, *_: object) -> None:
