@@ -62,7 +62,7 @@ Measure = Callable[[list[int]], "array[int]"]
 class Samples:
     """Latencies in nanoseconds, one array a turn."""
 
-    turns: list[array[int]] = field(default_factory=list)
+    turns: "list[array[int]]" = field(default_factory=list)
 
     def each_us(self, share: float) -> list[float]:
         """That percentile of each turn."""
@@ -96,7 +96,7 @@ def pool_reader(running: RedisServer, client: Any, url: str) -> Iterator[Measure
         pool.start()
         turns = iter(range(1_000_000))
 
-        def measure(offsets: list[int]) -> array[int]:
+        def measure(offsets: list[int]) -> "array[int]":
             publish(address(running, url), STREAM, offsets)
             client.xadd(STREAM, {"at": 0})
             path = pool.folder / f"turn-{next(turns)}"
@@ -110,7 +110,7 @@ def blocking_reader(running: RedisServer, client: Any, url: str, built: Path) ->
     """The C program, started for each turn."""
     stream = f"{STREAM}:blocking"
 
-    def measure(offsets: list[int]) -> array[int]:
+    def measure(offsets: list[int]) -> "array[int]":
         client.delete(stream)
         client.xgroup_create(stream, "c", id="0", mkstream=True)
         words = [str(built), address(running, url), stream, "c", "c", "100", str(len(offsets))]
@@ -130,7 +130,7 @@ def _waits(client: Any) -> bool:
     return any(one["cmd"].startswith("xreadgroup") and one["name"] == "" for one in client.client_list())
 
 
-def _emptied(client: Any, raw: bytes) -> array[int]:
+def _emptied(client: Any, raw: bytes) -> "array[int]":
     client.xtrim(STREAM, maxlen=0, approximate=False)
     found = array("q")
     found.frombytes(raw)

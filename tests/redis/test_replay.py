@@ -2,37 +2,21 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.broker.dead_letters import by_ids, pages
+from supervisor.broker.dead_letters import by_ids
 from supervisor.broker.replay import Outcome, drop, replay
 from supervisor.core.dead_letter import Filter, Letter
 from supervisor.keys import crashes_key, dead_key, replay_key, retries_key
-from tests.support.letters import add_dead_letter
+from tests.support.letters import add_dead_letter, letters
 
+pytestmark = pytest.mark.usefixtures("every_server")
 STREAM, GROUP = "events", "mail"
 DEAD, COPIES = dead_key(STREAM, GROUP), replay_key(STREAM, GROUP)
-
-
-@pytest.fixture
-async def redis(every_server: Any) -> AsyncIterator[Any]:
-    async with every_server.client() as client:
-        yield client
-
-
-@pytest.fixture
-def sync(every_server: Any) -> Any:
-    with every_server.sync(decode_responses=True) as client:
-        yield client
-
-
-async def letters(redis: Any) -> list[Letter]:
-    return [letter async for page in pages(redis, STREAM, GROUP) for letter in page]
 
 
 def told(outcomes: list[Outcome]) -> Counter[str]:
@@ -44,10 +28,10 @@ async def test_a_copy_goes_to_the_groups_replay_stream_as_if_never_tried(redis: 
     sync.xgroup_create(STREAM, "other", "$")
     sync.hset(retries_key(STREAM, GROUP), entry, "4:1")
     sync.hset(crashes_key(STREAM, GROUP), entry, "2")
-    assert told(await replay(redis, await letters(redis))) == {"replayed": 1}
+    assert told(await replay(redis, await letters(redis, STREAM, GROUP))) == {"replayed": 1}
     [(_, copy)] = sync.xrange(COPIES)
-    assert copy == {"supervisor:origin": entry, "n": "1"}
-    assert [group["name"] for group in sync.xinfo_groups(COPIES)] == [GROUP], "and to no other"
+    assert copy == {b"supervisor:origin": entry.encode(), b"n": b"1"}
+    assert [group["name"] for group in sync.xinfo_groups(COPIES)] == [GROUP.encode()], "and to no other"
     assert sync.exists(retries_key(STREAM, GROUP), crashes_key(STREAM, GROUP)) == 0
     assert sync.xlen(DEAD) == 0
 
@@ -55,7 +39,7 @@ async def test_a_copy_goes_to_the_groups_replay_stream_as_if_never_tried(redis: 
 async def test_of_two_who_replay_the_same_letters_one_wins_each(redis: Any, sync: Any, every_server: Any) -> None:
     for n in range(300):
         add_dead_letter(sync, STREAM, GROUP, {"n": n})
-    found = await letters(redis)
+    found = await letters(redis, STREAM, GROUP)
     async with every_server.client() as other:
         outcomes = await asyncio.gather(replay(redis, found), replay(other, found), drop(other, found))
     assert sum((told(each) for each in outcomes), Counter())["gone"] == 600
@@ -69,17 +53,17 @@ async def test_what_is_being_handled_again_is_taken_from_nobody(redis: Any, sync
     sync.xgroup_destroy(STREAM, GROUP)
     sync.xgroup_create(STREAM, GROUP, "0")
     sync.xreadgroup(GROUP, "host:0", {STREAM: ">"})
-    assert told(await replay(redis, await letters(redis))) == {"pending": 1}
-    assert [row["consumer"] for row in sync.xpending_range(STREAM, GROUP, "-", "+", 10)] == ["host:0"]
+    assert told(await replay(redis, await letters(redis, STREAM, GROUP))) == {"pending": 1}
+    assert [row["consumer"] for row in sync.xpending_range(STREAM, GROUP, "-", "+", 10)] == [b"host:0"]
     assert sync.xlen(DEAD) == 1
     sync.xack(STREAM, GROUP, entry)
-    assert told(await replay(redis, await letters(redis))) == {"replayed": 1}
+    assert told(await replay(redis, await letters(redis, STREAM, GROUP))) == {"replayed": 1}
 
 
 async def test_without_its_group_a_letter_stays(redis: Any, sync: Any) -> None:
     add_dead_letter(sync, STREAM, GROUP, {"n": 1})
     sync.xgroup_destroy(STREAM, GROUP)
-    assert told(await replay(redis, await letters(redis))) == {"no-group": 1}
+    assert told(await replay(redis, await letters(redis, STREAM, GROUP))) == {"no-group": 1}
     assert sync.xlen(DEAD) == 1 and sync.xinfo_groups(STREAM) == []
 
 
@@ -87,15 +71,15 @@ async def test_where_the_stream_is_of_another_type_a_letter_stays(redis: Any, sy
     add_dead_letter(sync, STREAM, GROUP, {"n": 1})
     sync.delete(STREAM)
     sync.set(STREAM, "text")
-    [outcome] = await replay(redis, await letters(redis))
+    [outcome] = await replay(redis, await letters(redis, STREAM, GROUP))
     assert outcome.outcome == "refused" and outcome.as_dict()["error"].startswith("WRONGTYPE: ")
-    assert sync.xlen(DEAD) == 1 and sync.get(STREAM) == "text"
+    assert sync.xlen(DEAD) == 1 and sync.get(STREAM) == b"text"
 
 
 async def test_a_full_server_refuses_a_replay_and_keeps_the_letter(redis: Any, sync: Any) -> None:
     add_dead_letter(sync, STREAM, GROUP, {"n": 1})
     sync.xgroup_create(COPIES, GROUP, "0", mkstream=True)  # as a worker does, so nothing is missing but memory
-    found = await letters(redis)
+    found = await letters(redis, STREAM, GROUP)
     sync.config_set("maxmemory", 1)
     try:
         [outcome] = await replay(redis, found)

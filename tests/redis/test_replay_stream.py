@@ -1,7 +1,6 @@
 """Replays with a worker: run by their own group alone, at once, under the id that they had, and never lost."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -10,9 +9,7 @@ from hypothesis import strategies as st
 
 from supervisor import BatchError, Message, handler
 from supervisor.broker import inspect
-from supervisor.broker.dead_letters import pages
 from supervisor.broker.replay import Outcome, replay
-from supervisor.core.dead_letter import Letter
 from supervisor.core.replayed_copy import ORIGIN, original
 from supervisor.errors import HandlerError
 from supervisor.handling.loader import specs_of
@@ -23,24 +20,13 @@ from supervisor.settings.model import Settings
 from supervisor.shared_state import HANDLERS_MAX, HeaderField, SharedState, SlotField
 from supervisor.worker.source import Source
 from tests.redis.test_worker import Worker, working
-from tests.support.letters import add_dead_letter
+from tests.support.letters import add_dead_letter, letters
 from tests.support.waiting import eventually_async, next_ms
 
+pytestmark = pytest.mark.usefixtures("every_server")
 STREAM, GROUP = "events", "workers"
 DEAD, COPIES = dead_key(STREAM, GROUP), replay_key(STREAM, GROUP)
 QUICK = {"consumer": {"block_ms": 100}}
-
-
-@pytest.fixture
-async def redis(every_server: Any) -> AsyncIterator[Any]:
-    async with every_server.client() as client:
-        yield client
-
-
-@pytest.fixture
-def sync(every_server: Any) -> Any:
-    with every_server.sync() as client:
-        yield client
 
 
 class Log:
@@ -49,12 +35,8 @@ class Log:
     def info(self, *_: Any, **__: Any) -> None: ...
 
 
-async def letters(redis: Any) -> list[Letter]:
-    return [letter async for page in pages(redis, STREAM, GROUP) for letter in page]
-
-
 async def replay_all(redis: Any) -> list[str]:
-    return [outcome.outcome for outcome in await replay(redis, await letters(redis))]
+    return [outcome.outcome for outcome in await replay(redis, await letters(redis, STREAM, GROUP))]
 
 
 def trimmed(sync: Any, count: int, **fields: Any) -> list[str]:
@@ -151,7 +133,7 @@ async def test_one_that_fails_again_is_retried_and_then_one_letter_of_its_messag
     for times in (1, 2):
         await eventually_async(lambda: sync.xlen(DEAD) == 1)
         await eventually_async(lambda: nothing_left(redis))
-        [letter] = await letters(redis)
+        [letter] = await letters(redis, STREAM, GROUP)
         assert (letter.id, letter.stream, letter.fields, letter.deliveries) == (entry, STREAM, {"n": "1"}, 3)
         assert attempts == [1, 2, 3] * times
         if times == 1:
@@ -184,7 +166,7 @@ async def test_a_suspect_copy_is_charged_and_at_last_given_up(redis: Any, sync: 
     last = Worker(url, [kill], shared, **QUICK)
     await eventually_async(lambda: sync.xlen(DEAD) == 1)
     await eventually_async(lambda: nothing_left(redis))
-    [letter] = await letters(redis)
+    [letter] = await letters(redis, STREAM, GROUP)
     assert (letter.id, letter.reason, letter.deliveries, calls) == (entry, "crashed the worker", 3, 3)
     await last.stop()
 
@@ -205,7 +187,7 @@ async def test_of_a_batch_of_both_only_what_failed_is_kept(redis: Any, sync: Any
     worker = Worker(every_server.url, [handle], SharedState(), **QUICK)
     await eventually_async(lambda: nothing_left(redis))
     await eventually_async(lambda: sorted(seen) == sorted([bad, good, own]))
-    assert [letter.id for letter in await letters(redis)] == [bad]
+    assert [letter.id for letter in await letters(redis, STREAM, GROUP)] == [bad]
     await worker.stop()
     assert sync.xpending(STREAM, GROUP)["pending"] == 0
 
@@ -428,7 +410,7 @@ async def test_two_workers_share_them(redis: Any, sync: Any, every_server: Any) 
 
 async def test_a_full_server_keeps_the_letter(redis: Any, sync: Any) -> None:
     trimmed(sync, 1)
-    found = await letters(redis)
+    found = await letters(redis, STREAM, GROUP)
     sync.config_set("maxmemory", 1)
     try:
         [outcome] = await replay(redis, found)
@@ -440,7 +422,7 @@ async def test_a_full_server_keeps_the_letter(redis: Any, sync: Any) -> None:
 
 async def test_of_two_who_replay_the_same_one_wins(redis: Any, sync: Any, every_server: Any) -> None:
     trimmed(sync, 200)
-    found = await letters(redis)
+    found = await letters(redis, STREAM, GROUP)
     async with every_server.client() as other:
         both: list[list[Outcome]] = await asyncio.gather(replay(redis, found), replay(other, found))
     outcomes = [outcome.outcome for each in both for outcome in each]

@@ -1,7 +1,9 @@
-"""Dead letters for tests, written as a worker writes them."""
+"""Dead letters for tests: written as a worker writes them, and read."""
 
 from typing import Any
 
+from supervisor.broker.dead_letters import pages
+from supervisor.core.dead_letter import Letter
 from supervisor.core.outcome import Dead
 from supervisor.keys import dead_key
 from supervisor.messages import Message
@@ -42,6 +44,11 @@ def add_dead_letter(
         now_ms=dead_at_ms or 1,
     )
     return _text(redis.execute_command("XADD", dead_key(stream, group), letter, *told)), given
+
+
+async def letters(redis: Any, stream: str, group: str) -> list[Letter]:
+    """Return all dead letters of the group."""
+    return [letter async for page in pages(redis, stream, group) for letter in page]
 
 
 def _text(value: bytes | str) -> str:
