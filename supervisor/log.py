@@ -1,18 +1,14 @@
 """The log of all processes of a pool: lines on stderr, readable text on a terminal, JSON otherwise.
 
-1. Each process writes each line directly to the stderr that it inherited.
-2. A reader that stops reading costs lines, never time: a line that would block is dropped and counted. The processes
-   share one pipe, so another process may fill it after a check for room; only a non-blocking descriptor is safe.
+1. Each process writes each line directly to the stderr of the pool.
+2. A reader that stops reading costs lines, never time: a line that would block is dropped and counted
+   (`standard_streams`).
 3. Events that may come with every message are logged at most once in five seconds.
 """
 
-import contextlib
 import functools
 import logging
 import os
-import select
-import stat
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,73 +16,59 @@ from typing import Any
 import structlog
 
 from supervisor.settings.model import Settings
+from supervisor.standard_streams import STDERR, Output
 from supervisor.text import error_summary
 
-#: A pipe takes this much in one piece, and poll tells when it has room for it (POSIX: PIPE_BUF).
-PIECE_BYTES = 4096
 #: The same fault is logged once within this time.
 QUIET_S = 5.0
 #: How many other failing operations are named on one line.
 _ALSO_MAX = 3
 _REDIS = "redis"
-STDERR = 2
+#: Not SUPERVISOR_*: those are settings.
+LOG_FD_VARIABLE = "_SUPERVISOR_LOG_FD"
 
 
 class StderrLines:
     """Writes lines to stderr; drops a line when that would block."""
 
-    def __init__(self) -> None:
-        self.dropped = 0
-
     def msg(self, line: str) -> None:
         """Write one line."""
-        if self.dropped:
-            line = f"{line}\n({self.dropped} lines before this one were dropped, since nothing was reading)"
-        data = line.encode(errors="replace") + b"\n"
-        for start in range(0, len(data), PIECE_BYTES):
-            if not _write(data[start : start + PIECE_BYTES]):
-                self.dropped += 1
-                return
-        self.dropped = 0
+        stderr().write(line.encode(errors="replace") + b"\n")
 
     log = debug = info = warn = warning = error = critical = exception = msg
 
 
-def _write(piece: bytes) -> bool:
-    try:
-        fd = _nonblocking_stderr()
-        poll = select.poll()
-        poll.register(fd, select.POLLOUT)
-        if not poll.poll(0):
-            return False
-        os.write(fd, piece)
-    except OSError:  # the reader is gone, stderr is closed or its disk is full: there is no way left to report it
-        return False
-    return True
-
-
 @functools.cache
-def _nonblocking_stderr() -> int:
-    """Open a pipe again, non-blocking: the flags of the shared descriptor belong to other processes too.
+def stderr() -> Output:
+    """Return the stderr of the pool.
 
-    It is opened once, before the first fork, and inherited by every child.
+    It is opened once, before the first fork: the children inherit it, and get an own descriptor 2 for what handlers
+    print. The HTTP service, which is exec'd, finds it through its environment.
     """
-    with contextlib.suppress(OSError):  # it is closed, or another user's
-        if sys.platform == "linux" and stat.S_ISFIFO(os.fstat(STDERR).st_mode):
-            return os.open(f"/proc/self/fd/{STDERR}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    return STDERR
+    inherited = os.environ.pop(LOG_FD_VARIABLE, "")
+    if not inherited:
+        return Output(STDERR)
+    output = Output(int(inherited))
+    os.close(int(inherited))
+    return output
+
+
+def exported_stderr() -> dict[str, str]:
+    """Make the log's descriptor inheritable and return the variable that names it; in a process that will exec."""
+    os.set_inheritable(stderr().fd, True)
+    return {LOG_FD_VARIABLE: str(stderr().fd)}
 
 
 def is_human(settings: Settings) -> bool:
     """Return whether the log is readable text: as configured, or because stderr is a terminal."""
     if settings.log.format == "auto":
-        return os.isatty(STDERR)
+        return os.isatty(stderr().fd)
     return settings.log.format == "human"
 
 
 def has_colours() -> bool:
     """Return whether the terminal shows colours and the user wants them (no-color.org)."""
-    return os.isatty(STDERR) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return os.isatty(stderr().fd) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def logger(settings: Settings, **bound: Any) -> Any:
@@ -111,14 +93,51 @@ def logger(settings: Settings, **bound: Any) -> Any:
     return made.bind(**bound)
 
 
-def worker_logger(settings: Settings, slot: int) -> Any:
+def worker_logger(settings: Settings, slot: int, **bound: Any) -> Any:
     """Make the logger of the worker in `slot`."""
-    return logger(settings, slot=slot, pid=os.getpid())
+    return logger(settings, slot=slot, pid=os.getpid(), **bound)
 
 
 def service_logger(settings: Settings, name: str) -> Any:
     """Make the logger of a service."""
     return logger(settings, service=name, pid=os.getpid())
+
+
+def log_records(settings: Settings, log: Any, fields: Callable[[], dict[str, Any]] = dict) -> None:
+    """Send what is logged with `logging` to `log`, unless the project has configured handlers of its own.
+
+    `fields` returns what describes the message that is handled now.
+    """
+    level = logging.getLevelNamesMapping()[settings.log.level.upper()]
+    # Python uses this handler where no other one was configured, also when that happens later.
+    logging.lastResort = _RecordHandler(log, level, fields)
+    root = logging.getLogger()
+    if root.level == logging.WARNING and not _is_logging_configured():
+        root.setLevel(level)
+
+
+def _is_logging_configured() -> bool:
+    loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
+    handlers = [handler for found in loggers for handler in getattr(found, "handlers", ())]
+    return any(not isinstance(handler, logging.NullHandler) for handler in handlers)
+
+
+class _RecordHandler(logging.Handler):
+    """Writes the records of `logging` as lines of the pool's log."""
+
+    def __init__(self, log: Any, level: int, fields: Callable[[], dict[str, Any]]) -> None:
+        super().__init__(level)
+        self._log, self._fields = log, fields
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log the record with its level, its logger and the message that is handled."""
+        try:
+            known = max(logging.DEBUG, min(record.levelno // 10 * 10, logging.CRITICAL))
+            self._log.log(
+                known, record.getMessage(), logger=record.name, **self._fields(), exc_info=record.exc_info or None
+            )
+        except Exception:
+            self.handleError(record)
 
 
 class Limiter:

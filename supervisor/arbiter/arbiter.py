@@ -21,6 +21,7 @@ from supervisor.arbiter.commands import Commands
 from supervisor.arbiter.http_listener import LEFTOVER_S, HttpListener
 from supervisor.arbiter.locks import lease_token, name_taken
 from supervisor.arbiter.loop import Loop
+from supervisor.arbiter.outputs import Outputs
 from supervisor.arbiter.pool_status import PoolStatus
 from supervisor.arbiter.recycler import Recycler
 from supervisor.arbiter.reload import ReloadState
@@ -36,7 +37,7 @@ from supervisor.control.server import ControlServer, listen
 from supervisor.core.slot import Limits, State
 from supervisor.errors import EXIT_OK, EXIT_REDIS, HandlerError, SupervisorError
 from supervisor.http_bind import pool_bind
-from supervisor.log import Limiter, logger
+from supervisor.log import Limiter, is_human, logger
 from supervisor.settings.load import Loaded
 from supervisor.settings.masking import masked
 from supervisor.settings.paths import pool_paths, redis_url
@@ -81,6 +82,8 @@ class Arbiter:
         self._loop = Loop(self._internal_error)
         self._children = ChildProcesses(self._loop)
         self._stack_dumps = StackDumps(inherited.stack_fds if inherited else None)
+        human = is_human(self._settings)
+        self._outputs = Outputs(self._loop, human=human, inherited=inherited.outputs if inherited else ())
         self._systemd = SystemdNotifier()
         path = self._paths.control
         listener = socket.socket(fileno=inherited.control_fd) if inherited else listen(path)
@@ -92,6 +95,7 @@ class Arbiter:
             shared=self._shared,
             http=self._http,
             stack_dumps=self._stack_dumps,
+            outputs=self._outputs,
             lease_token=token,
             burst=burst,
             control_fds=self._control.fds,
@@ -152,6 +156,7 @@ class Arbiter:
             self._shared.set(HeaderField.START_NS, time.monotonic_ns())
             self._boot()
         self._loop.run()
+        self._outputs.finish()
         self._control.close()
         self._loop.close()
         self._children.reap_rest(REAP_S)
@@ -262,6 +267,7 @@ class Arbiter:
             configured_workers=self._settings.pool.workers,
             redis=self._status.redis,
             stack_fds=self._stack_dumps.by_name,
+            outputs=self._outputs.state(),
             http=self._http.state(),
             signals=[],
         )

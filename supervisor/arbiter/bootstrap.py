@@ -14,8 +14,10 @@ from supervisor.control import exit_report, last_groups
 from supervisor.errors import EXIT_FAILED, EXIT_OK, HandlerError, SupervisorError
 from supervisor.handling.loader import load_handlers
 from supervisor.handling.router_check import check_routers
+from supervisor.log import log_records, logger
 from supervisor.settings.load import Loaded
 from supervisor.settings.paths import pool_paths
+from supervisor.standard_streams import replace_text_streams
 
 #: Why the exit code is not 0 after a drain.
 WORK_LEFT = "the drain timed out: unfinished messages stay pending and run at the next start"
@@ -27,6 +29,9 @@ def run(loaded: Loaded, *, burst: bool = False, entry_points: EntryPoints | None
     `entry_points` replace what runs in the children. Raises AlreadyRunningError, HandlerError,
     RedisUnreachableError or ConfigError if the pool can't be started.
     """
+    # Before the handlers are imported: what they keep of the streams must not fail or wait either.
+    replace_text_streams()
+    log_records(loaded.settings, logger(loaded.settings))
     # Memory that the collector does not touch stays shared with the children, which enable it again.
     gc.disable()
     inherited = reload.read_state()

@@ -16,6 +16,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -51,8 +52,10 @@ def check_safe(own_sockets: Iterable[int] = ()) -> None:
             f"{threads} threads run before the workers are forked ({names}); a fork keeps only one of them and"
             " the locks of all: start threads in handlers, not while a module is imported"
         )
-    known = {0, 1, 2, *own_sockets}
-    foreign = [fd for fd in _sockets() if fd not in known]
+    own, sockets = set(own_sockets), _sockets()
+    # A service's stdout and stderr may be sockets, which the log has open once more.
+    standard = {link for fd, link in sockets.items() if fd in (0, 1, 2)}
+    foreign = [fd for fd, link in sockets.items() if fd not in own and link not in standard]
     if foreign:
         raise ForkUnsafeError(
             f"a socket is open before the workers are forked (descriptor {foreign[0]}); all workers would share"
@@ -60,15 +63,26 @@ def check_safe(own_sockets: Iterable[int] = ()) -> None:
         )
 
 
-def fork_child(
-    body: Callable[[], int], *, name: str, stack_fd: int, close: Sequence[int], own_sockets: Iterable[int] = ()
-) -> int:
+@dataclass(frozen=True, slots=True)
+class Descriptors:
+    """What becomes of the arbiter's descriptors in a child."""
+
+    #: Gets the stacks on SIGUSR2, or if the child crashes in C code.
+    stacks: int
+    #: The child closes these.
+    close: Sequence[int]
+    #: The arbiter's own sockets, which do not make a fork unsafe.
+    sockets: Sequence[int] = ()
+    #: What the child gets as stdout and stderr; None: the arbiter's.
+    outputs: tuple[int, int] | None = None
+
+
+def fork_child(body: Callable[[], int], *, name: str, fds: Descriptors) -> int:
     """Fork a child that runs `body` and exits with what it returns; return its pid.
 
-    The child writes its stacks to `stack_fd` on SIGUSR2 or when it crashes in C code. It closes the
-    descriptors in `close` and leads a process group of its own. Raises OSError and ForkUnsafeError.
+    It leads a process group of its own. Raises OSError and ForkUnsafeError.
     """
-    check_safe(own_sockets)
+    check_safe(fds.sockets)
     sys.stdout.flush()
     sys.stderr.flush()
     parent = os.getpid()
@@ -77,7 +91,7 @@ def fork_child(
     try:
         pid = os.fork()
         if pid == 0:
-            _run_child(body, name, stack_fd, close, parent)
+            _run_child(body, name, fds, parent)
         # The child does it too: whichever side runs first needs it done.
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)
@@ -95,11 +109,11 @@ def exec_command(arguments: Sequence[str], environment: Mapping[str, str]) -> No
     os._exit(EXIT_NO_COMMAND)
 
 
-def _run_child(body: Callable[[], int], name: str, stack_fd: int, close: Sequence[int], parent: int) -> NoReturn:
+def _run_child(body: Callable[[], int], name: str, fds: Descriptors, parent: int) -> NoReturn:
     code = EXIT_FAILED
     try:
         signal.set_wakeup_fd(-1)
-        _reset_process(name, stack_fd, close, parent)
+        _reset_process(name, fds, parent)
         code = body()
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else EXIT_FAILED
@@ -112,15 +126,17 @@ def _run_child(body: Callable[[], int], name: str, stack_fd: int, close: Sequenc
         os._exit(code)
 
 
-def _reset_process(name: str, stack_fd: int, close: Sequence[int], parent: int) -> None:
+def _reset_process(name: str, fds: Descriptors, parent: int) -> None:
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         with contextlib.suppress(OSError, ValueError):
             signal.signal(number, signal.SIG_DFL)
     # Ctrl-C reaches the terminal's whole process group, but only the arbiter acts on it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    for fd in close:
-        if fd != stack_fd:
+    for source, target in zip(fds.outputs or (), (1, 2), strict=False):
+        os.dup2(source, target)
+    for fd in fds.close:
+        if fd != fds.stacks:
             with contextlib.suppress(OSError):
                 os.close(fd)
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -133,8 +149,8 @@ def _reset_process(name: str, stack_fd: int, close: Sequence[int], parent: int) 
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    faulthandler.enable(file=stack_fd)
-    faulthandler.register(signal.SIGUSR2, file=stack_fd, all_threads=True, chain=False)
+    faulthandler.enable(file=fds.stacks)
+    faulthandler.register(signal.SIGUSR2, file=fds.stacks, all_threads=True, chain=False)
     random.seed()
     gc.enable()
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -152,16 +168,18 @@ def _threads() -> int:
         return threading.active_count()
 
 
-def _sockets() -> list[int]:
-    found = []
+def _sockets() -> dict[int, str]:
+    """Return the descriptors that are sockets, each with the identity of its socket."""
+    found = {}
     try:
         names = os.listdir("/proc/self/fd")
     except OSError:
-        return []
+        return {}
     for name in names:
         with contextlib.suppress(OSError):
-            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
-                found.append(int(name))
+            link = os.readlink(f"/proc/self/fd/{name}")
+            if link.startswith("socket:"):
+                found[int(name)] = link
     return found
 
 

@@ -47,6 +47,8 @@ class ReloadState:
     redis: dict[str, Any]
     #: Name of a child -> the memory file for its stack dumps.
     stack_fds: dict[str, int]
+    #: `Outputs.state`.
+    outputs: list[dict[str, Any]]
     #: `HttpListener.state`.
     http: dict[str, Any] | None
     #: Numbers of signals that have arrived and were not handled.
@@ -61,7 +63,8 @@ class ReloadState:
     def fds(self) -> list[int]:
         """All descriptors that the successor needs."""
         ready_fd = [self.http["ready_fd"]] if self.http else []
-        return [self.shared_fd, self.lock_fd, *self.sockets, *ready_fd, *self.stack_fds.values()]
+        pipes = [origin["read_fd"] for origin in self.outputs]
+        return [self.shared_fd, self.lock_fd, *self.sockets, *ready_fd, *self.stack_fds.values(), *pipes]
 
 
 def shape_of(kind: Any) -> Any:

@@ -12,13 +12,17 @@ import supervisor
 from supervisor.arbiter import embedded_redis, fork
 from supervisor.arbiter.http_listener import HttpListener
 from supervisor.arbiter.locks import lock_slot
+from supervisor.arbiter.outputs import Outputs
 from supervisor.arbiter.stack_dumps import StackDumps
 from supervisor.core.outcome import Crash
 from supervisor.handling.loader import HandlerSpec
+from supervisor.keys import consumer_name, pool_id
+from supervisor.log import exported_stderr
 from supervisor.settings.load import Loaded
 from supervisor.settings.model import Settings
 from supervisor.settings.paths import pool_paths
 from supervisor.shared_state import SharedState
+from supervisor.standard_streams import STDERR, STDOUT
 
 REDIS = "redis"
 KEEPER = "keeper"
@@ -69,6 +73,7 @@ class Spawner:
     shared: SharedState
     http: HttpListener
     stack_dumps: StackDumps
+    outputs: Outputs
     #: Proves to Redis that the pool's lease is its own.
     lease_token: str
     burst: bool
@@ -77,13 +82,30 @@ class Spawner:
     #: The arbiter's other descriptors. Children close all of them.
     private_fds: Callable[[], list[int]]
 
-    def fork(self, name: str, body: Callable[[], int]) -> int:
-        """Fork a child without the arbiter's descriptors; only the HTTP service keeps its listener."""
-        control_fds, stack_fd = self.control_fds(), self.stack_dumps.fresh(name)
-        close = [*self.private_fds(), *self.stack_dumps.fds(), *control_fds]
+    def fork(self, name: str, body: Callable[[], int], **fields: Any) -> int:
+        """Fork a child without the arbiter's descriptors; only the HTTP service keeps its listener.
+
+        `fields` name the child on the lines that it prints.
+        """
+        control_fds, stacks, pipes = self.control_fds(), self.stack_dumps.fresh(name), self.outputs.open()
+        close = [*self.private_fds(), *self.stack_dumps.fds(), *self.outputs.fds(), *control_fds]
+        close += [fd for end in pipes.ends for fd in end[:2]] if pipes else []
         close += [] if name == API else self.http.fds()
-        own_sockets = [*control_fds, *self.http.sockets()]
-        return fork.fork_child(body, name=name, stack_fd=stack_fd, close=close, own_sockets=own_sockets)
+        descriptors = fork.Descriptors(
+            stacks=stacks,
+            close=close,
+            sockets=[*control_fds, *self.http.sockets()],
+            outputs=(pipes.write_end(STDOUT), pipes.write_end(STDERR)) if pipes else None,
+        )
+        try:
+            pid = fork.fork_child(body, name=name, fds=descriptors)
+        except BaseException:
+            if pipes:
+                pipes.close()
+            raise
+        if pipes:
+            self.outputs.started(pipes, name, {**(fields or {"service": name}), "pid": pid})
+        return pid
 
     def worker(self, slot: int, crash: Crash | None) -> int:
         """Fork the worker of a slot; `crash` is how its last worker crashed."""
@@ -93,7 +115,8 @@ class Spawner:
             lock_slot(pool_paths(settings), slot)
             return self.entry_points.worker(settings, self.specs, self.shared, slot, self.burst, crash)
 
-        return self.fork(worker_name(slot), body)
+        name = consumer_name(pool_id(settings.pool.host, settings.pool.name), slot)
+        return self.fork(worker_name(slot), body, slot=slot, worker=name)
 
     def keeper(self) -> int:
         """Fork the keeper."""
@@ -110,7 +133,7 @@ class Spawner:
         self.http.open()
         self.http.reset_ready()
         command, environment = self.entry_points.api(self.loaded)
-        return self.fork(API, lambda: fork.exec_command(command, environment | self.http.export()))
+        return self.fork(API, lambda: fork.exec_command(command, environment | self.http.export() | exported_stderr()))
 
     def redis(self) -> int:
         """Start the embedded Redis server."""

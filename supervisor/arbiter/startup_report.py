@@ -1,15 +1,12 @@
 """What is shown when the pool is up: a summary on stderr for people, one JSON log line otherwise."""
 
-import contextlib
-import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from supervisor._version import __version__
 from supervisor.arbiter.spawn import Specs
-from supervisor.log import has_colours, is_human
+from supervisor.log import has_colours, is_human, stderr
 from supervisor.settings.load import Loaded
 
 BOLD, DIM, GREEN, YELLOW, PLAIN = "\033[1m", "\033[2m", "\033[32m", "\033[33m", "\033[0m"
@@ -36,9 +33,7 @@ class StartupReport:
         """Write the report to stderr or to the log."""
         settings = self.loaded.settings
         if is_human(settings):
-            text = "\n".join(self._lines(colours=has_colours())) + "\n"
-            with contextlib.suppress(OSError):  # stderr is closed
-                os.write(sys.stderr.fileno(), text.encode())
+            stderr().write("".join(f"{line}\n" for line in self._lines(colours=has_colours())).encode())
             return
         log.info(
             "started",

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     import uvicorn
 
     from supervisor.settings.load import Loaded
-    from supervisor.settings.model import Settings
 
 PACKAGE = "supervisor_api"
 #: Open event streams are closed after this; uvicorn alone would wait for them forever.
@@ -59,7 +58,8 @@ def serve(loaded: Loaded) -> int:
     import uvicorn.protocols.websockets.auto
 
     from supervisor.http_bind import check_bind, inherited_socket, listen
-    from supervisor.log import service_logger
+    from supervisor.log import log_records, service_logger
+    from supervisor.standard_streams import replace_text_streams
 
     check_bind(loaded.settings)
     listening, ready_fd = inherited_socket() or (listen(loaded.settings.api.bind), None)
@@ -74,8 +74,10 @@ def serve(loaded: Loaded) -> int:
         server_header=False,
     )
     service_logger(loaded.settings, "api").info("listening", url=f"http://{loaded.settings.api.bind}")
+    replace_text_streams()
+    log_records(loaded.settings, service_logger(loaded.settings, "api"))
     uvicorn_log = logging.getLogger("uvicorn")
-    uvicorn_log.handlers, uvicorn_log.propagate = [_ToOwnLog(loaded.settings)], False
+    uvicorn_log.setLevel(logging.DEBUG if loaded.settings.log.level == "debug" else logging.WARNING)
     # uvicorn raises the signal again after its shutdown; the exit code must be 0 then.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(EXIT_OK))
@@ -119,17 +121,3 @@ def application() -> Any:
         sys.modules[PACKAGE] = module
         spec.loader.exec_module(module)
     return importlib.import_module(f"{PACKAGE}.app")
-
-
-class _ToOwnLog(logging.Handler):
-    """Sends uvicorn's log to the supervisor's log."""
-
-    def __init__(self, settings: Settings) -> None:
-        from supervisor.log import service_logger
-
-        super().__init__(logging.DEBUG if settings.log.level == "debug" else logging.WARNING)
-        self._log = service_logger(settings, "api")
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Log the record with its level."""
-        self._log.log(record.levelno, record.getMessage(), exc_info=record.exc_info)

@@ -17,6 +17,7 @@ import click
 from supervisor._version import __version__
 from supervisor.cli.common import CONTEXT, ExamplesGroup
 from supervisor.errors import EXIT_FAILED, EXIT_OK, EXIT_REDIS, EXIT_USAGE, SupervisorError
+from supervisor.standard_streams import open_closed
 from supervisor.text import did_you_mean
 
 EXIT_INTERRUPTED = 130
@@ -110,7 +111,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def run(args: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code. Errors go to stderr."""
-    _replace_closed_streams()
+    open_closed()
     try:
         _refuse_supervisord()
         code = _invoke(list(sys.argv[1:] if args is None else args))
@@ -150,13 +151,6 @@ def _invoke(args: list[str]) -> int:
         text = error.format_message().removesuffix(".")
         return _say(f"{text}{hint}", EXIT_USAGE if isinstance(error, click.UsageError) else EXIT_FAILED)
     return code if isinstance(code, int) else EXIT_OK
-
-
-def _replace_closed_streams() -> None:
-    """Write to /dev/null where the shell has closed a descriptor (`2>&-`): Python has None then."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open until the end
 
 
 def _say(text: str, code: int) -> int:

@@ -190,7 +190,7 @@ class Executor:
 
     async def _run_messages(self, runner: Runner) -> bool:  # noqa: C901 - the hot path: a call more costs too much
         """Run what is ready, one message at a time; False when the runner has to end."""
-        ready, handle, context = self._ready, _handle_of(self._spec), self._context
+        ready, handle, context = self._ready, _handle_of(self._spec), copy_context()
         before_s = monotonic()
         while ready:
             runner.in_hand = message = ready.popleft()
@@ -222,7 +222,7 @@ class Executor:
 
     async def _run_units(self, runner: Runner) -> bool:
         """Run what is ready, in batches or as single messages of plain functions; False when the runner has to end."""
-        ready = self._ready
+        ready, context = self._ready, copy_context()
         while ready:
             runner.in_hand = unit = [ready.popleft() for _ in range(min(self._unit, len(ready)))]
             size, before_s = len(unit), monotonic()
@@ -235,7 +235,7 @@ class Executor:
             if held_s > self._slowest_s and not (runner.started_s and self._spec.is_async):
                 self._slowest_s = held_s
             runner.finished()
-            if copy_context() != self._context:
+            if copy_context() != context:
                 return False
             if monotonic() > runner.step_ends_s:
                 await self._yield()
@@ -342,7 +342,7 @@ class Executor:
             return
         runner = Runner(self)
         self._active.add(runner)
-        runner.task = self._context.copy().run(self._loop.create_task, runner.start(self._run(runner)))
+        runner.task = runner.context(self._context).run(self._loop.create_task, runner.start(self._run(runner)))
 
     def _arm(self) -> None:
         interval_s = min(_WATCH_S_MAX, self._spec.options.timeout_s / 10)

@@ -11,7 +11,6 @@ import gc
 import math
 import os
 import signal
-import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -19,9 +18,9 @@ import uvloop
 
 from supervisor.errors import EXIT_OK, WORKER_CONFIG, HandlerError
 from supervisor.keys import consumer_name, pool_id
-from supervisor.log import FaultLog, worker_logger
+from supervisor.log import FaultLog, log_records, worker_logger
 from supervisor.shared_state import HeaderField, SlotField
-from supervisor.worker.runner import begin_process
+from supervisor.worker.runner import begin_process, message_fields
 from supervisor.worker.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -51,8 +50,11 @@ def run(
 
     `crash` is how the slot's last process ended.
     """
-    # What a handler prints must appear at once, and must not be lost with the process.
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    log_records(
+        settings,
+        worker_logger(settings, slot, worker=consumer_name(pool_id(settings.pool.host, settings.pool.name), slot)),
+        message_fields,
+    )
     begin_process()
     gc.enable()
     gc.set_threshold(_GC_THRESHOLD, 10, 10)

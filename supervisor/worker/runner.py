@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Coroutine
+from contextvars import Context, ContextVar
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -17,6 +18,10 @@ from supervisor.messages import Message
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Sequence
+
+
+#: So many messages of a batch are named on a line of the log.
+IDS_MAX = 5
 
 
 class Owner(Protocol):
@@ -58,6 +63,12 @@ class Runner(Coroutine[Any, Any, None]):
         """Wrap `coroutine`, and return the coroutine to make a task of."""
         self._coroutine = coroutine
         return self
+
+    def context(self, base: Context) -> Context:
+        """Return a copy of `base` in which `message_fields` finds this runner."""
+        context = base.copy()
+        context.run(_current.set, self)
+        return context
 
     @property
     def messages(self) -> Sequence[Message]:
@@ -115,6 +126,21 @@ class Runner(Coroutine[Any, Any, None]):
             self.started_s = began_s
         self._owner.busy_s += monotonic() - began_s
         self._owner.step_ended(self)
+
+
+_current: ContextVar[Runner | None] = ContextVar("runner", default=None)
+
+
+def message_fields() -> dict[str, Any]:
+    """Return what names the message that the caller handles, for a line of the log."""
+    runner = _current.get()
+    messages = runner.messages if runner else ()
+    if not messages:
+        return {}
+    first, *others = messages[:IDS_MAX]
+    if not others:
+        return {"stream": first.stream, "group": first.group, "id": first.id, "attempt": first.deliveries}
+    return {"stream": first.stream, "group": first.group, "ids": [message.id for message in (first, *others)]}
 
 
 class _Process:

@@ -18,7 +18,7 @@ import pytest
 from tests.support.faults import Bounds, Watch, incarnations, ready_again_ms, shared_state_of
 from tests.support.pool import Pool
 from tests.support.recording import RECORD, seen
-from tests.support.standins import ROOT, now_s
+from tests.support.standins import ROOT
 from tests.support.waiting import eventually
 
 StartPool = Callable[..., Pool]
@@ -175,14 +175,11 @@ def test_39_stderr_pipe_reader_stalls(
     )
     eventually(lambda: pool.send(signal.SIGUSR1) or log_pipe.is_full(), what="the pipe is full")
     check_alive(pool, redis_server.sync(), bound, "pipe full")
-    # A handler that writes to the pipe itself blocks: its worker counts as hung, and no other process blocks.
+    # A handler that writes to stderr itself does not wait either.
     redis_server.sync().xadd("prints", {"n": "1"})
-    tried_s = eventually(lambda: seen(pool)["tries"] == 1 and now_s())
-    left = eventually(lambda: last_exits(pool, "hung"), 20)
-    bound.check("a handler waits for the pipe until its worker was killed", (now_s() - tried_s) * 1000, 2500)
-    assert left[0]["signal"] == signal.SIGKILL
-    assert log_pipe.is_full() and DROPPED not in log_pipe.text
-    eventually(lambda: log_pipe.read() and seen(pool)["printed"] == 1, 20, what="once somebody reads, it goes on")
+    eventually(lambda: seen(pool)["printed"] == 1)
+    assert log_pipe.is_full() and DROPPED not in log_pipe.text and seen(pool)["tries"] == 1
+    log_pipe.read()
     pool.send(signal.SIGUSR1)
     eventually(lambda: DROPPED in log_pipe.read())
     pool.send(signal.SIGUSR1)
@@ -190,11 +187,6 @@ def test_39_stderr_pipe_reader_stalls(
     status = json.loads("{" + line)
     assert status["event"] == "status" and status["pid"] == pool.pid
     assert all(service["restarts"] == 0 for service in status["services"])
-
-
-def last_exits(pool: Pool, reason: str) -> list[dict[str, Any]]:
-    workers = pool.ask("status")["workers"]
-    return [w["last_exit"] for w in workers if w["last_exit"] and w["last_exit"]["reason"] == reason]
 
 
 def test_39_stderr_pipe_many_writers(bound: Bounds) -> None:

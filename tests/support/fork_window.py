@@ -16,7 +16,7 @@ import time
 from collections import Counter
 
 from supervisor.arbiter.child_processes import ChildProcesses, Status
-from supervisor.arbiter.fork import fork_child
+from supervisor.arbiter.fork import Descriptors, fork_child
 from supervisor.arbiter.loop import Loop
 from supervisor.errors import EXIT_FAILED
 from supervisor.memfd import create_memfd
@@ -80,7 +80,7 @@ class Storm:
     def fork(self) -> None:
         self.left -= 1
         close = [*self.loop.fds(), *self.children.fds()]
-        pid = fork_child(self.body, name="child", stack_fd=self.stack_fd, close=close)
+        pid = fork_child(self.body, name="child", fds=Descriptors(self.stack_fd, close))
         self.children.add(pid, self._gone)
 
     def _gone(self, status: Status) -> None:

@@ -270,7 +270,7 @@ def in_hand():
     return 0
 
 def arbiters_own():
-    pid = fork.fork_child(in_hand, name="child", stack_fd=fd, close=[])
+    pid = fork.fork_child(in_hand, name="child", fds=fork.Descriptors(fd, []))
     os.waitpid(pid, 0)
 
 fd = int(sys.argv[1])
