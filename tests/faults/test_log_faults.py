@@ -179,9 +179,7 @@ def test_39_stderr_pipe_reader_stalls(
     redis_server.sync().xadd("prints", {"n": "1"})
     eventually(lambda: seen(pool)["printed"] == 1)
     assert log_pipe.is_full() and DROPPED not in log_pipe.text and seen(pool)["tries"] == 1
-    log_pipe.read()
-    pool.send(signal.SIGUSR1)
-    eventually(lambda: DROPPED in log_pipe.read())
+    eventually(lambda: pool.send(signal.SIGUSR1) or DROPPED in log_pipe.read())
     pool.send(signal.SIGUSR1)
     line = eventually(lambda: log_pipe.read().rpartition(DROPPED)[2].partition("\n{")[2].partition("\n")[0])
     status = json.loads("{" + line)
