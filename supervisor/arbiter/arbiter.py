@@ -39,18 +39,15 @@ from supervisor.errors import EXIT_OK, EXIT_REDIS, HandlerError, SupervisorError
 from supervisor.http_bind import pool_bind
 from supervisor.log import Limiter, is_human, logger
 from supervisor.settings.load import Loaded
-from supervisor.settings.masking import masked
 from supervisor.settings.paths import pool_paths, redis_url
 from supervisor.settings.unused_overrides import unused_overrides
 from supervisor.shared_state import HeaderField, SharedState
 
 TICK_S = 1.0
-#: A boot check that takes longer than this is explained.
-PATIENCE_S = 1.0
 #: How long to wait at the very end for the processes that workers left behind.
 REAP_S = 0.2
-#: Added to the time that the boot check itself waits for Redis.
-BOOT_CHECK_SLACK_S = 10.0
+#: Added to the time that the boot check itself waits for Redis: it may also wait for the end of a lease.
+BOOT_CHECK_SLACK_S = 25.0
 PREFLIGHT = "preflight"
 
 
@@ -181,12 +178,6 @@ class Arbiter:
             )
         except (OSError, SupervisorError) as error:
             self._fail(SupervisorError(f"the boot check can't be started: {error}"))
-        self._loop.call_at(time.monotonic() + PATIENCE_S, self._log_waiting_for_redis)
-
-    def _log_waiting_for_redis(self) -> None:
-        if self._boot_check is not None and not self._shutdown.begun:
-            url, limit_s = masked(redis_url(self._settings)), self._settings.redis.connect_timeout_s
-            self._log.info("waiting for Redis", url=url, limit_s=limit_s)
 
     def _boot_check_done(self, code: int, report: dict[str, Any]) -> None:
         self._boot_check = None

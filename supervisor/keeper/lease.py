@@ -1,12 +1,14 @@
 """The pool's lease in Redis, which proves that the pool is alive.
 
 The lease is named after the pool and carries a token that is kept in the state directory. A pool that is started
-again from there takes it over at once. Any other pool of the same name is refused: two live pools of one name would
-share consumers, and so each other's pending messages.
+again from there takes it over at once. Any other pool of the same name waits for its end, and is refused when somebody
+renews it: two live pools of one name would share consumers, and so each other's pending messages.
 """
 
+import asyncio
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 
 from redis.asyncio import Redis
@@ -19,6 +21,8 @@ from supervisor.keys import POOLS_KEY, host_key, pool_id
 LEASE_MS = 10_000
 #: Three renewals in a lease, so that one lost renewal costs nothing.
 RENEW_S = LEASE_MS / 3000
+#: How often a lease is looked at whose end is awaited.
+WATCH_S = 0.1
 #: No app has more processes on one host.
 NUMBERS_MAX = 1000
 
@@ -32,6 +36,29 @@ async def take(redis: Redis, pool: str, token: str) -> bool:
     if taken:
         await redis.hset(POOLS_KEY, pool, int(time.time() * 1000))
     return bool(taken)
+
+
+async def take_when_free(redis: Redis, pool: str, token: str, waiting: Callable[[float], None]) -> bool:
+    """Take the lease, after its end if another token holds it; return False when its holder renews it.
+
+    A pool that was killed can't give its lease up, and in a new container it is started with a new token. `waiting` is
+    called once, with the seconds until the end, before the wait begins.
+    """
+    holder, left_ms = None, 0
+    while not await take(redis, pool, token):
+        pipe = redis.pipeline(transaction=False)
+        pipe.get(host_key(pool))
+        pipe.pttl(host_key(pool))
+        now_holder, now_left_ms = await pipe.execute()
+        if now_holder is None:  # it has just ended
+            continue
+        if holder is None:
+            waiting(now_left_ms / 1000)
+        elif now_holder != holder or now_left_ms > left_ms:
+            return False
+        holder, left_ms = now_holder, now_left_ms
+        await asyncio.sleep(max(0.001, min(WATCH_S, now_left_ms / 1000)))
+    return True
 
 
 async def take_free_number(redis: Redis, host: str, name: str) -> tuple[str, str]:

@@ -9,6 +9,7 @@ import os
 import random
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from redis.asyncio import Redis
@@ -25,12 +26,16 @@ from supervisor.errors import (
     SupervisorError,
 )
 from supervisor.handling.loader import HandlerSpec
-from supervisor.keeper.lease import take
+from supervisor.keeper.lease import take_when_free
 from supervisor.keys import fits_cluster, pool_id
+from supervisor.log import logger
 from supervisor.settings.masking import masked
 from supervisor.settings.model import Settings
 from supervisor.settings.paths import redis_url
 from supervisor.settings.redis_url import is_cluster
+
+#: A wait for Redis that takes longer than this is logged.
+PATIENCE_S = 1.0
 
 
 def run(settings: Settings, specs: Sequence[HandlerSpec], token: str, out_fd: int) -> int:
@@ -50,13 +55,14 @@ async def _check(settings: Settings, specs: Sequence[HandlerSpec], token: str) -
         _check_names(specs)
     redis = client(url, connect_timeout_s=settings.redis.connect_timeout_s)
     try:
-        await _wait_for(redis, url, settings.redis.connect_timeout_s)
+        await _wait_for(redis, url, settings)
         server = await describe(redis)
         pool = pool_id(settings.pool.host, settings.pool.name)
-        if not await take(redis, pool, token):
+        if not await take_when_free(redis, pool, token, partial(_log_wait, settings, pool)):
             raise AlreadyRunningError(
-                f"another pool named {pool!r} is alive on this Redis; consumers are named after the pool,"
-                " so give this one a name of its own: [pool] name = ... or SUPERVISOR_POOL__NAME"
+                f"another pool named {pool!r} is alive on this Redis: it has renewed its lease. Consumers are named"
+                " after the pool, so stop the other one, or give this one a name of its own: [pool] name = ... or"
+                " SUPERVISOR_POOL__NAME"
             )
         for spec in specs:
             await make_group(redis, spec)
@@ -69,6 +75,15 @@ async def _check(settings: Settings, specs: Sequence[HandlerSpec], token: str) -
         "redis": {"url": masked(url), "version": server.version, "durability": server.durability},
         "streams": sorted({spec.stream for spec in specs}),
     }
+
+
+def _log_wait(settings: Settings, pool: str, limit_s: float) -> None:
+    logger(settings).warning(
+        "waiting for the lease",
+        pool=pool,
+        limit_s=round(limit_s, 1),
+        hint="a pool of this name was killed or still runs; if nobody renews its lease, this one goes on",
+    )
 
 
 def _check_names(specs: Sequence[HandlerSpec]) -> None:
@@ -91,14 +106,21 @@ async def make_group(redis: Redis, spec: HandlerSpec) -> None:
             raise
 
 
-async def _wait_for(redis: Redis, url: str, limit_s: float) -> None:
+async def _wait_for(redis: Redis, url: str, settings: Settings) -> None:
     """Wait until the server answers: one that starts or loads its data needs time."""
+    limit_s = settings.redis.connect_timeout_s
     deadline_s = time.monotonic() + limit_s
+
+    def log_wait() -> None:
+        logger(settings).info("waiting for Redis", url=masked(url), limit_s=limit_s)
+
+    patience = asyncio.get_running_loop().call_later(PATIENCE_S, log_wait)
     tries = 0
     while True:
         tries += 1
         try:
             await redis.ping()
+            patience.cancel()
             return
         except REDIS_FAULTS as error:
             if cause := permanent_cause(error):

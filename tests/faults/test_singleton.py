@@ -12,6 +12,7 @@ import psutil
 from redis import Redis
 
 from supervisor.errors import EXIT_RUNNING
+from supervisor.keeper.lease import RENEW_S
 from tests.support.faults import Bounds, Watch
 from tests.support.pool import Pool
 from tests.support.recording import HOLDING, SIMPLE, seen
@@ -38,7 +39,7 @@ def test_45_second_supervisor_same_name(
     # In another directory, but with the same name on the same Redis.
     running = start_pool(SIMPLE, redis_url=redis_server.url, workers=1)
     before = running.pids()
-    with bound.within("a second pool of the same name until it has left", 3000):
+    with bound.within("a second pool of the same name until it has left", RENEW_S * 1000 + 3000):
         second = start_pool(SIMPLE, redis_url=redis_server.url, workers=1, ready=False)
         assert second.wait() == EXIT_RUNNING
     assert "[pool] name" in second.output and "Traceback" not in second.output

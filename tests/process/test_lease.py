@@ -113,3 +113,37 @@ def test_an_expired_or_lost_lease_is_taken_again(start_pool: StartPool, redis_se
         eventually(lambda: redis.get(LEASE) == token, 40)
     assert pool.wait_ready()["pid"] == pool.pid
     assert pool.pids() == pids and not pool.events("draining")
+
+
+def test_a_pool_that_was_killed_is_started_again_in_place(start_pool: StartPool, redis_server: AnyServer) -> None:
+    """As in a container: the same host name and a new state directory, while the old lease still lasts."""
+    redis = redis_server.sync()
+    first = start_pool(HANDLERS, redis_url=redis_server.url, workers=1, config=HOST)
+    busy(first, redis)
+    processes = first.processes()
+    for process in processes:
+        process.kill()
+    first.wait()
+    psutil.wait_procs(processes, 10)
+    left_ms = redis.pttl(LEASE)
+    assert left_ms > 0
+    second = start_pool(HANDLERS, redis_url=redis_server.url, workers=1, config=HOST, ready=False)
+    eventually(lambda: second.events("waiting for the lease"), 20)
+    assert redis.get(LEASE) == first.paths.token.read_bytes(), "it is not taken before its end"
+    (second.folder / "go").touch()
+    second.wait_ready(30)
+    assert redis.get(LEASE) == second.paths.token.read_bytes()
+    eventually((second.folder / "done1").exists, what="what the killed pool had in hand has run")
+    assert len(second.events("waiting for the lease")) == 1
+
+
+def test_a_pool_whose_name_another_one_uses_is_refused_at_its_next_renewal(
+    start_pool: StartPool, redis_server: AnyServer
+) -> None:
+    first = start_pool(HANDLERS, redis_url=redis_server.url, workers=1, config=HOST)
+    second = start_pool(HANDLERS, redis_url=redis_server.url, workers=1, config=HOST, ready=False)
+    assert second.wait() == EXIT_RUNNING
+    assert "'here' is alive on this Redis: it has renewed its lease" in second.output
+    assert len(second.events("waiting for the lease")) == 1
+    first.wait_ready()
+    assert not first.events("pool name taken")
