@@ -72,6 +72,11 @@ def error_text(error: BaseException) -> str:
         return ""
 
 
+def path_text(path: object) -> str:
+    """Return a path for people and for JSON: what is no text or would break a line is escaped."""
+    return printable(str(path).encode(errors="surrogateescape").decode(errors="backslashreplace"))
+
+
 def printable(text: str, *, keep: str = "") -> str:
     """Return the text with control characters escaped: a message from anybody must not control the terminal."""
     if text.isprintable():

@@ -43,12 +43,12 @@ def find_binary() -> str:
 
 
 def arguments(binary: str, settings: Settings, paths: PoolPaths) -> list[str]:
-    """Return the server's command line."""
+    """Return the server's command line; its paths are relative, since the folder's own may be too long or odd."""
     options = {
         "--port": "0",
-        "--unixsocket": str(paths.redis_socket),
+        "--unixsocket": f"../{paths.redis_socket.name}",
         "--unixsocketperm": "700",
-        "--dir": str(paths.redis_dir),
+        "--dir": ".",
         "--appendonly": "yes",
         "--appendfsync": settings.redis.appendfsync,
         "--save": "",
@@ -67,6 +67,7 @@ def become_server(binary: str, settings: Settings, paths: PoolPaths) -> NoReturn
     _lock_data(paths)
     with contextlib.suppress(FileNotFoundError):
         paths.redis_socket.unlink()
+    os.chdir(paths.redis_dir)
     # A server refuses to start with a locale that this machine does not have.
     exec_command(arguments(binary, settings, paths), {**os.environ, "LC_ALL": "C"})
 

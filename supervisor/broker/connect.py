@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Self, cast
+from urllib.parse import unquote, urlsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.client import Redis as RedisClient
@@ -162,6 +163,8 @@ def _target(url: str, connect_timeout_s: float) -> _Target:
     options.update(protocol=2, decode_responses=False, retry=Retry(NoBackoff(), 0))
     _check(url, plain, options)
     if not issubclass(plain, Connection):  # a unix socket
+        if "path" in options:  # redis-py replaces bytes that are not UTF-8
+            options["path"] = unquote(urlsplit(parsed.url).path, errors="surrogateescape")
         return _Target(UnixConnection, options)
     options.setdefault("socket_keepalive", True)
     options.setdefault("socket_keepalive_options", keepalive_options())

@@ -19,6 +19,7 @@ from redis.exceptions import AskError, MovedError, ReadOnlyError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from supervisor.broker.routes import Address, Route
+from supervisor.unix_path import socket_path
 
 #: A connection that was idle for longer is replaced. Load balancers forget idle connections after minutes.
 IDLE_MAX_S = 30.0
@@ -108,7 +109,16 @@ class LostConnectionMixin(AbstractConnection):
 
 
 class UnixConnection(LostConnectionMixin, UnixDomainSocketConnection):
-    """A connection through a unix socket."""
+    """A connection through a unix socket, however long its path."""
+
+    async def _connect(self) -> None:
+        path = self.path
+        with socket_path(path) as short:
+            self.path = short
+            try:
+                await super()._connect()  # type: ignore[no-untyped-call]
+            finally:
+                self.path = path
 
 
 class RoutedConnection(LostConnectionMixin, Connection):

@@ -105,6 +105,7 @@ def _python() -> Iterator[Finding]:
 
 def _machine(settings: Settings) -> Iterator[Finding]:
     from supervisor.settings.paths import pool_paths
+    from supervisor.unix_path import has_socket_path
 
     paths = pool_paths(settings)
     existing = next(path for path in (paths.state_dir, *paths.state_dir.parents) if path.exists())
@@ -112,10 +113,12 @@ def _machine(settings: Settings) -> Iterator[Finding]:
         yield Finding(OK, f"state_dir {paths.state_dir} can be written")
     else:
         yield Finding(FAIL, f"state_dir {paths.state_dir} can't be written", "set state_dir to a folder of this user")
-    if paths.control.parent == paths.state_dir:
+    if has_socket_path(paths.control):
         yield Finding(OK, f"control socket {paths.control}")
     else:
-        yield Finding(OK, f"control socket {paths.control}: the path of state_dir is too long for one")
+        yield Finding(
+            FAIL, f"control socket {paths.control}: too long for a socket here", "set state_dir to a short path"
+        )
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -8,6 +8,8 @@ from typing import Any
 from supervisor.control.protocol import ANSWER_BYTES_MAX, encode
 from supervisor.errors import NotRunningError, SupervisorError
 from supervisor.settings.paths import PoolPaths
+from supervisor.text import path_text
+from supervisor.unix_path import socket_path
 
 #: The wait before a retry after the arbiter closed the connection.
 RETRY_S = 0.05
@@ -42,7 +44,8 @@ def request(paths: PoolPaths, cmd: str, *, patience_s: float = 5.0, **args: Any)
 def _ask(paths: PoolPaths, line: bytes, deadline_s: float) -> bytes:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(max(0.001, deadline_s - time.monotonic()))
-        connection.connect(str(paths.control))
+        with socket_path(paths.control) as path:
+            connection.connect(path)
         connection.sendall(line)
         return _read_line(connection, deadline_s)
 
@@ -60,8 +63,21 @@ def _read_line(connection: socket.socket, deadline_s: float) -> bytes:
     return received
 
 
+def has_socket(paths: PoolPaths) -> bool:
+    """Return whether the control socket exists, whoever listens; True where that can't be seen."""
+    try:
+        return paths.control.exists()
+    except OSError:
+        return True
+
+
+def not_running(paths: PoolPaths) -> NotRunningError:
+    """Return the error for a control socket that does not exist."""
+    return _not_running(paths, FileNotFoundError())
+
+
 def _not_running(paths: PoolPaths, error: Exception) -> NotRunningError:
-    return NotRunningError(f"no supervisor answers on {paths.control}: {_why(error)}")
+    return NotRunningError(f"no supervisor answers on {path_text(paths.control)}: {_why(error)}")
 
 
 def _why(error: Exception) -> str:

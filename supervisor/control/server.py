@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from supervisor.control.protocol import ANSWER_BYTES_MAX, LINE_BYTES_MAX, decode_request, encode
 from supervisor.errors import ConfigError, SupervisorError
+from supervisor.unix_path import socket_path
 
 CLIENTS_MAX = 8
 #: A client is disconnected if it neither completes a request nor reads its answer for this long.
@@ -50,7 +51,8 @@ def listen(path: Path) -> socket.socket:
         # Before bind, so that the file never exists with wider permissions; macOS ignores this one.
         with contextlib.suppress(OSError):
             os.fchmod(listener.fileno(), 0o600)
-        listener.bind(str(path))
+        with socket_path(path) as bound:
+            listener.bind(bound)
         path.chmod(0o600)
         listener.listen(CLIENTS_MAX)
     except OSError as error:

@@ -16,6 +16,7 @@ from typing import Any
 from supervisor.errors import ConfigError
 from supervisor.settings.model import Settings
 from supervisor.settings.sources import (
+    CONFIG_VARIABLE,
     Given,
     Layer,
     dotted,
@@ -42,14 +43,17 @@ class Loaded:
     """Settings, and where they came from."""
 
     settings: Settings
-    #: The file that was read; None: there is none.
+    #: The file that was read, by the path that leads to it, links included; None: there is none.
     path: Path | None
     layer: Layer
+    #: The folder of config.toml, or the working directory: handlers are importable from here. Links are resolved, so
+    #: that one that is switched later does not mix two releases in one process.
+    root: Path
 
     @property
-    def root(self) -> Path:
-        """The folder of config.toml, or the working directory: handlers are importable from here."""
-        return self.path.parent if self.path else Path.cwd()
+    def real_path(self) -> Path | None:
+        """The file as it was found when it was read, whatever happens to links on the way to it."""
+        return self.root / self.path.name if self.path else None
 
     @cached_property
     def origins(self) -> dict[str, str]:
@@ -65,10 +69,10 @@ def load(
 ) -> Loaded:
     """Read the settings. `flags` maps dotted keys to values, e.g. `{"pool.workers": 4}`; None means not given.
 
-    Without `config`, ./config.toml is read where it exists. Raises ConfigError with every unknown key,
-    wrong value and mistyped variable, each with its place.
+    Without `config`, SUPERVISOR_CONFIG names the file, else ./config.toml is read where it exists. Raises
+    ConfigError with every unknown key, wrong value and mistyped variable, each with its place.
     """
-    path = _config_path(config)
+    path = config_path(config, environ)
     loaded, errors = _load(path, file_layer(path) if path else {}, environ, flags)
     if errors:
         raise ConfigError("\n".join([f"{len(errors)} errors in the configuration:", *errors] if errors[1:] else errors))
@@ -81,7 +85,7 @@ def load_anyway(config: Path | None = None, environ: Mapping[str, str] = os.envi
     For commands that ask a running pool: a mistake made after the pool was started must not keep them from finding
     it. Raises ConfigError only when there is no such file.
     """
-    path = _config_path(config)
+    path = config_path(config, environ)
     layer: Layer = {}
     unreadable: list[str] = []
     if path is not None:
@@ -100,22 +104,44 @@ def _load(
     layer.update(from_environment)
     layer.update(_flag_layer(flags))
     problems: list[Problem] = []
-    settings = Settings.collect((), _tree(layer, path.parent if path else Path.cwd()), problems)
+    root = Path(os.path.realpath(path.parent if path else working_dir(environ)))
+    settings = Settings.collect((), _tree(layer, root), problems)
     if problems:
         from supervisor.settings.validation_errors import error_line
 
         errors += [error_line(problem, layer) for problem in problems]
-    return Loaded(settings, path, layer), errors
+    return Loaded(settings, path, layer, root), errors
 
 
-def _config_path(config: Path | None) -> Path | None:
-    if config is not None:
-        found = config / CONFIG_NAME if config.is_dir() else config
-        if not found.is_file():
-            raise ConfigError(f"{found}: there is no such file; `supervisor init` makes one")
-        return found.absolute()
-    here = Path.cwd() / CONFIG_NAME
-    return here if here.is_file() else None
+def config_path(config: Path | None, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Return the file to read, None where there is none. Raises ConfigError when the named one does not exist."""
+    named = environ.get(CONFIG_VARIABLE)
+    if config is None and not named:
+        here = working_dir(environ) / CONFIG_NAME
+        return here if here.is_file() else None
+    place = config or Path(str(named)).expanduser()
+    found = place / CONFIG_NAME if place.is_dir() else place
+    if not found.is_file():
+        origin = f"environment {CONFIG_VARIABLE}: " if config is None else ""
+        raise ConfigError(f"{origin}{found}: there is no such file; `supervisor init` makes one")
+    return found if found.is_absolute() else working_dir(environ) / found
+
+
+def working_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the working directory by the path that the shell went, so that a link in it is kept.
+
+    Raises ConfigError when it does not exist any more.
+    """
+    by_shell = environ.get("PWD", "")
+    try:
+        if os.path.isabs(by_shell) and os.path.samefile(by_shell, os.curdir):
+            return Path(by_shell)
+    except OSError:
+        pass
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise ConfigError(f"the working directory can't be found ({error.strerror}): give --config FILE") from None
 
 
 def _flag_layer(flags: Mapping[str, Any]) -> Layer:
@@ -135,7 +161,7 @@ def _tree(layer: Layer, root: Path) -> dict[str, Any]:
             table[path[-1]] = given.value
     state_dir = tree.get("state_dir", ".supervisor")
     if isinstance(state_dir, str | Path):
-        tree["state_dir"] = root / Path(state_dir).expanduser()
+        tree["state_dir"] = Path(os.path.realpath(root / Path(state_dir).expanduser()))
     return tree
 
 

@@ -69,6 +69,12 @@ class Section:
         """Return (key, what it must be) for values that are allowed alone, but not together."""
         return []
 
+    def changed(self, **values: Any) -> Self:
+        """Return a copy with other values, which are not checked again."""
+        made = type(self).__new__(type(self))
+        vars(made).update(vars(self) | values)
+        return made
+
     def as_dict(self) -> dict[str, Any]:
         """Return the table as plain data, without values that are None."""
         return {name: _plain(value) for name, value in vars(self).items() if value is not None}

@@ -20,11 +20,15 @@ from supervisor.text import did_you_mean
 from supervisor.values import KeyPath, Kind, kind_of
 
 PREFIX = "SUPERVISOR_"
+#: Names the file where no --config does.
+CONFIG_VARIABLE = f"{PREFIX}CONFIG"
 #: Common names that are understood too; our own variables are stronger.
 FOREIGN_VARIABLES: dict[str, KeyPath] = {"REDIS_URL": ("redis", "url")}
-#: Set by supervisord for its children, and by Kubernetes for a Service whose name begins with "supervisor".
-_NOT_OURS = re.compile(
-    r"SUPERVISOR_(ENABLED|PROCESS_NAME|GROUP_NAME|SERVER_URL)="
+#: CONFIG_VARIABLE, and what is set by supervisord for its children, and by Kubernetes for a Service whose name begins
+#: with "supervisor".
+_NO_SETTINGS = re.compile(
+    r"SUPERVISOR_CONFIG="
+    r"|SUPERVISOR_(ENABLED|PROCESS_NAME|GROUP_NAME|SERVER_URL)="
     r"|SUPERVISOR_(\w+_)?SERVICE_(HOST|PORT)(_\w+)?="
     r"|SUPERVISOR_(\w+_)?PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?="
     r"|SUPERVISOR_(\w+_)?PORT=\w+://"
@@ -106,7 +110,7 @@ def environment_layer(environ: Mapping[str, str], below: Layer) -> tuple[Layer, 
         if text := environ.get(name):
             layer[path] = Given(text, f"environment {name}")
     for name, text in sorted(environ.items()):
-        if not name.startswith(PREFIX) or _NOT_OURS.match(f"{name}={text}"):
+        if not name.startswith(PREFIX) or _NO_SETTINGS.match(f"{name}={text}"):
             continue
         found = known.get(name)
         if name.startswith(f"{PREFIX}APP__") and len(name) > len(f"{PREFIX}APP__"):
@@ -138,7 +142,7 @@ def _unknown(name: str, known: Mapping[str, Any]) -> str:
         return "streams and their options are set in config.toml only"
     last = name.removeprefix(PREFIX).rpartition("__")[2]
     same_key = [other for other in known if other.endswith((f"__{last}", f"{PREFIX}{last}"))]
-    near = f", did you mean {same_key[0]!r}?" if len(same_key) == 1 else did_you_mean(name, known)
+    near = f", did you mean {same_key[0]!r}?" if len(same_key) == 1 else did_you_mean(name, [*known, CONFIG_VARIABLE])
     return f"there is no such setting{near} (`supervisor config show` lists all; sections are separated by __)"
 
 

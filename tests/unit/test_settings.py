@@ -22,6 +22,7 @@ SHIPPED = Path(__file__).parents[2] / "config.toml"
 
 def written(folder: Path, text: str) -> Path:
     path = folder / "config.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path
 
@@ -336,3 +337,59 @@ def test_the_options_of_a_handler_are_refused_in_plain_words_and_all_at_once() -
         "option batch_size = 'many': must be a whole number between 1 and 10,000",
         'option start = \'now\': must be an entry id such as "0" or "1700000000000-0", or "$" for new entries only',
     ]
+
+
+def test_the_environment_may_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path / "project", "[pool]\nworkers = 3\n")
+    monkeypatch.chdir(tmp_path)
+    for named in (str(path), "project/config.toml", "project"):
+        loaded = load(environ={"SUPERVISOR_CONFIG": named})
+        assert (loaded.path, loaded.settings.pool.workers) == (path, 3)
+    other = written(tmp_path / "other", "[pool]\nworkers = 4\n")
+    assert load(other, environ={"SUPERVISOR_CONFIG": str(path)}).settings.pool.workers == 4, "the flag is stronger"
+    assert load(environ={"SUPERVISOR_CONFIG": ""}).path is None
+    with pytest.raises(ConfigError, match=r"environment SUPERVISOR_CONFIG: nowhere\.toml: there is no such file"):
+        load(environ={"SUPERVISOR_CONFIG": "nowhere.toml"})
+    with pytest.raises(ConfigError, match="did you mean 'SUPERVISOR_CONFIG'"):
+        load(environ={"SUPERVISOR_CONFG": "x"})
+
+
+def test_links_to_a_release_are_kept_in_the_path_and_resolved_in_what_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2):
+        written(tmp_path / "releases" / str(number), f"[pool]\nworkers = {number}\n")
+    link = tmp_path / "current"
+    link.symlink_to("releases/1")
+    monkeypatch.chdir(link)
+    # The shell says by which path it came here; a PWD of elsewhere is not believed.
+    loaded = load(environ={"PWD": str(link)})
+    assert loaded.path == link / "config.toml"
+    release = tmp_path / "releases" / "1"
+    assert (loaded.root, loaded.settings.state_dir) == (release, release / ".supervisor")
+    assert loaded.real_path == release / "config.toml"
+    assert load(environ={"PWD": str(tmp_path)}).path == release / "config.toml"
+    link.unlink()
+    link.symlink_to("releases/2")
+    assert loaded.path.exists() and load(loaded.path, environ={}).settings.pool.workers == 2
+
+
+def test_a_config_file_that_is_a_link_belongs_to_the_folder_of_the_link(tmp_path: Path) -> None:
+    there = written(tmp_path / "mounted", "[pool]\nworkers = 3\n")
+    (tmp_path / "project").mkdir()
+    link = tmp_path / "project" / "config.toml"
+    link.symlink_to(there)
+    loaded = load(link, environ={})
+    assert loaded.root == tmp_path / "project" and loaded.settings.state_dir == tmp_path / "project" / ".supervisor"
+
+
+def test_a_working_directory_that_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    with pytest.raises(ConfigError, match=r"the working directory can't be found .*--config"):
+        load(environ={})
+    path = written(tmp_path / "project", "")
+    assert load(path, environ={}).path == path
