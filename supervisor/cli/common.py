@@ -95,7 +95,7 @@ config_option = click.option(
     "-c",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Read this config.toml.  [default: ./config.toml, if there is one]",
+    help="Read this config.toml.  [default: $SUPERVISOR_CONFIG, or ./config.toml if there is one]",
 )
 redis_option = click.option("--redis", metavar="URL", help="Instead of redis.url.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -110,12 +110,13 @@ def load_settings(config: Path | None, flags: Mapping[str, Any] | None = None) -
 
 def load_settings_anyway(config: Path | None) -> Loaded:
     """Load the settings for a command that asks a running pool; errors in them are only warnings."""
+    from supervisor.cli.pool_lookup import follow_running
     from supervisor.settings.load import load_anyway
 
     loaded, errors = load_anyway(config)
     for error in errors:
         warn(error)
-    return loaded
+    return follow_running(loaded)
 
 
 def with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -125,7 +126,9 @@ def with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
     @redis_option
     @functools.wraps(function)
     def load_first(config: Path | None, redis: str | None, **others: Any) -> Any:
-        return function(load_settings(config, {"redis.url": redis}), **others)
+        from supervisor.cli.pool_lookup import follow_running
+
+        return function(follow_running(load_settings(config, {"redis.url": redis})), **others)
 
     return load_first
 

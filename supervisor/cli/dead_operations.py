@@ -5,6 +5,7 @@ A group may have a million dead letters. Only those in a printed table or named 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +16,8 @@ import click
 from supervisor.broker.dead_letters import by_ids, extent, pages
 from supervisor.broker.replay import DROPPED, REPLAYED, WORDS, Outcome, drop, replay
 from supervisor.cli.common import dumps, talk
+from supervisor.cli.known import handled_pairs, require_group, require_stream
 from supervisor.cli.redis_client import open_redis
-from supervisor.cli.streams import handled_pairs
 from supervisor.cli.tables import table_text
 from supervisor.core.dead_letter import Filter, Letter
 from supervisor.errors import EXIT_FAILED, EXIT_OK, SupervisorError, UsageError
@@ -69,9 +70,8 @@ async def list_letters(
     """Print the first `count` that match, and how many match in all."""
     shown: list[Letter] = []
     printed = total = 0
-    pairs = await _pairs(loaded, *named)
     async with open_redis(loaded.settings) as redis:
-        for pair in pairs:
+        for pair in await _pairs(loaded, redis, *named):
             matching = 0
             async for page in _fitting(redis, pair, wanted, most=count - printed if wanted.empty else None):
                 chosen = page[: count - printed]
@@ -90,6 +90,7 @@ async def list_letters(
 async def named_letters(loaded: Loaded, stream: str, group: str, ids: Sequence[str]) -> list[Letter]:
     """Return the dead letters with these ids, their own or their messages'. Raises UsageError for an unknown id."""
     async with open_redis(loaded.settings) as redis:
+        await require_group(loaded, redis, stream, group)
         found = await by_ids(redis, stream, group, ids, alone=True)
     missing = [id_ for id_ in ids if id_ not in found]
     if missing:
@@ -104,6 +105,7 @@ async def choose(loaded: Loaded, stream: str, group: str, ids: Sequence[str], wa
         return Work(stream, group, len(named), named)
     now_ms = int(time.time() * 1000)
     async with open_redis(loaded.settings) as redis:
+        await require_group(loaded, redis, stream, group)
         count, end = await extent(redis, stream, group)
         if not wanted.empty:
             count = 0
@@ -159,9 +161,12 @@ async def _fitting(
             return
 
 
-async def _pairs(loaded: Loaded, stream: str | None, group: str | None) -> list[tuple[str, str]]:
+async def _pairs(loaded: Loaded, redis: Redis, stream: str | None, group: str | None) -> list[tuple[str, str]]:
     if stream and group:
+        await require_group(loaded, redis, stream, group)
         return [(stream, group)]
+    if stream:
+        await require_stream(loaded, redis, stream)
     found = [pair for pair in await handled_pairs(loaded) if stream in (None, pair[0])]
     if not found:
         raise UsageError(f"no handler here reads {stream!r}; name its group too" if stream else "there are no handlers")
@@ -183,8 +188,10 @@ def _tell(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
 
 
 def _clipped(reason: str) -> str:
-    """Return the beginning of a reason that is too long for a list, with a sign that more follows."""
-    return reason if len(reason) <= REASON_CHARACTERS else f"{reason[: REASON_CHARACTERS - 1]}…"
+    """Return the beginning of a reason that is too long for a list on a terminal, with a sign that more follows."""
+    if len(reason) <= REASON_CHARACTERS or not sys.stdout.isatty():
+        return reason
+    return f"{reason[: REASON_CHARACTERS - 1]}…"
 
 
 def _print(found: Sequence[Letter], *, with_stream: bool) -> None:

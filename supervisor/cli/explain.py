@@ -52,8 +52,8 @@ def explain(loaded: Loaded, id_: str, stream: str | None, as_json: bool) -> int:
 
 async def _explain(loaded: Loaded, entry_id: str, stream: str | None) -> list[Verdict]:
     from supervisor.broker.entry_lookup import collect
+    from supervisor.cli.known import handled_pairs, require_stream
     from supervisor.cli.redis_client import open_redis
-    from supervisor.cli.streams import handled_pairs
 
     try:
         pairs = await handled_pairs(loaded)
@@ -64,6 +64,8 @@ async def _explain(loaded: Loaded, entry_id: str, stream: str | None) -> list[Ve
     names = [stream] if stream else sorted({name for name, _ in pairs})
     found = []
     async with open_redis(loaded.settings) as redis:
+        if stream:
+            await require_stream(loaded, redis, stream)
         for name in names:
             found.append(judge(*await collect(redis, name, entry_id, [group for of, group in pairs if of == name])))
     return found

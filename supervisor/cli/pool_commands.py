@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from supervisor.cli.common import SECONDS, Examples, Value, command, config_option, load_settings_anyway, talk
+from supervisor.cli.pool_lookup import require_pool
 from supervisor.errors import EXIT_DRAIN, EXIT_FAILED, EXIT_OK, NotRunningError, SupervisorError
+from supervisor.text import counted
 from supervisor.values import WORKERS
 
 if TYPE_CHECKING:
@@ -63,12 +66,15 @@ def scale(workers: int, wait: bool, timeout_s: float, config: Path | None) -> in
         talk(f"scaling to {workers} workers; `supervisor status` shows them")
         return EXIT_OK
 
-    def left(status: dict[str, Any]) -> int:
+    what = f"scaling to {workers} workers"
+
+    def progress(status: dict[str, Any]) -> Progress:
         states = {worker["slot"]: worker["state"] for worker in status["workers"]}
         missing = sum(1 for slot in range(workers) if states.get(slot) != "READY")
-        return missing + sum(1 for slot in states if slot >= workers)
+        left = missing + sum(1 for slot in states if slot >= workers)
+        return Progress(f"{what}: {left} to go" if left else f"{what}: done", done=not left)
 
-    return _watch(paths, left, timeout_s, f"scaling to {workers} workers")
+    return _watch(paths, progress, timeout_s, what)
 
 
 @command(
@@ -81,30 +87,68 @@ def scale(workers: int, wait: bool, timeout_s: float, config: Path | None) -> in
 @timeout_option
 @config_option
 def restart(wait: bool, timeout_s: float, config: Path | None) -> int:
-    """Replace the workers one after the other, then the services. Configuration and handlers are read again."""
-    paths = _paths(config)
-    status = _ask(paths, "status")
-    before = {worker["slot"]: worker["incarnation"] for worker in status["workers"]}
-    pids = {service["name"]: service["pid"] for service in status["services"]}
-    _ask(paths, "restart")
-    if not wait:
-        talk("restarting; `supervisor status` shows how far it is")
-        return EXIT_OK
+    """Replace the workers one after the other, then the services. Configuration and handlers are read again.
 
-    def left(status: dict[str, Any]) -> int:
+    Returns when the new code could be loaded, or fails when it could not; then nothing has changed.
+    """
+    paths = _paths(config)
+    watch = _RestartWatch(_ask(paths, "status"))
+    queued = _ask(paths, "restart").get("queued")
+    if wait:
+        return _watch(paths, watch.to_the_end, timeout_s, "restart")
+    if queued:
+        talk("a restart is in progress; another one follows it")
+        return EXIT_OK
+    _watch(paths, watch.until_loaded, timeout_s, "restart")
+    talk("the workers are replaced one after the other; `supervisor status` shows how far it is")
+    return EXIT_OK
+
+
+class _RestartWatch:
+    """Reads the progress of a restart from `status`."""
+
+    def __init__(self, before: dict[str, Any]) -> None:
+        """`before` is the status before the restart was requested."""
+        self._incarnations = {worker["slot"]: worker["incarnation"] for worker in before["workers"]}
+        self._pids = {service["name"]: service["pid"] for service in before["services"]}
+
+    def until_loaded(self, status: dict[str, Any]) -> Progress:
+        """Return the progress of loading the new code. Raises SupervisorError when it can't be loaded."""
+        self._raise_failure(status)
+        operation = status["operation"]
+        if operation and operation["phase"] != "rolling":
+            return Progress(_loading_text(operation))
+        return Progress("loaded the new configuration and code", done=True)
+
+    def to_the_end(self, status: dict[str, Any]) -> Progress:
+        """Return the progress of the whole restart. Raises SupervisorError when it has failed."""
+        self._raise_failure(status)
+        workers, operation = status["workers"], status["operation"]
+        if operation and operation["phase"] != "rolling":
+            return Progress(_loading_text(operation))
+        old = [worker for worker in workers if worker["incarnation"] <= self._incarnations.get(worker["slot"], 0)]
+        # The embedded Redis is not restarted.
+        services = [service for service in status["services"] if service["name"] != "redis"]
+        late = [s for s in services if s["state"] != "READY" or s["pid"] == self._pids.get(s["name"])]
+        if operation is None and (failed := [s["name"] for s in late if s["state"] == "FAILED"]):
+            raise SupervisorError(f"{failed[0]} can't start with the new configuration; the pool's log names the error")
+        if old or operation:
+            return Progress(f"replaced {len(workers) - len(old)} of {counted(len(workers), 'worker')}")
+        if late:
+            return Progress(f"replacing {' and '.join(service['name'] for service in late)}")
+        names = [counted(len(workers), "worker"), *(service["name"] for service in services)]
+        return Progress(f"restarted {', '.join(names)}", done=True)
+
+    def _raise_failure(self, status: dict[str, Any]) -> None:
         last = status["last_operation"]
         if status["operation"] is None and last and not last["ok"]:
             raise SupervisorError(f"not restarted: {last['error']}")
-        old = [worker for worker in status["workers"] if worker["incarnation"] <= before.get(worker["slot"], 0)]
-        # The embedded Redis is not restarted.
-        waited = [s for s in status["services"] if s["name"] != "redis"]
-        late = [s for s in waited if s["state"] != "READY" or s["pid"] == pids.get(s["name"])]
-        failed = [s["name"] for s in late if s["state"] == "FAILED"]
-        if status["operation"] is None and failed:
-            raise SupervisorError(f"{failed[0]} can't start with the new configuration; the pool's log names the error")
-        return len(old) + len(late) or int(status["operation"] is not None)
 
-    return _watch(paths, left, timeout_s, "restarting workers and services")
+
+def _loading_text(operation: dict[str, Any]) -> str:
+    if error := operation.get("error"):
+        return f"the new code can't be loaded yet, trying again: {error}"
+    return "checking the new configuration and code"
 
 
 @command(
@@ -122,8 +166,9 @@ def stop(timeout_s: float | None, config: Path | None) -> int:
     """
     from supervisor.settings.paths import pool_paths
 
-    settings = load_settings_anyway(config).settings
-    paths = pool_paths(settings)
+    loaded = load_settings_anyway(config)
+    require_pool(loaded)
+    settings, paths = loaded.settings, pool_paths(loaded.settings)
     limit_s = (settings.pool.drain_s if timeout_s is None else timeout_s) + LEAVE_LIMIT_S
     pid = _ask(paths, "status")["pid"]
     has_left = _end_of(pid, paths)
@@ -194,8 +239,8 @@ def pause(config: Path | None) -> None:
 
     Returns at once. What runs is finished; the column `running` of `supervisor status` shows what is left.
     """
-    _ask(_paths(config), "pause")
-    talk("paused until `supervisor resume`")
+    was_paused = _ask(_paths(config), "pause").get("before", False)
+    talk(f"{'was paused already,' if was_paused else 'paused'} until `supervisor resume`")
 
 
 @command(
@@ -206,14 +251,16 @@ def pause(config: Path | None) -> None:
 @config_option
 def resume(config: Path | None) -> None:
     """Start messages again after `supervisor pause`."""
-    _ask(_paths(config), "resume")
-    talk("resumed")
+    was_paused = _ask(_paths(config), "resume").get("before", True)
+    talk("resumed" if was_paused else "nothing was paused")
 
 
 def _paths(config: Path | None) -> PoolPaths:
     from supervisor.settings.paths import pool_paths
 
-    return pool_paths(load_settings_anyway(config).settings)
+    loaded = load_settings_anyway(config)
+    require_pool(loaded)
+    return pool_paths(loaded.settings)
 
 
 def _ask(paths: PoolPaths, cmd: str, **args: Any) -> dict[str, Any]:
@@ -227,10 +274,18 @@ def _ask(paths: PoolPaths, cmd: str, **args: Any) -> dict[str, Any]:
         raise NotRunningError(f"{error}{hint}") from None
 
 
-def _watch(paths: PoolPaths, left: Callable[[dict[str, Any]], int], timeout_s: float, what: str) -> int:
-    """Poll until `left` returns 0, and print each change. Raises SupervisorError when it takes too long."""
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far something is."""
+
+    text: str
+    done: bool = False
+
+
+def _watch(paths: PoolPaths, look: Callable[[dict[str, Any]], Progress], timeout_s: float, what: str) -> int:
+    """Poll until `look` says that it is done, and print each change. Raises SupervisorError when it takes too long."""
     started_s = heard_s = time.monotonic()
-    told = -1
+    shown = ""
     while True:
         now_s = time.monotonic()
         try:
@@ -240,11 +295,11 @@ def _watch(paths: PoolPaths, left: Callable[[dict[str, Any]], int], timeout_s: f
                 raise
         else:
             heard_s = now_s
-            count = left(status)
-            if count != told:
-                talk(f"{what}: {count} to go" if count else f"{what}: done in {now_s - started_s:.1f} s")
-                told = count
-            if not count:
+            progress = look(status)
+            if progress.text != shown:
+                talk(f"{progress.text} in {now_s - started_s:.1f} s" if progress.done else progress.text)
+                shown = progress.text
+            if progress.done:
                 return EXIT_OK
         if now_s - started_s > timeout_s:
             raise SupervisorError(f"{what}: not done after {timeout_s:g} s; `supervisor status` shows why")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import Value, command, count_option, dumps, json_option, talk, with_settings
+from supervisor.cli.common import Value, command, count_option, dumps, json_option, with_settings
 from supervisor.values import Text
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def read(loaded: Loaded, stream: str, start: str, end: str, count: int | None, r
 async def _read(
     loaded: Loaded, stream: str, span: tuple[str, str], count: int | None, *, reverse: bool, as_json: bool
 ) -> None:
+    from supervisor.cli.known import require_stream
     from supervisor.cli.redis_client import open_redis
 
     low, high = span
@@ -58,8 +59,8 @@ async def _read(
             bounds = ("XREVRANGE", stream, high, low) if reverse else ("XRANGE", stream, low, high)
             page = await redis.execute_command(*bounds, "COUNT", wanted)
             print_entries(page, as_json)
-            if not page and left == count and not await redis.exists(stream):
-                talk(f"the stream {stream!r} does not exist; `supervisor streams` shows those of the handlers")
+            if not page and left == count:
+                await require_stream(loaded, redis, stream)
             if len(page) < wanted:
                 return
             left = None if left is None else left - len(page)

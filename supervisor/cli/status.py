@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from supervisor.cli.common import command, config_option, dumps, json_option, load_settings_anyway, talk
+from supervisor.cli.pool_lookup import down_hint
 from supervisor.cli.tables import lag_text, size, table_text
 from supervisor.errors import EXIT_DEGRADED, EXIT_DOWN, EXIT_OK
 from supervisor.text import counted, duration_text, exit_text
@@ -37,9 +38,9 @@ def status(config: Path | None, as_json: bool) -> int:
     else:
         click.echo(show(found))
         if found["pid"] is None:
-            talk("`supervisor start` starts it")
             if not found["groups"] and found["redis"]["version"]:
                 talk("no pool has run here yet; `supervisor streams` loads the handlers and shows their groups")
+            talk(down_hint(loaded))
     if found["pid"] is None:
         return EXIT_DOWN
     return EXIT_DEGRADED if found["state"] in ("degraded", "down") else EXIT_OK
@@ -47,6 +48,16 @@ def status(config: Path | None, as_json: bool) -> int:
 
 def show(found: dict[str, Any], *, rates: Mapping[int, float] | None = None) -> str:
     """Format the document for people. `rates` has messages per second by slot."""
+    lines = head_lines(found)
+    if found["workers"]:
+        lines += ["", workers_table(found["workers"], rates)]
+    if found["groups"]:
+        lines += ["", groups_table(found["groups"])]
+    return "\n".join([*lines, *dead_letters(found["groups"])])
+
+
+def head_lines(found: dict[str, Any]) -> list[str]:
+    """Format the pool as a whole: its state, what is wrong, its Redis and services."""
     state = click.style(f"{found['state']:{_LABEL}}", fg=_COLOURS.get(found["state"]), bold=True)
     about = f"pid {found['pid']}, up {duration_text(found['uptime_s'])}" if found["pid"] else found.get("reason", "")
     redis = found["redis"]
@@ -59,12 +70,7 @@ def show(found: dict[str, Any], *, rates: Mapping[int, float] | None = None) -> 
     lines += [_line("services", ", ".join(map(_service, found["services"])))] if found.get("services") else []
     lines += _operations(found.get("operation"), found.get("last_operation"))
     lines += [_line("paused", "no message is started until `supervisor resume`")] if found.get("paused") else []
-    lines += _late_acks(found["workers"])
-    if found["workers"]:
-        lines += ["", _workers(found["workers"], rates)]
-    if found["groups"]:
-        lines += ["", groups_table(found["groups"])]
-    return "\n".join([*lines, *dead_letters(found["groups"])])
+    return "\n".join([*lines, *_late_acks(found["workers"])]).split("\n")
 
 
 def _line(label: str, text: str) -> str:
@@ -93,7 +99,8 @@ def _service(service: dict[str, Any]) -> str:
     return f"{service['name']} {service['state']}" + (fault if left and left["reason"] != "drained" else "")
 
 
-def _workers(workers: Sequence[dict[str, Any]], rates: Mapping[int, float] | None) -> str:
+def workers_table(workers: Sequence[dict[str, Any]], rates: Mapping[int, float] | None) -> str:
+    """Format the table of workers. `rates` has messages per second by slot."""
     columns = ["slot", "pid", "state", "boot", "restarts", "beat", "rss", "pss", "running", "done", "failed", "dead"]
     columns += ["per s"] if rates is not None else []
     rows = [
@@ -136,9 +143,14 @@ def groups_table(groups: Sequence[dict[str, Any]]) -> str:
 
 
 def dead_letters(groups: Sequence[dict[str, Any]]) -> list[str]:
-    """Return hints on how to list the dead letters of each group that has some."""
-    found = [(group["group"], dead_command(group["stream"], group["group"])) for group in groups if group["dead"]]
-    return [line for group, words in found for line in ("", f"dead letters of {group}:", f"  {words}")]
+    """Return a hint on how to list the dead letters, in two lines however many groups have some."""
+    found = [(group["stream"], group["group"]) for group in groups if group["dead"]]
+    if not found:
+        return []
+    if len(found) == 1:
+        return ["", f"dead letters of {found[0][1]}:", f"  {dead_command(*found[0])}"]
+    total = sum(group["dead"] for group in groups)
+    return ["", f"{counted(total, 'dead letter')} of {len(found)} groups:", "  supervisor dead list"]
 
 
 def dead_command(stream: str, group: str) -> str:

@@ -40,26 +40,15 @@ def streams(loaded: Loaded, names: tuple[str, ...], as_json: bool) -> None:
 
 
 async def _overview(loaded: Loaded, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    from supervisor.cli.known import handled_pairs, require_stream
     from supervisor.cli.redis_client import open_redis
     from supervisor.overview import overview
 
     pairs = [] if names else await handled_pairs(loaded)
     async with open_redis(loaded.settings) as redis:
+        for name in names:
+            await require_stream(loaded, redis, name)
         return await overview(redis, loaded.settings, names or sorted({stream for stream, _ in pairs}), pairs)
-
-
-async def handled_pairs(loaded: Loaded) -> list[tuple[str, str]]:
-    """Return (stream, group) pairs from the running pool, or else from the handlers."""
-    from supervisor.control.client import request
-    from supervisor.errors import SupervisorError
-    from supervisor.settings.paths import pool_paths
-    from supervisor.status import configured_pairs
-
-    try:
-        told = request(pool_paths(loaded.settings), "status")
-        return [(stream, group) for stream, group in told["consumers"]]
-    except (SupervisorError, KeyError):
-        return configured_pairs(loaded.settings, loaded.root)
 
 
 def _print(found: list[dict[str, Any]]) -> None:
@@ -117,10 +106,16 @@ def pending(loaded: Loaded, stream: str, group: str, count: int, as_json: bool) 
 
 async def _pending(loaded: Loaded, stream: str, group: str, count: int) -> list[dict[str, Any]]:
     from supervisor.broker import inspect
+    from supervisor.cli.known import require_group
     from supervisor.cli.redis_client import open_redis
+    from supervisor.errors import UsageError
 
     async with open_redis(loaded.settings) as redis:
-        return [info.as_dict() for info in await inspect.pending(redis, stream, group, count)]
+        await require_group(loaded, redis, stream, group)
+        try:
+            return [info.as_dict() for info in await inspect.pending(redis, stream, group, count)]
+        except UsageError:  # a handler's group that no pool has created yet, or one that has left dead letters only
+            return []
 
 
 def _print_pending(found: list[dict[str, Any]]) -> None:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import Value, command, count_option, json_option, talk, with_settings
+from supervisor.cli.common import Value, command, count_option, json_option, talk, warn, with_settings
+from supervisor.errors import UsageError
 from supervisor.values import Text
 
 if TYPE_CHECKING:
     from supervisor.settings.load import Loaded
-    from supervisor.settings.model import Settings
 
 PAGE = 1_000
 BLOCK_MS = 5_000
@@ -51,13 +51,13 @@ def tail(loaded: Loaded, stream: str, start: str, count: int | None, as_json: bo
     """Follow a stream until Ctrl-C. It waits while Redis is down, and misses nothing."""
     import asyncio
 
-    asyncio.run(_follow(loaded.settings, stream, start, count, as_json))
+    asyncio.run(_follow(loaded, stream, start, count, as_json))
 
 
-async def _follow(settings: Settings, stream: str, start: str, count: int | None, as_json: bool) -> None:
+async def _follow(loaded: Loaded, stream: str, start: str, count: int | None, as_json: bool) -> None:
     from supervisor.cli.read import print_entries
 
-    reader = _Reader(settings, stream)
+    reader = _Reader(loaded, stream)
     try:
         await reader.begin(start)
         talk(f"following {stream} after {reader.last_id}; Ctrl-C ends")
@@ -71,11 +71,12 @@ async def _follow(settings: Settings, stream: str, start: str, count: int | None
 
 
 class _Reader:
-    def __init__(self, settings: Settings, stream: str) -> None:
+    def __init__(self, loaded: Loaded, stream: str) -> None:
         from supervisor.broker.connect import client
         from supervisor.settings.paths import redis_url
 
-        self._settings = settings
+        self._loaded = loaded
+        self._settings = settings = loaded.settings
         self._stream = stream
         timeout_s = BLOCK_MS / 1000 + REPLY_SLACK_S
         connect_s = settings.redis.connect_timeout_s
@@ -85,10 +86,15 @@ class _Reader:
     async def begin(self, start: str) -> None:
         """Find the id to start after. Raises RedisUnreachableError, since waiting would not correct a wrong address."""
         from supervisor.broker.inspect import streams
+        from supervisor.cli.known import require_stream
         from supervisor.cli.redis_client import open_redis
 
         async with open_redis(self._settings) as redis:
             (info,) = await streams(redis, [self._stream])
+            try:
+                await require_stream(self._loaded, redis, self._stream)
+            except UsageError as error:  # it may be about to be created
+                warn(f"{error}\nwaiting for it")
         self.last_id = (info.last_id or "0-0") if start == "$" else start
 
     async def next(self, count: int) -> list[Any]:

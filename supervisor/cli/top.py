@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import select
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from supervisor.cli.common import Value, command, config_option, count_option, dumps, json_option, load_settings_anyway
+from supervisor.cli.screen import commands_of, moved, view
 from supervisor.errors import EXIT_OK
 from supervisor.values import Duration
 
 if TYPE_CHECKING:
     from supervisor.settings.load import Loaded
+
+#: The document of `status`, messages per second by slot, and the time of day.
+Look = tuple[dict[str, Any], dict[int, float], str]
 
 
 @command(
@@ -38,21 +47,24 @@ if TYPE_CHECKING:
 @config_option
 @json_option
 def top(interval_s: float, count: int | None, config: Path | None, as_json: bool) -> int:
-    """Watch workers and groups until Ctrl-C. With --json or in a pipe, updates are printed one after the other."""
+    """Watch workers and groups until q or Ctrl-C; arrows and PgUp, PgDn scroll.
+
+    With --json or in a pipe, updates are printed one after the other.
+    """
     looks = _looks(load_settings_anyway(config), interval_s, count)
     if as_json:
-        for found, _ in looks:
+        for found, _, _ in looks:
             click.echo(dumps(found))
     elif sys.stdout.isatty():
         _live(looks)
     else:
-        for found, rates in looks:
-            click.echo(_frame(found, rates) + "\n")
+        for look in looks:
+            click.echo(_frame(*look) + "\n")
     return EXIT_OK
 
 
-def _looks(loaded: Loaded, interval_s: float, count: int | None) -> Iterator[tuple[dict[str, Any], dict[int, float]]]:
-    """Yield the document of `status` and the messages per second of each slot since the last one."""
+def _looks(loaded: Loaded, interval_s: float, count: int | None) -> Iterator[Look]:
+    """Yield the document of `status`, the messages per second of each slot since the last one, and the time."""
     import asyncio
 
     from supervisor.status import collect
@@ -66,7 +78,7 @@ def _looks(loaded: Loaded, interval_s: float, count: int | None) -> Iterator[tup
         done = {worker["slot"]: worker["done"] for worker in found["workers"]}
         passed_s = max(now_s - before_s, 1e-3)
         rates = {slot: (number - before[slot]) / passed_s for slot, number in done.items() if slot in before}
-        yield found, rates
+        yield found, rates, time.strftime("%H:%M:%S")
         before, before_s = done, now_s
         looked += 1
         if looked == count:
@@ -74,18 +86,101 @@ def _looks(loaded: Loaded, interval_s: float, count: int | None) -> Iterator[tup
         time.sleep(max(0.0, now_s + interval_s - time.monotonic()))
 
 
-def _live(looks: Iterator[tuple[dict[str, Any], dict[int, float]]]) -> None:
+def _live(looks: Iterator[Look]) -> None:
+    """Draw the updates on the terminal, and scroll in between."""
     from rich.console import Console
     from rich.live import Live
-    from rich.text import Text
 
     console = Console(highlight=False)
-    with Live(console=console, screen=True, auto_refresh=False) as live:
-        for found, rates in looks:
-            live.update(Text.from_ansi(_frame(found, rates), overflow="fold"), refresh=True)
+    feed = _Feed(looks)
+    offset, look = 0, feed.first()
+    with _keys() as typed, Live(console=console, screen=True, auto_refresh=False) as live:
+        while look is not None:
+            found, rates, clock = look
+            shown = view(found, rates, clock, offset, console.size.height)
+            live.update(_text(shown.lines), refresh=True)
+            offset, page = shown.offset, shown.page
+            for command in typed(feed.ready_fd):
+                if command == "quit":
+                    return
+                offset = moved(offset, command, page)
+            look = feed.latest(look)
 
 
-def _frame(found: dict[str, Any], rates: dict[int, float]) -> str:
+def _text(lines: list[str]) -> Any:
+    """Return the lines for rich, each cut at the edge of the terminal instead of folded."""
+    from rich.text import Text
+
+    text = Text("\n", no_wrap=True, overflow="ellipsis").join(Text.from_ansi(line) for line in lines)
+    text.no_wrap, text.overflow = True, "ellipsis"
+    return text
+
+
+class _Feed:
+    """Collects updates in a thread, so that a Redis that does not answer holds up no key."""
+
+    def __init__(self, looks: Iterator[Look]) -> None:
+        self._updates: SimpleQueue[Look | BaseException | None] = SimpleQueue()
+        #: Readable when there is an update.
+        self.ready_fd, self._written = os.pipe()
+        Thread(target=self._collect, args=(looks,), daemon=True).start()
+
+    def _collect(self, looks: Iterator[Look]) -> None:
+        error: BaseException | None = None
+        try:
+            for look in looks:
+                self._put(look)
+        except Exception as failed:
+            error = failed
+        self._put(error)
+
+    def _put(self, update: Look | BaseException | None) -> None:
+        self._updates.put(update)
+        os.write(self._written, b".")
+
+    def first(self) -> Look | None:
+        """Wait for the first update; None when there is none."""
+        return self._take()
+
+    def latest(self, shown: Look) -> Look | None:
+        """Return the last update, or the one that is shown when there is no new one; None at the end."""
+        look: Look | None = shown
+        while look is not None and not self._updates.empty():
+            look = self._take()
+        return look
+
+    def _take(self) -> Look | None:
+        os.read(self.ready_fd, 1)
+        update = self._updates.get()
+        if isinstance(update, BaseException):
+            raise update
+        return update
+
+
+@contextmanager
+def _keys() -> Iterator[Callable[[int], list[str]]]:
+    """Read single keys. Yields a function that waits for keys or a readable descriptor, and returns what keys do."""
+    import termios
+    import tty
+
+    stdin = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
+
+    def wait(ready_fd: int) -> list[str]:
+        readable, _, _ = select.select([ready_fd, *([] if stdin is None else [stdin])], [], [])
+        return commands_of(os.read(stdin, 1024).decode(errors="replace")) if stdin in readable else []
+
+    if stdin is None:
+        yield wait
+        return
+    before = termios.tcgetattr(stdin)
+    try:
+        tty.setcbreak(stdin)
+        yield wait
+    finally:
+        termios.tcsetattr(stdin, termios.TCSADRAIN, before)
+
+
+def _frame(found: dict[str, Any], rates: dict[int, float], clock: str) -> str:
     from supervisor.cli.status import show
 
-    return f"supervisor top  {time.strftime('%H:%M:%S')}  (Ctrl-C ends it)\n\n{show(found, rates=rates)}"
+    return f"supervisor top  {clock}\n\n{show(found, rates=rates)}"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import termios
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def run(
 def spawn(*words: str, cwd: Path, redis_url: str = "", **options: Any) -> subprocess.Popen[bytes]:
     """Start one command with pipes for all three streams."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*COMMAND, *words], cwd=cwd, env=environment(redis_url), **(pipes | options))
+    env = environment(redis_url) | options.pop("env", {})
+    return subprocess.Popen([*COMMAND, *words], cwd=cwd, env=env, **(pipes | options))
 
 
 def environment(redis_url: str) -> dict[str, str]:
@@ -50,11 +52,11 @@ def lines_of(done: subprocess.CompletedProcess[str]) -> list[Any]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def run_on_terminal(*words: str, cwd: Path, redis_url: str = "", columns: int = 80, lines: int = 50) -> str:
-    """Run one command on a terminal of that size, without colours; what it printed there."""
+@contextlib.contextmanager
+def terminal_of(columns: int, lines: int) -> Iterator[tuple[int, int, bytearray]]:
+    """Open a terminal of that size: both ends, and what was printed there so far."""
     master, slave = os.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", lines, columns, 0, 0))
-    env = {name: value for name, value in environment(redis_url).items() if name not in ("COLUMNS", "LINES")}
     printed = bytearray()
 
     def read() -> None:
@@ -64,11 +66,18 @@ def run_on_terminal(*words: str, cwd: Path, redis_url: str = "", columns: int = 
 
     reader = threading.Thread(target=read)
     reader.start()
-    terminal = {"NO_COLOR": "1", "TERM": "xterm"}
     try:
-        command_server.run_on(words, cwd=cwd, env=env | terminal, streams=[slave] * 3, limit_s=LIMIT_S)
+        yield master, slave, printed
     finally:
         os.close(slave)
         reader.join()
         os.close(master)
+
+
+def run_on_terminal(*words: str, cwd: Path, redis_url: str = "", columns: int = 80, lines: int = 50) -> str:
+    """Run one command on a terminal of that size, without colours; what it printed there."""
+    env = {name: value for name, value in environment(redis_url).items() if name not in ("COLUMNS", "LINES")}
+    terminal = {"NO_COLOR": "1", "TERM": "xterm"}
+    with terminal_of(columns, lines) as (_, slave, printed):
+        command_server.run_on(words, cwd=cwd, env=env | terminal, streams=[slave] * 3, limit_s=LIMIT_S)
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", printed.decode(errors="replace")).replace("\r\n", "\n")

@@ -1,0 +1,110 @@
+"""What `supervisor top` shows on a terminal: a head with totals, a part that scrolls, and the keys.
+
+Only text and numbers in here; `top` reads the keys and draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from supervisor.cli.status import groups_table, head_lines, workers_table
+from supervisor.cli.tables import lag_text
+from supervisor.text import duration_text
+
+#: A key or its escape sequence -> what it does.
+KEYS = {
+    "q": "quit",
+    "\x1b[A": "up",
+    "k": "up",
+    "\x1b[B": "down",
+    "j": "down",
+    "\x1b[5~": "page up",
+    "b": "page up",
+    "\x1b[6~": "page down",
+    " ": "page down",
+    "\x1b[H": "top",
+    "\x1b[1~": "top",
+    "g": "top",
+    "\x1b[F": "bottom",
+    "\x1b[4~": "bottom",
+    "G": "bottom",
+}
+#: At least this many lines scroll, however long the head is.
+BODY_LINES_MIN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A screen full of lines, and where the scrolled part begins, within its limits."""
+
+    lines: list[str]
+    offset: int
+    #: Lines of the part that scrolls.
+    page: int
+
+
+def commands_of(typed: str) -> list[str]:
+    """Return what the typed keys do; unknown keys do nothing."""
+    found = []
+    while typed:
+        key = next((key for key in sorted(KEYS, key=len, reverse=True) if typed.startswith(key)), typed[0])
+        found += [KEYS[key]] if key in KEYS else []
+        typed = typed[len(key) :]
+    return found
+
+
+def moved(offset: int, command: str, page: int) -> int:
+    """Return the new offset; `view` keeps it within its limits."""
+    by = {"up": -1, "down": 1, "page up": 1 - page, "page down": page - 1, "top": -offset, "bottom": 1_000_000}
+    return max(0, offset + by.get(command, 0))
+
+
+def view(found: dict[str, Any], rates: Mapping[int, float], clock: str, offset: int, height: int) -> View:
+    """Lay the document of `status` out for a terminal of this height. `rates` has messages per second by slot."""
+    sums, about = totals(found, rates), head_lines(found)
+    room = max(1, height - BODY_LINES_MIN - len(sums) - 2)
+    head = [f"{about[0]}, {clock}", *about[1:room], *sums]
+    body = body_lines(found, rates)
+    page = max(1, height - len(head) - 2)
+    offset = min(offset, max(0, len(body) - page))
+    shown = body[offset : offset + page]
+    keys = "q quits"
+    if len(body) > page:
+        keys = f"lines {offset + 1}-{offset + len(shown)} of {len(body)}  ↑ ↓ PgUp PgDn scroll  q quits"
+    return View([*head, "", *shown, *[""] * (page - len(shown)), keys], offset, page)
+
+
+def body_lines(found: dict[str, Any], rates: Mapping[int, float]) -> list[str]:
+    """Return the lines that scroll: the groups first, which tell more than the workers."""
+    parts = []
+    if found["groups"]:
+        parts.append(groups_table(found["groups"]))
+    if found["workers"]:
+        parts.append(workers_table(found["workers"], rates))
+    return "\n\n".join(parts).split("\n")
+
+
+def totals(found: dict[str, Any], rates: Mapping[int, float]) -> list[str]:
+    """Return the sums over all workers and over all groups, a line each."""
+    workers, groups = found["workers"], found["groups"]
+    lines = []
+    if workers:
+        ready = sum(worker["state"] == "READY" for worker in workers)
+        lines.append(
+            f"workers   {ready} of {len(workers)} ready, {sum(rates.values()):,.0f} per s,"
+            f" {_sum(workers, 'in_flight')} running, {_sum(workers, 'done')} done, {_sum(workers, 'failed')} failed"
+        )
+    if groups:
+        lag = lag_text(sum(group["lag"] for group in groups), any(group["lag_at_least"] for group in groups))
+        oldest = duration_text(max((group["oldest_s"] or 0.0 for group in groups), default=0.0) or None)
+        lines.append(
+            f"groups    {len(groups)}, lag {lag}, {_sum(groups, 'pending')} pending,"
+            f" {_sum(groups, 'retrying')} retrying, {_sum(groups, 'dead')} dead, oldest {oldest}"
+        )
+    return lines
+
+
+def _sum(rows: Sequence[Mapping[str, Any]], key: str) -> str:
+    return f"{sum(row[key] for row in rows):,}"

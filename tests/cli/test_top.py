@@ -1,0 +1,47 @@
+"""`supervisor top` on a terminal of 80 columns and 24 lines: it scrolls, and q ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import termios
+from pathlib import Path
+
+from supervisor.control import last_groups
+from supervisor.settings.paths import paths_in
+from tests.cli.run import spawn, terminal_of
+from tests.support.servers import AnyServer
+from tests.support.waiting import eventually
+
+COUNT = 30
+
+
+def last_screen(printed: bytes) -> str:
+    """The last complete drawing, without its control sequences."""
+    screens = printed.decode(errors="replace").split("\x1b[H")
+    whole = [screen for screen in screens if "q quits" in screen]
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", whole[-1]) if whole else ""
+
+
+def test_it_scrolls_and_q_ends_it(tmp_path: Path, redis_server: AnyServer) -> None:
+    paths = paths_in(tmp_path / ".supervisor")
+    paths.state_dir.mkdir()
+    last_groups.write(paths, [(f"events:{number:02}", "readers") for number in range(COUNT)])
+    with terminal_of(80, 24) as (master, slave, printed):
+        before = termios.tcgetattr(slave)
+        size = {"COLUMNS": "80", "LINES": "24", "TERM": "xterm"}
+        options = {"stdin": slave, "stdout": slave, "stderr": slave, "env": size}
+        top = spawn("top", "--interval", "60", cwd=tmp_path, redis_url=redis_server.url, **options)
+        with top, contextlib.ExitStack() as ended:
+            ended.callback(top.kill)
+            first = eventually(lambda: last_screen(bytes(printed)), 20)
+            assert "events:00" in first and "events:29" not in first and f"groups    {COUNT}, lag 0" in first
+            os.write(master, b"G")
+            eventually(lambda: "events:29" in last_screen(bytes(printed)))
+            assert f"groups    {COUNT}, lag 0" in last_screen(bytes(printed)), "the sums stay"
+            os.write(master, b"\x1b[5~")
+            eventually(lambda: "events:29" not in last_screen(bytes(printed)))
+            os.write(master, b"q")
+            assert top.wait(20) == 0
+        assert termios.tcgetattr(slave) == before, "the terminal is as it was"
