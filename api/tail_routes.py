@@ -47,13 +47,10 @@ _EXAMPLE = 'id: 1764000000000-0\ndata: {"id":"1764000000000-0","fields":{"user_i
 
 async def _begin(
     stream: Stream,
-    service: ServiceDep,
     redis: RedisDep,
     last_event_id: Annotated[EntryId | None, Header(description="Continue after this entry")] = None,
 ) -> str:
     """Return the entry to begin after. It is read before the answer begins, so that an outage of Redis is a 503."""
-    if service.tails >= TAILS_MAX:
-        raise Problem("busy", f"{TAILS_MAX} clients already follow streams")
     if last_event_id is not None:
         return last_event_id
     try:
@@ -77,6 +74,9 @@ async def _begin(
 )
 async def tail(stream: Stream, service: ServiceDep, after: Annotated[str, Depends(_begin)]) -> StreamingResponse:
     """Server-sent events with the data `{"id", "fields"}`: messages published from now on, or after Last-Event-ID."""
+    # Nothing may be awaited between this check and the count.
+    if service.tails >= TAILS_MAX:
+        raise Problem("busy", f"{TAILS_MAX} clients already follow streams")
     return _Tail(service, stream, after)
 
 
@@ -86,11 +86,11 @@ class _Tail(StreamingResponse):
         self._service = service
         self._stream = stream
         self._after = after
+        service.tails += 1
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send events until the client leaves or the service stops."""
         service = self._service
-        service.tails += 1
         ends = [asyncio.create_task(_left(receive)), asyncio.create_task(service.stopping.wait())]
         redis = client(service.url, timeout_s=_CLIENT_LIMIT_S, connect_timeout_s=service.limit_s)
         try:

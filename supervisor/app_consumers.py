@@ -16,7 +16,7 @@ from typing import Any
 from supervisor.broker.connect import client
 from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.core.backoff import backoff_s
-from supervisor.errors import SupervisorError
+from supervisor.core.outcome import Crash
 from supervisor.handling.loader import HandlerSpec
 from supervisor.keeper.lease import RENEW_S, drop, take, take_free_number
 from supervisor.keeper.reaper import Reaper
@@ -31,6 +31,10 @@ from supervisor.worker.runtime import Runtime
 _REPORT_S = 0.5
 _RECONNECT_BASE_S = 0.05
 _RECONNECT_MAX_S = 2.0
+#: As the arbiter does it with workers.
+_RESTART_BASE_S = 0.1
+_RESTART_MAX_S = 30.0
+_STEADY_S = 60.0
 
 
 class AppConsumers:
@@ -49,7 +53,7 @@ class AppConsumers:
         self._running = self._start_task(self._run())
 
     async def stop(self) -> None:
-        """Finish the messages in hand within the drain deadline, then disconnect. Raises what a consumer raised."""
+        """Finish the messages in hand within the drain deadline, then disconnect."""
         self._stopping.set()
         await self._running
 
@@ -57,6 +61,7 @@ class AppConsumers:
         try:
             while (lease := await self._take_lease()) is not None:
                 await self._work(*lease)
+                await self._pause(_REPORT_S)  # another process has the name, or the keeper's part has failed
         finally:
             await self._redis.aclose()
 
@@ -77,35 +82,55 @@ class AppConsumers:
 
     async def _work(self, pool: str, token: str) -> None:
         """Run the consumers until the app ends or another process has the name."""
-        runtimes: list[Runtime] = []
-        tasks: list[asyncio.Task[Any]] = []
-        for slot in range(self._shared.get(HeaderField.WORKERS)):
-            fields = self._shared.slot(slot)
-            fields.reset_for_new_worker()
-            fields.keep_consumers(())  # this process has not crashed
-            fields.set(SlotField.ISOLATING, 0)
-            faults = FaultLog(worker_logger(self._settings, slot))
-            runtime = Runtime(self._settings, self._specs, fields, consumer_name(pool, slot), faults)
-            runtimes.append(runtime)
-            # Start it before the next runtime is made: a task keeps the context that its runtime has set.
-            tasks.append(self._start_task(runtime.run(partial(_note_ready, fields))))
-        reporting, keeping = self._start_task(self._report(runtimes)), self._start_task(self._keep(pool, token))
-        stopping = self._start_task(self._stopping.wait())
-        await asyncio.wait([keeping, stopping], return_when=asyncio.FIRST_COMPLETED)
-        for runtime in runtimes:
-            await runtime.drain()
-        await asyncio.wait(tasks, timeout=self._settings.pool.drain_s)
-        tasks += [reporting, keeping, stopping]
-        for task in tasks:
+        leaving = asyncio.Event()
+        slots = range(self._shared.get(HeaderField.WORKERS))
+        consumers = [self._start_task(self._consume(slot, consumer_name(pool, slot), leaving)) for slot in slots]
+        others = [self._start_task(self._keep(pool, token)), self._start_task(self._stopping.wait())]
+        await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
+        leaving.set()
+        await asyncio.wait(consumers, timeout=self._settings.pool.drain_s)
+        for task in (*consumers, *others):
             task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        for runtime in runtimes:
-            await runtime.close()
+        await asyncio.gather(*consumers, *others, return_exceptions=True)
         with contextlib.suppress(*REDIS_FAULTS):  # the lease expires by itself
             await drop(self._redis, pool, token)
-        failed = [result for result in results if isinstance(result, Exception)]
-        if failed:
-            raise SupervisorError(f"a consumer failed: {failed[0]!r}") from failed[0]
+
+    async def _consume(self, slot: int, name: str, leaving: asyncio.Event) -> None:
+        """Run one consumer until `leaving` is set; start it again, later each time, when its own code has failed."""
+        fields, crash, failures = self._shared.slot(slot), None, 0
+        fields.keep_consumers(())  # this process has not crashed
+        fields.set(SlotField.ISOLATING, 0)
+        while not leaving.is_set():
+            began_s, failed = time.monotonic(), False
+            fields.reset_for_new_worker()
+            faults = FaultLog(worker_logger(self._settings, slot))
+            runtime = Runtime(self._settings, self._specs, fields, name, faults, crash=crash)
+            try:
+                await self._run_until(runtime, fields, leaving)
+            except Exception as error:
+                self._log.error("app consumer failed", slot=slot, exc_info=error)
+                crash, failed = Crash("failed", "", None, ""), True
+                failures = 1 if time.monotonic() - began_s > _STEADY_S else failures + 1
+            finally:
+                await runtime.close(crashed=failed)
+            delay_s = backoff_s(failures, _RESTART_BASE_S, _RESTART_MAX_S, random.random) if failed else 0
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(leaving.wait(), delay_s)
+
+    async def _run_until(self, runtime: Runtime, fields: SharedSlot, leaving: asyncio.Event) -> None:
+        """Run it, drain it when `leaving` is set. Raises what its own code raises."""
+        running = asyncio.create_task(runtime.run(partial(_note_ready, fields)))
+        reporting, end = self._start_task(self._report(runtime, fields)), asyncio.create_task(leaving.wait())
+        try:
+            await asyncio.wait([running, end], return_when=asyncio.FIRST_COMPLETED)
+            if end.done():
+                await runtime.drain()
+            await running
+        finally:
+            tasks = running, reporting, end
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _keep(self, pool: str, token: str) -> None:
         """Renew the lease and take over from processes that are gone. Returns when another process has the name."""
@@ -129,16 +154,15 @@ class AppConsumers:
                 self._faults.resolved("can't renew the app name")
             await asyncio.sleep(RENEW_S)
 
-    async def _report(self, runtimes: list[Runtime]) -> None:
-        """Write each consumer's figures, and have it rescan its pending list when the keeper asks for it."""
-        rescans = [0] * len(runtimes)
+    async def _report(self, runtime: Runtime, fields: SharedSlot) -> None:
+        """Write its figures, and have it rescan its pending list when the keeper asks for it."""
+        rescans = fields.get(SlotField.RESCAN_PENDING)
         while True:
-            for slot, runtime in enumerate(runtimes):
-                runtime.report()
-                asked = self._shared.slot(slot).get(SlotField.RESCAN_PENDING)
-                if asked != rescans[slot]:
-                    rescans[slot] = asked
-                    runtime.rescan()
+            runtime.report()
+            asked = fields.get(SlotField.RESCAN_PENDING)
+            if asked != rescans:
+                rescans = asked
+                runtime.rescan()
             await asyncio.sleep(_REPORT_S)
 
     def _start_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

@@ -164,6 +164,16 @@ async def copies_of(redis: Redis, stream: str, group: str, count: int) -> list[t
     return [(entry, origin_of(entry, first)) for entry, *first in found]
 
 
+async def unread_copies(redis: Redis, pairs: Iterable[tuple[str, str]]) -> int:
+    """Return how many replayed messages of these (stream, group) no worker has read yet. Raises redis-py's errors."""
+    wanted = [(replay_key(stream, group), group) for stream, group in pairs]
+    replies = await _ask(redis, [(command, key) for key, _ in wanted for command in ("XLEN", "XINFO GROUPS")])
+    unread = 0
+    for (_, group), length, members in zip(wanted, replies[::2], replies[1::2], strict=True):
+        unread += length - sum(member["pending"] for member in members or () if _text(member["name"]) == group)
+    return unread
+
+
 async def _pending_copies(redis: Redis, stream: str, group: str, count: int) -> list[PendingInfo]:
     """Return at most `count` replayed messages as pending ones, with the ids of the messages."""
     copies, key = await copies_of(redis, stream, group, count), replay_key(stream, group)

@@ -16,11 +16,11 @@ CRASHED = "crashed the worker"
 class Crash:
     """How the process ended that ran a message, as its arbiter saw it."""
 
-    #: One word: exit, signal, or why the arbiter has killed it (hung, deadline, boot).
+    #: One word: exit, signal, or why the arbiter has killed it (hung, deadline, boot); failed: a consumer of an app.
     reason: str
     #: `SIGSEGV`; empty when no signal ended it.
     signal: str
-    #: None when a signal ended it.
+    #: None when a signal ended it, or when it was part of an app, which goes on.
     exit_code: int | None
     #: Where its threads were, if it could still tell; empty otherwise.
     stack: str
@@ -28,8 +28,10 @@ class Crash:
     @property
     def text(self) -> str:
         """Describe it in one line, for dead letters."""
-        how = f"was ended by {self.signal}" if self.signal else f"left with exit code {self.exit_code}"
-        why = "" if self.reason in ("exit", "signal") else f" ({self.reason})"
+        how = f"left with exit code {self.exit_code}" if self.exit_code is not None else "failed"
+        if self.signal:
+            how = f"was ended by {self.signal}"
+        why = "" if self.reason in ("exit", "signal", "failed") else f" ({self.reason})"
         return f"its worker {how}{why}"
 
 

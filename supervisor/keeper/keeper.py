@@ -105,7 +105,8 @@ class Keeper:
 
     async def _count_backlog(self) -> None:
         found = await inspect.groups(self._redis, self._groups)
-        self._shared.set(HeaderField.BACKLOG, sum(group.lag for group in found))
+        unread = await inspect.unread_copies(self._redis, self._groups)
+        self._shared.set(HeaderField.BACKLOG, unread + sum(group.lag for group in found))
         self._shared.set(HeaderField.BACKLOG_NS, time.monotonic_ns())
 
     async def clear_isolation_markers(self) -> None:

@@ -211,18 +211,21 @@ class Consumer:
             if not (self._control.stopping or self._control.paused or self._rescan_wanted):
                 return
 
-    async def close(self, successor: str | None) -> None:
-        """Cancel what runs; with `successor`, hand what is pending to that consumer and delete this one."""
+    async def close(self, successor: str | None, *, crashed: bool = False) -> None:
+        """Cancel what runs; with `successor`, hand what is pending to that consumer and delete this one.
+
+        `crashed`: this process goes on, and a later consumer of the same name must know what ran.
+        """
         await self._reader.close()
         if self.opened:  # otherwise the marks are a predecessor's, and its successor will need them
             self.executor.note_idle()  # what is pending now was not running: no successor needs to suspect it
         await self.executor.abort()
         for pending in self._pending.values():
-            if pending.opened and pending.marker.is_set:
+            if pending.opened and pending.marker.is_set and not crashed:
                 await pending.marker.clear()  # it was ended on purpose
-        if successor is not None:
+        for pending in self._pending.values():
             try:
-                for pending in self._pending.values():
+                if successor is not None:
                     await pending.hand_over(successor)
             except (RedisError, OSError) as error:  # a keeper does it when Redis is back
                 self._resources.faults.redis("can't hand over pending messages", error, stream=self.spec.stream)

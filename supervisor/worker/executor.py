@@ -170,9 +170,7 @@ class Executor:
         try:
             while True:
                 goes_on = await run_ready(runner)
-                self._active.discard(runner)
-                self.note_idle()
-                self._control.notify()
+                self._ended(runner)
                 if not goes_on:
                     return
                 runner.wake = self._loop.create_future()
@@ -184,8 +182,14 @@ class Executor:
             if not self._aborting and not self._bug.done():
                 self._bug.set_exception(error)
         finally:
-            self._active.discard(runner)
-            if self._ready and not self._aborting:
+            self._ended(runner)
+
+    def _ended(self, runner: Runner) -> None:
+        self._active.discard(runner)
+        if not self._aborting:
+            self.note_idle()
+            self._control.notify()
+            if self._ready:
                 self._advance_soon()
 
     async def _run_messages(self, runner: Runner) -> bool:  # noqa: C901 - the hot path: a call more costs too much

@@ -119,10 +119,13 @@ class Runtime:
         self.report()  # a drain is shown at once, not with the next beat
         await asyncio.gather(*(consumer.stop() for consumer in self.consumers))
 
-    async def close(self, successor: str | None = None) -> None:
-        """Cancel what still runs (it stays pending) and disconnect; with `successor`, hand retries over."""
+    async def close(self, successor: str | None = None, *, crashed: bool = False) -> None:
+        """Cancel what still runs (it stays pending) and disconnect; with `successor`, hand retries over.
+
+        `crashed`: `run` has failed, and what is marked as running may be the cause.
+        """
         for consumer in self.consumers:
-            await consumer.close(successor)
+            await consumer.close(successor, crashed=crashed)
         await self._connections.close()
         await self._context.aclose()
         self._threads.shutdown(wait=False, cancel_futures=True)

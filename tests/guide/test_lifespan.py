@@ -1,5 +1,6 @@
 """Step five of the guide: consumers that start and stop with a FastAPI app."""
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from fastapi import APIRouter, FastAPI
 from supervisor import Message, handler
 from supervisor.errors import UsageError
 from supervisor.fastapi import PublisherDep, RedisDep, lifespan
+from supervisor.keys import dead_key
 from tests.support.pool import clean_environment
 from tests.support.servers import free_port
 from tests.support.waiting import eventually, eventually_async
@@ -48,6 +50,33 @@ async def test_consumers_start_and_stop_with_the_app(redis: Any, redis_url: str)
     for group in ("mail", "count"):
         assert (await redis.xpending("events", group))["pending"] == 0
     await eventually_async(disconnected, 2)
+
+
+async def test_a_consumer_that_failed_is_started_again(redis: Any, redis_url: str) -> None:
+    """What it had in hand is run alone then, and given up when it ends the consumer again and again."""
+    seen: list[str] = []
+
+    @handler("events", group="mail")
+    async def mail(message: dict[str, str]) -> None:
+        seen.append(message["n"])
+        if message["n"] == "bad":
+            for task in asyncio.all_tasks():
+                if task.get_name().startswith("consumer "):
+                    task.cancel()
+            await asyncio.Event().wait()
+
+    async def dead() -> bool:
+        return bool(await redis.xlen(dead_key("events", "mail")))
+
+    app = FastAPI(lifespan=lifespan(mail, redis_url=redis_url))
+    await redis.xadd("events", {"n": "bad"})
+    async with app.router.lifespan_context(app):
+        await eventually_async(dead)
+        await redis.xadd("events", {"n": "good"})
+        await eventually_async(lambda: "good" in seen)
+    [(_, letter)] = await redis.xrange(dead_key("events", "mail"))
+    assert letter[b"reason"] == b"crashed the worker" and seen.count("bad") == 3
+    assert (await redis.xpending("events", "mail"))["pending"] == 0
 
 
 async def test_a_router_gets_publisher_and_redis_in_an_app_of_ones_own(redis: Any, redis_url: str) -> None:

@@ -6,11 +6,15 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import pytest
 import redis as redis_py
 
+from api import tail_routes
+from api.problems import Problem
 from tests.http.service import STREAM, Service, browser, problem
 from tests.support.waiting import eventually
 
@@ -170,3 +174,12 @@ def test_a_tail_that_has_just_begun_ends_with_the_service(
     with following(service), following(service):
         assert service.stop() == 0
     assert CUT not in service.log and "Traceback" not in service.log
+
+
+async def test_clients_that_come_at_once_are_not_too_many() -> None:
+    """A client counts from the check on, and not only when its answer begins."""
+    service: Any = SimpleNamespace(tails=tail_routes.TAILS_MAX - 1)
+    await tail_routes.tail("events", service, "0-0")
+    with pytest.raises(Problem, match="already follow"):
+        await tail_routes.tail("events", service, "0-0")
+    assert service.tails == tail_routes.TAILS_MAX

@@ -1,6 +1,7 @@
 """How messages reach their handlers: batches of one, batches that fail, and the concurrency that is left."""
 
 import asyncio
+import time
 from contextvars import ContextVar
 from typing import Any
 
@@ -92,3 +93,21 @@ async def test_context_variables_of_one_message_are_not_seen_by_the_next(redis: 
     async with working(redis_url, handler(STREAM, **options)(one if kind == "message" else batch)):
         await eventually_async(lambda: len(seen) == 20)
     assert set(seen) == {""}
+
+
+async def test_a_handler_that_cancels_its_own_task_leaves_no_mark(redis: Any, redis_url: str) -> None:
+    """It has returned by then: the cancellation ends the runner that takes a breath."""
+
+    @handler(STREAM, group=GROUP)
+    async def handle(message: Message) -> None:
+        time.sleep(0.02)  # so that the runner gives the event loop a turn
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+
+    await redis.xadd(STREAM, {"n": 1})
+    async with working(redis_url, handle) as worker:
+        row = worker.shared.consumer(STREAM, GROUP)
+        assert row is not None
+        await eventually_async(lambda: worker.shared.get(SlotField.DONE) == 1)
+        await eventually_async(lambda: row.started() == (0, 0))

@@ -315,6 +315,39 @@ async def test_who_may_only_hand_over_does_so_with_copies(redis: Any, sync: Any,
     assert [(row["name"], row["pending"]) for row in sync.xinfo_consumers(COPIES, GROUP)] == [(b"host:1", 2)]
 
 
+async def test_copies_are_handed_over_when_the_stream_can_not_be(redis: Any, sync: Any, every_server: Any) -> None:
+    trimmed(sync, 2)
+    assert await replay_all(redis) == ["replayed"] * 2
+    sync.xreadgroup(GROUP, "host:0", {COPIES: ">"})
+    sync.xgroup_destroy(STREAM, GROUP)
+
+    @handler(STREAM, group=GROUP)
+    async def handle(message: Message) -> None: ...
+
+    worker = Worker(every_server.url, [handle], SharedState(), **QUICK)
+    worker.task.cancel()
+    await asyncio.gather(worker.task, return_exceptions=True)
+    await worker.runtime.close("host:1")
+    assert worker.faults and "NOGROUP" in str(worker.faults[0][1])
+    assert [(row["name"], row["pending"]) for row in sync.xinfo_consumers(COPIES, GROUP)] == [(b"host:1", 2)]
+
+
+async def test_unread_copies_count_for_the_number_of_workers(redis: Any, sync: Any, every_server: Any) -> None:
+    @handler(STREAM, group=GROUP)
+    async def handle(message: Message) -> None: ...
+
+    trimmed(sync, 5)
+    assert await replay_all(redis) == ["replayed"] * 5
+    sync.xreadgroup(GROUP, "host:0", {COPIES: ">"}, count=2)
+    sync.xadd(STREAM, {"n": "unread"})
+    settings = Settings(redis={"url": every_server.url}, pool={"host": "host"})  # type: ignore[arg-type]
+    shared = SharedState()
+    keeper = Keeper(settings, specs_of(settings, [handle]), shared, "token")
+    await keeper._count_backlog()
+    await keeper.close()
+    assert shared.get(HeaderField.BACKLOG) == 3 + 1
+
+
 async def test_a_keeper_takes_over_copies_of_the_dead(redis: Any, sync: Any, every_server: Any) -> None:
     ids = trimmed(sync, 5)
     assert await replay_all(redis) == ["replayed"] * 5

@@ -42,3 +42,14 @@ async def test_a_record_that_was_refused_replaces_no_later_one(redis_url: str, r
     finally:
         running.cancel()
         await wire.close()
+
+
+async def test_what_is_decided_and_not_sent_counts_as_backlog(redis_url: str) -> None:
+    slot = SharedState().slot(0)
+    marks = slot.consumer(STREAM, GROUP)
+    assert marks is not None
+    source = Source(STREAM, GROUP, marks)
+    settler = Settler(CommandConnection(redis_url), slot, Faults([]), RunControl())
+    settler.ack_recorded(source, b"1-1", b"2-2")
+    settler.dead_letter(source, b"3-3", ["id", "3-3"])
+    assert settler.backlog == 3
