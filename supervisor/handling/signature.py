@@ -3,6 +3,7 @@
 `inspect.signature` sees through `functools.wraps`, partials, bound methods and objects with `__call__`.
 """
 
+import contextlib
 import functools
 import inspect
 import types
@@ -194,4 +195,8 @@ def _resolved(function: Callable[..., Any], parameter: inspect.Parameter, where:
 
 def _closure(function: Any) -> dict[str, Any]:
     names, cells = getattr(getattr(function, "__code__", None), "co_freevars", ()), getattr(function, "__closure__", ())
-    return {name: cell.cell_contents for name, cell in zip(names, cells or (), strict=False)}
+    found = {}
+    for name, cell in zip(names, cells or (), strict=False):
+        with contextlib.suppress(ValueError):  # a variable that is assigned later
+            found[name] = cell.cell_contents
+    return found
