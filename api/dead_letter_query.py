@@ -145,7 +145,7 @@ async def scan(
     """Find the first `count` letters that match, from `cursor` on.
 
     With `tally` it also counts further matches, as far as the limits allow. The scan ignores letters that are added
-    meanwhile: a message that is replayed and fails again must not be found again and again.
+    during the scan: a message that is replayed and fails again must not be found again and again.
     """
     extents = {pair: await extent(redis, *pair) for pair in pairs}
     found = ScanResult(total=sum(total for total, _ in extents.values()))

@@ -86,7 +86,7 @@ async def delete(redis: Redis, pairs: Sequence[Pair], entry_id: str) -> Response
     [outcome] = await _carry_out(redis, "drop", [await read(redis, pairs, entry_id)])
     _raise_if_all_failed([outcome])
     if outcome.outcome == "gone":
-        raise Problem("not-found", f"the dead letter {entry_id} was removed meanwhile")
+        raise Problem("not-found", f"the dead letter {entry_id} was removed in the meantime")
     return Response(status_code=204)
 
 

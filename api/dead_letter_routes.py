@@ -47,8 +47,8 @@ _LIST_TEXT = """The oldest first. `next` is the address of the next page, null a
 _CHANGE_TEXT = """The body selects the dead letters: `ids` (of letters, else of messages), filters, or `{"all": true}`.
 
 A request changes a bounded number of them. `next` is the body of the request that continues, null when nothing is
-left; letters that were added meanwhile are left alone. `outcomes` has the result for each letter. A letter that could
-not be changed stays, except where the outcome is `gone` or `not-found`."""
+left; letters that were added in the meantime are left alone. `outcomes` has the result for each letter. A letter that
+could not be changed stays, except where the outcome is `gone` or `not-found`."""
 
 
 def _add_change(verb: Verb, summary: str, description: str) -> None:

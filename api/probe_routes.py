@@ -102,7 +102,7 @@ async def livez(verbose: Verbose = None) -> Response:
 async def readyz(service: ServiceDep, verbose: Verbose = None, exclude: Exclude = ()) -> Response:
     """503 while Redis does not answer, or this host's pool is paused, has no ready worker, or can't read a group.
 
-    A machine that is too busy to tell keeps the answer that it gave before.
+    A machine that is too busy to tell repeats its last answer.
     """
     return _answer(await _ready(service), verbose, exclude)
 

@@ -58,7 +58,7 @@ KINDS = {
     "ambiguous": Kind(
         409, "More than one dead letter", "Several groups have a dead letter with this id; name one with `group`."
     ),
-    "wrong-type": Kind(409, "The key is no stream", "Redis holds another type of value under this name."),
+    "wrong-type": Kind(409, "The key is not a stream", "Redis holds another type of value under this name."),
     "body-too-large": Kind(413, "The body is too large", "Send less at once, or raise [api] max_body_bytes."),
     "media-type": Kind(415, "Unsupported media type", "Set Content-Type to one of those that `detail` names."),
     "invalid": Kind(422, "The request is not valid", "`errors` lists what is wrong, by JSON pointer or parameter."),
@@ -122,7 +122,7 @@ class Problem(HTTPException):
 
 
 def of_status(error: HTTPException) -> Problem:
-    """Return the problem for an HTTPException; a status without a kind of its own keeps its standard title."""
+    """Return the problem for an HTTPException; a status that has no kind keeps its standard title."""
     detail = error.detail if isinstance(error.detail, str) else orjson.dumps(error.detail).decode()
     problem = Problem(_OF_STATUS.get(error.status_code, "internal"), detail, headers=error.headers)
     if error.status_code not in _OF_STATUS:
@@ -227,7 +227,7 @@ def _of_usage(error: UsageError) -> Problem:
     )
 
 
-#: The exceptions that are no bugs, subclasses before their bases. All others are logged.
+#: Exceptions that have an answer of their own, subclasses before their bases. All others are logged.
 _ANSWERS: tuple[tuple[type[Exception], Callable[[Any], Problem]], ...] = (
     (Problem, lambda problem: problem),
     (HTTPException, of_status),

@@ -55,7 +55,7 @@ def _router_in(module: ModuleType, attribute: str, setting: str) -> APIRouter:
         raise no_router(module.__file__, attribute, routers, setting)
     hint = f"; its routers: {', '.join(routers)}" if routers else ""
     kind = type(found).__name__
-    raise HandlerError(f"{setting}: {attribute!r} in {module.__file__} is no APIRouter but of type {kind}{hint}")
+    raise HandlerError(f"{setting}: {attribute!r} in {module.__file__} is not an APIRouter but a {kind}{hint}")
 
 
 def _refuse_handlers(module: ModuleType) -> None:

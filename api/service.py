@@ -158,7 +158,7 @@ class Service:
         pulse = await self.pulse.get(FIRST_LIMIT_S)
         pairs = pairs_of((pulse and pulse.pool) or {}, self.settings, self.loaded.root)
         side = await look_at_redis(self._patient, self.url, pairs)
-        # Whether Redis can be used is for the pulse to say; the last figures stay for the while that it is silent.
+        # The pulse says whether Redis can be used; while Redis is silent, the last figures stay.
         return before if "error" in side.server and before is not None else side
 
     async def _measure_memory(self, _: dict[int, dict[str, Any]] | None) -> dict[int, dict[str, Any]]:

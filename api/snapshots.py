@@ -1,8 +1,8 @@
 """What is known of Redis and the pool, refreshed in the background, so that a request waits for none of it.
 
 1. A snapshot is refreshed while somebody asks for it, and for a minute longer.
-2. A machine that gives this process no CPU time must not look like a Redis that failed: what could not be found out is
-   "too busy to tell", and what was known before still holds.
+2. A machine that gives this process no CPU time must not look like a Redis that failed: a part that could not be
+   examined is "too busy to tell", and its last result stays valid.
 """
 
 import asyncio
@@ -15,9 +15,9 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 #: A snapshot is refreshed for this long after the last request for it.
 DEMAND_S = 60.0
-#: A snapshot that is older says nothing, when it can't be refreshed in time.
+#: A snapshot that is older and can't be refreshed in time is not used.
 AGE_S_MAX = 60.0
-#: A request waits so long for a snapshot that is due, when there is an older one.
+#: How long a request waits for a snapshot that is due while there is an older one.
 WAIT_S = 0.05
 TOO_BUSY = "too busy to tell"
 NO_ANSWER = "no answer in time"
@@ -26,7 +26,7 @@ _TICK_S = 0.02
 _TICKS_SHARE = 0.6
 #: The share of time in which some process of the machine waits for a CPU that makes the machine busy, in percent.
 _PRESSURE_MIN = 40.0
-#: How long a silent part is given the benefit of the doubt on a busy machine.
+#: How long a part may be silent on a busy machine before it counts as failed.
 _PRESSED_PATIENCE_S = 5.0
 
 
@@ -46,7 +46,7 @@ class Snapshot(Generic[T]):
     async def get(self, limit_s: float) -> T | None:
         """Return the latest result; None when there is none that is young enough.
 
-        Waits at most `limit_s` for the first one, and hardly when there is an older one.
+        Waits at most `limit_s` for the first one, and at most WAIT_S when there is an older one.
         """
         now_s = self._wanted_s = time.monotonic()
         if self._task is None or self._task.done():
@@ -78,17 +78,17 @@ class Finding:
 
     #: What is wrong; empty: nothing.
     error: str
-    #: When, by `time.monotonic`.
+    #: When it was found out, by `time.monotonic`.
     at_s: float
-    #: It could not be found out again since, for want of CPU time.
+    #: Later attempts failed for lack of CPU time.
     busy: bool = False
 
 
 def judge(before: Finding | None, now: Finding, *, timed_out: bool, starved: bool, pressed: bool) -> Finding:
     """Return what holds after another look.
 
-    `starved`: this process had too little CPU time to hear an answer. `pressed`: the machine is busy, so that the other
-    side may have had too little.
+    `starved`: this process had too little CPU time to receive an answer. `pressed`: the machine is busy, so the
+    other side may have had too little.
     """
     if not timed_out:
         return now
@@ -100,7 +100,7 @@ def judge(before: Finding | None, now: Finding, *, timed_out: bool, starved: boo
 
 
 class LoopWatch:
-    """Finds out whether the event loop turned while something was waited for: `with LoopWatch() as watch: ...`."""
+    """Measures whether the event loop ran during a wait: `with LoopWatch() as watch: ...`."""
 
     def __init__(self) -> None:
         self._ticks = 0
@@ -129,7 +129,7 @@ class LoopWatch:
 
 
 def is_pressed() -> bool:
-    """Return whether processes of this machine wait for a CPU most of the time, as far as the kernel tells."""
+    """Return whether processes wait for a CPU most of the time; False where the kernel does not report it."""
     try:
         with open("/proc/pressure/cpu", "rb") as file:
             return float(file.readline().split()[1].partition(b"=")[2]) >= _PRESSURE_MIN

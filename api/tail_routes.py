@@ -1,6 +1,6 @@
 """Follows a stream: server-sent events from now on, or after the last event that the client saw.
 
-A tail has a connection of its own. It outlasts an outage of Redis, and ends when the service stops, so that an open
+Each tail has its own connection. It survives an outage of Redis and ends when the service stops, so that an open
 browser never delays a shutdown.
 
 It is one coroutine that writes to the socket. FastAPI's own event streams use a task group, which logs a traceback

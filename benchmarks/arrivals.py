@@ -79,7 +79,7 @@ def connect(address: str | Path) -> socket.socket:
 
 
 def send(link: socket.socket, data: bytes) -> int:
-    """Send all of it; how many replies had come meanwhile."""
+    """Send all of it; return how many replies had come by then."""
     link.setblocking(True)
     link.sendall(data)
     link.setblocking(False)

@@ -150,7 +150,7 @@ class ProgramContestant(Contestant):
 
 
 def address(server: RedisServer, url: str) -> str:
-    """How the programs in C are told where the server is."""
+    """The arguments that name the server to the programs in C."""
     return str(server.socket) if url.startswith("unix") else f"127.0.0.1:{server.port}"
 
 

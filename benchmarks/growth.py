@@ -29,7 +29,7 @@ class Sizes:
 
 
 def one_turn(running: RedisServer, messages: int) -> Sizes:
-    """A pool of one worker that handles so many."""
+    """Run a pool of one worker that handles `messages` messages."""
     with running.sync() as client:
         client.flushdb()
         backlog = Backlog(client, STREAM, STEP - 1, WORKLOADS["dict"].fields)

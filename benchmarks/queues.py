@@ -311,7 +311,7 @@ def workers(name: str, running: RedisServer) -> Iterator[QueueContestant]:
 
 
 def end(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Kill all of them; most would first ask for their results, which nobody wants."""
+    """Kill all of them; most would first ask for their results, which are not needed."""
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -330,7 +330,7 @@ class Found:
 
 
 def measure(name: str, report: Report, running: RedisServer, entries: int, turns: int) -> Found:
-    """Turns of one queue and of the pool on a server that nobody else uses."""
+    """Turns of one queue and of the pool on a server of their own."""
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(running.sync())
         report.measured_on(running)

@@ -1,6 +1,6 @@
 """The consumers of one process of a FastAPI app, for `supervisor.fastapi.lifespan`.
 
-They run as tasks of the app's event loop. Each process of the app takes a name of its own with a lease in
+They run as tasks of the app's event loop. Each process of the app takes its own name with a lease in
 Redis, does the keeper's work for that name, and takes over from processes that are gone.
 """
 
@@ -66,7 +66,7 @@ class AppConsumers:
             await self._redis.aclose()
 
     async def _take_lease(self) -> tuple[str, str] | None:
-        """Take a name, waiting while Redis is unreachable; return its pool and token, or None if the app ends first."""
+        """Take a name; wait while Redis is unreachable; return its pool and token, or None if the app ends first."""
         failures = 0
         while not self._stopping.is_set():
             try:

@@ -1,7 +1,7 @@
 """Public helpers for FastAPI: consumers inside an app, and dependencies for routers.
 
 `PublisherDep` and `RedisDep` give a route the publisher and a Redis client. They work in a router that the HTTP
-service mounts (`[api] routers`) and in an app of one's own that has the `lifespan` of this module:
+service mounts (`[api] routers`) and in your own app with the `lifespan` of this module:
 
     @router.post("/orders", status_code=201)
     async def create(order: Order, publisher: PublisherDep) -> dict[str, str]:
@@ -68,7 +68,7 @@ def lifespan(
     server here. Raises UsageError without a Redis URL, HandlerError and ConfigError for wrong declarations and
     settings, all before the app starts.
 
-    Each process of the app works under a name of its own, however many there are (`uvicorn --workers 4`, a
+    Each process of the app has its own name, however many there are (`uvicorn --workers 4`, a
     rolling deploy). Its consumers are `<host>:<name>-<number>:<slot>` with the lowest number that no live process
     of that `name` has. The number is a lease in Redis: the app gives it back when it ends, and it expires ten
     seconds after the process was killed. The other processes, or the next that starts, then take over the
@@ -83,7 +83,7 @@ def lifespan(
 
     @asynccontextmanager
     async def run(app: Any) -> AsyncIterator[None]:
-        # Here, so that a router that needs only the dependencies does not import the consumers' code.
+        # Imported here because a router that needs only the dependencies must not import the consumers.
         from supervisor.app_consumers import AppConsumers
         from supervisor.broker.connect import client
         from supervisor.handling.loader import load_handlers, specs_of

@@ -158,7 +158,7 @@ class BatchError(SupervisorError):
     """Raise it from a batch handler: the named messages fail, all others are acked.
 
     Keys are message ids; values are exceptions that say how each message is settled (`Retry`, `Reject` or any other).
-    Raises UsageError for a value that is no exception.
+    Raises UsageError for a value that is not an exception.
     """
 
     def __init__(self, failed: Mapping[str, BaseException]) -> None:

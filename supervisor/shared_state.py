@@ -197,7 +197,7 @@ class SharedSlot:
     def clear_started(self) -> None:
         """Clear what the last worker has marked, because no message caused it to exit.
 
-        What its predecessor may have crashed with stays suspected, unless it has run alone meanwhile.
+        What its predecessor may have crashed with stays suspected, unless it has run alone since then.
         """
         for at in self._consumers():
             SharedConsumer(self._words, at).clear_own()

@@ -57,7 +57,7 @@ async def collect(settings: Settings, root: Path | None = None) -> dict[str, Any
 
 
 async def look_at_redis(redis: Redis, url: str, pairs: Sequence[tuple[str, str]]) -> RedisSide:
-    """Ask Redis about itself and the groups. What it refuses or does not answer is said in the result."""
+    """Ask Redis about itself and the groups. The result names what it refuses or does not answer."""
     server: dict[str, Any] = {"url": masked(url), "version": None, "durability": None}
     try:
         described = await describe(redis)
@@ -108,7 +108,7 @@ def configured_pairs(settings: Settings, root: Path) -> list[tuple[str, str]]:
 async def with_memory(workers: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Add the resident and proportional memory of each worker, None where the system does not report it.
 
-    The kernel walks all pages of a process for it and may block that process meanwhile. So it is read only for a
+    The kernel walks all pages of a process for it and may block that process. So it is read only for a
     reader of the status, in a thread, and never by the arbiter.
     """
 

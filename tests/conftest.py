@@ -67,7 +67,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """What runs on uvloop in a pool is tested on it: its connections fail in ways of their own."""
+    """Tests on uvloop what runs on it in a pool: its connections fail in their own ways."""
     if item.path.parent.name == "redis":
         return {"uvloop": uvloop.new_event_loop}
     return {"asyncio": asyncio.new_event_loop}

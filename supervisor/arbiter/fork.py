@@ -80,7 +80,7 @@ class Descriptors:
 def fork_child(body: Callable[[], int], *, name: str, fds: Descriptors) -> int:
     """Fork a child that runs `body` and exits with what it returns; return its pid.
 
-    It leads a process group of its own. Raises OSError and ForkUnsafeError.
+    It leads its own process group. Raises OSError and ForkUnsafeError.
     """
     check_safe(fds.sockets)
     sys.stdout.flush()

@@ -43,7 +43,7 @@ def lock_slot(paths: PoolPaths, slot: int) -> None:
     """Wait for the slot's lock and keep it until this process ends. Raises OSError if it can't be created.
 
     Two workers in one slot would share a consumer and run each other's messages. After the arbiter was
-    killed, nobody has seen the old workers exit, so the new ones wait here. It is a record lock: it belongs
+    killed, no parent has seen the old workers exit, so the new ones wait here. It is a record lock: it belongs
     to the process, so no grandchild that inherits descriptors keeps it (fcntl(2); with flock(2) it would).
     """
     paths.slots.mkdir(mode=0o700, exist_ok=True)
@@ -74,6 +74,6 @@ def name_taken(settings: Settings) -> AlreadyRunningError:
     """Return the error for a pool whose name another pool has taken over."""
     return AlreadyRunningError(
         f"another pool has taken the name {pool_id(settings.pool.host, settings.pool.name)!r} on this Redis while this"
-        " one could not renew its lease; consumers are named after the pool, so give one of the two a name of its own:"
+        " one could not renew its lease; consumers are named after the pool, so give one of the two its own name:"
         " [pool] name = ... or SUPERVISOR_POOL__NAME"
     )

@@ -1,7 +1,7 @@
 """Notifies systemd of the pool's state: sd_notify(3) without a library.
 
 NOTIFY_SOCKET and WATCHDOG_USEC are removed from the environment, so that no child speaks for the pool.
-Each message is one datagram from a socket of its own, so no socket is open while the arbiter forks.
+Each message is one datagram from a new socket, so no socket is open while the arbiter forks.
 """
 
 import contextlib

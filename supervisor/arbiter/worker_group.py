@@ -30,7 +30,7 @@ class WorkerGroup(ChildGroup):
         self.breaker = Breaker(done=shared.total(SlotField.DONE))
         #: Some worker has been READY since the pool started.
         self.was_ready = False
-        #: Slots whose worker was told to hand over. It may have done so even if the slot is wanted again by now.
+        #: Slots whose worker was asked to hand over. It may have done so even if the slot is wanted again by now.
         self._handing_over: set[int] = set()
         self._fork = fork
 

@@ -138,6 +138,6 @@ async def bench_pool(url: str, stream: str, host: str, workers: int) -> AsyncIte
 
 
 def _die_with_parent() -> None:
-    """In the child: a benchmark that is killed leaves no pool behind. Other systems than Linux have no such call."""
+    """Called in the child, so that a killed benchmark leaves no pool behind. Only Linux has this call."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

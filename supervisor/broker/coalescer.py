@@ -1,11 +1,11 @@
 """Sends everything that one turn of the event loop asks for as one pipeline, and gives each caller its own result.
 
-1. One pipeline is on the wire at a time; what arrives meanwhile goes out with the next: the order is kept.
+1. One pipeline is on the wire at a time; what arrives in the meantime goes out with the next, so the order is kept.
 2. Bounded in commands, in bytes and in time: a job is answered by its deadline, whatever Redis does.
 3. A job whose answer was lost is sent again only when it allows that, and only once.
-4. A connection that was quiet is asked whether it still works before anything is sent over it: what a load balancer
-   has forgotten swallows all without an error. A job that may be sent twice is sent over a second connection when the
-   first is silent for half of its time.
+4. An idle connection is tested before it is used: if a load balancer has forgotten it, it swallows everything
+   without an error. A job that may be sent twice is sent over a second connection when the first has been silent for
+   half of the time limit.
 
 It knows nothing of streams.
 """
@@ -40,11 +40,11 @@ QUEUED_BYTES_MAX = 64 * 1024 * 1024
 #: A pipeline is at most about this long, so that one answer does not wait for megabytes.
 PIPELINE_BYTES_MAX = 4 * 1024 * 1024
 FULL = "FULL"
-#: A connection that was quiet for longer is asked whether it still works.
+#: A connection that was idle for longer is tested before it is used.
 QUIET_S = 1.0
-#: The share of the time limit that it has to answer.
+#: The share of the time limit that this test may take.
 _PROBE_SHARE = 0.25
-#: The share of the time limit after which a silent connection is doubted.
+#: The share of the time limit after which a silent connection may be dead.
 _DOUBT_SHARE = 0.5
 
 
@@ -77,7 +77,7 @@ class PipelineConnection:
         return type(self)(self._source, connect_timeout_s=self._connect_timeout_s, at=self._at)
 
     async def open(self, probe_s: float) -> None:
-        """Connect unless connected. A connection that was quiet and does not answer within `probe_s` is replaced.
+        """Connect unless connected. An idle connection that does not answer within `probe_s` is replaced.
 
         Raises redis-py's errors and OSError; nothing was sent then.
         """

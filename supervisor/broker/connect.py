@@ -1,4 +1,4 @@
-"""Makes connections to Redis: redis-py's own, with its silent retries off.
+"""Makes connections to Redis: redis-py's own, without its silent retries.
 
 1. `client` is for everything but the hot path; `connection` is for the hot path, which drives redis-py's
    `Connection` directly (AUTH, TLS, SELECT and CLIENT SETNAME stay redis-py's). Both take every form of URL: with
@@ -100,13 +100,13 @@ class ClusterClient(RedisCluster):
 
 
 def _as_redis_error(error: RedisClusterException) -> Exception:
-    """Return the refusal behind a RedisClusterException, which is no RedisError, or else a ConnectionError."""
+    """Return the refusal behind a RedisClusterException, which is not a RedisError, or else a ConnectionError."""
     refusals = (cause for cause in causes(error) if isinstance(cause, AuthenticationError | NoPermissionError))
     return next(refusals, RedisConnectionError(str(error)))
 
 
 def client(url: str, *, timeout_s: float = 5.0, connect_timeout_s: float = 5.0) -> RedisClient:
-    """Return a client with pools of its own, bytes in and out, no retries. Close it with `aclose()`.
+    """Return a client with its own pools, bytes in and out, no retries. Close it with `aclose()`.
 
     For a cluster it is redis-py's RedisCluster, which has the same commands: all keys of a command must be in one
     slot. Raises ConfigError for a URL that redis-py does not understand.
@@ -176,7 +176,7 @@ def _target(url: str, connect_timeout_s: float) -> _Target:
     asking = {**options, "db": 0, "socket_timeout": ASK_LIMIT_S, "socket_connect_timeout": ASK_LIMIT_S}
     if parsed.kind == "cluster":
         return _Target(routed, options, ClusterRoute(hosts, plain, asking), hosts)
-    # Sentinel has users of its own; the TLS options apply to its connections too.
+    # Sentinel has its own users; the TLS options apply to its connections too.
     asking |= {"username": parsed.sentinel_username, "password": parsed.sentinel_password}
     return _Target(routed, options, SentinelRoute(hosts, parsed.master, plain, asking))
 

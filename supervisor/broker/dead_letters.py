@@ -102,5 +102,5 @@ def _refuse_ambiguous(letter: Letter, other: Letter) -> None:
 async def _is_message(redis: Redis, stream: str, id_: str) -> bool:
     try:
         return bool(await redis.execute_command("XRANGE", stream, id_, id_))
-    except ResponseError:  # the key is no stream; its letters may be valid all the same
+    except ResponseError:  # the key is not a stream; its letters may still be valid
         return False

@@ -1,8 +1,8 @@
 """Looks up what Redis holds of one entry, in its stream and in each group, at a bounded cost.
 
-A group's facts come from one script, so a message that is settled meanwhile shows either as before or as after. Its
-copy, if it was replayed, is looked up afterwards, and its dead letter last: if nothing was pending any more, the letter
-was written by then.
+A group's facts come from one script, so a message that is settled at that moment shows as it was either before or
+after. Its copy, if it was replayed, is looked up afterwards, and its dead letter last: if nothing was pending any more,
+the letter was written by then.
 """
 
 from collections.abc import Iterable
@@ -33,7 +33,7 @@ async def collect(
     """Return the facts of an entry, for the stream's groups and those in `groups`.
 
     `entry_id` has both parts. At most `letters_max` dead letters of each group are searched. Raises redis-py's errors,
-    also for a key that is no stream.
+    also for a key that is not a stream.
     """
     (info,) = await inspect.streams(redis, [stream])
     stored = bool(await redis.xrange(stream, entry_id, entry_id)) if info.exists else False

@@ -87,7 +87,7 @@ class PendingInfo:
 
 
 async def streams(redis: Redis, names: Sequence[str]) -> list[StreamInfo]:
-    """Return the streams of those names. Raises redis-py's errors, also for a key that is no stream."""
+    """Return the streams of those names. Raises redis-py's errors, also for a key that is not a stream."""
     replies = await _ask(
         redis, [command for name in names for command in (("XINFO STREAM", name), ("XINFO GROUPS", name))]
     )

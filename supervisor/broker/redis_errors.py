@@ -131,7 +131,7 @@ def _tls_cause(error: ssl.SSLError) -> str:
 
 def _wrong_server_kind(text: str) -> str:
     if _NO_CLUSTER in text:
-        return "is no cluster: write redis:// for redis+cluster://"
+        return "is not a cluster: write redis:// for redis+cluster://"
     if "unknown command" in text.lower() and "sentinel" in text.lower():
-        return "is no sentinel: its port is 26379, that of Redis 6379"
+        return "is not a sentinel: its port is 26379, that of Redis 6379"
     return ""

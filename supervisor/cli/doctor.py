@@ -97,7 +97,7 @@ def _python() -> Iterator[Finding]:
         yield Finding(
             FAIL,
             f"supervisord is installed too, at {clash[0].parent}; this is {ours}: both have the same package name",
-            "give each an environment of its own: python -m venv .venv",
+            "give each its own environment: python -m venv .venv",
         )
     else:
         yield Finding(OK, "no supervisord in this environment")

@@ -23,7 +23,7 @@ def help_(ctx: click.Context, words: tuple[str, ...]) -> None:
     for word in words:
         group = context.command
         if not isinstance(group, click.Group):
-            raise UsageError(f"{context.command_path} has no commands of its own")
+            raise UsageError(f"{context.command_path} has no subcommands")
         found = group.get_command(context, word)
         if found is None:
             raise UsageError(f"there is no command {word!r}{did_you_mean(word, group.list_commands(context))}")

@@ -3,8 +3,6 @@
 Only text and numbers in here; `top` reads the keys and draws.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,6 +1,6 @@
 """Which message is charged for a crash, and when that was one crash too many. Pure.
 
-Only a message that was alone in hand is charged: with others beside it nobody knows which one it was,
+Only a message that was alone in hand is charged: with others beside it the culprit is not known,
 so they all run again, one at a time.
 """
 

@@ -16,7 +16,7 @@ def parse_id(entry_id: bytes | str) -> tuple[int, int]:
 
 
 def normalize_id(text: str) -> str:
-    """Return a typed id, with `-0` where the sequence is missing. Raises ValueError for text that is no id."""
+    """Return a typed id, with `-0` where the sequence is missing. Raises ValueError for text that is not an id."""
     parts = parse_id(text) if _ID.fullmatch(text) else (_PART_MAX + 1, 0)
     if max(parts) > _PART_MAX:
         raise ValueError(f"{text!r} must be an entry's id such as 1764000000000-0")

@@ -61,5 +61,5 @@ class Pace:
         self.count = max(1, min(self.count, 2 * got))
 
     def lost(self) -> None:
-        """The reply to a read was lost: perhaps it was too long. Half as much is asked for, and slowly more again."""
+        """The reply to a read was lost, maybe because it was too long: ask for half as much, then slowly for more."""
         self.count = self._limit = max(1, self.count // 2)

@@ -1,6 +1,6 @@
 """Decides whose messages may be claimed: those of consumers whose owner is proven to be gone. Pure.
 
-A consumer is named `<pool>:<slot>`. Idle time is no proof: a worker that waits on an empty stream looks idle, and a
+A consumer is named `<pool>:<slot>`. Idle time proves nothing: a worker that waits on an empty stream looks idle, and a
 handler that runs for an hour is busy.
 
 Consumers that no pool ever had belong to other programs, and nothing can be proven about them: they are left alone

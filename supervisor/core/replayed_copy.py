@@ -14,7 +14,7 @@ _PAIR = 2
 def original(entry_id: bytes, flat: Sequence[bytes]) -> tuple[bytes, Sequence[bytes]]:
     """Return the id and the flat fields of the message that the entry is a copy of.
 
-    Anybody can write to a stream: an entry that is no copy stands for itself.
+    Anybody can write to a stream: an entry that is not a copy stands for itself.
     """
     origin = origin_of(entry_id, flat)
     return (entry_id, flat) if origin == entry_id else (origin, flat[_PAIR:])

@@ -228,7 +228,7 @@ def exited(
     """Record that the child has exited with `status` = (exit code, signal).
 
     A slot that is no longer wanted starts once more if its child crashed or missed its drain deadline, so
-    that a successor hands over the child's messages. `final` prevents that: nobody could take them.
+    that a successor hands over the child's messages. `final` prevents that: no slot could take them.
     """
     code, signal = status
     draining = slot.state is State.DRAINING or not slot.wanted

@@ -72,7 +72,7 @@ def _described(value: Any) -> str:
 
 
 def _never_run(module: ModuleType, run: set[str]) -> Iterator[str]:
-    """Yield an error for each `@handler` inside of a function that nobody called while the module was imported."""
+    """Yield an error for each `@handler` inside a function that was not called while the module was imported."""
     file = module.__file__
     if file is None or not file.endswith(".py"):
         return

@@ -105,7 +105,7 @@ def make_specs(settings: Settings, functions: list[tuple[Callable[..., Any], Dec
         if other[1] is not declaration:
             raise HandlerError(
                 f"{declaration.where}: stream {key[0]!r}, group {key[1]!r} already has a handler at {other[1].where};"
-                " each message goes to one member of a group, so give one of them a group of its own"
+                " each message goes to one member of a group, so give one of them its own group"
             )
     if len(taken) > HANDLERS_MAX:
         raise HandlerError(f"{len(taken)} handlers: one pool can have at most {HANDLERS_MAX}; start a second one")
@@ -184,7 +184,7 @@ def _place(module: ModuleType) -> str:
 
 
 def _import_failure(name: str, root: Path, error: BaseException) -> str:
-    """Name the line of the project that failed: the last frame in a file of its own, or that of a syntax error."""
+    """Name the line of the project that failed: the last frame in a file of the project, or that of a syntax error."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}: {error.msg} (while importing {name!r})"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]

@@ -60,7 +60,7 @@ def read_signature(function: Callable[..., Any], where: str) -> HandlerSignature
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
     """Return the callable's own parameters, or what it wraps takes if it passes on whatever comes.
 
-    A wrapper with parameters of its own may supply the others. `functools.wraps` gave it the annotations of the
+    A wrapper with other parameters may supply the rest. `functools.wraps` gave it the annotations of the
     function, by name; a first parameter with another name has that function's.
     """
     wrapped = list(inspect.signature(function).parameters.values())

@@ -110,7 +110,7 @@ class Keeper:
         self._shared.set(HeaderField.BACKLOG_NS, time.monotonic_ns())
 
     async def clear_isolation_markers(self) -> None:
-        """Remove the workers' isolation markers: they were stopped on purpose, so no message is charged for it."""
+        """Remove the workers' isolation markers: the workers were stopped on purpose, so no message is charged."""
         names = [consumer_name(self._pool, slot) for slot in range(self._shared.get(HeaderField.WORKERS))]
         with contextlib.suppress(*REDIS_FAULTS):
             for stream, group in self._groups if names else ():

@@ -101,7 +101,7 @@ async def make_group(redis: Redis, spec: HandlerSpec) -> None:
         await redis.xgroup_create(spec.stream, spec.group, spec.options.start, mkstream=True)
     except ResponseError as error:
         if str(error).startswith("WRONGTYPE"):
-            raise ConfigError(f"{spec.where}: the key {spec.stream!r} in Redis is no stream") from None
+            raise ConfigError(f"{spec.where}: the key {spec.stream!r} in Redis is not a stream") from None
         if not str(error).startswith("BUSYGROUP"):
             raise
 

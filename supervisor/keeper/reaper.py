@@ -87,8 +87,7 @@ class Reaper:
         self, stream: str, group: str, names: list[str], receivers: list[int], *, known: set[str], dead: set[str]
     ) -> None:
         if ownerless(names, self._pool, self._held_slots(), dead):
-            # Leases are checked again after the time is known: what an owner receives later, it receives because it
-            # is back.
+            # Leases are checked again once the time is known: an owner that receives messages after that is back.
             since_ms = await self._redis.eval(NOW.text, 1, stream)
             still_dead = await self._without_lease(dead)
             ours = ownerless(names, self._pool, self._held_slots(), still_dead)
@@ -107,13 +106,13 @@ class Reaper:
     async def _reap(
         self, stream: str, group: str, name: str, receivers: list[int], idle_ms: int, since_ms: int
     ) -> None:
-        """Claim what the consumer holds; with `idle_ms`, as it may be alive, only what was idle for as long."""
+        """Claim what the consumer holds; with `idle_ms` only what was idle for that long, as the owner may be alive."""
         claimed, found, consumer = 0, 1, name.encode(errors="surrogateescape")
         while found:
             receiver = receivers[self._next % len(receivers)]
             self._next += 1
             arguments = (group, consumer, consumer_name(self._pool, receiver), _PAGE, idle_ms, since_ms)
-            count: Any = 1  # also when the answer was lost: nobody else would notice what was claimed
+            count: Any = 1  # also when the answer was lost: no other keeper would notice what was claimed
             try:
                 found, count = await self._redis.eval(TAKE_OVER.text, 1, stream, *arguments)
             finally:

@@ -1,6 +1,6 @@
 """Tracks for how long a keeper has seen Redis without a break: only that time counts against consumers and pools.
 
-While Redis is away, nobody can renew a lease, and every message's idle time grows. A server that was restarted or
+While Redis is away, no lease can be renewed, and every message's idle time grows. A server that was restarted or
 replaced between two looks, and a clock that was set, are breaks too, although no command fails: `INFO` shows them.
 (A server keeps its deadlines as times of day, so a clock that is set an hour ahead ends all leases at once.)
 """
@@ -39,7 +39,7 @@ class RedisContinuity:
         self._since_s, self._is_lost = self._clock(), True
 
     async def look(self, redis: Redis) -> None:
-        """Note a break if the server is another one or its clock has not gone on as ours. Raises redis-py's errors."""
+        """Note a break if the server is another one or its clock was set. Raises redis-py's errors."""
         if self._is_lost:
             self._since_s, self._is_lost = self._clock(), False
         asked_s = self._clock()

@@ -24,7 +24,7 @@ class Adopted:
 
     #: Only read: run as usual.
     plain: list[Message] = field(default_factory=list)
-    #: Perhaps running at the crash: run one at a time.
+    #: May have been running at the crash: run one at a time.
     suspects: list[Message] = field(default_factory=list)
     #: Failed before and not due at the crash: (message, seconds until it is due).
     waiting: list[tuple[Message, float]] = field(default_factory=list)

@@ -124,7 +124,7 @@ class Consumer:
         """Run what was found, except the suspects; retries wait for their time."""
         for message, delay_s in adopted.waiting:
             self.retries.add(message, delay_s)
-        # Batch by batch, because messages that were not submitted are no suspects at the next crash.
+        # Batch by batch, because messages that were not submitted are not suspects at the next crash.
         plain, size = _by_id(adopted.plain), self.spec.options.batch_size
         for at in range(0, len(plain), size):
             await self._control.until(lambda: not self.executor.unstarted or self._control.stopping)
@@ -203,7 +203,7 @@ class Consumer:
                     await commands.reconnect()
                 if reader.client_id and commands.server == reader.server:
                     await commands.call("CLIENT", "UNBLOCK", reader.client_id)
-            except (RedisError, OSError, TimeoutError):  # perhaps this connection was lost while nothing used it
+            except (RedisError, OSError, TimeoutError):  # this connection may have been lost while it was idle
                 await self._control.until(lambda: not reader.outstanding, _RECONNECT_BASE_S)
                 continue
             # Again, if the read had not reached the server yet.

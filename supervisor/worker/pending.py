@@ -62,7 +62,7 @@ class PendingList:
 
     async def make_group(self) -> bool:
         """Create the group where it is missing; False when a full server refuses it. Raises redis-py's errors."""
-        # A group that was there and is gone starts at 0, or what arrived meanwhile would be skipped.
+        # A group that has disappeared starts again at 0; otherwise what arrived in between would be skipped.
         start = "0" if self.opened or self._source.replays else self._spec.options.start
         try:
             await self._commands.call("XGROUP", "CREATE", self._source.key, self._source.group, start, "MKSTREAM")
@@ -132,7 +132,7 @@ class PendingList:
         start = "-"
         while pending := await self._commands.call("XPENDING", key, group, start, "+", PAGE, consumer):
             ids = [entry[0] for entry in pending]
-            # JUSTID: a change of hands is no delivery.
+            # JUSTID: a change of owner is not a delivery.
             await self._commands.call("XCLAIM", key, group, successor, 0, *ids, "JUSTID")
             start = "(" + ids[-1].decode()
         await self._commands.script(DELETE_CONSUMER, [key], group, consumer)

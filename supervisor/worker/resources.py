@@ -38,7 +38,7 @@ class Resources:
     connect_timeout_s: float
     #: Logs faults of Redis and of handlers; limits its own rate.
     faults: FaultLog
-    #: Ends the worker with the error of its own code that is set here.
+    #: Set to an error of the worker's own code, which then ends the worker.
     bug: asyncio.Future[None]
     #: End when nothing is left to read.
     burst: bool

@@ -1,6 +1,6 @@
 """Calls of plain functions in threads, with the time at which each began.
 
-Nobody can end a thread: a call that was given up goes on, and only shows here.
+A thread can't be ended: a call that was given up goes on, and is only counted here.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def test_nothing_is_changed_without_a_yes(start_pool: StartPool, redis_server: A
     redis.xadd("events", {"n": 1})
     eventually(lambda: redis.xlen(dead_key("events", "mail")) == 1)
     for verb in ("replay", "drop"):
-        asked = pool.command("dead", verb, "events", "mail")  # there is nobody who could answer
+        asked = pool.command("dead", verb, "events", "mail")  # no terminal could answer
         assert asked.returncode == 2 and "--yes" in asked.stderr and "1 dead letter of" in asked.stderr
     assert redis.xlen(dead_key("events", "mail")) == 1
 

@@ -57,7 +57,7 @@ def test_letters_and_fields_that_others_wrote_are_shown(tmp_path: Path, redis_se
         ).decode()  # fmt: skip
         listed = run("dead", "list", *GROUP, cwd=tmp_path, redis_url=redis_server.url)
         assert listed.returncode == 0 and letter in listed.stdout, listed.stderr
-        assert "d 2" not in listed.stdout, "an age that nobody knows is none"
+        assert "d 2" not in listed.stdout, "an unknown age is shown as none"
         shown = run_on_terminal("dead", "show", *GROUP, letter, cwd=tmp_path, redis_url=redis_server.url)
         assert "t = \\x1b]0;x\\x07\u00e4" in shown and "\x1b" not in shown
         done = run("dead", "replay", *GROUP, "--yes", cwd=tmp_path, redis_url=redis_server.url)

@@ -74,7 +74,7 @@ async def test_the_facts_of_each_fate(every_server: Any) -> None:
         for at, before in ((5, 0), (7, 2)):
             fate, facts = (await told(redis, ids[at]))["g"]
             assert (fate, facts.before, facts.before_at_least) == (Fate.NOT_DELIVERED, before, False)
-        # Gone from the stream: what is held of it is told all the same, and nothing is made up.
+        # It is gone from the stream: what Redis still holds of it is shown, and nothing is made up.
         await redis.xdel(STREAM, *ids)
         fates = [(await told(redis, entry, ("later",)))["g"][0] for entry in ids]
         assert fates == [

@@ -85,7 +85,7 @@ def test_help_is_a_command_too(tmp_path: Path) -> None:
     for words, hint in (
         (["confg"], "did you mean 'config'"),
         (["config", "chek"], "did you mean 'check'"),
-        (["scale", "x"], "no commands of its own"),
+        (["scale", "x"], "no subcommands"),
     ):
         done = run("help", *words, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "") and hint in done.stderr

@@ -1,7 +1,5 @@
 """Names of streams and groups that nobody knows get one answer from all commands."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

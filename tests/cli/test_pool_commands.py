@@ -20,7 +20,7 @@ from supervisor import handler
 @handler("events:x", group="g")
 async def handle(fields: dict[str, str]) -> None:
     if "fail" in fields:
-        raise ValueError("as it was told")
+        raise ValueError("as requested")
 """
 
 

@@ -20,7 +20,7 @@ from supervisor import Reject, handler
 @handler("{STREAM}", group="email_workers")
 async def handle(fields: dict[str, str]) -> None:
     if "reject" in fields:
-        raise Reject("as it was told")
+        raise Reject("as requested")
 """
 
 
@@ -126,7 +126,7 @@ def test_dead_letters_come_with_the_command_that_shows_them(pool) -> None:
     doctor = run("doctor", cwd=pool.folder, redis_url=pool.url).stdout
     assert command in doctor
     words = command.removeprefix("supervisor ").split()
-    assert "as it was told" in run(*words, cwd=pool.folder, redis_url=pool.url).stdout
+    assert "as requested" in run(*words, cwd=pool.folder, redis_url=pool.url).stdout
 
 
 def test_status_without_a_pool_says_how_to_start_one(tmp_path: Path) -> None:

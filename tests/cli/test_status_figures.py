@@ -41,7 +41,7 @@ def test_every_figure_of_a_worker_is_shown(start_pool: Callable[..., Pool], redi
     eventually(lambda: worker()["activity"] == "work")
     assert worker()["activity_s"] >= 0
 
-    # Somebody else has settled this one meanwhile.
+    # Another consumer has settled this one.
     redis.xack("events", "g", ids["lost"])
     (pool.folder / "golost").touch()
     eventually(lambda: worker()["lost_claim"] == 1)

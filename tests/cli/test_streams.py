@@ -18,7 +18,7 @@ STREAM = "events:user_created"
 
 
 class Output:
-    """What a running command has printed so far, read by threads of its own so that no pipe fills."""
+    """What a running command has printed so far, read by threads so that no pipe fills."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process

@@ -1,7 +1,5 @@
 """`supervisor top` on a terminal of 80 columns and 24 lines: it scrolls, and q ends it."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -88,7 +88,7 @@ class Case:
         return self.load
 
     def publish(self, count: int) -> None:
-        """Publish so many messages at once instead of a load."""
+        """Publish `count` messages at once instead of a load."""
         self.load = self._make_load("")
         self.load.publish(count)
 
@@ -103,11 +103,11 @@ class Case:
         self.until(self.rng.uniform(share_min, share_max) * self.load_s)
 
     def until(self, elapsed_s: float) -> None:
-        """Wait until the load has been running for so long."""
+        """Wait until the load has been running for that long."""
         self.load.wait_until(elapsed_s)
 
     def busy_slot(self, in_hand: int = 1) -> int:
-        """One of the slots, chosen by the seed, as soon as its worker has so many messages pending."""
+        """One of the slots, chosen by the seed, as soon as its worker has at least `in_hand` messages pending."""
         slots = sorted(self.pool.pids())
         self.rng.shuffle(slots)
 
@@ -284,7 +284,7 @@ class Case:
         assert not bad, "\n".join(bad[:10])
 
     def _keep_history(self) -> None:
-        """Beside the handlers' own files, for who looks at a case that failed."""
+        """Written beside the handlers' own files, to examine a case that failed."""
         if hasattr(self, "load"):
             with (self._folder / "attempts").open("w") as file:
                 for n, at_ns in self.load.attempts.items():

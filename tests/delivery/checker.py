@@ -1,11 +1,11 @@
-"""Joins what a producer was told with what handlers did: lost, unexpected, duplicated, recovered, unseen.
+"""Compares the replies to a producer with what handlers did: lost, unexpected, duplicated, recovered, unseen.
 
 The rules are those of Jepsen's total-queue, which hold only when everything was drained at the end.
 An attempt is each message that was tried to publish; it is acknowledged when Redis answered with its
 id. An effect is a run of a handler that came to its end; a start is one that began.
 
 1. lost: acknowledged, and neither done nor a dead letter that was planned. Never allowed.
-2. unexpected: done, or a dead letter, although nobody published it or nobody planned it. Never allowed.
+2. unexpected: done, or a dead letter, although it was not published or not planned. Never allowed.
 3. recovered: done although its acknowledgement never came. Allowed, and counted.
 4. duplicated: effects beyond the first; repeated: starts beyond the first. Allowed up to a bound.
 

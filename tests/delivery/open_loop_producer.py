@@ -59,7 +59,7 @@ class Load:
         self._thread.start()
 
     def publish(self, count: int) -> None:
-        """Publish so many at once, in this thread, instead of the load that `start` begins."""
+        """Publish `count` messages at once, in this thread, instead of the load that `start` begins."""
         self.began_ns = time.monotonic_ns()
         with self._client() as client:
             self._send(client, count)
@@ -80,7 +80,7 @@ class Load:
             raise self._bug
 
     def wait_until(self, elapsed_s: float) -> None:
-        """Until it has been publishing for so long: the time itself is what is waited for."""
+        """Wait until it has been publishing for that long: the time itself is the point."""
         self._ended.wait(max(0.0, elapsed_s - self.elapsed_s))
 
     @property

@@ -38,7 +38,7 @@ class run:
             note(self.message, "end")
 
 def first(name):
-    "True for the first who asks, in whatever process."
+    "True for the first caller, in whatever process."
     try:
         os.close(os.open(f"first.{name}", os.O_CREAT | os.O_EXCL))
     except FileExistsError:

@@ -53,7 +53,7 @@ def test_26_flushall(start_case: StartCase) -> None:
     gone = {n for n, entry in case.load.ids.items() if int(entry.partition("-")[0]) <= flushed_ms}
     eventually(case.drained, 20)
     case.check("messages that FLUSHALL has taken", forget(case, gone), 100, "")
-    assert len(case.pool.events(case_event(case))) == 1, "told once, by who made it anew"
+    assert len(case.pool.events(case_event(case))) == 1, "logged once, by the worker that created it again"
     assert case.pool.pids() == before and not case.pool.events("worker exited")
     case.finish(repeated_max=0, recover_ms=2000, errors=[LOST_GROUP])
 
@@ -74,7 +74,7 @@ def test_26_group_destroyed(start_case: StartCase) -> None:
     case.check("XGROUP DESTROY until the group is back", group_back_ms(case, struck_ns), 1000)
     eventually(lambda: len(case.pool.events(case_event(case))) == 1)
     assert case.pool.pids() == before
-    # It begins at 0, or what came meanwhile would be skipped: all that the stream still holds runs once more.
+    # It begins at 0, otherwise what came in between would be skipped: all that the stream still holds runs once more.
     case.finish(repeated_max=acked + 200, errors=[LOST_GROUP])
 
 

@@ -1,4 +1,4 @@
-"""Cases 15 to 18: pools that are told to leave, to restart and to change their size, under load."""
+"""Cases 15 to 18: pools that are stopped, restarted and scaled under load."""
 
 import random
 import signal
@@ -114,8 +114,8 @@ def test_17_leaving_at_once(make_case: StartCase, moment: str) -> None:
         case.until(case.load.elapsed_s + case.rng.uniform(0.05, 0.8))
         code, took_ms = leave(case)
         assert code == EXIT_OK
-    case.struck(f"told to leave: {moment}", True)
-    case.check(f"told to leave until it has, {moment}", took_ms, 1000)
+    case.struck(f"stop: {moment}", True)
+    case.check(f"from the stop to the exit, {moment}", took_ms, 1000)
     (case.pool.folder / "hurry").touch()
     # Who was in a hurry left some unfinished, and some done of which Redis does not know yet.
     left = ids_pending(case)

@@ -15,7 +15,7 @@ from tests.support.waiting import eventually
 
 StartCase = Callable[..., Case]
 MakeCase = Callable[..., Case]
-#: A worker tells of Redis once in so long.
+#: Interval at which a worker logs that Redis is away.
 QUIET_S = 5.0
 DOWN_S = 10.0
 REFUSED_S = 1.5

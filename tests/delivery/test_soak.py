@@ -35,7 +35,7 @@ TAIL = f"/v1/streams/{STREAM}/tail"
 
 @contextlib.contextmanager
 def tails(case: Case, count: int) -> Iterator[None]:
-    """So many clients that follow the stream, and hardly ever read: what they do not read waits in sockets."""
+    """Clients that follow the stream and hardly ever read: what they do not read waits in sockets."""
     with contextlib.ExitStack() as stack:
         for _ in range(count):
             answer = stack.enter_context(stack.enter_context(browser(case)).stream("GET", TAIL))

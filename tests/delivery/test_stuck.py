@@ -31,7 +31,7 @@ def stop(pid: int) -> int:
 
 @pytest.mark.long
 def test_05_sigstop_arbiter(start_case: StartCase) -> None:
-    # When it goes on, all limits have passed by its own clock. Nobody may die for that.
+    # When it continues, all limits have passed by its clock. No process may be killed for that.
     case = start_case(pool=f"beat_limit_s = {BEAT_LIMIT_S}")
     case.moment(0.1, 0.2)
     before = case.pool.pids()
@@ -131,7 +131,7 @@ def test_08_never_returns(start_case: StartCase) -> None:
     hanging = case.load.numbers(kind="hang")
     case.struck("handlers never returned", len(hanging) > 10, case.load.began_ns)
     verdict = case.finish(repeated_max=len(hanging), errors=["handler failed"])["workers"]
-    assert verdict.repeated == dict.fromkeys(hanging, 1), "each had its second attempt, and nobody else"
+    assert verdict.repeated == dict.fromkeys(hanging, 1), "these messages had a second attempt, and no others"
     lines = case.recording().lines
     assert {line.pid for line in lines} == set(before.values()), "a time limit ends no worker"
     started: dict[int, int] = {}

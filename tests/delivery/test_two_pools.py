@@ -115,7 +115,7 @@ def test_28_two_keepers(make_case: MakeCase, more_pools: Callable[..., Pool], tm
     eventually(taken, LEASE_MS / 1000 * 2 + 40, 0.05)
     case.check("a pool died until its messages have changed hands", (time.monotonic_ns() - died_ns) / 1e6, 25_000)
     eventually(lambda: not [name for name in consumers(case) if name.startswith("third:")], 40)
-    # All this time nobody has taken anything from who lives, however idle it looked.
+    # All this time nothing was taken from a living consumer, however idle it looked.
     lasted_s = (time.monotonic_ns() - case.faults[0][1]) / 1e9
     assert lasted_s > LEASE_MS / 1000
     now = holders(case)

@@ -1,7 +1,5 @@
 """Handlers that print, while nobody can take what they print: no message fails or waits, and no worker dies."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path

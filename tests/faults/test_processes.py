@@ -207,7 +207,7 @@ def test_50_worker_stolen_wait(start_pool: StartPool, redis_server: Any, bound: 
     with bound.within("another handler's message meanwhile", 1000):
         eventually(lambda: seen(pool)["other"] == 1)
     (pool.folder / "enough").touch()
-    eventually(lambda: {str(n) for n in range(10)} <= set(seen(pool)), 20, what="each was run until nobody interfered")
+    eventually(lambda: {str(n) for n in range(10)} <= set(seen(pool)), 20, what="each was run until nothing interfered")
     eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)
     assert pool.pids() == before and not pool.events("worker exited")
     assert not zombies(before[0])

@@ -67,10 +67,10 @@ def test_32_redis_down(start_pool: StartPool, durable_server: Any, bound: Bounds
     eventually(lambda: len(seen(pool)) == 30)
     durable_server.kill()
     down_s = now_s()
-    (pool.folder / "go").touch()  # what is in hand is done while nobody takes its acks
+    (pool.folder / "go").touch()  # what is in hand is done while Redis does not take its acks
     eventually(lambda: seen(pool)["done"] == 30)
     eventually(lambda: pool.ask("status")["state"] == "degraded", 30)
-    # One that starts anew has to wait for Redis too, and is no failure for it.
+    # A worker that starts meanwhile must wait for Redis too; that must not count as a failure.
     was = incarnations(shared, [0])
     os.kill(before[0], signal.SIGKILL)
     ready_again_ms(shared, was, time.monotonic_ns() - 1)
@@ -82,7 +82,7 @@ def test_32_redis_down(start_pool: StartPool, durable_server: Any, bound: Bounds
     assert [worker["restarts"] for worker in status["workers"]] == [1, 0, 0]
     assert {(worker["state"], worker["activity"]) for worker in status["workers"]} == {("READY", "wait_redis")}
     complaints = [line for line in pool.events("can't read") if line["level"] == "warning"]
-    assert 3 <= len(complaints) <= 4 * ((now_s() - down_s) / 5 + 1), "told at most every five seconds"
+    assert 3 <= len(complaints) <= 4 * ((now_s() - down_s) / 5 + 1), "logged at most every five seconds"
     durable_server.start()
     with bound.within("Redis is back until a new message is handled", 4000):
         durable_server.sync().xadd("events", {"n": "new"})
@@ -110,7 +110,7 @@ def test_33_redis_flushall_nogroup(start_pool: StartPool, redis_server: Any, bou
         times.append((max(times_ns(pool, text)[0] for text in texts) - flushed_ns) / 1e6)
         eventually(lambda: pending(redis) == 0)
     bound.check("FLUSHALL until what is published then is handled", times, 1500)
-    # A key that is no stream lets no group be made, for as long as it is there.
+    # While a key is not a stream, no group can be created on it.
     redis.delete("events")
     redis.set("events", "no stream")
     eventually(lambda: {worker["activity"] for worker in pool.ask("status")["workers"]} == {"wait_redis"})

@@ -1,4 +1,4 @@
-"""Step three of the guide: following a stream, also when its server crashes meanwhile."""
+"""Step three of the guide: following a stream, also while its server crashes."""
 
 import json
 import signal
@@ -64,7 +64,7 @@ def test_ctrl_c_ends_tails_of_a_busy_stream(tmp_path: Path, redis_server) -> Non
     try:
         with redis_server.sync() as client:
             for tail, out in zip(tails, outs, strict=True):
-                # Busy when it comes, since a cancelled send may go unnoticed: each is told in the middle of a flood.
+                # Stop in the middle of a flood, since a cancelled send may go unnoticed when the client is idle.
                 eventually(lambda o=out: client.xadd(STREAM, {"n": 1}) and o.stat().st_size, interval_s=0.0005)
                 for _ in range(100):
                     client.xadd(STREAM, {"n": 1})

@@ -22,7 +22,7 @@ EVENT = UserCreated(user_id=7, email="ada@example.com", name="Ada", created_at=d
 
 
 class Mailbox:
-    """What aiosmtpd asks: keeps the mails, refuses whom it is told to."""
+    """The handler of aiosmtpd: keeps the mails and refuses chosen recipients."""
 
     def __init__(self) -> None:
         self.mails: list[tuple[str, list[str], bytes]] = []

@@ -1,4 +1,4 @@
-"""One service and one server for all tests that harm neither; a pair of their own for those that do."""
+"""One service and one server for all tests that harm neither; tests that do start their own."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

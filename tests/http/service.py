@@ -43,7 +43,7 @@ class Patient(httpx.HTTPTransport):
 
 
 def browser(base_url: str) -> httpx.Client:
-    """A client. Not told to verify certificates: loading them takes longer than most tests here."""
+    """Return a client that verifies no certificates: loading them takes longer than most tests here."""
     return httpx.Client(base_url=base_url, timeout=30, trust_env=False, verify=False)
 
 

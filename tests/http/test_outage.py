@@ -132,7 +132,7 @@ def test_a_frozen_redis_is_a_503_in_time(server: Any, service: Service) -> None:
     server.pause()
     try:
         check_refused(service, "outcome-unknown", "redis-unavailable", code="UNREACHABLE", reads=False)
-        # The first who asks when what was known is too old.
+        # The first request after the snapshot is too old.
         assert eventually(first_refusal) < scaled(LIMIT_MS, service.started_ms)
         assert service.http.get("/health").json()["state"] == "down"
         check_refused(service, "outcome-unknown", "redis-unavailable", code="UNREACHABLE")

@@ -181,7 +181,7 @@ BAD = {
     "web.wrong:app": (
         "from fastapi import APIRouter, FastAPI\napp = FastAPI()\nrouter = APIRouter()\n",
         "'app' in ",
-        "wrong.py is no APIRouter but of type FastAPI; its routers: router",
+        "wrong.py is not an APIRouter but a FastAPI; its routers: router",
     ),
     "web.refused:router": (
         "from fastapi import APIRouter\nrouter = APIRouter()\n\n@router.get('/x')\ndef x(y: APIRouter) -> None: ...\n",

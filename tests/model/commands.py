@@ -31,7 +31,7 @@ class Commands:
         self.hashes: dict[bytes, dict[bytes, bytes]] = {}
         #: Values and when they expire.
         self.strings: dict[bytes, tuple[bytes, float]] = {}
-        #: Told of each deleted consumer: group, consumer, how much it still had pending.
+        #: Called for each deleted consumer: group, consumer, how much it still had pending.
         self.deleted: Callable[[bytes, bytes, int], None] = lambda group, consumer, lost: None
         self._eager = eager
         self._commands = {name[4:].upper().encode(): getattr(self, name) for name in dir(self) if name[:4] == "cmd_"}
@@ -94,7 +94,7 @@ class Commands:
         return lost
 
     def cmd_xreadgroup(self, _: bytes, name: bytes, consumer: bytes, *rest: bytes) -> Any:
-        """What is there now; who waits for more (BLOCK) asks again."""
+        """Return what is there now; a caller that waits for more (BLOCK) asks again."""
         at = rest.index(b"STREAMS")
         options = dict(zip(rest[:at:2], rest[1:at:2], strict=True))
         half = (len(rest) - at - 1) // 2

@@ -183,7 +183,7 @@ class Ghosts:
         return found
 
     def left(self, worker: Worker) -> None:
-        """It has ended as it was told to."""
+        """It has ended as requested."""
         for ghost in self.at.values():
             self._forbid(worker in ghost.runners, f"{worker.name} left with {ghost.place!r} running")
             if ghost.torn or self.owner(ghost) != worker.name:
@@ -205,7 +205,7 @@ class Ghosts:
         self.died(worker)
 
     def unsuspect(self, consumer: str) -> None:
-        """Shared memory is gone: nobody can know any more what this consumer had running.
+        """Shared memory is gone: what this consumer had running can't be known any more.
 
         The last death of a suspect is then not charged, and the suspect runs beside others, so that its next death is
         not charged either: that is one more than `forgive` allows.
@@ -247,7 +247,7 @@ class Ghosts:
                     ghost.deaths_alone += 1
 
     def forgive(self) -> None:
-        """A worker's marks are lost: should they have told of a poison message, one more death is needed."""
+        """A worker's marks are lost: if they named a poison message, one more crash is needed."""
         for ghost in self.of.values():
             ghost.forgiven += ghost.poison
 

@@ -59,7 +59,7 @@ class Pool:
         self.workers: dict[int, Worker | None] = {}
         self.arbiter: Process | None = None
         self.keeper: Process | None = None
-        #: Crashed or not started yet, and shall come (again); the last way in which each ended.
+        #: Slots that crashed or were not started yet, and are to be started; how each ended last.
         self.due: set[int] = set()
         self.keeper_told = False
         self._crashes: dict[int, Crash | None] = {}
@@ -70,7 +70,7 @@ class Pool:
         #: When something last disturbed it, and since when it pauses.
         self.disturbed_s = 0.0
         self.paused_s: float | None = None
-        #: When its lease was last taken anew.
+        #: When its lease was last renewed.
         self.leased_s = 0.0
         #: Since when its keeper has seen Redis without a break, at best.
         self.seen_since_s = 0.0

@@ -1,4 +1,4 @@
-"""Replays with real pools: whether the entry is still there or not, and whatever dies meanwhile."""
+"""Replays with real pools: whether the entry is still there or not, and whichever process dies."""
 
 import json
 import os
@@ -42,7 +42,7 @@ MENDED = (
 
 
 def give_up(pool: Pool, redis: Any, count: int, *, trim: bool = True) -> list[str]:
-    """So many messages become dead letters; then their handler is mended and, with `trim`, their entries go."""
+    """Make dead letters of messages; then repair their handler and, with `trim`, delete their entries."""
     ids = [redis.xadd("events", {"n": n}).decode() for n in range(count)]
     eventually(lambda: redis.xlen(DEAD) == count and seen(pool)[f"count-{count - 1}"] == 1)
     if trim:

@@ -1,4 +1,4 @@
-"""A pool that keeps its streams short, and what is seen of a group that hinders it."""
+"""A pool that keeps its streams short, and how a group that prevents it is shown."""
 
 import json
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def test_the_keeper_trims_what_is_settled_and_tells_who_hinders_it(start_pool: S
     eventually(lambda: redis.xlen("events") == 23 and redis.xrange("events", count=1)[0][0] == held[0])
     assert kept(pool) == {"max_age_s": 5400, "max_length": 5, "held_by": "workers"}
 
-    # So it does for a group that nobody reads, whoever made it.
+    # The same holds for an abandoned group, whoever created it.
     redis.xgroup_create("events", "left", held[0])
     redis.xack("events", "workers", *held)
     eventually(lambda: redis.xlen("events") == 22)

@@ -1,4 +1,4 @@
-"""Acks of messages that somebody else has settled meanwhile are counted, whatever had become of them before."""
+"""Acks of messages that another consumer has settled are counted, whatever had become of the messages before."""
 
 import asyncio
 from typing import Any

@@ -65,7 +65,7 @@ def make(shared: SharedState) -> Callable[..., Reaper]:
 
 
 async def fill(redis: Any, consumer: bytes | str, count: int, idle_ms: int = 0) -> list[bytes]:
-    """Messages that this consumer holds for so long."""
+    """Messages that this consumer has held for `idle_ms`."""
     for n in range(count):
         await redis.xadd(STREAM, {"n": n})
     reply = await redis.xreadgroup(GROUP, consumer, {STREAM: ">"})
@@ -144,14 +144,14 @@ async def test_what_another_program_left_is_taken_by_the_age_of_the_message(
         await redis.xclaim(STREAM, GROUP, name, 0, young, idle=-HOUR_MS, justid=True)  # as if just delivered
         reaper = make(redis, foreign_after_s=5.0, log=log)
         await looks(reaper, 0.2)
-        assert len(log.taken) == 0, "it has not seen Redis for so long itself"
+        assert len(log.taken) == 0, "it has not itself seen Redis for that long"
         reaper._continuity._since_s -= 6
         await reaper.look()
         named = name.encode() if isinstance(name, str) else name
         assert await held(redis) == {named: 2, b"here:0": 3}
         rows = await redis.xpending_range(STREAM, GROUP, "-", "+", 10)
         assert [row["message_id"] for row in rows if row["consumer"] == b"here:0"] == old
-        assert {row["times_delivered"] for row in rows} == {1}, "a change of hands is no delivery"
+        assert {row["times_delivered"] for row in rows} == {1}, "a change of owner is not a delivery"
         assert [(row["messages"], row["foreign"]) for row in log.taken] == [(3, True)]
         # The others are settled by their owner after all, which was active just now: it stays.
         await redis.xack(STREAM, GROUP, *young)
@@ -312,7 +312,7 @@ async def test_a_clock_that_is_set_kills_nobody(stepped: tuple[RedisServer, Step
 
 
 async def test_who_takes_a_lease_is_known_before_it_has_read_anything(redis: Any) -> None:
-    """Else nobody would take over from a pool that was killed before its keeper's first look."""
+    """Otherwise no pool would take over from one that was killed before its keeper's first look."""
     assert await take(redis, "young", "t")
     assert await redis.hexists(POOLS_KEY, "young")
     assert not await take(redis, "young", "another")
@@ -341,5 +341,5 @@ async def test_an_owner_that_is_back_keeps_what_it_has_read_again(
         await reaper.look()
         assert came_back == 3 and await held(redis) == {b"other:0": 3}
         await next_ms(back)
-        await reaper.look()  # it has no lease now either, and nobody reads
+        await reaper.look()  # it has no lease now either, and does not read
         assert await held(redis) in ({b"here:0": 3}, {b"here:1": 3})

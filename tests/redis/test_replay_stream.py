@@ -40,7 +40,7 @@ async def replay_all(redis: Any) -> list[str]:
 
 
 def trimmed(sync: Any, count: int, **fields: Any) -> list[str]:
-    """The ids of so many messages that were given up and whose entries are trimmed."""
+    """The ids of `count` messages that were given up and whose entries are trimmed."""
     return [add_dead_letter(sync, STREAM, GROUP, {"n": n, **fields}, trimmed=True)[1] for n in range(count)]
 
 
@@ -90,7 +90,7 @@ async def test_a_worker_that_waits_runs_them_at_once(
     async def handle(message: Message) -> None:
         got.append(message.id)
 
-    # Nobody asks it to look, and its read would wait for longer than the test does.
+    # Nothing asks it to look, and its read would wait for longer than the test does.
     async with working(every_server.url, handle, consumer={"block_ms": 60_000}) as worker:
         await worker.ready.wait()
         await eventually_async(lambda: worker.runtime.consumers[0]._reader.outstanding)
@@ -351,7 +351,7 @@ async def test_unread_copies_count_for_the_number_of_workers(redis: Any, sync: A
 async def test_a_keeper_takes_over_copies_of_the_dead(redis: Any, sync: Any, every_server: Any) -> None:
     ids = trimmed(sync, 5)
     assert await replay_all(redis) == ["replayed"] * 5
-    sync.xreadgroup(GROUP, "host:7", {COPIES: ">"}, count=3)  # a slot that is no more
+    sync.xreadgroup(GROUP, "host:7", {COPIES: ">"}, count=3)  # a slot that does not exist any more
     got: list[str] = []
 
     @handler(STREAM, group=GROUP)

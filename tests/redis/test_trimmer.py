@@ -110,7 +110,7 @@ def test_entries_that_every_group_has_settled_go_by_length(client: Any) -> None:
     assert ids(client)[0] == order(held) == order(entries[320])
     client.xack(STREAM, "a", held)
     assert trim_all(client, length=7) == ""
-    assert ids(client) == [order(entry) for entry in entries[-7:]], "exactly so many are kept"
+    assert ids(client) == [order(entry) for entry in entries[-7:]], "exactly that many are kept"
 
 
 def test_without_a_group_or_without_one_of_ours_nothing_goes(client: Any) -> None:
@@ -190,7 +190,7 @@ async def test_lag_and_oldest_stay_right_after_a_trim(every_server: Any) -> None
 
 
 async def test_a_replayed_message_holds_nothing_back(every_server: Any) -> None:
-    """It is in a stream of its own: the group must not be reported, whose removal would be advised."""
+    """The copy is in another stream: the group must not be reported, since its removal would be advised."""
     limits = Settings(consumer={"max_age": 60})  # type: ignore[arg-type]
     with every_server.sync() as client:
         entry = add(client, 1)[0]
@@ -327,7 +327,7 @@ class World:
             self.totals["held by unread"] += len(held & unsettled(self.client, group) - pending)
 
     def floor(self) -> Id:
-        """Told from the definition: the lowest id, over all groups, that is pending or after the last delivered."""
+        """Computed from the definition: the lowest id, over all groups, that is pending or after the last delivered."""
         lows = []
         for info in self.client.xinfo_groups(STREAM) if self.groups else ():
             ms, seq = order(info["last-delivered-id"])
@@ -418,7 +418,7 @@ async def test_a_key_that_is_no_stream_holds_up_no_other(every_server: Any) -> N
 
 
 async def test_a_backlog_of_old_entries_goes_while_the_server_serves(redis_server: Any) -> None:
-    """Many are removed in one look, and nobody else waits long for it."""
+    """Many are removed in one look, and no other client waits long for it."""
     with redis_server.sync() as client:
         for _ in range(20):
             pipe = client.pipeline(transaction=False)

@@ -26,7 +26,7 @@ class Event(BaseModel):
 
 
 class Faults(FaultLog):
-    """Keeps what it is told of."""
+    """Keeps the faults that are reported to it."""
 
     def __init__(self, told: list[tuple[str, BaseException]]) -> None:
         super().__init__(structlog.get_logger())

@@ -356,7 +356,7 @@ async def test_a_cancel_that_comes_late_hits_no_other_message(redis_url: str, re
 
 
 async def test_a_long_adopted_list_is_started_batch_by_batch(redis_url: str, redis: Redis) -> None:
-    """What was not started is no suspect at the next crash, and is not run by a drain."""
+    """What was not started is not a suspect at the next crash, and is not run by a drain."""
     ids = [await redis.xadd(STREAM, {"n": n}) for n in range(500)]
     await redis.xgroup_create(STREAM, GROUP, "0")
     await redis.xreadgroup(GROUP, "host:0", {STREAM: ">"}, count=500)

@@ -129,7 +129,7 @@ async def test_an_entry_that_no_reply_may_be_long_enough_for(seen: Counter[str])
                 await eventually_async(lambda: seen["new"] == 1)
                 await eventually_async(lambda: settled(redis))
             assert set(seen.values()) == {1} and len(seen) == 21
-            # Nobody could read the whole letter either.
+            # The whole letter could not be read either.
             await redis.config_set("client-output-buffer-limit", "normal 0 0 0")
             [(_, letter)] = await redis.xrange(dead_key(STREAM, GROUP))
             assert (letter[b"id"], letter[b"field:n"]) == (large, b"large")
@@ -192,7 +192,7 @@ async def test_a_large_entry_and_its_letter_on_a_slow_link(proxy: Proxy, redis: 
 
 
 async def test_a_server_that_was_replaced_behind_its_address(proxy: Proxy, redis: Redis, seen: Counter[str]) -> None:
-    """The old one lives on as the new one's replica, and its connections stay: nobody cuts them."""
+    """The old one lives on as the new one's replica, and its connections stay open."""
     hold = asyncio.Event()
 
     @handler(STREAM, group=GROUP)

@@ -1,4 +1,4 @@
-"""A certificate authority of a test's own, and what it signs: for the server, for a client, and one nobody trusts."""
+"""A certificate authority for a test, with certificates for a server, for a client, and one that is not trusted."""
 
 import shutil
 import subprocess

@@ -52,7 +52,7 @@ def footprint(pid: int) -> Footprint:
 
 
 def zombies(pid: int) -> list[int]:
-    """The children that nobody has waited for."""
+    """The children that were not waited for."""
     found = []
     for child in psutil.Process(pid).children():
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -112,8 +112,8 @@ class Watch:
 
 #: How long the start of a pool takes on a machine of two cores that has nothing else to do.
 START_MS = 600.0
-#: A time may be so much longer than its bound, and never has to be shorter than so many starts: it is what others do
-#: on this machine meanwhile that varies. How fast the pool is, is for the benchmarks to say.
+#: A time may exceed its bound by this factor, and is always allowed this many starts: the load of the machine varies.
+#: The benchmarks measure how fast the pool is.
 SLACK, STARTS_MIN = 5.0, 4.0
 #: The units of times.
 MS_OF = {"ms": 1.0, "s": 1000.0}

@@ -44,7 +44,7 @@ class Faults:
     black_hole: bool = False
     #: Reset who connects.
     refuse: bool = False
-    #: Reset a connection after so many more bytes have passed in this direction; 0: never.
+    #: Reset a connection after this many more bytes have passed in this direction; 0: never.
     reset_after: int = 0
     reset_in: str = REPLY
     #: Which connections are meant.
@@ -71,7 +71,7 @@ class Proxy:
     """`with Proxy(server.url) as proxy:` and `proxy.url` instead of the server's."""
 
     def __init__(self, upstream: str) -> None:
-        """Listen at once; a server that is away is asked for at each connection anew."""
+        """Listen at once; the server is looked up again for each connection."""
         self.upstream = upstream
         self.did: Counter[str] = Counter()
         self._faults = Faults()

@@ -71,7 +71,7 @@ def bare(server: RedisServer, **options: Any) -> Admin:
     return server.sync(decode_responses=True, **options)
 
 
-#: A master that has been silent for so long is dead to its sentinels.
+#: A master that has been silent for this long counts as dead to its sentinels.
 DOWN_AFTER_MS = 1_000
 
 

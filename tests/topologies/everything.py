@@ -56,14 +56,14 @@ HANDLERS = (
         return router
 """
 )
-#: Of the second stream only so many entries are kept.
+#: The number of entries that are kept of the second stream.
 KEPT = 100
 CONFIG = f'stream."orders".max_length = {KEPT}\napi.routers = ["handlers:router"]'
 HANDLED_LIMIT_S = 40.0
 
 
 def post(pool: Pool, path: str, body: Any, **headers: str) -> dict[str, Any]:
-    """The answer of the pool's HTTP service; fails for one that is no success."""
+    """The answer of the pool's HTTP service; fails for one that is not a success."""
     data = json.dumps(body).encode()
     request = urllib.request.Request(f"{pool.base_url}{path}", data, {"Content-Type": "application/json", **headers})
     found: dict[str, Any] = _answer(request)
@@ -138,7 +138,7 @@ def publish_and_handle(pool: Pool) -> None:
 
 
 def many(pool: Pool, stream: str, name: str, count: int) -> list[str]:
-    """Publish so many at once; what tells them apart."""
+    """Publish `count` messages at once; return the field that tells them apart."""
     names = [f"{stream}-{name}-{number}" for number in range(count)]
     assert post(pool, f"/v1/streams/{stream}/messages:batch", [{"n": n} for n in names])["count"] == count
     return names

@@ -175,8 +175,8 @@ def test_a_replica_takes_over_from_a_dead_node(replicated: Cluster, start_pool: 
     ("form", "words"),
     [
         ("redis://{node}", "is a node of a cluster: write redis+cluster:// for redis://"),
-        ("redis+cluster://{plain}", "is no cluster: write redis:// for redis+cluster://"),
-        ("redis+sentinel://{plain}/mymaster", "is no sentinel"),
+        ("redis+cluster://{plain}", "is not a cluster: write redis:// for redis+cluster://"),
+        ("redis+sentinel://{plain}/mymaster", "is not a sentinel"),
     ],
 )
 def test_a_url_of_the_wrong_form_is_told_the_right_one(form: str, words: str, cluster: Cluster, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from supervisor.shared_state import ConsumerField, HeaderField, SlotField, Worke
 ROOT = Path(__file__).parents[2]
 DOCS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*")))
 LEVELS = {"debug", "info", "warning", "error"}
-#: Arguments of a logger that are no fields.
+#: Arguments of a logger that are not fields.
 NO_FIELDS = {"key", "level", "exc_info"}
 #: Bound to the loggers of workers and services, or added by the log itself; docs/logs.md describes them once.
 COMMON = {"slot", "service", "pid", "error", "also", "repeated", "exception"}
@@ -79,7 +79,7 @@ def is_log_call(call: ast.Call) -> bool:
 
 
 def events(call: ast.Call, constants: dict[str, str]) -> Iterable[str]:
-    """What the call's event can be. Raises TypeError for an event that is no constant phrase."""
+    """What the call's event can be. Raises TypeError for an event that is not a constant phrase."""
     match call.args[0]:
         case ast.Constant(value=str(event)):
             return [event]

@@ -1,4 +1,4 @@
-"""How long streams are kept: the words of config.toml, whose limits hold, and who is told of when."""
+"""How long streams are kept: the words of config.toml, whose limits hold, and when a group is reported."""
 
 from pathlib import Path
 

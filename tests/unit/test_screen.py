@@ -1,7 +1,5 @@
 """What `supervisor top` shows on a terminal of 24 lines: everything is reached by scrolling, and the sums stay."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import click

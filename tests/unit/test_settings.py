@@ -297,7 +297,7 @@ def test_a_section_made_in_a_program_is_checked_too() -> None:
 
 
 def every_key(section: type[Section] = Settings, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """The path of each setting that is no table."""
+    """The path of each setting that is not a table."""
     found = []
     for name, (kind, _) in section.fields.items():
         if type(kind) is Table:
@@ -317,7 +317,7 @@ def test_what_is_wrong_is_said_in_plain_words_and_all_at_once(value: str, tmp_pa
     with pytest.raises(ConfigError) as caught:
         load(written(tmp_path, text), environ={})
     lines = str(caught.value).splitlines()[1:]
-    assert len(lines) > 10, "all are told at once"
+    assert len(lines) > 10, "all are reported at once"
     for line in lines:
         allowed = line.rpartition(": must be ")[2]
         assert allowed and ": must be " in line, line

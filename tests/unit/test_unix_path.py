@@ -1,7 +1,5 @@
 """Sockets in folders of any length and any name, for asyncio's loop and for uvloop's."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os
