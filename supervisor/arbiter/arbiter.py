@@ -356,11 +356,11 @@ class Arbiter:
             on_signal(number, partial(self._stop_signal, number.name))
         on_signal(signal.SIGQUIT, partial(self._quick_stop, "SIGQUIT"))
         on_signal(signal.SIGHUP, partial(self._hangup, terminals))
-        on_signal(signal.SIGTTIN, lambda: self._commands.scale_by(1))
-        on_signal(signal.SIGTTOU, lambda: self._commands.scale_by(-1))
+        self._loop.on_sent_signal(signal.SIGTTIN, lambda: self._commands.scale_by(1))
+        self._loop.on_sent_signal(signal.SIGTTOU, lambda: self._commands.scale_by(-1))
         on_signal(signal.SIGUSR1, lambda: self._log.info("status", **self._status.document()))
         if self._inherited:  # the earlier image blocked all signals before the exec
-            signal.pthread_sigmask(signal.SIG_SETMASK, [])
+            self._loop.unblock_signals()
             for missed in self._inherited.signals:
                 signal.raise_signal(missed)
 

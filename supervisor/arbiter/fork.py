@@ -127,12 +127,16 @@ def _run_child(body: Callable[[], int], name: str, fds: Descriptors, parent: int
 
 
 def _reset_process(name: str, fds: Descriptors, parent: int) -> None:
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+    kept = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()  # nohup(1)
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP} - kept:
         with contextlib.suppress(OSError, ValueError):
             signal.signal(number, signal.SIG_DFL)
     # Ctrl-C reaches the terminal's whole process group, but only the arbiter acts on it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    # A process group of its own is in the terminal's background: with `stty tostop`, a line of the log would stop it.
+    signal.signal(signal.SIGTTIN, signal.SIG_IGN)
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     for source, target in zip(fds.outputs or (), (1, 2), strict=False):
         os.dup2(source, target)
     for fd in fds.close:

@@ -5,16 +5,26 @@ signal sent to the child then fires in the parent, cpython#94454).
 """
 
 import contextlib
+import ctypes
 import heapq
 import itertools
 import os
 import selectors
 import signal
+import struct
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 #: The longest sleep.
 SLEEP_S_MAX = 1.0
+#: Ctrl-C and Ctrl-\\.
+_KEYS = (signal.SIGINT, signal.SIGQUIT)
+#: linux/signalfd.h: a signal's number, an unused field and its code, and the size of the whole.
+_SIGNAL_INFO = struct.Struct("Iii")
+_SIGNAL_INFO_BYTES = 128
+#: The C library's sigset_t.
+_SIGNAL_SET_BYTES = 128
 
 
 class Timer:
@@ -43,6 +53,9 @@ class Loop:
         self._count = itertools.count()
         self._stopped = False
         self._signals: dict[int, Callable[[], None]] = {}
+        #: Signals that count only if a process has sent them.
+        self._sent: dict[int, Callable[[], None]] = {}
+        self._signal_fd = -1
         self._wakeup_read, self._wakeup_write = os.pipe()
         os.set_blocking(self._wakeup_read, False)
         os.set_blocking(self._wakeup_write, False)
@@ -50,7 +63,7 @@ class Loop:
 
     def fds(self) -> list[int]:
         """Return the loop's own descriptors; a forked child closes them."""
-        own = [self._wakeup_read, self._wakeup_write]
+        own = [self._wakeup_read, self._wakeup_write, *([self._signal_fd] if self._signal_fd >= 0 else [])]
         fileno = getattr(self._selector, "fileno", None)
         return [*own, fileno()] if fileno else own
 
@@ -73,10 +86,35 @@ class Loop:
         return timer
 
     def on_signal(self, number: int, callback: Callable[[], None]) -> None:
-        """Call `callback` from the loop for each signal of this number."""
+        """Call `callback` from the loop for each signal of this number.
+
+        If it was ignored at the start, SIGHUP stays ignored (nohup), and the terminal's keys have no effect: a shell
+        has programs in its background ignore them.
+        """
+        if signal.getsignal(number) is signal.SIG_IGN and number in (signal.SIGHUP, *_KEYS):
+            if number in _KEYS:
+                self.on_sent_signal(number, callback)
+            return
         self._signals[number] = callback
         signal.signal(number, _ignore)
         signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
+
+    def on_sent_signal(self, number: int, callback: Callable[[], None]) -> None:
+        """Call `callback` for each signal of this number that a process has sent, and for none of a terminal.
+
+        The signal is blocked for that. A blocked SIGTTOU also lets this process write to a terminal from its
+        background; with a handler, the write would be interrupted without end.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+        self._sent[number] = callback
+        fd = _signal_fd(self._signal_fd, self._sent)
+        if fd >= 0 and self._signal_fd < 0:
+            self._signal_fd = fd
+            self.watch(fd, selectors.EVENT_READ, self._signals_sent)
+
+    def unblock_signals(self) -> None:
+        """Unblock all signals but those of `on_sent_signal`."""
+        signal.pthread_sigmask(signal.SIG_SETMASK, list(self._sent))
 
     def run(self) -> None:
         """Run until `stop` is called."""
@@ -99,6 +137,8 @@ class Loop:
         self._selector.close()
         os.close(self._wakeup_read)
         os.close(self._wakeup_write)
+        if self._signal_fd >= 0:
+            os.close(self._signal_fd)
 
     def _timeout_s(self) -> float:
         while self._timers and self._timers[0][2].cancelled:
@@ -128,6 +168,16 @@ class Loop:
         except BlockingIOError:
             return []
 
+    def _signals_sent(self, _events: int) -> None:
+        try:
+            data = os.read(self._signal_fd, 32 * _SIGNAL_INFO_BYTES)
+        except BlockingIOError:
+            return
+        for start in range(0, len(data), _SIGNAL_INFO_BYTES):
+            number, _, code = _SIGNAL_INFO.unpack_from(data, start)
+            if code <= 0:  # SI_USER, SI_QUEUE, SI_TKILL; the kernel's own codes are positive
+                self._call(self._sent[number])
+
     def _woken(self, _events: int) -> None:
         numbers = self.take_signals()
         # One call is enough, however many SIGCHLD have arrived.
@@ -136,6 +186,17 @@ class Loop:
             callback = self._signals.get(number)
             if callback is not None:
                 self._call(callback)
+
+
+def _signal_fd(fd: int, numbers: Iterable[int]) -> int:
+    """Create a signalfd(2) for these signals, or change the one that exists; -1 where there is none."""
+    if sys.platform != "linux":
+        return -1
+    mask = bytearray(_SIGNAL_SET_BYTES)
+    for number in numbers:
+        mask[(number - 1) // 8] |= 1 << (number - 1) % 8
+    flags = os.O_CLOEXEC | os.O_NONBLOCK
+    return int(ctypes.CDLL(None).signalfd(fd, (ctypes.c_char * len(mask)).from_buffer(mask), flags))
 
 
 def _ignore(_number: int, _frame: object) -> None:

@@ -1,6 +1,7 @@
 """`supervisor start`: loads the settings and runs the arbiter."""
 
 import os
+import signal
 from pathlib import Path
 
 import click
@@ -44,6 +45,8 @@ def start(
         # A burst ends by itself; an HTTP service would not.
         "api.enabled": False if no_api or burst else None,
     }
+    # In the terminal's background, a warning must not stop the process.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTIN, signal.SIGTTOU])
     from supervisor.arbiter.reload import PREFLIGHT_VARIABLE, errors_to_arbiter
 
     preflight = PREFLIGHT_VARIABLE in os.environ

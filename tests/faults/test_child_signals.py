@@ -62,14 +62,17 @@ def test_59_python311_signal_leak(start_pool: StartPool, redis_server: Any, boun
     pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=6, config="[pool]\nbeat_limit_s = 2.0\n")
     arbiter, before = pool.pid, pool.pids()
     keeper = pool.ask("status")["services"][0]
-    numbers = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGQUIT", "SIGTTIN", "SIGTTOU")
+    numbers = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGQUIT", "SIGTSTP", "SIGTTOU")
     for slot, name in enumerate(numbers):
         os.kill(before[slot], getattr(signal, name))
-    with bound.within("6 workers lose to 6 signals until all are READY again", 6000):
-        eventually(lambda: all(map(is_gone, before.values())), 20, what="two of them were stopped, and killed for it")
+    with bound.within("5 of 6 workers lose to 6 signals until all are READY again", 6000):
+        eventually(
+            lambda: all(is_gone(before[slot]) for slot in range(5)), 20, what="one was stopped, and killed for it"
+        )
         pool.wait_ready()
     ends = {line["slot"]: (line.get("signal"), line["reason"]) for line in pool.events("worker exited")}
-    assert [ends[slot][0] for slot in range(6)] == [None, "SIGHUP", "SIGUSR1", "SIGQUIT", "SIGKILL", "SIGKILL"]
+    assert [ends[slot][0] for slot in range(5)] == [None, "SIGHUP", "SIGUSR1", "SIGQUIT", "SIGKILL"]
+    assert pool.pids()[5] == before[5], "SIGTTOU is ignored"
     # Repeat the most common signal: SIGTERM to a loop that handles it.
     for count in range(1, ROUNDS + 1):
         pids = {slot: pool.pids()[slot] for slot in (0, 1)}

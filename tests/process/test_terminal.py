@@ -9,10 +9,12 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.support.pool import MARK, Pool
@@ -32,7 +34,8 @@ HANDLERS = """
 class Terminal:
     """A terminal with a pool that leads its session; `text` is what was printed."""
 
-    def __init__(self, pool: Pool, *words: str) -> None:
+    def __init__(self, pool: Pool, *words: str, script: str = 'exec "$@"') -> None:
+        """`script` runs the pool's command, its `$@`, in a shell on the terminal."""
         self._master, self._slave = os.openpty()
         self.pool = pool
         for name in ("out", "err"):
@@ -41,7 +44,7 @@ class Terminal:
         command = [sys.executable, "-m", "supervisor", *pool._words, *words]
         pool.process = subprocess.Popen(
             # A session leader that opens a terminal gets it as its controlling terminal.
-            ["sh", "-c", 'exec "$@" <"$0" >"$0" 2>&1', os.ttyname(self._slave), *command],
+            ["sh", "-c", f'exec <"$0" >"$0" 2>&1; {script}', os.ttyname(self._slave), *command],
             cwd=pool.folder,
             env=pool._env | {MARK: pool._mark, "NO_COLOR": "1", "TERM": "xterm", "COLUMNS": "110"},
             start_new_session=True,
@@ -77,9 +80,10 @@ class Terminal:
 def open_terminal(tmp_path: Path, redis_url: str) -> Iterator[Callable[..., Terminal]]:
     made: list[Terminal] = []
 
-    def make(*words: str, handlers: str = HANDLERS, **options: Any) -> Terminal:
+    def make(*words: str, handlers: str = HANDLERS, script: str = 'exec "$@"', **options: Any) -> Terminal:
         options.setdefault("redis_url", redis_url)
-        made.append(Terminal(Pool(tmp_path / f"project{len(made)}", handlers, **options), *words))
+        pool = Pool(tmp_path / f"project{len(made)}", handlers, **options)
+        made.append(Terminal(pool, *words, script=script))
         return made[-1]
 
     yield make
@@ -161,3 +165,95 @@ def test_a_start_that_waits_for_redis_is_logged(open_terminal: Open) -> None:
         terminal.type(b"\x03")
         assert terminal.pool.wait() == 0
     assert "hunter2" not in terminal.text
+
+
+def stop(terminal: Terminal) -> None:
+    """Stop a pool that runs in a shell."""
+    assert terminal.pool.command("stop").returncode == 0
+    assert terminal.pool.wait() == 0
+
+
+def cpu_s(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
+
+
+def test_a_pool_in_the_background_of_a_terminal_with_tostop_keeps_its_workers(open_terminal: Open) -> None:
+    terminal = open_terminal(script='stty tostop; set -m; "$@" & wait; exit $?')
+    pool = terminal.pool
+    status = pool.wait_ready()
+    assert pool.command("publish", "events", "for_s=0").returncode == 0
+    eventually(lambda: "begun" in terminal.text)
+    pool.kill_worker(0)
+    eventually(lambda: "worker exited" in terminal.text, what="the log is written")
+    after = pool.wait_ready()
+    assert len(after["workers"]) == 2 and after["pid"] == status["pid"] and "scaled" not in terminal.text
+    assert pool.pids()[1] == status["workers"][1]["pid"]
+    for number, workers in ((signal.SIGTTIN, 3), (signal.SIGTTOU, 2)):
+        os.kill(after["pid"], number)
+        eventually(lambda workers=workers: len(pool.wait_ready()["workers"]) == workers, what=f"{number.name} scales")
+    stop(terminal)
+
+
+def test_a_pool_that_was_stopped_and_put_in_the_background_goes_on(open_terminal: Open) -> None:
+    terminal = open_terminal(script='stty tostop; set -m; "$@"; bg; wait; exit $?')
+    pool = terminal.pool
+    before = pool.wait_ready()
+    terminal.type(b"\x1a")
+    eventually(lambda: "[1]" in terminal.text, what="the shell has stopped it and put it into the background")
+    eventually(lambda: pool.ask("ping") == {})
+    assert pool.command("publish", "events", "for_s=0").returncode == 0
+    eventually(lambda: "begun" in terminal.text)
+    pool.kill_worker(0)
+    after = pool.wait_ready()
+    assert len(after["workers"]) == 2 and "scaled" not in terminal.text
+    used_s = cpu_s(before["pid"])
+    wait_until_s = time.monotonic() + 1
+    eventually(lambda: time.monotonic() > wait_until_s)
+    assert cpu_s(before["pid"]) - used_s < 0.5, "the arbiter does not spin"
+    stop(terminal)
+
+
+def test_signals_from_the_terminal_to_the_whole_group_are_no_commands(open_terminal: Open) -> None:
+    """A program beside the pool reads from the terminal in the background: the kernel signals the group of both."""
+    reads = "import os, signal; signal.signal(signal.SIGTTIN, lambda *_: os._exit(0)); os.read(0, 1)"
+    waits = 'sh -c "while [ ! -e go ]; do sleep 0.05; done"'
+    reader = f'{sys.executable} -c "{reads}" <"$0"'
+    script = f'set -m; {{ trap "" TTIN; "$@" & {waits}; {reader}; touch gone; wait; }} & wait; exit 0'
+    terminal = open_terminal(script=script)
+    pool = terminal.pool
+    pool.wait_ready()
+    (pool.folder / "go").touch()
+    eventually((pool.folder / "gone").exists)
+    os.kill(pool.ask("status")["pid"], signal.SIGUSR1)
+    eventually(lambda: "status state=" in terminal.text or "status " in terminal.text)
+    assert len(pool.wait_ready()["workers"]) == 2 and "scaled" not in terminal.text
+    assert pool.command("stop").returncode == 0
+    pool.wait()
+
+
+def test_nohup_is_respected(open_terminal: Open) -> None:
+    terminal = open_terminal(script='trap "" HUP; exec "$@"')
+    pool = terminal.pool
+    before = pool.wait_ready()
+    pool.send(signal.SIGHUP)
+    assert pool.command("restart", "--wait").returncode == 0
+    pool.send(signal.SIGHUP)  # the next image of the arbiter ignores it, too
+    terminal.close()
+    after = pool.wait_ready()
+    assert after["pid"] == before["pid"]
+    assert [worker["incarnation"] for worker in after["workers"]] == [2, 2]
+    assert pool.command("publish", "events", "for_s=0").returncode == 0
+    eventually(lambda: sum(worker["done"] for worker in pool.ask("status")["workers"]) == 1)
+
+
+def test_an_interrupt_that_was_ignored_at_the_start_comes_from_kill_alone(open_terminal: Open) -> None:
+    terminal = open_terminal(script='trap "" INT QUIT; exec "$@"')
+    pool = terminal.pool
+    pool.wait_ready()
+    terminal.type(b"\x03\x1c")
+    assert pool.command("publish", "events", "for_s=0").returncode == 0
+    eventually(lambda: "begun" in terminal.text)
+    assert "draining" not in terminal.text and pool.wait_ready()["state"] == "healthy"
+    pool.send(signal.SIGINT)
+    assert pool.wait() == 0
