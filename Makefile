@@ -21,7 +21,7 @@ SEEDS ?= 1
 SOAK_S ?= 120
 LINTED := supervisor api handlers tests benchmarks
 
-.PHONY: help install run check test long faults delivery soak lint format bench bench-guard peers constraints clean
+.PHONY: help install run check test long pure faults delivery soak lint format bench bench-guard peers constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test: $(VENV)/.installed-dev ## each kind of test once, faults at a small volume
 
 long: $(VENV)/.installed-dev ## the long forms that `make test` leaves out, about five minutes
 	@$(PYTEST) -m long --seeds $(SEEDS) $(PYTEST_ARGS)
+
+pure: $(VENV)/.installed-dev ## tests of the message path again, without the compiled module, about two minutes
+	@SUPERVISOR_PURE_PYTHON=1 $(PYTEST) tests/unit tests/redis tests/guide $(PYTEST_ARGS)
 
 faults: $(VENV)/.installed-dev ## all fault cases: kill, freeze and starve the pool, and show what each costs
 	@$(BIN)/python -m pytest tests/faults -m 'long or not long' $(PYTEST_ARGS)
@@ -71,14 +74,14 @@ peers: $(VENV)/.installed-peers ## recovery beside other supervisors, a quarter 
 	@$(BIN)/python -m benchmarks.supervisors
 
 clean: ## remove what was installed or built here; .supervisor (your data) stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info supervisor/_entries.*.so .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 # The stamps are written last, so an interrupted step is repeated.
 $(VENV)/.python: | .ci/find-python
 	@python="$$(bash .ci/find-python '$(PYTHON)')" && echo "making $(VENV) with $$python" \
 		&& "$$python" -m venv --clear $(VENV) && touch $@
 
-$(VENV)/.installed: $(VENV)/.python constraints.txt pyproject.toml
+$(VENV)/.installed: $(VENV)/.python constraints.txt pyproject.toml supervisor/_entries.c
 	@echo "installing the supervisor into $(VENV)"
 	@$(PIP) install --no-deps --require-hashes -r constraints.txt
 	@$(PIP) install --no-deps --no-build-isolation -e '.[example]'

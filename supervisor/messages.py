@@ -3,28 +3,15 @@
 Returning means done. Raising means retry with backoff, then dead letter; `Retry`, `Reject` and `BatchError` choose.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
 
+from supervisor.delivery import Delivery
 from supervisor.errors import SupervisorError, UsageError
 
-_decode = bytes.decode
 #: A year.
 AFTER_S_MAX = 31_536_000
-
-
-class Origin(Protocol):
-    """Where a message comes from."""
-
-    @property
-    def stream(self) -> str:
-        """The stream that the handler is for."""
-
-    @property
-    def group(self) -> str:
-        """The consumer group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +22,14 @@ class _Given:
     group: str
 
 
-class Message:
+class Message(Delivery):
     """One delivery of an entry to a handler.
 
     Id and fields are decoded when they are first asked for, so a handler pays only for what it reads.
     """
 
     # A worker makes one object per message and keeps its own notes in it; a handler uses the properties.
-    __slots__ = ("_fields", "_id", "entry", "failures", "flat", "origin", "recorded")
+    __slots__ = ()
 
     def __init__(
         self,
@@ -53,33 +40,13 @@ class Message:
         deliveries: int = 1,
     ) -> None:
         """Make one from text; a worker uses `from_reply`."""
-        self.origin: Origin = _Given(stream, group)
-        #: The id of the entry that is acked.
+        self.origin = _Given(stream, group)
         self.entry = id.encode()
-        self.flat: Sequence[bytes] = [part.encode() for pair in (fields or {}).items() for part in pair]
-        #: Attempts that failed before this one.
+        self.flat = [part.encode() for pair in (fields or {}).items() for part in pair]
         self.failures = deliveries - 1
-        #: Redis keeps a record of retries or crashes, which the ack must remove.
         self.recorded = False
-        # Decoded when they are asked for.
-        self._id: str | None = None
-        self._fields: dict[str, str] | None = None
-
-    @classmethod
-    def from_reply(cls, origin: Origin, entries: Iterable[Sequence[Any]]) -> list["Message"]:
-        """Make a message of each `[id, [name, value, ...]]` of a reply."""
-        messages, new = [], cls.__new__
-        for entry, flat in entries:
-            # Attributes are set here and not in a method: a call costs as much as all of them.
-            message = new(cls)
-            message.origin = origin
-            message.entry = entry
-            message.flat = flat
-            message.failures = 0
-            message.recorded = False
-            message._id = message._fields = None
-            messages.append(message)
-        return messages
+        self._id = None
+        self._fields = None
 
     def stand_for(self, message_id: str) -> None:
         """Take the id of the message that this entry is a copy of."""
@@ -103,13 +70,6 @@ class Message:
         return self.origin.group
 
     @property
-    def fields(self) -> dict[str, str]:
-        """The entry's fields. Raises DecodeError when one is not UTF-8."""
-        if self._fields is None:
-            self._fields = decode_fields(self.flat)
-        return self._fields
-
-    @property
     def raw(self) -> dict[bytes, bytes]:
         """The entry's fields as bytes."""
         flat = iter(self.flat)
@@ -124,6 +84,14 @@ class Message:
     def published_at(self) -> datetime:
         """When Redis stored the entry, by the server's clock (UTC)."""
         return datetime.fromtimestamp(int(self.id.partition("-")[0]) / 1000, UTC)
+
+    def _not_utf8(self) -> "DecodeError":
+        for name, value in self.raw.items():
+            if fault := _not_utf8(name):
+                return DecodeError(f"the name of field {name!r} is not UTF-8: {fault}")
+            if fault := _not_utf8(value):
+                return DecodeError(f"the value of field {name.decode()!r} is not UTF-8: {fault}")
+        return DecodeError("the message is not UTF-8")
 
     def __repr__(self) -> str:
         """Return where the message is, without its content, which may be private."""
@@ -169,10 +137,10 @@ class BatchError(SupervisorError):
         self.failed = dict(failed)
 
 
-def decode_fields(flat: Sequence[bytes]) -> dict[str, str]:
-    """Return Redis's flat `name, value, name, value` as a dict. Raises DecodeError when it is not UTF-8."""
+def _not_utf8(text: bytes) -> str:
+    """Return what is wrong with `text`; empty when it is UTF-8."""
     try:
-        parts = map(_decode, flat)
-        return dict(zip(parts, parts, strict=False))  # a strict zip takes a fifth longer
+        text.decode()
     except UnicodeDecodeError as error:
-        raise DecodeError(f"the message is not UTF-8: {error}") from None
+        return f"{error.reason} at byte {error.start}"
+    return ""

@@ -21,7 +21,14 @@ from urllib.parse import unquote, urlsplit
 from redis.asyncio import Redis
 from redis.asyncio.client import Redis as RedisClient
 from redis.asyncio.cluster import ClusterNode, RedisCluster
-from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool, SSLConnection, parse_url
+from redis.asyncio.connection import (
+    AbstractConnection,
+    Connection,
+    ConnectionPool,
+    DefaultParser,
+    SSLConnection,
+    parse_url,
+)
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -123,7 +130,13 @@ def client(url: str, *, timeout_s: float = 5.0, connect_timeout_s: float = 5.0) 
 
 
 def connection(
-    url: str, *, key: str = "", at: Address | None = None, connect_timeout_s: float = 5.0, name: str = ""
+    url: str,
+    *,
+    key: str = "",
+    at: Address | None = None,
+    connect_timeout_s: float = 5.0,
+    name: str = "",
+    parser: type[Any] = DefaultParser,
 ) -> AbstractConnection:
     """Return a connection to be driven by hand, not yet connected; reads take their own timeouts.
 
@@ -131,7 +144,7 @@ def connection(
     """
     target = _target(url, connect_timeout_s)
     # redis-py wraps each send in a Task when there is a timeout; a dead connection shows at the read.
-    options = {**target.options, "socket_timeout": None}
+    options = {**target.options, "socket_timeout": None, "parser_class": parser}
     if name:
         options["client_name"] = name
     if at is not None:

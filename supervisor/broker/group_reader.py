@@ -14,12 +14,13 @@ from redis.exceptions import ResponseError
 
 from supervisor.broker.command_connection import REPLY_SLACK_S, Argument, Server, pack_command, server_of
 from supervisor.broker.connect import connection
+from supervisor.broker.entry_parser import EntryParser
 
 #: The whole handshake may take this many connect timeouts.
 _HANDSHAKE_TIMEOUTS = 2
 
 #: A stream's entries as Redis sends them: `[id, [name, value, ...]]`, or `[id, None]` when the entry was deleted.
-Entries = list[list[Any]]
+Entries = Sequence[Sequence[Any]]
 
 
 class GroupReader:
@@ -33,7 +34,9 @@ class GroupReader:
     ) -> None:
         """Read `streams`, which share a hash slot in a cluster; each has a group called `group`."""
         self._name = f"supervisor-{consumer}"
-        self._connection = connection(url, key=streams[0], connect_timeout_s=connect_timeout_s, name=self._name)
+        self._connection = connection(
+            url, key=streams[0], connect_timeout_s=connect_timeout_s, name=self._name, parser=EntryParser
+        )
         self._head = ("XREADGROUP", "GROUP", group, consumer, "COUNT")
         self.select(streams)
         self._reply_timeout_s = REPLY_SLACK_S

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from supervisor import compiled
 from supervisor.cli.common import command, config_option, dumps, json_option, load_settings
 from supervisor.errors import EXIT_FAILED, EXIT_OK, ConfigError, HandlerError, SupervisorError
 
@@ -91,6 +92,11 @@ def _python() -> Iterator[Finding]:
         yield Finding(FAIL, "hiredis is not installed", 'pip install "redis[hiredis]"')
     else:
         yield Finding(OK, "hiredis is installed")
+    if compiled.entries is None:
+        remedy = f"unset {compiled.VARIABLE}, or install again with a C compiler: a worker uses more CPU without it"
+        yield Finding(WARN, f"message path: {compiled.describe()}", remedy)
+    else:
+        yield Finding(OK, f"message path: {compiled.describe()}")
     ours = Path(__file__).parents[1]
     others = [Path(entry) / "supervisor" / "supervisord.py" for entry in sys.path]
     if clash := [path for path in others if path.is_file()]:

@@ -12,6 +12,7 @@ def versions() -> dict[str, str]:
     import platform
     from importlib import metadata
 
+    from supervisor import compiled
     from supervisor._version import __version__
 
     found = {"supervisor": __version__, "python": platform.python_version()}
@@ -20,6 +21,7 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[name] = "missing"
+    found["message-path"] = compiled.describe()
     return found
 
 

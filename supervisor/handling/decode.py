@@ -14,7 +14,7 @@ import orjson
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from typing_extensions import is_typeddict
 
-from supervisor.messages import DecodeError, Message, decode_fields
+from supervisor.messages import DecodeError, Message
 
 #: From a message to the handler's argument. Raises DecodeError.
 Decoder = Callable[[Message], Any]
@@ -34,7 +34,7 @@ def make_decoder(annotation: object) -> Decoder:
     if annotation is Message:
         return as_message
     if _is_fields(annotation):
-        return _fields
+        return Message.read_fields
     if not _is_model(annotation):
         raise TypeError(f"{_show(annotation)} is not {ALLOWED}")
     return ModelDecoder(annotation)
@@ -54,7 +54,7 @@ class ModelDecoder:
     def __call__(self, message: Message) -> Any:
         """Return the validated model. Raises DecodeError with the errors of each field."""
         # Decoded afresh and not kept with the message, which costs less than `message.fields` and a copy of it.
-        fields: dict[str, Any] = decode_fields(message.flat)
+        fields: dict[str, Any] = message.read_fields()
         for name in self._json:
             if name in fields:
                 fields[name] = _from_json(fields[name])
@@ -81,10 +81,6 @@ class ModelDecoder:
 def as_message(message: Message) -> Message:
     """Return the message itself: the decoder of handlers that take a `Message`."""
     return message
-
-
-def _fields(message: Message) -> dict[str, str]:
-    return decode_fields(message.flat)
 
 
 def _from_json(text: str) -> Any:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from supervisor import compiled
 from supervisor.errors import ConfigError
 from supervisor.settings.model import Settings
 from supervisor.settings.section import FreeTable, Table, Tables
@@ -24,10 +25,10 @@ PREFIX = "SUPERVISOR_"
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
 #: Common names that are understood too; our own variables are stronger.
 FOREIGN_VARIABLES: dict[str, KeyPath] = {"REDIS_URL": ("redis", "url")}
-#: CONFIG_VARIABLE, and what is set by supervisord for its children, and by Kubernetes for a Service whose name begins
+#: CONFIG_VARIABLE, the variable of `compiled`, and what is set by supervisord for its children, and by Kubernetes for a Service whose name begins
 #: with "supervisor".
 _NO_SETTINGS = re.compile(
-    r"SUPERVISOR_CONFIG="
+    r"SUPERVISOR_(CONFIG|PURE_PYTHON)="
     r"|SUPERVISOR_(ENABLED|PROCESS_NAME|GROUP_NAME|SERVER_URL)="
     r"|SUPERVISOR_(\w+_)?SERVICE_(HOST|PORT)(_\w+)?="
     r"|SUPERVISOR_(\w+_)?PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?="
@@ -142,7 +143,8 @@ def _unknown(name: str, known: Mapping[str, Any]) -> str:
         return "streams and their options are set in config.toml only"
     last = name.removeprefix(PREFIX).rpartition("__")[2]
     same_key = [other for other in known if other.endswith((f"__{last}", f"{PREFIX}{last}"))]
-    near = f", did you mean {same_key[0]!r}?" if len(same_key) == 1 else did_you_mean(name, [*known, CONFIG_VARIABLE])
+    others = [*known, CONFIG_VARIABLE, compiled.VARIABLE]
+    near = f", did you mean {same_key[0]!r}?" if len(same_key) == 1 else did_you_mean(name, others)
     return f"there is no such setting{near} (`supervisor config show` lists all; sections are separated by __)"
 
 

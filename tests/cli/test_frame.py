@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
+from supervisor import compiled
 from supervisor.cli.main import COMMANDS, cli, main
 from supervisor.errors import EXIT_DOWN
 from tests.cli.run import COMMAND, data, environment, run
@@ -276,5 +277,6 @@ def test_supervisord_in_the_same_environment_is_refused(tmp_path: Path) -> None:
 
 def test_version_names_what_matters(tmp_path: Path) -> None:
     found = data(run("version", "--json", cwd=tmp_path))
-    assert set(found) == {"supervisor", "python", "redis-py", "hiredis", "uvloop"}
+    assert set(found) == {"supervisor", "python", "redis-py", "hiredis", "uvloop", "message-path"}
+    assert found["message-path"] == compiled.describe()
     assert found["python"].startswith(f"{sys.version_info.major}.{sys.version_info.minor}")
