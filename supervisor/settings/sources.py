@@ -25,8 +25,8 @@ PREFIX = "SUPERVISOR_"
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
 #: Common names that are understood too; our own variables are stronger.
 FOREIGN_VARIABLES: dict[str, KeyPath] = {"REDIS_URL": ("redis", "url")}
-#: CONFIG_VARIABLE, the variable of `compiled`, and what is set by supervisord for its children, and by Kubernetes for a Service whose name begins
-#: with "supervisor".
+#: CONFIG_VARIABLE, the variable of `compiled`, and what is set by supervisord for its children, and by Kubernetes for
+#: a Service whose name begins with "supervisor".
 _NO_SETTINGS = re.compile(
     r"SUPERVISOR_(CONFIG|PURE_PYTHON)="
     r"|SUPERVISOR_(ENABLED|PROCESS_NAME|GROUP_NAME|SERVER_URL)="
