@@ -90,7 +90,8 @@ class Service:
         elif pulse is not None and pulse.arbiter.error:
             told["reason"] = pulse.arbiter.error
         error = NO_ANSWER if pulse is None else pulse.redis.error
-        if error or side is None:
+        # A Redis that is full or read-only still shows everything.
+        if side is None or (error and not (pulse and pulse.redis.refuses)):
             server = dict(side.server) if side is not None else {"url": None, "version": None, "durability": None}
             side = RedisSide({**server, "error": error or NO_ANSWER})
         memory = memory or {}
@@ -108,14 +109,14 @@ class Service:
 
     async def _measure_pulse(self, before: Pulse | None) -> Pulse:
         with LoopWatch() as watch:
-            (redis_error, redis_late), (pool, arbiter_error, arbiter_late) = await asyncio.gather(
+            (redis, redis_late), (pool, arbiter_error, arbiter_late) = await asyncio.gather(
                 self._would_write(), asyncio.to_thread(self._ask)
             )
         now_s = time.monotonic()
         pressed = (redis_late or arbiter_late) and is_pressed()
         redis = judge(
             before.redis if before else None,
-            Finding(redis_error, now_s),
+            redis,
             timed_out=redis_late,
             starved=watch.starved,
             pressed=pressed,
@@ -129,19 +130,21 @@ class Service:
         )
         return Pulse(redis, arbiter, before.pool if arbiter.busy and before is not None else pool)
 
-    async def _would_write(self) -> tuple[str, bool]:
-        """Return why Redis would refuse a write now (empty: it would not), and whether it did not answer in time."""
+    async def _would_write(self) -> tuple[Finding, bool]:
+        """Return why a write would fail now (empty: it would not), and whether Redis did not answer in time."""
+        error, late, refuses = "", False, False
         try:
             async with asyncio.timeout(PULSE_LIMIT_S):
                 await self._patient.execute_command("EVAL", _WRITES_NOTHING, 0)
-        except ResponseError as error:
+        except ResponseError as refusal:
             # Before Redis 7 a script has no flags and does not compile: Redis answers, and that is all we know.
-            return ("" if code_of(error) == "ERR" else f"{code_of(error)}: {error}"), False
+            refuses = code_of(refusal) != "ERR"
+            error = f"{code_of(refusal)}: {refusal}" if refuses else ""
         except (TimeoutError, RedisTimeoutError):
-            return NO_ANSWER, True
-        except REDIS_FAULTS as error:
-            return str(error) or NO_ANSWER, False
-        return "", False
+            error, late = NO_ANSWER, True
+        except REDIS_FAULTS as fault:
+            error = str(fault) or NO_ANSWER
+        return Finding(error, time.monotonic(), refuses), late
 
     def _ask(self) -> tuple[dict[str, Any] | None, str, bool]:
         """Return the arbiter's answer, or why there is none and whether it is only late."""

@@ -80,6 +80,8 @@ class Finding:
     error: str
     #: When it was found out, by `time.monotonic`.
     at_s: float
+    #: It answers, but refuses: what does not need that still works.
+    refuses: bool = False
     #: Later attempts failed for lack of CPU time.
     busy: bool = False
 
