@@ -1,4 +1,4 @@
-"""`supervisor bench` on real servers: its figures, and that it leaves nothing behind however it ends."""
+"""`supervisor bench` on real servers: its figures, and that it removes everything however it ends."""
 
 import json
 import signal

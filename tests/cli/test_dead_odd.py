@@ -1,4 +1,4 @@
-"""`supervisor dead` when Redis is full or dies, when letters are none of ours, and when arguments are odd."""
+"""`supervisor dead` when Redis is full or dies, when other programs wrote the letters, and when arguments are odd."""
 
 import os
 import subprocess

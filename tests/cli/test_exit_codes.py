@@ -1,4 +1,4 @@
-"""What scripts may rely on: which exit code `status` and `stop` give, and what they say with it."""
+"""The contract for scripts: exit codes of `status` and `stop`, and their messages."""
 
 import json
 import os

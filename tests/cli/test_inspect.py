@@ -1,4 +1,4 @@
-"""Lag, pending and ages as they are, on every server that was found and against its own wrong figures."""
+"""Lag, pending and ages are right on every server, even where the server's own figures are wrong."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Names of streams and groups that nobody knows get one answer from all commands."""
+"""All commands answer unknown names of streams and groups in the same way."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the workers count is seen: in `status --json`, and by Prometheus."""
+"""The workers' counters show in `status --json` and for Prometheus."""
 
 import re
 from collections.abc import Callable

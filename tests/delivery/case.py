@@ -49,14 +49,14 @@ class Case:
         self.redis: redis_py.Redis = self.server.sync()
         self._folder = folder
         self.watch = Watch()
-        #: Each fault that was proved: what, and when.
+        #: Each fault that was proved to have happened, and when.
         self.faults: list[tuple[str, int]] = []
         self.pool: Pool
         self.load: Load
 
     @property
     def started_ms(self) -> float:
-        """How long the longest start of the pool took: what a start takes on this machine, busy as it is."""
+        """How long the longest start of the pool took, as a measure of this machine under its present load."""
         return self.pool.started_ms
 
     # Before the fault
@@ -81,7 +81,7 @@ class Case:
         return self.pool
 
     def start_load(self, url: str = "") -> Load:
-        """Start the load, and see that it is handled."""
+        """Start the load, and wait until some of it was handled."""
         self.load = self._make_load(url)
         self.load.start()
         eventually(lambda: self.recording().ends, what="something is handled")
@@ -134,7 +134,7 @@ class Case:
         assert value <= bound, f"{what}: {value:.3g} {unit}, beyond {bound:g}"
 
     def figure(self, what: str, value: float, unit: str) -> None:
-        """Keep this for the table: it depends on what else this machine does, so nothing is asked of it."""
+        """Keep this for the table: it depends on what else this machine does, so it has no bound."""
         self._keep({"case": self.name, "seed": self.seed, "what": what, "value": value, "bound": None, "unit": unit})
 
     def _scaled(self, bound_ms: float) -> float:
@@ -164,7 +164,7 @@ class Case:
     # The end
 
     def drained(self, group: str = GROUP) -> bool:
-        """All that was ever added has been delivered and settled."""
+        """Whether all that was ever added has been delivered and settled."""
         found: Any = self.redis.xinfo_groups(STREAM)
         [row] = [row for row in found if row["name"] == group.encode()]
         behind = row["lag"]
@@ -189,7 +189,7 @@ class Case:
         try:
             self._wait_drained(drain_limit_s)
         finally:
-            # Counted in any case: what was lost says more than that a drain did not end.
+            # Counted in any case: lost messages explain more than a drain that did not end.
             verdicts = {
                 group: self._judge(group, repeated_max, recover_ms, planned[group]) for group in self.setting.groups
             }
@@ -251,7 +251,7 @@ class Case:
         return verdict
 
     def recovery_ms(self, group: str = GROUP, dead: Collection[int] = ()) -> float:
-        """From the last fault until nothing was overdue."""
+        """The time from the last fault until nothing was overdue."""
         fault_ns = max((at_ns for _, at_ns in self.faults), default=self.load.began_ns)
         return recovery_ms(self.load.attempts, self.recording(group).ends, fault_ns, OVERDUE_MS, dead)
 
@@ -293,7 +293,7 @@ class Case:
 
 
 def is_error(line: str) -> bool:
-    """Whether a line of the log tells of something that must not happen by itself."""
+    """Whether a line of the log reports an error that no fault explains."""
     if "Traceback (most recent call last)" in line:
         return True
     with contextlib.suppress(ValueError):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 NS_PER_MS = 1_000_000
-#: Nothing overdue for this long: what comes later is something else.
+#: After this long without an overdue message, a later one has another cause.
 CALM_MS = 50
 
 
@@ -54,7 +54,7 @@ class Verdict:
 
     @property
     def valid(self) -> bool:
-        """Nothing was lost and nothing came from nowhere."""
+        """Whether nothing was lost and nothing was unexpected."""
         return not (self.lost or self.unexpected)
 
     def wait_ms(self, share: float) -> float:
@@ -79,7 +79,7 @@ def check(
     begun = Counter(effect.n for effect in starts)
     letters = Counter(dead)
     wanted = acked - planned
-    # A message that was given up has not been done, unless it was planned to be given up.
+    # A message that was given up counts as not done, unless that was planned.
     lost = (wanted - set(done)) | ((acked & planned) - set(letters))
     unplanned = {n for n, count in letters.items() if n not in planned or count > 1}
     unexpected = (set(done) - set(attempts)) | (set(done) & planned) | unplanned
@@ -151,6 +151,6 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 
 
 def few(numbers: Sequence[int] | Mapping[int, Any], most: int = 10) -> str:
-    """The first few of them, for a message."""
+    """The first few of them, as text for an error."""
     shown = ", ".join(map(str, list(numbers)[:most]))
     return f"{len(numbers)} ({shown}{', ...' if len(numbers) > most else ''})"

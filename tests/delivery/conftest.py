@@ -39,7 +39,7 @@ def make_case(
 ) -> Iterator[Callable[..., Case]]:
     """A case with its server, nothing else started: `make_case(workers=8, ...)`, see `Setting`."""
     made: list[Case] = []
-    # Without the seed, which has a column of its own.
+    # Without the seed, which the table shows in another column.
     more = [part for part in request.node.callspec.id.split("-") if part not in (SHORT, f"seed{seed}")]
     name = " ".join([request.node.originalname.removeprefix("test_"), *more])
 

@@ -1,4 +1,4 @@
-"""An open-loop producer: it publishes at its pace whatever the pool and Redis do, and keeps what it was told.
+"""An open-loop producer: it publishes at its pace whatever the pool and Redis do, and keeps the replies.
 
 Each message has a number `n`. A message whose XADD was answered with an id is acknowledged; one that
 was refused, or whose answer was lost, has only been attempted. Nothing is ever sent twice.
@@ -14,7 +14,7 @@ import redis as redis_py
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-#: How often it looks what is due.
+#: How often it checks what is due.
 TICK_S = 0.01
 #: After a stall, what is due is sent in pipelines of this length.
 PIPELINE_MAX = 200
@@ -29,7 +29,7 @@ def no_more_fields(_n: int, _rng: random.Random) -> dict[str, Any]:
 
 
 class Load:
-    """`rate` messages a second for `for_s` seconds, from a thread of its own."""
+    """`rate` messages a second for `for_s` seconds, from another thread."""
 
     def __init__(
         self, url: str, seed: int, rate: float, for_s: float, *, stream: str = "events", work_ms: float = 2.0,
@@ -45,7 +45,7 @@ class Load:
         self.ids: dict[int, str] = {}
         #: Message -> what it carried, but for its padding.
         self.sent: dict[int, dict[str, Any]] = {}
-        #: The different errors that were answers, or were instead of one.
+        #: The different errors that were returned or raised.
         self.errors: dict[str, int] = {}
         self.began_ns = 0
         self.ended_ns = 0
@@ -66,12 +66,12 @@ class Load:
         self.ended_ns = time.monotonic_ns()
 
     def end(self) -> None:
-        """Publish nothing more, and be done with what was sent."""
+        """Publish nothing more, and wait for the replies to what was sent."""
         self._ended.set()
         self.join()
 
     def join(self) -> None:
-        """Wait until its time is over. Raises what it failed with by itself."""
+        """Wait until its time is over. Raises the error that ended its thread."""
         if self._thread.ident is None:
             return
         self._thread.join(self.for_s + 60)

@@ -1,4 +1,4 @@
-"""Handlers that write down each start and each end where it survives their worker, and what they wrote.
+"""Handlers that record each start and each end in files that survive their worker, and a reader of these files.
 
 Each process has a file of its own for each group, `runs.<group>.<pid>` in the project's folder. A
 line is `<n> <message id> <consumer> start|end <monotonic ns>`, written in one call with O_APPEND: it is
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.delivery.checker import Effect
 
-#: What handlers of cases begin with: `with run(message): ...` notes start and, unless it raises, end.
+#: The head of the cases' handlers: `with run(message): ...` records the start and, unless it raises, the end.
 PRELUDE = """
 import asyncio, os, signal, time
 from supervisor import BatchError, Message, Reject, Retry, context, handler
@@ -46,7 +46,7 @@ def first(name):
     return True
 """
 
-#: Each message takes as long as it says, awaiting.
+#: Each message names the time for which its handler sleeps.
 PLAIN = """
 @handler("events", group="workers")
 async def handle(message: Message) -> None:

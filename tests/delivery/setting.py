@@ -1,4 +1,4 @@
-"""What a delivery case wants of its server, its pool and its load."""
+"""The settings of a delivery case: its server, its pool and its load."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ LONG_WORK_MS = 40.0
 
 @dataclass
 class Setting:
-    """What a case wants to be different."""
+    """What a case changes."""
 
     body: str = PLAIN
     #: Lines of [pool], and whole other sections.

@@ -26,7 +26,7 @@ def rows(terminal: pytest.TerminalReporter) -> list[dict[str, Any]]:
 
 
 def is_verdict(row: dict[str, Any]) -> bool:
-    """Whether this row says what became of messages; else it is one measured thing."""
+    """Whether this row counts messages; otherwise it is one measurement."""
     return "attempts" in row
 
 
@@ -40,7 +40,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def measured_cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """One measured thing as text."""
+    """One measurement as text."""
     value = f"{row['value']:.0f}" if row["value"] >= 10 else f"{row['value']:.2g}"
     bound = "" if row["bound"] is None else f"<= {row['bound']:.4g}"
     return row["case"], str(row["seed"]), row["what"], value, row["unit"], bound

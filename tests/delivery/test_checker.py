@@ -1,4 +1,4 @@
-"""The checker itself: whatever is planted in a history is found, and nothing else is."""
+"""The checker itself: it finds every planted error in a history, and nothing else."""
 
 from collections import Counter
 from dataclasses import dataclass

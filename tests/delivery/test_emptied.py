@@ -1,4 +1,4 @@
-"""Cases 26 and 27: what somebody took away from Redis, and a replica that did not have all of it yet."""
+"""Cases 26 and 27: data that was deleted from Redis, and a replica that had not received all of it."""
 
 import signal
 import time
@@ -24,7 +24,7 @@ LAG_S = 0.5
 
 
 def forget(case: Case, numbers: set[int]) -> int:
-    """These were taken away by who broke Redis: if they are not done, the pool is not to blame; how many are not."""
+    """Allow these to be lost, since the fault deleted them; return how many were not done."""
     done = {effect.n for effect in case.recording().ends}
     for n in numbers - done:
         case.load.attempts[n] = None
@@ -84,7 +84,7 @@ def test_26_deleted_while_pending(start_case: StartCase) -> None:
     case.moment()
     slot = case.busy_slot(in_hand=5)
     pid = case.pool.pids()[slot]
-    # It stands still with messages in hand, which are deleted under it; its successor finds only their ids.
+    # It is stopped with messages in hand, which are then deleted; its successor finds only their ids.
     psutil.Process(pid).suspend()
     mine: Any = case.redis.xpending_range(STREAM, GROUP, "-", "+", 1000, f"case:{slot}")
     ids = [row["message_id"] for row in mine]
@@ -102,7 +102,7 @@ def test_26_deleted_while_pending(start_case: StartCase) -> None:
 
 
 class WaitingLoad(Load):
-    """Takes a message for acknowledged when a replica has it, too."""
+    """Counts a message as acknowledged when a replica has it, too."""
 
     def _send(self, client: redis_py.Redis, count: int) -> None:
         first = len(self.attempts)
@@ -134,7 +134,7 @@ def fail_over(case: Case, replica: RedisServer, client: redis_py.Redis, proxy: P
     case.server.kill()
     client.replicaof("NO", "ONE")
     proxy.upstream = replica.url
-    case.server.start()  # empty, and nobody's: the frame ends it
+    case.server.start()  # empty, and no longer used; the case ends it
     case.redis = client
     held = {entry.decode() for entry, _ in client.xrange(STREAM)}
     return {n for n, entry in list(case.load.ids.items()) if entry not in held}
@@ -155,7 +155,7 @@ def test_27_failover_to_a_lagging_replica(make_case: MakeCase, replica: RedisSer
         else:
             case.start_load(proxy.url)
         case.moment(0.3, 0.5)
-        # Nothing reaches it any more, so it falls behind; with WAIT, nothing is acknowledged meanwhile.
+        # Nothing reaches it any more, so it falls behind; with WAIT, nothing is acknowledged during that time.
         assert link.swallow()
         acked = case.load.acked
         case.until(case.load.elapsed_s + LAG_S)

@@ -1,4 +1,4 @@
-"""Faults of all kinds, one after another as the seed has it, while the pool is at work and messages fail."""
+"""Faults of all kinds in an order that the seed chooses, while the pool works and messages fail."""
 
 import os
 import random
@@ -39,7 +39,7 @@ def mixed(_n: int, rng: random.Random) -> dict[str, Any]:
 
 
 class Nemesis:
-    """What it can do to a pool; each returns how many processes it has ended or may have ended."""
+    """The faults; each returns how many processes it has ended or may have ended."""
 
     def __init__(self, case: Case) -> None:
         self._case, self._rng = case, case.rng

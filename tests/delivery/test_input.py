@@ -1,4 +1,4 @@
-"""Case 29: what no handler can take. Each is a dead letter at its first delivery, and no worker dies of it."""
+"""Case 29: input that no handler can take. Each message is a dead letter at its first delivery, and no worker dies."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Cases 0 to 4: nothing at all, and processes of the pool that are killed."""
+"""Cases 0 to 4: no fault at all, and processes of the pool that are killed."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ def kill(pid: int) -> int:
 
 @pytest.mark.long
 def test_00_no_fault(start_case: StartCase) -> None:
-    # A pool that nothing happens to does everything once.
+    # Without a fault, everything is done once.
     case = start_case()
     case.finish(repeated_max=0, faultless=True)
 
@@ -45,7 +45,7 @@ def test_01_kill9_one(start_case: StartCase) -> None:
     ready_ms = ready_again_ms(shared, was, killed_ns)[slot]
     [left] = eventually(lambda: case.pool.events("worker exited"))
     case.struck("kill -9 of one worker", left["signal"] == "SIGKILL" and left["pid"] == dead, killed_ns)
-    # Its successor bears its name, so what it held is owned at once by who is forked then: 5 to 15 ms, and more
+    # Its successor has its consumer name and so owns at once what it held: 5 to 15 ms, and more
     # where two cases share two cores.
     case.check(
         "kill -9 until its successor is forked", (shared.slot(slot).get(SlotField.SPAWN_NS) - killed_ns) / 1e6, 100

@@ -1,4 +1,4 @@
-"""Cases 11, 12 and 14: no memory, no code that works, no process to be had, under load."""
+"""Cases 11, 12 and 14: too little memory, broken code, and no free process, under load."""
 
 import os
 import random

@@ -82,7 +82,7 @@ def test_16_sigterm_handlers_longer_than_grace(start_case: StartCase) -> None:
 @pytest.mark.parametrize("moment", ["twice", "boot", "restart"])
 @pytest.mark.long
 def test_17_leaving_at_once(make_case: StartCase, moment: str) -> None:
-    # Handlers that take long: who is in a hurry leaves them unfinished.
+    # Handlers that take long: a quick stop leaves them unfinished.
     case = make_case(
         body="""
         @handler("events", group="workers")
@@ -117,7 +117,7 @@ def test_17_leaving_at_once(make_case: StartCase, moment: str) -> None:
     case.struck(f"stop: {moment}", True)
     case.check(f"from the stop to the exit, {moment}", took_ms, 1000)
     (case.pool.folder / "hurry").touch()
-    # Who was in a hurry left some unfinished, and some done of which Redis does not know yet.
+    # A quick stop left some unfinished, and some done whose acks Redis did not get.
     left = ids_pending(case)
     assert not unfinished(case) or moment == "twice"
     case.pool.start()
@@ -125,7 +125,7 @@ def test_17_leaving_at_once(make_case: StartCase, moment: str) -> None:
 
 
 def unfinished(case: Case) -> set[int]:
-    """What was begun and has not come to its end."""
+    """The messages that were started and not finished."""
     did = case.recording()
     return {effect.n for effect in did.starts} - {effect.n for effect in did.ends}
 
@@ -146,7 +146,7 @@ async def handle(message: Message) -> None:
 
 
 def assert_steady(case: Case, window_s: float = 0.5) -> None:
-    """In no window of the load was nothing done."""
+    """Check that something was done in every window of the load."""
     ends = case.recording().ends
     at_ns, step_ns = case.load.began_ns + int(0.3e9), int(window_s * 1e9)
     rates = []
@@ -158,7 +158,7 @@ def assert_steady(case: Case, window_s: float = 0.5) -> None:
 
 
 def assert_attempts(case: Case) -> set[int]:
-    """Who was to fail once had exactly its first and its second attempt; those messages."""
+    """Check that messages planned to fail once had two attempts; return these messages."""
     failing = case.load.numbers(kind="fail") & set(case.load.ids)
     attempts: dict[int, list[str]] = {}
     for line in case.recording().lines:
@@ -187,7 +187,7 @@ def test_18_rolling_restart(start_case: StartCase) -> None:
 
 @pytest.mark.long
 def test_18_scale_4_8_2(start_case: StartCase) -> None:
-    # Who leaves has retries in hand that wait; a sibling gets them, with the number of their attempts.
+    # A worker that leaves holds waiting retries; a sibling gets them, with the number of their attempts.
     case = start_case(body=FAILING_ONCE, fields=some_fail_once, work_ms=2.0)
     case.moment(0.05, 0.15)
     case.pool.ask("scale", n=8)

@@ -1,4 +1,4 @@
-"""Cases 22 to 25: a network that resets, swallows and delays, and callers that change their mind."""
+"""Cases 22 to 25: a network that resets, swallows and delays, and callers that give up."""
 
 import asyncio
 import statistics
@@ -43,7 +43,7 @@ def behind(make_case: MakeCase) -> Iterator[Callable[..., tuple[Case, Proxy]]]:
 
 
 async def publish_keyed(url: str, stream: str) -> None:
-    """Each under a key, and again until its answer comes."""
+    """Publish each message under a key, and again until its reply comes."""
     async with Publisher(url, timeout_s=1.0) as publisher:
 
         async def one(n: int) -> None:
@@ -85,7 +85,7 @@ def complaints_of(case: Case, slot: int) -> list[dict[str, Any]]:
 
 
 def round_trip_s(proxy: Proxy) -> float:
-    """As it is, the way there, the server and the way back."""
+    """The parts of a round trip: the way there, the server, and the way back."""
     times = []
     with redis_py.Redis.from_url(proxy.url, single_connection_client=True) as client:
         for _ in range(9):

@@ -20,7 +20,7 @@ from tests.support.waiting import eventually
 
 StartCase = Callable[..., Case]
 IN_HAND_MAX = 100
-#: One death before it is known which message it was, then max_crashes alone.
+#: One crash before the message is known, then `max_crashes` alone.
 DEATHS_MAX = 4
 DEATHS = {
     "exit": "os._exit(1)",
@@ -90,7 +90,7 @@ def test_10_poison_storm(start_case: StartCase) -> None:
     poison = case.load.numbers(kind="poison")
     case.struck(f"{len(poison)} messages that kill", len(poison) >= 5, case.load.began_ns)
     plain = len(case.load.attempts) - len(poison)
-    # Each death takes what is in hand with it: this is slower than the load is on a machine that is busy.
+    # Each crash interrupts what is in hand, so on a busy machine this is slower than the load.
     limit_s = 20 + 5 * case.load_s
     eventually(lambda: len({end.n for end in case.recording().ends}) == plain, limit_s, 0.2, "the good ones are done")
     eventually(lambda: len(case.dead()) == len(poison), 20, 0.2, "the others are dead letters")
@@ -107,7 +107,7 @@ def test_10_poison_storm(start_case: StartCase) -> None:
 
 @pytest.mark.long
 def test_13_one_slot_crash_loops(start_case: StartCase) -> None:
-    # It dies each time before it has done anything. The others go on, and it is tried ever more seldom.
+    # It dies each time before it has done anything. The others go on, and its restarts become rare.
     case = start_case(work_ms=LONG_WORK_MS)
     case.moment(0.1, 0.2)
     slot = case.busy_slot(in_hand=3)

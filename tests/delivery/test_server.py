@@ -1,4 +1,4 @@
-"""Cases 19 to 21: a Redis that is killed, away for long, or there and refusing."""
+"""Cases 19 to 21: a Redis that is killed, away for long, or refuses commands."""
 
 import time
 from collections.abc import Callable
@@ -132,7 +132,7 @@ def test_21_redis_refuses(make_case: MakeCase) -> None:
 
 
 def refused(http: httpx.Client) -> Any:
-    """The first answer to a POST that is none of success: which refusals reach an open connection is the server's."""
+    """The first refusal of a POST; which refusals reach an open connection depends on the server."""
 
     def answer() -> Any:
         found = http.post("/v1/streams/elsewhere/messages", json={"n": 1})

@@ -49,7 +49,7 @@ def attempts(case: Case) -> dict[int, list[tuple[str, int]]]:
     [pytest.param(signal.SIGTERM, id="drained", marks=pytest.mark.long), pytest.param(signal.SIGKILL, id="killed")],
 )
 def test_retries_survive_the_pool(start_case: StartCase, end: signal.Signals) -> None:
-    # How often a message failed and when it is due are in Redis: the next pool goes on where this one was.
+    # How often a message failed and when it is due are in Redis: the next pool continues where this one stopped.
     case = start_case(body=LATE, fields=some_late, load_s=2.0)
     case.load.join()
     case.pool.send(end)
@@ -65,7 +65,7 @@ def test_retries_survive_the_pool(start_case: StartCase, end: signal.Signals) ->
     early, wrong = [], {}
     for n, found in attempts(case).items():
         names = [name for name, _ in found]
-        # One that was killed before its failure was noted is tried again as if for the first time.
+        # A message whose worker was killed before its failure was recorded is tried again as if for the first time.
         if list(dict.fromkeys(names)) != ["attempt1", "attempt2", "attempt3"] or (
             end == signal.SIGTERM and len(names) != 3
         ):
@@ -134,7 +134,7 @@ def mixed(_n: int, rng: random.Random) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kills", [0, pytest.param(2, marks=pytest.mark.long)])
 def test_each_group_settles_for_itself(start_case: StartCase, kills: int) -> None:
-    # Two groups of one stream with other rules; with kills, too, the dead are exactly those that have to be.
+    # Two groups of one stream with different rules: even with kills, exactly the planned messages become dead letters.
     case = start_case(body=MIXED, fields=mixed, groups=("workers", "batches"), load_s=3.0)
     for _ in range(kills):
         case.moment(0.1, 0.8)

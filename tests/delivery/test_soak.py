@@ -1,4 +1,4 @@
-"""Case 30 in small: a pool at work while clocks jump, workers are recycled and clients come and go."""
+"""Case 30 at a small volume: a pool at work while clocks jump, workers are recycled and clients come and go."""
 
 import contextlib
 import os
@@ -55,7 +55,7 @@ def private_mb(process: psutil.Process) -> float:
 
 
 class Standing:
-    """What the processes that stay had when all was warm, and what they have now."""
+    """The resources of the processes that stay, after the warm-up and now."""
 
     def __init__(self, case: Case, http: httpx.Client) -> None:
         self._case, self._http = case, http
@@ -65,7 +65,7 @@ class Standing:
         # asyncio starts another thread for a call that finds none idle, up to the size of its default executor.
         api, api_mb = self._before["api"]
         self._before["api"] = replace(api, threads=1 + min(32, (os.cpu_count() or 1) + 4)), api_mb
-        # A busy service answers without what it could not get in time.
+        # A busy service leaves out of its answer what it could not get in time.
         eventually(lambda: any(name.startswith("supervisor_stream_lag") for name in self._series()), 20, 0.2)
         self._known: list[set[str]] = [self._series()]
         self._times_ms: list[float] = []
@@ -78,7 +78,7 @@ class Standing:
         assert set(self._case.pending()) == {f"{HOST}:{slot}" for slot in range(self._case.setting.workers)}
 
     def check(self) -> None:
-        """Nothing has grown, and they are the same processes."""
+        """Check that nothing has grown, and that they are the same processes."""
         case, took_s = self._case, time.monotonic() - self._began_s
         assert {name: found.pid for name, found in standing(case).items()} == {
             name: found.pid for name, found in self._processes.items()

@@ -1,4 +1,4 @@
-"""Cases 5 to 8: processes that stand still, and handlers that never end."""
+"""Cases 5 to 8: processes that are stopped or blocked, and handlers that never end."""
 
 import os
 import random
@@ -23,7 +23,7 @@ KILL_SLACK_S = 1.0
 
 
 def stop(pid: int) -> int:
-    """SIGSTOP; the moment from which on it does nothing, by the monotonic clock in ns."""
+    """Send SIGSTOP; return since when it is stopped, by the monotonic clock in ns."""
     os.kill(pid, signal.SIGSTOP)
     eventually(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, interval_s=0.001)
     return time.monotonic_ns()
@@ -87,7 +87,7 @@ def test_07_blocked_loop(start_case: StartCase) -> None:
     took_ms = (gone_ns - blocks.at_ns) / 1e6
     case.check("blocked until it is killed", took_ms, 1000 * (BEAT_LIMIT_S + KILL_SLACK_S))
     case.finish(repeated_max=IN_HAND_MAX, recover_ms=1000 * (BEAT_LIMIT_S + KILL_SLACK_S) + 1000)
-    # Who had nothing to do with it did not notice.
+    # Workers that were not involved were not slowed down.
     others = [line for line in case.recording().lines if line.what == "end" and line.consumer != blocks.consumer]
     before = p99_ms(case, others, 0, blocks.at_ns)
     meanwhile = p99_ms(case, others, blocks.at_ns, gone_ns)

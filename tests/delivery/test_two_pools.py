@@ -51,13 +51,13 @@ def holders(case: Case) -> dict[str, str]:
 
 
 def consumers(case: Case) -> dict[str, int]:
-    """Consumer -> for how long it got nothing, in ms: before Redis 7.2 that is what is called idle."""
+    """Consumer -> for how long it got nothing, in ms, which Redis before 7.2 calls idle."""
     rows: Any = case.redis.xinfo_consumers(STREAM, GROUP)
     return {row["name"].decode(): row.get("inactive", row["idle"]) for row in rows}
 
 
 def hold(case: Case, first: int) -> list[int]:
-    """Publish messages that are held until they are let go."""
+    """Publish messages whose handlers wait until they are released."""
     for n in range(first, first + HELD):
         case.load.attempts[n] = time.monotonic_ns()
         case.load.sent[n] = {}
@@ -77,7 +77,7 @@ def age(case: Case) -> dict[str, str]:
 
 
 def die(pool: Pool) -> int:
-    """As when its host dies; when, in ns."""
+    """Kill the pool as a dead host would; return when, in ns."""
     for process in pool.processes():
         process.kill()
     pool.wait()

@@ -1,4 +1,4 @@
-"""Handlers that print, while nobody can take what they print: no message fails or waits, and no worker dies."""
+"""Handlers that print to outputs that are full or closed: no message fails or waits, and no worker dies."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -44,7 +44,7 @@ def pending(redis: Any) -> int:
 
 
 def pause_s(seconds: float) -> None:
-    """The time itself is what is waited for."""
+    """Sleep, because the test is about the time itself."""
     until_s = now_s() + seconds
     eventually(lambda: now_s() >= until_s, seconds + 20, 0.05)
 

@@ -26,7 +26,7 @@ def proxy(redis_server: Any) -> Iterator[Proxy]:
 
 
 def pids(pool: Pool) -> dict[str, int]:
-    """Of the workers and the keeper."""
+    """Return the pids of the workers and the keeper."""
     status = pool.ask("status")
     return {str(child.get("slot", child.get("name"))): child["pid"] for child in status["workers"] + status["services"]}
 
@@ -47,7 +47,7 @@ def test_the_way_to_redis_is_closed(
     spent_s = cpu_s(list(before.values())) - spent_s
     proxy.set()
     redis.xadd("events", {"n": "new"})
-    # A connection that fell into the hole is waited for as long as any.
+    # A connection that fell into the hole gets the usual time limit.
     with bound.within(f"the way is open until a message is handled ({how})", 2000 if how == "refuse" else 5000):
         eventually(lambda: seen(pool)["new"] == 1, interval_s=0.005)
     bound.check(f"CPU of a process meanwhile ({how})", spent_s / LASTS_S / len(before), 0.1, "s/s")
@@ -62,7 +62,7 @@ def test_the_way_to_redis_is_closed(
 def test_all_connections_are_reset_again_and_again(
     start_pool: StartPool, proxy: Proxy, redis_server: Any, bound: Bounds
 ) -> None:
-    """The keeper's, too, which rest most of the time."""
+    """The keeper's connections, too, which are idle most of the time."""
     pool = start_pool(SIMPLE, redis_url=proxy.url, workers=WORKERS)
     before, redis = pids(pool), redis_server.sync()
     spent_s, until_s, sent = cpu_s(list(before.values())), time.monotonic() + RESETS_S, 0
@@ -84,7 +84,7 @@ def test_all_connections_are_reset_again_and_again(
 
 
 def test_a_server_that_comes_back_empty(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
-    """With messages in hand whose acks mean nothing to it."""
+    """The server has lost the messages that are in hand, so it ignores their acks."""
     pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=WORKERS)
     before = pids(pool)
     for n in range(20):
@@ -102,7 +102,7 @@ def test_a_server_that_comes_back_empty(start_pool: StartPool, redis_server: Any
 
 
 def test_a_pool_shrinks_without_redis(start_pool: StartPool, durable_server: Any) -> None:
-    """Who leaves can't hand over what it holds; a keeper does it later. No worker fails for it."""
+    """A worker that leaves can't hand over what it holds; a keeper does that later, and no worker fails."""
     pool = start_pool(SIMPLE, redis_url=durable_server.url, workers=3, config="[redis]\nconnect_timeout_s = 0.5\n")
     durable_server.kill()
     eventually(lambda: {worker["activity"] for worker in pool.ask("status")["workers"]} == {"wait_redis"})

@@ -1,6 +1,6 @@
-"""Redis answers, but refuses: every worker lives on, costs next to nothing, says so once, and goes on by itself.
+"""Redis answers, but refuses: every worker keeps running, uses almost no CPU, logs the refusal once, and recovers.
 
-Each case brings about one refusal, with messages in hand whose acks it hits, and two streams a worker.
+Each case causes one refusal while messages are in hand, so that their acks meet it; each worker reads two streams.
 """
 
 import re

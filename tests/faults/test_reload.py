@@ -29,7 +29,7 @@ class Load:
         self.count += messages
 
     def add_until(self, condition: Callable[[], Any], messages: int) -> None:
-        """So many at a time until it is so; 50 for each of 20 ms."""
+        """Publish until `condition` holds: 50 messages every 20 ms."""
 
         def is_so() -> Any:
             self.add(messages)

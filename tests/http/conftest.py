@@ -37,13 +37,13 @@ def service(_shared: tuple[AnyServer, Service], store: redis_py.Redis) -> Servic
 
 @pytest.fixture
 def http(service: Service) -> httpx.Client:
-    """A client of the shared service, which is not impressed by a busy machine."""
+    """A client of the shared service that repeats what a busy machine refused."""
     return service.patient
 
 
 @pytest.fixture
 def start_service(tmp_path: Path) -> Iterator[Callable[..., Service]]:
-    """Start a service of the test's own: `start_service(redis_url, config="")`; ended with the test."""
+    """Start a service for this test: `start_service(redis_url, config="")`; ended with the test."""
     services: list[Service] = []
 
     def start(redis_url: str, **options: Any) -> Service:

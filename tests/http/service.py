@@ -1,4 +1,4 @@
-"""`supervisor api` as a process of its own, for tests: started, asked, stopped."""
+"""`supervisor api` as a process, for tests: started, asked, stopped."""
 
 import subprocess
 import textwrap
@@ -54,7 +54,7 @@ def example() -> dict[str, Any]:
 
 
 class Service:
-    """The HTTP service alone, in a folder of its own, on a free loopback port."""
+    """The HTTP service alone, in its own folder, on a free loopback port."""
 
     def __init__(
         self, folder: Path, redis_url: str, *, config: str = "", files: Mapping[str, str] = MappingProxyType({}),
@@ -77,7 +77,7 @@ class Service:
                 "api", "--bind", bind, cwd=folder, redis_url=redis_url,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=err,
             )  # fmt: skip
-        #: How long its start took until it answered: the measure of all times.
+        #: How long its start took until it answered; bounds on time are multiples of it.
         self.started_ms = 0.0
         if ready:
             began_s = time.monotonic()

@@ -1,4 +1,4 @@
-"""Dead letters over HTTP when Redis is full or stalls, when letters are none of ours, and when requests are odd."""
+"""Dead letters over HTTP when Redis is full or stalls, with letters of other programs, and with odd requests."""
 
 import threading
 from collections.abc import Callable

@@ -90,7 +90,7 @@ def check_refused(service: Service, *kinds: str, code: str, reads: bool = True) 
 
 
 def check_works(service: Service) -> None:
-    """All of it works, or does so soon."""
+    """Check that everything works again soon."""
     eventually(lambda: service.http.get("/readyz").status_code == 200)
     eventually(lambda: service.http.get("/v1/groups").status_code == 200)
     for words in WRITES:

@@ -33,7 +33,7 @@ def test_every_name_of_this_machine_is_taken(service: Service, host: str) -> Non
 
 
 def test_with_a_token_any_name_is_taken(redis_url: str, tmp_path: Path) -> None:
-    """The page does not know the token, and a service that others reach has a name of its own."""
+    """The page does not know the token, and a service for other machines has another host name."""
     with Service(tmp_path, redis_url, config='[api]\ntoken = "s3cret"') as guarded:
         headers = {"host": "queue.example.org", "authorization": "Bearer s3cret"}
         assert guarded.http.get("/health", headers=headers).status_code == 200

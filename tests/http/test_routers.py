@@ -115,7 +115,7 @@ def test_other_sites_and_other_hosts_are_refused(shop: Service, store: redis_py.
         ("POST", "/orders"),
         ("GET", "/orders/count"),
         ("GET", "/what/ever"),
-        # What needs no token of the service's own routes gives none to a route of the project.
+        # A route of the project needs the token even under a path whose own routes need none.
         ("POST", "/livez"),
         ("GET", "/problems/of/mine"),
     ],
@@ -201,7 +201,7 @@ BAD = {
         "move the handler to another module",
     ),
 }
-#: What is found without importing the module, so before a pool starts anything.
+#: Found without importing the module, so before a pool starts anything.
 UNIMPORTED = ("web.shp:router", "webb.shop:router", "web.shop:routr", "web.broken:router")
 
 

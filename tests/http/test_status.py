@@ -1,4 +1,4 @@
-"""What the service tells of a pool and its groups, and what probes say while parts of it are away."""
+"""What the service reports of a pool and its groups, and what probes say while parts of it are down."""
 
 import json
 import re

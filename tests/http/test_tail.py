@@ -25,7 +25,7 @@ NDJSON = {"content-type": "application/x-ndjson"}
 
 
 class Events:
-    """What an open tail has received, read by a thread of its own."""
+    """What an open tail has received, read by a thread."""
 
     def __init__(self, answer: httpx.Response) -> None:
         self.answer = answer

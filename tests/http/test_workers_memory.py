@@ -1,4 +1,4 @@
-"""What workers take is measured by whoever asks for it, never by the arbiter; and it is there also without Redis."""
+"""Workers' memory is measured by the process that is asked for it, never by the arbiter, and without Redis."""
 
 from collections.abc import Callable
 

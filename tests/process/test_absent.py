@@ -67,7 +67,7 @@ def test_the_messages_of_a_dead_host_run_elsewhere_within_15_s(start_pool: Start
     redis = redis_server.sync()
     publish(redis, 40)
     eventually(lambda: sum(seen(dying).values()) == 40)
-    redis.xgroup_createconsumer("events", "workers", "stranger:0")  # named as ours, but never seen to live
+    redis.xgroup_createconsumer("events", "workers", "stranger:0")  # like a pool's, but no such pool was ever seen
     others = [host(start_pool, name, redis_server.url) for name in ("first", "second")]
     assert held(redis)["dying:0"] + held(redis)["dying:1"] == 40
     for other in others:
@@ -92,7 +92,7 @@ def test_the_messages_of_a_dead_host_run_elsewhere_within_15_s(start_pool: Start
 
 
 def kill_whole(pool: Pool) -> None:
-    """As when the machine loses its power: no process of it does anything any more."""
+    """Kill everything at once, as a power loss does."""
     processes = pool.processes()
     assert len(processes) == 4, "arbiter, keeper and two workers"
     for process in processes:

@@ -1,4 +1,4 @@
-"""What is lost when Redis itself is killed, by how durable it is: the README's table, line by line."""
+"""What is lost when Redis itself is killed, by its durability: the README's table, line by line."""
 
 from collections.abc import Callable
 
@@ -39,7 +39,7 @@ def test_a_killed_redis_loses_what_its_durability_says(
         )
         for n in range(EACH):
             redis.xadd("events", {"n": f"before-{n}"})
-        redis.save()  # whoever keeps snapshots keeps this
+        redis.save()  # servers with snapshots keep this
         if durability == "none":
             (server.folder / "dump.rdb").unlink()
         for n in range(EACH):

@@ -1,4 +1,4 @@
-"""Several processes of one app: each works under a name of its own, and takes over what a dead one had in hand."""
+"""Several processes of one app: each has its own name, and takes over what a dead one had in hand."""
 
 import asyncio
 import collections
@@ -27,7 +27,7 @@ HOST = Settings().pool.host
 
 
 class App:
-    """A handler that waits for a word, and who ran what."""
+    """A handler that waits for a file, and a record of which worker ran what."""
 
     def __init__(self, redis_url: str) -> None:
         self.ran: collections.Counter[str] = collections.Counter()
@@ -36,7 +36,7 @@ class App:
         self._url = redis_url
 
     def process(self, consumers: int = 1) -> AbstractAsyncContextManager[None]:
-        """One process of it, or what stands for one: nothing but Redis is shared."""
+        """One process of the app, or a stand-in for one: they share nothing but Redis."""
 
         @handler("events", group="g")
         async def handle(message: Message) -> None:
@@ -159,7 +159,7 @@ async def test_what_a_killed_process_had_in_hand_is_taken_over(redis: Any, redis
             await eventually_async(lambda: redis.exists(host_key(f"{HOST}:fastapi-1")))
             os.kill(victim.pid, signal.SIGKILL)
             victim.wait()
-            # Its lease runs out in ten seconds, and is looked for every few.
+            # Its lease expires in ten seconds, and the others check for that every few seconds.
             await eventually_async(lambda: app.ran == {"a": 1}, 20)
             await eventually_async(settled(redis))
             assert await names(redis) == {f"{HOST}:fastapi-1:0"}

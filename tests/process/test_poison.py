@@ -39,7 +39,7 @@ def test_a_lone_killer_has_three_deaths(start_pool: StartPool, redis_server: Any
 
 
 def test_what_takes_the_whole_pool_with_it_is_found_too(start_pool: StartPool, redis_server: Any) -> None:
-    """A container that runs out of memory is killed as one: no arbiter is left to tell what its worker had in hand."""
+    """A container that runs out of memory is killed as one: no arbiter knows what its worker had in hand."""
     pool = start_pool(
         RECORD
         + """

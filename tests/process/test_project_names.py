@@ -1,4 +1,4 @@
-"""A project's files may be called as they please: none takes the place of what the supervisor imports."""
+"""A project's files may have any name: none replaces what the supervisor imports."""
 
 import json
 import subprocess

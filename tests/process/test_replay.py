@@ -18,7 +18,7 @@ from tests.support.waiting import eventually
 StartPool = Callable[..., Pool]
 DEAD, COPIES = dead_key("events", "mail"), replay_key("events", "mail")
 
-#: A drain ends what runs; whatever a pool has died with may run once more at most.
+#: A drain finishes what runs; what a pool was running when it died may run once more at most.
 IMPATIENT = "[pool]\ndrain_s = 0.3\n[consumer]\nmax_crashes = 1\n"
 #: Fails all until there is a file `mended`, then holds what it runs until there is a file `go`.
 MENDED = (

@@ -33,7 +33,7 @@ PROGRAM = (sys.executable, "-m", "supervisor")
 
 
 class Pool:
-    """`supervisor start` in a folder of its own."""
+    """`supervisor start` in its own folder."""
 
     def __init__(
         self,
@@ -266,7 +266,7 @@ class Pool:
 
 
 class PoolLeftError(BaseException):
-    """The pool ended while a test waited for it; no use in waiting on."""
+    """The pool ended while a test waited for it, so waiting is pointless."""
 
 
 def clean_environment() -> dict[str, str]:

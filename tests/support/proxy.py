@@ -1,4 +1,4 @@
-"""A proxy between a test and its server that does to connections what networks do.
+"""A proxy between a test and its server that delays, resets and swallows as networks do.
 
 1. It listens on a loopback port (only TCP can be reset) and passes on to any Redis URL, also of a unix socket.
 2. `Faults` holds for all connections that fit it, old and new; `cut`, `reset` and `swallow` act on what is open now.
@@ -40,20 +40,20 @@ class Faults:
     #: Nothing is passed on in larger pieces; 0: as it comes.
     slice_bytes: int = 0
     bytes_per_s: float = 0.0
-    #: Accept, and drop all bytes without a word; a connection that lost some never recovers.
+    #: Accept, and drop all bytes silently; a connection that lost some never recovers.
     black_hole: bool = False
-    #: Reset who connects.
+    #: Reset each new connection.
     refuse: bool = False
     #: Reset a connection after this many more bytes have passed in this direction; 0: never.
     reset_after: int = 0
     reset_in: str = REPLY
-    #: Which connections are meant.
+    #: Which connections the faults apply to.
     fits: Callable[["Connection"], bool] = lambda _: True
 
 
 @dataclass(eq=False)
 class Connection:
-    """One that was accepted."""
+    """An accepted connection."""
 
     #: From 0, in the order of arrival.
     number: int
@@ -87,11 +87,11 @@ class Proxy:
         self.url = f"redis://127.0.0.1:{self.port}/0"
 
     def set(self, **faults: Any) -> None:
-        """What holds from now on, see `Faults`; without a word, nothing."""
+        """Set the faults from now on, see `Faults`; without arguments, none."""
         self._faults = Faults(**faults)
 
     def connections(self, name: str = "") -> list[Connection]:
-        """Those that are open and bear this name; without one, all."""
+        """The open connections with this name; without a name, all."""
         return [connection for connection in self._open if not name or connection.name == name]
 
     def cut(self, name: str = "") -> int:

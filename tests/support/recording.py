@@ -1,10 +1,10 @@
-"""Handlers that write down each delivery where it survives their worker, and what they wrote."""
+"""Handlers that record each delivery in files that survive their worker, and a reader of these files."""
 
 import collections
 
 from tests.support.pool import Pool
 
-#: Each delivery is a line in a file of the worker's own, written in one call: it survives the worker.
+#: Each delivery is a line in the worker's file, written in one call, so that it survives the worker.
 RECORD = """
     import os, time
     from supervisor import Message, handler

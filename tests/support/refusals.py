@@ -20,12 +20,12 @@ PAUSE_S = 3.5
 
 @dataclass(frozen=True)
 class Refusal:
-    """How to have a server refuse, and what a worker says of it, as a regular expression."""
+    """How to make a server refuse, and what a worker then logs, as a regular expression."""
 
     begin: Callable[[RedisServer, redis_py.Redis], None]
     end: Callable[[RedisServer, redis_py.Redis], None]
     told: str
-    #: Acks go through meanwhile.
+    #: Acks still go through.
     settles: bool = False
     #: How long after its end everything must work.
     recovers_ms: float = 4000
@@ -121,7 +121,7 @@ REFUSALS = {
     "misconf": Refusal(disk_full, disk_free, "MISCONF"),
     "noreplicas": setting("min-replicas-to-write", 1, 0, "NOREPLICAS"),
     "too many clients": Refusal(
-        # Who writes before it has read the refusal finds only that it was hung up on.
+        # A client that writes before it has read the refusal sees only a closed connection.
         too_many,
         enough_again,
         "max number of clients|Connection lost|[Cc]onnection reset|Broken pipe",

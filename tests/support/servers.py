@@ -28,7 +28,7 @@ START_LIMIT_S = 20.0
 
 
 class BaseServer:
-    """What all kinds share: clients, and the context manager that always cleans up."""
+    """What all kinds of servers share: clients, and the context manager that always cleans up."""
 
     url = ""
     flavour: Flavour
@@ -62,7 +62,7 @@ class BaseServer:
 
 
 class RedisServer(BaseServer):
-    """A server process of our own in a folder of its own, on a unix socket and, with `tcp`, a loopback port."""
+    """A server process of the test in its own folder, on a unix socket and, with `tcp`, a loopback port."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Redis as it is run in production, in processes of a test's own: with TLS, behind Sentinel, as a cluster."""
+"""Redis as it is run in production: with TLS, behind Sentinel, as a cluster. Each test starts its own processes."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from tests.support.waiting import eventually
 
 
 def binaries() -> list[Flavour]:
-    """The kinds of server that are a program here. Skips the test where there is none."""
+    """The kinds of server that are installed as programs. Skips the test where there is none."""
     found = [flavour for flavour in own_flavours() if flavour.binary]
     if not found:
         pytest.skip("no server program is here")
@@ -76,7 +76,7 @@ DOWN_AFTER_MS = 1_000
 
 
 def has_replica(server: RedisServer) -> bool:
-    """Whether it has one that has all that it has itself."""
+    """Whether it has a replica that has received everything."""
     with bare(server) as asked:
         told = asked.info("replication")
     first = told.get("slave0")
@@ -152,7 +152,7 @@ class Sentinel(RedisServer):
         super().__init__(binary, tcp=True, options=options)
 
     def words(self) -> list[str]:
-        """It keeps what it knows in its configuration file."""
+        """Start it; Sentinel keeps its state in its configuration file."""
         path = self.folder / "sentinel.conf"
         if not path.exists():
             path.write_text("\n".join(self._lines) + "\n")
@@ -186,7 +186,7 @@ class Cluster(Group):
             yield client
 
     def stream_of(self, node: RedisServer) -> str:
-        """A name that is the node's."""
+        """Return a key name that belongs to the node."""
         return next(name for name in (f"flow{number}" for number in range(1000)) if self.owner(name) is node)
 
     def owner(self, key: str) -> RedisServer:

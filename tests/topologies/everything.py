@@ -1,4 +1,4 @@
-"""What a pool does for its users, once through: the same wherever Redis is."""
+"""All that a pool does for its users, once, on any kind of Redis."""
 
 import asyncio
 import json
@@ -163,14 +163,14 @@ def give_up_and_replay(pool: Pool) -> None:
 
 
 async def delete(pool: Pool, stream: str, entry: str) -> None:
-    """As retention does."""
+    """Trim the stream as retention does."""
     redis = client(pool.redis_url)
     assert await redis.xdel(stream, entry) == 1
     await redis.aclose()
 
 
 def lose_a_worker(pool: Pool) -> None:
-    """Killed while messages come; all of them are handled all the same."""
+    """Kill a worker while messages come; all of them are handled."""
     names = [name for stream in STREAMS for name in many(pool, stream, "before", 200)]
     pid = pool.pids()[0]
     os.kill(pid, signal.SIGKILL)
@@ -180,7 +180,7 @@ def lose_a_worker(pool: Pool) -> None:
 
 
 def look(pool: Pool) -> None:
-    """All that shows something."""
+    """Every command and route that shows something."""
     pool.wait_ready()
     status = pool.status()
     assert {(group["stream"], group["group"]) for group in status["groups"]} == {(name, "workers") for name in STREAMS}

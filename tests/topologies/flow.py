@@ -1,4 +1,4 @@
-"""Messages that never stop while something is done to Redis, and the account of them."""
+"""A steady flow of messages while something happens to Redis, and a count of what became of them."""
 
 import asyncio
 import itertools
@@ -37,7 +37,7 @@ class Flow:
 
 @contextmanager
 def flowing(url: str, stream: str, name: str, *, timeout_s: float = 1.0) -> Iterator[Flow]:
-    """Publish one message after the other to `stream`, from a thread of its own, until the block is left."""
+    """Publish one message after the other to `stream`, from another thread, until the block is left."""
     flow = Flow(stream)
     stop = threading.Event()
     thread = threading.Thread(target=lambda: asyncio.run(_publish(url, flow, name, stop, timeout_s)))

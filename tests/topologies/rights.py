@@ -3,7 +3,7 @@
 from tests.support.topologies import Admin
 
 PASSWORD = "s3cret"
-#: The streams of the project, and what is the supervisor's own: leases, dead letters, retries.
+#: The streams of the project, and the supervisor's keys: leases, dead letters, retries.
 KEYS = "~events ~orders ~supervisor:*"
 #: All that a pool, its commands and its HTTP service send.
 COMMANDS = """
@@ -27,6 +27,6 @@ def grant(admin: Admin, *rules: str) -> None:
 
 
 def refusals(admin: Admin) -> list[str]:
-    """What the server has refused. redis-py tells its own name, and goes on when it may not."""
+    """What the server has refused. redis-py sends its own name, and goes on when that is refused."""
     log = [f"{entry['reason']} {entry['object']}" for entry in admin.acl_log()]
     return [line for line in log if "setinfo" not in line]

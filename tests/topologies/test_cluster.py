@@ -1,4 +1,4 @@
-"""A cluster: all works with streams on different nodes; slots that move and nodes that die cost no message."""
+"""A cluster: streams on different nodes work; moving slots and dying nodes lose no message."""
 
 import contextlib
 import json

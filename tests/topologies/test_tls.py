@@ -1,4 +1,4 @@
-"""TLS: a private authority, client certificates, and clear words where one of them is wrong."""
+"""TLS: a private authority, client certificates, and clear errors where one of them is wrong."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,7 +1,8 @@
 -- call(words): redis.call(unpack(words)) for any number of words.
--- unpack takes at most about 8,000. It gives the last 7,000 words; those before them are prepended, 200 at a time, as
--- arguments of a Lua function, which are not limited. 10,000 fields take the server 7 ms (a plain XADD 2 ms), and
--- 100,000 a quarter of a second.
+-- unpack returns at most about 8,000 values, and Lua expands only the last call of an argument list, so the results of
+-- several unpacks can't be joined. unpack supplies the last 7,000 words here. A Lua function may have any number of
+-- arguments, so the words before them are prepended, 200 in each step (a function has 250 registers). Each step copies
+-- all arguments: 10,000 fields take the server 7 ms (a plain XADD 2 ms), and 100,000 a quarter of a second.
 local function call_prepending(w, n, ...)
   if n == 0 then
     return redis.call(...)
