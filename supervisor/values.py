@@ -65,6 +65,19 @@ class Flag(Kind):
         return _BOOLEANS.get(text.strip().lower(), text)
 
 
+class FlagOr(Flag):
+    """true, false or one word."""
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+
+    def check(self, value: Any) -> Any:
+        """The value. Raises ValueError."""
+        if not isinstance(value, bool) and value != self.word:
+            raise ValueError(f'must be true, false or "{self.word}"')
+        return value
+
+
 class Number(Kind):
     """A finite number within limits."""
 

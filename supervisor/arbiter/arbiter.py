@@ -23,12 +23,13 @@ from supervisor.arbiter.locks import lease_token, name_taken
 from supervisor.arbiter.loop import Loop
 from supervisor.arbiter.outputs import Outputs
 from supervisor.arbiter.pool_status import PoolStatus
+from supervisor.arbiter.preload import LoadedHandlers
 from supervisor.arbiter.recycler import Recycler
 from supervisor.arbiter.reload import ReloadState
 from supervisor.arbiter.rolling_restart import RollingRestart
 from supervisor.arbiter.services import BOOT_S, KEEPER_SILENT_S, NAMES, ServiceGroup
 from supervisor.arbiter.shutdown import Shutdown
-from supervisor.arbiter.spawn import API, KEEPER, REDIS, EntryPoints, Spawner, Specs
+from supervisor.arbiter.spawn import API, KEEPER, REDIS, EntryPoints, Spawner
 from supervisor.arbiter.stack_dumps import StackDumps
 from supervisor.arbiter.startup_report import StartupReport
 from supervisor.arbiter.systemd import SystemdNotifier
@@ -57,7 +58,7 @@ class Arbiter:
     def __init__(
         self,
         loaded: Loaded,
-        specs: Specs,
+        handlers: LoadedHandlers,
         entry_points: EntryPoints,
         lock_fd: int,
         inherited: ReloadState | None,
@@ -66,7 +67,8 @@ class Arbiter:
     ) -> None:
         """Opens its descriptors and starts nothing. Raises ConfigError if a socket can't be opened."""
         self._began_s = time.monotonic()
-        self._loaded, self._settings, self._specs = loaded, loaded.settings, specs
+        self._loaded, self._settings = loaded, loaded.settings
+        self._handlers, self._specs = handlers, handlers.specs
         self._paths = pool_paths(self._settings)
         self._log = logger(self._settings)
         self._limiter = Limiter()
@@ -87,7 +89,8 @@ class Arbiter:
         self._control = ControlServer(listener, path, self._loop, self._handle)
         self._spawner = Spawner(
             loaded=loaded,
-            specs=specs,
+            specs=handlers.specs,
+            preloaded=handlers.preloaded,
             entry_points=entry_points,
             shared=self._shared,
             http=self._http,
@@ -104,7 +107,7 @@ class Arbiter:
 
     def _assemble(self) -> None:
         pool, log = self._settings.pool, self._log
-        limits = Limits(boot_s=pool.boot_limit_s, beat_s=pool.beat_limit_s, drain_s=pool.drain_s)
+        limits = Limits(boot_s=self._handlers.boot_limit_s(pool), beat_s=pool.beat_limit_s, drain_s=pool.drain_s)
         service_limits = Limits(boot_s=BOOT_S, beat_s=KEEPER_SILENT_S, drain_s=pool.drain_s)
         common = (self._loop, self._children, self._stack_dumps)
         self._services = ServiceGroup(self._shared, *common, service_limits, log, self._changed)
@@ -144,6 +147,7 @@ class Arbiter:
         """Run until the last child is gone and return the exit code. Raises what kept the pool from starting."""
         for line in unused_overrides(self._loaded, [(spec.stream, spec.group) for spec in self._specs]):
             self._log.warning("unused override", where=line)
+        self._handlers.log(self._log)
         fork.become_subreaper()
         self._handle_signals()
         self._tick()
@@ -248,7 +252,7 @@ class Arbiter:
             self._stack_dumps.drop(PREFLIGHT)
             raise
 
-    def _exec_successor(self) -> NoReturn:
+    def _exec_successor(self, report: dict[str, Any]) -> NoReturn:
         state = reload.ReloadState(
             shared_fd=self._shared.fd,
             lock_fd=self._lock_fd,
@@ -262,7 +266,7 @@ class Arbiter:
             http=self._http.state(),
             signals=[],
         )
-        reload.exec_successor(state, self._loop, self._systemd)
+        reload.exec_successor(state, self._loop, self._systemd, preloaded=report.get("preloaded", True))
 
     def _resume(self, inherited: ReloadState) -> None:
         """Continue with the children of the earlier image and replace them one by one."""

@@ -4,15 +4,13 @@ Errors in configuration and handlers are found here, before any child is started
 """
 
 import gc
-from collections.abc import Iterable
 
-from supervisor.arbiter import fork, reload
+from supervisor.arbiter import preload, reload
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.arbiter.locks import lock_state_dir
 from supervisor.arbiter.spawn import EntryPoints, real_entry_points
 from supervisor.control import exit_report, last_groups
-from supervisor.errors import EXIT_FAILED, EXIT_OK, HandlerError, SupervisorError
-from supervisor.handling.loader import load_handlers
+from supervisor.errors import EXIT_FAILED, EXIT_OK, SupervisorError
 from supervisor.handling.router_check import check_routers
 from supervisor.log import log_records, logger
 from supervisor.settings.load import Loaded
@@ -38,26 +36,19 @@ def run(loaded: Loaded, *, burst: bool = False, entry_points: EntryPoints | None
     preflight = reload.preflight_request()
     if preflight is not None:
         reload.check_compatible(preflight, loaded.settings)
-        load_handlers(loaded.settings, loaded.root)
-        _check_fork_safe(())
+        handlers = preload.load(loaded, begin_again=lambda: reload.begin_again(preflight))
+        reload.note_preloaded(handlers.preloaded)
         return EXIT_OK
     lock_fd = inherited.lock_fd if inherited else lock_state_dir(pool_paths(loaded.settings))
     if not inherited and loaded.settings.api.enabled:
         check_routers(loaded)
-    specs = load_handlers(loaded.settings, loaded.root)
-    entry_points = entry_points or real_entry_points()
-    _check_fork_safe(inherited.sockets if inherited else ())
-    arbiter = Arbiter(loaded, specs, entry_points, lock_fd, inherited, burst=burst)
-    last_groups.write(pool_paths(loaded.settings), [(spec.stream, spec.group) for spec in specs])
+    if inherited:
+        handlers = preload.load(loaded, inherited.sockets)
+    else:
+        handlers = preload.load(loaded, begin_again=reload.begin_again)
+    arbiter = Arbiter(loaded, handlers, entry_points or real_entry_points(), lock_fd, inherited, burst=burst)
+    last_groups.write(pool_paths(loaded.settings), [(spec.stream, spec.group) for spec in handlers.specs])
     return _run_and_report(arbiter, loaded)
-
-
-def _check_fork_safe(own_sockets: Iterable[int]) -> None:
-    """Check what handler modules did while they were imported. Raises HandlerError."""
-    try:
-        fork.check_safe(own_sockets)
-    except fork.ForkUnsafeError as error:
-        raise HandlerError(str(error)) from None
 
 
 def _run_and_report(arbiter: Arbiter, loaded: Loaded) -> int:

@@ -13,13 +13,21 @@ import os
 import random
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from supervisor.arbiter.fork_hazards import (
+    DEVICE,
+    LOOP,
+    descriptors,
+    hazards_among,
+    standard_streams,
+    thread_count,
+    thread_names,
+)
 from supervisor.errors import EXIT_FAILED, SupervisorError
 
 #: linux/prctl.h
@@ -45,17 +53,13 @@ def become_subreaper() -> None:
 
 def check_safe(own_sockets: Iterable[int] = ()) -> None:
     """Raise ForkUnsafeError if a fork now would break something in the child."""
-    threads = _threads()
+    threads = thread_count()
     if threads > 1:
-        names = ", ".join(thread.name for thread in threading.enumerate()[1:]) or "created outside of Python"
         raise ForkUnsafeError(
-            f"{threads} threads run before the workers are forked ({names}); a fork keeps only one of them and"
+            f"{threads} threads run before the workers are forked ({thread_names()}); a fork keeps only one of them and"
             " the locks of all: start threads in handlers, not while a module is imported"
         )
-    own, sockets = set(own_sockets), _sockets()
-    # A service's stdout and stderr may be sockets, which the log has open once more.
-    standard = {link for fd, link in sockets.items() if fd in (0, 1, 2)}
-    foreign = [fd for fd, link in sockets.items() if fd not in own and link not in standard]
+    foreign = _foreign_sockets(own_sockets)
     if foreign:
         raise ForkUnsafeError(
             f"a socket is open before the workers are forked (descriptor {foreign[0]}); all workers would share"
@@ -75,6 +79,26 @@ class Descriptors:
     sockets: Sequence[int] = ()
     #: What the child gets as stdout and stderr; None: the arbiter's.
     outputs: tuple[int, int] | None = None
+
+
+def _foreign_sockets(own: Iterable[int]) -> list[int]:
+    fds = descriptors()
+    known = {*own, *standard_streams(fds)}
+    return [fd for fd, target in fds.items() if target.startswith("socket:") and fd not in known]
+
+
+def check_no_event_loop() -> None:
+    """Raise ForkUnsafeError for an event loop of the handlers; called before the arbiter has one itself."""
+    fds = descriptors()
+    known = standard_streams(fds)
+    for _, hazard in hazards_among(fds, known):
+        if hazard.kind in (LOOP, DEVICE):
+            raise ForkUnsafeError(f"{hazard.detail} is open before the workers are forked")
+
+
+def own_command() -> list[str]:
+    """Return the command line of this process."""
+    return [sys.executable, *sys.orig_argv[1:]]
 
 
 def fork_child(body: Callable[[], int], *, name: str, fds: Descriptors) -> int:
@@ -163,28 +187,6 @@ def _reset_process(name: str, fds: Descriptors, parent: int) -> None:
 def _prctl(option: int, value: int | bytes) -> None:
     if _libc is not None:
         _libc.prctl(option, value if isinstance(value, bytes) else ctypes.c_ulong(value), 0, 0, 0)
-
-
-def _threads() -> int:
-    try:
-        return len(os.listdir("/proc/self/task"))
-    except OSError:
-        return threading.active_count()
-
-
-def _sockets() -> dict[int, str]:
-    """Return the descriptors that are sockets, each with the identity of its socket."""
-    found = {}
-    try:
-        names = os.listdir("/proc/self/fd")
-    except OSError:
-        return {}
-    for name in names:
-        with contextlib.suppress(OSError):
-            link = os.readlink(f"/proc/self/fd/{name}")
-            if link.startswith("socket:"):
-                found[int(name)] = link
-    return found
 
 
 def _write_stderr(text: str) -> None:

@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from enum import Enum
 from typing import Any, NoReturn, get_args, get_type_hints
 
-from supervisor.arbiter.fork import exec_command
+from supervisor.arbiter.fork import exec_command, own_command
+from supervisor.arbiter.import_probe import UNSAFE_VARIABLE
 from supervisor.arbiter.loop import Loop
 from supervisor.arbiter.systemd import SystemdNotifier
 from supervisor.core.restart_policy import Exit, ExitKind, History
@@ -31,6 +32,10 @@ from supervisor.shared_state import LAYOUT_VERSION, fingerprint
 STATE_VARIABLE = "_SUPERVISOR_STATE_FD"
 PREFLIGHT_VARIABLE = "_SUPERVISOR_PREFLIGHT"
 PREFLIGHT_LIMIT_S = 60.0
+
+
+#: What a preflight reports when nothing is wrong.
+_findings: dict[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +104,7 @@ def exec_preflight(settings: Settings, out_fd: int) -> NoReturn:
     os.dup2(2, 1)
     os.set_inheritable(out_fd, True)
     request = {"layout": LAYOUT, "identity": identity(settings), "bind": pool_bind(settings), "out_fd": out_fd}
-    exec_command(_own_command(), {**os.environ, PREFLIGHT_VARIABLE: json.dumps(request)})
+    exec_command(own_command(), {**os.environ, PREFLIGHT_VARIABLE: json.dumps(request)})
 
 
 def preflight_request() -> dict[str, Any] | None:
@@ -126,12 +131,19 @@ def check_compatible(request: dict[str, Any], settings: Settings) -> None:
         listen(bind).close()
 
 
+def note_preloaded(preloaded: bool) -> None:
+    """In a preflight: report whether the successor may import the handlers itself."""
+    _findings["preloaded"] = preloaded
+
+
 @contextlib.contextmanager
 def errors_to_arbiter() -> Iterator[None]:
-    """In a preflight, send SupervisorErrors to the arbiter instead of stderr; elsewhere do nothing."""
+    """In a preflight, send SupervisorErrors and findings to the arbiter, not to stderr; elsewhere do nothing."""
     text = os.environ.get(PREFLIGHT_VARIABLE)
     try:
         yield
+        if text and _findings:
+            os.write(json.loads(text)["out_fd"], json.dumps(_findings).encode())
     except SupervisorError as error:
         out_fd = json.loads(text).get("out_fd") if text else None
         if out_fd is None:
@@ -143,15 +155,28 @@ def errors_to_arbiter() -> Iterator[None]:
 # The exec
 
 
-def exec_successor(state: ReloadState, loop: Loop, systemd: SystemdNotifier) -> NoReturn:
-    """Replace the image of this process. Raises OSError; then nothing has changed."""
+def begin_again(preflight: dict[str, Any] | None = None) -> NoReturn:
+    """Exec this command once more, before it has started anything, to import the handlers elsewhere."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    command = own_command()
+    more = {PREFLIGHT_VARIABLE: json.dumps(preflight)} if preflight else {}
+    os.execve(command[0], command, {**os.environ, UNSAFE_VARIABLE: "1", **more})
+
+
+def exec_successor(state: ReloadState, loop: Loop, systemd: SystemdNotifier, *, preloaded: bool) -> NoReturn:
+    """Replace the image of this process. Raises OSError; then nothing has changed.
+
+    `preloaded`: the successor may import the handlers itself, as the preflight has found.
+    """
     # The exec removes signal handlers, and most default actions end the process. So signals stay blocked
     # until the successor has installed its own.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     state = replace(state, signals=loop.take_signals())
     systemd.reloading()
     try:
-        _exec(state, {**os.environ, **systemd.environment()})
+        unsafe = {} if preloaded else {UNSAFE_VARIABLE: "1"}
+        _exec(state, {**os.environ, **systemd.environment(), **unsafe})
     finally:
         systemd.ready()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -169,7 +194,7 @@ def _exec(state: ReloadState, environment: dict[str, str]) -> NoReturn:
             os.set_inheritable(kept, True)
         sys.stdout.flush()
         sys.stderr.flush()
-        command = _own_command()
+        command = own_command()
         os.execve(command[0], command, {**environment, STATE_VARIABLE: str(fd)})
     finally:
         os.close(fd)
@@ -187,10 +212,6 @@ def read_state() -> ReloadState | None:
     for fd in state.fds:
         os.set_inheritable(fd, False)
     return state
-
-
-def _own_command() -> list[str]:
-    return [sys.executable, *sys.orig_argv[1:]]
 
 
 def _encode(state: ReloadState) -> bytes:

@@ -37,8 +37,8 @@ class RollingRestart:
     drain_s: float
     #: Starts the preflight; its argument is called with the exit code and the report.
     start_preflight: Callable[[Callable[[int, dict[str, Any]], None]], CheckProcess]
-    #: Replaces the image of this process. Raises OSError if that fails.
-    exec_successor: Callable[[], None]
+    #: Replaces the image of this process by what the preflight has reported. Raises OSError if that fails.
+    exec_successor: Callable[[dict[str, Any]], None]
     #: The result of the last restart.
     last: dict[str, Any] | None = None
     _preflight: CheckProcess | None = None
@@ -113,7 +113,7 @@ class RollingRestart:
             self._end(f"nothing was changed, because the new code or configuration is unusable: {report.get('error')}")
             return
         try:
-            self.exec_successor()
+            self.exec_successor(report)
         except OSError as error:
             self._end(f"nothing was changed, because this process could not be replaced: {error}")
 

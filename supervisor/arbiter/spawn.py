@@ -15,13 +15,14 @@ from supervisor.arbiter.locks import lock_slot
 from supervisor.arbiter.outputs import Outputs
 from supervisor.arbiter.stack_dumps import StackDumps
 from supervisor.core.outcome import Crash
-from supervisor.handling.loader import HandlerSpec
+from supervisor.errors import EXIT_FAILED, HandlerError
+from supervisor.handling.loader import HandlerSpec, load_handlers
 from supervisor.keys import consumer_name, pool_id
-from supervisor.log import exported_stderr
+from supervisor.log import exported_stderr, worker_logger
 from supervisor.settings.load import Loaded
 from supervisor.settings.model import Settings
 from supervisor.settings.paths import pool_paths
-from supervisor.shared_state import SharedState
+from supervisor.shared_state import SharedState, SlotField
 from supervisor.standard_streams import STDERR, STDOUT
 
 REDIS = "redis"
@@ -69,6 +70,8 @@ class Spawner:
 
     loaded: Loaded
     specs: Specs
+    #: The handlers are imported here; otherwise each worker imports them itself.
+    preloaded: bool
     entry_points: EntryPoints
     shared: SharedState
     http: HttpListener
@@ -113,10 +116,20 @@ class Spawner:
 
         def body() -> int:
             lock_slot(pool_paths(settings), slot)
-            return self.entry_points.worker(settings, self.specs, self.shared, slot, self.burst, crash)
+            specs = self.specs if self.preloaded else self._import(slot)
+            return self.entry_points.worker(settings, specs, self.shared, slot, self.burst, crash)
 
         name = consumer_name(pool_id(settings.pool.host, settings.pool.name), slot)
         return self.fork(worker_name(slot), body, slot=slot, worker=name)
+
+    def _import(self, slot: int) -> Specs:
+        """In a worker: import the handlers as they are now. Ends the worker when that fails; it is tried again."""
+        try:
+            return load_handlers(self.loaded.settings, self.loaded.root)
+        except HandlerError as error:
+            worker_logger(self.loaded.settings, slot).error("worker can't start", error=str(error))
+            self.shared.slot(slot).set(SlotField.EXIT_CODE, 1 + EXIT_FAILED)
+            raise SystemExit(EXIT_FAILED) from None
 
     def keeper(self) -> int:
         """Fork the keeper."""

@@ -110,14 +110,16 @@ def check(config: Path | None, as_json: bool) -> None:
 
 def _import_all(loaded: Loaded) -> list[HandlerSpec]:
     """Import the project's handlers and routers. Raises HandlerError."""
-    from supervisor.handling.loader import load_handlers
+    from supervisor.arbiter.preload import examine
 
-    specs = load_handlers(loaded.settings, loaded.root)
+    handlers = examine(loaded)
+    if handlers.reason:
+        warn(f"handlers are imported in the workers: {handlers.reason}; {handlers.cost}")
     if loaded.settings.api.enabled and loaded.settings.api.routers:
         from supervisor.cli.api import application
 
         application().create_app(loaded)
-    return specs
+    return handlers.specs
 
 
 config.add_command(show)

@@ -135,16 +135,19 @@ def _machine(settings: Settings) -> Iterator[Finding]:
 
 
 def _handlers(loaded: Loaded, pairs: list[tuple[str, str]]) -> Iterator[Finding]:
+    from supervisor.arbiter.preload import examine
     from supervisor.settings.unused_overrides import unused_overrides
-    from supervisor.status import configured_pairs
 
     try:
-        pairs += configured_pairs(loaded.settings, loaded.root)
+        handlers = examine(loaded)
     except HandlerError as error:
         yield Finding(FAIL, f"handlers: {error}", "`supervisor start` exits with 4 until this is fixed")
         return
+    pairs += [(spec.stream, spec.group) for spec in handlers.specs]
     listed = ", ".join(f"{stream} / {group}" for stream, group in pairs)
     yield Finding(OK, f"handlers: {len(pairs)} ({listed})")
+    if handlers.reason:
+        yield Finding(WARN, f"handlers are imported in the workers: {handlers.reason}", handlers.cost)
     for line in unused_overrides(loaded, pairs):
         yield Finding(WARN, line, "correct the name, or remove the override")
     names = sorted(

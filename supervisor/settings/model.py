@@ -10,7 +10,7 @@ from typing import Any
 
 from supervisor.settings import redis_url
 from supervisor.settings.section import FreeTable, Section, setting, table, tables
-from supervisor.values import SECONDS_MAX, WORKERS, Choice, Duration, Flag, Kind, ListOf, Number, Text, Whole
+from supervisor.values import SECONDS_MAX, WORKERS, Choice, Duration, Flag, FlagOr, Kind, ListOf, Number, Text, Whole
 
 _NAME = "a name without spaces, colons and braces"
 _PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
@@ -64,6 +64,8 @@ class PoolSettings(Section):
     """`[pool]`: the worker processes."""
 
     workers: int = setting(WORKERS, 8)
+    #: Import the handlers once, before the workers are forked; "auto": if nothing in them makes that unsafe.
+    preload: bool | str = setting(FlagOr("auto"), "auto")
     #: With `workers_max` above 0, the backlog decides how many workers there are, within these limits.
     workers_min: int = setting(Whole(1, 256), 1)
     workers_max: int = setting(WORKERS, 0)
