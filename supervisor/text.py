@@ -73,7 +73,7 @@ def error_text(error: BaseException) -> str:
 
 
 def path_text(path: object) -> str:
-    """Return a path for people and for JSON: what is no text or would break a line is escaped."""
+    """Return a path for people and for JSON: what is not text or would break a line is escaped."""
     return printable(str(path).encode(errors="surrogateescape").decode(errors="backslashreplace"))
 
 

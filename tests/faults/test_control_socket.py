@@ -85,7 +85,7 @@ def test_41_ctl_client_stalls(standins: Make, bound: Bounds) -> None:
     with stalled(path, CLIENTS_MAX, 2) as clients:
         with connect(path) as ninth:
             eventually(lambda: is_hung_up(ninth), 20)
-        with bound.within("all 8 places stalled until one who asks is served", (PATIENCE_S + 1.5) * 1000):
+        with bound.within("all 8 places stalled until another client is served", (PATIENCE_S + 1.5) * 1000):
             assert pool.ask("ping") == {}, "the client retries"
         assert all(map(is_hung_up, clients))
     assert [worker["restarts"] for worker in pool.status()["workers"]] == [1, 1, 1, 0]

@@ -27,7 +27,7 @@ def test_the_keeper_trims_what_is_settled_and_tells_who_hinders_it(start_pool: S
     (pool.folder / "go").touch()
     for n in range(300):
         redis.xadd("events", {"n": n})
-    eventually(lambda: redis.xlen("events") == 5, what="so many are kept")
+    eventually(lambda: redis.xlen("events") == 5, what="five are kept")
 
     # What is in hand stays, and what comes after it.
     (pool.folder / "go").unlink()

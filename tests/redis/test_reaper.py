@@ -263,7 +263,7 @@ async def test_a_server_that_was_started_again_between_two_looks_is_a_break(dura
     clock = [100.0]
     sight = RedisContinuity(lambda: clock[0])
     for _ in range(3):
-        async with durable_server.client() as redis:  # connected anew: no command fails
+        async with durable_server.client() as redis:  # a new connection: no command fails
             await sight.look(redis)
         clock[0] += 0.1
     before = sight.unbroken_s
