@@ -143,8 +143,8 @@ class Settler:
                 self._idle.set()
 
     def _take(self) -> None:
-        """Move what was decided since the last turn to what is to be sent."""
-        self._sent += self._decided
+        """Move what was decided since the last turn to what is to be sent, without what was decided anew since."""
+        self._sent = [command for command in (*self._sent, *self._decided) if not self._is_superseded(command)]
         self._decided = []
         for source in self._sources:
             if source.done:
@@ -190,7 +190,7 @@ class Settler:
             self._faults.redis(_EVENT, reply)
             if isinstance(reply, ResponseError) and is_transient(reply):
                 again.append(command)
-            elif not self._is_superseded(command):
+            else:
                 self._put_off(command)
         return again
 
@@ -212,8 +212,7 @@ class Settler:
 
     def _try_again(self, command: _Command) -> None:
         self._refused.discard(command)
-        if not self._is_superseded(command):
-            self._decide(command)
+        self._decide(command)
 
     def _run_script(
         self,

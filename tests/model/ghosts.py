@@ -57,6 +57,9 @@ class Ghost:
     failed_in: tuple[Worker, int] | None = None
     #: A process that was dead by then had its failure recorded.
     recorded_late: bool = False
+    #: Who met it in its own pending list last, and when.
+    scanned_by: Process | None = None
+    scanned_s: float = 0.0
     #: So did its ack.
     acked_late: bool = False
     #: Whose dead letter was written last, and when.
@@ -304,6 +307,27 @@ class Ghosts:
         for ghost in self.of.values():
             missed = ghost.poison and not ghost.deleted and not self.letters(ghost)
             self._forbid(missed, f"{ghost.place!r} ends processes and is not dead")
+
+    def check_waiting(self, worker: Worker) -> None:
+        """What an idle worker has pending it does not know of; of what waits for a retry Redis has the record."""
+        pool, now_s = worker.pool, self._world.clock.now_s
+        if pool.frozen or worker.is_opening or not worker.is_confirmed:
+            return
+        for place, failures in worker.waiting:
+            ghost = self.at[place]
+            if self.owner(ghost) == worker.name and not ghost.torn:
+                record = self._world.server.call("HGET", retries_key(*place[:2]), place[2])
+                recorded = int(record.split(b":")[0]) if record else 0
+                self._forbid(recorded < failures, f"{place!r} failed {failures} times, and {recorded} are recorded")
+        if not worker.is_idle or worker.stopping or pool.paused_s is not None:
+            return
+        since_s = max(pool.disturbed_s, pool.resumed_s, worker.busy_s)
+        for ghost in self.at.values():
+            if self.owner(ghost) != worker.name or ghost.torn or ghost.deleted:
+                continue
+            had = worker in ghost.done or (ghost.failed_in and ghost.failed_in[0] is worker)
+            scanned = ghost.scanned_by is worker and now_s - max(ghost.scanned_s, since_s) > _OBEYS_S
+            self._forbid(had or scanned, f"{worker.name} is idle, and has {ghost.place!r} pending")
 
     def letters(self, ghost: Ghost) -> list[tuple[str, int]]:
         """Reason and deliveries of each of its letters."""

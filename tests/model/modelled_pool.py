@@ -70,6 +70,7 @@ class Pool:
         #: When something last disturbed it, and since when it pauses.
         self.disturbed_s = 0.0
         self.paused_s: float | None = None
+        self.resumed_s = 0.0
         #: When its lease was last renewed.
         self.leased_s = 0.0
         #: Since when its keeper has seen Redis without a break, at best.
@@ -135,6 +136,7 @@ class Pool:
             self._patient_until_s = now_s + _PATIENCE_S
         self._checked_s = now_s
         for worker in self.living:
+            self.world.ghosts.check_waiting(worker)
             deadline_s = worker.words.get(SlotField.DEADLINE_NS) / 1e9
             if worker.left:
                 self.gone(worker, crashed=False)
@@ -195,6 +197,7 @@ class Pool:
     def pause(self, paused: bool) -> None:
         self.shared.set(HeaderField.PAUSED, int(paused))
         self.paused_s = self.world.clock.now_s if paused else None
+        self.resumed_s = self.world.clock.now_s
 
     def gone(self, worker: Worker, *, crashed: bool) -> None:
         """A process has ended."""
@@ -214,9 +217,8 @@ class Pool:
             for other in self.living:
                 other.words.add(SlotField.RESCAN_PENDING, 1)
 
-    def die(self) -> None:
+    def die(self, *, with_host: bool) -> None:
         """The arbiter is killed, or its host ends: its children go with it, and what they had in common."""
-        with_host = self.world.chance.random() < 0.5
         for process in (*self.living, self.keeper, self.arbiter):
             if process is not None:
                 process.end(with_host=with_host)

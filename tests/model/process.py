@@ -147,7 +147,18 @@ class Worker(Process):
         """All that it had is done and confirmed."""
         if self.is_opening or self.in_hand or any(len(of.retries) for of in self._consumers):
             return False
+        return self.is_confirmed
+
+    @property
+    def is_confirmed(self) -> bool:
+        """All that was decided is written."""
         return all(settler._idle.is_set() and not settler._refused for settler in self.runtime.settlers)
+
+    @property
+    def waiting(self) -> list[tuple[tuple[str, str, bytes], int]]:
+        """What waits for a retry, and how often it failed."""
+        messages = [message for of in self._consumers for message in of.retries.messages()]
+        return [((message.origin.key, message.group, message.entry), message.failures) for message in messages]  # type: ignore[attr-defined]
 
     @property
     def opened_rows(self) -> list[SharedConsumer]:

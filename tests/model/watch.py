@@ -36,6 +36,15 @@ class WatchedServer(Server):
                 self._changed_hands(ghost, owner.decode(), consumer.decode())
         return reply
 
+    def cmd_xreadgroup(self, _: bytes, name: bytes, consumer: bytes, *rest: bytes) -> Any:
+        reply = super().cmd_xreadgroup(_, name, consumer, *rest)
+        if rest[-1] != b">":
+            for key, entries in reply:
+                for entry, _fields in entries:
+                    ghost = self._world.ghosts.at[key.decode(), name.decode(), entry]
+                    ghost.scanned_by, ghost.scanned_s = self._world.network.sender, self._world.clock.now_s
+        return reply
+
     def cmd_xack(self, key: bytes, group: bytes, *ids: bytes) -> int:
         sender = self._world.network.sender
         for entry in ids:
@@ -51,6 +60,8 @@ class WatchedServer(Server):
         attempts, due_ms, _ = map(int, arguments[2].split(b":"))
         if attempts > ghost.failed and not ghost.torn:
             raise BrokenRuleError(f"{ghost.place!r}: {attempts} attempts recorded of {ghost.failed}")
+        if is_stored and attempts < ghost.kept and self._world.network.sender.alive and not ghost.torn:
+            raise BrokenRuleError(f"{ghost.place!r}: {attempts} attempts recorded after {ghost.kept}")
         if is_stored:
             ghost.kept, ghost.due_ms = attempts, due_ms
             ghost.recorded_late |= not self._world.network.sender.alive

@@ -43,6 +43,8 @@ MESSAGES_MAX = 24
 #: Two leases, some backoffs and some deaths of each poison message need no more.
 SETTLE_S = 400.0
 _RUN_MAX = 8
+#: A pause is heard with the next beat.
+_OBEYS_S = 2.0
 #: A worker that has lost a connection is as before within this time; one that waits for an answer in vain, in that.
 _LOST_S = 2.0
 _STALLED_S = 14.0
@@ -193,8 +195,10 @@ class Moves(World):
         if how % 2:
             self._refuse(Mode.LOADING)
 
-    def move_refuse(self, which: int, _: int) -> None:
+    def move_refuse(self, which: int, how: int) -> None:
+        self.move_publish(which, how)
         self._refuse([Mode.OOM, Mode.READONLY][which % 2])
+        self.run(TICKS_S[how % 4])
 
     def _refuse(self, mode: Mode) -> None:
         self._disturb()
@@ -250,18 +254,33 @@ class Moves(World):
         if pool.obeys:
             pool.scale(1 + how % SLOTS)
 
-    def move_pause(self, which: int, _: int) -> None:
+    def move_pause(self, which: int, how: int) -> None:
         pool = self.pools[which % 2]
         if pool.obeys:
             pool.pause(pool.paused_s is None)
+            if how % 3 == 0:
+                self.run(_OBEYS_S)
+                self.move_publish(which, how)
+                self.run(_OBEYS_S)
 
     def move_kill_arbiter(self, which: int, _: int) -> None:
         """SIGKILL of the arbiter, or the end of its host."""
-        pool = self.pools[which % 2]
+        self._die(self.pools[which % 2], with_host=self.chance.random() < 0.5)
+
+    def _die(self, pool: Pool, *, with_host: bool) -> None:
         if pool.up:
             self.ghosts.died_with_their_pool(pool)
             self.ghosts.forgive()
-            pool.die()
+            pool.die(with_host=with_host)
+
+    def move_reboot(self, which: int, how: int) -> None:
+        """A host ends and is back at once; the server still delivers to connections of before."""
+        pool = self.pools[which % 2]
+        if pool.up and not pool.cut_off:
+            self._die(pool, with_host=True)
+            pool.start(1 + how % SLOTS)
+            self.run(TICKS_S[how % 3])
+            self.move_publish(which, how)
 
     def move_stop(self, which: int, _: int) -> None:
         if self.pools[which % 2].obeys:
