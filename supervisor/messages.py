@@ -5,11 +5,13 @@ Returning means done. Raising means retry with backoff, then dead letter; `Retry
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from supervisor.delivery import Delivery
 from supervisor.errors import SupervisorError, UsageError
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST = datetime.max.replace(tzinfo=UTC)
 #: A year.
 AFTER_S_MAX = 31_536_000
 
@@ -82,16 +84,18 @@ class Message(Delivery):
 
     @property
     def published_at(self) -> datetime:
-        """When Redis stored the entry, by the server's clock (UTC)."""
-        return datetime.fromtimestamp(int(self.id.partition("-")[0]) / 1000, UTC)
+        """When Redis stored the entry, by the server's clock (UTC).
+
+        It is taken from the id, which a producer may choose: one beyond the year 9999 is its last moment.
+        """
+        try:
+            return _EPOCH + timedelta(milliseconds=int(self.id.partition("-")[0]))
+        except OverflowError:
+            return _LAST
 
     def _not_utf8(self) -> "DecodeError":
-        for name, value in self.raw.items():
-            if fault := _not_utf8(name):
-                return DecodeError(f"the name of field {name!r} is not UTF-8: {fault}")
-            if fault := _not_utf8(value):
-                return DecodeError(f"the value of field {name.decode()!r} is not UTF-8: {fault}")
-        return DecodeError("the message is not UTF-8")
+        found = (not_utf8(name, value) for name, value in self.raw.items())
+        return next((error for error in found if error is not None), DecodeError("the message is not UTF-8"))
 
     def __repr__(self) -> str:
         """Return where the message is, without its content, which may be private."""
@@ -121,6 +125,11 @@ class Reject(SupervisorError):
 class DecodeError(Reject):
     """The entry does not fit the handler's annotation; it becomes a dead letter now."""
 
+    def __init__(self, reason: str, *, public: str = "") -> None:
+        super().__init__(reason)
+        #: The reason without the content of the message, which may be private: for the log.
+        self.public = public or reason
+
 
 class BatchError(SupervisorError):
     """Raise it from a batch handler: the named messages fail, all others are acked.
@@ -137,10 +146,16 @@ class BatchError(SupervisorError):
         self.failed = dict(failed)
 
 
-def _not_utf8(text: bytes) -> str:
-    """Return what is wrong with `text`; empty when it is UTF-8."""
-    try:
-        text.decode()
-    except UnicodeDecodeError as error:
-        return f"{error.reason} at byte {error.start}"
-    return ""
+def not_utf8(name: bytes, value: bytes) -> DecodeError | None:
+    """Return what is wrong with a field of which text is wanted; None when it is UTF-8."""
+    for part, what in ((name, f"the name of field {name!r}"), (value, f"the value of field {_shown(name)}")):
+        try:
+            part.decode()
+        except UnicodeDecodeError as error:
+            why = f"{what} is not UTF-8: {error.reason} at byte {error.start}"
+            return DecodeError(f"{why}; `Message.raw` and `bytes` fields of a model take any bytes")
+    return None
+
+
+def _shown(name: bytes) -> str:
+    return repr(name.decode(errors="backslashreplace"))

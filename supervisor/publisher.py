@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from supervisor.broker.node_router import NodeRouter
 from supervisor.broker.scripts import PUBLISH_ONCE, Script
 from supervisor.core.encode import fields_of
+from supervisor.core.field_text import Value
 from supervisor.errors import IdempotencyError, UsageError
 from supervisor.keys import idempotency_key
 
@@ -83,7 +84,7 @@ class Publisher:
         return (await self.publish_batch(stream, [fields_of(message) for message in messages], key=key)).ids
 
     async def publish_batch(
-        self, stream: str, messages: Sequence[Mapping[str, str]], *, key: str | None = None
+        self, stream: str, messages: Sequence[Mapping[str, Value]], *, key: str | None = None
     ) -> PublishedBatch:
         """Store messages that are encoded already, like `publish_many`; report whether the key was used before."""
         self._check(stream)
@@ -119,10 +120,10 @@ class Publisher:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _once(self, stream: str, messages: Sequence[Mapping[str, str]], key: str) -> tuple[list[str], bool]:
+    async def _once(self, stream: str, messages: Sequence[Mapping[str, Value]], key: str) -> tuple[list[str], bool]:
         if not key or len(key.encode(errors="surrogatepass")) > KEY_BYTES_MAX:
             raise UsageError(f"an idempotency key has 1 to {KEY_BYTES_MAX} bytes, not {len(key)}")
-        values: list[str | int] = []
+        values: list[Value | int] = []
         for fields in messages:
             values.append(2 * len(fields))
             values += [text for pair in fields.items() for text in pair]
@@ -151,11 +152,11 @@ def _script(text: str) -> Script:
     return Script(text)
 
 
-def _fingerprint(messages: Sequence[Mapping[str, str]]) -> str:
+def _fingerprint(messages: Sequence[Mapping[str, Value]]) -> str:
     """Return a digest that does not depend on the order of fields."""
     digest = hashlib.blake2b(digest_size=16)
     for fields in messages:
         for text in (str(len(fields)), *(part for pair in sorted(fields.items()) for part in pair)):
-            data = text.encode()
+            data = text.encode() if isinstance(text, str) else text
             digest.update(len(data).to_bytes(4, "big") + data)
     return digest.hexdigest()

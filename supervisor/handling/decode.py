@@ -1,25 +1,29 @@
 """Decodes an entry's fields into the type of a handler's first parameter.
 
-A field's value in Redis is a string. Pydantic reads numbers, dates and booleans from strings; where it can't, the
-string is tried as JSON. So any program that can XADD is a producer.
+A field's value in Redis is a string. Numbers, dates and the like are read from it; where the model wants something
+else, it is read as JSON. So any program that can XADD is a producer.
 """
 
 import dataclasses
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import orjson
-from pydantic import BaseModel, TypeAdapter, ValidationError
+import typing_extensions
+from pydantic import BaseModel, ValidationError
 from typing_extensions import is_typeddict
 
-from supervisor.messages import DecodeError, Message
+from supervisor.core.model_codec import ModelCodec
+from supervisor.messages import DecodeError, Message, not_utf8
 
 #: From a message to the handler's argument. Raises DecodeError.
 Decoder = Callable[[Message], Any]
 
 ALLOWED = "a pydantic model, a dataclass, a TypedDict, dict[str, str], Message, or list[...] of one of these"
+_ERRORS_SHOWN = 5
+_INPUT_CHARS_MAX = 80
 
 
 def split_batch(annotation: object) -> tuple[bool, object]:
@@ -37,45 +41,7 @@ def make_decoder(annotation: object) -> Decoder:
         return Message.read_fields
     if not _is_model(annotation):
         raise TypeError(f"{_show(annotation)} is not {ALLOWED}")
-    return ModelDecoder(annotation)
-
-
-class ModelDecoder:
-    """Validates the fields against a model; a string that does not fit is tried as JSON."""
-
-    def __init__(self, annotation: object) -> None:
-        adapter: TypeAdapter[Any] = TypeAdapter(annotation)  # type: ignore[arg-type]
-        # Otherwise an unresolvable name would only show at the first message.
-        adapter.rebuild(raise_errors=True)
-        self._validate = adapter.validator.validate_python
-        #: Fields that needed JSON before: JSON is tried first then, to validate only once.
-        self._json: set[str] = set()
-
-    def __call__(self, message: Message) -> Any:
-        """Return the validated model. Raises DecodeError with the errors of each field."""
-        # Decoded afresh and not kept with the message, which costs less than `message.fields` and a copy of it.
-        fields: dict[str, Any] = message.read_fields()
-        for name in self._json:
-            if name in fields:
-                fields[name] = _from_json(fields[name])
-        try:
-            return self._validate(fields)
-        except ValidationError as error:
-            return self._again(message.fields, error)
-
-    def _again(self, raw: dict[str, str], first: ValidationError) -> Any:
-        suspects = {name for e in first.errors() for name in e["loc"] if isinstance(name, str) and name in raw}
-        fields: dict[str, Any] = dict(raw)
-        for name in suspects | self._json.intersection(raw):
-            # A field that failed as JSON is tried as a string, and the other way round.
-            if not (name in self._json and name in suspects):
-                fields[name] = _from_json(raw[name])
-        try:
-            made = self._validate(fields)
-        except ValidationError as error:
-            raise DecodeError(_explain(error)) from None
-        self._json.update(name for name in suspects if fields[name] is not raw[name])
-        return made
+    return _model_decoder(annotation)
 
 
 def as_message(message: Message) -> Message:
@@ -83,19 +49,47 @@ def as_message(message: Message) -> Message:
     return message
 
 
-def _from_json(text: str) -> Any:
+def _model_decoder(annotation: object) -> Decoder:
     try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return text
+        codec = ModelCodec(_for_pydantic(annotation))
+    except TypeError as error:
+        raise TypeError(f"{_show(annotation)} {error}") from None
+    decode = codec.decode
+
+    def decode_model(message: Message) -> Any:
+        # Decoded afresh and not kept with the message, which costs less than `message.fields` and a copy of it.
+        try:
+            return decode(message.read_fields())
+        except ValidationError as error:
+            raise _misfit(error) from None
+        except DecodeError:
+            return _decode_raw(codec, message)
+
+    return decode_model
 
 
-def _explain(error: ValidationError) -> str:
-    parts = [
-        f"{'.'.join(str(part) for part in e['loc']) or 'message'}: {e['msg']} (got {str(e['input'])[:80]!r})"
-        for e in error.errors()[:5]
+def _decode_raw(codec: ModelCodec, message: Message) -> Any:
+    """Decode fields of which some are not UTF-8: `bytes` fields of the model take them."""
+    for name, value in message.raw.items():
+        if (error := not_utf8(name, value)) is not None and name not in codec.binary:
+            raise error
+    try:
+        return codec.decode_raw(message.raw)
+    except ValidationError as error:
+        raise _misfit(error) from None
+
+
+def _misfit(error: ValidationError) -> DecodeError:
+    """Return the error for the dead letter, and its public half, without the message's content, for the log."""
+    errors = error.errors(include_url=False)[:_ERRORS_SHOWN]
+    places = [".".join(map(str, one["loc"])) or "message" for one in errors]
+    shown = [
+        f"{place}: {one['msg']} (got {str(one['input'])[:_INPUT_CHARS_MAX]!r})"
+        for place, one in zip(places, errors, strict=True)
     ]
-    return f"the message does not fit {error.title}: {'; '.join(parts)}"
+    what = f"the message does not fit {error.title}: "
+    kinds = [f"{place} ({one['type']})" for place, one in zip(places, errors, strict=True)]
+    return DecodeError(what + "; ".join(shown), public=what + ", ".join(kinds))
 
 
 def _is_fields(annotation: object) -> bool:
@@ -115,6 +109,21 @@ def _is_model(annotation: object) -> bool:
     if not isinstance(annotation, type):
         return False
     return issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation) or is_typeddict(annotation)
+
+
+def _for_pydantic(annotation: Any) -> Any:
+    """Return a TypedDict of `typing` as one of `typing_extensions`, which pydantic needs before Python 3.12."""
+    if sys.version_info >= (3, 12) or not typing.is_typeddict(annotation):
+        return annotation
+    hints: dict[str, Any] = typing_extensions.get_type_hints(annotation, include_extras=True)
+    makers: tuple[Any, Any] = typing.Required, typing.NotRequired
+    for name, hint in hints.items():
+        if typing.get_origin(hint) not in makers:
+            hints[name] = makers[name not in annotation.__required_keys__][hint]
+    make: Any = typing_extensions.TypedDict
+    made = make(annotation.__name__, hints)
+    made.__module__ = annotation.__module__
+    return made
 
 
 def _show(annotation: object) -> str:
