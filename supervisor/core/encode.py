@@ -4,8 +4,6 @@ Values that JSON writes as strings (dates, UUIDs, enums of strings) are stored w
 can read them. A model goes through its `ModelCodec`, which is also the way back.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -7,8 +7,6 @@ An entry's field is text. Whether `5` means a number and `null` means nothing de
 3. Every other field (numbers, lists, models, `Any`, unions such as `int | str`) is read as JSON where it is JSON.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto

@@ -1,7 +1,5 @@
 """The text of one field, with errors that name the field. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

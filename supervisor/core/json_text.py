@@ -1,13 +1,11 @@
 """JSON with the numbers that were written: integers of any size, and decimals with all of their digits. Pure."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, Self
 
 import orjson
 
@@ -23,7 +21,7 @@ class Number(float):
     __slots__ = ("text",)
     text: str
 
-    def __new__(cls, text: str) -> Number:
+    def __new__(cls, text: str) -> Self:
         """Keep the digits beside the nearest float."""
         made = super().__new__(cls, text)
         made.text = text

@@ -7,8 +7,6 @@
    decoded again before it is published, and refused when it did not come back as it was.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import replace

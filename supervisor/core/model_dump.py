@@ -1,7 +1,5 @@
 """Dumps models as JSON has them, in the form that the same model reads. Pure."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from datetime import datetime

@@ -1,7 +1,5 @@
 """Compares what was published with what a handler would get. Pure."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import deque
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """What `publish(model)` was given, `handler(model)` gets: every kind of field, there and back."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import typing
@@ -301,8 +299,8 @@ class Extra(BaseModel):
 
 class Tree(BaseModel):
     name: str
-    children: list[Tree] = []
-    parent: Tree | None = None
+    children: "list[Tree]" = []
+    parent: "Tree | None" = None
 
 
 class Envelope(BaseModel, Generic[T]):
