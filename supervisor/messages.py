@@ -152,8 +152,7 @@ def not_utf8(name: bytes, value: bytes) -> DecodeError | None:
         try:
             part.decode()
         except UnicodeDecodeError as error:
-            why = f"{what} is not UTF-8: {error.reason} at byte {error.start}"
-            return DecodeError(f"{why}; `Message.raw` and `bytes` fields of a model take any bytes")
+            return DecodeError(f"{what} is not UTF-8: {error.reason} at byte {error.start}")
     return None
 
 

@@ -78,7 +78,7 @@ class ModelCodec:
         return self._decode_first(fields)
 
     def decode_raw(self, raw: Mapping[bytes, bytes]) -> Any:
-        """Return the validated model of fields of which only some of `binary` are not UTF-8. Raises as `decode` does."""
+        """Return the validated model of fields of which some in `binary` are not UTF-8. Raises as `decode` does."""
         fields: dict[str, Value] = {}
         for name, value in raw.items():
             try:
