@@ -25,6 +25,7 @@ from supervisor.errors import (
 
 if TYPE_CHECKING:
     from supervisor.handling.registry import handler
+    from supervisor.handling.worker_lifespan import worker_lifespan
     from supervisor.messages import BatchError, DecodeError, Message, Reject, Retry
     from supervisor.publisher import Publisher
 
@@ -49,12 +50,14 @@ __all__ = [
     "__version__",
     "context",
     "handler",
+    "worker_lifespan",
 ]
 
 #: Imported at their first use: `supervisor --help` needs neither pydantic nor redis-py.
 _LAZY = {
     **dict.fromkeys(("BatchError", "DecodeError", "Message", "Reject", "Retry"), "supervisor.messages"),
     "handler": "supervisor.handling.registry",
+    "worker_lifespan": "supervisor.handling.worker_lifespan",
     "Publisher": "supervisor.publisher",
 }
 

@@ -28,6 +28,8 @@ class Context:
     #: The consumer's name, `<host>:<slot>`.
     worker: str
     redis_url: str
+    #: What the project's `@worker_lifespan` has yielded.
+    state: Any = field(default_factory=dict)
     _redis: Redis | None = field(default=None, repr=False)
 
     @property

@@ -133,6 +133,9 @@ class WorkerState(IntEnum):
     WORK = 3
     WAIT_REDIS = 4
     DRAIN = 5
+    #: In the project's `@worker_lifespan`, before its `yield` and after it: it may block there without a beat.
+    LIFESPAN_START = 6
+    LIFESPAN_END = 7
 
 
 def fingerprint(shape: object) -> int:

@@ -19,6 +19,7 @@ from supervisor.arbiter.check_process import CheckProcess, error_of
 from supervisor.arbiter.child_processes import ChildProcesses
 from supervisor.arbiter.commands import Commands
 from supervisor.arbiter.http_listener import LEFTOVER_S, HttpListener
+from supervisor.arbiter.lifespan_waits import LifespanWaits
 from supervisor.arbiter.locks import lease_token, name_taken
 from supervisor.arbiter.loop import Loop
 from supervisor.arbiter.outputs import Outputs
@@ -139,6 +140,7 @@ class Arbiter:
         )
         self._recycler = Recycler(self._workers, self._restarts, pool, log)
         self._autoscaler = Autoscaler(self._workers, self._restarts, pool, log)
+        self._lifespan_waits = LifespanWaits(self._workers, self._specs, log, limits)
 
     def _handle(self, cmd: str, args: dict[str, Any]) -> dict[str, Any]:
         return self._commands.handle(cmd, args)
@@ -384,6 +386,7 @@ class Arbiter:
         if self._systemd.watchdog_s is not None:
             self._systemd.alive()
         self._systemd.status(self._status.line())
+        self._lifespan_waits.look()
         if self._shutdown.begun:
             return
         if self._status.started:

@@ -19,6 +19,7 @@ from supervisor.arbiter.fork_hazards import THREADS, Hazard, descriptors, hazard
 from supervisor.core.options import Options
 from supervisor.errors import EXIT_HANDLERS, EXIT_OK, HandlerError
 from supervisor.handling.loader import HandlerSpec, load_handlers
+from supervisor.handling.worker_lifespan import Lifespan
 from supervisor.settings.load import Loaded
 from supervisor.text import signal_name
 
@@ -80,7 +81,9 @@ def probe(loaded: Loaded) -> Probe:
 def _outline(told: dict[str, Any]) -> HandlerSpec:
     """Return what is known of a handler without its code."""
     options = Options(**told["options"])
-    return HandlerSpec(**{**told, "options": options, "function": _not_here, "decode": _not_here})
+    lifespans = tuple(Lifespan(name, where, _not_here) for name, where in told["lifespans"])
+    known = {"options": options, "lifespans": lifespans, "function": _not_here, "decode": _not_here}
+    return HandlerSpec(**{**told, **known})
 
 
 def _not_here(*_: object) -> Any:
@@ -89,7 +92,8 @@ def _not_here(*_: object) -> Any:
 
 def _told(spec: HandlerSpec) -> dict[str, Any]:
     told = {field.name: getattr(spec, field.name) for field in fields(spec)}
-    return {**told, "options": asdict(spec.options), "function": None, "decode": None}
+    lifespans = [(lifespan.name, lifespan.where) for lifespan in spec.lifespans]
+    return {**told, "options": asdict(spec.options), "lifespans": lifespans, "function": None, "decode": None}
 
 
 def _run(loaded: Loaded, out_fd: int) -> NoReturn:

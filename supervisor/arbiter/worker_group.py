@@ -11,9 +11,12 @@ from supervisor.core import restart_policy
 from supervisor.core.outcome import Crash
 from supervisor.core.restart_policy import Breaker, ExitKind
 from supervisor.core.slot import ExitNotes, Heartbeat, Slot, State
-from supervisor.errors import UsageError
-from supervisor.shared_state import SLOTS_MAX, HeaderField, SharedState, SlotField
+from supervisor.errors import EXIT_OK, UsageError
+from supervisor.shared_state import SLOTS_MAX, HeaderField, SharedState, SlotField, WorkerState
 from supervisor.text import signal_name
+
+_IN_LIFESPAN = frozenset({WorkerState.LIFESPAN_START, WorkerState.LIFESPAN_END})
+_LEAVING = frozenset({WorkerState.DRAIN, WorkerState.LIFESPAN_END})
 
 
 class WorkerGroup(ChildGroup):
@@ -86,12 +89,17 @@ class WorkerGroup(ChildGroup):
     def heartbeat(self, slot: Slot) -> Heartbeat:
         """Return what the worker wrote to its fields."""
         fields = self.shared.slot(slot.number)
-        return self._liveness.heartbeat(
+        ready, state = bool(fields.get(SlotField.READY_NS)), fields.get(SlotField.STATE)
+        if state in _IN_LIFESPAN:
+            # It may load a model in one step; the boot limit and the deadline of a drain hold.
+            return Heartbeat(ready=ready, leaving=state == WorkerState.LIFESPAN_END)
+        found = self._liveness.heartbeat(
             slot.number,
-            ready=bool(fields.get(SlotField.READY_NS)),
+            ready=ready,
             beat_ns=fields.get(SlotField.BEAT_NS),
             deadline_ns=fields.get(SlotField.DEADLINE_NS),
         )
+        return replace(found, leaving=state == WorkerState.DRAIN)
 
     def deadline_ns(self, number: int) -> int:
         """Return the deadline that the worker set itself."""
@@ -147,7 +155,8 @@ class WorkerGroup(ChildGroup):
         """Return the announced exit code and the completed messages from shared memory."""
         fields = self.shared.slot(number)
         announced = code is None or fields.get(SlotField.EXIT_CODE) == 1 + code
-        return ExitNotes(announced, fields.get(SlotField.DONE) - fields.get(SlotField.DONE_BEFORE))
+        drained = announced and code == EXIT_OK and fields.get(SlotField.STATE) in _LEAVING
+        return ExitNotes(announced, fields.get(SlotField.DONE) - fields.get(SlotField.DONE_BEFORE), drained)
 
     def _last_crash(self, number: int) -> Crash | None:
         """Return how the slot's last worker crashed; None if it did not."""

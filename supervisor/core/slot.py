@@ -58,6 +58,8 @@ class Heartbeat:
     silent_s: float = 0.0
     #: The child is still busy after the deadline that it set itself.
     overdue: bool = False
+    #: The child takes nothing new and ends by itself.
+    leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ class ExitNotes:
     announced: bool = True
     #: Messages completed by this incarnation.
     done: int = 0
+    #: The child has drained before it exited.
+    drained: bool = False
 
 
 NO_EXIT_NOTES = ExitNotes()
@@ -173,6 +177,8 @@ def advance(slot: Slot, heartbeat: Heartbeat, limits: Limits, now_s: float) -> t
         slot = replace(slot, state=State.READY, ready_s=now_s)
     if not slot.wanted and slot.state is State.READY:
         return drain(slot, now_s + limits.drain_s)
+    if heartbeat.leaving and slot.state is State.READY:  # unasked: a signal from elsewhere
+        slot = replace(slot, state=State.DRAINING, drain_until_s=now_s + limits.drain_s)
     return slot, Action.NONE
 
 
@@ -231,7 +237,7 @@ def exited(
     that a successor hands over the child's messages. `final` prevents that: no slot could take them.
     """
     code, signal = status
-    draining = slot.state is State.DRAINING or not slot.wanted
+    draining = slot.state is State.DRAINING or not slot.wanted or notes.drained
     kind, reason = classify(
         code, signal, draining=draining, kill_reason=slot.kill_reason, burst=burst, announced=notes.announced
     )

@@ -10,7 +10,7 @@ import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +30,7 @@ from supervisor.handling.signature import (
     read_signature,
     with_message,
 )
+from supervisor.handling.worker_lifespan import Lifespan, lifespans_in, lifespans_of
 from supervisor.keys import dead_key
 from supervisor.settings.model import Settings
 from supervisor.shared_state import HANDLERS_MAX
@@ -59,6 +60,8 @@ class HandlerSpec:
     is_async: bool
     options: Options
     where: str
+    #: Those of the project, the same for all its handlers.
+    lifespans: tuple[Lifespan, ...] = ()
 
 
 def load_handlers(settings: Settings, root: Path) -> list[HandlerSpec]:
@@ -73,7 +76,7 @@ def load_handlers(settings: Settings, root: Path) -> list[HandlerSpec]:
     if not functions:
         found = [f"{name} ({_place(sys.modules[name])})" for name in settings.handlers]
         raise HandlerError(f"no @handler found in {' and '.join(found) or 'no module, handlers = []'}; {_INIT}")
-    return make_specs(settings, functions)
+    return make_specs(settings, functions, lifespans_in(modules))
 
 
 def make_importable(root: Path) -> None:
@@ -93,10 +96,13 @@ def make_importable(root: Path) -> None:
 
 def specs_of(settings: Settings, functions: Iterable[Callable[..., Any]]) -> list[HandlerSpec]:
     """Return the handlers among `functions`, for programs that pass functions instead of module names."""
-    return make_specs(settings, list(declarations_in(functions)))
+    declared = list(declarations_in(functions))
+    return make_specs(settings, declared, lifespans_of([function for function, _ in declared]))
 
 
-def make_specs(settings: Settings, functions: list[tuple[Callable[..., Any], Declaration]]) -> list[HandlerSpec]:
+def make_specs(
+    settings: Settings, functions: list[tuple[Callable[..., Any], Declaration]], lifespans: Iterable[Lifespan] = ()
+) -> list[HandlerSpec]:
     """Make one spec for each declaration. Raises HandlerError, also for two handlers of one (stream, group)."""
     taken: dict[tuple[str, str], tuple[Callable[..., Any], Declaration]] = {}
     for function, declaration in functions:
@@ -118,7 +124,7 @@ def make_specs(settings: Settings, functions: list[tuple[Callable[..., Any], Dec
                 f"{declaration.where}: stream {stream!r}, group {group!r} would keep its dead letters where"
                 f" {other_place.where} does ({dead_key(stream, group)}); rename one of the groups"
             )
-    return [_spec(settings, *taken[key]) for key in sorted(taken)]
+    return [replace(_spec(settings, *taken[key]), lifespans=tuple(lifespans)) for key in sorted(taken)]
 
 
 def _spec(settings: Settings, function: Callable[..., Any], declaration: Declaration) -> HandlerSpec:

@@ -81,7 +81,7 @@ def handler(stream: str, *, group: str, **options: Unpack[DeclaredOptions]) -> D
     if group in _RESERVED_GROUPS:
         raise HandlerError(f"{where}: group {group!r} is reserved; choose another name")
     _check_options(where, dict(options))
-    declaration = Declaration(stream, group, options, where, _scope(caller))
+    declaration = Declaration(stream, group, options, where, scope_of(caller))
     module = _module_frame(caller).f_globals
 
     def declare(function: Any) -> Any:
@@ -122,7 +122,7 @@ def _check_callable(function: object, declaration: Declaration) -> None:
         raise HandlerError(f"{where}: {name} can't be called; a handler is a function")
 
 
-def _scope(frame: FrameType) -> str:
+def scope_of(frame: FrameType) -> str:
     """Return `class X` or `function x`, the innermost one in which `@handler` stands; empty at the module's top."""
     scope = ""
     at: FrameType | None = frame

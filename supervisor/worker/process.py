@@ -12,14 +12,15 @@ import math
 import os
 import signal
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
-from supervisor.errors import EXIT_OK, WORKER_CONFIG, HandlerError
+from supervisor.errors import EXIT_FAILED, EXIT_OK, WORKER_CONFIG, HandlerError
 from supervisor.keys import consumer_name, pool_id
 from supervisor.log import FaultLog, log_records, worker_logger
-from supervisor.shared_state import HeaderField, SlotField
+from supervisor.shared_state import HeaderField, SlotField, WorkerState
+from supervisor.worker.lifespans import LifespanFailedError, WorkerLifespans
 from supervisor.worker.runner import begin_process, message_fields
 from supervisor.worker.runtime import Runtime
 
@@ -63,6 +64,9 @@ def run(
     except HandlerError as error:
         worker_logger(settings, slot).error("worker can't start", error=str(error))
         code = WORKER_CONFIG
+    except LifespanFailedError as error:
+        worker_logger(settings, slot).error("worker lifespan failed", error=str(error), exc_info=error.__cause__)
+        code = EXIT_FAILED
     shared.slot(slot).set(SlotField.EXIT_CODE, 1 + code)
     return code
 
@@ -78,14 +82,46 @@ async def _main(
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, beat.drain)
-    beat()
     handover_to = fields.get(SlotField.HANDOVER_TO)
-    if not handover_to:
-        await runtime.run(beat.ready)
+    if handover_to:
+        beat()
+    else:
+        lifespans = WorkerLifespans(specs)
+        if await _enter(lifespans, runtime, beat):
+            beat()
+            await runtime.run(beat.ready)
+            await _leave(lifespans, runtime, beat)
         handover_to = fields.get(SlotField.HANDOVER_TO)
     await runtime.close(consumer_name(pool, handover_to - 1) if handover_to else None)
     beat.stop()
     return EXIT_OK
+
+
+async def _enter(lifespans: WorkerLifespans, runtime: Runtime, beat: Beat) -> bool:
+    """Enter the lifespans; False when the worker was asked to stop meanwhile."""
+    if not lifespans:
+        return True
+    runtime.phase = WorkerState.LIFESPAN_START
+    runtime.report()
+    beat.entering = asyncio.current_task()
+    try:
+        runtime.context.state = await lifespans.enter()
+    except asyncio.CancelledError:
+        if not runtime.stopping:
+            raise
+        return False
+    finally:
+        beat.entering = runtime.phase = None
+    return True
+
+
+async def _leave(lifespans: WorkerLifespans, runtime: Runtime, beat: Beat) -> None:
+    """Leave the lifespans, after the last message was settled."""
+    if lifespans:
+        beat.stop()
+        runtime.phase = WorkerState.LIFESPAN_END
+        runtime.report()
+        await lifespans.leave()
 
 
 class Beat:
@@ -102,6 +138,8 @@ class Beat:
         self._due_s = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
         self._draining: asyncio.Task[None] | None = None
+        #: The task that enters the project's lifespans, while it does.
+        self.entering: asyncio.Task[Any] | None = None
 
     def __call__(self) -> None:
         """Beat once. The event loop itself does it, so a blocked loop shows."""
@@ -136,6 +174,8 @@ class Beat:
     def drain(self) -> None:
         """Stop taking messages; the worker ends when what is in hand is done."""
         if self._draining is None:
+            if self.entering is not None:  # nothing is in hand
+                self.entering.cancel()
             self._draining = self._loop.create_task(self._runtime.drain())
 
     def stop(self) -> None:

@@ -6,10 +6,13 @@ within one step share them.
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import signal
 import weakref
 from collections.abc import Coroutine
 from contextvars import Context, ContextVar
+from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -147,6 +150,10 @@ class _Process:
     """Whether this process is a copy of the worker that a handler has forked, and which executors it had."""
 
     is_copy = False
+    #: This process is a worker, with signal handlers of its own; not an app that has consumers.
+    is_worker = False
+    #: Per thread that forks: the signals that it had blocked before.
+    masks: ClassVar[dict[int, set[int]]] = {}
     owners: ClassVar[weakref.WeakSet[Owner]] = weakref.WeakSet()
 
 
@@ -157,13 +164,42 @@ def register(owner: Owner) -> None:
 
 def begin_process() -> None:
     """Note that this process is the worker itself."""
-    _Process.is_copy = False
+    _Process.is_copy, _Process.is_worker = False, True
+
+
+def _before_fork() -> None:
+    """Block signals: one that reached the child before it has handlers of its own would be the worker's."""
+    if _Process.is_worker:
+        _Process.masks[get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
+def _after_fork() -> None:
+    mask = _Process.masks.pop(get_ident(), None)
+    if mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _after_fork_in_child() -> None:
     _Process.is_copy = True
     for owner in list(_Process.owners):
         owner.give_back()
+    if _Process.is_worker:
+        _Process.is_worker = False
+        _restore_signals()
+    _after_fork()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+def _restore_signals() -> None:
+    """Give a child that a handler forked Python's own handlers: a signal to it must reach nobody else.
+
+    The worker's loop reads the signals of all that share its wakeup descriptor, and its handlers do nothing at once.
+    """
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    faulthandler.unregister(signal.SIGUSR2)
+    faulthandler.disable()  # its file is the worker's
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)

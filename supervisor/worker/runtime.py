@@ -69,6 +69,8 @@ class Runtime:
         self._with_suspects = 0
         self._finished = False
         self._ready: Callable[[], None] | None = None
+        #: The lifespan that the worker is in, if it is in one.
+        self.phase: WorkerState | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         enter(self._context)
         _free_unused(shared, specs)
@@ -143,6 +145,11 @@ class Runtime:
             self._unblock_all()
 
     @property
+    def context(self) -> Context:
+        """The context of the handlers."""
+        return self._context
+
+    @property
     def stopping(self) -> bool:
         """Whether a drain has begun."""
         return self._control.stopping
@@ -168,6 +175,8 @@ class Runtime:
             self._shared.set(SlotField.STATE_SINCE_NS, time.monotonic_ns())
 
     def _state(self, in_flight: int) -> WorkerState:
+        if self.phase is not None:
+            return self.phase
         if self._control.stopping:
             return WorkerState.DRAIN
         if self.cut_off:
