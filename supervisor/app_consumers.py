@@ -25,6 +25,7 @@ from supervisor.keys import consumer_name
 from supervisor.log import FaultLog, logger, worker_logger
 from supervisor.settings.model import Settings
 from supervisor.shared_state import HeaderField, SharedSlot, SharedState, SlotField
+from supervisor.worker.lifespans import WorkerLifespans
 from supervisor.worker.runtime import Runtime
 
 #: How often the consumers' figures are written and requests to rescan are looked for.
@@ -118,7 +119,15 @@ class AppConsumers:
                 await asyncio.wait_for(leaving.wait(), delay_s)
 
     async def _run_until(self, runtime: Runtime, fields: SharedSlot, leaving: asyncio.Event) -> None:
-        """Run it, drain it when `leaving` is set. Raises what its own code raises."""
+        """Run it in the project's lifespans, drain it when `leaving` is set. Raises what its own code raises."""
+        lifespans = WorkerLifespans(self._specs)
+        runtime.context.state = await lifespans.enter()
+        try:
+            await self._work_until(runtime, fields, leaving)
+        finally:
+            await lifespans.leave()
+
+    async def _work_until(self, runtime: Runtime, fields: SharedSlot, leaving: asyncio.Event) -> None:
         running = asyncio.create_task(runtime.run(partial(_note_ready, fields)))
         reporting, end = self._start_task(self._report(runtime, fields)), asyncio.create_task(leaving.wait())
         try:
