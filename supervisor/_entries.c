@@ -120,42 +120,74 @@ texts_of(const char *at, const char *end)
     return list;
 }
 
-/* Return a sequence of bytes in the wire format. */
+/* Write `<kind><number>\r\n` and return what is behind it; only count with `at` NULL. */
+static char *
+put_length(char *at, char kind, Py_ssize_t number, Py_ssize_t *size)
+{
+    char digits[DIGITS_MAX + 4];
+    char *first = digits + sizeof digits;
+    do {
+        *--first = '0' + number % 10;
+        number /= 10;
+    } while (number > 0);
+    Py_ssize_t length = digits + sizeof digits - first;
+    *size += length + 3;
+    if (at == NULL) {
+        return NULL;
+    }
+    *at++ = kind;
+    memcpy(at, first, length);
+    at[length] = '\r';
+    at[length + 1] = '\n';
+    return at + length + 2;
+}
+
+/* Return a sequence of bytes in the wire format; with `kind`, as an array. */
 static PyObject *
-packed(PyObject *flat)
+packed(PyObject *flat, char kind)
 {
     PyObject *parts = PySequence_Fast(flat, "flat must be a sequence of bytes");
     if (parts == NULL) {
         return NULL;
     }
-    PyObject *slice = NULL;
-    char header[32];
-    Py_ssize_t size = 0;
-    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(parts); i++) {
+    PyObject *made = NULL;
+    Py_ssize_t size = 0, count = PySequence_Fast_GET_SIZE(parts);
+    if (kind) {
+        put_length(NULL, kind, count, &size);
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
         PyObject *part = PySequence_Fast_GET_ITEM(parts, i);
         if (!PyBytes_Check(part)) {
             PyErr_Format(PyExc_TypeError, "a field must be bytes, not %.100s", Py_TYPE(part)->tp_name);
             goto done;
         }
-        size += PyOS_snprintf(header, sizeof header, "$%zd\r\n", PyBytes_GET_SIZE(part)) + PyBytes_GET_SIZE(part) + 2;
+        if (PyBytes_GET_SIZE(part) > PY_SSIZE_T_MAX / 2 - size) {
+            PyErr_NoMemory();
+            goto done;
+        }
+        put_length(NULL, '$', PyBytes_GET_SIZE(part), &size);
+        size += PyBytes_GET_SIZE(part) + 2;
     }
-    slice = PyBytes_FromStringAndSize(NULL, size);
-    if (slice == NULL) {
+    made = PyBytes_FromStringAndSize(NULL, size);
+    if (made == NULL) {
         goto done;
     }
-    char *at = PyBytes_AS_STRING(slice);
-    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(parts); i++) {
+    char *at = PyBytes_AS_STRING(made);
+    if (kind) {
+        at = put_length(at, kind, count, &size);
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
         PyObject *part = PySequence_Fast_GET_ITEM(parts, i);
-        int length = PyOS_snprintf(header, sizeof header, "$%zd\r\n", PyBytes_GET_SIZE(part));
-        memcpy(at, header, length);
-        memcpy(at + length, PyBytes_AS_STRING(part), PyBytes_GET_SIZE(part));
-        at += length + PyBytes_GET_SIZE(part);
-        *at++ = '\r';
-        *at++ = '\n';
+        Py_ssize_t length = PyBytes_GET_SIZE(part);
+        at = put_length(at, '$', length, &size);
+        memcpy(at, PyBytes_AS_STRING(part), length);
+        at[length] = '\r';
+        at[length + 1] = '\n';
+        at += length + 2;
     }
 done:
     Py_DECREF(parts);
-    return slice;
+    return made;
 }
 
 /* Return a field's name as str, the same object for a name that was met lately. */
@@ -304,7 +336,7 @@ delivery_set_flat(Delivery *self, PyObject *flat, void *Py_UNUSED(closure))
         PyErr_SetString(PyExc_AttributeError, "flat can't be deleted");
         return -1;
     }
-    if (flat != Py_None && (slice = packed(flat)) == NULL) {
+    if (flat != Py_None && (slice = packed(flat, 0)) == NULL) {
         return -1;
     }
     Py_XSETREF(self->slice, slice);
@@ -425,7 +457,7 @@ delivery_from_reply(PyObject *type, PyObject *const *args, Py_ssize_t count)
             else {
                 entry = Py_NewRef(PySequence_Fast_GET_ITEM(pair, 0));
                 PyObject *flat = PySequence_Fast_GET_ITEM(pair, 1);
-                slice = flat == Py_None ? NULL : packed(flat);
+                slice = flat == Py_None ? NULL : packed(flat, 0);
             }
         }
         if (entry != NULL && !PyErr_Occurred()) {
@@ -873,6 +905,46 @@ reader_has_data(Reader *self, PyObject *Py_UNUSED(ignored))
     return PyBool_FromLong(self->end > self->start);
 }
 
+/* -- Commands ----------------------------------------------------------------------------------------------------- */
+
+/* Return a command of bytes, str and whatever else has a str, as the server takes it. */
+static PyObject *
+pack_command(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    PyObject *given = PySequence_Fast(arguments, "a command must be a sequence");
+    if (given == NULL) {
+        return NULL;
+    }
+    Py_ssize_t count = PySequence_Fast_GET_SIZE(given);
+    PyObject *parts = PyTuple_New(count);
+    for (Py_ssize_t i = 0; parts != NULL && i < count; i++) {
+        PyObject *part = PySequence_Fast_GET_ITEM(given, i);
+        if (PyBytes_Check(part)) {
+            Py_INCREF(part);
+        }
+        else {
+            PyObject *text = PyObject_Str(part);
+            part = text == NULL ? NULL : PyUnicode_AsUTF8String(text);
+            Py_XDECREF(text);
+        }
+        if (part == NULL) {
+            Py_CLEAR(parts);
+        }
+        else {
+            PyTuple_SET_ITEM(parts, i, part);
+        }
+    }
+    Py_DECREF(given);
+    PyObject *command = parts == NULL ? NULL : packed(parts, '*');
+    Py_XDECREF(parts);
+    return command;
+}
+
+static PyMethodDef module_methods[] = {
+    {"pack_command", pack_command, METH_O, "Return a command in Redis's wire format."},
+    {NULL},
+};
+
 /* -- The module --------------------------------------------------------------------------------------------------- */
 
 static PyMemberDef delivery_members[] = {
@@ -1006,6 +1078,7 @@ static struct PyModuleDef module_def = {
     .m_name = "supervisor._entries",
     .m_doc = "Reads XREADGROUP's replies and keeps messages without an object for each field.",
     .m_size = sizeof(State),
+    .m_methods = module_methods,
     .m_slots = module_slots,
     .m_traverse = module_traverse,
     .m_clear = module_clear,

@@ -12,12 +12,16 @@ import hiredis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import NoScriptError, ResponseError
 
+from supervisor import compiled
 from supervisor.broker.connect import connection
+from supervisor.broker.deadline import Deadline
 from supervisor.broker.scripts import Script
 
 Argument = bytes | str | int | float
 #: Host and port of a server; a unix socket has neither.
 Server = tuple[str | None, int | None] | None
+
+_pack: Any = compiled.entries.pack_command if compiled.entries is not None else hiredis.pack_command
 
 #: How much longer than the server's own BLOCK a reply may take before the connection counts as dead.
 REPLY_SLACK_S = 3.0
@@ -27,7 +31,7 @@ _SLOW_BYTES_PER_S = 256 * 1024
 
 def pack_command(arguments: tuple[Argument, ...]) -> bytes:
     """Return a command in Redis's wire format."""
-    packed: bytes = hiredis.pack_command(arguments)  # type: ignore[arg-type]  # its stub says a tuple of one
+    packed: bytes = _pack(arguments)
     return packed
 
 
@@ -45,6 +49,7 @@ class CommandConnection:
         """Talk to the server of `key` in a cluster; a command or a small pipeline may take `limit_s`."""
         self._connection = connection(url, key=key, connect_timeout_s=connect_timeout_s, name=name)
         self._limit_s = limit_s
+        self._deadline = Deadline()
         self._lock = asyncio.Lock()
 
     @property
@@ -75,7 +80,7 @@ class CommandConnection:
         async with self._lock:
             try:
                 # The limit covers sending too: a server that does not read must not hold us either.
-                async with asyncio.timeout(self._limit_s + sum(map(len, packed)) / _SLOW_BYTES_PER_S):
+                with self._deadline.after(self._limit_s + sum(map(len, packed)) / _SLOW_BYTES_PER_S):
                     await self._connection.connect()
                     await self._connection.send_packed_command(packed, check_health=False)
                     return [await self._reply() for _ in packed]

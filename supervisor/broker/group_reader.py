@@ -14,6 +14,7 @@ from redis.exceptions import ResponseError
 
 from supervisor.broker.command_connection import REPLY_SLACK_S, Argument, Server, pack_command, server_of
 from supervisor.broker.connect import connection
+from supervisor.broker.deadline import Deadline
 from supervisor.broker.entry_parser import EntryParser
 
 #: The whole handshake may take this many connect timeouts.
@@ -40,6 +41,7 @@ class GroupReader:
         self._head = ("XREADGROUP", "GROUP", group, consumer, "COUNT")
         self.select(streams)
         self._reply_timeout_s = REPLY_SLACK_S
+        self._deadline = Deadline()
         self._handshake_s = _HANDSHAKE_TIMEOUTS * connect_timeout_s
         #: The server's number for this connection; 0 when an ACL hides it.
         self.client_id = 0
@@ -100,7 +102,7 @@ class GroupReader:
         Raises redis-py's errors, OSError and TimeoutError; what was delivered then stays pending.
         """
         # redis-py's own timeout answers None and leaves the reply on the wire, to be taken for the next one's.
-        async with asyncio.timeout(self._reply_timeout_s):
+        with self._deadline.after(self._reply_timeout_s):
             reply = await self._connection.read_response(disable_decoding=True)
         self.outstanding = False
         return reply or []

@@ -251,7 +251,7 @@ class Consumer:
                 await self._control.until(lambda: not self._control.isolating)
             await self._read_ahead(got)
             for key, entries in reply:
-                self._start(self._sources[key].messages(entries))
+                self._start(self._sources[key].messages(entries), of_one_source=True)
 
     async def _send_when_allowed(self) -> bool:
         """Send the next read as soon as there is room for what it brings; False when it is time to stop."""
@@ -314,15 +314,14 @@ class Consumer:
             self._rate = max(0, finished - self._finished_seen) / (now_s - self._finished_at_s)
             self._finished_at_s, self._finished_seen = now_s, finished
 
-    def _start(self, messages: Sequence[Message]) -> None:
-        """Hand messages of one or both sources, each in the order of ids, to the executor.
+    def _start(self, messages: Sequence[Message], *, of_one_source: bool = False) -> None:
+        """Hand messages, each source's in the order of ids, to the executor.
 
         Shared memory notes one id per batch: at worst, a crash has a few more of them run one at a time.
         """
-        for source in self._sources.values():
-            last = next((m for m in reversed(messages) if m.origin is source), None)
-            if last is not None:
-                source.marks.set_started(*max(parse_id(last.entry), source.marks.started()))
+        for last in messages[-1:] if of_one_source else {message.origin: message for message in messages}.values():
+            marks = last.origin.marks  # type: ignore[attr-defined]
+            marks.set_started(*max(parse_id(last.entry), marks.started()))
         self.executor.submit(messages)
 
     async def _nothing_left(self) -> bool:

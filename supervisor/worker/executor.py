@@ -14,7 +14,7 @@ from collections import deque
 from contextvars import copy_context
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from supervisor.core.pace import SLOW_SHARE
 from supervisor.errors import HandlerTimeoutError
@@ -25,7 +25,7 @@ from supervisor.worker.runner import Runner, register
 from supervisor.worker.thread_calls import ThreadCalls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from supervisor.handling.loader import HandlerSpec
     from supervisor.messages import Message
@@ -194,12 +194,13 @@ class Executor:
 
     async def _run_messages(self, runner: Runner) -> bool:  # noqa: C901 - the hot path: a call more costs too much
         """Run what is ready, one message at a time; False when the runner has to end."""
-        ready, handle, context = self._ready, _handle_of(self._spec), copy_context()
+        ready, handle, context = self._ready, self._spec.function, copy_context()
+        decode = None if self._spec.decode is as_message else self._spec.decode
         before_s = monotonic()
         while ready:
             runner.in_hand = message = ready.popleft()
             try:
-                await handle(message)
+                await handle(message if decode is None else decode(message))
             except BaseException as error:
                 if not self._failed(runner, error):
                     return False
@@ -361,9 +362,3 @@ class Executor:
                 runner.task.cancel()
         if self._active:
             self._arm()
-
-
-def _handle_of(spec: HandlerSpec) -> Callable[[Message], Any]:
-    """Return what is awaited for a message: the handler itself when it takes messages as they are."""
-    function, decode = spec.function, spec.decode
-    return function if decode is as_message else lambda message: function(decode(message))

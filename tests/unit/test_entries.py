@@ -49,7 +49,6 @@ def replies_of(reader: Any, chunks: list[bytes]) -> list[Any]:
             reader.feed(chunk)
             while (got := reader.gets(False)) is not NOTHING:
                 found.append(taken_apart(got))
-        found.append(reader.has_data())
     except Exception as error:
         found.append(repr(error))
     return found
@@ -122,7 +121,9 @@ def test_each_cut_of_a_reply_is_read() -> None:
 def test_only_the_entries_of_a_read_are_kept_together() -> None:
     reader = compiled_reader()
     reader.feed(reply((b"s", [entry(b"1-1", [b"a", b"b"])])))
+    assert reader.has_data()
     [[key, found]] = reader.gets()
+    assert not reader.has_data()
     assert (key, type(found).__name__, len(found), found[-1]) == (b"s", "Entries", 1, [b"1-1", [b"a", b"b"]])
     assert [*found] == [[b"1-1", [b"a", b"b"]]]
     with pytest.raises(IndexError):
@@ -278,3 +279,14 @@ def test_a_message_made_by_a_program_has_what_it_was_given() -> None:
     assert message.fields == {"n": "1", "ä": "ö"} and list(message.flat) == [b"n", b"1", "ä".encode(), "ö".encode()]
     assert message.raw == {b"n": b"1", "ä".encode(): "ö".encode()}
     assert repr(message) == "Message(id='5-1', stream='stream', group='group', deliveries=3)"
+
+
+@needs_compiled
+@given(
+    st.lists(
+        st.one_of(texts, st.text(st.characters(exclude_categories=["Cs"])), st.integers(), st.floats()), min_size=1
+    )
+)
+@example(["XACK", b"", "ä", 10**20, -1, b"\r\n" * 600])
+def test_commands_are_packed_as_hiredis_packs_them(arguments: list[Any]) -> None:
+    assert compiled.entries.pack_command(tuple(arguments)) == hiredis.pack_command(tuple(arguments))  # type: ignore[arg-type]
