@@ -15,6 +15,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from supervisor.broker.connect import client
 from supervisor.broker.redis_errors import REDIS_FAULTS, code_of
+from supervisor.control.client import has_socket
 from supervisor.control.client import request as ask_arbiter
 from supervisor.errors import SupervisorError
 from supervisor.publisher import Publisher
@@ -148,7 +149,7 @@ class Service:
 
     def _ask(self) -> tuple[dict[str, Any] | None, str, bool]:
         """Return the arbiter's answer, or why there is none and whether it is only late."""
-        if not self.paths.control.exists():
+        if not has_socket(self.paths):
             return None, "", False
         try:
             answer = ask_arbiter(self.paths, "status", patience_s=PULSE_LIMIT_S)

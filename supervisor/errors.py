@@ -78,6 +78,10 @@ class HandlerTimeoutError(SupervisorError):
     """A handler did not end within its `timeout_s`."""
 
 
+class OtherUserError(SupervisorError):
+    """The pool belongs to another user; whether it runs can't be seen."""
+
+
 class EncodeError(UsageError):
     """A message that can't be stored as fields; `field` names the wrong field, if it is one."""
 

@@ -1,14 +1,28 @@
 """Anonymous memory files, which forked children share."""
 
+import contextlib
 import os
 import tempfile
 
+#: In memory, where there is one.
+_FOLDER = "/dev/shm"
 
-def create_memfd(name: str) -> int:
-    """Create an empty file and return its descriptor, which an exec closes. `name` is shown in /proc."""
+
+def create_memfd(name: str, size: int = 0) -> int:
+    """Create a file of zeros and return its descriptor, which an exec closes. `name` is shown in /proc.
+
+    Raises OSError if there is no room for it.
+    """
     if hasattr(os, "memfd_create"):
-        return os.memfd_create(f"supervisor-{name}", os.MFD_CLOEXEC)
-    # macOS has no memfd; an unlinked file does the same.
-    fd, path = tempfile.mkstemp(prefix=f"supervisor-{name}-")
+        with contextlib.suppress(OSError):  # a sandbox may forbid it
+            fd = os.memfd_create(f"supervisor-{name}", os.MFD_CLOEXEC)
+            os.ftruncate(fd, size)
+            return fd
+    # Without memfd, as on macOS, an unlinked file does the same.
+    folder = _FOLDER if os.access(_FOLDER, os.W_OK | os.X_OK) else None
+    fd, path = tempfile.mkstemp(prefix=f"supervisor-{name}-", dir=folder)
     os.unlink(path)
+    os.ftruncate(fd, size)
+    if size and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, size)  # a full disk is an error here, and no SIGBUS later
     return fd

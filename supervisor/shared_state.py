@@ -11,7 +11,6 @@ The layout does not depend on the handlers, so an arbiter that execs itself can 
 import hashlib
 import json
 import mmap
-import os
 from collections.abc import Iterable
 from enum import IntEnum
 
@@ -317,9 +316,7 @@ class SharedState:
         """Map a new file, or an existing one with `fd`. Raises ValueError if that has another layout."""
         size = (HEADER_FIELDS + SLOTS_MAX * SLOT_STRIDE) * FIELD_BYTES
         fresh = fd is None
-        self.fd = create_memfd("shared-state") if fd is None else fd
-        if fresh:
-            os.ftruncate(self.fd, size)
+        self.fd = create_memfd("shared-state", size) if fd is None else fd
         self._map = mmap.mmap(self.fd, size)
         self._words = memoryview(self._map).cast("Q")
         if fresh:

@@ -17,6 +17,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from supervisor.errors import SupervisorError
+
 STDOUT, STDERR = 1, 2
 #: A pipe takes this much in one piece, and poll tells when it has room for it (POSIX: PIPE_BUF).
 PIECE_BYTES = 4096
@@ -33,10 +35,9 @@ def open_closed() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR)) <= STDERR:
         os.set_inheritable(fd, True)
     os.close(fd)
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         if getattr(sys, name) is None:
-            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 - open until the end
-            setattr(sys, name, stream)
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - until the end
 
 
 def dropped_note(lines: int) -> bytes:
@@ -134,6 +135,51 @@ def replace_text_streams() -> None:
         )
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
+
+
+class OutputError(SupervisorError):
+    """A command's stdout can't be written. It is no OSError, which would be taken for a fault of Redis or a file."""
+
+
+class _Reporting(io.FileIO):
+    """A command's stdout."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except (BrokenPipeError, BlockingIOError):
+            raise
+        except OSError as error:
+            raise OutputError(f"stdout can't be written: {error.strerror}") from None
+
+
+class _Silent(io.FileIO):
+    """A command's stderr: what it does and its exit code do not depend on whether it can talk."""
+
+    def write(self, data: Any) -> int:
+        with contextlib.suppress(OSError):
+            return super().write(data)
+        return len(data)
+
+
+def guard_text_streams() -> None:
+    """Have a command's streams escape what they can't encode, report a stdout that fails, and ignore such a stderr."""
+    kinds: dict[str, type[io.FileIO]] = {"stdout": _Reporting, "stderr": _Silent}
+    for name, kind in kinds.items():
+        old = getattr(sys, name)
+        buffer = getattr(old, "buffer", None)
+        raw = getattr(buffer, "raw", buffer)  # the buffer is missing with PYTHONUNBUFFERED
+        if type(raw) is not io.FileIO:  # a test has replaced it, or it is guarded already
+            continue
+        keeps = old.errors if old.errors == "surrogateescape" and old.encoding == "utf-8" else "backslashreplace"
+        guarded = io.BufferedWriter(kind(raw.fileno(), "w", closefd=False))
+        stream = io.TextIOWrapper(guarded, old.encoding, keeps, line_buffering=name == "stderr" or old.line_buffering)
+        setattr(sys, name, stream)
+
+
+def silence_stdout() -> None:
+    """Send what is still buffered for stdout to /dev/null, so that nothing fails when the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _sender(fd: int) -> Callable[[bytes], int]:

@@ -3,9 +3,12 @@
 The locks are the kernel's, so a process that dies never leaves one behind.
 """
 
+import contextlib
+import errno
 import fcntl
 import os
 import secrets
+from pathlib import Path
 
 from supervisor.errors import AlreadyRunningError, ConfigError
 from supervisor.keys import pool_id
@@ -24,9 +27,10 @@ def lock_state_dir(paths: PoolPaths) -> int:
         paths.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise ConfigError(f"state_dir: {paths.state_dir}: {error.strerror}") from None
+        raise unusable(paths.state_dir, error) from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _check_record_locks(paths)
     except BlockingIOError:
         owner = os.pread(fd, 20, 0).decode(errors="replace").strip()
         os.close(fd)
@@ -34,9 +38,40 @@ def lock_state_dir(paths: PoolPaths) -> int:
             f"a supervisor{f' (pid {owner})' if owner else ''} already runs with the state directory {paths.state_dir};"
             " `supervisor stop` ends it, another state_dir (and [pool] name) makes a second pool"
         ) from None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, str(os.getpid()).encode(), 0)  # the pid is for people
+    except OSError as error:
+        os.close(fd)
+        raise ConfigError(
+            f"state_dir: {paths.state_dir}: its file system has no locks ({error.strerror}), like NFS without a lock"
+            " daemon; without locks, two pools could run each other's messages: set state_dir (or SUPERVISOR_STATE_DIR)"
+            " to a folder on a local disk"
+        ) from None
+    with contextlib.suppress(OSError):  # the pid is for people; the disk may be full
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, str(os.getpid()).encode(), 0)
     return fd
+
+
+def unusable(path: Path, error: OSError) -> ConfigError:
+    """Return the error for a file of the state directory that can't be used, with what to do about it."""
+    remedies = {
+        errno.EACCES: "it must belong to the user of the pool",
+        errno.EPERM: "it must belong to the user of the pool",
+        errno.EROFS: "choose a folder that can be written",
+        errno.ENOSPC: "make room on this disk",
+        errno.EDQUOT: "make room on this disk",
+    }
+    remedy = remedies.get(error.errno or 0, "choose another folder")
+    return ConfigError(f"state_dir: {path}: {error.strerror}; {remedy}, or set state_dir (or SUPERVISOR_STATE_DIR)")
+
+
+def _check_record_locks(paths: PoolPaths) -> None:
+    """Raise OSError if the workers could not take the locks of their slots."""
+    paths.slots.mkdir(mode=0o700, exist_ok=True)
+    fd = os.open(paths.slots / "probe", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(fd)
 
 
 def lock_slot(paths: PoolPaths, slot: int) -> None:
@@ -67,7 +102,7 @@ def lease_token(paths: PoolPaths) -> str:
         draft.replace(paths.token)
         return token
     except OSError as error:
-        raise ConfigError(f"state_dir: {paths.token}: {error.strerror}") from None
+        raise unusable(paths.token, error) from None
 
 
 def name_taken(settings: Settings) -> AlreadyRunningError:

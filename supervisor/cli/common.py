@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -134,9 +135,10 @@ def with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def dumps(value: object, *, pretty: bool = False) -> str:
-    """Return the value as JSON text."""
+    """Return the value as JSON text, in ASCII where stdout can't encode everything."""
+    ascii_only = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
     separators = None if pretty else (",", ":")
-    return json.dumps(value, ensure_ascii=False, indent=2 if pretty else None, separators=separators, default=str)
+    return json.dumps(value, ensure_ascii=ascii_only, indent=2 if pretty else None, separators=separators, default=str)
 
 
 def talk(text: str) -> None:

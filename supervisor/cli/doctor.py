@@ -114,8 +114,8 @@ def _machine(settings: Settings) -> Iterator[Finding]:
     from supervisor.unix_path import has_socket_path
 
     paths = pool_paths(settings)
-    existing = next(path for path in (paths.state_dir, *paths.state_dir.parents) if path.exists())
-    if os.access(existing, os.W_OK | os.X_OK) and existing.is_dir():
+    existing = next(path for path in (paths.state_dir, *paths.state_dir.parents) if os.path.exists(path))
+    if os.access(existing, os.W_OK | os.X_OK) and os.path.isdir(existing):
         yield Finding(OK, f"state_dir {paths.state_dir} can be written")
     else:
         yield Finding(FAIL, f"state_dir {paths.state_dir} can't be written", "set state_dir to a folder of this user")

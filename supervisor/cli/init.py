@@ -21,6 +21,10 @@ _RENAMED = {"gitignore": ".gitignore"}
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=".", metavar="[DIR]")
 def init(folder: Path) -> None:
     """Create a project: config.toml, an example handler and route, and tests. Existing files are never changed."""
+    from supervisor.settings.load import working_dir
+
+    if not folder.is_absolute():
+        working_dir()  # a deleted one is named here, and not a file in it
     written = write_project(folder)
     for path in written:
         click.echo(str(path))

@@ -17,7 +17,7 @@ import click
 from supervisor._version import __version__
 from supervisor.cli.common import CONTEXT, ExamplesGroup
 from supervisor.errors import EXIT_FAILED, EXIT_OK, EXIT_REDIS, EXIT_USAGE, SupervisorError
-from supervisor.standard_streams import open_closed
+from supervisor.standard_streams import OutputError, guard_text_streams, open_closed, silence_stdout
 from supervisor.text import did_you_mean
 
 EXIT_INTERRUPTED = 130
@@ -112,28 +112,40 @@ def main(args: Sequence[str] | None = None) -> None:
 def run(args: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code. Errors go to stderr."""
     open_closed()
+    guard_text_streams()
     try:
         _refuse_supervisord()
         code = _invoke(list(sys.argv[1:] if args is None else args))
         sys.stdout.flush()
-    except SupervisorError as error:
-        return _say(str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader has left (`| head`). Python must not flush the rest into the closed pipe at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence_stdout()
         return EXIT_OK
-    except UnicodeEncodeError as error:
-        wrong = next((word for word in sys.argv[1:] if not _is_utf8(word)), None)
-        if wrong is None:
-            raise
-        return _say(f"{os.fsencode(wrong)!r} is not UTF-8: {error.reason}", EXIT_USAGE)
     except Exception as error:
-        if not _is_redis_down(error):
+        if isinstance(error, OutputError):
+            silence_stdout()
+        explained = _explained(error)
+        if explained is None:
             raise
-        return _say(f"Redis: {error}", EXIT_REDIS)
+        return _say(*explained)
     return code
+
+
+def _explained(error: Exception) -> tuple[str, int] | None:
+    """Return the text and the exit code for an error; None for a bug."""
+    if isinstance(error, SupervisorError):
+        return str(error), error.exit_code
+    if isinstance(error, UnicodeEncodeError):
+        wrong = next((word for word in sys.argv[1:] if not _is_utf8(word)), None)
+        return None if wrong is None else (f"{os.fsencode(wrong)!r} is not UTF-8: {error.reason}", EXIT_USAGE)
+    if _is_redis_down(error):
+        return f"Redis: {error}", EXIT_REDIS
+    if isinstance(error, OSError):
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        return f"{where}{error.strerror or error}", EXIT_FAILED
+    return None
 
 
 def _invoke(args: list[str]) -> int:

@@ -1,12 +1,13 @@
 """The client of the control socket."""
 
+import contextlib
 import json
 import socket
 import time
 from typing import Any
 
 from supervisor.control.protocol import ANSWER_BYTES_MAX, encode
-from supervisor.errors import NotRunningError, SupervisorError
+from supervisor.errors import NotRunningError, OtherUserError, SupervisorError
 from supervisor.settings.paths import PoolPaths
 from supervisor.text import path_text
 from supervisor.unix_path import socket_path
@@ -22,7 +23,7 @@ def request(paths: PoolPaths, cmd: str, *, patience_s: float = 5.0, **args: Any)
     image. A command may therefore run twice.
 
     Raises NotRunningError if there is no answer within `patience_s`, and SupervisorError with the arbiter's
-    message if it refuses.
+    message if it refuses; OtherUserError if the pool is another user's.
     """
     deadline_s = time.monotonic() + patience_s
     while True:
@@ -33,6 +34,8 @@ def request(paths: PoolPaths, cmd: str, *, patience_s: float = 5.0, **args: Any)
             if time.monotonic() + RETRY_S > deadline_s:
                 raise _not_running(paths, error) from None
             time.sleep(RETRY_S)
+        except PermissionError:
+            raise _other_user(paths) from None
         except (OSError, ValueError) as error:
             raise _not_running(paths, error) from None
     if not answer.get("ok"):
@@ -74,6 +77,18 @@ def has_socket(paths: PoolPaths) -> bool:
 def not_running(paths: PoolPaths) -> NotRunningError:
     """Return the error for a control socket that does not exist."""
     return _not_running(paths, FileNotFoundError())
+
+
+def _other_user(paths: PoolPaths) -> OtherUserError:
+    import pwd
+
+    owner = ""
+    with contextlib.suppress(OSError, KeyError):
+        owner = pwd.getpwuid(paths.state_dir.stat().st_uid).pw_name
+    return OtherUserError(
+        f"no permission for {path_text(paths.control)}: the pool belongs to {owner or 'another user'}, and only that"
+        f" user and root may ask it; `sudo -u {owner or 'USER'} supervisor ...` runs a command as that user"
+    )
 
 
 def _not_running(paths: PoolPaths, error: Exception) -> NotRunningError:

@@ -23,6 +23,7 @@ from supervisor.unix_path import socket_path
 CLIENTS_MAX = 8
 #: A client is disconnected if it neither completes a request nor reads its answer for this long.
 PATIENCE_S = 2.0
+NOT_ALLOWED = "the pool belongs to another user: only that user and root may ask it"
 
 #: (command, arguments) -> the data of the answer
 Handle = Callable[[str, dict[str, Any]], dict[str, Any]]
@@ -124,7 +125,12 @@ class ControlServer:
             else:
                 self._loop.unwatch(self.listener.fileno())
             return
-        if len(self._clients) >= CLIENTS_MAX or not _is_allowed(connection):
+        if not _is_allowed(connection):
+            with contextlib.suppress(OSError):
+                connection.send(encode({"ok": False, "error": NOT_ALLOWED}), socket.MSG_DONTWAIT)
+            connection.close()
+            return
+        if len(self._clients) >= CLIENTS_MAX:
             connection.close()
             return
         connection.setblocking(False)

@@ -141,7 +141,9 @@ def working_dir(environ: Mapping[str, str] = os.environ) -> Path:
     try:
         return Path.cwd()
     except OSError as error:
-        raise ConfigError(f"the working directory can't be found ({error.strerror}): give --config FILE") from None
+        raise ConfigError(
+            f"the working directory can't be found ({error.strerror}): change to one that exists, or give --config FILE"
+        ) from None
 
 
 def _flag_layer(flags: Mapping[str, Any]) -> Layer:
