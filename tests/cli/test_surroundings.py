@@ -1,7 +1,5 @@
 """Commands in odd surroundings: closed or full standard streams, poor locales, no folder, no locks, other users."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
