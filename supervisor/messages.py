@@ -95,7 +95,9 @@ class Message(Delivery):
 
     def _not_utf8(self) -> "DecodeError":
         found = (not_utf8(name, value) for name, value in self.raw.items())
-        return next((error for error in found if error is not None), DecodeError("the message is not UTF-8"))
+        error = next((one for one in found if one is not None), DecodeError("the message is not UTF-8"))
+        error.message = self
+        return error
 
     def __repr__(self) -> str:
         """Return where the message is, without its content, which may be private."""
@@ -129,6 +131,8 @@ class DecodeError(Reject):
         super().__init__(reason)
         #: The reason without the content of the message, which may be private: for the log.
         self.public = public or reason
+        #: The message whose text could not be read, where a handler looked at it.
+        self.message: Message | None = None
 
 
 class BatchError(SupervisorError):

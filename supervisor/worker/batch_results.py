@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from supervisor.errors import UsageError
-from supervisor.messages import BatchError
+from supervisor.messages import BatchError, DecodeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,3 +24,34 @@ def batch_results(batch: Sequence[Message], error: BaseException) -> Iterator[tu
             error = UsageError(f"BatchError: no message of this batch has the id {next(iter(unknown))!r}")
     for message in batch:
         yield message, error if failed is None else failed.get(message.id)
+
+
+def unreadable(batch: Sequence[Message], error: BaseException) -> list[tuple[Message, DecodeError]]:
+    """Return the messages of which no text can be read, if that is what the handler has failed at.
+
+    The error rose in the handler when it looked at one of them; the others are not to blame.
+    """
+    if not any(one.message in batch for one in _within(error) if isinstance(one, DecodeError)):
+        return []
+    found = []
+    for message in batch:
+        try:
+            message.read_fields()
+        except DecodeError as own:
+            found.append((message, own))
+    return found
+
+
+def _within(error: BaseException) -> Iterator[BaseException]:
+    """Yield the exception, those it holds as a group, and those it was raised from."""
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        waiting += [one.__cause__, one.__context__]
+        if isinstance(one, BaseExceptionGroup):
+            waiting += one.exceptions

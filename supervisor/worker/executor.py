@@ -20,7 +20,7 @@ from supervisor.core.pace import SLOW_SHARE
 from supervisor.errors import HandlerTimeoutError
 from supervisor.handling.decode import as_message
 from supervisor.shared_state import MarksOwner, SlotField
-from supervisor.worker.batch_results import batch_results
+from supervisor.worker.batch_results import batch_results, unreadable
 from supervisor.worker.runner import Runner, register
 from supervisor.worker.thread_calls import ThreadCalls
 
@@ -260,8 +260,8 @@ class Executor:
         for message in list(unit):
             try:
                 arguments.append(spec.decode(message))
-            except Exception as error:
-                if not spec.batch:
+            except BaseException as error:
+                if not spec.batch or isinstance(error, asyncio.CancelledError | GeneratorExit):
                     raise
                 unit.remove(message)
                 self._failures.failed(message, error)
@@ -282,6 +282,8 @@ class Executor:
             raise error
         if runner.timed_out and isinstance(error, asyncio.CancelledError):
             error = HandlerTimeoutError(f"not done within timeout_s = {self._spec.options.timeout_s:g}")
+        if self._spec.batch and self._settled_unreadable(runner, error):
+            return True
         results: Iterable[tuple[Message, BaseException | None]]
         results = batch_results(runner.messages, error) if self._spec.batch else [(runner.messages[0], error)]
         for message, own_error in results:
@@ -293,6 +295,17 @@ class Executor:
             runner.finished()
             return False
         return True
+
+    def _settled_unreadable(self, runner: Runner, error: BaseException) -> bool:
+        """Give up the messages that have no text, if the batch failed at one, and run the others again."""
+        unreadable_ones = unreadable(runner.messages, error)
+        for message, own_error in unreadable_ones:
+            self._failures.failed(message, own_error)
+        if unreadable_ones:
+            given_up = {message.entry for message, _ in unreadable_ones}
+            others = [message for message in runner.messages if message.entry not in given_up]
+            (self._held if self._paused else self._ready).extendleft(reversed(others))
+        return bool(unreadable_ones)
 
     def _done(self, message: Message) -> None:
         if message.recorded:

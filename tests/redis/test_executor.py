@@ -111,3 +111,50 @@ async def test_a_handler_that_cancels_its_own_task_leaves_no_mark(redis: Any, re
         assert row is not None
         await eventually_async(lambda: worker.shared.get(SlotField.DONE) == 1)
         await eventually_async(lambda: row.started() == (0, 0))
+
+
+@pytest.mark.parametrize("how", ["raised", "wrapped", "grouped", "thread"])
+async def test_a_message_without_text_condemns_no_other_of_its_batch(redis: Any, redis_url: str, how: str) -> None:
+    handled: list[str] = []
+
+    def look(messages: list[Message]) -> None:
+        found = [message.fields["n"] for message in messages]
+        assert all(message.published_at for message in messages)
+        handled.extend(found)
+
+    @handler(STREAM, group=GROUP, max_deliveries=1)
+    async def batch(messages: list[Message]) -> None:
+        try:
+            look(messages)
+        except Exception as error:
+            if how == "wrapped":
+                raise RuntimeError("can't look") from error
+            if how == "grouped":
+                raise ExceptionGroup("can't look", [error]) from None
+            raise
+
+    plain = handler(STREAM, group=GROUP, max_deliveries=1)(look)
+    for n in range(27):
+        await redis.xadd(STREAM, {"n": b"\xff" if n in (5, 9) else n})
+    await redis.xadd(STREAM, {"n": 99}, id="18446744073709551615-1")
+    async with working(redis_url, plain if how == "thread" else batch) as worker:
+        await eventually_async(lambda: worker.shared.get(SlotField.DEAD) + worker.shared.get(SlotField.DONE) == 28)
+        assert worker.shared.get(SlotField.DEAD) == 2 and not worker.shared.get(SlotField.FAILED)
+    assert sorted(map(int, handled)) == [*(n for n in range(27) if n not in (5, 9)), 99]
+    letters = [letter for _, letter in await redis.xrange(dead_key(STREAM, GROUP))]
+    assert [letter[b"field:n"] for letter in letters] == [b"\xff"] * 2
+    assert all(b"field 'n' is not UTF-8" in letter[b"reason"] for letter in letters)
+    assert await pending(redis) == 0
+
+
+async def test_a_raw_message_may_have_any_bytes(redis: Any, redis_url: str) -> None:
+    seen: list[dict[bytes, bytes]] = []
+
+    @handler(STREAM, group=GROUP)
+    async def batch(messages: list[Message]) -> None:
+        seen.extend(message.raw for message in messages)
+
+    await redis.xadd(STREAM, {"n": b"\xff"})
+    async with working(redis_url, batch):
+        await eventually_async(lambda: seen)
+    assert seen == [{b"n": b"\xff"}]
