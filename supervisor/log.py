@@ -17,7 +17,7 @@ import structlog
 
 from supervisor.settings.model import Settings
 from supervisor.standard_streams import STDERR, Output
-from supervisor.text import error_summary
+from supervisor.text import error_summary, public_summary, public_traceback
 
 #: The same fault is logged once within this time.
 QUIET_S = 5.0
@@ -184,10 +184,17 @@ class FaultLog:
     def __call__(
         self, event: str, error: BaseException, *, level: str = "warning", key: str = "", **fields: object
     ) -> None:
-        """Log the fault, unless one with this event, key and type of error was logged within `QUIET_S`."""
+        """Log the fault, unless one with this event, key and type of error was logged within `QUIET_S`.
+
+        The content of a message, which may be private, is in its dead letter and not in the log.
+        """
         repeated = self._limiter.held_back(f"{event} {key} {type(error).__name__}")
-        if repeated is not None:
-            getattr(self._log, level)(event, error=error_summary(error), repeated=repeated or None, **fields)
+        if repeated is None:
+            return
+        raised = fields.pop("exc_info", None)
+        if isinstance(raised, BaseException):
+            fields["exception"] = public_traceback(raised)
+        getattr(self._log, level)(event, error=public_summary(error), repeated=repeated or None, **fields)
 
     def redis(self, event: str, error: BaseException, **fields: object) -> None:
         """Log that an operation failed because of Redis; the line names the other operations that fail too."""

@@ -1,7 +1,8 @@
 """Text for people: counts, durations, exits, errors and suggestions, in the log, on the terminal and over HTTP."""
 
 import signal
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 _MINUTE_S = 60
@@ -62,6 +63,61 @@ def error_summary(error: BaseException) -> str:
     """Return an exception as one line, for logs and dead letters."""
     text = " ".join(error_text(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def public_summary(error: BaseException) -> str:
+    """Return an exception as one line without the content of a message, which may be private: for the log."""
+    return _without_content(error_summary(error), error)
+
+
+def public_text(text: str, error: BaseException) -> str:
+    """Return a text that quotes the exception's, without the content of a message."""
+    return text.replace(error_summary(error), public_summary(error)).replace(error_text(error), _public(error))
+
+
+def public_traceback(error: BaseException) -> str:
+    """Return an exception's traceback without the content of a message."""
+    return _without_content("".join(traceback.format_exception(error)).rstrip(), error)
+
+
+def _without_content(text: str, error: BaseException) -> str:
+    for one in related_errors(error):
+        own, public = error_text(one), _public(one)
+        if own != public:
+            for shown in (own, " ".join(own.split())):
+                text = text.replace(shown, public)
+            # In the traceback of a group its lines are indented.
+            for line in own.splitlines():
+                if "input_value=" in line:
+                    text = text.replace(line.strip(), "(input not shown)")
+    return text
+
+
+def _public(error: BaseException) -> str:
+    """Return the text of an exception; of one that quotes what is wrong, only where it is and of which kind."""
+    public: str | None = getattr(error, "public", None)
+    if public is not None:
+        return public
+    if type(error).__module__.startswith("pydantic") and callable(errors := getattr(error, "errors", None)):
+        found = errors(include_url=False, include_context=False, include_input=False)
+        places = ", ".join(f"{'.'.join(map(str, one['loc'])) or 'value'} ({one['type']})" for one in found[:5])
+        return f"{getattr(error, 'title', 'value')}: {places}"
+    return error_text(error)
+
+
+def related_errors(error: BaseException) -> Iterator[BaseException]:
+    """Yield the exception, those that it holds as a group, and those that it was raised from."""
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        waiting += [one.__cause__, one.__context__]
+        if isinstance(one, BaseExceptionGroup):
+            waiting += one.exceptions
 
 
 def error_text(error: BaseException) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from supervisor.errors import UsageError
 from supervisor.messages import BatchError, DecodeError
+from supervisor.text import related_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,7 +32,7 @@ def unreadable(batch: Sequence[Message], error: BaseException) -> list[tuple[Mes
 
     The error rose in the handler when it looked at one of them; the others are not to blame.
     """
-    if not any(one.message in batch for one in _within(error) if isinstance(one, DecodeError)):
+    if not any(one.message in batch for one in related_errors(error) if isinstance(one, DecodeError)):
         return []
     found = []
     for message in batch:
@@ -40,18 +41,3 @@ def unreadable(batch: Sequence[Message], error: BaseException) -> list[tuple[Mes
         except DecodeError as own:
             found.append((message, own))
     return found
-
-
-def _within(error: BaseException) -> Iterator[BaseException]:
-    """Yield the exception, those it holds as a group, and those it was raised from."""
-    waiting: list[BaseException | None] = [error]
-    seen: set[int] = set()
-    while waiting:
-        one = waiting.pop()
-        if one is None or id(one) in seen:
-            continue
-        seen.add(id(one))
-        yield one
-        waiting += [one.__cause__, one.__context__]
-        if isinstance(one, BaseExceptionGroup):
-            waiting += one.exceptions

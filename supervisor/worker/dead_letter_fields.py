@@ -6,6 +6,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from supervisor.core.dead_letter import FIELD_PREFIX
+from supervisor.messages import DecodeError
 from supervisor.text import error_summary
 
 if TYPE_CHECKING:
@@ -31,8 +32,10 @@ def dead_letter(
     letter: list[Argument] = ["id", message.id, "reason", _utf8(outcome.reason), "deliveries", outcome.attempts]
     letter += ["handler", handler, "worker", worker, "dead_at_ms", now_ms]
     if error is not None:
-        text = "".join(traceback.format_exception(error))
-        letter += ["error", _utf8(error_summary(error)), "traceback", _utf8(text[-TRACEBACK_CHARS_MAX:])]
+        letter += ["error", _utf8(error_summary(error))]
+        if not (isinstance(error, DecodeError) and error.message is None):  # it would show the worker's own frames
+            text = "".join(traceback.format_exception(error))
+            letter += ["traceback", _utf8(text[-TRACEBACK_CHARS_MAX:])]
     if crash is not None:
         letter += ["error", crash.text, "signal", crash.signal, "stack", _utf8(crash.stack)]
         letter += [] if crash.exit_code is None else ["exit_code", crash.exit_code]

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from supervisor.broker.scripts import DEAD_LETTER_UNREADABLE
 from supervisor.core.outcome import Crash, Dead, outcome_of
 from supervisor.errors import SupervisorError
-from supervisor.messages import Message
+from supervisor.messages import Message, Reject, Retry
 from supervisor.shared_state import SlotField
+from supervisor.text import public_text
 from supervisor.worker.dead_letter_fields import dead_letter
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Failures:
             id=message.id,
             attempt=f"{outcome.attempts}/{self._spec.options.max_deliveries}",
             next_s=round(outcome.delay_s, 1),
-            exc_info=error,
+            exc_info=_unexpected(error),
         )
         delay_ms = int(outcome.delay_s * 1000)
         due_ms = int(time.time() * 1000) + delay_ms
@@ -104,8 +105,8 @@ class Failures:
             stream=self._spec.stream,
             group=self._spec.group,
             id=message_id,
-            reason=outcome.reason,
-            exc_info=error,
+            reason=public_text(outcome.reason, error) if error else outcome.reason,
+            exc_info=_unexpected(error),
             **details,
         )
 
@@ -114,6 +115,11 @@ class Failures:
     ) -> list[Argument]:
         worker, handler, now_ms = self._resources.consumer, self._spec.name, int(time.time() * 1000)
         return dead_letter(message, outcome, error=error, crash=crash, worker=worker, handler=handler, now_ms=now_ms)
+
+
+def _unexpected(error: BaseException | None) -> BaseException | None:
+    """Return the exception if its traceback says more than its text: not the handler's own decision."""
+    return None if isinstance(error, Retry | Reject) else error
 
 
 def _source(message: Message) -> Source:
