@@ -19,6 +19,11 @@ _OF_GROUP = (
     ("supervisor_stream_oldest_seconds", "Age of the oldest unsettled message.", "oldest_s"),
     ("supervisor_dead_messages", "Dead letters.", "dead"),
 )
+#: name, help, key of a list in the status document
+_OF_POOL = (
+    ("supervisor_group_cut_off_workers", "Workers that can't read the group.", "cut_off"),
+    ("supervisor_group_circuit_open_workers", "Workers whose handler fails for nearly everything.", "circuits"),
+)
 _OF_WORKER = (
     ("supervisor_worker_restarts_total", "counter", "Starts after the first.", "restarts"),
     ("supervisor_worker_resident_memory_bytes", "gauge", "Resident memory.", "rss_bytes"),
@@ -68,6 +73,11 @@ def render(state: Mapping[str, Any]) -> str:
     for name, text, key in _OF_GROUP:
         labels = [({"stream": group["stream"], "group": group["group"]}, group.get(key)) for group in groups]
         lines += _family(name, "gauge", text, labels)
+    for name, text, key in _OF_POOL:
+        counts = {(one["stream"], one["group"]): one["workers"] for one in state.get(key, ())}
+        pairs = [(group["stream"], group["group"]) for group in groups] if key in state else []
+        of_groups = [({"stream": s, "group": g}, counts.get((s, g), 0)) for s, g in dict.fromkeys([*pairs, *counts])]
+        lines += _family(name, "gauge", text, of_groups)
     return "\n".join([*lines, ""])
 
 

@@ -172,7 +172,7 @@ class FaultLog:
 
     def __init__(self, log: Any) -> None:
         """`log` is a structlog logger."""
-        self._log = log
+        self.log = self._log = log
         self._limiter = Limiter()
         #: The operations that fail now because of Redis, oldest first.
         self._open: dict[str, None] = {}

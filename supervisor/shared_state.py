@@ -25,7 +25,7 @@ FIELD_BYTES = 8
 FIELD_MAX = 2**64 - 1
 HEADER_FIELDS = 64
 SLOT_FIELDS = 64
-CONSUMER_FIELDS = 8
+CONSUMER_FIELDS = 16
 SLOT_STRIDE = SLOT_FIELDS + CONSUMERS_MAX * CONSUMER_FIELDS
 
 
@@ -50,6 +50,8 @@ class HeaderField(IntEnum):
     BACKLOG_NS = 11
     #: The number of workers that there should be: the slots below this number.
     WORKERS = 12
+    #: When the pause began, Unix ms.
+    PAUSED_MS = 13
 
 
 class SlotField(IntEnum):
@@ -94,6 +96,14 @@ class SlotField(IntEnum):
     #: process ends, like the consumers' fields.
     ISOLATING = 27
 
+    #: Messages whose handler runs now; IN_FLIGHT has those that wait for their turn, too.
+    RUNNING = 28
+    #: Not 0: the worker knows that the pool is paused, and starts nothing.
+    PAUSED = 29
+    #: The number of consumers that can't read, and of those whose circuit is open: see the consumers' fields.
+    CUT_OFF = 30
+    CIRCUITS_OPEN = 31
+
 
 class ConsumerField(IntEnum):
     """Fields of a consumer: what a worker has started of one (stream, group)."""
@@ -108,6 +118,12 @@ class ConsumerField(IntEnum):
     ISOLATED_SEQ = 4
     #: A `MarksOwner`: which worker the four fields above tell of.
     OWNER = 5
+    #: Since when the worker can't read (0: it can), and the code of the error: ASCII, in two fields.
+    CUT_OFF_NS = 8
+    CUT_OFF_CODE = 9
+    CUT_OFF_CODE_REST = 10
+    #: Since when the handler's circuit is open; 0: it is closed.
+    CIRCUIT_NS = 11
 
 
 class MarksOwner(IntEnum):
@@ -161,6 +177,17 @@ def consumer_key(stream: str, group: str) -> int:
     return int.from_bytes(digest, "little") or 1
 
 
+#: Fields that say nothing of the next process in the slot.
+_OF_THE_PROCESS = (
+    SlotField.WAITING,
+    SlotField.EXIT_CODE,
+    SlotField.RUNNING,
+    SlotField.PAUSED,
+    SlotField.CUT_OFF,
+    SlotField.CIRCUITS_OPEN,
+)
+
+
 class SharedSlot:
     """The fields of one slot."""
 
@@ -190,8 +217,11 @@ class SharedSlot:
         """
         for field in range(SlotField.BEAT_NS, SlotField.IN_FLIGHT + 1):
             self._words[self._base + field] = 0
-        for field in (SlotField.WAITING, SlotField.EXIT_CODE):
+        for field in _OF_THE_PROCESS:
             self._words[self._base + field] = 0
+        for at in self._consumers():
+            for index in range(at + ConsumerField.CUT_OFF_NS, at + ConsumerField.CIRCUIT_NS + 1):
+                self._words[index] = 0
         for at in self._consumers():
             if self._words[at + ConsumerField.OWNER]:
                 self._words[at + ConsumerField.OWNER] = MarksOwner.PREDECESSOR
@@ -235,6 +265,15 @@ class SharedSlot:
         used = [SharedConsumer(self._words, at) for at in self._consumers() if self._words[at]]
         isolated = [pair for consumer in used if (pair := consumer.isolated())]
         return list(dict.fromkeys(isolated or [pair for consumer in used if (pair := consumer.started()) != (0, 0)]))
+
+    def troubles(self) -> dict[int, list[int]]:
+        """Return the fields from CUT_OFF_NS to CIRCUIT_NS by `consumer_key`, where one of these two is set."""
+        found = {}
+        for at in self._consumers():
+            fields = self._words[at + ConsumerField.CUT_OFF_NS : at + ConsumerField.CIRCUIT_NS + 1].tolist()
+            if fields[0] or fields[-1]:
+                found[int(self._words[at])] = fields
+        return found
 
     def _consumers(self) -> range:
         """Return the indexes at which the consumers' fields begin."""
@@ -286,6 +325,17 @@ class SharedConsumer:
         """Record that the handler of this id is about to start; (0, 0): no message is running."""
         self._words[self._at + ConsumerField.STARTED_MS] = ms
         self._words[self._at + ConsumerField.STARTED_SEQ] = seq
+
+    def set_cut_off(self, since_ns: int, code: tuple[int, int] = (0, 0)) -> None:
+        """Record since when the worker can't read (0: it reads), and the packed code of the error."""
+        self._words[self._at + ConsumerField.CUT_OFF_CODE], self._words[self._at + ConsumerField.CUT_OFF_CODE_REST] = (
+            code
+        )
+        self._words[self._at + ConsumerField.CUT_OFF_NS] = since_ns
+
+    def set_circuit(self, since_ns: int) -> None:
+        """Record since when the handler's circuit is open; 0: it is closed."""
+        self._words[self._at + ConsumerField.CIRCUIT_NS] = since_ns
 
     def isolated(self) -> tuple[int, int] | None:
         """Return the id that runs, or ran when the worker crashed, in isolation."""

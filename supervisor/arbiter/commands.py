@@ -4,6 +4,7 @@ No command waits: what takes long is started here, and `status` shows its progre
 """
 
 import inspect
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -91,8 +92,11 @@ class Commands:
 
     def _set_paused(self, paused: bool) -> dict[str, Any]:
         self._require_running()
-        self.workers.shared.set(HeaderField.PAUSED, int(paused))
-        self.log.info("paused" if paused else "resumed")
+        shared = self.workers.shared
+        if paused != bool(shared.get(HeaderField.PAUSED)):
+            shared.set(HeaderField.PAUSED_MS, int(time.time() * 1000))
+            shared.set(HeaderField.PAUSED, int(paused))
+            self.log.info("paused" if paused else "resumed")
         return {"paused": paused}
 
     def _require_running(self) -> None:

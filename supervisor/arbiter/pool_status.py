@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from supervisor.arbiter.rolling_restart import RollingRestart
@@ -11,10 +12,12 @@ from supervisor.arbiter.services import NAMES, ServiceGroup
 from supervisor.arbiter.shutdown import Shutdown
 from supervisor.arbiter.spawn import Specs
 from supervisor.arbiter.worker_group import WorkerGroup
+from supervisor.core.cut_off import CUT_OFF_S, reason_of, unpack_code
 from supervisor.core.liveness import NS
 from supervisor.core.restart_policy import Exit
 from supervisor.core.slot import Slot, State
-from supervisor.shared_state import HeaderField, SharedSlot, SlotField, WorkerState
+from supervisor.handling.loader import HandlerSpec
+from supervisor.shared_state import HeaderField, SharedSlot, SlotField, WorkerState, consumer_key
 from supervisor.text import counted, exit_text
 
 _ACTIVITIES = frozenset(WorkerState)
@@ -52,7 +55,10 @@ class PoolStatus:
             "pid": os.getpid(),
             "uptime_s": round((time.monotonic_ns() - shared.get(HeaderField.START_NS)) / NS, 3),
             "burst": self.burst,
-            "paused": bool(shared.get(HeaderField.PAUSED)),
+            "paused": self._paused,
+            "paused_since": self._paused_since,
+            "cut_off": self._cut_off(),
+            "circuits": self._circuits(),
             "breaker_open": self.workers.breaker.is_open,
             "redis": self.redis,
             "consumers": [[spec.stream, spec.group] for spec in self.specs],
@@ -82,10 +88,12 @@ class PoolStatus:
             return "starting"
         if wanted and not any(slot.state is State.READY for slot in self.workers.slots.values()):
             return "down"
-        if broken or self.workers.breaker.is_open or self._redis_lost:
+        if broken or self.workers.breaker.is_open or self._redis_lost or self._cut_off() or self._circuits():
             return "degraded"
         complete = all(slot.state is State.READY for slot in wanted) and all(slot.living for slot in services)
-        return "healthy" if complete else "degraded"
+        if not complete:
+            return "degraded"
+        return "paused" if self._paused else "healthy"
 
     def _wanted(self) -> list[Slot]:
         """Return the slots that should be READY, without the one that is being replaced on purpose."""
@@ -95,6 +103,55 @@ class PoolStatus:
     def _redis_lost(self) -> bool:
         shared = self.workers.shared
         return bool(shared.get(HeaderField.KEEPER_BEAT_NS)) and not shared.get(HeaderField.KEEPER_REDIS_OK)
+
+    @property
+    def _paused(self) -> bool:
+        return bool(self.workers.shared.get(HeaderField.PAUSED))
+
+    @property
+    def _paused_since(self) -> str | None:
+        if not self._paused:
+            return None
+        since = datetime.fromtimestamp(self.workers.shared.get(HeaderField.PAUSED_MS) / 1000, UTC)
+        return since.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+    def _cut_off(self) -> list[dict[str, Any]]:
+        """Return the groups that workers can't read for some time, with the reason of the first."""
+        found: list[dict[str, Any]] = []
+        for spec, cut_off_s, code in self._troubles(SlotField.CUT_OFF):
+            since_s = [since for since in cut_off_s if since >= CUT_OFF_S]
+            if since_s:
+                found.append({**self._group(spec, len(since_s)), "for_s": max(since_s), "reason": reason_of(code)})
+        return found
+
+    def _circuits(self) -> list[dict[str, Any]]:
+        """Return the groups whose handler fails for nearly everything."""
+        return [
+            {**self._group(spec, len(open_s)), "for_s": max(open_s)}
+            for spec, open_s, _ in self._troubles(SlotField.CIRCUITS_OPEN)
+        ]
+
+    def _group(self, spec: HandlerSpec, workers: int) -> dict[str, Any]:
+        ready = sum(slot.state is State.READY for slot in self.workers.slots.values())
+        return {"stream": spec.stream, "group": spec.group, "workers": workers, "of": ready}
+
+    def _troubles(self, count: SlotField) -> list[tuple[HandlerSpec, list[float], str]]:
+        """Return the handlers that something hinders, for how long in each worker, and the code of the first error.
+
+        `count` is the slot's field that says whether there are any.
+        """
+        shared, now_ns = self.workers.shared, time.monotonic_ns()
+        ready = [slot.number for slot in self.workers.slots.values() if slot.state is State.READY]
+        rows = [shared.slot(number).troubles() for number in ready if shared.slot(number).get(count)]
+        found = []
+        for spec in self.specs if rows else ():
+            key = consumer_key(spec.stream, spec.group)
+            fields = [row[key] for row in rows if key in row]
+            at = 0 if count is SlotField.CUT_OFF else -1
+            since_s = [round((now_ns - one[at]) / NS, 1) for one in fields if 0 < one[at] <= now_ns]
+            if since_s:
+                found.append((spec, since_s, unpack_code(*fields[0][1:3])))
+        return found
 
     def _degraded_reasons(self) -> list[str]:
         reasons = []
@@ -110,7 +167,22 @@ class PoolStatus:
                 reasons.append(f"{NAMES[slot.number]} {_DOES[slot.state][0]} ({_exit_text(slot)}{restarts})")
         if self._redis_lost:
             reasons.append("the keeper can't use Redis")
+        return [*reasons, *self._hindrances()]
+
+    def _hindrances(self) -> list[str]:
+        reasons = []
+        for one in self._cut_off():
+            reasons.append(f"{_who(one)} can't read {one['stream']} / {one['group']}: {one['reason']}")
+        for one in self._circuits():
+            reasons.append(
+                f"nearly every message of {one['stream']} / {one['group']} fails: {_who(one)} only"
+                f" try{'s' if one['workers'] == 1 else ''} one now and then (circuit open)"
+            )
         return reasons
+
+
+def _who(one: dict[str, Any]) -> str:
+    return f"{one['workers']} of {counted(one['of'], 'worker')}" if one["workers"] < one["of"] else "every worker"
 
 
 def _workers_text(slots: Sequence[Slot], state: State) -> str:
@@ -162,6 +234,9 @@ def _worker(slot: Slot, fields: SharedSlot) -> dict[str, Any]:
         "fetch_age_s": _age_s(fields, SlotField.FETCH_NS) if slot.living else None,
         "settle_age_s": _age_s(fields, SlotField.SETTLE_NS) if slot.living else None,
         "in_flight": fields.get(SlotField.IN_FLIGHT) if slot.living else 0,
+        "running": fields.get(SlotField.RUNNING) if slot.living else 0,
+        # The worker knows of the pause.
+        "paused": bool(fields.get(SlotField.PAUSED)) if slot.living else False,
         "waiting": fields.get(SlotField.WAITING) if slot.living else 0,
         "done": fields.get(SlotField.DONE),
         "failed": fields.get(SlotField.FAILED),

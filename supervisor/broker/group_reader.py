@@ -20,6 +20,9 @@ from supervisor.broker.entry_parser import EntryParser
 #: The whole handshake may take this many connect timeouts.
 _HANDSHAKE_TIMEOUTS = 2
 
+#: How long a read waits at a server where CLIENT UNBLOCK can't end it.
+_BLOCK_MS_MAX = 1_000
+
 #: A stream's entries as Redis sends them: `[id, [name, value, ...]]`, or `[id, None]` when the entry was deleted.
 Entries = Sequence[Sequence[Any]]
 
@@ -76,6 +79,8 @@ class GroupReader:
 
     async def send(self, count: int, block_ms: int | None) -> None:
         """Ask for up to `count` new entries of each stream; wait for some up to `block_ms` (None: do not wait)."""
+        if block_ms is not None and not self.client_id:
+            block_ms = min(block_ms, _BLOCK_MS_MAX)
         packed = self._packed.get((count, block_ms))
         if packed is None:
             block = () if block_ms is None else ("BLOCK", block_ms)

@@ -24,6 +24,9 @@ POLL_S = 0.02
 SILENCE_LIMIT_S = 5.0
 #: Time for an embedded Redis to write its data, after the drain.
 LEAVE_LIMIT_S = 10.0
+#: Workers obey a pause within half a second.
+OBEY_LIMIT_S = 3.0
+PAUSED = "paused: nothing runs until `supervisor resume`"
 #: The arbiter removes its socket before it writes the exit report.
 REPORT_LIMIT_S = 2.0
 
@@ -230,17 +233,52 @@ def _tell_end(paths: PoolPaths, pid: int, since_s: float) -> int:
 
 @command(
     """\
-    supervisor pause""",
+    supervisor pause
+    supervisor pause --wait      returns when nothing runs any more""",
     short_help="Start no messages until `resume`.",
 )
+@wait_option
+@timeout_option
 @config_option
-def pause(config: Path | None) -> None:
-    """Start no messages until `supervisor resume`, neither new ones nor retries nor replays.
+def pause(wait: bool, timeout_s: float, config: Path | None) -> int:
+    """Start no messages until `supervisor resume`, neither new ones nor retries nor replays, on no worker.
 
-    Returns at once. What runs is finished; the column `running` of `supervisor status` shows what is left.
+    Returns when every worker knows of it. What runs is finished; `--wait` returns when nothing runs. The column
+    `running` of `supervisor status` shows what is left.
     """
-    was_paused = _ask(_paths(config), "pause").get("before", False)
-    talk(f"{'was paused already,' if was_paused else 'paused'} until `supervisor resume`")
+    paths = _paths(config)
+    was_paused = _ask(paths, "pause").get("before", False)
+    _until_paused(paths)
+    if not wait:
+        talk(f"{'was paused already,' if was_paused else 'paused'} until `supervisor resume`")
+        return EXIT_OK
+
+    def progress(status: dict[str, Any]) -> Progress:
+        if not status["paused"]:
+            raise SupervisorError("not paused: somebody has resumed the pool meanwhile")
+        running = sum(worker["running"] for worker in status["workers"])
+        unaware = sum(_unaware(worker) for worker in status["workers"])
+        if unaware and not running:
+            return Progress(f"paused: {counted(unaware, 'worker')} must still notice it")
+        return Progress(f"paused: {counted(running, 'message')} still running" if running else PAUSED, done=not running)
+
+    return _watch(paths, progress, timeout_s, "paused")
+
+
+def _until_paused(paths: PoolPaths) -> None:
+    """Wait until every worker knows of the pause: a worker looks twice a second, unless a handler keeps it busy."""
+    until_s = time.monotonic() + OBEY_LIMIT_S
+    while unaware := [w["slot"] for w in _ask(paths, "status")["workers"] if _unaware(w)]:
+        if time.monotonic() > until_s:
+            slots = ", ".join(map(str, unaware))
+            talk(f"worker {slots} may start messages until its handler lets it look: it holds the event loop")
+            return
+        time.sleep(POLL_S)
+
+
+def _unaware(worker: dict[str, Any]) -> bool:
+    """Whether a worker may still start messages. One that starts looks before it reads anything."""
+    return worker["state"] == "READY" and not worker["paused"]
 
 
 @command(

@@ -14,7 +14,14 @@ from supervisor.text import counted, duration_text, exit_text
 
 #: The width of the labels on the left.
 _LABEL = 8
-_COLOURS = {"healthy": "green", "starting": "yellow", "draining": "yellow", "degraded": "red", "down": "red"}
+_COLOURS = {
+    "healthy": "green",
+    "starting": "yellow",
+    "paused": "yellow",
+    "draining": "yellow",
+    "degraded": "red",
+    "down": "red",
+}
 
 
 @command(
@@ -69,7 +76,8 @@ def head_lines(found: dict[str, Any]) -> list[str]:
     lines.append(_line("redis", server))
     lines += [_line("services", ", ".join(map(_service, found["services"])))] if found.get("services") else []
     lines += _operations(found.get("operation"), found.get("last_operation"))
-    lines += [_line("paused", "no message is started until `supervisor resume`")] if found.get("paused") else []
+    if since := found.get("paused_since"):
+        lines.append(_line("paused", f"since {since}: no message is started until `supervisor resume`"))
     return "\n".join([*lines, *_late_acks(found["workers"])]).split("\n")
 
 
@@ -113,7 +121,7 @@ def workers_table(workers: Sequence[dict[str, Any]], rates: Mapping[int, float] 
             duration_text(worker["beat_age_s"]),
             size(worker["rss_bytes"]),
             size(worker["pss_bytes"]),
-            *(f"{worker[key]:,}" for key in ("in_flight", "done", "failed", "dead")),
+            *(f"{worker[key]:,}" for key in ("running", "done", "failed", "dead")),
             *([f"{rates.get(worker['slot'], 0.0):,.0f}"] if rates is not None else []),
             exit_text(worker["last_exit"]),
         ]

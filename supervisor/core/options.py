@@ -22,6 +22,7 @@ class Options:
     hold_ms: int
     block_ms: int
     max_waiting: int
+    circuit_breaker: bool
 
 
 #: What `@handler(...)` and `[stream."..."]` may set.

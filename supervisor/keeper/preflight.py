@@ -15,7 +15,9 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from supervisor.broker.command_connection import CommandConnection
 from supervisor.broker.connect import client, describe
+from supervisor.broker.group_reader import GroupReader
 from supervisor.broker.redis_errors import REDIS_FAULTS, likely_cause, permanent_cause
 from supervisor.core.backoff import backoff_s
 from supervisor.errors import (
@@ -27,7 +29,7 @@ from supervisor.errors import (
 )
 from supervisor.handling.loader import HandlerSpec
 from supervisor.keeper.lease import take_when_free
-from supervisor.keys import fits_cluster, pool_id
+from supervisor.keys import consumer_name, fits_cluster, pool_id, retries_key
 from supervisor.log import logger
 from supervisor.settings.masking import masked
 from supervisor.settings.model import Settings
@@ -36,6 +38,10 @@ from supervisor.settings.redis_url import is_cluster
 
 #: A wait for Redis that takes longer than this is logged.
 PATIENCE_S = 1.0
+
+
+#: No entry comes after it, so a consumer that asks for what it has pending after it gets nothing.
+_LAST_ID = b"18446744073709551615-18446744073709551615"
 
 
 def run(settings: Settings, specs: Sequence[HandlerSpec], token: str, out_fd: int) -> int:
@@ -66,6 +72,7 @@ async def _check(settings: Settings, specs: Sequence[HandlerSpec], token: str) -
             )
         for spec in specs:
             await make_group(redis, spec)
+            await _check_reading(settings, url, spec, pool)
     except RedisError as error:
         cause = permanent_cause(error) or f"refuses to serve: {error}"
         raise RedisUnreachableError(f"Redis at {masked(url)} {cause}") from None
@@ -84,6 +91,27 @@ def _log_wait(settings: Settings, pool: str, limit_s: float) -> None:
         limit_s=round(limit_s, 1),
         hint="a pool of this name was killed or still runs; if nobody renews its lease, this one goes on",
     )
+
+
+async def _check_reading(settings: Settings, url: str, spec: HandlerSpec, pool: str) -> None:
+    """Read and settle nothing the way a worker does, by its kinds of connection and commands.
+
+    What a worker may not do would otherwise show only as a stream that nobody reads. Raises redis-py's errors.
+    """
+    stream, group, consumer = spec.stream, spec.group, consumer_name(pool, 0)
+    limit_s = settings.redis.connect_timeout_s
+    reader = GroupReader(url, [stream], group, consumer, connect_timeout_s=limit_s)
+    commands = CommandConnection(url, key=stream, name=f"supervisor-{consumer}", connect_timeout_s=limit_s)
+    try:
+        await reader.connect()
+        await reader.send_pending(stream, 1, _LAST_ID, limit_s)
+        await reader.receive()
+        await commands.call("XACK", stream, group, "0-0")
+        await commands.call("XPENDING", stream, group)
+        await commands.call("HMGET", retries_key(stream, group), "0-0")
+    finally:
+        await reader.close()
+        await commands.close()
 
 
 def _check_names(specs: Sequence[HandlerSpec]) -> None:

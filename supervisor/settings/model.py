@@ -127,11 +127,14 @@ class ConsumerSettings(Section):
 class RetrySettings(Section):
     """`[retry]`: what happens to a message whose handler raised."""
 
-    max_deliveries: int = setting(COUNT, 5)
+    #: With these defaults a message is given up after half an hour of failures.
+    max_deliveries: int = setting(COUNT, 15)
     retry_base_s: float = setting(SECONDS, 1.0)
     retry_max_s: float = setting(SECONDS, 300.0)
     #: A worker stops reading new messages of a group when this many of them wait for a retry.
     max_waiting: int = setting(COUNT, 1_000)
+    #: While nearly all messages of a handler fail, only one is tried now and then, and no attempts are used up.
+    circuit_breaker: bool = setting(Flag(), True)
 
 
 class ApiSettings(Section):

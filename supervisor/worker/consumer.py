@@ -24,6 +24,8 @@ from supervisor.core.ids import parse_id
 from supervisor.core.pace import Pace
 from supervisor.shared_state import SlotField
 from supervisor.worker.adopted import Adopted
+from supervisor.worker.circuit_guard import CircuitGuard
+from supervisor.worker.cut_off import CutOff
 from supervisor.worker.executor import Executor
 from supervisor.worker.pending import PendingList
 from supervisor.worker.retry_or_dead_letter import Failures
@@ -75,6 +77,7 @@ class Consumer:
         self.retries = RetryQueue()
         self._failures = Failures(spec, resources, self.retries)
         self.executor = Executor(spec, resources, self._failures, sources)
+        self.circuit = CircuitGuard(spec, resources, self.executor, self._failures, sources[0].marks)
         self._pending = {source: PendingList(spec, source, resources, self._failures) for source in sources}
         self._pace = Pace(spec.options.hold_ms / 1000, spec.options.batch_size)
         for source in sources:
@@ -82,25 +85,21 @@ class Consumer:
         #: Connected, its groups made and its pending lists read at least once.
         self.opened = False
         #: Redis does not answer; the consumer waits and tries again.
-        self.cut_off = False
-        #: A read was answered since the last lost connection.
+        self.waits_for_redis = False
+        self.cut_off = CutOff(sources[0].marks)
         self._answered = False
-        #: The last read of a burst found nothing.
         self._found_nothing = False
         self._rescans_seen = 0
         self._rescan_due = False
         self._finished_seen = 0
         self._finished_at_s = time.monotonic()
-        #: Messages finished per second, lately.
         self._rate = 0.0
 
     @property
     def due_s(self) -> float:
         """When what is under way must have ended, by `time.monotonic`; infinity when nothing has to."""
-        reading = self._reader.outstanding and not self.cut_off
+        reading = self._reader.outstanding and not self.waits_for_redis
         return min(self._reader.due_s + READ_SLACK_S if reading else math.inf, self.executor.due_s)
-
-    # From open to close
 
     async def open(self) -> Adopted:
         """Connect, make the groups, and return what a predecessor left. Waits while Redis is away."""
@@ -115,7 +114,8 @@ class Consumer:
                 if self._control.stopping:
                     return Adopted()
             else:
-                self.cut_off = False
+                self.waits_for_redis = False
+                self.cut_off.connected()
                 self._rescan_later()
                 self._resources.faults.resolved(_CANT_READ, stream=self.spec.stream, group=self.spec.group)
                 return adopted
@@ -143,7 +143,7 @@ class Consumer:
                 failures = 1 if self._answered else failures + 1
                 self._answered = False
                 self._pace.lost()
-                await self._wait_for_redis(error, failures)
+                await self._wait_for_redis(error, failures, reading=True)
             if not self._control.stopping:
                 # Ids that are in hand are skipped, so nothing is run twice.
                 await self._adopt_alive(await self.open())
@@ -196,7 +196,7 @@ class Consumer:
     async def unblock(self) -> None:
         """End a blocked read now, without losing its messages. Nothing can end a read that is overdue."""
         reader, commands = self._reader, self._resources.commands
-        while reader.outstanding and not self.cut_off and time.monotonic() < reader.due_s:
+        while reader.outstanding and not self.waits_for_redis and time.monotonic() < reader.due_s:
             try:
                 # Clients are numbered by each server, and this connection may be to the one before a failover.
                 if commands.server != reader.server:
@@ -230,14 +230,13 @@ class Consumer:
             except (RedisError, OSError) as error:  # a keeper does it when Redis is back
                 self._resources.faults.redis("can't hand over pending messages", error, stream=self.spec.stream)
 
-    # Fetch, handle, settle
-
     async def _fetch(self) -> None:
         """Read batches and have them handled. Raises redis-py's errors, OSError and TimeoutError."""
         while self._reader.outstanding or await self._send_when_allowed():
             asked = self._pace.count
             reply = await self._reader.receive()
             self._answered = True
+            self.cut_off.answered()
             self._shared.set(SlotField.FETCH_NS, time.monotonic_ns())
             got = sum(len(entries) for _, entries in reply)
             if got < asked:
@@ -299,7 +298,8 @@ class Consumer:
             ahead = min(max(options.batch_size, executor.limit), int(self._rate * self._pace.hold_s / 2))
         if executor.unstarted > ahead:
             return 0
-        return executor.limit + ahead - executor.in_hand - coming
+        room = executor.limit + ahead - executor.in_hand
+        return int(min(room, self.circuit.room)) - coming
 
     async def _send(self, room: int) -> None:
         self._pace.count = max(1, min(self._pace.count, room))
@@ -330,8 +330,6 @@ class Consumer:
             return False
         await self._adopt_alive(await self._scan())
         return not (self.executor.in_hand or self.retries)
-
-    # What is found pending
 
     @property
     def _rescan_wanted(self) -> bool:
@@ -373,11 +371,12 @@ class Consumer:
         blocked_s = self.spec.options.block_ms / 1000
         asyncio.get_running_loop().call_later(blocked_s + READ_SLACK_S, rescan)
 
-    async def _wait_for_redis(self, error: BaseException, failures: int) -> None:
+    async def _wait_for_redis(self, error: BaseException, failures: int, *, reading: bool = False) -> None:
+        self.cut_off.failed(error, reading=reading, failures=failures)
         await self._reader.close()
         if self._control.stopping:
             return
-        self.cut_off = True
+        self.waits_for_redis = True
         self._resources.faults.redis(_CANT_READ, error, stream=self.spec.stream, group=self.spec.group)
         self._shared.add(SlotField.RECONNECTS, 1)
         delay_s = backoff_s(max(1, failures), _RECONNECT_BASE_S, _RECONNECT_MAX_S, random.random)

@@ -22,7 +22,7 @@ from supervisor.handling.decode import as_message
 from supervisor.shared_state import MarksOwner, SlotField
 from supervisor.worker.batch_results import batch_results, unreadable
 from supervisor.worker.runner import Runner, register
-from supervisor.worker.thread_calls import ThreadCalls
+from supervisor.worker.thread_calls import HeldBackError, ThreadCalls
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -52,7 +52,7 @@ class Executor:
         self._control = resources.control
         self._bug = resources.bug
         self._loop = asyncio.get_running_loop()
-        self.threads = ThreadCalls(resources.threads, self._loop)
+        self.threads = ThreadCalls(resources.threads, self._loop, resources.control)
         concurrency = spec.options.concurrency
         limit = concurrency if spec.is_async else min(concurrency, resources.threads_max)
         self._unit = spec.options.batch_size if spec.batch else 1
@@ -60,9 +60,11 @@ class Executor:
         #: How many messages may run at the same time.
         self.limit = max(limit, self._unit)
         self._ready: deque[Message] = deque()
-        #: What is ready while the pool is paused.
+        #: What waits because the pool is paused or the handler's circuit is open.
         self._held: deque[Message] = deque()
         self._paused = False
+        #: How many more messages may be started; infinity unless the handler fails for everything.
+        self._startable = inf
         self._active: set[Runner] = set()
         self._idle: list[Runner] = []
         #: Messages of this handler wait for something: what is ready needs a runner each.
@@ -94,6 +96,12 @@ class Executor:
         return sum(len(runner.messages) for runner in self._active)
 
     @property
+    def started(self) -> int:
+        """How many messages have begun to run and have not ended; threads that were given up count."""
+        begun = sum(len(runner.messages) for runner in self._active if runner.started_s != inf)
+        return max(begun, self.threads.running)
+
+    @property
     def unstarted(self) -> int:
         """How many messages wait for their turn."""
         return len(self._ready) + len(self._held)
@@ -123,21 +131,40 @@ class Executor:
         self._counted, self.busy_s, self._slowest_s = finished, 0.0, 0.0
         return taken
 
-    # Called by the consumer
-
     def submit(self, messages: Sequence[Message]) -> None:
         """Run these, in order, as soon as there is room."""
         self._submitted += len(messages)
-        (self._held if self._paused else self._ready).extend(messages)
-        self._advance()
+        if self._paused or self._startable < inf:
+            self._held.extend(messages)
+            self._hold_and_release()
+        else:
+            self._ready.extend(messages)
+            self._advance()
 
     def pause(self, paused: bool) -> None:
         """Start nothing, or go on; what runs goes on."""
         self._paused = paused
-        source, target = (self._ready, self._held) if paused else (self._held, self._ready)
-        target.extend(source)
-        source.clear()
+        self._hold_and_release()
+
+    def hold_to(self, run_max: float) -> None:
+        """Start only so many messages that `run_max` run, until the next call."""
+        if run_max == 0:
+            self._hold()
+        self._startable = run_max if run_max == inf else max(0, run_max - self.running - len(self._ready))
+        self._hold_and_release()
+
+    def _hold_and_release(self) -> None:
+        if self._paused:
+            self._hold()
+        else:
+            while self._held and self._startable > 0:
+                self._ready.append(self._held.popleft())
+                self._startable -= 1
         self._advance()
+
+    def _hold(self) -> None:
+        while self._ready:
+            self._held.appendleft(self._ready.pop())
 
     def note_idle(self) -> None:
         """Note in shared memory that no message runs: a process that ends now was not ended by one."""
@@ -162,8 +189,6 @@ class Executor:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._watch is not None:
             self._watch.cancel()
-
-    # The loop of a runner
 
     async def _run(self, runner: Runner) -> None:
         run_ready = self._run_messages if self._spec.is_async and not self._spec.batch else self._run_units
@@ -233,6 +258,10 @@ class Executor:
             size, before_s = len(unit), monotonic()
             try:
                 await self._call(runner, unit)
+            except HeldBackError:
+                self._submitted -= size  # the worker stops in a pause: they stay pending
+                runner.finished()
+                continue
             except BaseException as error:
                 if not self._failed(runner, error):
                     return False

@@ -40,9 +40,18 @@ class Failures:
         self._retries = retries
         self._shared = resources.shared
         self._faults = resources.faults
+        #: Messages whose handler failed, and those that it has refused or put off itself.
+        self.failed_count = 0
+        self.excused_count = 0
+        self.last_error: BaseException | None = None
 
     def failed(self, message: Message, error: BaseException) -> None:
         """Retry a message whose handler raised `error`, or give it up."""
+        if isinstance(error, Reject | Retry):
+            self.excused_count += 1
+        else:
+            self.failed_count += 1
+            self.last_error = error
         outcome = outcome_of(error, message.failures, self._spec.options, random.random)
         if isinstance(outcome, Dead):
             self.give_up(message, outcome, error)

@@ -105,6 +105,7 @@ class Runtime:
 
             others = [group.create_task(self._until_bug())]
             others += [start(settler.run(), "settler") for settler in self.settlers]
+            others += [start(consumer.circuit.run(), f"circuit {_name(consumer)}") for consumer in self.consumers]
             others += [start(consumer.run_retries(), f"retries {_name(consumer)}") for consumer in self.consumers]
             async with asyncio.TaskGroup() as consumers:
                 for consumer in self.consumers:
@@ -143,6 +144,7 @@ class Runtime:
             for consumer in self.consumers:
                 consumer.executor.pause(paused)
             self._unblock_all()
+            self.report()
 
     @property
     def context(self) -> Context:
@@ -157,7 +159,7 @@ class Runtime:
     @property
     def cut_off(self) -> bool:
         """Whether some consumer waits for Redis to answer."""
-        return any(consumer.cut_off for consumer in self.consumers)
+        return any(consumer.waits_for_redis for consumer in self.consumers)
 
     @property
     def due_s(self) -> float:
@@ -168,6 +170,10 @@ class Runtime:
         """Write state and figures to shared memory."""
         in_flight = sum(consumer.executor.in_hand for consumer in self.consumers)
         self._shared.set(SlotField.IN_FLIGHT, in_flight)
+        self._shared.set(SlotField.RUNNING, sum(consumer.executor.started for consumer in self.consumers))
+        self._shared.set(SlotField.PAUSED, int(self._control.paused))  # after RUNNING, which can only fall from now on
+        self._shared.set(SlotField.CUT_OFF, sum(consumer.cut_off.active for consumer in self.consumers))
+        self._shared.set(SlotField.CIRCUITS_OPEN, sum(not consumer.circuit.closed for consumer in self.consumers))
         self._shared.set(SlotField.WAITING, sum(len(consumer.retries) for consumer in self.consumers))
         state = self._state(in_flight)
         if self._shared.get(SlotField.STATE) != state:

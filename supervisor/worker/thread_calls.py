@@ -16,13 +16,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Executor as Threads
 
+    from supervisor.worker.run_control import RunControl
+
+
+class HeldBackError(Exception):
+    """The call has not begun, because the pool is paused."""
+
 
 class ThreadCalls:
     """The calls of one handler."""
 
-    def __init__(self, threads: Threads, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, threads: Threads, loop: asyncio.AbstractEventLoop, control: RunControl) -> None:
         """Use `threads`, which are shared with other handlers."""
         self._threads = threads
+        self._control = control
         self._loop = loop
         self._began: dict[object, float] = {}
 
@@ -37,10 +44,15 @@ class ThreadCalls:
         return len(self._began)
 
     async def run(self, function: Callable[[Any], Any], argument: Any, began: Callable[[float], None]) -> None:
-        """Call `function` in the first free thread, which reports to `began` when that is."""
+        """Call `function` in the first free thread, which reports to `began` when that is.
+
+        While the pool is paused, it is not called. Raises HeldBackError when the worker stops meanwhile.
+        """
         context, call = copy_context(), object()
 
         def body() -> None:
+            if self._control.paused:  # it has waited for a thread since before the pause
+                raise HeldBackError
             self._began[call] = now_s = monotonic()
             began(now_s)
             try:
@@ -50,7 +62,14 @@ class ThreadCalls:
             finally:
                 del self._began[call]
 
-        await self._loop.run_in_executor(self._threads, body)
+        while True:
+            try:
+                await self._loop.run_in_executor(self._threads, body)
+                return
+            except HeldBackError:
+                await self._control.until(lambda: self._control.stopping or not self._control.paused)
+                if self._control.paused:
+                    raise
 
 
 def _require_done(result: object) -> None:

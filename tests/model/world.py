@@ -36,6 +36,7 @@ OPTIONS = Options(
     hold_ms=100,
     block_ms=5000,
     max_waiting=10,
+    circuit_breaker=True,
 )
 #: How much time a tick may be.
 TICKS_S = (0.06, 0.5, 1.1, 4.0, LEASE_MS / 1000 + 1)

@@ -97,7 +97,7 @@ async def test_a_drain_lets_no_retry_start_and_cancels_nothing(redis_url: str, r
         await redis.xadd(STREAM, {"n": 1})
     for _ in range(10):
         shared = SharedState()
-        worker = Worker(redis_url, [handle], shared)
+        worker = Worker(redis_url, [handle], shared, retry={"circuit_breaker": False})
         await eventually_async(lambda shared=shared: shared.slot(0).get(SlotField.FAILED) > 100)  # type: ignore[misc]
         await worker.stop()
     assert ended == []

@@ -7,14 +7,14 @@ PASSWORD = "s3cret"
 KEYS = "~events ~orders ~supervisor:*"
 #: All that a pool, its commands and its HTTP service send.
 COMMANDS = """
-    +ping +info +time +client|setname +client|id
+    +ping +info +time
     +xreadgroup +xack +xadd +xgroup +xpending +xclaim +xinfo +xlen +xrange +xrevrange +xread +xdel +xtrim
     +eval +evalsha +multi +exec
     +hget +hset +hdel +hmget +hlen +hkeys +hincrby +get +set +del +exists
 """
 #: Without these a drain waits for reads to end by themselves, a lost connection may keep a message for some seconds,
 #: and how durable the server is can only be guessed.
-OPTIONAL = "+client|unblock +client|list +client|kill +config|get"
+OPTIONAL = "+client|setname +client|id +client|unblock +client|list +client|kill +config|get"
 #: Besides, in a cluster.
 CLUSTER = "+cluster|slots +command +asking"
 #: The example's own keys, for `POST /users` and `GET /users`.

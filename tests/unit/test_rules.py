@@ -36,6 +36,7 @@ OPTIONS = Options(
     hold_ms=100,
     block_ms=5000,
     max_waiting=1000,
+    circuit_breaker=True,
 )
 
 

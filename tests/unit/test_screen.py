@@ -11,7 +11,7 @@ ROWS, GROUPS, WORKERS = 24, 15, 8
 
 
 def worker(slot: int) -> dict[str, Any]:
-    figures = {"restarts": 0, "in_flight": 2, "done": 1000, "failed": 1, "dead": 0}
+    figures = {"restarts": 0, "in_flight": 2, "running": 2, "done": 1000, "failed": 1, "dead": 0}
     return {"slot": slot, "pid": 9000 + slot, "state": "READY", "boot_ms": 90.0, "beat_age_s": 0.1, **figures} | {
         "rss_bytes": None,
         "pss_bytes": None,
