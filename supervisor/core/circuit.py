@@ -1,6 +1,6 @@
 """The circuit breaker of a handler: when everything fails, what it uses is away, and attempts must not be burnt. Pure.
 
-- closed: messages run. The circuit opens when nearly all of them failed lately.
+- closed: messages run. The circuit opens when nearly all of them have failed for some seconds.
 - open: no message is started. After a while, one is, as a probe.
 - half open: the probe succeeded, so a few run, and twice as many after each round that went well. When enough go well
   the circuit closes; when they fail it opens again, for longer.
@@ -20,9 +20,11 @@ WINDOW_S = 5.0
 FAILURES_MIN = 20
 #: The share of failures at which it opens.
 OPENS_AT = 0.95
+#: It opens when that has lasted for so long: bad messages in a row are given up before, an outage is not over by then.
+OPENS_AFTER_S = 5.0
 #: The first wait for a probe, and the longest.
 PROBE_BASE_S = 1.0
-PROBE_MAX_S = 30.0
+PROBE_MAX_S = 10.0
 #: It closes when more than this many messages may run at once.
 CLOSES_ABOVE = 32
 
@@ -62,7 +64,11 @@ class Circuit:
         """Take the outcomes since the last call into account."""
         if self.state is CircuitState.CLOSED:
             self._count(now_s, succeeded, failed)
-            if self._failed >= FAILURES_MIN and self._failed >= OPENS_AT * (self._failed + self._succeeded):
+            if self._failed < OPENS_AT * (self._failed + self._succeeded) or not self._failed:
+                self._failing_s = inf
+            else:
+                self._failing_s = min(self._failing_s, now_s)
+            if self._failed >= FAILURES_MIN and now_s - self._failing_s >= OPENS_AFTER_S:
                 self.opened_s = now_s
                 self._open(now_s)
             return
@@ -94,11 +100,15 @@ class Circuit:
         self._began_s = now_s
         self._succeeded = self._failed = 0
         self._recent = (0, 0)
+        #: Since when nearly everything fails.
+        self._failing_s = inf
 
     def _count(self, now_s: float, succeeded: int, failed: int) -> None:
         """Add to a window of two halves, of which the older is dropped in time."""
         if now_s - self._began_s >= WINDOW_S:
-            kept = self._recent if now_s - self._began_s < 2 * WINDOW_S else (0, 0)
+            is_stale = now_s - self._began_s >= 2 * WINDOW_S
+            kept = (0, 0) if is_stale else self._recent
+            self._failing_s = inf if is_stale else self._failing_s
             self._began_s, self._recent = now_s, (0, 0)
             self._succeeded, self._failed = kept
         self._recent = self._recent[0] + succeeded, self._recent[1] + failed

@@ -19,6 +19,7 @@ MESSAGES = 300
 async def test_an_outage_of_a_dependency_costs_no_message(
     kind: str, redis: Any, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(circuit, "OPENS_AFTER_S", 0.3)
     monkeypatch.setattr(circuit, "PROBE_MAX_S", 1.0)
     away, calls, done = True, 0, set()
     options: dict[str, Any] = {"group": GROUP, "retry_base_s": 0.05, "retry_max_s": 0.05, "max_deliveries": 40}
@@ -61,8 +62,12 @@ async def test_an_outage_of_a_dependency_costs_no_message(
     assert await pending(redis) == 0
 
 
-async def test_a_drain_with_an_open_circuit_ends_and_loses_nothing(redis: Any, redis_url: str) -> None:
-    @handler(STREAM, group=GROUP)
+async def test_a_drain_with_an_open_circuit_ends_and_loses_nothing(
+    redis: Any, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(circuit, "OPENS_AFTER_S", 0.3)
+
+    @handler(STREAM, group=GROUP, retry_base_s=0.1)
     async def handle(message: Message) -> None:
         raise ConnectionError("the database is away")
 

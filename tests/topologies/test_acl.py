@@ -56,7 +56,7 @@ def test_without_the_optional_rights_a_pool_works_and_drains(
     # A blocked read can't be ended early: it is waited for.
     assert pool.stop() == 0
     refused = " ".join(refusals(admin))
-    assert "client|unblock" in refused and "config|get" in refused and "client|list" in refused
+    assert "client|setname" in refused and "client|id" in refused and "config|get" in refused
 
 
 #: How many times a second one command of two workers may be refused.

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from supervisor.core.circuit import (
     CLOSES_ABOVE,
     FAILURES_MIN,
+    OPENS_AFTER_S,
     PROBE_BASE_S,
     PROBE_MAX_S,
     WINDOW_S,
@@ -25,7 +26,9 @@ def middle() -> float:
 
 
 def opened(now_s: float = 0.0) -> Circuit:
-    circuit = Circuit(now_s, middle)
+    circuit = Circuit(now_s - OPENS_AFTER_S, middle)
+    circuit.observe(now_s - OPENS_AFTER_S, 0, FAILURES_MIN)
+    assert circuit.state is CircuitState.CLOSED
     circuit.observe(now_s, 0, FAILURES_MIN)
     assert circuit.state is CircuitState.OPEN
     return circuit
@@ -43,8 +46,18 @@ def test_a_few_failures_or_a_share_of_them_open_nothing() -> None:
     circuit = Circuit(0.0, middle)
     circuit.observe(0.0, 0, FAILURES_MIN - 1)
     assert circuit.limit(0.0) == inf
-    circuit.observe(2 * WINDOW_S, 10, 9 * FAILURES_MIN)
-    assert circuit.limit(2 * WINDOW_S) == inf, "one in ten succeeds"
+    for second in range(100):
+        circuit.observe(second, 2, 18)
+        assert circuit.limit(second) == inf, "one in ten succeeds"
+
+
+def test_many_bad_messages_at_once_open_nothing() -> None:
+    circuit = Circuit(0.0, middle)
+    for moment in range(10):
+        circuit.observe(moment * OPENS_AFTER_S / 10, 0, 1000)
+    assert circuit.state is CircuitState.CLOSED
+    circuit.observe(1000.0, 0, 1000)
+    assert circuit.state is CircuitState.CLOSED, "what was long ago does not count"
 
 
 def test_failures_of_long_ago_do_not_count() -> None:
@@ -70,7 +83,7 @@ def test_probes_come_ever_more_seldom_and_close_it_step_by_step() -> None:
         now_s = circuit.probe_s
         assert circuit.limit(now_s) == 1
         circuit.observe(now_s, 0, 1)
-    assert waits == [PROBE_BASE_S * 2**turn for turn in range(5)] + [PROBE_MAX_S] * 3
+    assert waits == [PROBE_BASE_S * 2**turn for turn in range(4)] + [PROBE_MAX_S] * 4
     now_s, limits = circuit.probe_s, []
     while circuit.state is not CircuitState.CLOSED:
         limits.append(circuit.limit(now_s))
