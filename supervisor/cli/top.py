@@ -7,7 +7,7 @@ import select
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -167,7 +167,13 @@ def _keys() -> Iterator[Callable[[int], list[str]]]:
 
     def wait(ready_fd: int) -> list[str]:
         readable, _, _ = select.select([ready_fd, *([] if stdin is None else [stdin])], [], [])
-        return commands_of(os.read(stdin, 1024).decode(errors="replace")) if stdin in readable else []
+        if stdin not in readable:
+            return []
+        try:
+            typed = os.read(stdin, 1024)
+        except OSError:  # the terminal is gone
+            typed = b""
+        return commands_of(typed.decode(errors="replace")) if typed else ["quit"]
 
     if stdin is None:
         yield wait
@@ -177,7 +183,8 @@ def _keys() -> Iterator[Callable[[int], list[str]]]:
         tty.setcbreak(stdin)
         yield wait
     finally:
-        termios.tcsetattr(stdin, termios.TCSADRAIN, before)
+        with suppress(termios.error):  # the terminal is gone
+            termios.tcsetattr(stdin, termios.TCSADRAIN, before)
 
 
 def _frame(found: dict[str, Any], rates: dict[int, float], clock: str) -> str:

@@ -43,3 +43,17 @@ def test_it_scrolls_and_q_ends_it(tmp_path: Path, redis_server: AnyServer) -> No
             os.write(master, b"q")
             assert top.wait(20) == 0
         assert termios.tcgetattr(slave) == before, "the terminal is as it was"
+
+
+def test_it_ends_with_its_terminal(tmp_path: Path, redis_server: AnyServer) -> None:
+    master, slave = os.openpty()
+    options = {"stdin": slave, "stdout": slave, "stderr": slave, "env": {"TERM": "xterm"}}
+    top = spawn("top", "--interval", "60", cwd=tmp_path, redis_url=redis_server.url, **options)
+    with top, contextlib.ExitStack() as ended:
+        ended.callback(top.kill)
+        os.close(slave)
+        printed = b""
+        while b"q quits" not in printed:
+            printed += os.read(master, 65536)
+        os.close(master)
+        assert top.wait(20) in (0, 1)
