@@ -45,6 +45,8 @@ class Ghost:
     key: Key
     place: Place
     poison: bool
+    #: Its handler is never called: its first delivery is its last.
+    undecodable: bool = False
     #: Its handler runs and ignores its end, so that its worker has to be killed.
     hangs: bool = False
     #: The workers whose handler has returned.
@@ -106,6 +108,7 @@ class Ghosts:
     def began(self, worker: Worker, message: Message) -> None:
         ghost = self.of_message(message)
         name, entry, torn = worker.name, ghost.place, ghost.torn
+        self._forbid(ghost.undecodable, f"{entry!r} runs, and can't be decoded")
         self._forbid(worker in ghost.runners and not torn, f"{entry!r} runs twice in {name}")
         self._forbid(worker in ghost.done and not torn, f"{entry!r} runs again in {name}, which has done it")
         self._forbid(ghost.runners and not torn, f"{entry!r} runs in two workers at once")
@@ -197,6 +200,8 @@ class Ghosts:
             failed = ghost.failed_in[1] if ghost.failed_in and ghost.failed_in[0] is worker else 0
             forgotten = recorded < failed and not self._world.has_refused
             self._forbid(forgotten, f"{worker.name} left {ghost.place!r} without a record of its attempts")
+        if not worker.stopping:  # a burst, which takes its time
+            return
         since_s = max(worker.drained_s, worker.began_s, worker.pool.disturbed_s, worker.busy_s)
         took_s = 0 if self._world.has_refused or worker.pool.cut_off else self._world.clock.now_s - since_s
         self._forbid(took_s > _LEAVES_S, f"{worker.name} took {took_s:.1f} s to leave with nothing to do")
@@ -270,6 +275,8 @@ class Ghosts:
             self._forbid(len(letters) > ghost.letters_max, f"{ghost.place!r} has {len(letters)} letters")
             too_often = any(deliveries > self._world.options.max_deliveries for _, deliveries in letters)
             self._forbid(too_often, f"{ghost.place!r} was tried too often")
+            late = [deliveries for reason, deliveries in letters if reason != CRASHED and deliveries > 1]
+            self._forbid(ghost.undecodable and late, f"{ghost.place!r} can't be decoded, and was tried again")
             crashes = self._world.server.hashes.get(crashes_key(stream, group).encode(), {})
             self._check_crashes(ghost, int(crashes.get(entry, 0)), letters)
 
@@ -305,8 +312,8 @@ class Ghosts:
                 marked = row is not None and (row.started() != (0, 0) or row.isolated())
                 self._forbid(marked, f"{worker.name} is idle, and marked as running something")
         for ghost in self.of.values():
-            missed = ghost.poison and not ghost.deleted and not self.letters(ghost)
-            self._forbid(missed, f"{ghost.place!r} ends processes and is not dead")
+            missed = (ghost.poison or ghost.undecodable) and not ghost.deleted and not self.letters(ghost)
+            self._forbid(missed, f"{ghost.place!r} can't be handled and is not dead")
 
     def check_waiting(self, worker: Worker) -> None:
         """What an idle worker has pending it does not know of; of what waits for a retry Redis has the record."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from supervisor.handling.decode import as_message
 from supervisor.handling.loader import HandlerSpec
-from supervisor.messages import BatchError, Message, Reject, Retry
+from supervisor.messages import BatchError, DecodeError, Message, Reject, Retry
 from tests.model.process import Worker, this_process
 
 if TYPE_CHECKING:
@@ -50,12 +50,19 @@ class Handlers:
             group,
             f"handlers.{group}",
             function,
-            as_message,
+            self._decode if group == "h" else as_message,
             batch=kind == "batch",
             is_async=kind != "thread",
             options=self._world.options,
             where="here",
         )
+
+    def _decode(self, message: Message) -> Message:
+        if self._world.ghosts.of_message(message).undecodable:
+            error = DecodeError("it does not fit")
+            self._world.ghosts.ended(this_process(), message, error)
+            raise error
+        return message
 
     async def _one(self, message: Message) -> None:
         await self._handle([message])

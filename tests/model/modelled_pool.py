@@ -89,7 +89,9 @@ class Pool:
         """An operator can reach its arbiter, which does what it is told."""
         return self.up and not self.frozen and not self.stopping and self.keeper is not None
 
-    def start(self, size: int) -> None:
+    def start(self, size: int, *, burst: bool = False) -> None:
+        """`burst`: its workers leave when nothing is left to do, and so does it."""
+        self.burst = burst
         self.shared = SharedState()
         self.shared.set(HeaderField.WORKERS, size)
         self.up, self.stopping, self.frozen, self.cut_off, self.paused_s = True, False, False, False, None
@@ -145,6 +147,8 @@ class Pool:
                 self.gone(worker, crashed=True)
         if self.due:
             self._spawn(min(self.due))
+        if self.burst and not self.stopping and not self.living and not self.due:
+            self.stop()
         if self.stopping and not self.living:
             self._end_keeper()
 
@@ -210,7 +214,8 @@ class Pool:
         words.set(SlotField.PID, 0)
         if not crashed and not self.stopping:
             words.clear_started()
-        if not self.stopping and (slot < self.size or (crashed and self._successor(slot) is not None)):
+        is_over = self.burst and not crashed
+        if not self.stopping and not is_over and (slot < self.size or (crashed and self._successor(slot) is not None)):
             self.due.add(slot)
         if not self.stopping and (slot not in self.due or slot in self._handing_over):
             self._handing_over.discard(slot)

@@ -118,7 +118,9 @@ class Worker(Process):
     def body(self, crash: Crash | None) -> Coroutine[Any, Any, int]:
         """What it does; `crash` is how its predecessor ended."""
         shared: Any = self.pool.shared
-        return worker_process._main(self.pool.settings, self.pool.world.specs, shared, self.slot, False, crash)
+        return worker_process._main(
+            self.pool.settings, self.pool.world.specs, shared, self.slot, self.pool.burst, crash
+        )
 
     def drain(self) -> None:
         """Leave when all that is in hand is done."""

@@ -165,8 +165,9 @@ class Moves(World):
                 self.published += 1
                 entry = self.network.do("XADD", self.stream, "*", "n", self.published)
                 for group in self.groups:
-                    poison = (how + at) % 9 == 0
-                    self.ghosts.add(Ghost((group, entry), (self.stream, group, entry), poison))
+                    poison, undecodable = (how + at) % 9 == 0, group == "h" and (how + at) % 11 == 5
+                    place = self.stream, group, entry
+                    self.ghosts.add(Ghost((group, entry), place, poison, undecodable=undecodable))
 
     def move_step(self, which: int, how: int) -> None:
         """A few callbacks."""
@@ -221,7 +222,7 @@ class Moves(World):
                 new = Ghost(
                     old.key, place, old.poison, runners=old.runners, torn=True, deleted=old.deleted, hangs=old.hangs
                 )
-                new.forgiven = 99
+                new.forgiven, new.undecodable = 99, old.undecodable
                 self.ghosts.at[place] = new
                 new.letters_max = self.ghosts.of[old.key].letters_max = LETTERS_OF_BOTH
                 if self.ghosts.of[old.key] is old:
@@ -290,7 +291,7 @@ class Moves(World):
     def move_start(self, which: int, how: int) -> None:
         pool = self.pools[which % 2]
         if not pool.up:
-            pool.start(1 + how % SLOTS)
+            pool.start(1 + how % SLOTS, burst=how % 7 == 6)
 
     def move_freeze(self, which: int, _: int) -> None:
         self.pools[which % 2].frozen = self.pools[which % 2].up
@@ -329,7 +330,9 @@ class Moves(World):
             before = self.ghosts.of[group, entry]
             place = copies, group, written(self.server.streams[copies.encode()].last)
             letters_max = max(before.letters_max, 1 + len(self.ghosts.letters(before)))
-            self.ghosts.add(Ghost((group, entry), place, before.poison, torn=before.torn, letters_max=letters_max))
+            ghost = Ghost((group, entry), place, before.poison, torn=before.torn, letters_max=letters_max)
+            ghost.undecodable = before.undecodable
+            self.ghosts.add(ghost)
 
     def move_delete(self, which: int, _: int) -> None:
         """An entry is deleted by hand."""
