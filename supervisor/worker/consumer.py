@@ -166,13 +166,13 @@ class Consumer:
         A thread that is out of time goes on, and the worker is ended for it: the mark stays until it is over.
         """
         message.recorded = True
-        marker = self._pending_of(message).marker
-        await marker.set(message.entry)
+        pending = self._pending_of(message)
+        await pending.mark(message.entry)
         self._start([message])
         await self.idle()
         while self.executor.threads.running and not self._control.stopping:
             await self._control.until(lambda: self._control.stopping, _THREADS_POLL_S)
-        marker.handled()
+        pending.unmark()
         await self._settler.flush()
 
     def note_suspects_done(self) -> None:
@@ -221,9 +221,8 @@ class Consumer:
             self.executor.note_idle()  # what is pending now was not running: no successor needs to suspect it
         await self.executor.abort()
         for pending in self._pending.values():
-            if pending.opened and pending.marker.is_set and not crashed:
-                await pending.marker.clear()  # it was ended on purpose
-        for pending in self._pending.values():
+            if not crashed:
+                await pending.clear_mark()
             try:
                 if successor is not None:
                     await pending.hand_over(successor)

@@ -12,20 +12,20 @@ read for new ones. It is read in pages that the server may send and the connecti
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
-from supervisor.broker.command_connection import REPLY_SLACK_S
+from supervisor.broker.command_connection import REPLY_SLACK_S, Argument
 from supervisor.broker.scripts import DELETE_CONSUMER
 from supervisor.core.blame import after_crash, marked
 from supervisor.core.ids import parse_id, parse_number
 from supervisor.errors import SupervisorError
 from supervisor.shared_state import MarksOwner, SlotField
 from supervisor.worker.adopted import Adopted, classify
-from supervisor.worker.isolation import IsolationMarker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -56,7 +56,6 @@ class PendingList:
         self._commands = resources.commands
         self._failures = failures
         self._pages = _Pages()
-        self.marker = IsolationMarker(resources.commands, resources.settler, source, resources.consumer)
         #: Its consumer has read all its lists: what a predecessor left is known, and no crash is charged any more.
         self.opened = False
 
@@ -93,7 +92,7 @@ class PendingList:
         if not self.opened:
             await self._charge_marked(found)
         started = (0, 0) if self.opened else self._source.marks.started()
-        often = frozenset() if self.opened or not self.marker.shared_is_new else await self._delivered_often(found)
+        often = await self._delivered_often(found) if self._is_memory_new else frozenset()
         self._resources.shared.add(SlotField.ADOPTED, len(found))
         retries = await self._records(self._source.retries, found)
         crashes = await self._records(self._source.crashes, found)
@@ -119,6 +118,35 @@ class PendingList:
         """Note that no suspect is left."""
         if self.opened:
             self._source.marks.owner = MarksOwner.WORKER
+
+    # What runs in isolation is marked in shared memory, and in Redis in case that is lost too: a container that is out of
+    # memory is killed as one, an app has no arbiter. It costs a round trip, for suspects only.
+
+    async def mark(self, entry: bytes) -> None:
+        """Mark `entry`, which is about to run with nothing else in hand. Start it before anything is awaited."""
+        await self._try("HSET", self._source.isolated, self._resources.consumer, entry)
+        self._source.marks.set_isolated(*parse_id(entry))
+
+    def unmark(self) -> None:
+        """Remove the mark because the handler has ended; the mark in Redis goes with the outcome."""
+        self._source.marks.set_isolated(0, 0)
+        self._resources.settler.unmark(self._source, self._resources.consumer)
+
+    async def clear_mark(self) -> None:
+        """Remove the mark, if there is one, because the worker ends on purpose."""
+        if self.opened and self._source.marks.isolated() is not None:
+            self._source.marks.set_isolated(0, 0)
+            await self._try("HDEL", self._source.isolated, self._resources.consumer)
+
+    async def _try(self, *command: Argument) -> None:
+        # Without Redis, the mark in shared memory must do: a fault of Redis must not hold up a message in hand.
+        with contextlib.suppress(RedisError, OSError):
+            await self._commands.call(*command)
+
+    @property
+    def _is_memory_new(self) -> bool:
+        """Whether only Redis knows what a predecessor did: no worker has used the marks in shared memory before."""
+        return self._source.marks.owner == MarksOwner.NOBODY
 
     async def charge(self, message: Message) -> bool:
         """Count a crash against the message; True when it was one too many and it became a dead letter."""
@@ -178,13 +206,18 @@ class PendingList:
 
     async def _charge_marked(self, found: list[Message]) -> None:
         """Charge the message that was marked as running alone at the crash, if there is one."""
+        key, consumer, marks = self._source.isolated, self._resources.consumer, self._source.marks
         by_id = {message.entry: message for message in found}
-        isolated = await self.marker.find()
+        isolated = marks.isolated()  # which takes precedence: the arbiter saw why that process ended
+        if self._is_memory_new and (noted := await self._commands.call("HGET", key, consumer)):
+            isolated = parse_id(noted)
         entry = marked(by_id, isolated)
         if entry is not None:
-            self._source.marks.set_started(*max(parse_id(entry), self._source.marks.started()))
-        if isolated is not None or not self.marker.shared_is_new:  # what Redis has may be older than shared memory
-            await self.marker.take()
+            marks.set_started(*max(parse_id(entry), marks.started()))
+        if isolated is not None or not self._is_memory_new:  # what Redis has may be older than shared memory
+            # Before the message is charged: no crash is counted twice.
+            await self._commands.call("HDEL", key, consumer)
+            marks.set_isolated(0, 0)
         if entry is None:
             return
         # Before the answer, which may be lost, so that all of this is repeated: never twice for one crash.

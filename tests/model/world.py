@@ -201,6 +201,9 @@ class Moves(World):
         self.move_publish(which, how)
         self._refuse([Mode.OOM, Mode.READONLY][which % 2])
         self.run(TICKS_S[how % 4])
+        if how % 3 == 0:
+            self.move_accept(which, how)
+            self.run(TICKS_S[3])
 
     def _refuse(self, mode: Mode) -> None:
         self._disturb()
