@@ -119,8 +119,8 @@ class PendingList:
         if self.opened:
             self._source.marks.owner = MarksOwner.WORKER
 
-    # What runs in isolation is marked in shared memory, and in Redis in case that is lost too: a container that is out of
-    # memory is killed as one, an app has no arbiter. It costs a round trip, for suspects only.
+    # What runs in isolation is marked in shared memory, and in Redis in case that is lost too: a container that is out
+    # of memory is killed as one, an app has no arbiter. It costs a round trip, for suspects only.
 
     async def mark(self, entry: bytes) -> None:
         """Mark `entry`, which is about to run with nothing else in hand. Start it before anything is awaited."""
