@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 
 from supervisor.settings.model import Settings
+from supervisor.shared_state import HeaderField, SharedState
 from supervisor.standard_streams import STDERR, Output
 from supervisor.text import error_summary, public_summary, public_traceback
 
@@ -147,11 +148,11 @@ class Limiter:
         self._clock = clock
         self._passed: dict[str, tuple[float, int]] = {}
 
-    def held_back(self, key: str) -> int | None:
+    def held_back(self, key: str, may_pass: Callable[[], bool] = lambda: True) -> int | None:
         """Return None to hold `key` back, or how often it was held back since it was last let through."""
         now_s = self._clock()
         passed_s, count = self._passed.get(key, (float("-inf"), 0))
-        if now_s - passed_s < QUIET_S:
+        if now_s - passed_s < QUIET_S or not may_pass():
             self._passed[key] = passed_s, count + 1
             return None
         self._passed[key] = now_s, 0
@@ -170,9 +171,10 @@ class FaultLog:
     The fields of `redis` say which operation it is, so `resolved` is given the same ones.
     """
 
-    def __init__(self, log: Any) -> None:
-        """`log` is a structlog logger."""
+    def __init__(self, log: Any, may_log_outage: Callable[[], bool] = lambda: True) -> None:
+        """`log` is a structlog logger. `may_log_outage` is asked before a line about Redis: `outage_turn`."""
         self.log = self._log = log
+        self._may_log_outage = may_log_outage
         self._limiter = Limiter()
         #: The operations that fail now because of Redis, oldest first.
         self._open: dict[str, None] = {}
@@ -200,7 +202,7 @@ class FaultLog:
         """Log that an operation failed because of Redis; the line names the other operations that fail too."""
         operation = _operation(event, fields)
         self._open[operation] = None
-        repeated, reason = self._limiter.held_back(_REDIS), error_summary(error)
+        repeated, reason = self._limiter.held_back(_REDIS, self._may_log_outage), error_summary(error)
         if repeated is None:
             if reason != self._logged.get("error") and len(self._reasons) < _ALSO_MAX:
                 self._reasons[reason] = None
@@ -218,6 +220,19 @@ class FaultLog:
         if self._logged and not self._open:
             self._log.info("works again", what=self._logged["what"], reasons=list(self._reasons) or None)
             self._logged, self._reasons = {}, {}
+
+
+def outage_turn(shared: SharedState) -> Callable[[], bool]:
+    """Return a function that lets one process of the pool in `QUIET_S` log an outage of Redis."""
+
+    def may_log() -> bool:
+        now_ns = time.monotonic_ns()
+        if now_ns - shared.get(HeaderField.OUTAGE_LOGGED_NS) < QUIET_S * 1e9:
+            return False
+        shared.set(HeaderField.OUTAGE_LOGGED_NS, now_ns)
+        return True
+
+    return may_log
 
 
 def _operation(event: str, fields: dict[str, object]) -> str:

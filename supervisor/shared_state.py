@@ -52,6 +52,8 @@ class HeaderField(IntEnum):
     WORKERS = 12
     #: When the pause began, Unix ms.
     PAUSED_MS = 13
+    #: When a process of the pool has last logged an outage of Redis; the others hold their lines back.
+    OUTAGE_LOGGED_NS = 14
 
 
 class SlotField(IntEnum):

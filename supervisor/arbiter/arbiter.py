@@ -22,6 +22,7 @@ from supervisor.arbiter.http_listener import LEFTOVER_S, HttpListener
 from supervisor.arbiter.lifespan_waits import LifespanWaits
 from supervisor.arbiter.locks import lease_token, name_taken
 from supervisor.arbiter.loop import Loop
+from supervisor.arbiter.outage_watch import OutageWatch
 from supervisor.arbiter.outputs import Outputs
 from supervisor.arbiter.pool_status import PoolStatus
 from supervisor.arbiter.preload import LoadedHandlers
@@ -140,6 +141,7 @@ class Arbiter:
         )
         self._recycler = Recycler(self._workers, self._restarts, pool, log)
         self._autoscaler = Autoscaler(self._workers, self._restarts, pool, log)
+        self._outage_watch = OutageWatch(self._workers, log)
         self._lifespan_waits = LifespanWaits(self._workers, self._specs, log, limits)
 
     def _handle(self, cmd: str, args: dict[str, Any]) -> dict[str, Any]:
@@ -387,6 +389,7 @@ class Arbiter:
             self._systemd.alive()
         self._systemd.status(self._status.line())
         self._lifespan_waits.look()
+        self._outage_watch.check()
         if self._shutdown.begun:
             return
         if self._status.started:

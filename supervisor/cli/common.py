@@ -99,7 +99,9 @@ config_option = click.option(
     help="Read this config.toml.  [default: $SUPERVISOR_CONFIG, or ./config.toml if there is one]",
 )
 redis_option = click.option("--redis", metavar="URL", help="Instead of redis.url.")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+#: What may be of any length, or goes on, is printed as it comes; everything else is one document.
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+json_lines_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")
 
 
 def load_settings(config: Path | None, flags: Mapping[str, Any] | None = None) -> Loaded:

@@ -18,6 +18,7 @@ from supervisor.cli.common import (
     command,
     count_option,
     dumps,
+    json_lines_option,
     json_option,
     talk,
     with_settings,
@@ -73,7 +74,7 @@ def _filtered(function: Callable[..., Any]) -> Callable[..., Any]:
 @_filtered
 @count_option(100, text="How many, the oldest first.")
 @with_settings
-@json_option
+@json_lines_option
 def list_(loaded: Loaded, stream: str | None, group: str | None, wanted: Filter, count: int, as_json: bool) -> None:
     """List dead letters of one group, of a stream's groups, or of all handlers. With --json one object on each line."""
     import asyncio
@@ -122,7 +123,7 @@ def _change(verb: str, help_text: str, short: str) -> click.Command:
     @_filtered
     @click.option("--yes", is_flag=True, help="Do not ask.")
     @with_settings
-    @json_option
+    @json_lines_option
     def change(
         loaded: Loaded, stream: str, group: str, ids: tuple[str, ...], wanted: Filter, yes: bool, as_json: bool
     ) -> int:

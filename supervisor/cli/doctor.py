@@ -33,6 +33,8 @@ PYTHON_MIN = (3, 11)
 REDIS_MIN = (6, 2)
 OPEN_FILES_MIN = 1024
 OLDEST_WARN_S = 300.0
+#: The server's connections are not for one pool alone.
+CONNECTIONS_SHARE_MAX = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,10 +206,22 @@ async def _server(settings: Settings, redis: Redis, pairs: list[tuple[str, str]]
         yield Finding(level, f"maxmemory-policy {policy}: a full Redis drops streams", "maxmemory-policy noeviction")
     else:
         yield Finding(OK, "maxmemory-policy noeviction")
+    yield _connections(settings, await redis.info("clients"), len(pairs))
     async for finding in _groups(redis, pairs):
         yield finding
     async for finding in _held(settings, redis, pairs):
         yield finding
+
+
+def _connections(settings: Settings, clients: dict[str, Any], handlers: int) -> Finding:
+    """Compare the connections that a pool opens with what the server allows."""
+    workers = max(settings.pool.workers, settings.pool.workers_max or 0)
+    needed, limit = workers * (handlers + 1) + 1, int(clients.get("maxclients", 0))
+    text = f"connections to Redis: {needed:,} ({workers} workers × ({handlers} handlers + 1), and the keeper's)"
+    text += f" of maxclients {limit:,}" if limit else ""
+    if limit and needed > limit * CONNECTIONS_SHARE_MAX:
+        return Finding(WARN, text, "raise maxclients, or run fewer workers")
+    return Finding(OK, text)
 
 
 async def _groups(redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[Finding]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import Value, command, count_option, dumps, json_option, with_settings
+from supervisor.cli.common import Value, command, count_option, dumps, json_lines_option, with_settings
 from supervisor.values import Text
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ BOUND = Text(
 @count_option(text="At most N entries.  [default: all]")
 @click.option("--reverse", is_flag=True, help="Newest first.")
 @with_settings
-@json_option
+@json_lines_option
 def read(loaded: Loaded, stream: str, start: str, end: str, count: int | None, reverse: bool, as_json: bool) -> None:
     """Print the entries of a stream, handled or not. With --json one object on each line."""
     import asyncio

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import Value, command, count_option, json_option, talk, warn, with_settings
+from supervisor.cli.common import Value, command, count_option, json_lines_option, talk, warn, with_settings
 from supervisor.errors import UsageError
 from supervisor.values import Text
 
@@ -46,7 +46,7 @@ START = Text("$ or an entry id such as 0 or 1764000000000-0", r"\$|[0-9]+(-[0-9]
 )
 @count_option(text="Exit after N entries.")
 @with_settings
-@json_option
+@json_lines_option
 def tail(loaded: Loaded, stream: str, start: str, count: int | None, as_json: bool) -> None:
     """Follow a stream until Ctrl-C. It waits while Redis is down, and misses nothing."""
     import asyncio

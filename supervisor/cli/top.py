@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import Value, command, config_option, count_option, dumps, json_option, load_settings_anyway
+from supervisor.cli.common import (
+    Value,
+    command,
+    config_option,
+    count_option,
+    dumps,
+    json_lines_option,
+    load_settings_anyway,
+)
 from supervisor.cli.screen import commands_of, moved, view
 from supervisor.errors import EXIT_OK
 from supervisor.values import Duration
@@ -45,7 +53,7 @@ Look = tuple[dict[str, Any], dict[int, float], str]
 )
 @count_option(text="Exit after N updates.")
 @config_option
-@json_option
+@json_lines_option
 def top(interval_s: float, count: int | None, config: Path | None, as_json: bool) -> int:
     """Watch workers and groups until q or Ctrl-C; arrows and PgUp, PgDn scroll.
 

@@ -23,7 +23,7 @@ from supervisor.keeper.lease import RENEW_S, drop, take
 from supervisor.keeper.reaper import Reaper
 from supervisor.keeper.trimmer import Trimmer
 from supervisor.keys import consumer_name, isolated_key, pool_id, replay_key
-from supervisor.log import FaultLog, service_logger
+from supervisor.log import FaultLog, outage_turn, service_logger
 from supervisor.settings.model import Settings
 from supervisor.settings.paths import redis_url
 from supervisor.shared_state import HeaderField, SharedState
@@ -69,7 +69,7 @@ class Keeper:
         self._shared = shared
         self._token = token
         self._log = service_logger(settings, "keeper")
-        self._faults = FaultLog(self._log)
+        self._faults = FaultLog(self._log, outage_turn(shared))
         self._reaper = Reaper(self._redis, self._pool, token, shared, self._groups, self._log)
         self._reaper.foreign_after_s = settings.consumer.claim_foreign_after_s
         self._trimmer = Trimmer(self._redis, settings, token, self._groups, self._log)

@@ -18,7 +18,7 @@ import uvloop
 
 from supervisor.errors import EXIT_FAILED, EXIT_OK, WORKER_CONFIG, HandlerError
 from supervisor.keys import consumer_name, pool_id
-from supervisor.log import FaultLog, log_records, worker_logger
+from supervisor.log import FaultLog, log_records, outage_turn, worker_logger
 from supervisor.shared_state import HeaderField, SlotField, WorkerState
 from supervisor.worker.lifespans import LifespanFailedError, WorkerLifespans
 from supervisor.worker.runner import begin_process, message_fields
@@ -76,7 +76,7 @@ async def _main(
 ) -> int:
     pool = pool_id(settings.pool.host, settings.pool.name)
     fields = shared.slot(slot)
-    faults = FaultLog(worker_logger(settings, slot))
+    faults = FaultLog(worker_logger(settings, slot), outage_turn(shared))
     runtime = Runtime(settings, specs, fields, consumer_name(pool, slot), faults, burst=burst, crash=crash)
     beat = Beat(shared, slot, runtime)
     loop = asyncio.get_running_loop()

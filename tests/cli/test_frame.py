@@ -280,3 +280,17 @@ def test_version_names_what_matters(tmp_path: Path) -> None:
     assert set(found) == {"supervisor", "python", "redis-py", "hiredis", "uvloop", "message-path"}
     assert found["message-path"] == compiled.describe()
     assert found["python"].startswith(f"{sys.version_info.major}.{sys.version_info.minor}")
+
+
+def test_json_is_one_document_or_one_object_per_line() -> None:
+    lines = {"top", "tail", "read", "dead list", "dead replay", "dead drop"}
+    context, found = click.Context(cli), {}
+    for name in COMMANDS:
+        group = cli.get_command(context, name)
+        parts = group.commands.items() if isinstance(group, click.Group) else [("", group)]
+        for part, command in parts:
+            for option in command.params:
+                if "--json" in option.opts and getattr(option, "is_flag", False):
+                    found[f"{name} {part}".strip()] = option.help
+    assert {name for name, text in found.items() if "per line" in text} == lines
+    assert {text for name, text in found.items() if name not in lines} == {"Print one JSON document."}

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import select
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -230,3 +232,17 @@ def test_40_stderr_epipe(
     status = pool.wait_ready()
     assert status["pid"] == arbiter and not set(before.values()) & set(pool.pids().values())
     check_alive(pool, redis_server.sync(), bound, "pipes closed and restarted")
+
+
+def test_an_outage_of_redis_has_a_headline(start_pool: StartPool, redis_server: Any) -> None:
+    pool = start_pool(WORDS, redis_url=redis_server.url, workers=4)
+    redis_server.kill()
+    [line] = eventually(lambda: pool.events("Redis unavailable"))
+    assert line["level"] == "error" and 1 <= line["workers"] <= line["of"] == 4
+    eventually(lambda: [line for line in pool.events("can't read") if line.get("repeated")], 20)
+    reasons = [line for name in ("can't read", "can't settle", "can't renew the lease") for line in pool.events(name)]
+    times = sorted(datetime.fromisoformat(line["timestamp"]) for line in reasons)
+    assert all((later - earlier).total_seconds() > 4.5 for earlier, later in itertools.pairwise(times))
+    redis_server.start()
+    assert eventually(lambda: pool.events("Redis available"))[0]["outage_s"] > 1
+    assert len(pool.events("Redis unavailable")) == 1

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor import log
-from supervisor.log import QUIET_S, FaultLog
+from supervisor.log import QUIET_S, FaultLog, outage_turn
+from supervisor.shared_state import SharedState
 
 OPERATIONS: tuple[dict[str, Any], ...] = (
     {"event": "can't settle"},
@@ -69,6 +70,19 @@ def test_an_outage_of_redis_is_one_line(clock: Clock) -> None:
         faults.resolved(**operation)
         faults.resolved(**operation)
     assert lines.lines[2:] == [{"event": "works again", "what": THIRD, "reasons": None}]
+
+
+def test_one_process_of_a_pool_logs_an_outage_at_a_time() -> None:
+    shared, processes = SharedState(), []
+    for _ in range(8):
+        lines = Lines()
+        processes.append((lines, FaultLog(lines, outage_turn(shared))))
+    for _, faults in processes:
+        faults.redis(error=ConnectionError("gone"), **OPERATIONS[0])
+    assert [len(lines.lines) for lines, _ in processes] == [1, 0, 0, 0, 0, 0, 0, 0]
+    for _, faults in processes:
+        faults.resolved(**OPERATIONS[0])
+    assert [len(lines.lines) for lines, _ in processes] == [2, 0, 0, 0, 0, 0, 0, 0], "the end is logged by the same one"
 
 
 def test_a_cause_known_only_later_is_logged_at_the_end(clock: Clock) -> None:
