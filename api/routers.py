@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, Match
 
 from supervisor.errors import HandlerError
 from supervisor.handling.discovery import declarations_in
-from supervisor.handling.loader import import_module_of, make_importable
+from supervisor.handling.imports import import_module_of, make_importable
 from supervisor.handling.router_check import no_router, router_setting
 from supervisor.settings.load import Loaded
 

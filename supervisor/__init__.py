@@ -24,6 +24,7 @@ from supervisor.errors import (
 )
 
 if TYPE_CHECKING:
+    from supervisor.handling.middleware import Next, NextBatch
     from supervisor.handling.registry import handler
     from supervisor.handling.worker_lifespan import worker_lifespan
     from supervisor.messages import BatchError, DecodeError, Message, Reject, Retry
@@ -38,6 +39,8 @@ __all__ = [
     "HandlerTimeoutError",
     "IdempotencyError",
     "Message",
+    "Next",
+    "NextBatch",
     "PublishError",
     "PublishRefusedError",
     "PublishUnknownError",
@@ -56,6 +59,7 @@ __all__ = [
 #: Imported at their first use: `supervisor --help` needs neither pydantic nor redis-py.
 _LAZY = {
     **dict.fromkeys(("BatchError", "DecodeError", "Message", "Reject", "Retry"), "supervisor.messages"),
+    **dict.fromkeys(("Next", "NextBatch"), "supervisor.handling.middleware"),
     "handler": "supervisor.handling.registry",
     "worker_lifespan": "supervisor.handling.worker_lifespan",
     "Publisher": "supervisor.publisher",

@@ -90,7 +90,7 @@ def lifespan(
 
         loaded = _load(config, redis_url)
         settings = loaded.settings
-        specs = specs_of(settings, handlers) if handlers else load_handlers(settings, loaded.root)
+        specs = specs_of(settings, handlers) if handlers else load_handlers(settings, loaded.root, loaded.origins)
         redis = client(settings.redis.url, connect_timeout_s=settings.redis.connect_timeout_s)
         running = AppConsumers(settings, specs, consumers, name)
         async with Publisher(settings.redis.url) as publisher, aclosing(redis):

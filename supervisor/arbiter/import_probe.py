@@ -82,7 +82,7 @@ def _outline(told: dict[str, Any]) -> HandlerSpec:
     """Return what is known of a handler without its code."""
     options = Options(**told["options"])
     lifespans = tuple(Lifespan(name, where, _not_here) for name, where in told["lifespans"])
-    known = {"options": options, "lifespans": lifespans, "function": _not_here, "decode": _not_here}
+    known = {"middleware": (), "options": options, "lifespans": lifespans, "function": _not_here, "decode": _not_here}
     return HandlerSpec(**{**told, **known})
 
 
@@ -93,6 +93,7 @@ def _not_here(*_: object) -> Any:
 def _told(spec: HandlerSpec) -> dict[str, Any]:
     told = {field.name: getattr(spec, field.name) for field in fields(spec)}
     lifespans = [(lifespan.name, lifespan.where) for lifespan in spec.lifespans]
+    told["middleware"] = ()
     return {**told, "options": asdict(spec.options), "lifespans": lifespans, "function": None, "decode": None}
 
 
@@ -107,7 +108,7 @@ def _run(loaded: Loaded, out_fd: int) -> NoReturn:
         trace = ImportTrace(loaded.root)
         began_s, before_kb = time.perf_counter(), _memory_kb()
         with trace:
-            specs = load_handlers(loaded.settings, loaded.root)
+            specs = load_handlers(loaded.settings, loaded.root, loaded.origins)
         report = {
             "specs": [_told(spec) for spec in specs],
             "causes": [asdict(cause) for cause in trace.causes()],

@@ -68,7 +68,7 @@ def load(
         decided = examine(loaded)
         if not decided.preloaded:
             return decided
-    specs = load_handlers(loaded.settings, loaded.root)
+    specs = load_handlers(loaded.settings, loaded.root, loaded.origins)
     try:
         fork.check_safe(own_sockets)
         fork.check_no_event_loop()

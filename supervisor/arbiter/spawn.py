@@ -125,7 +125,7 @@ class Spawner:
     def _import(self, slot: int) -> Specs:
         """In a worker: import the handlers as they are now. Ends the worker when that fails; it is tried again."""
         try:
-            return load_handlers(self.loaded.settings, self.loaded.root)
+            return load_handlers(self.loaded.settings, self.loaded.root, self.loaded.origins)
         except HandlerError as error:
             worker_logger(self.loaded.settings, slot).error("worker can't start", error=str(error))
             self.shared.slot(slot).set(SlotField.EXIT_CODE, 1 + EXIT_FAILED)

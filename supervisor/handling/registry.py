@@ -17,13 +17,16 @@ from typing_extensions import Unpack
 
 from supervisor.core.options import HANDLER_OPTIONS
 from supervisor.errors import HandlerError
+from supervisor.handling.middleware import Middleware, read_middleware
 from supervisor.settings.model import HandlerOptions
 from supervisor.text import did_you_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import FrameType
 
     from supervisor.handling.handler_types import Declare
+    from supervisor.handling.middleware import AnyMiddleware
 
 #: The attribute of a function with its declarations.
 ATTRIBUTE = "__supervisor_handlers__"
@@ -54,13 +57,17 @@ class Declaration:
     stream: str
     group: str
     options: DeclaredOptions
+    #: Around this handler, the outermost first.
+    middleware: tuple[Middleware, ...]
     #: `file:line` of the decorator.
     where: str
     #: `class X` or `function x` around the decorator; empty at the top of a module.
     scope: str = ""
 
 
-def handler(stream: str, *, group: str, **options: Unpack[DeclaredOptions]) -> Declare:
+def handler(
+    stream: str, *, group: str, middleware: Sequence[AnyMiddleware] = (), **options: Unpack[DeclaredOptions]
+) -> Declare:
     """Declare that the function handles the messages of `stream` as a member of `group`.
 
     The annotation of the first parameter says what it gets: a pydantic model, a dataclass, a TypedDict,
@@ -68,6 +75,9 @@ def handler(stream: str, *, group: str, **options: Unpack[DeclaredOptions]) -> D
     `Message` (for batches `list[Message]`) gets the message as well. Returning means done; raising means retry with
     backoff, then dead letter. Options: max_deliveries, timeout_s, concurrency (per worker), batch_size,
     retry_base_s, retry_max_s, start ("0" or "$").
+
+    `middleware` are functions `async def timing(message: Message, call_next: Next) -> None` around this handler, inside
+    those that config.toml names for all; the first one is the outermost.
 
     The function may have decorators above and below `@handler`, if they use `functools.wraps`. It needs a name in its
     module: a method, or a function inside of another one, is refused.
@@ -81,7 +91,7 @@ def handler(stream: str, *, group: str, **options: Unpack[DeclaredOptions]) -> D
     if group in _RESERVED_GROUPS:
         raise HandlerError(f"{where}: group {group!r} is reserved; choose another name")
     _check_options(where, dict(options))
-    declaration = Declaration(stream, group, options, where, scope_of(caller))
+    declaration = Declaration(stream, group, options, _read_middleware(middleware, where), where, scope_of(caller))
     module = _module_frame(caller).f_globals
 
     def declare(function: Any) -> Any:
@@ -95,6 +105,12 @@ def handler(stream: str, *, group: str, **options: Unpack[DeclaredOptions]) -> D
         return function
 
     return declare
+
+
+def _read_middleware(given: object, where: str) -> tuple[Middleware, ...]:
+    if not isinstance(given, list | tuple):
+        raise HandlerError(f"{where}: middleware = {given!r} must be a list of functions")
+    return tuple(read_middleware(one, where) for one in given)
 
 
 def own_declarations(value: object) -> list[Declaration]:

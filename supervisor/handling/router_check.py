@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from supervisor.errors import HandlerError
-from supervisor.handling.loader import make_importable, missing_module
+from supervisor.handling.imports import make_importable, missing_module
 from supervisor.settings.load import Loaded
 from supervisor.text import did_you_mean
 

@@ -72,6 +72,18 @@ def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
     return own
 
 
+def positional(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Return the parameters that can be given by their position."""
+    return [parameter for parameter in _parameters(function) if parameter.kind in _POSITIONAL]
+
+
+def annotation_of(function: Callable[..., Any], parameter: inspect.Parameter, where: str) -> object:
+    """Return what the parameter is annotated with; `Parameter.empty` without an annotation. Raises HandlerError."""
+    if parameter.annotation is parameter.empty:
+        return parameter.empty
+    return _without_none(_resolved(function, parameter, where))
+
+
 def name_of(function: Callable[..., Any]) -> str:
     """Return `module.function`, as logs and dead letters name a handler."""
     named = function if hasattr(function, "__qualname__") else list(_layers(function))[-1]

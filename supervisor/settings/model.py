@@ -25,6 +25,10 @@ ROUTER = Text(
     'a module and the name of a router in it, such as "handlers.http:router"',
     r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*",
 )
+MIDDLEWARE = Text(
+    'a module and the name of a function in it, such as "handlers.middleware:timing"',
+    r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*",
+)
 
 
 class FilePath(Kind):
@@ -187,6 +191,8 @@ class Settings(Section):
 
     #: Handler modules; a package means all its modules.
     handlers: list[str] = setting(ListOf(Text(), '["handlers"]'), factory=lambda: ["handlers"])
+    #: Functions around the call of every handler, the outermost first.
+    middleware: list[str] = setting(ListOf(MIDDLEWARE, '["handlers.middleware:timing"]'), factory=list)
     #: Control socket, lock and the embedded Redis.
     state_dir: Path = setting(FilePath(), Path(".supervisor"))
     redis: RedisSettings = table(RedisSettings)

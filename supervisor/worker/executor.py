@@ -14,14 +14,15 @@ from collections import deque
 from contextvars import copy_context
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from supervisor.core.batch_results import batch_results, unreadable
 from supervisor.core.pace import SLOW_SHARE
 from supervisor.errors import HandlerTimeoutError
 from supervisor.handling.decode import as_message
+from supervisor.handling.middleware import compose
 from supervisor.shared_state import MarksOwner, SlotField
-from supervisor.worker.batch_results import batch_results, unreadable
-from supervisor.worker.runner import Runner, register
+from supervisor.worker.runner import Runner, current_runner, register
 from supervisor.worker.thread_calls import HeldBackError, ThreadCalls
 
 if TYPE_CHECKING:
@@ -74,6 +75,9 @@ class Executor:
         self._watch: asyncio.TimerHandle | None = None
         self._aborting = False
         self._context = copy_context()
+        function = spec.function if spec.is_async else self._in_thread
+        #: Awaited with a message or a batch: middleware, decoding and the handler.
+        self._call = compose(spec.middleware, spec.decode, function, batch=spec.batch)
         self._submitted = 0
         self._counted = 0
         self.step_max_s = min(STEP_MAX_S, spec.options.hold_ms / 1000 * SLOW_SHARE)
@@ -221,6 +225,8 @@ class Executor:
         """Run what is ready, one message at a time; False when the runner has to end."""
         ready, handle, context = self._ready, self._spec.function, copy_context()
         decode = None if self._spec.decode is as_message else self._spec.decode
+        if self._spec.middleware:
+            handle, decode = self._call, None
         before_s = monotonic()
         while ready:
             runner.in_hand = message = ready.popleft()
@@ -257,7 +263,7 @@ class Executor:
             runner.in_hand = unit = [ready.popleft() for _ in range(min(self._unit, len(ready)))]
             size, before_s = len(unit), monotonic()
             try:
-                await self._call(runner, unit)
+                await self._run_unit(unit)
             except HeldBackError:
                 self._submitted -= size  # the worker stops in a pause: they stay pending
                 runner.finished()
@@ -283,27 +289,15 @@ class Executor:
             self._yielding -= 1
             self._advance_soon()
 
-    async def _call(self, runner: Runner, unit: list[Message]) -> None:
-        spec = self._spec
-        arguments = []
-        for message in list(unit):
-            try:
-                arguments.append(spec.decode(message))
-            except BaseException as error:
-                if not spec.batch or isinstance(error, asyncio.CancelledError | GeneratorExit):
-                    raise
-                unit.remove(message)
-                self._failures.failed(message, error)
-        if not arguments:
-            return
-        argument = arguments if spec.batch else arguments[0]
-        if spec.is_async:
-            await spec.function(argument)
-        else:
-            runner.started_s = inf  # its time begins when a thread is free
-            await self.threads.run(spec.function, argument, runner.began)
+    async def _run_unit(self, unit: list[Message]) -> None:
+        await self._call(unit if self._spec.batch else unit[0])
         for message in unit:
             self._done(message)
+
+    async def _in_thread(self, argument: Any) -> None:
+        runner = current_runner()
+        runner.started_s = inf
+        await self.threads.run(self._spec.function, argument, runner.began)
 
     def _failed(self, runner: Runner, error: BaseException) -> bool:
         """Settle what is in hand by what its handler raised; False when the runner has to end. Raises when aborting."""

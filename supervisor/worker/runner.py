@@ -134,6 +134,14 @@ class Runner(Coroutine[Any, Any, None]):
 _current: ContextVar[Runner | None] = ContextVar("runner", default=None)
 
 
+def current_runner() -> Runner:
+    """Return the runner that the caller runs in, also in tasks that a handler started."""
+    runner = _current.get()
+    if runner is None:
+        raise RuntimeError("no handler runs here")
+    return runner
+
+
 def message_fields() -> dict[str, Any]:
     """Return what names the message that the caller handles, for a line of the log."""
     runner = _current.get()

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from supervisor.worker.run_control import RunControl
 
 
-class HeldBackError(Exception):
-    """The call has not begun, because the pool is paused."""
+class HeldBackError(BaseException):
+    """The call has not begun, because the pool is paused. No Exception, since middleware may catch those."""
 
 
 class ThreadCalls:
