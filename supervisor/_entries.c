@@ -215,7 +215,7 @@ name_of(State *state, const char *text, Py_ssize_t length)
 
 /* -- Delivery ----------------------------------------------------------------------------------------------------- */
 
-/* It is not tracked by the garbage collector: it refers to nothing that refers to messages. */
+/* The garbage collector does not look into it: it refers to nothing that refers to messages. */
 typedef struct {
     PyObject_HEAD
     PyObject *origin;
@@ -387,7 +387,9 @@ entries_of(State *state, PyObject *data, const char *reply, const Record *record
         Py_DECREF(self);
         return PyErr_NoMemory();
     }
-    memcpy(self->records, records, count * sizeof(Record));
+    if (count > 0) {
+        memcpy(self->records, records, count * sizeof(Record));
+    }
     self->count = count;
     return (PyObject *)self;
 }

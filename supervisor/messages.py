@@ -6,6 +6,7 @@ Returning means done. Raising means retry with backoff, then dead letter; `Retry
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from supervisor.delivery import Delivery
 from supervisor.errors import SupervisorError, UsageError
@@ -93,6 +94,10 @@ class Message(Delivery):
         except OverflowError:
             return _LAST
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy or pickle it as a message that a program made, which belongs to no worker."""
+        return _restored, (self.id, self.stream, self.group, list(self.flat), self.failures)
+
     def _not_utf8(self) -> "DecodeError":
         found = (not_utf8(name, value) for name, value in self.raw.items())
         error = next((one for one in found if one is not None), DecodeError("the message is not UTF-8"))
@@ -148,6 +153,12 @@ class BatchError(SupervisorError):
             if not isinstance(error, BaseException):
                 raise UsageError(f"BatchError: the value for {message_id!r} must be an exception, not {error!r}")
         self.failed = dict(failed)
+
+
+def _restored(message_id: str, stream: str, group: str, flat: list[bytes], failures: int) -> Message:
+    message = Message(message_id, stream, group, deliveries=failures + 1)
+    message.flat = flat
+    return message
 
 
 def not_utf8(name: bytes, value: bytes) -> DecodeError | None:

@@ -1,5 +1,7 @@
 """The compiled reader returns what hiredis does, and both forms of a message hold the same."""
 
+import copy
+import pickle
 import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,8 +10,10 @@ import hiredis
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from redis.asyncio.connection import DefaultParser
 
 from supervisor import compiled
+from supervisor.broker.entry_parser import EntryParser
 from supervisor.delivery import PythonDelivery
 from supervisor.messages import DecodeError, Message
 
@@ -290,3 +294,25 @@ def test_a_message_made_by_a_program_has_what_it_was_given() -> None:
 @example(["XACK", b"", "ä", 10**20, -1, b"\r\n" * 600])
 def test_commands_are_packed_as_hiredis_packs_them(arguments: list[Any]) -> None:
     assert compiled.entries.pack_command(tuple(arguments)) == hiredis.pack_command(tuple(arguments))  # type: ignore[arg-type]
+
+
+def test_a_message_can_be_copied_and_pickled() -> None:
+    message = Message.from_reply(Message("1-1", "stream", "group"), [(b"5-1", [b"a", b"\xff"])])[0]  # type: ignore[arg-type]
+    message.failures = 2
+    for same in (copy.copy(message), pickle.loads(pickle.dumps(message))):
+        assert (same.id, same.stream, same.group, same.deliveries) == ("5-1", "stream", "group", 3)
+        assert same.raw == {b"a": b"\xff"} and not same.recorded
+
+
+@needs_compiled
+def test_a_reader_of_another_redis_py_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(DefaultParser, "on_connect", lambda parser, reader: setattr(parser, "_reader", reader))
+    for reader in (plain_reader(), object()):
+        parser = EntryParser(1)
+        parser.on_connect(reader)
+        made.append(type(parser._reader).__name__)
+    assert made == ["Reader", "object"]
+    parser = EntryParser(1)
+    parser.on_connect(plain_reader())
+    assert isinstance(parser._reader, compiled.entries.Reader)
