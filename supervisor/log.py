@@ -112,9 +112,13 @@ def log_records(settings: Settings, log: Any, fields: Callable[[], dict[str, Any
     level = logging.getLevelNamesMapping()[settings.log.level.upper()]
     # Python uses this handler where no other one was configured, also when that happens later.
     logging.lastResort = _RecordHandler(log, level, fields)
+
+
+def lower_log_level(settings: Settings) -> None:
+    """Let `logging` take records from `[log] level` on, unless the project, which was imported, has configured it."""
     root = logging.getLogger()
     if root.level == logging.WARNING and not _is_logging_configured():
-        root.setLevel(level)
+        root.setLevel(logging.getLevelNamesMapping()[settings.log.level.upper()])
 
 
 def _is_logging_configured() -> bool:

@@ -11,11 +11,11 @@ from typing import Any
 import supervisor
 from supervisor.arbiter import embedded_redis, fork
 from supervisor.arbiter.http_listener import HttpListener
-from supervisor.arbiter.locks import lock_slot
+from supervisor.arbiter.locks import lock_slot, unusable
 from supervisor.arbiter.outputs import Outputs
 from supervisor.arbiter.stack_dumps import StackDumps
 from supervisor.core.outcome import Crash
-from supervisor.errors import EXIT_FAILED, HandlerError
+from supervisor.errors import EXIT_FAILED, WORKER_TEMPFAIL, HandlerError
 from supervisor.handling.loader import HandlerSpec, load_handlers
 from supervisor.keys import consumer_name, pool_id
 from supervisor.log import exported_stderr, worker_logger
@@ -115,12 +115,23 @@ class Spawner:
         settings = self.loaded.settings
 
         def body() -> int:
-            lock_slot(pool_paths(settings), slot)
+            self._lock(slot)
             specs = self.specs if self.preloaded else self._import(slot)
             return self.entry_points.worker(settings, specs, self.shared, slot, self.burst, crash)
 
         name = consumer_name(pool_id(settings.pool.host, settings.pool.name), slot)
         return self.fork(worker_name(slot), body, slot=slot, worker=name)
+
+    def _lock(self, slot: int) -> None:
+        """In a worker: lock its slot. Ends the worker when that fails (on a full disk); it is tried again."""
+        paths = pool_paths(self.loaded.settings)
+        try:
+            lock_slot(paths, slot)
+        except OSError as error:
+            log = worker_logger(self.loaded.settings, slot)
+            log.error("worker can't start", error=str(unusable(paths.slots, error)))
+            self.shared.slot(slot).set(SlotField.EXIT_CODE, 1 + WORKER_TEMPFAIL)
+            raise SystemExit(WORKER_TEMPFAIL) from None
 
     def _import(self, slot: int) -> Specs:
         """In a worker: import the handlers as they are now. Ends the worker when that fails; it is tried again."""

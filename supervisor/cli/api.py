@@ -58,7 +58,7 @@ def serve(loaded: Loaded) -> int:
     import uvicorn.protocols.websockets.auto
 
     from supervisor.http_bind import check_bind, inherited_socket, listen
-    from supervisor.log import log_records, service_logger
+    from supervisor.log import log_records, lower_log_level, service_logger
     from supervisor.standard_streams import replace_text_streams
 
     check_bind(loaded.settings)
@@ -76,6 +76,7 @@ def serve(loaded: Loaded) -> int:
     service_logger(loaded.settings, "api").info("listening", url=f"http://{loaded.settings.api.bind}")
     replace_text_streams()
     log_records(loaded.settings, service_logger(loaded.settings, "api"))
+    lower_log_level(loaded.settings)
     uvicorn_log = logging.getLogger("uvicorn")
     uvicorn_log.setLevel(logging.DEBUG if loaded.settings.log.level == "debug" else logging.WARNING)
     # uvicorn raises the signal again after its shutdown; the exit code must be 0 then.

@@ -18,7 +18,7 @@ import uvloop
 
 from supervisor.errors import EXIT_FAILED, EXIT_OK, WORKER_CONFIG, HandlerError
 from supervisor.keys import consumer_name, pool_id
-from supervisor.log import FaultLog, log_records, outage_turn, worker_logger
+from supervisor.log import FaultLog, log_records, lower_log_level, outage_turn, worker_logger
 from supervisor.shared_state import HeaderField, SlotField, WorkerState
 from supervisor.worker.lifespans import LifespanFailedError, WorkerLifespans
 from supervisor.worker.runner import begin_process, message_fields
@@ -56,6 +56,7 @@ def run(
         worker_logger(settings, slot, worker=consumer_name(pool_id(settings.pool.host, settings.pool.name), slot)),
         message_fields,
     )
+    lower_log_level(settings)
     begin_process()
     gc.enable()
     gc.set_threshold(_GC_THRESHOLD, 10, 10)

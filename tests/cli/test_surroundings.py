@@ -16,6 +16,7 @@ from tests.cli.run import COMMAND, environment, run
 from tests.support.pool import Pool
 from tests.support.servers import AnyServer
 from tests.support.standins import HANDLERS, Standins
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
@@ -170,3 +171,14 @@ def ask_as_nobody(pool: Standins, *words: str) -> tuple[int, str, str]:
     )  # fmt: skip
     out, err = (text.partition("=====\n")[2] for text in (done.stdout, done.stderr))
     return done.returncode, out, err
+
+
+def test_a_slot_that_cannot_be_locked_is_named(start_pool: Callable[..., Pool], redis_url: str) -> None:
+    pool = start_pool(HANDLERS, redis_url=redis_url, workers=1)
+    (pool.paths.slots / "1.lock").mkdir()
+    pool.ask("scale", n=2)
+    [line, *_] = eventually(lambda: pool.events("worker can't start"))
+    assert line["slot"] == 1 and "state_dir" in line["error"] and "Is a directory" in line["error"]
+    (pool.paths.slots / "1.lock").rmdir()
+    assert len(pool.wait_ready()["workers"]) == 2
+    assert "Traceback" not in pool.output

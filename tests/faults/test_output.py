@@ -1,6 +1,10 @@
 """Handlers that print to outputs that are full or closed: no message fails or waits, and no worker dies."""
 
+import contextlib
 import json
+import os
+import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +13,7 @@ import pytest
 
 from tests.faults.test_log_faults import DROPPED, LogPipe
 from tests.support.faults import Watch
-from tests.support.pool import PROGRAM, Pool
+from tests.support.pool import MARK, PROGRAM, Pool
 from tests.support.recording import RECORD, seen
 from tests.support.waiting import eventually
 
@@ -108,6 +112,26 @@ def test_pipes_that_nobody_reads(pipes: list[LogPipe], start_pool: StartPool, wa
     check_handled_again(pool, redis_server.sync())
 
 
+@pytest.mark.parametrize("kind", ["socket", "terminal", "closed terminal"])
+def test_other_readers_that_do_not_read(tmp_path: Path, redis_server: Any, kind: str) -> None:
+    """A socket is what systemd gives a service; a terminal may be stopped (Ctrl-S) or gone."""
+    with contextlib.ExitStack() as stack:
+        pool = Pool(tmp_path / "project", HANDLERS, redis_url=redis_server.url)
+        ends = [end.detach() for end in socket.socketpair()] if kind == "socket" else list(os.openpty())
+        stack.callback(lambda: [os.close(fd) for fd in ends])
+        for name in ("out", "err"):
+            (pool.folder / name).touch()
+        pool.process = subprocess.Popen(
+            [*PROGRAM, *pool._words], cwd=pool.folder, env=pool._env | {MARK: pool._mark},
+            stdin=subprocess.DEVNULL, stdout=ends[1], stderr=ends[1], start_new_session=True,
+        )  # fmt: skip
+        stack.enter_context(pool)
+        pool.wait_ready()
+        while kind == "closed terminal" and ends:
+            os.close(ends.pop())
+        check_handled(pool, redis_server.sync())
+
+
 def check_handled_again(pool: Pool, redis: Any) -> None:
     before = seen(pool)["done"]
     redis.xadd("events", {"n": 0})
@@ -141,13 +165,16 @@ def test_lines_arrive_whole_with_the_name_of_their_worker(start_pool: StartPool,
     redis = redis_server.sync()
     for n in range(200):
         redis.xadd("events", {"n": n})
+    eventually(lambda: seen(pool)["done"] >= 100, 30, 0.1)
+    pids = set(pool.pids().values())
+    assert pool.command("restart", "--wait").returncode == 0  # the arbiter execs itself and reads on
     eventually(lambda: seen(pool)["done"] == 200, 30, 0.1)
-    pids = pool.pids()
+    pids |= set(pool.pids().values())
     assert pool.stop() == 0
     out = lines_of(pool, "out")
     assert len(out) == 4 * 200
     for line in out:
-        assert line["pid"] == pids[line["slot"]] and line["worker"].endswith(f":{line['slot']}")
+        assert line["pid"] in pids and line["worker"].endswith(f":{line['slot']}")
     texts = sorted(line["text"] for line in out if "text" in line)
     expected = [[f"printed {n} \u20ac to the end" + "." * 200, f"from sh {n}", "\\xff not UTF-8"] for n in range(200)]
     assert texts == sorted(text for three in expected for text in three)
@@ -229,3 +256,4 @@ def test_logging_that_the_project_configures_is_left_alone(
     printed = [line["text"] for line in pool.events("output")]
     assert ("MINE in a task" if "basicConfig" in configured else "in a task") in printed
     assert not pool.events("in a task")
+    assert not any("order 7" in text for text in printed), "the level stays Python's"
