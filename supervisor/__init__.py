@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from supervisor.handling.worker_lifespan import worker_lifespan
     from supervisor.messages import BatchError, DecodeError, Message, Reject, Retry
     from supervisor.publisher import Publisher
+    from supervisor.sync_publisher import SyncPublisher
 
 __all__ = [
     "BatchError",
@@ -49,6 +50,7 @@ __all__ = [
     "Reject",
     "Retry",
     "SupervisorError",
+    "SyncPublisher",
     "UsageError",
     "__version__",
     "context",
@@ -63,6 +65,7 @@ _LAZY = {
     "handler": "supervisor.handling.registry",
     "worker_lifespan": "supervisor.handling.worker_lifespan",
     "Publisher": "supervisor.publisher",
+    "SyncPublisher": "supervisor.sync_publisher",
 }
 
 

@@ -5,7 +5,9 @@ It gives a handler Redis, the project's settings and a folder for files, in a wo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import threading
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,8 @@ from supervisor.errors import UsageError
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
+
+    from supervisor.publisher import Publisher
 
 
 @dataclass(slots=True)
@@ -30,23 +34,57 @@ class Context:
     redis_url: str
     #: What the project's `@worker_lifespan` has yielded.
     state: Any = field(default_factory=dict)
-    _redis: Redis | None = field(default=None, repr=False)
+    _made: dict[tuple[str, Any], Any] = field(default_factory=dict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def redis(self) -> Redis:
-        """A client of the worker's Redis, made at its first use: bytes in and out, no retries."""
-        if self._redis is None:
-            # Not at the top: `import supervisor`, which every command does, would take 100 ms longer.
-            from supervisor.broker.connect import client
+        """A client of the worker's Redis, made at its first use: bytes in and out, no retries.
 
-            self._redis = client(self.redis_url)
-        return self._redis
+        In a coroutine it is `redis.asyncio.Redis`. A plain function, which runs in a thread, gets the blocking
+        `redis.Redis`, whose methods are the same without `await`.
+        """
+        # Not at the top: `import supervisor`, which every command does, would take 100 ms longer.
+        from supervisor.broker.blocking import blocking_client
+        from supervisor.broker.connect import client, running_loop
+
+        loop = running_loop()
+        found: Redis = self._once(
+            ("redis", loop), lambda: (blocking_client if loop is None else client)(self.redis_url)
+        )
+        return found
+
+    @property
+    def publisher(self) -> Publisher:
+        """A publisher to the worker's Redis, made at its first use.
+
+        In a coroutine it is a `Publisher`. A plain function gets a `SyncPublisher`, whose methods are the same
+        without `await`.
+        """
+        from supervisor.broker.connect import running_loop
+        from supervisor.publisher import Publisher
+        from supervisor.sync_publisher import SyncPublisher
+
+        kind: Any = SyncPublisher if running_loop() is None else Publisher
+        found: Publisher = self._once(("publisher", kind), lambda: kind(self.redis_url))
+        return found
 
     async def aclose(self) -> None:
-        """Close the client, if there is one."""
-        if self._redis is not None:
-            await self._redis.aclose()
-            self._redis = None
+        """Close what was made."""
+        with self._lock:
+            made, self._made = self._made, {}
+        own = asyncio.get_running_loop()
+        for (_, loop), one in made.items():
+            if loop is None or not hasattr(one, "aclose"):
+                await asyncio.to_thread(one.close)
+            elif loop is own or not isinstance(loop, asyncio.AbstractEventLoop):
+                await one.aclose()
+
+    def _once(self, key: tuple[str, Any], make: Callable[[], Any]) -> Any:
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = make()
+            return self._made[key]
 
 
 _current: ContextVar[Context] = ContextVar("supervisor_context")

@@ -5,9 +5,11 @@
 3. A publish never trims a stream: retention is the keeper's.
 """
 
+import asyncio
+import contextlib
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, Self
 
 from redis.asyncio import Redis
@@ -46,7 +48,8 @@ class PublishedBatch(NamedTuple):
 class Publisher:
     """Publishes to the streams of one Redis. `async with Publisher(url) as publisher: await publisher.publish(...)`.
 
-    Belongs to one event loop; all its tasks share one connection, in a cluster one to each node. Errors are
+    All tasks of an event loop share one connection, in a cluster one to each node. In another event loop (a second
+    `asyncio.run`, a loop in a thread) it connects anew. Without one, use `SyncPublisher`. Errors are
     PublishRefusedError (not stored), PublishUnknownError (the answer was lost) and EncodeError (the message can't be
     stored as fields).
     """
@@ -56,7 +59,11 @@ class Publisher:
 
         `connect_timeout_s` is a shorter limit for connecting.
         """
-        self._router = NodeRouter(redis, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s)
+        self._make: Callable[[], NodeRouter] = partial(
+            NodeRouter, redis, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s
+        )
+        self._make()  # a wrong URL is an error here, not at the first message
+        self._of_loops: dict[asyncio.AbstractEventLoop, tuple[NodeRouter, AsyncGenerator[None, None]]] = {}
         self._closed = False
 
     async def publish(self, stream: str, message: Any, *, key: str | None = None) -> Published:
@@ -112,13 +119,31 @@ class Publisher:
     async def aclose(self) -> None:
         """Wait for the publishes under way, then disconnect."""
         self._closed = True
-        await self._router.close()
+        own = asyncio.get_running_loop()
+        for loop, (_, closing) in list(self._of_loops.items()):
+            if loop is own:
+                await closing.aclose()
+            elif loop.is_running():
+                asyncio.run_coroutine_threadsafe(closing.aclose(), loop)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+    @property
+    def _router(self) -> NodeRouter:
+        loop = asyncio.get_running_loop()
+        found = self._of_loops.get(loop)
+        if found is None:
+            for other in [other for other in self._of_loops if other.is_closed()]:
+                del self._of_loops[other]
+            router = self._make()
+            found = self._of_loops[loop] = router, _closed_with_its_loop(router)
+            with contextlib.suppress(StopIteration):  # it runs up to its `yield`
+                anext(found[1]).__await__().send(None)
+        return found[0]
 
     async def _once(self, stream: str, messages: Sequence[Mapping[str, Value]], key: str) -> tuple[list[str], bool]:
         if not key or len(key.encode(errors="surrogatepass")) > KEY_BYTES_MAX:
@@ -144,6 +169,14 @@ class Publisher:
             raise UsageError(f"stream {stream!r}: not Unicode: {error.reason}") from None
         if not stream:
             raise UsageError("a stream's name must not be empty")
+
+
+async def _closed_with_its_loop(router: NodeRouter) -> AsyncGenerator[None, None]:
+    """Close the router when an event loop ends that nobody has closed the publisher in: it ends its generators."""
+    try:
+        yield
+    finally:
+        await router.close()
 
 
 @lru_cache(maxsize=64)

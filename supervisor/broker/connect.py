@@ -9,6 +9,7 @@ Retries are off because redis-py repeats writes whose answer was lost, and repea
 delivered (redis-py 8: ten retries by default).
 """
 
+import asyncio
 import os
 import re
 import socket
@@ -118,7 +119,7 @@ def client(url: str, *, timeout_s: float = 5.0, connect_timeout_s: float = 5.0) 
     For a cluster it is redis-py's RedisCluster, which has the same commands: all keys of a command must be in one
     slot. Raises ConfigError for a URL that redis-py does not understand.
     """
-    target = _target(url, connect_timeout_s)
+    target = _target(url, connect_timeout_s, running_loop())
     options = {**target.options, "socket_timeout": timeout_s}
     if isinstance(target.route, ClusterRoute):
         made = ClusterClient.of(target.nodes, options, tls=issubclass(target.kind, SSLConnection))
@@ -142,7 +143,7 @@ def connection(
 
     Each connect finds the server of `key`; with `at` it goes to that node of a cluster.
     """
-    target = _target(url, connect_timeout_s)
+    target = _target(url, connect_timeout_s, running_loop())
     # redis-py wraps each send in a Task when there is a timeout; a dead connection shows at the read.
     options = {**target.options, "socket_timeout": None, "parser_class": parser}
     if name:
@@ -156,13 +157,13 @@ def connection(
 
 def cluster(url: str, *, connect_timeout_s: float = 5.0) -> ClusterRoute | None:
     """Return the route of a cluster's URL, None for any other URL."""
-    route = _target(url, connect_timeout_s).route
+    route = _target(url, connect_timeout_s, running_loop()).route
     return route if isinstance(route, ClusterRoute) else None
 
 
 @lru_cache(maxsize=8)
-def _target(url: str, connect_timeout_s: float) -> _Target:
-    """Parse a URL; cached, so that all connections of a process share one route and its watcher."""
+def _target(url: str, connect_timeout_s: float, _loop: asyncio.AbstractEventLoop | None) -> _Target:
+    """Parse a URL; cached, so that all connections of an event loop share one route and its watcher."""
     try:
         parsed = parse(url)
     except ValueError as error:
@@ -220,10 +221,18 @@ def _refused(url: str, reason: object) -> ConfigError:
     return ConfigError(f"redis.url: {masked(url)!r}: {reason}")
 
 
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the event loop that runs in this thread."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 def check_url(url: str) -> None:
     """Raise ConfigError for a URL that `client` does not take; empty means the embedded server. Connects to nothing."""
     if url:
-        _target(url, 1.0)
+        _target(url, 1.0, None)
 
 
 async def describe(redis: RedisClient) -> Server:
