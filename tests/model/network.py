@@ -117,11 +117,11 @@ class Network:
         name = flat(command[0])
         if self.mode is Mode.LOADING and name != b"PING":
             raise BusyLoadingError("Redis is loading the dataset in memory")
+        if name == b"HINCRBY" and self.mode in (Mode.OOM, Mode.READONLY):
+            self.sender.pool.world.ghosts.forgive()  # a crash is not charged
         if self.mode is Mode.READONLY and name not in _READS:
             raise ReadOnlyError("You can't write against a read only replica.")
         if self.mode is Mode.OOM and (name in _NEED_MEMORY or _words(command) & _NEED_MEMORY):
-            if name == b"HINCRBY":
-                self.sender.pool.world.ghosts.forgive()  # a crash is not charged
             raise OutOfMemoryError("command not allowed when used memory > 'maxmemory'.")
 
 
