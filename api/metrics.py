@@ -18,6 +18,11 @@ _OF_GROUP = (
     ("supervisor_stream_retrying_messages", "Failed messages that wait for a retry.", "retrying"),
     ("supervisor_stream_oldest_seconds", "Age of the oldest unsettled message.", "oldest_s"),
     ("supervisor_dead_messages", "Dead letters.", "dead"),
+    (
+        "supervisor_stream_trimmed_unread_messages_total",
+        "Entries removed before the group read them.",
+        "trimmed_unread",
+    ),
 )
 #: name, help, key of a list in the status document
 _OF_POOL = (
@@ -72,7 +77,7 @@ def render(state: Mapping[str, Any]) -> str:
         lines += _family(name, kind, text, [({"slot": worker["slot"]}, worker.get(key)) for worker in workers])
     for name, text, key in _OF_GROUP:
         labels = [({"stream": group["stream"], "group": group["group"]}, group.get(key)) for group in groups]
-        lines += _family(name, "gauge", text, labels)
+        lines += _family(name, "counter" if name.endswith("_total") else "gauge", text, labels)
     for name, text, key in _OF_POOL:
         counts = {(one["stream"], one["group"]): one["workers"] for one in state.get(key, ())}
         pairs = [(group["stream"], group["group"]) for group in groups] if key in state else []

@@ -60,6 +60,11 @@ def isolated_key(stream: str, group: str) -> str:
     return f"{_stream_key(stream)}:{group}:alone"
 
 
+def trimmed_key(stream: str, group: str) -> str:
+    """A hash: how many entries were removed from the stream before the group read them (`trimmed_unread.lua`)."""
+    return f"{_stream_key(stream)}:{group}:trimmed"
+
+
 def retries_key(stream: str, group: str) -> str:
     """A hash: message id -> retry record (`core/retry_record.py`) of the messages that failed."""
     return f"{_stream_key(stream)}:{group}:retries"

@@ -47,7 +47,9 @@ async def collect(
         now_ms=await inspect.server_time_ms(redis),
     )
     names = sorted({*groups, *info.groups})
-    return entry, [await _facts(redis, entry, name, letters_max) for name in names]
+    found = [await _facts(redis, entry, name, letters_max) for name in names]
+    strangers = await inspect.foreign_consumers(redis, (facts.consumer for facts in found))
+    return entry, [replace(facts, foreign=facts.consumer in strangers) for facts in found]
 
 
 async def _facts(redis: Redis, entry: Entry, group: str, letters_max: int) -> GroupFacts:

@@ -6,18 +6,19 @@ LAG_COUNT_MAX and the lag is flagged as a lower bound.
 
 import contextlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from supervisor.broker.scripts import FIRST_COPIES, UNREAD
+from supervisor.broker.scripts import FIRST_COPIES, TRIMMED_UNREAD, UNREAD
 from supervisor.core.ids import parse_id
+from supervisor.core.reclaim import foreign, owner_of
 from supervisor.core.replayed_copy import origin_of
 from supervisor.core.retry_record import parse_retry
 from supervisor.errors import UsageError
-from supervisor.keys import REPLAY_CONSUMER, dead_key, replay_key, retries_key
+from supervisor.keys import POOLS_KEY, REPLAY_CONSUMER, dead_key, host_key, replay_key, retries_key, trimmed_key
 from supervisor.text import did_you_mean
 
 #: Unread entries that are counted at most where Redis does not know the lag: about 1 ms of the server's time.
@@ -61,6 +62,9 @@ class GroupInfo:
     #: Id of the oldest unsettled entry of the stream, which retention keeps; replayed messages do not count.
     oldest_id: str | None
     dead: int
+    #: Entries that were removed (MAXLEN, XTRIM, XDEL) before the group read them; None: the server can't tell, before
+    #: Redis 7.0.
+    trimmed_unread: int | None
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
@@ -80,6 +84,8 @@ class PendingInfo:
     attempts: int
     #: When the next run is due, Unix ms; None when no retry waits.
     next_due_ms: int | None
+    #: Its consumer belongs to no pool.
+    foreign: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
@@ -123,6 +129,30 @@ async def groups(redis: Redis, pairs: Iterable[tuple[str, str]]) -> list[GroupIn
     return [await _group(redis, infos[stream], members[stream] or [], group, now_ms) for stream, group in wanted]
 
 
+async def foreign_consumers(redis: Redis, names: Iterable[str]) -> set[str]:
+    """Return those of the consumers that belong to no pool, living or dead. Raises redis-py's errors."""
+    wanted = {name for name in names if name and name != REPLAY_CONSUMER}
+    if not wanted:
+        return set()
+    reply: Any = await redis.hkeys(POOLS_KEY)
+    found = set(foreign(wanted, "", {_text(name) for name in reply}))
+    for name in list(found):  # a pool that lives may not have written itself down yet
+        owner = owner_of(name)
+        if owner is not None and await redis.exists(host_key(owner[0])):
+            found.discard(name)
+    return found
+
+
+async def held_by_foreign(redis: Redis, stream: str, group: str) -> dict[str, int]:
+    """Return how many messages each consumer of no pool holds, of those that hold any. Raises redis-py's errors."""
+    try:
+        rows: Any = await redis.xinfo_consumers(stream, group)
+    except ResponseError:  # there is no such stream or group
+        return {}
+    held = {_text(row["name"]): row["pending"] for row in rows if row["pending"]}
+    return {name: held[name] for name in sorted(await foreign_consumers(redis, held))}
+
+
 async def server_time_ms(redis: Redis) -> int:
     """Return the server's clock, Unix ms. Raises redis-py's errors."""
     seconds, micros = await redis.time()
@@ -152,7 +182,9 @@ async def pending(redis: Redis, stream: str, group: str, count: int = 100) -> li
         hint = did_you_mean(group, known) or (f" (there are: {', '.join(known)})" if known else "")
         raise UsageError(f"stream {stream!r} has no group {group!r}{hint}") from None
     retries = await _retries(redis, stream, group, [row["message_id"] for row in rows])
-    return [*(_pending(row, retry) for row, retry in zip(rows, retries, strict=True)), *copies][:count]
+    found = [*(_pending(row, retry) for row, retry in zip(rows, retries, strict=True)), *copies][:count]
+    strangers = await foreign_consumers(redis, (one.consumer for one in found))
+    return [replace(one, foreign=one.consumer in strangers) for one in found]
 
 
 async def copies_of(redis: Redis, stream: str, group: str, count: int) -> list[tuple[bytes, bytes]]:
@@ -238,7 +270,20 @@ async def _group(redis: Redis, info: StreamInfo, members: list[dict[str, Any]], 
         oldest_s=age_s(oldest_of_both, now_ms) if oldest_of_both else None,
         oldest_id=oldest or None,
         dead=dead,
+        trimmed_unread=await trimmed_unread(redis, stream, group),
     )
+
+
+async def trimmed_unread(redis: Redis, stream: str, group: str, *, keep: bool = False) -> int | None:
+    """Return how many entries were removed before the group read them; None when the server can't tell.
+
+    With `keep` the record in Redis is brought up to date: some servers forget it when the group reads on. Raises
+    redis-py's errors.
+    """
+    record = trimmed_key(stream, group)
+    script, flag = TRIMMED_UNREAD.text, "1" if keep else ""
+    count: int = await redis.eval(script, 3, stream, record, f"{record}:probe", group, flag)
+    return count if count >= 0 else None
 
 
 async def _unread(redis: Redis, info: StreamInfo, member: dict[str, Any] | None, last: str) -> tuple[int, bool, str]:

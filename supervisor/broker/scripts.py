@@ -64,4 +64,5 @@ REPLAY = _script("replay", ORIGIN=ORIGIN, FIELD_PREFIX=FIELD_PREFIX.decode())
 # Looking.
 ENTRY_FACTS = _script("entry_facts")
 UNREAD = _script("unread")
+TRIMMED_UNREAD = _script("trimmed_unread")
 FIRST_COPIES = _script("first_copies")

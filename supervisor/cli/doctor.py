@@ -20,6 +20,7 @@ import click
 from supervisor import compiled
 from supervisor.cli.common import command, config_option, dumps, json_option, load_settings
 from supervisor.errors import EXIT_FAILED, EXIT_OK, ConfigError, HandlerError, SupervisorError
+from supervisor.text import counted
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -211,6 +212,8 @@ async def _server(settings: Settings, redis: Redis, pairs: list[tuple[str, str]]
         yield finding
     async for finding in _held(settings, redis, pairs):
         yield finding
+    async for finding in _foreign(settings, redis, pairs):
+        yield finding
 
 
 def _connections(settings: Settings, clients: dict[str, Any], handlers: int) -> Finding:
@@ -226,7 +229,7 @@ def _connections(settings: Settings, clients: dict[str, Any], handlers: int) -> 
 
 async def _groups(redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[Finding]:
     from supervisor.broker.inspect import groups
-    from supervisor.cli.status import dead_command
+    from supervisor.cli.status import dead_command, trimmed_text
     from supervisor.cli.tables import lag_text
     from supervisor.text import duration_text
 
@@ -245,6 +248,26 @@ async def _groups(redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[F
             yield Finding(WARN, text, f"to list them: {dead_command(info.stream, info.group)}")
         else:
             yield Finding(OK, text)
+        if info.trimmed_unread:
+            remedy = (
+                "give XADD of the producers a larger MAXLEN or none; max_length of this pool removes nothing unread"
+            )
+            yield Finding(WARN, trimmed_text(info.as_dict()), remedy)
+
+
+async def _foreign(settings: Settings, redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[Finding]:
+    """Find messages that a consumer of another program holds."""
+    from supervisor.broker.inspect import held_by_foreign
+    from supervisor.core.reclaim import foreign_text
+
+    claim_after_s = settings.consumer.claim_foreign_after_s
+    for stream, group in pairs:
+        for consumer, count in (await held_by_foreign(redis, stream, group)).items():
+            yield Finding(
+                WARN,
+                f"{stream} / {group}: {counted(count, 'message')} held by {consumer}, which belongs to no pool",
+                foreign_text(claim_after_s),
+            )
 
 
 async def _held(settings: Settings, redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[Finding]:

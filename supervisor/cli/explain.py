@@ -12,6 +12,7 @@ from supervisor.cli.common import ID, command, dumps, json_option, talk, with_se
 from supervisor.cli.tables import table_text
 from supervisor.core.entry_fate import Entry, GroupFacts, Presence, Verdict
 from supervisor.core.entry_fate import explain as judge
+from supervisor.core.reclaim import foreign_text
 from supervisor.errors import EXIT_FAILED, EXIT_OK, HandlerError
 from supervisor.keys import REPLAY_CONSUMER
 from supervisor.text import counted, duration_text
@@ -47,6 +48,9 @@ def explain(loaded: Loaded, id_: str, stream: str | None, as_json: bool) -> int:
         known = [verdict for verdict in found if verdict.known] or found
         click.echo("\n\n".join(map(_text, known)))
         _hint_at_letters(known)
+        if strangers := {one.facts.consumer for verdict in known for one in verdict.groups if one.facts.foreign}:
+            claim_after_s = loaded.settings.consumer.claim_foreign_after_s
+            talk(f"messages of {', '.join(sorted(strangers))}: {foreign_text(claim_after_s)}")
     return EXIT_OK if any(verdict.known for verdict in found) else EXIT_FAILED
 
 
@@ -98,7 +102,8 @@ def _details(entry: Entry, facts: GroupFacts) -> str:
     if facts.consumer == REPLAY_CONSUMER:
         found.append("no worker has read it yet")
     elif facts.consumer:
-        found.append(f"with {facts.consumer} for {duration_text(facts.idle_ms / 1000)}")
+        whose = " (a consumer of no pool)" if facts.foreign else ""
+        found.append(f"with {facts.consumer}{whose} for {duration_text(facts.idle_ms / 1000)}")
         found += [f"{counted(facts.attempts, 'attempt')} failed"] if facts.attempts else []
         due_s = ((facts.next_due_ms or 0) - entry.now_ms) / 1000
         found += [f"next attempt in {duration_text(due_s)}"] if due_s > 0 else []

@@ -78,7 +78,23 @@ def head_lines(found: dict[str, Any]) -> list[str]:
     lines += _operations(found.get("operation"), found.get("last_operation"))
     if since := found.get("paused_since"):
         lines.append(_line("paused", f"since {since}: no message is started until `supervisor resume`"))
-    return "\n".join([*lines, *_late_acks(found["workers"])]).split("\n")
+    return "\n".join([*lines, *_late_acks(found["workers"]), *_trimmed(found["groups"])]).split("\n")
+
+
+def _trimmed(groups: Sequence[dict[str, Any]]) -> list[str]:
+    """Report entries that somebody removed before a group read them."""
+    return [
+        _line("trimmed", f"{trimmed_text(group)}; is a producer's MAXLEN too small?")
+        for group in groups
+        if group.get("trimmed_unread")
+    ]
+
+
+def trimmed_text(group: dict[str, Any]) -> str:
+    """Describe the entries that a group will never get."""
+    count = group["trimmed_unread"]
+    entries = "1 entry" if count == 1 else f"{count:,} entries"
+    return f"{entries} of {group['stream']} removed before group {group['group']} read them"
 
 
 def _line(label: str, text: str) -> str:

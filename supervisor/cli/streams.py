@@ -100,6 +100,12 @@ def pending(loaded: Loaded, stream: str, group: str, count: int, as_json: bool) 
         talk("nothing is pending")
         return
     _print_pending(found)
+    if strangers := sorted({item["consumer"] for item in found if item["foreign"]}):
+        from supervisor.core.reclaim import foreign_text
+
+        talk(
+            f"{', '.join(strangers)} belongs to no pool: {foreign_text(loaded.settings.consumer.claim_foreign_after_s)}"
+        )
     if len(found) == count:
         talk(f"the first {count}; --count shows more")
 

@@ -82,6 +82,8 @@ class GroupFacts:
     #: The consumer that holds it; "" when it is not pending.
     consumer: str = ""
     idle_ms: int = 0
+    #: That consumer belongs to no pool.
+    foreign: bool = False
     #: As Redis counts.
     deliveries: int = 0
     #: From its retry record: failed handler runs, and when the next one is due.

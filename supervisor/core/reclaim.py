@@ -43,3 +43,12 @@ def foreign(consumers: Iterable[str], own_pool: str, known_pools: Set[str]) -> l
         if owner is None or owner[0] not in known_pools | {own_pool}:
             found.append(name)
     return found
+
+
+def foreign_text(claim_after_s: float) -> str:
+    """Describe what becomes of messages that a consumer of no pool holds, by `claim_foreign_after_s`."""
+    if claim_after_s:
+        text = f"they are given to the workers when it has held them for {claim_after_s:g} s"
+    else:
+        text = "they stay with it, since 0 means never; a time in seconds has them given to the workers after that"
+    return f"no pool knows whether that program is alive; {text} ([consumer] claim_foreign_after_s = {claim_after_s:g})"

@@ -13,17 +13,18 @@ import time
 from collections.abc import Sequence
 
 import uvloop
+from redis.exceptions import ResponseError
 
 from supervisor.broker import inspect
 from supervisor.broker.connect import client
-from supervisor.broker.redis_errors import REDIS_FAULTS
+from supervisor.broker.redis_errors import REDIS_FAULTS, is_transient
 from supervisor.errors import EXIT_OK
 from supervisor.handling.loader import HandlerSpec
 from supervisor.keeper.lease import RENEW_S, drop, take
 from supervisor.keeper.reaper import Reaper
 from supervisor.keeper.trimmer import Trimmer
 from supervisor.keys import consumer_name, isolated_key, pool_id, replay_key
-from supervisor.log import FaultLog, outage_turn, service_logger
+from supervisor.log import FaultLog, Limiter, outage_turn, service_logger
 from supervisor.settings.model import Settings
 from supervisor.settings.paths import redis_url
 from supervisor.shared_state import HeaderField, SharedState
@@ -72,6 +73,9 @@ class Keeper:
         self._faults = FaultLog(self._log, outage_turn(shared))
         self._reaper = Reaper(self._redis, self._pool, token, shared, self._groups, self._log)
         self._reaper.foreign_after_s = settings.consumer.claim_foreign_after_s
+        #: (stream, group) -> entries that were removed unread, as last logged.
+        self._limiter = Limiter()
+        self._trimmed: dict[tuple[str, str], int] = {}
         self._trimmer = Trimmer(self._redis, settings, token, self._groups, self._log)
 
     async def once(self) -> None:
@@ -96,6 +100,22 @@ class Keeper:
             await self._count_backlog()
         await self._reaper.look()
         await self._trimmer.look()
+        await self._count_trimmed()
+
+    async def _count_trimmed(self) -> None:
+        """Count the entries that somebody removed before a group read them: nothing else would tell of them."""
+        for stream, group in self._groups:
+            try:
+                count = await inspect.trimmed_unread(self._redis, stream, group, keep=True)
+            except ResponseError as error:
+                if is_transient(error):
+                    raise
+                continue  # not a stream, or a server that is full: the workers say so
+            before = self._trimmed.setdefault((stream, group), count or 0)
+            if count and count > before:
+                self._trimmed[stream, group] = count
+                if self._limiter.held_back(f"{stream} {group}") is not None:
+                    self._log.warning("entries removed unread", stream=stream, group=group, entries=count)
 
     def _give_up(self) -> None:
         """Tell the arbiter that the lease is another pool's: this one was silent for too long."""

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError, ResponseError
 from supervisor.broker.command_connection import CommandConnection
 from supervisor.broker.connect import client, describe
 from supervisor.broker.group_reader import GroupReader
+from supervisor.broker.inspect import trimmed_unread
 from supervisor.broker.redis_errors import REDIS_FAULTS, likely_cause, permanent_cause
 from supervisor.core.backoff import backoff_s
 from supervisor.errors import (
@@ -73,6 +74,7 @@ async def _check(settings: Settings, specs: Sequence[HandlerSpec], token: str) -
         for spec in specs:
             await make_group(redis, spec)
             await _check_reading(settings, url, spec, pool)
+            await trimmed_unread(redis, spec.stream, spec.group, keep=True)
     except RedisError as error:
         cause = permanent_cause(error) or f"refuses to serve: {error}"
         raise RedisUnreachableError(f"Redis at {masked(url)} {cause}") from None

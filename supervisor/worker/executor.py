@@ -85,8 +85,6 @@ class Executor:
         self._slowest_s = 0.0
         register(self)
 
-    # What is in hand
-
     @property
     def in_hand(self) -> int:
         """How many messages run or are ready to."""
@@ -102,8 +100,7 @@ class Executor:
     @property
     def started(self) -> int:
         """How many messages have begun to run and have not ended; threads that were given up count."""
-        begun = sum(len(runner.messages) for runner in self._active if runner.started_s != inf)
-        return max(begun, self.threads.running)
+        return max(sum(len(r.messages) for r in self._active if r.started_s != inf), self.threads.running)
 
     @property
     def unstarted(self) -> int:
@@ -160,10 +157,9 @@ class Executor:
     def _hold_and_release(self) -> None:
         if self._paused:
             self._hold()
-        else:
-            while self._held and self._startable > 0:
-                self._ready.append(self._held.popleft())
-                self._startable -= 1
+        while self._held and self._startable > 0 and not self._paused:
+            self._ready.append(self._held.popleft())
+            self._startable -= 1
         self._advance()
 
     def _hold(self) -> None:
@@ -339,8 +335,6 @@ class Executor:
     def _ack_recorded(self, message: Message) -> None:
         self._settler.ack_recorded(message.origin, message.entry)  # type: ignore[arg-type]
         self._shared.add(SlotField.DONE, 1)
-
-    # Who runs: one runner, and one more for each message that waits, up to the limit.
 
     def step_ended(self, runner: Runner) -> None:
         """Have done messages acked, and another runner go on when this one's message waits."""

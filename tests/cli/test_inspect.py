@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from supervisor.broker import inspect
 from supervisor.broker.inspect import LAG_COUNT_MAX, GroupInfo
 from supervisor.errors import UsageError
-from supervisor.keys import dead_key, retries_key
+from supervisor.keys import POOLS_KEY, dead_key, retries_key
 from tests.cli.run import data, run
 
 STREAM, GROUP = "events:x", "g"
@@ -171,3 +171,27 @@ async def test_the_commands_show_it(tmp_path: Path, redis_server) -> None:
         "def handle(fields: dict[str, str]) -> None: ...\n"
     )
     assert data(run("streams", "--json", cwd=tmp_path, redis_url=redis_server.url))[0]["groups"][0]["lag"] == 3
+
+
+async def test_messages_of_a_foreign_consumer_are_named(every_server, tmp_path: Path) -> None:
+    async with every_server.client() as client:
+        await fill(client, 3)
+        await client.xgroup_create(STREAM, GROUP, "0")
+        ids = await deliver(client, 2, "script-7")
+        await deliver(client, 1, "host:0")
+        await client.hset(POOLS_KEY, "host", 1)
+        found = {one.id: one.foreign for one in await inspect.pending(client, STREAM, GROUP, 10)}
+        assert found == {"1-0": True, "2-0": True, "3-0": False}
+    (tmp_path / "config.toml").write_text("")
+    (tmp_path / "handlers.py").write_text(
+        "from supervisor import handler\n"
+        f"@handler({STREAM!r}, group={GROUP!r})\nasync def f(message: dict[str, str]) -> None: ...\n"
+    )
+    url = every_server.url
+    for words in (("pending", STREAM, GROUP), ("explain", ids[0].decode(), STREAM), ("doctor",)):
+        done = run(*words, cwd=tmp_path, redis_url=url)
+        text = done.stdout + done.stderr
+        assert "script-7" in text and "no pool" in text and "claim_foreign_after_s = 0" in text, text
+    env = {"SUPERVISOR_CONSUMER__CLAIM_FOREIGN_AFTER_S": "60"}
+    text = run("pending", STREAM, GROUP, cwd=tmp_path, redis_url=url, env=env).stderr
+    assert "for 60 s" in text
