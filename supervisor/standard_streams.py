@@ -25,6 +25,8 @@ PIECE_BYTES = 4096
 NEWLINE = ord("\n")
 #: How long a terminal that shows a burst of lines may take before a line is dropped.
 TERMINAL_WAIT_MS = 20
+#: How long a child waits for the arbiter, which reads all the time, unless it is stopped or loads new code.
+ARBITER_WAIT_MS = 100
 
 
 def open_closed() -> None:
@@ -48,15 +50,18 @@ def dropped_note(lines: int) -> bytes:
 class Output:
     """Writes lines to a descriptor without waiting."""
 
-    def __init__(self, fd: int) -> None:
-        """Open the file behind `fd` again, or duplicate `fd` where that is not possible."""
+    def __init__(self, fd: int, wait_ms: int = 0) -> None:
+        """Open the file behind `fd` again, or duplicate `fd` where that is not possible.
+
+        Before the first line is dropped, wait for `wait_ms`.
+        """
         #: Own descriptor: `fd` itself may get another file.
         self.fd = _reopened(fd)
         self.dropped = 0
         self._is_cut = False
         mode = _mode(self.fd)
         self._send = _sender(self.fd) if stat.S_ISSOCK(mode) else None
-        self._wait_ms = TERMINAL_WAIT_MS if stat.S_ISCHR(mode) else 0
+        self._wait_ms = wait_ms or (TERMINAL_WAIT_MS if stat.S_ISCHR(mode) else 0)
 
     @property
     def is_socket(self) -> bool:
@@ -103,6 +108,7 @@ class _Raw(io.RawIOBase):
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._output: Output | None = None
+        self._own_pid = os.getpid()
         self._pid = 0
 
     def fileno(self) -> int:
@@ -116,7 +122,8 @@ class _Raw(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         if self._pid != os.getpid() or self._output is None:  # a fork may have given the descriptor another file
-            self._output, self._pid = Output(self._fd), os.getpid()
+            self._pid = os.getpid()
+            self._output = Output(self._fd, ARBITER_WAIT_MS if self._pid != self._own_pid else 0)
         self._output.write(bytes(data))
         return len(data)
 
