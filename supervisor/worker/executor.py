@@ -309,11 +309,20 @@ class Executor:
             if own_error is None:
                 self._done(message)
             else:
-                self._failures.failed(message, own_error)
+                self._failures.failed(message, self._decode_error(message) or own_error)
         if isinstance(error, GeneratorExit):  # a coroutine that is being closed may await nothing more
             runner.finished()
             return False
         return True
+
+    def _decode_error(self, message: Message) -> Exception | None:
+        """Return why a message of a batch can't be decoded; a batch that ran out of time has not said so."""
+        if self._spec.batch:
+            try:
+                self._spec.decode(message)
+            except Exception as error:
+                return error
+        return None
 
     def _settled_unreadable(self, runner: Runner, error: BaseException) -> bool:
         """Give up the messages that have no text, if the batch failed at one, and run the others again."""
