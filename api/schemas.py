@@ -11,6 +11,7 @@ from pydantic import AfterValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from supervisor.core.ids import normalize_id
+from supervisor.core.json_text import parse_exact
 
 from .problems import KINDS, MEDIA_TYPE, Problem
 
@@ -100,10 +101,10 @@ async def read_json(request: Request) -> Any:
 
 
 def parse_json(body: bytes) -> Any:
-    """Parse JSON. Raises Problem when it is not valid."""
+    """Parse JSON with exact numbers. Raises Problem when it is not valid."""
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
+        return parse_exact(body)
+    except (ValueError, RecursionError) as error:
         raise Problem("malformed-json", str(error)) from None
 
 

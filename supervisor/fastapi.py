@@ -10,6 +10,7 @@ service mounts (`[api] routers`) and in your own app with the `lifespan` of this
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
@@ -20,7 +21,7 @@ from fastapi import Depends
 from redis.asyncio import Redis
 from starlette.requests import HTTPConnection
 
-from supervisor.errors import UsageError
+from supervisor.errors import ConfigError, UsageError
 from supervisor.publisher import Publisher
 
 if TYPE_CHECKING:
@@ -65,8 +66,9 @@ def lifespan(
     blocks the app. When the app ends, they finish and ack the messages in hand first.
 
     `config`, `redis_url` and the environment say where Redis is, as for the command line; there is no embedded
-    server here. Raises UsageError without a Redis URL, HandlerError and ConfigError for wrong declarations and
-    settings, all before the app starts.
+    server here. Where handlers and `redis_url` are given, a ./config.toml that is not the pool's is ignored. Raises
+    UsageError without a Redis URL, HandlerError and ConfigError for wrong declarations and settings, all before the
+    app starts.
 
     Each process of the app has its own name, however many there are (`uvicorn --workers 4`, a
     rolling deploy). Its consumers are `<host>:<name>-<number>:<slot>` with the lowest number that no live process
@@ -88,7 +90,7 @@ def lifespan(
         from supervisor.broker.connect import client
         from supervisor.handling.loader import load_handlers, specs_of
 
-        loaded = _load(config, redis_url)
+        loaded = _load(config, redis_url, complete=bool(handlers and redis_url))
         settings = loaded.settings
         specs = specs_of(settings, handlers) if handlers else load_handlers(settings, loaded.root, loaded.origins)
         redis = client(settings.redis.url, connect_timeout_s=settings.redis.connect_timeout_s)
@@ -103,10 +105,19 @@ def lifespan(
     return run
 
 
-def _load(config: Path | str | None, redis_url: str | None) -> Loaded:
+def _load(config: Path | str | None, redis_url: str | None, *, complete: bool) -> Loaded:
+    """Read the settings; where the arguments are `complete`, a ./config.toml of another program is ignored."""
+    from supervisor.log import logger
     from supervisor.settings.load import load
 
-    loaded = load(Path(config) if config else None, {"redis.url": redis_url} if redis_url else {})
+    flags = {"redis.url": redis_url} if redis_url else {}
+    try:
+        loaded = load(Path(config) if config else None, flags)
+    except ConfigError as error:
+        if config or not complete or os.environ.get("SUPERVISOR_CONFIG"):
+            raise
+        loaded = load(None, flags, look=False)
+        logger(loaded.settings, pid=os.getpid()).warning("config.toml ignored", error=str(error))
     if not loaded.settings.redis.url:
         raise UsageError("lifespan: no Redis URL: give redis_url=..., REDIS_URL or [redis] url in config.toml")
     return loaded

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from supervisor.core.encode import encode_fields
+from supervisor.core.json_text import parse_number, refuse_constant
 from supervisor.errors import EncodeError, UsageError
 
 PIECE_BYTES = 64 * 1024
@@ -47,7 +48,7 @@ class _Reader:
         self.name = getattr(source, "name", "<stdin>")
         self._source = source
         self._to_text = codecs.getincrementaldecoder("utf-8-sig")()
-        self._decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+        self._decoder = json.JSONDecoder(parse_float=parse_number, parse_constant=refuse_constant)
         self._text = ""
         self._at = 0
         self._line = 1
@@ -126,7 +127,3 @@ class _Reader:
         except UnicodeDecodeError as error:
             raise UsageError(f"{self.name}:{self._line}: not UTF-8: {error.reason}") from None
         self._at = 0
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")

@@ -17,7 +17,7 @@ from pydantic import PydanticUserError
 from supervisor.core.options import Options, resolve
 from supervisor.errors import HandlerError
 from supervisor.handling.decode import Decoder, make_decoder
-from supervisor.handling.discovery import declarations_in, handlers_in
+from supervisor.handling.discovery import Declared, declarations_in, handlers_in
 from supervisor.handling.imports import INIT_HINT, file_of, import_module_of, make_importable
 from supervisor.handling.middleware import Middleware, load_middleware
 from supervisor.handling.registry import Declaration
@@ -82,8 +82,15 @@ def for_all(settings: Settings, root: Path, origins: Mapping[str, str] = Mapping
 
 
 def specs_of(settings: Settings, functions: Iterable[Callable[..., Any]]) -> list[HandlerSpec]:
-    """Return the handlers among `functions`, for programs that pass functions instead of module names."""
-    declared = list(declarations_in(functions))
+    """Return the specs of handlers that a program passes itself. Raises HandlerError for what is not a handler."""
+    declared: list[Declared] = []
+    for function in functions:
+        own = list(declarations_in([function]))
+        if not own:
+            name, code = getattr(function, "__qualname__", repr(function)), getattr(function, "__code__", None)
+            place = f"{code.co_filename}:{code.co_firstlineno}: " if code else ""
+            raise HandlerError(f"{place}{name} is not a handler: it has no @handler(stream, group=...)")
+        declared += own
     lifespans = lifespans_of([function for function, _ in declared])
     return make_specs(settings, declared, lifespans, for_all(settings, Path.cwd()))
 

@@ -66,13 +66,15 @@ def load(
     config: Path | None = None,
     flags: Mapping[str, Any] = MappingProxyType({}),
     environ: Mapping[str, str] = os.environ,
+    *,
+    look: bool = True,
 ) -> Loaded:
     """Read the settings. `flags` maps dotted keys to values, e.g. `{"pool.workers": 4}`; None means not given.
 
-    Without `config`, SUPERVISOR_CONFIG names the file, else ./config.toml is read where it exists. Raises
-    ConfigError with every unknown key, wrong value and mistyped variable, each with its place.
+    Without `config`, SUPERVISOR_CONFIG names the file, else ./config.toml is read where it exists; no file with
+    `look` = False. Raises ConfigError with every unknown key, wrong value and mistyped variable, each with its place.
     """
-    path = config_path(config, environ)
+    path = config_path(config, environ) if look or config else None
     loaded, errors = _load(path, file_layer(path) if path else {}, environ, flags)
     if errors:
         raise ConfigError("\n".join([f"{len(errors)} errors in the configuration:", *errors] if errors[1:] else errors))

@@ -11,7 +11,7 @@ import pytest
 from fastapi import APIRouter, FastAPI
 
 from supervisor import Message, handler
-from supervisor.errors import UsageError
+from supervisor.errors import ConfigError, HandlerError, UsageError
 from supervisor.fastapi import PublisherDep, RedisDep, lifespan
 from supervisor.keys import dead_key
 from tests.support.pool import clean_environment
@@ -160,3 +160,33 @@ async def test_without_a_redis_url_it_says_so(monkeypatch: pytest.MonkeyPatch, t
     with pytest.raises(UsageError, match="redis_url"):
         async with app.router.lifespan_context(app):
             pytest.fail("it must not start")
+
+
+async def test_a_function_that_is_not_a_handler_is_refused(redis_url: str) -> None:
+    async def forgotten(message: Message) -> None: ...
+
+    app = FastAPI(lifespan=lifespan(forgotten, redis_url=redis_url))
+    with pytest.raises(HandlerError, match=r"test_lifespan.py:\d+: .*forgotten is not a handler"):
+        async with app.router.lifespan_context(app):
+            pass
+
+
+async def test_the_config_of_another_program_stops_no_app_that_gives_everything(
+    redis: Any, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    @handler("events", group="mail")
+    async def mail(message: Message) -> None:
+        seen.append(message.id)
+
+    (tmp_path / "config.toml").write_text('title = "another program"\n[redis]\nhost = "elsewhere"\n')
+    monkeypatch.chdir(tmp_path)
+    await redis.xadd("events", {"n": 1})
+    app = FastAPI(lifespan=lifespan(mail, redis_url=redis_url))
+    async with app.router.lifespan_context(app):
+        await eventually_async(lambda: seen)
+    app = FastAPI(lifespan=lifespan(redis_url=redis_url))
+    with pytest.raises(ConfigError, match="title"):
+        async with app.router.lifespan_context(app):
+            pass
