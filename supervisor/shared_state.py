@@ -105,6 +105,10 @@ class SlotField(IntEnum):
     #: The number of consumers that can't read, and of those whose circuit is open: see the consumers' fields.
     CUT_OFF = 30
     CIRCUITS_OPEN = 31
+    #: Until when plain functions may keep the event loop from beating, by holding Python's lock; 0: none runs.
+    THREADS_UNTIL_NS = 32
+    #: What the worker lacks, a `core.lacks.Lack`; 0: nothing.
+    LACK = 33
 
 
 class ConsumerField(IntEnum):
@@ -187,6 +191,8 @@ _OF_THE_PROCESS = (
     SlotField.PAUSED,
     SlotField.CUT_OFF,
     SlotField.CIRCUITS_OPEN,
+    SlotField.THREADS_UNTIL_NS,
+    SlotField.LACK,
 )
 
 

@@ -13,6 +13,7 @@ from supervisor.arbiter.shutdown import Shutdown
 from supervisor.arbiter.spawn import Specs
 from supervisor.arbiter.worker_group import WorkerGroup
 from supervisor.core.cut_off import CUT_OFF_S, reason_of, unpack_code
+from supervisor.core.lacks import REMEDIES, Lack
 from supervisor.core.liveness import NS
 from supervisor.core.restart_policy import Exit
 from supervisor.core.slot import Slot, State
@@ -21,6 +22,7 @@ from supervisor.shared_state import HeaderField, SharedSlot, SlotField, WorkerSt
 from supervisor.text import counted, exit_text
 
 _ACTIVITIES = frozenset(WorkerState)
+_LACKS = frozenset(Lack) - {Lack.NONE}
 #: What a slot without a READY child does, in singular and plural.
 _DOES = {
     State.EMPTY: ("is about to start", "are about to start"),
@@ -88,7 +90,7 @@ class PoolStatus:
             return "starting"
         if wanted and not any(slot.state is State.READY for slot in self.workers.slots.values()):
             return "down"
-        if broken or self.workers.breaker.is_open or self._redis_lost or self._cut_off() or self._circuits():
+        if broken or self.workers.breaker.is_open or self._redis_lost or self._hindrances():
             return "degraded"
         complete = all(slot.state is State.READY for slot in wanted) and all(slot.living for slot in services)
         if not complete:
@@ -98,6 +100,15 @@ class PoolStatus:
     def _wanted(self) -> list[Slot]:
         """Return the slots that should be READY, without the one that is being replaced on purpose."""
         return [slot for slot in self.workers.slots.values() if slot.wanted and slot.number != self.restarts.slot]
+
+    def _lacking(self) -> dict[Lack, list[int]]:
+        """Return what workers lack, and in which slots."""
+        found: dict[Lack, list[int]] = {}
+        for slot in self.workers.living:
+            value = self.workers.shared.slot(slot.number).get(SlotField.LACK)
+            if value in _LACKS:
+                found.setdefault(Lack(value), []).append(slot.number)
+        return found
 
     @property
     def _redis_lost(self) -> bool:
@@ -170,7 +181,11 @@ class PoolStatus:
         return [*reasons, *self._hindrances()]
 
     def _hindrances(self) -> list[str]:
+        """Return what keeps living workers from working as they should."""
         reasons = []
+        for lack, numbers in self._lacking().items():
+            who = f"worker {numbers[0]} lacks" if len(numbers) == 1 else f"{len(numbers)} workers lack"
+            reasons.append(f"{who} {lack.name.lower()}: {REMEDIES[lack]}")
         for one in self._cut_off():
             reasons.append(f"{_who(one)} can't read {one['stream']} / {one['group']}: {one['reason']}")
         for one in self._circuits():

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from supervisor.arbiter.gil_watch import GilWatch
 from supervisor.arbiter.restart_children import ChildGroup
 from supervisor.arbiter.spawn import worker_name
 from supervisor.core import restart_policy
@@ -12,7 +13,7 @@ from supervisor.core.outcome import Crash
 from supervisor.core.restart_policy import Breaker, ExitKind
 from supervisor.core.slot import ExitNotes, Heartbeat, Slot, State
 from supervisor.errors import EXIT_OK, UsageError
-from supervisor.shared_state import SLOTS_MAX, HeaderField, SharedState, SlotField, WorkerState
+from supervisor.shared_state import SLOTS_MAX, HeaderField, SharedSlot, SharedState, SlotField, WorkerState
 from supervisor.text import signal_name
 
 _IN_LIFESPAN = frozenset({WorkerState.LIFESPAN_START, WorkerState.LIFESPAN_END})
@@ -36,6 +37,9 @@ class WorkerGroup(ChildGroup):
         #: Slots whose worker was asked to hand over. It may have done so even if the slot is wanted again by now.
         self._handing_over: set[int] = set()
         self._fork = fork
+        self._gil = GilWatch()
+        #: Workers whose starvation was logged.
+        self._starved: set[int] = set()
 
     # Scaling
 
@@ -99,7 +103,25 @@ class WorkerGroup(ChildGroup):
             beat_ns=fields.get(SlotField.BEAT_NS),
             deadline_ns=fields.get(SlotField.DEADLINE_NS),
         )
-        return replace(found, leaving=state == WorkerState.DRAIN)
+        return replace(self._excused(found, slot, fields), leaving=state == WorkerState.DRAIN)
+
+    def _excused(self, found: Heartbeat, slot: Slot, fields: SharedSlot) -> Heartbeat:
+        """Do not count the silence of a loop that a thread of a plain handler starves, within the handler's time."""
+        limit_s = self._limits.beat_s
+        if found.silent_s < limit_s / 2:
+            self._gil.forget(slot.pid)
+            self._starved.discard(slot.pid)
+            return found
+        if fields.get(SlotField.THREADS_UNTIL_NS) < time.monotonic_ns() or not self._gil.is_starved(slot.pid):
+            return found
+        if found.silent_s > limit_s and slot.pid not in self._starved:
+            self._starved.add(slot.pid)
+            hint = 'a plain handler holds Python\'s lock for long: give it run_in = "process"'
+            ids = self.last_started(slot.number) or None
+            self.log.warning(
+                "worker starved", **self.log_fields(slot.number), pid=slot.pid, last_started=ids, hint=hint
+            )
+        return replace(found, silent_s=0.0, overdue=False)
 
     def deadline_ns(self, number: int) -> int:
         """Return the deadline that the worker set itself."""
@@ -119,6 +141,8 @@ class WorkerGroup(ChildGroup):
     def after_exit(self, before: Slot, after: Slot) -> None:
         """Count crashes; have the other workers rescan their pending lists after a handover."""
         fields, last_exit = self.shared.slot(before.number), after.last_exit
+        self._gil.forget(before.pid)
+        self._starved.discard(before.pid)
         fields.set(SlotField.PID, 0)
         crashed = last_exit is not None and last_exit.kind is ExitKind.CRASH
         if crashed and not self.stopping:

@@ -23,8 +23,12 @@ class Options:
     block_ms: int
     max_waiting: int
     circuit_breaker: bool
+    run_in: str = "thread"
+    max_tasks: int = 0
 
 
+#: The value of `run_in` for a process pool.
+PROCESS = "process"
 #: What `@handler(...)` and `[stream."..."]` may set.
 HANDLER_OPTIONS = tuple(HandlerOptions.fields)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import PydanticUserError
 
-from supervisor.core.options import Options, resolve
+from supervisor.core.options import PROCESS, Options, resolve
 from supervisor.errors import HandlerError
 from supervisor.handling.decode import Decoder, make_decoder
 from supervisor.handling.discovery import Declared, declarations_in, handlers_in
@@ -133,6 +133,11 @@ def _spec(settings: Settings, function: Callable[..., Any], declaration: Declara
     signature, name = read_signature(function, declaration.where), name_of(function)
     if is_generator_function(function):
         raise HandlerError(f"{declaration.where}: {name} is a generator (it has `yield`), which is not supported")
+    options = resolve(settings, declaration.stream, declaration.group, declaration.options)
+    if options.run_in == PROCESS and is_coroutine_function(function):
+        if declaration.options.get("run_in") == PROCESS:
+            raise HandlerError(f'{declaration.where}: {name}: run_in = "process" is for a plain `def`, not `async def`')
+        options = replace(options, run_in="thread")
     try:
         decode = make_decoder(signature.item)
     except TypeError as error:
@@ -151,7 +156,7 @@ def _spec(settings: Settings, function: Callable[..., Any], declaration: Declara
         decode=decode,
         batch=signature.batch,
         is_async=is_async,
-        options=resolve(settings, declaration.stream, declaration.group, declaration.options),
+        options=options,
         where=declaration.where,
         middleware=declaration.middleware,
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from typing_extensions import Unpack
 
@@ -48,6 +48,8 @@ class DeclaredOptions(TypedDict, total=False):
     retry_base_s: float
     retry_max_s: float
     start: str
+    run_in: Literal["thread", "process"]
+    max_tasks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,8 @@ def handler(
     `dict[str, str]`, `Message`, or a `list[...]` of one of these for batches. A second parameter that is annotated
     `Message` (for batches `list[Message]`) gets the message as well. Returning means done; raising means retry with
     backoff, then dead letter. Options: max_deliveries, timeout_s, concurrency (per worker), batch_size,
-    retry_base_s, retry_max_s, start ("0" or "$").
+    retry_base_s, retry_max_s, start ("0" or "$"), run_in ("thread" or "process", for a plain `def`), max_tasks
+    (calls after which such a process is replaced).
 
     `middleware` are functions `async def timing(message: Message, call_next: Next) -> None` around this handler, inside
     those that config.toml names for all; the first one is the outermost.

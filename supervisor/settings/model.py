@@ -18,6 +18,7 @@ _PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][
 SECONDS = Number(above=0)
 COUNT = Whole(1)
 BATCH = Whole(1, 10_000)
+RUN_IN = Choice("thread", "process")
 RETENTION = Duration(zero="no limit")
 START = Text('an entry id such as "0" or "1700000000000-0", or "$" for new entries only', r"\$|[0-9]+(-[0-9]+)?")
 BIND = Text("host:port, with an IPv6 host in brackets", rf"(\[[0-9a-fA-F:.]+\]|[^:\s\[\]]+):{_PORT}")
@@ -114,6 +115,12 @@ class ConsumerSettings(Section):
     timeout_s: float = setting(SECONDS, 60.0)
     #: Threads per worker for plain `def` handlers.
     threads: int = setting(Whole(1, 256), 16)
+    #: Where a plain `def` runs: in a thread, or in a process of the worker.
+    run_in: str = setting(RUN_IN, "thread")
+    #: Processes per worker for handlers with run_in = "process".
+    processes: int = setting(Whole(1, 256), 1)
+    #: Such a process is replaced after this many calls; 0: never.
+    max_tasks: int = setting(Whole(0), 0)
     #: A worker reads ahead at most what it finishes within this time.
     hold_ms: int = setting(Whole(1, 60_000), 100)
     #: How long one read waits for entries at the server.
@@ -175,6 +182,8 @@ class HandlerOptions(Section):
     retry_base_s: float | None = setting(SECONDS)
     retry_max_s: float | None = setting(SECONDS)
     start: str | None = setting(START)
+    run_in: str | None = setting(RUN_IN)
+    max_tasks: int | None = setting(Whole(0))
 
 
 class StreamSettings(HandlerOptions):

@@ -22,8 +22,10 @@ from supervisor.errors import HandlerTimeoutError
 from supervisor.handling.decode import as_message
 from supervisor.handling.middleware import compose
 from supervisor.shared_state import MarksOwner, SlotField
+from supervisor.worker.blocking_calls import calls_of
 from supervisor.worker.runner import Runner, current_runner, register
-from supervisor.worker.thread_calls import HeldBackError, ThreadCalls
+from supervisor.worker.thread_calls import HeldBackError
+from supervisor.worker.time_limit import TimeLimit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
 
 #: After a step of this length the event loop gets a turn: for beats, acks and retries.
 STEP_MAX_S = 0.01
-_WATCH_S_MAX = 0.5
 #: Grace period for a handler that was cancelled at its time limit.
 CANCEL_GRACE_S = 5.0
 
@@ -53,13 +54,11 @@ class Executor:
         self._control = resources.control
         self._bug = resources.bug
         self._loop = asyncio.get_running_loop()
-        self.threads = ThreadCalls(resources.threads, self._loop, resources.control)
-        concurrency = spec.options.concurrency
-        limit = concurrency if spec.is_async else min(concurrency, resources.threads_max)
+        self.threads, decode, limit = calls_of(spec, resources, CANCEL_GRACE_S)
         self._unit = spec.options.batch_size if spec.batch else 1
         self._runners_max = max(1, limit // self._unit)
-        #: How many messages may run at the same time.
-        self.limit = max(limit, self._unit)
+        self._limit = max(limit, self._unit)
+        self._lacks = resources.lacks
         self._ready: deque[Message] = deque()
         #: What waits because the pool is paused or the handler's circuit is open.
         self._held: deque[Message] = deque()
@@ -72,12 +71,12 @@ class Executor:
         self._messages_wait = False
         self._yielding = 0
         self._advance_due = False
-        self._watch: asyncio.TimerHandle | None = None
+        self._time_limit = TimeLimit(self._active, spec.options.timeout_s)
         self._aborting = False
         self._context = copy_context()
         function = spec.function if spec.is_async else self._in_thread
         #: Awaited with a message or a batch: middleware, decoding and the handler.
-        self._call = compose(spec.middleware, spec.decode, function, batch=spec.batch)
+        self._call = compose(spec.middleware, decode, function, batch=spec.batch)
         self._submitted = 0
         self._counted = 0
         self.step_max_s = min(STEP_MAX_S, spec.options.hold_ms / 1000 * SLOW_SHARE)
@@ -101,6 +100,11 @@ class Executor:
     def started(self) -> int:
         """How many messages have begun to run and have not ended; threads that were given up count."""
         return max(sum(len(r.messages) for r in self._active if r.started_s != inf), self.threads.running)
+
+    @property
+    def limit(self) -> int:
+        """How many messages may run at the same time, fewer while the worker lacks something."""
+        return max(self._lacks.reduced(self._limit), self._unit)
 
     @property
     def unstarted(self) -> int:
@@ -187,8 +191,7 @@ class Executor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._watch is not None:
-            self._watch.cancel()
+        self._time_limit.cancel()
 
     async def _run(self, runner: Runner) -> None:
         run_ready = self._run_messages if self._spec.is_async and not self._spec.batch else self._run_units
@@ -292,7 +295,7 @@ class Executor:
 
     async def _in_thread(self, argument: Any) -> None:
         runner = current_runner()
-        runner.started_s = inf
+        runner.started_s = inf  # its time begins when a thread or process is free
         await self.threads.run(self._spec.function, argument, runner.began)
 
     def _failed(self, runner: Runner, error: BaseException) -> bool:
@@ -359,8 +362,8 @@ class Executor:
             self._advance_soon()
         else:
             self._control.notify()
-        if self._watch is None:
-            self._arm()
+        if self._time_limit.timer is None:
+            self._time_limit.arm()
 
     def _advance_soon(self) -> None:
         if not self._advance_due:
@@ -372,7 +375,8 @@ class Executor:
         if self._yielding:
             return
         wanted = len(self._ready) if self._messages_wait else min(1, len(self._ready))
-        for _ in range(min(-(-wanted // self._unit), self._runners_max - len(self._active))):
+        runners_max = self._lacks.reduced(self._runners_max)
+        for _ in range(min(-(-wanted // self._unit), runners_max - len(self._active))):
             self._activate()
 
     def _activate(self) -> None:
@@ -387,17 +391,3 @@ class Executor:
         runner = Runner(self)
         self._active.add(runner)
         runner.task = runner.context(self._context).run(self._loop.create_task, runner.start(self._run(runner)))
-
-    def _arm(self) -> None:
-        interval_s = min(_WATCH_S_MAX, self._spec.options.timeout_s / 10)
-        self._watch = self._loop.call_later(interval_s, self._check_times)
-
-    def _check_times(self) -> None:
-        self._watch = None
-        overdue_s = monotonic() - self._spec.options.timeout_s
-        for runner in self._active:
-            if 0 < runner.started_s < overdue_s and not runner.timed_out:
-                runner.timed_out = True
-                runner.task.cancel()
-        if self._active:
-            self._arm()

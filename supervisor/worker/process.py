@@ -16,15 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 import uvloop
 
+from supervisor.core.options import PROCESS
 from supervisor.errors import EXIT_FAILED, EXIT_OK, WORKER_CONFIG, HandlerError
 from supervisor.keys import consumer_name, pool_id
 from supervisor.log import FaultLog, log_records, lower_log_level, outage_turn, worker_logger
 from supervisor.shared_state import HeaderField, SlotField, WorkerState
 from supervisor.worker.lifespans import LifespanFailedError, WorkerLifespans
+from supervisor.worker.process_server import start_server
 from supervisor.worker.runner import begin_process, message_fields
 from supervisor.worker.runtime import Runtime
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Sequence
 
     from supervisor.core.outcome import Crash
@@ -57,11 +60,14 @@ def run(
         message_fields,
     )
     lower_log_level(settings)
+    name = consumer_name(pool_id(settings.pool.host, settings.pool.name), slot)
+    in_process = any(spec.options.run_in == PROCESS for spec in specs)
+    process_server = start_server(settings, specs, name) if in_process else None
     begin_process()
     gc.enable()
     gc.set_threshold(_GC_THRESHOLD, 10, 10)
     try:
-        code = uvloop.run(_main(settings, specs, shared, slot, burst, crash))
+        code = uvloop.run(_main(settings, specs, shared, slot, burst, crash, process_server))
     except HandlerError as error:
         worker_logger(settings, slot).error("worker can't start", error=str(error))
         code = WORKER_CONFIG
@@ -73,12 +79,19 @@ def run(
 
 
 async def _main(
-    settings: Settings, specs: Sequence[HandlerSpec], shared: SharedState, slot: int, burst: bool, crash: Crash | None
+    settings: Settings,
+    specs: Sequence[HandlerSpec],
+    shared: SharedState,
+    slot: int,
+    burst: bool,
+    crash: Crash | None,
+    process_server: socket.socket | None,
 ) -> int:
     pool = pool_id(settings.pool.host, settings.pool.name)
     fields = shared.slot(slot)
     faults = FaultLog(worker_logger(settings, slot), outage_turn(shared))
-    runtime = Runtime(settings, specs, fields, consumer_name(pool, slot), faults, burst=burst, crash=crash)
+    name = consumer_name(pool, slot)
+    runtime = Runtime(settings, specs, fields, name, faults, burst=burst, crash=crash, process_server=process_server)
     beat = Beat(shared, slot, runtime)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -151,21 +164,22 @@ class Beat:
         if lag_ns > self._fields.get(SlotField.LOOP_LAG_NS_MAX):
             self._fields.set(SlotField.LOOP_LAG_NS_MAX, lag_ns)
         self._fields.set(SlotField.BEAT_NS, time.monotonic_ns())
-        self._fields.set(SlotField.DEADLINE_NS, self._deadline_ns())
+        self._fields.set(SlotField.DEADLINE_NS, self._deadline_ns(late=lag_ns > BEAT_S * 1e9))
         self._runtime.report()
         self._obey()
         self._due_s = now_s + BEAT_S
         self._timer = self._loop.call_later(BEAT_S, self)
 
-    def _deadline_ns(self) -> int:
+    def _deadline_ns(self, *, late: bool) -> int:
         """Return the deadline of what is under way; 0: none.
 
-        It is not before the next beat, unless it has passed: until then, what is due may be done.
+        It is not before the next beat, unless it has passed: until then, what is due may be done. A loop that was held
+        up has had no turn to do it yet.
         """
         due_s, now_s = self._runtime.due_s, time.monotonic()
         if due_s == math.inf:
             return 0
-        return int((due_s if due_s <= now_s else max(due_s, now_s + 2 * BEAT_S)) * 1e9)
+        return int((due_s if due_s <= now_s and not late else max(due_s, now_s + 2 * BEAT_S)) * 1e9)
 
     def ready(self) -> None:
         """Note that everything is connected and adopted."""

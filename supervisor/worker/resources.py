@@ -13,13 +13,15 @@ from supervisor.worker.settler import Settler
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable
-    from concurrent.futures import Executor as Threads
 
     from supervisor.core.outcome import Crash
     from supervisor.log import FaultLog
     from supervisor.settings.model import Settings
     from supervisor.shared_state import SharedSlot
+    from supervisor.worker.handler_threads import HandlerThreads
+    from supervisor.worker.process_calls import ProcessPool
     from supervisor.worker.run_control import RunControl
+    from supervisor.worker.worker_lacks import WorkerLacks
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +35,11 @@ class Resources:
     settler: Settler
     shared: SharedSlot
     control: RunControl
-    threads: Threads
+    threads: HandlerThreads
     threads_max: int
+    #: For handlers with `run_in = "process"`; None where nothing may be forked.
+    processes: ProcessPool | None
+    lacks: WorkerLacks
     connect_timeout_s: float
     #: Logs faults of Redis and of handlers; limits its own rate.
     faults: FaultLog

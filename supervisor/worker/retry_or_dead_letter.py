@@ -7,6 +7,8 @@ import time
 from typing import TYPE_CHECKING
 
 from supervisor.broker.scripts import DEAD_LETTER_UNREADABLE
+from supervisor.core.backoff import backoff_s
+from supervisor.core.lacks import PER_MESSAGE_MAX, Lack, lack_of
 from supervisor.core.outcome import Crash, Dead, outcome_of
 from supervisor.errors import SupervisorError
 from supervisor.messages import Message, Reject, Retry
@@ -28,6 +30,7 @@ UNREADABLE = (
 )
 #: A smaller entry passes every limit that a server could work with: then the network is at fault, and may recover.
 UNREADABLE_BYTES_MIN = 64 * 1024
+_LACKS_KEPT_MAX = 10_000
 
 
 class Failures:
@@ -44,9 +47,13 @@ class Failures:
         self.failed_count = 0
         self.excused_count = 0
         self.last_error: BaseException | None = None
+        #: How often messages met a lack of the worker.
+        self._lacks_met: dict[bytes, int] = {}
 
     def failed(self, message: Message, error: BaseException) -> None:
         """Retry a message whose handler raised `error`, or give it up."""
+        if (lack := lack_of(error)) and self._lacked(message, lack, error):
+            return
         if isinstance(error, Reject | Retry):
             self.excused_count += 1
         else:
@@ -72,9 +79,28 @@ class Failures:
             next_s=round(outcome.delay_s, 1),
             exc_info=_unexpected(error),
         )
-        delay_ms = int(outcome.delay_s * 1000)
+        self._retry_later(message, outcome.delay_s)
+
+    def _lacked(self, message: Message, lack: Lack, error: BaseException) -> bool:
+        """Retry it without counting an attempt, since the worker lacks something; False when it met that too often."""
+        met = self._lacks_met.get(message.entry, 0) + 1
+        if met > PER_MESSAGE_MAX:
+            self._lacks_met.pop(message.entry)
+            return False
+        self._lacks_met[message.entry] = met
+        while len(self._lacks_met) > _LACKS_KEPT_MAX:
+            self._lacks_met.pop(next(iter(self._lacks_met)))
+        self._resources.lacks.note(lack, error)
+        delay_s = backoff_s(met, self._spec.options.retry_base_s, self._spec.options.retry_max_s, random.random)
+        message.recorded = True
+        self._retries.add(message, delay_s)
+        self._retry_later(message, delay_s)
+        return True
+
+    def _retry_later(self, message: Message, delay_s: float) -> None:
+        delay_ms = int(delay_s * 1000)
         due_ms = int(time.time() * 1000) + delay_ms
-        self._settler.retry_later(_source(message), message.entry, outcome.attempts, due_ms, delay_ms)
+        self._settler.retry_later(_source(message), message.entry, message.failures, due_ms, delay_ms)
 
     def give_up(self, message: Message, outcome: Dead, error: BaseException | None, crash: Crash | None = None) -> None:
         """Make the message a dead letter, for what its handler raised or for how its process ended."""

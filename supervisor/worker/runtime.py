@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +19,15 @@ from supervisor.errors import HandlerError
 from supervisor.settings.paths import redis_url
 from supervisor.shared_state import SlotField, WorkerState
 from supervisor.worker.consumer import Consumer
+from supervisor.worker.handler_threads import HandlerThreads
+from supervisor.worker.process_calls import ProcessPool
 from supervisor.worker.resources import Resources, SettleConnections
 from supervisor.worker.run_control import RunControl
 from supervisor.worker.source import source_key, sources_of
+from supervisor.worker.worker_lacks import WorkerLacks
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Coroutine, Sequence
 
     from supervisor.core.outcome import Crash
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 class Runtime:
     """The consumers of one slot, with their shared connections, settlers and threads."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a worker has, and an app has not
         self,
         settings: Settings,
         specs: Sequence[HandlerSpec],
@@ -49,19 +52,24 @@ class Runtime:
         *,
         burst: bool = False,
         crash: Crash | None = None,
+        process_server: socket.socket | None = None,
     ) -> None:
         """Prepare the consumers called `name`; `crash` is how their predecessor ended.
+
+        Without a `process_server`, handlers with `run_in = "process"` run in threads.
 
         Make it inside the running loop, after the fork. Raises HandlerError when shared memory has too few rows.
         """
         self._shared = shared
         self._control = RunControl()
-        url = redis_url(settings)
-        self._context = Context(settings.app, settings.state_dir.absolute(), name, url)
+        self._context = Context(settings.app, settings.state_dir.absolute(), name, redis_url(settings))
         streams = [spec.stream for spec in specs]
         self._connections = SettleConnections(settings, streams, name, shared, faults, self._control)
         self.settlers = self._connections.settlers
-        self._threads = ThreadPoolExecutor(settings.consumer.threads, thread_name_prefix="handler")
+        self.lacks = WorkerLacks(shared, faults)
+        self._threads = HandlerThreads(settings.consumer.threads, shared, self.lacks)
+        size = settings.consumer.processes
+        self._processes = None if process_server is None else ProcessPool(process_server, size)
         self._bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         #: The number of suspects of all consumers: messages that may have been running when the predecessor crashed.
         self._suspects = 0
@@ -74,21 +82,29 @@ class Runtime:
         self._tasks: set[asyncio.Task[None]] = set()
         enter(self._context)
         _free_unused(shared, specs)
-        resources = partial(
+        resources = self._resources(settings, name, faults, burst=burst, crash=crash)
+        self.consumers = [self._consumer(spec, resources) for spec in specs]
+
+    def _resources(
+        self, settings: Settings, name: str, faults: FaultLog, *, burst: bool, crash: Crash | None
+    ) -> partial[Resources]:
+        """Return what all consumers share, without the connection by which each settles."""
+        return partial(
             Resources,
-            redis_url=url,
+            redis_url=redis_url(settings),
             consumer=name,
-            shared=shared,
+            shared=self._shared,
             control=self._control,
             threads=self._threads,
             threads_max=settings.consumer.threads,
+            processes=self._processes,
+            lacks=self.lacks,
             connect_timeout_s=settings.redis.connect_timeout_s,
             faults=faults,
             bug=self._bug,
             burst=burst,
             crash=crash,
         )
-        self.consumers = [self._consumer(spec, resources) for spec in specs]
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Work until `drain` is called, or in a burst until nothing is left.
@@ -132,6 +148,8 @@ class Runtime:
         await self._connections.close()
         await self._context.aclose()
         self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._processes is not None:
+            self._processes.close()
 
     def rescan(self) -> None:
         """Have every consumer read its own pending list again: somebody handed it messages."""
@@ -168,6 +186,7 @@ class Runtime:
 
     def report(self) -> None:
         """Write state and figures to shared memory."""
+        self.lacks.look()
         in_flight = sum(consumer.executor.in_hand for consumer in self.consumers)
         self._shared.set(SlotField.IN_FLIGHT, in_flight)
         self._shared.set(SlotField.RUNNING, sum(consumer.executor.started for consumer in self.consumers))

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
-    from concurrent.futures import Executor as Threads
 
+    from supervisor.worker.handler_threads import HandlerThreads
     from supervisor.worker.run_control import RunControl
 
 
@@ -26,10 +26,13 @@ class HeldBackError(BaseException):
 class ThreadCalls:
     """The calls of one handler."""
 
-    def __init__(self, threads: Threads, loop: asyncio.AbstractEventLoop, control: RunControl) -> None:
-        """Use `threads`, which are shared with other handlers."""
+    def __init__(
+        self, threads: HandlerThreads, loop: asyncio.AbstractEventLoop, control: RunControl, limit_s: float
+    ) -> None:
+        """Use `threads`, which are shared with other handlers; a call may take `limit_s`."""
         self._threads = threads
         self._control = control
+        self._limit_s = limit_s
         self._loop = loop
         self._began: dict[object, float] = {}
 
@@ -54,13 +57,15 @@ class ThreadCalls:
             if self._control.paused:  # it has waited for a thread since before the pause
                 raise HeldBackError
             self._began[call] = now_s = monotonic()
+            self._threads.began(call, now_s + self._limit_s)
             began(now_s)
             try:
-                _require_done(context.run(function, argument))
+                require_done(context.run(function, argument))
             except (StopIteration, GeneratorExit) as error:  # these mean something else to a coroutine
                 raise RuntimeError(f"the handler raised {type(error).__name__}") from error
             finally:
                 del self._began[call]
+                self._threads.ended(call)
 
         while True:
             try:
@@ -72,9 +77,10 @@ class ThreadCalls:
                     raise
 
 
-def _require_done(result: object) -> None:
-    """Raise TypeError for a coroutine or generator, which a plain function would only have promised."""
+def require_done(result: Any) -> Any:
+    """Return it. Raises TypeError for a coroutine or generator, which a plain function would only have promised."""
     if inspect.iscoroutine(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
         if not inspect.isasyncgen(result):
             result.close()
         raise TypeError(f"the handler returned a {type(result).__name__} and did nothing: make it `async def`")
+    return result

@@ -1,0 +1,28 @@
+"""Where a handler's calls run: on the event loop, in threads, or in processes of the worker."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from supervisor.core.options import PROCESS
+from supervisor.handling.decode import as_message
+from supervisor.worker.process_calls import ProcessCalls
+from supervisor.worker.thread_calls import ThreadCalls
+
+if TYPE_CHECKING:
+    from supervisor.handling.decode import Decoder
+    from supervisor.handling.loader import HandlerSpec
+    from supervisor.worker.resources import Resources
+
+
+def calls_of(
+    spec: HandlerSpec, resources: Resources, grace_s: float
+) -> tuple[ThreadCalls | ProcessCalls, Decoder, int]:
+    """Return what calls a plain handler, the worker's decoder for it, and how many messages may run at a time."""
+    concurrency, processes = spec.options.concurrency, resources.processes
+    if processes is not None and spec.options.run_in == PROCESS:
+        return ProcessCalls(processes, spec), as_message, min(concurrency, processes.size)  # the process decodes
+    loop, limit_s = asyncio.get_running_loop(), spec.options.timeout_s + grace_s
+    calls = ThreadCalls(resources.threads, loop, resources.control, limit_s)
+    return calls, spec.decode, concurrency if spec.is_async else min(concurrency, resources.threads_max)

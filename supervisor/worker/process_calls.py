@@ -1,0 +1,187 @@
+"""Calls of plain functions in processes of the worker: computing there holds up neither its loop nor its threads.
+
+A call that exceeds its time, and one whose worker gives it up, ends with its process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import pickle
+import signal
+import socket
+from collections import deque
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from supervisor.errors import SupervisorError
+from supervisor.messages import Message
+from supervisor.text import signal_name
+from supervisor.worker.process_server import HEAD, PACKET_BYTES_MAX, RemoteTracebackError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from supervisor.handling.loader import HandlerSpec
+
+#: How long to wait for the news of how a child ended.
+_NEWS_S = 1.0
+
+
+class HandlerProcessError(SupervisorError):
+    """The process of a handler with `run_in = "process"` ended while it ran."""
+
+
+class _Child:
+    """One process, and the worker's end of its socket."""
+
+    def __init__(self, calls: socket.socket, pid: int) -> None:
+        self.calls = calls
+        self.pid = pid
+        self.done = 0
+
+
+class ProcessPool:
+    """The processes of one worker, for all its handlers that run in processes."""
+
+    def __init__(self, control: socket.socket, size: int) -> None:
+        """`control` is the server's socket."""
+        self._control = control
+        self._loop = asyncio.get_running_loop()
+        self._free = asyncio.Semaphore(size)
+        self._idle: list[_Child] = []
+        self._starts: deque[asyncio.Future[int]] = deque()
+        self._ends: dict[int, asyncio.Future[int]] = {}
+        self.size = size
+        self._loop.add_reader(control.fileno(), self._news)
+
+    async def call(self, data: bytes, began: Callable[[float], None], max_tasks: int) -> bytes:
+        """Have a free process answer; replace it after `max_tasks` calls, if that is not 0.
+
+        Raises HandlerProcessError when it ends meanwhile, OSError if none can be started.
+        """
+        async with self._free:
+            child = self._idle.pop() if self._idle else await self._start()
+            began(monotonic())
+            answered = False
+            try:
+                await self._loop.sock_sendall(child.calls, HEAD.pack(len(data)) + data)
+                reply = await self._receive(child.calls, HEAD.unpack(await self._receive(child.calls, HEAD.size))[0])
+                answered = True
+            except (ConnectionError, EOFError):
+                raise HandlerProcessError(await self._how_it_ended(child)) from None
+            finally:
+                child.done += 1
+                if answered and not (max_tasks and child.done >= max_tasks):
+                    self._idle.append(child)
+                else:
+                    self._end(child, kill=not answered)
+            return reply
+
+    def close(self) -> None:
+        """End all processes."""
+        self._loop.remove_reader(self._control.fileno())
+        self._control.close()
+        for child in self._idle:
+            child.calls.close()
+
+    async def _start(self) -> _Child:
+        own, its = socket.socketpair()
+        own.setblocking(False)
+        started: asyncio.Future[int] = self._loop.create_future()
+        try:
+            socket.send_fds(self._control, [b"+"], [its.fileno()])
+            self._starts.append(started)
+            return _Child(own, await started)
+        except BaseException:
+            own.close()
+            raise
+        finally:
+            its.close()
+
+    def _end(self, child: _Child, *, kill: bool) -> None:
+        child.calls.close()
+        if kill and not self._ends.setdefault(child.pid, self._loop.create_future()).done():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGKILL)
+
+    async def _receive(self, calls: socket.socket, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            part = await self._loop.sock_recv(calls, min(size - len(data), 1 << 20))
+            if not part:
+                raise EOFError
+            data += part
+        return data
+
+    async def _how_it_ended(self, child: _Child) -> str:
+        ended = self._ends.setdefault(child.pid, self._loop.create_future())
+        try:
+            code = await asyncio.wait_for(asyncio.shield(ended), _NEWS_S)
+        except TimeoutError:
+            return "the handler's process has closed its connection"
+        how = f"was ended by {signal_name(-code)}" if code < 0 else f"left with exit code {code}"
+        return f"the handler's process {how}"
+
+    def _news(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while data := self._control.recv(PACKET_BYTES_MAX):
+                self._note(json.loads(data))
+            self._loop.remove_reader(self._control.fileno())
+
+    def _note(self, said: dict[str, Any]) -> None:
+        if "ended" in said:
+            ended = self._ends.pop(said["pid"], None) or self._ends.setdefault(said["pid"], self._loop.create_future())
+            if not ended.done():
+                ended.set_result(said["ended"])
+            while len(self._ends) > PACKET_BYTES_MAX:
+                self._ends.pop(next(iter(self._ends)))
+            return
+        started = self._starts.popleft()
+        if started.done():
+            return
+        if "error" in said:
+            started.set_exception(OSError(said["error"], f"no process for a handler: {os.strerror(said['error'])}"))
+        else:
+            started.set_result(said["pid"])
+
+
+class ProcessCalls:
+    """The calls of one handler."""
+
+    def __init__(self, pool: ProcessPool, spec: HandlerSpec) -> None:
+        self._pool = pool
+        self._stream, self._group, self._max_tasks = spec.stream, spec.group, spec.options.max_tasks
+        self._began: dict[object, float] = {}
+
+    @property
+    def oldest_s(self) -> float:
+        """When the call that runs longest began, by `time.monotonic`; infinity when none runs."""
+        return min(self._began.values(), default=inf)
+
+    @property
+    def running(self) -> int:
+        """How many run."""
+        return len(self._began)
+
+    async def run(self, _: Callable[[Any], Any], argument: Any, began: Callable[[float], None]) -> Any:
+        """Call the handler with a message or a batch in the first free process, and return what it returns."""
+        messages: list[Message] = [argument] if isinstance(argument, Message) else argument
+        told = [(message.id, list(message.flat), message.failures) for message in messages]
+        call = object()
+
+        def note(now_s: float) -> None:
+            self._began[call] = now_s
+            began(now_s)
+
+        try:
+            reply = await self._pool.call(pickle.dumps((self._stream, self._group, told)), note, self._max_tasks)
+        finally:
+            self._began.pop(call, None)
+        result, error, text = pickle.loads(reply)
+        if error is not None:
+            raise error from (RemoteTracebackError(text.strip()) if text else None)
+        return result

@@ -1,0 +1,122 @@
+"""Handlers with `run_in = "process"`, and plain handlers that hold Python's lock."""
+
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+
+from supervisor.errors import EXIT_OK
+from supervisor.keys import dead_key
+from tests.support.pool import Pool
+from tests.support.recording import RECORD, records, seen
+from tests.support.waiting import eventually
+
+StartPool = Callable[..., Pool]
+COMPUTES = (
+    RECORD
+    + """
+    import ctypes, signal
+    from pydantic import BaseModel
+    from supervisor import Reject, context
+
+    class Job(BaseModel):
+        n: int
+
+    @handler("events", group="workers", run_in="process", max_tasks=2, timeout_s=OPTION, retry_base_s=0.01)
+    def handle(job: Job, message: Message) -> None:
+        record(f"{job.n}/{message.deliveries}")
+        if job.n == 10:
+            raise Reject("no tens")
+        if job.n == 11 and message.deliveries == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if job.n == 12 and message.deliveries == 1:
+            ctypes.PyDLL(None).sleep(600)
+        assert context().worker
+"""
+)
+
+
+def test_it_runs_in_processes_that_are_replaced(start_pool: StartPool, redis_server: Any) -> None:
+    pool = start_pool(COMPUTES.replace("OPTION", "60"), redis_url=redis_server.url, workers=1)
+    redis = redis_server.sync()
+    for n in range(4):
+        redis.xadd("events", {"n": n})
+    eventually(lambda: all(seen(pool)[f"{n}/1"] == 1 for n in range(4)))
+    pids = {pid for pid, _, _ in records(pool)}
+    assert len(pids) == 2 and pool.pids()[0] not in pids
+    redis.xadd("events", {"n": "x"})
+    redis.xadd("events", {"n": 10})
+    letters = eventually(lambda: (found := redis.xrange(dead_key("events", "workers"))) and len(found) == 2 and found)
+    reasons = sorted(fields[b"reason"].decode() for _, fields in letters)
+    assert "does not fit Job" in reasons[1] and "no tens" in reasons[0]
+    eventually(lambda: pool.worker(0)["in_flight"] == 0)
+    assert pool.stop() == EXIT_OK
+
+
+def test_a_process_that_dies_or_takes_too_long_costs_its_message_one_attempt(
+    start_pool: StartPool, redis_server: Any
+) -> None:
+    pool = start_pool(COMPUTES.replace("OPTION", "1"), redis_url=redis_server.url, workers=1)
+    redis = redis_server.sync()
+    for n in (11, 12, 13):
+        redis.xadd("events", {"n": n})
+    eventually(lambda: seen(pool)["11/2"] and seen(pool)["12/2"] and seen(pool)["13/1"])
+    errors = " ".join(line["error"] for line in pool.events("handler failed"))
+    assert "SIGKILL" in errors and "timeout_s = 1" in errors
+    assert pool.worker(0)["restarts"] == 0
+    children = psutil.Process(pool.pids()[0]).children(recursive=True)
+    pool.kill_worker(0, signal.SIGKILL)
+    eventually(lambda: not any(child.is_running() for child in children), what="the processes end with their worker")
+
+
+STARVING = (
+    RECORD
+    + """
+    import ctypes
+    @handler("events", group="workers")
+    def handle(message: Message) -> None:
+        record("began")
+        ctypes.PyDLL(None).usleep(3_500_000)  # holds Python's lock
+        record("done")
+"""
+)
+BLOCKING = (
+    RECORD
+    + """
+    @handler("events", group="workers")
+    def compute(message: Message) -> None:
+        record("began")
+        ends = time.monotonic() + 30
+        while time.monotonic() < ends: pass
+
+    @handler("other", group="workers")
+    async def block(message: Message) -> None:
+        time.sleep(30)
+"""
+)
+
+
+def test_a_worker_that_a_thread_starves_is_kept_and_named(start_pool: StartPool, redis_server: Any) -> None:
+    config = "[pool]\nbeat_limit_s = 1.0"
+    pool = start_pool(STARVING, redis_url=redis_server.url, workers=1, config=config)
+    redis_server.sync().xadd("events", {"n": "1"})
+    eventually(lambda: seen(pool)["done"])
+    eventually(lambda: pool.worker(0)["done"] == 1)
+    time.sleep(1)  # a deadline that passed meanwhile must not end it afterwards
+    assert (seen(pool)["began"], pool.worker(0)["restarts"]) == (1, 0)
+    (told,) = pool.events("worker starved")
+    assert "run_in" in told["hint"]
+
+
+def test_a_blocked_loop_is_ended_though_a_thread_computes(start_pool: StartPool, redis_server: Any) -> None:
+    config = "[pool]\nbeat_limit_s = 1.0"
+    pool = start_pool(BLOCKING, redis_url=redis_server.url, workers=1, config=config)
+    redis_server.sync().xadd("events", {"n": "1"})
+    eventually(lambda: seen(pool)["began"])
+    redis_server.sync().xadd("other", {"n": "1"})
+    (left,) = eventually(lambda: pool.events("worker exited")[:1], 15)
+    assert left["reason"] == "hung"
+    assert not pool.events("worker starved")
+    redis_server.sync().delete("events", "other")
