@@ -187,11 +187,6 @@ class FaultLog:
         #: Other errors since that line: a lost connection often comes before its cause is known.
         self._reasons: dict[str, None] = {}
 
-    @property
-    def log(self) -> Any:
-        """The logger itself, for what is no fault."""
-        return self._log
-
     def __call__(
         self, event: str, error: BaseException, *, level: str = "warning", key: str = "", **fields: object
     ) -> None:

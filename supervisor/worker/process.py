@@ -85,7 +85,7 @@ async def _main(
     slot: int,
     burst: bool,
     crash: Crash | None,
-    process_server: socket.socket | None,
+    process_server: socket.socket | None = None,
 ) -> int:
     pool = pool_id(settings.pool.host, settings.pool.name)
     fields = shared.slot(slot)
