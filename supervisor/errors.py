@@ -82,6 +82,10 @@ class OtherUserError(SupervisorError):
     """The pool belongs to another user; whether it runs can't be seen."""
 
 
+class HandlerProcessError(SupervisorError):
+    """The process of a handler with `run_in = "process"` ended while it ran."""
+
+
 class EncodeError(UsageError):
     """A message that can't be stored as fields; `field` names the wrong field, if it is one."""
 

@@ -17,7 +17,7 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from supervisor.errors import SupervisorError
+from supervisor.errors import HandlerProcessError
 from supervisor.messages import Message
 from supervisor.text import signal_name
 from supervisor.worker.process_server import HEAD, PACKET_BYTES_MAX, RemoteTracebackError
@@ -29,10 +29,6 @@ if TYPE_CHECKING:
 
 #: How long to wait for the news of how a child ended.
 _NEWS_S = 1.0
-
-
-class HandlerProcessError(SupervisorError):
-    """The process of a handler with `run_in = "process"` ended while it ran."""
 
 
 class _Child:
