@@ -1,7 +1,6 @@
 """The arbiter: assembles loop, children, workers, services and control socket, and connects their events.
 
-It forks, waits, kills and counts. It has no Redis connection and no thread, and does nothing that can
-block: everything that may fail runs in a child.
+It forks, waits, kills and counts. It has no thread and no Redis connection: all that may block or fail is a child.
 """
 
 import gc
@@ -13,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn
 
-from supervisor.arbiter import embedded_redis, fork, reload
+from supervisor.arbiter import embedded_redis, fork, reload, snapshot
 from supervisor.arbiter.autoscaler import Autoscaler
 from supervisor.arbiter.check_process import CheckProcess, error_of
 from supervisor.arbiter.child_processes import ChildProcesses
@@ -34,6 +33,7 @@ from supervisor.arbiter.shutdown import Shutdown
 from supervisor.arbiter.spawn import API, KEEPER, REDIS, EntryPoints, Spawner
 from supervisor.arbiter.stack_dumps import StackDumps
 from supervisor.arbiter.startup_report import StartupReport
+from supervisor.arbiter.state_dir import Site
 from supervisor.arbiter.systemd import SystemdNotifier
 from supervisor.arbiter.worker_group import WorkerGroup
 from supervisor.control.server import ControlServer, listen
@@ -42,7 +42,7 @@ from supervisor.errors import EXIT_OK, EXIT_REDIS, HandlerError, SupervisorError
 from supervisor.http_bind import pool_bind
 from supervisor.log import Limiter, is_human, logger
 from supervisor.settings.load import Loaded
-from supervisor.settings.paths import pool_paths, redis_url
+from supervisor.settings.paths import redis_url
 from supervisor.settings.unused_overrides import unused_overrides
 from supervisor.shared_state import HeaderField, SharedState
 
@@ -51,7 +51,6 @@ TICK_S = 1.0
 REAP_S = 0.2
 #: Added to the time that the boot check itself waits for Redis: it may also wait for the end of a lease.
 BOOT_CHECK_SLACK_S = 25.0
-PREFLIGHT = "preflight"
 
 
 class Arbiter:
@@ -62,7 +61,7 @@ class Arbiter:
         loaded: Loaded,
         handlers: LoadedHandlers,
         entry_points: EntryPoints,
-        lock_fd: int,
+        site: Site,
         inherited: ReloadState | None,
         *,
         burst: bool,
@@ -71,10 +70,10 @@ class Arbiter:
         self._began_s = time.monotonic()
         self._loaded, self._settings = loaded, loaded.settings
         self._handlers, self._specs = handlers, handlers.specs
-        self._paths = pool_paths(self._settings)
+        self._site, self._paths = site, site.state_dir.paths
         self._log = logger(self._settings)
         self._limiter = Limiter()
-        self._lock_fd, self._inherited, self._burst = lock_fd, inherited, burst
+        self._inherited, self._burst = inherited, burst
         token = lease_token(self._paths)
         self._http = HttpListener(pool_bind(self._settings), inherited.http if inherited else None)
         if self._http.bind and not inherited:
@@ -86,13 +85,13 @@ class Arbiter:
         human = is_human(self._settings)
         self._outputs = Outputs(self._loop, human=human, inherited=inherited.outputs if inherited else ())
         self._systemd = SystemdNotifier()
-        path = self._paths.control
-        listener = socket.socket(fileno=inherited.control_fd) if inherited else listen(path)
-        self._control = ControlServer(listener, path, self._loop, self._handle)
+        listener = socket.socket(fileno=inherited.control_fd) if inherited else listen(self._paths)
+        self._control = ControlServer(listener, self._paths, self._loop, self._handle)
         self._spawner = Spawner(
             loaded=loaded,
             specs=handlers.specs,
             preloaded=handlers.preloaded,
+            state_dir=site.state_dir,
             entry_points=entry_points,
             shared=self._shared,
             http=self._http,
@@ -101,7 +100,7 @@ class Arbiter:
             lease_token=token,
             burst=burst,
             control_fds=self._control.fds,
-            private_fds=lambda: [*self._loop.fds(), *self._children.fds(), self._lock_fd],
+            private_fds=lambda: [*self._loop.fds(), *self._children.fds(), site.lock_fd],
         )
         self._assemble()
         self._failure: SupervisorError | None = None
@@ -128,7 +127,7 @@ class Arbiter:
             exec_successor=self._exec_successor,
         )
         groups = (self._workers, self._services)
-        self._status = PoolStatus(*groups, self._shutdown, self._restarts, self._specs, self._burst)
+        self._status = PoolStatus(*groups, self._shutdown, self._restarts, self._specs, self._burst, self._loaded)
         self._commands = Commands(
             workers=self._workers,
             services=self._services,
@@ -140,7 +139,7 @@ class Arbiter:
             stop=self._stop,
         )
         self._recycler = Recycler(self._workers, self._restarts, pool, log)
-        self._autoscaler = Autoscaler(self._workers, self._restarts, pool, log)
+        self._autoscaler = Autoscaler(self._workers, self._restarts, pool, log, enabled=not self._burst)
         self._outage_watch = OutageWatch(self._workers, log)
         self._lifespan_waits = LifespanWaits(self._workers, self._specs, log, limits)
 
@@ -176,7 +175,7 @@ class Arbiter:
         redis = self._settings.redis
         if not redis.url:
             embedded_redis.find_binary()
-            embedded_redis.make_folders(self._paths)
+            embedded_redis.make_folder(self._paths)
             self._services.add(REDIS, self._spawner.redis)
             self._services.check()
         limit_s = redis.connect_timeout_s + BOOT_CHECK_SLACK_S
@@ -240,26 +239,20 @@ class Arbiter:
             burst=self._burst,
         ).show(self._log)
 
-    # Reload
-
     def _start_preflight(self, done: Callable[[int, dict[str, Any]], None]) -> CheckProcess:
-        def finished(code: int, report: dict[str, Any]) -> None:
-            self._stack_dumps.drop(PREFLIGHT)
-            done(code, report)
-
         def start(out_fd: int) -> int:
-            return self._spawner.fork(PREFLIGHT, lambda: reload.exec_preflight(self._settings, out_fd))
+            body = partial(reload.exec_preflight, self._settings, self._site, out_fd)
+            try:
+                return self._spawner.fork("preflight", body, uses_state=True)
+            finally:  # nobody reads its stacks
+                self._stack_dumps.drop("preflight")
 
-        try:
-            return CheckProcess(self._loop, self._children, start, reload.PREFLIGHT_LIMIT_S, finished)
-        except BaseException:
-            self._stack_dumps.drop(PREFLIGHT)
-            raise
+        return CheckProcess(self._loop, self._children, start, reload.PREFLIGHT_LIMIT_S, done)
 
     def _exec_successor(self, report: dict[str, Any]) -> NoReturn:
         state = reload.ReloadState(
             shared_fd=self._shared.fd,
-            lock_fd=self._lock_fd,
+            lock_fd=self._site.lock_fd,
             control_fd=self._control.listener.fileno(),
             workers=[slot for slot in self._workers.slots.values() if slot.wanted or slot.living],
             services=list(self._services.slots.values()),
@@ -269,8 +262,11 @@ class Arbiter:
             outputs=self._outputs.state(),
             http=self._http.state(),
             signals=[],
+            state_dir_fd=self._site.state_dir.fd,
+            snapshot=snapshot.pack(self._loaded, self._specs),
+            held_since_s=self._restarts.held_since_s,
         )
-        reload.exec_successor(state, self._loop, self._systemd, preloaded=report.get("preloaded", True))
+        reload.exec_successor(state, self._site, self._loop, self._systemd, preloaded=report.get("preloaded", True))
 
     def _resume(self, inherited: ReloadState) -> None:
         """Continue with the children of the earlier image and replace them one by one."""
@@ -286,6 +282,10 @@ class Arbiter:
         for slot in inherited.workers:
             self._workers.adopt(slot)
         self._workers.was_ready = True
+        if inherited.load_error:
+            self._services.check()
+            self._restarts.hold(inherited.load_error, inherited.held_since_s)
+            return
         pool = self._settings.pool
         if not self._settings.api.enabled:
             self._services.stop_service(API, time.monotonic() + pool.drain_s)
@@ -384,6 +384,7 @@ class Arbiter:
 
     def _tick(self) -> None:
         self._loop.call_at(time.monotonic() + min(TICK_S, self._systemd.watchdog_s or TICK_S), self._tick)
+        self._site.keep(self._spawner.lease_token, self._log, self._limiter)
         self._control.tidy()
         if self._systemd.watchdog_s is not None:
             self._systemd.alive()
@@ -392,9 +393,8 @@ class Arbiter:
         self._outage_watch.check()
         if self._shutdown.begun:
             return
-        if self._status.started:
+        if self._status.started and not self._restarts.load_error:
             self._recycler.check()
-            if not self._burst:
-                self._autoscaler.check()
+            self._autoscaler.check()
         if self._shared.get(HeaderField.NAME_TAKEN):
             self._fail(name_taken(self._settings), drain=True)

@@ -19,12 +19,14 @@ _SMOOTHING = 0.3
 class Autoscaler:
     """Does nothing unless a range of workers is configured."""
 
-    def __init__(self, workers: WorkerGroup, restarts: RollingRestart, settings: PoolSettings, log: Any) -> None:
+    def __init__(
+        self, workers: WorkerGroup, restarts: RollingRestart, settings: PoolSettings, log: Any, *, enabled: bool = True
+    ) -> None:
         self._workers = workers
         self._restarts = restarts
         self._log = log
         self._bounds: Bounds | None = None
-        if settings.workers_max:
+        if settings.workers_max and enabled:
             self._bounds = Bounds(settings.workers_min, settings.workers_max, settings.backlog_limit_s)
         self._trend = Trend()
         self._done: tuple[float, int] | None = None

@@ -5,26 +5,38 @@ Errors in configuration and handlers are found here, before any child is started
 
 import gc
 
-from supervisor.arbiter import preload, reload
+from supervisor.arbiter import preload, reload, snapshot
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.arbiter.locks import lock_state_dir
+from supervisor.arbiter.preload import LoadedHandlers
+from supervisor.arbiter.reload import ReloadState
 from supervisor.arbiter.spawn import EntryPoints, real_entry_points
+from supervisor.arbiter.started_from import StartedFrom
+from supervisor.arbiter.started_from import inherited as inherited_start
+from supervisor.arbiter.state_dir import Site, StateDir
 from supervisor.control import exit_report, last_groups
 from supervisor.errors import EXIT_FAILED, EXIT_OK, SupervisorError
 from supervisor.handling.router_check import check_routers
 from supervisor.log import log_records, logger
 from supervisor.settings.load import Loaded
-from supervisor.settings.paths import pool_paths
+from supervisor.settings.paths import PoolPaths
 from supervisor.standard_streams import replace_text_streams
 
 #: Why the exit code is not 0 after a drain.
 WORK_LEFT = "the drain timed out: unfinished messages stay pending and run at the next start"
 
 
-def run(loaded: Loaded, *, burst: bool = False, entry_points: EntryPoints | None = None) -> int:
+def run(
+    loaded: Loaded,
+    *,
+    burst: bool = False,
+    entry_points: EntryPoints | None = None,
+    started_from: StartedFrom | None = None,
+) -> int:
     """Run the pool until it is stopped and return the exit code.
 
-    `entry_points` replace what runs in the children. Raises AlreadyRunningError, HandlerError,
+    `entry_points` replace what runs in the children; `started_from` is where an earlier image of this process was
+    started from. Raises AlreadyRunningError, HandlerError,
     RedisUnreachableError or ConfigError if the pool can't be started.
     """
     # Before the handlers are imported: what they keep of the streams must not fail or wait either.
@@ -34,26 +46,43 @@ def run(loaded: Loaded, *, burst: bool = False, entry_points: EntryPoints | None
     gc.disable()
     inherited = reload.read_state()
     preflight = reload.preflight_request()
+    started_from = started_from or inherited_start() or StartedFrom.of(loaded)
     if preflight is not None:
         reload.check_compatible(preflight, loaded.settings)
-        handlers = preload.load(loaded, begin_again=lambda: reload.begin_again(preflight))
+        handlers = preload.load(loaded, begin_again=lambda: reload.begin_again(started_from, preflight))
         reload.note_preloaded(handlers.preloaded)
         return EXIT_OK
-    lock_fd = inherited.lock_fd if inherited else lock_state_dir(pool_paths(loaded.settings))
-    if not inherited and loaded.settings.api.enabled:
-        check_routers(loaded)
     if inherited:
-        handlers = preload.load(loaded, inherited.sockets)
+        loaded, handlers = _load_again(loaded, inherited, started_from)
+        state_dir = StateDir(loaded.settings.state_dir, inherited.state_dir_fd)
+        site = Site(state_dir, inherited.lock_fd, started_from)
     else:
-        handlers = preload.load(loaded, begin_again=reload.begin_again)
-    arbiter = Arbiter(loaded, handlers, entry_points or real_entry_points(), lock_fd, inherited, burst=burst)
-    last_groups.write(pool_paths(loaded.settings), [(spec.stream, spec.group) for spec in handlers.specs])
-    return _run_and_report(arbiter, loaded)
+        state_dir = StateDir(loaded.settings.state_dir)
+        site = Site(state_dir, lock_state_dir(state_dir.paths), started_from)
+        if loaded.settings.api.enabled:
+            check_routers(loaded)
+        handlers = preload.load(loaded, begin_again=lambda: reload.begin_again(started_from))
+    arbiter = Arbiter(loaded, handlers, entry_points or real_entry_points(), site, inherited, burst=burst)
+    last_groups.write(state_dir.paths, [(spec.stream, spec.group) for spec in handlers.specs])
+    return _run_and_report(arbiter, state_dir.paths)
 
 
-def _run_and_report(arbiter: Arbiter, loaded: Loaded) -> int:
+def _load_again(loaded: Loaded, inherited: ReloadState, started_from: StartedFrom) -> tuple[Loaded, LoadedHandlers]:
+    """Import the handlers after a reload, or else keep the earlier ones without their code.
+
+    The preflight could import them, but files may have changed since.
+    """
+    if inherited.load_error:
+        loaded, specs = snapshot.unpack(inherited.snapshot)
+        return loaded, LoadedHandlers(specs, preloaded=False)
+    try:
+        return loaded, preload.load(loaded, inherited.sockets)
+    except Exception as error:
+        reload.exec_held(inherited, error, started_from)
+
+
+def _run_and_report(arbiter: Arbiter, paths: PoolPaths) -> int:
     """Run the arbiter and write the exit report for `supervisor stop`."""
-    paths = pool_paths(loaded.settings)
     try:
         code = arbiter.run()
     except SupervisorError as error:

@@ -86,10 +86,9 @@ def last_log_line(paths: PoolPaths) -> str:
     return lines[-1] if lines else ""
 
 
-def make_folders(paths: PoolPaths) -> None:
-    """Create the folders of data and socket, accessible to the owner only."""
-    for folder in (paths.redis_dir, paths.redis_socket.parent):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+def make_folder(paths: PoolPaths) -> None:
+    """Create the folder of the data, accessible to the owner only."""
+    paths.redis_dir.mkdir(mode=0o700, exist_ok=True)
 
 
 def _lock_data(paths: PoolPaths) -> None:

@@ -24,7 +24,6 @@ def lock_state_dir(paths: PoolPaths) -> int:
     Raises AlreadyRunningError, and ConfigError if the state directory can't be used.
     """
     try:
-        paths.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise unusable(paths.state_dir, error) from None
@@ -86,15 +85,15 @@ def lock_slot(paths: PoolPaths, slot: int) -> None:
     fcntl.lockf(fd, fcntl.LOCK_EX)
 
 
-def lease_token(paths: PoolPaths) -> str:
-    """Return the token that proves to Redis that this is the same pool, creating it if necessary.
+def lease_token(paths: PoolPaths, wanted: str = "") -> str:
+    """Return the token that proves to Redis that this is the same pool, creating it if necessary, as `wanted`.
 
     Raises ConfigError if it can't be stored.
     """
     try:
         if paths.token.exists() and (token := paths.token.read_text().strip()):
             return token
-        token = secrets.token_hex(TOKEN_BYTES)
+        token = wanted or secrets.token_hex(TOKEN_BYTES)
         draft = paths.token.with_suffix(".new")
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(fd, "w") as file:
@@ -102,7 +101,7 @@ def lease_token(paths: PoolPaths) -> str:
         draft.replace(paths.token)
         return token
     except OSError as error:
-        raise unusable(paths.token, error) from None
+        raise unusable(paths.state_dir / paths.token.name, error) from None
 
 
 def name_taken(settings: Settings) -> AlreadyRunningError:

@@ -18,8 +18,9 @@ from supervisor.core.liveness import NS
 from supervisor.core.restart_policy import Exit
 from supervisor.core.slot import Slot, State
 from supervisor.handling.loader import HandlerSpec
+from supervisor.settings.load import Loaded
 from supervisor.shared_state import HeaderField, SharedSlot, SlotField, WorkerState, consumer_key
-from supervisor.text import counted, exit_text
+from supervisor.text import counted, exit_text, path_text
 
 _ACTIVITIES = frozenset(WorkerState)
 _LACKS = frozenset(Lack) - {Lack.NONE}
@@ -43,6 +44,7 @@ class PoolStatus:
     restarts: RollingRestart
     specs: Specs
     burst: bool
+    loaded: Loaded
     #: What the boot check found: `{"url", "version", "durability"}`; empty before.
     redis: dict[str, Any] = field(default_factory=dict)
     #: All workers have been READY once.
@@ -57,6 +59,8 @@ class PoolStatus:
             "pid": os.getpid(),
             "uptime_s": round((time.monotonic_ns() - shared.get(HeaderField.START_NS)) / NS, 3),
             "burst": self.burst,
+            "config": path_text(self.loaded.path) if self.loaded.path else None,
+            "state_dir": path_text(self.loaded.settings.state_dir),
             "paused": self._paused,
             "paused_since": self._paused_since,
             "cut_off": self._cut_off(),
@@ -183,6 +187,11 @@ class PoolStatus:
     def _hindrances(self) -> list[str]:
         """Return what keeps living workers from working as they should."""
         reasons = []
+        if self.restarts.load_error:
+            reasons.append(
+                "the workers run the earlier code, because the new code can't be loaded; it is tried again:"
+                f" {self.restarts.load_error}"
+            )
         for lack, numbers in self._lacking().items():
             who = f"worker {numbers[0]} lacks" if len(numbers) == 1 else f"{len(numbers)} workers lack"
             reasons.append(f"{who} {lack.name.lower()}: {REMEDIES[lack]}")

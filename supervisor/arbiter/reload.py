@@ -4,6 +4,8 @@
    fails, nothing has changed.
 2. Then the process image is replaced. The pid, the children, the lock, the control socket and the shared
    memory stay; the state of the children is passed on in an inherited memory file.
+3. If loading fails now, because files have changed since, the image is replaced once more. The next one loads nothing:
+   it keeps the children, and begins with a preflight again and again until one succeeds.
 """
 
 import contextlib
@@ -11,20 +13,27 @@ import json
 import os
 import signal
 import sys
+import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from enum import Enum
 from typing import Any, NoReturn, get_args, get_type_hints
 
+import supervisor
+from supervisor.arbiter import snapshot
 from supervisor.arbiter.fork import exec_command, own_command
 from supervisor.arbiter.import_probe import UNSAFE_VARIABLE
 from supervisor.arbiter.loop import Loop
+from supervisor.arbiter.started_from import StartedFrom
+from supervisor.arbiter.state_dir import Site, identity_of
 from supervisor.arbiter.systemd import SystemdNotifier
 from supervisor.core.restart_policy import Exit, ExitKind, History
 from supervisor.core.slot import Slot, State
 from supervisor.errors import ConfigError, SupervisorError
 from supervisor.http_bind import listen, pool_bind
 from supervisor.memfd import create_memfd
+from supervisor.settings.load import Loaded
 from supervisor.settings.model import Settings
 from supervisor.shared_state import LAYOUT_VERSION, fingerprint
 
@@ -32,6 +41,7 @@ from supervisor.shared_state import LAYOUT_VERSION, fingerprint
 STATE_VARIABLE = "_SUPERVISOR_STATE_FD"
 PREFLIGHT_VARIABLE = "_SUPERVISOR_PREFLIGHT"
 PREFLIGHT_LIMIT_S = 60.0
+STATE_BYTES_MAX = 16 * 1024 * 1024
 
 
 #: What a preflight reports when nothing is wrong.
@@ -58,6 +68,13 @@ class ReloadState:
     http: dict[str, Any] | None
     #: Numbers of signals that have arrived and were not handled.
     signals: list[int]
+    state_dir_fd: int
+    #: The settings and handlers of the workers that run: `snapshot.pack`.
+    snapshot: str
+    #: Why new code could not be loaded by this image's predecessor; empty: it is to be loaded.
+    load_error: str = ""
+    #: When that was first found, monotonic; 0: never.
+    held_since_s: float = 0.0
 
     @property
     def sockets(self) -> list[int]:
@@ -69,7 +86,8 @@ class ReloadState:
         """All descriptors that the successor needs."""
         ready_fd = [self.http["ready_fd"]] if self.http else []
         pipes = [origin["read_fd"] for origin in self.outputs]
-        return [self.shared_fd, self.lock_fd, *self.sockets, *ready_fd, *self.stack_fds.values(), *pipes]
+        own = [self.shared_fd, self.lock_fd, self.state_dir_fd]
+        return [*own, *self.sockets, *ready_fd, *self.stack_fds.values(), *pipes]
 
 
 def shape_of(kind: Any) -> Any:
@@ -87,9 +105,8 @@ LAYOUT = f"{fingerprint(shape_of(ReloadState)):016x}-{LAYOUT_VERSION:016x}"
 
 
 def identity(settings: Settings) -> dict[str, Any]:
-    """Return the settings that a running pool can't change."""
+    """Return the settings that a running pool can't change; its state directory is compared by itself."""
     return {
-        "state_dir": str(settings.state_dir),
         "redis.url": settings.redis.url,
         "pool.host": settings.pool.host,
         "pool.name": settings.pool.name,
@@ -99,12 +116,21 @@ def identity(settings: Settings) -> dict[str, Any]:
 # The preflight
 
 
-def exec_preflight(settings: Settings, out_fd: int) -> NoReturn:
+def exec_preflight(settings: Settings, site: Site, out_fd: int) -> NoReturn:
     """In a forked child: exec the preflight, which writes its report to `out_fd`; handlers' prints go to stderr."""
     os.dup2(2, 1)
     os.set_inheritable(out_fd, True)
-    request = {"layout": LAYOUT, "identity": identity(settings), "bind": pool_bind(settings), "out_fd": out_fd}
-    exec_command(own_command(), {**os.environ, PREFLIGHT_VARIABLE: json.dumps(request)})
+    request = {
+        "layout": LAYOUT,
+        "identity": identity(settings),
+        "state_dir": str(site.state_dir.path),
+        "state_id": site.state_dir.identity,
+        "bind": pool_bind(settings),
+        "out_fd": out_fd,
+    }
+    site.started_from.enter()
+    environment = {**os.environ, **site.started_from.variable(), PREFLIGHT_VARIABLE: json.dumps(request)}
+    exec_command(own_command(), environment)
 
 
 def preflight_request() -> dict[str, Any] | None:
@@ -126,6 +152,11 @@ def check_compatible(request: dict[str, Any], settings: Settings) -> None:
     changed = [name for name in before if before[name] != own.get(name)]
     if changed:
         raise ConfigError(f"{', '.join(changed)} changed since the pool was started: stop and start it for that")
+    if identity_of(settings.state_dir) != request["state_id"]:
+        raise ConfigError(
+            f"state_dir is {settings.state_dir} now, and the pool keeps its state in {request['state_dir']}: the new"
+            " workers would leave it behind. Set state_dir to a folder that all releases share, then stop and start it"
+        )
     bind = pool_bind(settings)
     if bind and bind != request["bind"]:
         listen(bind).close()
@@ -148,23 +179,52 @@ def errors_to_arbiter() -> Iterator[None]:
         out_fd = json.loads(text).get("out_fd") if text else None
         if out_fd is None:
             raise
-        os.write(out_fd, json.dumps({"error": str(error)}).encode())
+        report = {"error": str(error), "traceback": _traceback(error)}
+        os.write(out_fd, json.dumps(report).encode())
         raise SystemExit(error.exit_code) from None
+
+
+def _traceback(error: BaseException) -> str:
+    """Return the traceback of what a module of the project has raised; empty when nothing has."""
+    cause = error.__cause__
+    if cause is None:
+        return ""
+    own = os.path.dirname(supervisor.__file__)
+    entries = traceback.TracebackException.from_exception(cause)
+    frames = [f for f in entries.stack if "importlib" not in f.filename and not f.filename.startswith(own)]
+    entries.stack = traceback.StackSummary.from_list(frames)
+    return "".join(entries.format()).rstrip()
 
 
 # The exec
 
 
-def begin_again(preflight: dict[str, Any] | None = None) -> NoReturn:
+def begin_again(started_from: StartedFrom, preflight: dict[str, Any] | None = None) -> NoReturn:
     """Exec this command once more, before it has started anything, to import the handlers elsewhere."""
     sys.stdout.flush()
     sys.stderr.flush()
     command = own_command()
     more = {PREFLIGHT_VARIABLE: json.dumps(preflight)} if preflight else {}
-    os.execve(command[0], command, {**os.environ, UNSAFE_VARIABLE: "1", **more})
+    os.execve(command[0], command, {**os.environ, UNSAFE_VARIABLE: "1", **started_from.variable(), **more})
 
 
-def exec_successor(state: ReloadState, loop: Loop, systemd: SystemdNotifier, *, preloaded: bool) -> NoReturn:
+def hold_on_error(error: BaseException, started_from: StartedFrom | None) -> None:
+    """In a successor that can't load its configuration: as `exec_held`; elsewhere do nothing."""
+    inherited = read_state()
+    if inherited is not None and started_from is not None:
+        exec_held(inherited, error, started_from)
+
+
+def exec_held(state: ReloadState, error: BaseException, started_from: StartedFrom) -> NoReturn:
+    """Replace the image by one that loads nothing and keeps the children, because loading has failed."""
+    since_s = state.held_since_s or time.monotonic()
+    state = replace(state, load_error=str(error) or type(error).__name__, held_since_s=since_s)
+    _exec(state, {**os.environ, **started_from.variable()})
+
+
+def exec_successor(
+    state: ReloadState, site: Site, loop: Loop, systemd: SystemdNotifier, *, preloaded: bool
+) -> NoReturn:
     """Replace the image of this process. Raises OSError; then nothing has changed.
 
     `preloaded`: the successor may import the handlers itself, as the preflight has found.
@@ -174,10 +234,14 @@ def exec_successor(state: ReloadState, loop: Loop, systemd: SystemdNotifier, *, 
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     state = replace(state, signals=loop.take_signals())
     systemd.reloading()
+    here = os.open(os.curdir, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        site.started_from.enter()
         unsafe = {} if preloaded else {UNSAFE_VARIABLE: "1"}
-        _exec(state, {**os.environ, **systemd.environment(), **unsafe})
+        _exec(state, {**os.environ, **systemd.environment(), **site.started_from.variable(), **unsafe})
     finally:
+        os.fchdir(here)
+        os.close(here)
         systemd.ready()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number in state.signals:
@@ -200,6 +264,13 @@ def _exec(state: ReloadState, environment: dict[str, str]) -> NoReturn:
         os.close(fd)
         for kept in state.fds:
             os.set_inheritable(kept, False)
+
+
+def held_settings() -> Loaded | None:
+    """Return the settings to go on with, if this image is to load nothing, because its predecessor could not."""
+    text = os.environ.get(STATE_VARIABLE)
+    state = _decode(os.pread(int(text), STATE_BYTES_MAX, 0)) if text else None
+    return snapshot.unpack(state.snapshot)[0] if state and state.load_error else None
 
 
 def read_state() -> ReloadState | None:

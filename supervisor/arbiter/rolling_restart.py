@@ -4,6 +4,9 @@
 2. The arbiter replaces its own image (`reload`); its successor calls `roll`.
 3. One slot after the other is drained and started again. The next slot follows when the new worker is READY.
    The restart stops at the first new worker that does not stay up; the other workers remain.
+
+When the successor can't load what the preflight could, its own successor calls `hold` instead: the workers stay, and a
+preflight is tried again and again until one succeeds.
 """
 
 import math
@@ -21,6 +24,11 @@ from supervisor.arbiter.worker_group import WorkerGroup
 from supervisor.core.slot import State
 from supervisor.errors import SupervisorError
 
+#: While the code can't be loaded, a preflight is tried this often, at first and later.
+RETRY_S = 1.0
+LATER_RETRY_S = 10.0
+#: After this time the restart counts as failed; it is still tried again.
+HOLD_LIMIT_S = 60.0
 #: A new worker must stay READY for this long before the next slot is drained.
 STEADY_S = 0.2
 
@@ -41,6 +49,10 @@ class RollingRestart:
     exec_successor: Callable[[dict[str, Any]], None]
     #: The result of the last restart.
     last: dict[str, Any] | None = None
+    #: Why the new code can't be loaded though a preflight could; empty: it is loaded.
+    load_error: str = ""
+    #: Since when, monotonic.
+    held_since_s: float = 0.0
     _preflight: CheckProcess | None = None
     _roll: "_Roll | None" = None
     _queued: bool = False
@@ -57,6 +69,8 @@ class RollingRestart:
 
     def describe(self) -> dict[str, Any] | None:
         """Return the restart in progress, for `status`."""
+        if self.load_error and self.last is None:
+            return {"kind": "restart", "phase": "retrying", "error": self.load_error}
         if self._preflight is not None:
             return {"kind": "restart", "phase": "preflight"}
         if self._roll is not None:
@@ -73,12 +87,27 @@ class RollingRestart:
         try:
             self._preflight = self.start_preflight(self._preflight_done)
         except (OSError, SupervisorError) as error:
-            self._end(str(error))
+            self._not_loaded("the check of the new code can't be started", str(error))
 
     def cancel(self) -> None:
         """Cancel the preflight, because the pool is shutting down."""
         if self._preflight is not None:
             self._preflight.kill()
+
+    def hold(self, error: str, since_s: float) -> None:
+        """Keep the workers, whose code is not at hand any more, and try again to load the new code."""
+        if not self.load_error:
+            self.log.error("restart held", error=error)
+        self.load_error, self.held_since_s = error, since_s
+        held_s = time.monotonic() - since_s
+        if held_s > HOLD_LIMIT_S and self.last is None:
+            self._end(f"the workers run the earlier code, because the new code can't be loaded: {error}")
+        retry_s = RETRY_S if held_s < HOLD_LIMIT_S else LATER_RETRY_S
+        self.loop.call_at(time.monotonic() + retry_s, self._retry)
+
+    def _retry(self) -> None:
+        if self._preflight is None and not self.shutdown.begun:
+            self.start()
 
     def roll(self) -> None:
         """Replace the current workers."""
@@ -110,12 +139,18 @@ class RollingRestart:
         if self.shutdown.begun:
             return
         if code != 0:
-            self._end(f"nothing was changed, because the new code or configuration is unusable: {report.get('error')}")
+            self._not_loaded("the new code or configuration is unusable", str(report.get("error")))
             return
         try:
             self.exec_successor(report)
         except OSError as error:
-            self._end(f"nothing was changed, because this process could not be replaced: {error}")
+            self._not_loaded("this process could not be replaced", str(error))
+
+    def _not_loaded(self, why: str, error: str) -> None:
+        if self.load_error:
+            self.hold(error, self.held_since_s)
+        else:
+            self._end(f"nothing was changed, because {why}: {error}")
 
     def _end(self, error: str) -> None:
         self.last = {"kind": "restart", "ok": not error, "error": error or None}

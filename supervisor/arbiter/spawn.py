@@ -14,6 +14,7 @@ from supervisor.arbiter.http_listener import HttpListener
 from supervisor.arbiter.locks import lock_slot, unusable
 from supervisor.arbiter.outputs import Outputs
 from supervisor.arbiter.stack_dumps import StackDumps
+from supervisor.arbiter.state_dir import StateDir
 from supervisor.core.outcome import Crash
 from supervisor.errors import EXIT_FAILED, WORKER_TEMPFAIL, HandlerError
 from supervisor.handling.loader import HandlerSpec, load_handlers
@@ -21,7 +22,6 @@ from supervisor.keys import consumer_name, pool_id
 from supervisor.log import exported_stderr, worker_logger
 from supervisor.settings.load import Loaded
 from supervisor.settings.model import Settings
-from supervisor.settings.paths import pool_paths
 from supervisor.shared_state import SharedState, SlotField
 from supervisor.standard_streams import STDERR, STDOUT
 
@@ -72,6 +72,7 @@ class Spawner:
     specs: Specs
     #: The handlers are imported here; otherwise each worker imports them itself.
     preloaded: bool
+    state_dir: StateDir
     entry_points: EntryPoints
     shared: SharedState
     http: HttpListener
@@ -85,15 +86,16 @@ class Spawner:
     #: The arbiter's other descriptors. Children close all of them.
     private_fds: Callable[[], list[int]]
 
-    def fork(self, name: str, body: Callable[[], int], **fields: Any) -> int:
+    def fork(self, name: str, body: Callable[[], int], *, uses_state: bool = False, **fields: Any) -> int:
         """Fork a child without the arbiter's descriptors; only the HTTP service keeps its listener.
 
-        `fields` name the child on the lines that it prints.
+        `uses_state`: the child opens files of the state directory. `fields` name it on the lines that it prints.
         """
         control_fds, stacks, pipes = self.control_fds(), self.stack_dumps.fresh(name), self.outputs.open()
         close = [*self.private_fds(), *self.stack_dumps.fds(), *self.outputs.fds(), *control_fds]
         close += [fd for end in pipes.ends for fd in end[:2]] if pipes else []
         close += [] if name == API else self.http.fds()
+        close += [] if uses_state else [self.state_dir.fd]
         descriptors = fork.Descriptors(
             stacks=stacks,
             close=close,
@@ -116,20 +118,21 @@ class Spawner:
 
         def body() -> int:
             self._lock(slot)
+            os.close(self.state_dir.fd)
             specs = self.specs if self.preloaded else self._import(slot)
             return self.entry_points.worker(settings, specs, self.shared, slot, self.burst, crash)
 
         name = consumer_name(pool_id(settings.pool.host, settings.pool.name), slot)
-        return self.fork(worker_name(slot), body, slot=slot, worker=name)
+        return self.fork(worker_name(slot), body, uses_state=True, slot=slot, worker=name)
 
     def _lock(self, slot: int) -> None:
         """In a worker: lock its slot. Ends the worker when that fails (on a full disk); it is tried again."""
-        paths = pool_paths(self.loaded.settings)
+        paths = self.state_dir.paths
         try:
             lock_slot(paths, slot)
         except OSError as error:
             log = worker_logger(self.loaded.settings, slot)
-            log.error("worker can't start", error=str(unusable(paths.slots, error)))
+            log.error("worker can't start", error=str(unusable(paths.state_dir / paths.slots.name, error)))
             self.shared.slot(slot).set(SlotField.EXIT_CODE, 1 + WORKER_TEMPFAIL)
             raise SystemExit(WORKER_TEMPFAIL) from None
 
@@ -161,8 +164,8 @@ class Spawner:
 
     def redis(self) -> int:
         """Start the embedded Redis server."""
-        binary, settings = embedded_redis.find_binary(), self.loaded.settings
-        return self.fork(REDIS, lambda: embedded_redis.become_server(binary, settings, pool_paths(settings)))
+        binary, settings, paths = embedded_redis.find_binary(), self.loaded.settings, self.state_dir.paths
+        return self.fork(REDIS, lambda: embedded_redis.become_server(binary, settings, paths), uses_state=True)
 
 
 def _api_command(loaded: Loaded) -> tuple[list[str], dict[str, str]]:
@@ -170,9 +173,11 @@ def _api_command(loaded: Loaded) -> tuple[list[str], dict[str, str]]:
     # By its path and without the working directory, because a project may have a supervisor.py.
     program = str(Path(supervisor.__file__).with_name("__main__.py"))
     command = [sys.executable, "-P", program, "api", "--bind", loaded.settings.api.bind]
-    if loaded.path is not None:
-        command += ["--config", str(loaded.path)]
-    return command, {**os.environ, **_flags_as_environment(loaded)}
+    if loaded.real_path is not None:
+        command += ["--config", str(loaded.real_path)]
+    # The pool's own, wherever links lead by now.
+    state_dir = {"SUPERVISOR_STATE_DIR": str(loaded.settings.state_dir)}
+    return command, {**os.environ, **_flags_as_environment(loaded), **state_dir}
 
 
 def _flags_as_environment(loaded: Loaded) -> dict[str, str]:

@@ -95,11 +95,12 @@ def restart(wait: bool, timeout_s: float, config: Path | None) -> int:
     Returns when the new code could be loaded, or fails when it could not; then nothing has changed.
     """
     paths = _paths(config)
-    watch = _RestartWatch(_ask(paths, "status"))
-    queued = _ask(paths, "restart").get("queued")
+    before = _ask(paths, "status")
+    watch = _RestartWatch(before)
+    _ask(paths, "restart")
     if wait:
         return _watch(paths, watch.to_the_end, timeout_s, "restart")
-    if queued:
+    if (before["operation"] or {}).get("phase") == "rolling":
         talk("a restart is in progress; another one follows it")
         return EXIT_OK
     _watch(paths, watch.until_loaded, timeout_s, "restart")
@@ -247,7 +248,8 @@ def pause(wait: bool, timeout_s: float, config: Path | None) -> int:
     `running` of `supervisor status` shows what is left.
     """
     paths = _paths(config)
-    was_paused = _ask(paths, "pause").get("before", False)
+    was_paused = _ask(paths, "status")["paused"]
+    _ask(paths, "pause")
     _until_paused(paths)
     if not wait:
         talk(f"{'was paused already,' if was_paused else 'paused'} until `supervisor resume`")
@@ -289,7 +291,9 @@ def _unaware(worker: dict[str, Any]) -> bool:
 @config_option
 def resume(config: Path | None) -> None:
     """Start messages again after `supervisor pause`."""
-    was_paused = _ask(_paths(config), "resume").get("before", True)
+    paths = _paths(config)
+    was_paused = _ask(paths, "status")["paused"]
+    _ask(paths, "resume")
     talk("resumed" if was_paused else "nothing was paused")
 
 

@@ -1,13 +1,21 @@
 """`supervisor start`: loads the settings and runs the arbiter."""
 
+from __future__ import annotations
+
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from supervisor.cli.common import Value, command, config_option, load_settings, redis_option
+from supervisor.errors import SupervisorError
 from supervisor.values import WORKERS
+
+if TYPE_CHECKING:
+    from supervisor.settings.load import Loaded
 
 
 @command(
@@ -47,21 +55,35 @@ def start(
     }
     # In the terminal's background, a warning must not stop the process.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTIN, signal.SIGTTOU])
-    from supervisor.arbiter.reload import PREFLIGHT_VARIABLE, errors_to_arbiter
+    from supervisor.arbiter import started_from
+    from supervisor.arbiter.reload import PREFLIGHT_VARIABLE, errors_to_arbiter, held_settings, hold_on_error
 
     preflight = PREFLIGHT_VARIABLE in os.environ
+    before = started_from.inherited()
     with errors_to_arbiter():
-        loaded = load_settings(config, flags)
-        if loaded.settings.api.enabled:
-            from supervisor.http_bind import check_bind
-
-            # Checked before the start too: otherwise the pool would restart the failing service forever.
-            check_bind(loaded.settings)
+        loaded = held_settings()
+        if loaded is None:
+            try:
+                loaded = _checked(before.config_path() if before else config, flags)
+            except SupervisorError as error:
+                hold_on_error(error, before)
+                raise
         from supervisor.arbiter.bootstrap import run
 
-        code = run(loaded, burst=burst)
+        code = run(loaded, burst=burst, started_from=before)
         if preflight and loaded.settings.api.enabled and loaded.settings.api.routers:
             from supervisor.cli.api import application
 
             application().create_app(loaded)
         return code
+
+
+def _checked(config: Path | None, flags: Mapping[str, Any]) -> Loaded:
+    """Load the settings. Raises ConfigError, also for an address that the HTTP service may not use."""
+    loaded = load_settings(config, flags)
+    if loaded.settings.api.enabled:
+        from supervisor.http_bind import check_bind
+
+        # Checked before the start too: otherwise the pool would restart the failing service forever.
+        check_bind(loaded.settings)
+    return loaded

@@ -1,7 +1,7 @@
 """Finds the pools of this user that run on this machine, by the control sockets that the kernel lists.
 
-Only Linux has such a list; elsewhere no pool is found. A pool whose socket path was too long for the kernel is listed
-without its folder, and so it is not found either.
+Only Linux has such a list; elsewhere no pool is found. A socket whose path is too long for the kernel is listed by the
+path through a descriptor, and the process with that descriptor leads to the folder.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from supervisor.errors import SupervisorError
 from supervisor.settings.paths import PoolPaths, paths_in
 
 _SOCKETS = Path("/proc/net/unix")
+_DESCRIPTORS = Path("/proc/self/fd")
 _NAME = "control.sock"
 #: The flag of a socket that accepts connections (linux/net.h: __SO_ACCEPTCON).
 _LISTENING = 0x10000
@@ -23,7 +24,7 @@ _PATH_COLUMN = 7
 #: More are not asked.
 POOLS_MAX = 50
 #: How long each may take to answer.
-PATIENCE_S = 0.5
+PATIENCE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class RunningPool:
 def running_pools() -> list[RunningPool]:
     """Return the pools of this user, by their pids."""
     found = []
-    for state_dir in list(_state_dirs())[:POOLS_MAX]:
+    for state_dir in list(dict.fromkeys(_state_dirs()))[:POOLS_MAX]:
         paths = paths_in(state_dir)
         with contextlib.suppress(SupervisorError):
             told = request(paths, "status", patience_s=PATIENCE_S)
@@ -58,6 +59,21 @@ def _state_dirs() -> Iterator[Path]:
         if len(columns) <= _PATH_COLUMN or not int(columns[3], 16) & _LISTENING:
             continue
         path = Path(os.fsdecode(columns[_PATH_COLUMN]))
-        with contextlib.suppress(OSError):
-            if path.name == _NAME and path.is_absolute() and os.geteuid() in (0, path.lstat().st_uid):
-                yield path.parent
+        if path.name == _NAME and path.is_absolute():
+            yield from filter(_is_ours, _behind_descriptor(path) if _DESCRIPTORS in path.parents else [path.parent])
+
+
+def _behind_descriptor(path: Path) -> Iterator[Path]:
+    """Yield the folders that are open under this descriptor in any process of this user."""
+    number = path.parent.name
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            with contextlib.suppress(OSError):
+                yield (process / "fd" / number).readlink()
+
+
+def _is_ours(state_dir: Path) -> bool:
+    try:
+        return os.geteuid() in (0, (state_dir / _NAME).lstat().st_uid)
+    except OSError:
+        return False

@@ -18,7 +18,8 @@ from typing import Any, Protocol
 
 from supervisor.control.protocol import ANSWER_BYTES_MAX, LINE_BYTES_MAX, decode_request, encode
 from supervisor.errors import ConfigError, SupervisorError
-from supervisor.unix_path import socket_path
+from supervisor.settings.paths import PoolPaths
+from supervisor.unix_path import fits_socket, socket_path
 
 CLIENTS_MAX = 8
 #: A client is disconnected if it neither completes a request nor reads its answer for this long.
@@ -39,26 +40,35 @@ class Watcher(Protocol):
         """Stop watching `fd`."""
 
 
-def listen(path: Path) -> socket.socket:
-    """Bind the control socket. The caller holds the pool's lock, so an existing file at `path` is a leftover.
+def listen(paths: PoolPaths) -> socket.socket:
+    """Bind the control socket. The caller holds the pool's lock, so an existing file is a leftover.
 
     Raises ConfigError.
     """
+    path = paths.control
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.setblocking(False)
         # Before bind, so that the file never exists with wider permissions; macOS ignores this one.
         with contextlib.suppress(OSError):
             os.fchmod(listener.fileno(), 0o600)
-        with socket_path(path) as bound:
+        with socket_path(_listed(paths)) as bound:
             listener.bind(bound)
         path.chmod(0o600)
         listener.listen(CLIENTS_MAX)
     except OSError as error:
-        raise ConfigError(f"state_dir: the control socket {path}: {error.strerror}") from None
+        raise ConfigError(f"state_dir: {paths.state_dir}: the control socket: {error.strerror}") from None
     return listener
+
+
+def _listed(paths: PoolPaths) -> Path:
+    """Return the socket's path for people, as the kernel will list it, if it fits and leads to the same folder."""
+    path = paths.state_dir / paths.control.name
+    with contextlib.suppress(OSError):
+        if fits_socket(path) and path.parent.samefile(paths.control.parent):
+            return path
+    return paths.control
 
 
 class Client:
@@ -74,13 +84,13 @@ class Client:
 class ControlServer:
     """Serves the control socket in the arbiter's loop."""
 
-    def __init__(self, listener: socket.socket, path: Path, loop: Watcher, handle: Handle) -> None:
+    def __init__(self, listener: socket.socket, paths: PoolPaths, loop: Watcher, handle: Handle) -> None:
         """`handle(cmd, args)` returns the data of the answer; its SupervisorError becomes the error."""
         self.listener = listener
-        self._path = path
+        self._paths, self._path = paths, paths.control
         self._loop = loop
         self._handle = handle
-        self._inode = _inode(path)
+        self._inode = _inode(self._path)
         self._clients: dict[int, Client] = {}
         loop.watch(listener.fileno(), selectors.EVENT_READ, self._accept)
 
@@ -109,7 +119,7 @@ class ControlServer:
     def _restore_socket(self) -> None:
         """Bind the socket again after its file was deleted, for example by a cleaner of temporary folders."""
         with contextlib.suppress(ConfigError):  # retried at the next call
-            listener = listen(self._path)
+            listener = listen(self._paths)
             self._loop.unwatch(self.listener.fileno())
             self.listener.close()
             self.listener, self._inode = listener, _inode(self._path)

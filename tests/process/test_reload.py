@@ -144,3 +144,57 @@ def test_a_supervisor_with_another_layout_is_refused(own_copy: Pool, file: str, 
     assert "another version of supervisor" in done.stderr and "stop and start it for that" in done.stderr
     assert "another version of supervisor" in last_operation(own_copy)["error"]
     assert own_copy.pids() == before and own_copy.wait_ready()["pid"] == own_copy.pid
+
+
+UNSTEADY = """
+import pathlib
+from supervisor import handler
+
+folder = pathlib.Path(__file__).parent
+with (folder / "imports").open("a") as file:
+    file.write(".")
+if (folder / "broken").exists() and len((folder / "imports").read_text()) % 2:
+    raise ImportError("half of it is written")
+
+@handler("events", group="g")
+async def handle(fields: dict[str, str]) -> None:
+    (folder / fields["n"]).touch()
+"""
+
+
+def test_code_that_breaks_after_its_check_keeps_the_workers(
+    start_pool: Callable[..., Pool], redis_server: AnyServer
+) -> None:
+    """The arbiter imports at the start, the preflight then, and after it the successor, which fails."""
+    pool = start_pool(UNSTEADY, redis_url=redis_server.url, workers=2, api=True)
+    redis, before = redis_server.sync(), pool.pids()
+    broken = pool.folder / "broken"
+    broken.touch()
+    pool.send(signal.SIGHUP)
+    eventually(lambda: pool.events("restart held"), 20)
+    status = eventually(lambda: pool.ask("status") if pool.ask("status")["state"] == "degraded" else None)
+    assert status["pid"] == pool.pid and pool.pids() == before
+    assert any("half of it is written" in reason for reason in status["degraded_reasons"])
+    assert status["consumers"] == [["events", "g"]]
+    redis.xadd("events", {"n": "a"})
+    eventually((pool.folder / "a").exists, what="the workers work")
+    # One that crashes now can't be replaced, until the code can be loaded.
+    victim = pool.kill_worker(0)
+    redis.xadd("events", {"n": "b"})
+    eventually((pool.folder / "b").exists)
+    broken.unlink()
+    eventually(lambda: pool.events("restarted"), 30)
+    after = pool.wait_ready()
+    assert after["pid"] == pool.pid and victim not in pool.pids().values()
+    assert not set(pool.pids().values()) & set(before.values())
+    redis.xadd("events", {"n": "c"})
+    eventually((pool.folder / "c").exists)
+
+
+def test_a_pool_that_is_held_can_be_stopped(standins: Make) -> None:
+    pool = standins(workers=2).start()
+    (pool.folder / "handlers.py").write_text(f"{HANDLERS}\nimport os\nos.unlink(__file__)\n")
+    pool.send(signal.SIGHUP)
+    eventually(lambda: pool.events("restart held"), 20)
+    assert "there is no module 'handlers'" in pool.events("restart held")[0]["error"]
+    assert pool.stop() == EXIT_OK
