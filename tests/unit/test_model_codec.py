@@ -638,3 +638,20 @@ def test_a_validator_that_wants_text_gets_text() -> None:
 
     assert make_decoder(Split)(message({"numbers": "1,2"})) == Split(numbers="1,2")  # type: ignore[arg-type]
     assert make_decoder(Split)(message({"numbers": "1"})) == Split(numbers="1")  # type: ignore[arg-type]
+
+
+def test_a_table_of_sqlmodel_is_validated() -> None:
+    sqlmodel = pytest.importorskip("sqlmodel")
+    table = type(sqlmodel.SQLModel)(
+        "Hero",
+        (sqlmodel.SQLModel,),
+        {
+            "__module__": __name__,
+            "__annotations__": {"id": int | None, "when": datetime, "price": Decimal | None},
+            "id": sqlmodel.Field(default=None, primary_key=True),
+        },
+        table=True,
+    )
+    check(table(when=WHEN, price=Decimal("1.10")))
+    with pytest.raises(DecodeError, match="when"):
+        make_decoder(table)(message({"when": "never"}))
