@@ -198,9 +198,10 @@ class PoolStatus:
         for one in self._cut_off():
             reasons.append(f"{_who(one)} can't read {one['stream']} / {one['group']}: {one['reason']}")
         for one in self._circuits():
+            verb = "start" if 1 < one["workers"] < one["of"] else "starts"
             reasons.append(
-                f"nearly every message of {one['stream']} / {one['group']} fails: {_who(one)} only"
-                f" try{'s' if one['workers'] == 1 else ''} one now and then (circuit open)"
+                f"nearly every message of {one['stream']} / {one['group']} fails:"
+                f" {_who(one)} {verb} only one now and then (circuit open)"
             )
         return reasons
 

@@ -258,6 +258,7 @@ async def _remove(redis: Redis, stream: str, host: str, pools: dict[bytes, bytes
     pairs = [(stream, group) for group in (*GROUPS, LOOP_GROUP)] + [(f"{stream}:latency", LATENCY_GROUP)]
     beside = (
         keys.dead_key, keys.replay_key, keys.crashes_key, keys.isolated_key, keys.retries_key, keys.reaper_key,
+        keys.trimmed_key,
     )  # fmt: skip
     names = {key(of, group) for key in beside for of, group in pairs}
     names |= {of for of, _ in pairs} | {keys.trimmer_key(of) for of, _ in pairs} | {keys.host_key(host)}

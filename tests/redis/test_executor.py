@@ -56,8 +56,8 @@ async def test_adopted_messages_that_wait_do_not_keep_others_from_running(redis:
     async with working(redis_url, handle, consumer={"hold_ms": 10_000}) as worker:
         try:
             for _ in range(3):  # so the worker knows that they are quick
-                await redis.xadd(STREAM, {"n": "quick"})
                 before = len(seen)
+                await redis.xadd(STREAM, {"n": "quick"})
                 await eventually_async(lambda: worker.shared.get(SlotField.DONE) > before)  # noqa: B023
             await redis.xadd(STREAM, {"n": "first"})
             await eventually_async(lambda: "first" in seen)
