@@ -15,6 +15,8 @@ class Lack(IntEnum):
     PROCESSES = 4
 
 
+#: The file name of an OSError for a process that could not be started.
+NO_PROCESS = "a process for a handler"
 #: How to get more.
 REMEDIES = {
     Lack.THREADS: "raise the limit of processes (ulimit -u, pids.max), or set [consumer] threads lower",
@@ -26,7 +28,6 @@ _ERRNOS = {
     errno.EMFILE: Lack.DESCRIPTORS,
     errno.ENFILE: Lack.DESCRIPTORS,
     errno.ENOMEM: Lack.MEMORY,
-    errno.EAGAIN: Lack.PROCESSES,
 }
 _CAUSES_MAX = 8
 #: A lack is over after this time without another one.
@@ -48,8 +49,20 @@ def lack_of(error: BaseException) -> Lack:
             return Lack.THREADS
         if isinstance(at, OSError) and at.errno in _ERRNOS:
             return _ERRNOS[at.errno]
+        if isinstance(at, OSError) and at.errno == errno.EAGAIN and _came_from_fork(at):
+            return Lack.PROCESSES
         at = at.__cause__ or (None if at.__suppress_context__ else at.__context__)
     return Lack.NONE
+
+
+def _came_from_fork(error: OSError) -> bool:
+    """Whether a process could not be started; a socket that is not ready has the same number."""
+    trace = error.__traceback__
+    if error.filename == NO_PROCESS or trace is None:
+        return bool(error.filename == NO_PROCESS)
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return bool({"fork", "_fork_exec", "fork_exec"} & set(trace.tb_frame.f_code.co_names))
 
 
 @dataclass(slots=True)

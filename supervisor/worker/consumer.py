@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 from supervisor.broker.group_reader import GroupReader
 from supervisor.core.backoff import backoff_s
 from supervisor.core.ids import parse_id
+from supervisor.core.lacks import lack_of
 from supervisor.core.pace import Pace
 from supervisor.shared_state import SlotField
 from supervisor.worker.adopted import Adopted
@@ -376,6 +377,8 @@ class Consumer:
         if self._control.stopping:
             return
         self.waits_for_redis = True
+        if lack := lack_of(error):
+            self._resources.lacks.note(lack, error)
         self._resources.faults.redis(_CANT_READ, error, stream=self.spec.stream, group=self.spec.group)
         self._shared.add(SlotField.RECONNECTS, 1)
         delay_s = backoff_s(max(1, failures), _RECONNECT_BASE_S, _RECONNECT_MAX_S, random.random)

@@ -17,6 +17,7 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from supervisor.core.lacks import NO_PROCESS
 from supervisor.errors import HandlerProcessError
 from supervisor.messages import Message
 from supervisor.text import signal_name
@@ -140,7 +141,7 @@ class ProcessPool:
         if started.done():
             return
         if "error" in said:
-            started.set_exception(OSError(said["error"], f"no process for a handler: {os.strerror(said['error'])}"))
+            started.set_exception(OSError(said["error"], os.strerror(said["error"]), NO_PROCESS))
         else:
             started.set_result(said["pid"])
 

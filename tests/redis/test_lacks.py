@@ -3,13 +3,14 @@
 import asyncio
 import collections
 import errno
+import os
 import threading
 from typing import Any
 
 import pytest
 
 from supervisor import Message, handler
-from supervisor.core.lacks import CALM_S, Lack, LackState, lack_of
+from supervisor.core.lacks import CALM_S, NO_PROCESS, Lack, LackState, lack_of
 from supervisor.keys import dead_key
 from supervisor.shared_state import SlotField
 from tests.redis.test_worker import GROUP, STREAM, pending, working
@@ -53,7 +54,7 @@ LACKS = {
     "descriptors": OSError(errno.EMFILE, "Too many open files"),
     "threads": RuntimeError("can't start new thread"),
     "memory": MemoryError(),
-    "fork": BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"),
+    "process": OSError(errno.EAGAIN, "Resource temporarily unavailable", NO_PROCESS),
 }
 
 
@@ -85,6 +86,26 @@ async def test_a_message_that_needs_more_than_there_is_becomes_a_dead_letter(red
         await eventually_async(lambda: worker.shared.get(SlotField.DEAD) == 1)
         await asyncio.sleep(0)
     assert await pending(redis) == 0
+
+
+def test_a_process_that_can_not_be_started_is_a_lack_and_a_busy_socket_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    def start() -> None:
+        # As C code raises it: in the frame of the caller.
+        try:
+            os.fork()
+        except BlockingIOError as error:
+            raise error.with_traceback(None) from None
+
+    monkeypatch.setattr(os, "fork", refuse)
+    with pytest.raises(BlockingIOError) as caught:
+        start()
+    assert lack_of(caught.value) is Lack.PROCESSES
+    with pytest.raises(BlockingIOError) as caught:
+        refuse()
+    assert lack_of(caught.value) is Lack.NONE
 
 
 def test_other_errors_are_no_lack() -> None:
