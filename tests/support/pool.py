@@ -21,6 +21,7 @@ from typing import Any, Self
 
 import psutil
 
+from supervisor import compiled
 from supervisor.control.client import request
 from supervisor.settings.load import load
 from supervisor.settings.paths import PoolPaths, pool_paths
@@ -274,7 +275,7 @@ def clean_environment() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("SUPERVISOR_") and name not in {"REDIS_URL", MARK}
+        if name == compiled.VARIABLE or not (name.startswith("SUPERVISOR_") or name in {"REDIS_URL", MARK})
     }
 
 
