@@ -1,16 +1,50 @@
 """Makes redis-py's blocking client for every form of URL: for plain functions, which run in threads."""
 
+from time import monotonic
 from typing import Any, cast
 
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
-from redis.connection import ConnectionPool, SSLConnection, UnixDomainSocketConnection, parse_url
+from redis.connection import (
+    AbstractConnection,
+    Connection,
+    ConnectionPool,
+    SSLConnection,
+    UnixDomainSocketConnection,
+    parse_url,
+)
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
+from supervisor.broker.routed_connection import IDLE_MAX_S, keepalive_options
 from supervisor.settings.redis_url import parse
 from supervisor.unix_path import socket_path
+
+
+class _FreshConnection(AbstractConnection):
+    """Replaces a connection that was idle for long; goes before redis-py's class. See `routed_connection`."""
+
+    _sent_s = 0.0
+
+    def connect(self) -> None:
+        """Connect unless connected. The pool calls it before each use."""
+        if getattr(self, "_sock", None) is not None and monotonic() - self._sent_s > IDLE_MAX_S:
+            self.disconnect()  # type: ignore[no-untyped-call]
+        super().connect()  # type: ignore[no-untyped-call]
+
+    def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        """Send as redis-py does."""
+        self._sent_s = monotonic()
+        super().send_packed_command(command, check_health)  # type: ignore[no-untyped-call]
+
+
+class _Connection(_FreshConnection, Connection):
+    """A TCP connection."""
+
+
+class _TlsConnection(_FreshConnection, SSLConnection):
+    """The same with TLS."""
 
 
 class _UnixConnection(UnixDomainSocketConnection):
@@ -39,9 +73,10 @@ def blocking_client(url: str, *, timeout_s: float = 5.0, connect_timeout_s: floa
     options["retry"] = Retry(NoBackoff(), 0)
     if parsed.kind == "server":
         if kind is UnixDomainSocketConnection:
-            kind = _UnixConnection
-        if kind is not None:
-            options["connection_class"] = kind
+            options["connection_class"] = _UnixConnection
+        else:
+            options["connection_class"] = _TlsConnection if kind is SSLConnection else _Connection
+            options = {"socket_keepalive": True, "socket_keepalive_options": keepalive_options(), **options}
         return Redis(connection_pool=ConnectionPool(**options))
     tls: dict[str, Any] = {"ssl": True} if kind is SSLConnection else {}
     for name in ("host", "port"):

@@ -12,7 +12,6 @@ delivered (redis-py 8: ten retries by default).
 import asyncio
 import os
 import re
-import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -42,7 +41,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from supervisor.broker.redis_errors import causes
-from supervisor.broker.routed_connection import RoutedConnection, RoutedTlsConnection, UnixConnection
+from supervisor.broker.routed_connection import RoutedConnection, RoutedTlsConnection, UnixConnection, keepalive_options
 from supervisor.broker.routes import ASK_LIMIT_S, Address, ClusterRoute, FixedRoute, Route, SentinelRoute
 from supervisor.errors import ConfigError
 from supervisor.settings.masking import masked
@@ -50,10 +49,6 @@ from supervisor.settings.redis_url import parse
 
 _UNREADABLE = "it can't be taken apart; in user and password, write @ : / ? # as %40 %3A %2F %3F %23"
 _UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
-
-
-#: Probes of an idle TCP connection begin after 20 s, so a load balancer does not forget it, and a dead peer is noticed.
-_KEEPALIVE = (("TCP_KEEPIDLE", 20), ("TCP_KEEPALIVE", 20), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,11 +188,6 @@ def _target(url: str, connect_timeout_s: float, _loop: asyncio.AbstractEventLoop
     # Sentinel has its own users; the TLS options apply to its connections too.
     asking |= {"username": parsed.sentinel_username, "password": parsed.sentinel_password}
     return _Target(routed, options, SentinelRoute(hosts, parsed.master, plain, asking))
-
-
-def keepalive_options() -> dict[int, int]:
-    """Return the socket options of TCP keepalive that this system has."""
-    return {getattr(socket, name): value for name, value in _KEEPALIVE if hasattr(socket, name)}
 
 
 def _check(url: str, kind: type[AbstractConnection], options: dict[str, Any]) -> None:

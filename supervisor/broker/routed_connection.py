@@ -10,6 +10,7 @@
 """
 
 import contextlib
+import socket
 from collections.abc import Sequence
 from time import monotonic
 from typing import Any
@@ -23,8 +24,15 @@ from supervisor.unix_path import socket_path
 
 #: A connection that was idle for longer is replaced. Load balancers forget idle connections after minutes.
 IDLE_MAX_S = 30.0
+#: Probes of an idle TCP connection begin after 20 s, so a load balancer does not forget it, and a dead peer is noticed.
+_KEEPALIVE = (("TCP_KEEPIDLE", 20), ("TCP_KEEPALIVE", 20), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 #: Answers of a server that does not, or no longer, serve the key. AskError is the base of MovedError.
 _WRONG_SERVER = (AskError, ReadOnlyError)
+
+
+def keepalive_options() -> dict[int, int]:
+    """Return the socket options of TCP keepalive that this system has."""
+    return {getattr(socket, name): value for name, value in _KEEPALIVE if hasattr(socket, name)}
 
 
 def is_lost(connection: AbstractConnection) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from supervisor import Message, handler
-from supervisor.broker import coalescer, group_reader, routed_connection
+from supervisor.broker import blocking, coalescer, group_reader, routed_connection
 from supervisor.broker.command_connection import CommandConnection
 from supervisor.broker.connect import client
 from supervisor.broker.group_reader import GroupReader
@@ -92,6 +92,16 @@ async def test_commands_after_a_pause_do_not_wait_for_a_forgotten_connection(
     assert await redis.ping()
     await redis.aclose()
     await commands.close()
+
+
+async def test_a_blocking_client_does_not_wait_for_a_forgotten_connection(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with blocking.blocking_client(proxy.url, timeout_s=2) as redis:
+        assert await asyncio.to_thread(redis.ping)
+        assert proxy.swallow() == 1
+        monkeypatch.setattr(blocking, "IDLE_MAX_S", 0.0)
+        assert await asyncio.to_thread(redis.ping)
 
 
 async def test_a_paused_worker_notices_a_forgotten_connection(
