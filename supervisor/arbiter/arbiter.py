@@ -294,7 +294,7 @@ class Arbiter:
         self._services.check()
         changed = pool.workers != inherited.configured_workers
         self._workers.scale(pool.workers if changed else self._workers.size)
-        self._restarts.roll()
+        self._restarts.roll(at_once=self._site.started_from.reloads)
 
     # Events
 

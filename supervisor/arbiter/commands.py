@@ -79,9 +79,9 @@ class Commands:
         self.log.info("scaled", workers=n, before=before)
         return {"workers": n, "before": before}
 
-    def _restart(self) -> dict[str, Any]:
+    def _restart(self, afresh: bool = False) -> dict[str, Any]:
         self._require_running()
-        self.restarts.start()
+        self.restarts.start(afresh=afresh is True)
         return {"accepted": True}
 
     def _stop(self, timeout_s: float | None = None) -> dict[str, Any]:

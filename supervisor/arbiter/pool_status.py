@@ -103,7 +103,9 @@ class PoolStatus:
 
     def _wanted(self) -> list[Slot]:
         """Return the slots that should be READY, without the one that is being replaced on purpose."""
-        return [slot for slot in self.workers.slots.values() if slot.wanted and slot.number != self.restarts.slot]
+        return [
+            slot for slot in self.workers.slots.values() if slot.wanted and not self.restarts.is_replacing(slot.number)
+        ]
 
     def _lacking(self) -> dict[Lack, list[int]]:
         """Return what workers lack, and in which slots."""

@@ -62,10 +62,9 @@ class RollingRestart:
         """True while workers are being replaced."""
         return self._roll is not None
 
-    @property
-    def slot(self) -> int | None:
-        """The slot whose worker is being replaced."""
-        return self._roll.slot if self._roll else None
+    def is_replacing(self, slot: int) -> bool:
+        """Return whether the worker of this slot is being replaced."""
+        return self._roll is not None and self._roll.is_replacing(slot)
 
     def describe(self) -> dict[str, Any] | None:
         """Return the restart in progress, for `status`."""
@@ -77,9 +76,15 @@ class RollingRestart:
             return {"kind": "restart", "phase": "rolling", "done": self._roll.done, "total": self._roll.total}
         return None
 
-    def start(self) -> None:
-        """Start a restart; queue one more if workers are already being replaced."""
+    def start(self, *, afresh: bool = False) -> None:
+        """Start a restart; queue one more if workers are already being replaced.
+
+        `afresh`: a file has just changed, so a preflight that is under way begins again.
+        """
         if self._preflight is not None:
+            self._queued = afresh
+            if afresh:
+                self._preflight.kill()
             return
         if self._roll is not None:
             self._queued = True
@@ -109,9 +114,9 @@ class RollingRestart:
         if self._preflight is None and not self.shutdown.begun:
             self.start()
 
-    def roll(self) -> None:
-        """Replace the current workers."""
-        self._roll = _Roll(self.workers, self.drain_s)
+    def roll(self, *, at_once: bool = False) -> None:
+        """Replace the current workers; `at_once`: all at the same time, as one wants it during development."""
+        self._roll = _Roll(self.workers, self.drain_s, at_once=at_once)
         self.step()
 
     def step(self) -> None:
@@ -138,24 +143,29 @@ class RollingRestart:
         self._preflight = None
         if self.shutdown.begun:
             return
+        if self._queued:
+            self._queued = False
+            self.start()
+            return
         if code != 0:
-            self._not_loaded("the new code or configuration is unusable", str(report.get("error")))
+            why, traceback = "the new code or configuration is unusable", report.get("traceback")
+            self._not_loaded(why, str(report.get("error")), traceback)
             return
         try:
             self.exec_successor(report)
         except OSError as error:
             self._not_loaded("this process could not be replaced", str(error))
 
-    def _not_loaded(self, why: str, error: str) -> None:
+    def _not_loaded(self, why: str, error: str, traceback: str | None = None) -> None:
         if self.load_error:
             self.hold(error, self.held_since_s)
         else:
-            self._end(f"nothing was changed, because {why}: {error}")
+            self._end(f"nothing was changed, because {why}: {error}", traceback)
 
-    def _end(self, error: str) -> None:
+    def _end(self, error: str, traceback: str | None = None) -> None:
         self.last = {"kind": "restart", "ok": not error, "error": error or None}
         if error:
-            self.log.error("restart failed", error=error)
+            self.log.error("restart failed", error=error, exception=traceback or None)
         else:
             self.log.info("restarted", workers=self.workers.size)
 
@@ -163,9 +173,10 @@ class RollingRestart:
 class _Roll:
     """Replaces the workers that run when it is created, one at a time."""
 
-    def __init__(self, workers: WorkerGroup, drain_s: float) -> None:
+    def __init__(self, workers: WorkerGroup, drain_s: float, *, at_once: bool) -> None:
         self._workers = workers
         self._drain_s = drain_s
+        self._at_once = at_once
         self._todo = sorted(slot.number for slot in workers.slots.values() if slot.wanted)
         #: (slot, incarnation that is being replaced)
         self._current: tuple[int, int] | None = None
@@ -173,16 +184,18 @@ class _Roll:
         self.done = 0
         #: Why the restart stopped early.
         self.error = ""
+        self._incarnations = {number: workers.slots[number].incarnation for number in self._todo}
+        for number in self._todo if at_once else ():
+            self._replace(number)
 
     @property
     def is_over(self) -> bool:
         """True if there is nothing left to do."""
         return bool(self.error) or (self._current is None and not self._todo)
 
-    @property
-    def slot(self) -> int | None:
-        """The slot whose worker is being replaced."""
-        return None if self._current is None else self._current[0]
+    def is_replacing(self, slot: int) -> bool:
+        """Return whether the worker of this slot is being replaced."""
+        return (self._current is not None and self._current[0] == slot) or (self._at_once and slot in self._todo)
 
     def step(self) -> float:
         """Continue as far as possible; return seconds until the next step, infinity if a slot must change first."""
@@ -196,8 +209,14 @@ class _Roll:
         return math.inf
 
     def _begin(self, number: int) -> None:
+        self._current = number, self._incarnations[number]
+        if not self._at_once:
+            self._incarnations[number] = self._workers.slots[number].incarnation
+            self._current = number, self._incarnations[number]
+            self._replace(number)
+
+    def _replace(self, number: int) -> None:
         slot = self._workers.slots[number]
-        self._current = number, slot.incarnation
         if slot.living:
             self._workers.drain(number, time.monotonic() + self._drain_s)
         else:

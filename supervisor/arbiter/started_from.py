@@ -26,16 +26,18 @@ class StartedFrom:
     config: str | None
     #: There was something in the file.
     had_content: bool
+    #: `--reload`: a change of a file restarts the pool.
+    reloads: bool = False
 
     @classmethod
-    def of(cls, loaded: Loaded) -> Self:
+    def of(cls, loaded: Loaded, *, reloads: bool = False) -> Self:
         """Return where the settings were loaded from."""
         path = loaded.path
         try:
             folder = str(working_dir())
         except ConfigError:  # it is gone; the file was named by its whole path
             folder = os.curdir
-        return cls(folder, str(path) if path else None, path is not None and _has_content(path))
+        return cls(folder, str(path) if path else None, path is not None and _has_content(path), reloads)
 
     def enter(self) -> None:
         """Change to the working directory of the start, if it is still there."""

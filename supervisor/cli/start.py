@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from supervisor.errors import SupervisorError
 from supervisor.values import WORKERS
 
 if TYPE_CHECKING:
+    from supervisor.arbiter.started_from import StartedFrom
     from supervisor.settings.load import Loaded
 
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     """\
     supervisor start                  everything from ./config.toml
     supervisor start --workers 8 --redis redis://10.0.0.5:6379/0
+    supervisor start --reload         restart whenever a file is saved
     supervisor start --burst          handle all messages, then exit""",
     short_help="Run the pool in the foreground.",
 )
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 @click.option("--handlers", multiple=True, metavar="MODULE", help="A handler module; can be repeated.")
 @click.option("--bind", metavar="HOST:PORT", help="The address of the HTTP service, instead of api.bind.")
 @click.option("--no-api", is_flag=True, help="Start no HTTP service.")
+@click.option("--reload", is_flag=True, help="For development: restart the workers when a file changes.")
 @click.option("--burst", is_flag=True, help="Handle all messages, then exit; without HTTP service.")
 def start(
     config: Path | None,
@@ -39,12 +43,13 @@ def start(
     handlers: tuple[str, ...],
     bind: str | None,
     no_api: bool,
-    burst: bool,
+    **switches: bool,
 ) -> int:
     """Run the pool in the foreground: arbiter, workers, keeper and HTTP service, and a Redis if none is configured.
 
     Ctrl-C or SIGTERM drains and exits, a second one exits at once. SIGHUP reads configuration and handlers again.
     """
+    burst, reload = switches["burst"], switches["reload"]
     flags = {
         "pool.workers": workers,
         "redis.url": redis,
@@ -70,6 +75,8 @@ def start(
                 raise
         from supervisor.arbiter.bootstrap import run
 
+        if reload:
+            before = before or _watched(loaded)
         code = run(loaded, burst=burst, started_from=before)
         if preflight and loaded.settings.api.enabled and loaded.settings.api.routers:
             from supervisor.cli.api import application
@@ -87,3 +94,18 @@ def _checked(config: Path | None, flags: Mapping[str, Any]) -> Loaded:
         # Checked before the start too: otherwise the pool would restart the failing service forever.
         check_bind(loaded.settings)
     return loaded
+
+
+def _watched(loaded: Loaded) -> StartedFrom:
+    """Start watching the project's files. Raises SupervisorError."""
+    from supervisor.arbiter import source_watch
+    from supervisor.arbiter.started_from import StartedFrom
+
+    # A file that is saved twice in a second, with the same length, would be taken for the compiled one.
+    sys.dont_write_bytecode = True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    try:
+        source_watch.start(loaded)
+    except OSError as error:
+        raise SupervisorError(f"--reload: {error}") from None
+    return StartedFrom.of(loaded, reloads=True)
