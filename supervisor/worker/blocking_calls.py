@@ -16,13 +16,11 @@ if TYPE_CHECKING:
     from supervisor.worker.resources import Resources
 
 
-def calls_of(
-    spec: HandlerSpec, resources: Resources, grace_s: float
-) -> tuple[ThreadCalls | ProcessCalls, Decoder, int]:
+def calls_of(spec: HandlerSpec, resources: Resources) -> tuple[ThreadCalls | ProcessCalls, Decoder, int]:
     """Return what calls a plain handler, the worker's decoder for it, and how many messages may run at a time."""
     concurrency, processes = spec.options.concurrency, resources.processes
     if processes is not None and spec.options.run_in == PROCESS:
         return ProcessCalls(processes, spec), as_message, min(concurrency, processes.size)  # the process decodes
-    loop, limit_s = asyncio.get_running_loop(), spec.options.timeout_s + grace_s
-    calls = ThreadCalls(resources.threads, loop, resources.control, limit_s)
+    loop = asyncio.get_running_loop()
+    calls = ThreadCalls(resources.threads, loop, resources.control, spec.options.timeout_s)
     return calls, spec.decode, concurrency if spec.is_async else min(concurrency, resources.threads_max)

@@ -54,7 +54,7 @@ class Executor:
         self._control = resources.control
         self._bug = resources.bug
         self._loop = asyncio.get_running_loop()
-        self.threads, decode, limit = calls_of(spec, resources, CANCEL_GRACE_S)
+        self.threads, decode, limit = calls_of(spec, resources)
         self._unit = spec.options.batch_size if spec.batch else 1
         self._runners_max = max(1, limit // self._unit)
         self._limit = max(limit, self._unit)

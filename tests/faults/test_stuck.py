@@ -103,12 +103,13 @@ def test_07_loop_block_sleep(start_pool: StartPool, redis_server: Any, bound: Bo
 
 
 def test_08_loop_block_gil_regex(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
-    # In a thread, but `re` holds the GIL: no other Python code runs in this process.
+    # In a thread, but `re` holds the GIL: no other Python code runs in this process. The worker is kept for the
+    # handler's time.
     pool = start_pool(
         ONCE
         + """
     import re
-    @handler("events", group="workers")
+    @handler("events", group="workers", timeout_s=1)
     def handle(message: Message) -> None:
         if first():
             re.match("(a+)+$", "a" * 64 + "b")
