@@ -21,7 +21,7 @@ def error_line(problem: Problem, layer: Layer) -> str:
         return f"{origin}: {name} = {shown(path, problem.value)}: {problem.allowed}"
     known = list(_fields(path[:-1]))
     table = f"[{dotted(path[:-1])}]" if path[:-1] else "config.toml"
-    hint = did_you_mean(path[-1], known) or _right_table(path)
+    hint = _right_table(path) or did_you_mean(path[-1], known)
     return f"{origin}: {name}: unknown key{hint} (known in {table}: {', '.join(known)})"
 
 

@@ -28,6 +28,7 @@ class Server(Commands):
             (scripts.DELETE_CONSUMER, self._delete_consumer),
             (scripts.TAKE_LEASE, self._take_lease),
             (scripts.DROP_LEASE, self._drop_lease),
+            (scripts.TRIMMED_UNREAD, self._trimmed_unread),
         ):
             self._scripts[script.text.encode()] = self._scripts[script.sha.encode()] = does
 
@@ -76,6 +77,10 @@ class Server(Commands):
 
     def _dead_letter_unreadable(self, _: list[bytes], __: list[bytes]) -> None:
         """The entries of the model are smaller than those that this is for."""
+
+    def _trimmed_unread(self, _: list[bytes], __: list[bytes]) -> int:
+        """Nothing is trimmed in the model."""
+        return 0
 
     def _replay(self, keys: list[bytes], arguments: list[bytes]) -> bytes:
         stream, dead, retries, crashes, copies = keys
