@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from supervisor.errors import UsageError
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
+    from supervisor.messages import Message
     from supervisor.publisher import Publisher
 
 
@@ -36,6 +37,22 @@ class Context:
     state: Any = field(default_factory=dict)
     _made: dict[tuple[str, Any], Any] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def message(self) -> Message:
+        """The message that is handled, also in tasks and threads that its handler has started.
+
+        Raises UsageError for a batch and where no message is handled.
+        """
+        runner = in_hand.get()
+        messages = runner.messages if runner else ()
+        if len(messages) != 1:
+            raise UsageError(
+                "context().message: a batch has several messages; take them as a second parameter: list[Message]"
+                if messages
+                else "context().message: no message is handled here"
+            )
+        return messages[0]
 
     @property
     def redis(self) -> Redis:
@@ -87,6 +104,22 @@ class Context:
             return self._made[key]
 
 
+class InHand(Protocol):
+    """Who has messages in hand."""
+
+    @property
+    def messages(self) -> Sequence[Message]:
+        """The message, or those of the batch."""
+
+
+class Held(NamedTuple):
+    """Messages that stay in hand, whatever their runner does next."""
+
+    messages: Sequence[Message]
+
+
+#: Whose messages are handled in this task or thread.
+in_hand: ContextVar[InHand | None] = ContextVar("supervisor_in_hand", default=None)
 _current: ContextVar[Context] = ContextVar("supervisor_context")
 
 

@@ -24,7 +24,7 @@ from tests.support.standins import Standins
 pytest_plugins = ("tests.support.cpu",)
 
 #: Quick ones first: a broken rule shows before the first process is started.
-ORDER = ("unit", "model", "redis", "http", "cli", "process", "guide", "faults", "delivery")
+ORDER = ("unit", "model", "redis", "testing", "http", "cli", "process", "guide", "faults", "delivery")
 #: Fixtures that pools connect to.
 SERVERS = frozenset(
     {"redis_server", "durable_server", "every_server", "server", "tcp_server", "proxy", "pair"}

@@ -36,6 +36,16 @@ class RetryQueue:
         if self._heap[0][2] is message:
             self._first_changed.set()
 
+    @property
+    def any_due(self) -> bool:
+        """Whether some message is due."""
+        return bool(self._heap) and self._heap[0][0] <= self._loop.time()
+
+    def advance(self, seconds: float) -> None:
+        """Make all due that much sooner, for tests."""
+        self._heap = [(due_s - seconds, order, message) for due_s, order, message in self._heap]
+        self._first_changed.set()
+
     async def wait_due(self) -> None:
         """Wait until some message is due."""
         while not self._heap or self._heap[0][0] > self._loop.time():

@@ -11,11 +11,12 @@ import os
 import signal
 import weakref
 from collections.abc import Coroutine
-from contextvars import Context, ContextVar
+from contextvars import Context
 from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from supervisor.context import in_hand
 from supervisor.messages import Message
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Runner(Coroutine[Any, Any, None]):
     def context(self, base: Context) -> Context:
         """Return a copy of `base` in which `message_fields` finds this runner."""
         context = base.copy()
-        context.run(_current.set, self)
+        context.run(in_hand.set, self)
         return context
 
     @property
@@ -131,20 +132,17 @@ class Runner(Coroutine[Any, Any, None]):
         self._owner.step_ended(self)
 
 
-_current: ContextVar[Runner | None] = ContextVar("runner", default=None)
-
-
 def current_runner() -> Runner:
     """Return the runner that the caller runs in, also in tasks that a handler started."""
-    runner = _current.get()
-    if runner is None:
+    runner = in_hand.get()
+    if not isinstance(runner, Runner):
         raise RuntimeError("no handler runs here")
     return runner
 
 
 def message_fields() -> dict[str, Any]:
     """Return what names the message that the caller handles, for a line of the log."""
-    runner = _current.get()
+    runner = in_hand.get()
     messages = runner.messages if runner else ()
     if not messages:
         return {}

@@ -11,6 +11,8 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from supervisor.context import Held, in_hand
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
@@ -52,6 +54,9 @@ class ThreadCalls:
         While the pool is paused, it is not called. Raises HeldBackError when the worker stops meanwhile.
         """
         context, call = copy_context(), object()
+        # A call that was given up goes on, while its runner has the next message in hand.
+        runner = in_hand.get()
+        context.run(in_hand.set, Held(runner.messages if runner else ()))
 
         def body() -> None:
             if self._control.paused:  # it has waited for a thread since before the pause
@@ -60,9 +65,7 @@ class ThreadCalls:
             self._threads.began(call, now_s + self._limit_s)
             began(now_s)
             try:
-                require_done(context.run(function, argument))
-            except (StopIteration, GeneratorExit) as error:  # these mean something else to a coroutine
-                raise RuntimeError(f"the handler raised {type(error).__name__}") from error
+                context.run(call_plain, function, argument)
             finally:
                 del self._began[call]
                 self._threads.ended(call)
@@ -75,6 +78,14 @@ class ThreadCalls:
                 await self._control.until(lambda: self._control.stopping or not self._control.paused)
                 if self._control.paused:
                     raise
+
+
+def call_plain(function: Callable[[Any], Any], argument: Any) -> None:
+    """Call a handler that is a plain function. Raises what it raises, in a form that a coroutine can pass on."""
+    try:
+        require_done(function(argument))
+    except (StopIteration, GeneratorExit) as error:  # these mean something else to a coroutine
+        raise RuntimeError(f"the handler raised {type(error).__name__}") from error
 
 
 def require_done(result: Any) -> Any:

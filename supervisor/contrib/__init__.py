@@ -1,0 +1,1 @@
+"""What connects handlers with other tools. Each module needs the extra of its name."""
