@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -136,7 +137,10 @@ class Service:
         error, late, refuses = "", False, False
         try:
             async with asyncio.timeout(PULSE_LIMIT_S):
-                await self._patient.execute_command("EVAL", _WRITES_NOTHING, 0)
+                try:
+                    await self._patient.execute_command("EVAL", _WRITES_NOTHING, 0)
+                except RedisConnectionError:  # the loss of a connection says nothing of the next one
+                    await self._patient.execute_command("EVAL", _WRITES_NOTHING, 0)
         except ResponseError as refusal:
             # Before Redis 7 a script has no flags and does not compile: Redis answers, and that is all we know.
             refuses = code_of(refusal) != "ERR"
