@@ -5,7 +5,6 @@ It gives a handler Redis, the project's settings and a folder for files, in a wo
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -88,6 +87,8 @@ class Context:
 
     async def aclose(self) -> None:
         """Close what was made."""
+        import asyncio  # not at the top: no command needs it
+
         with self._lock:
             made, self._made = self._made, {}
         own = asyncio.get_running_loop()

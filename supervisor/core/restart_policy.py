@@ -88,7 +88,7 @@ def classify(
     """Return the meaning of an exit and the word for it.
 
     `kill_reason` is why the arbiter killed the child, or empty. `announced` is False if the exit code comes
-    from a handler that called `os._exit`. In a burst, exit code 0 means that no work is last_exit.
+    from a handler that called `os._exit`. In a burst, exit code 0 means that no work is left.
     """
     if kill_reason:
         return (ExitKind.DONE if kill_reason == DRAIN_TIMEOUT else ExitKind.CRASH), kill_reason
