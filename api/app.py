@@ -29,6 +29,7 @@ from .request_guard import PROBES, RequestGuard
 from .schemas import PROBLEM_SCHEMA
 from .schemas import problems as problem_answers
 from .service import Service
+from .tracing import trace_requests
 
 _TAGS = [
     {"name": "streams", "description": "Publish, read history, follow"},
@@ -69,6 +70,7 @@ def create_app(loaded: Loaded) -> FastAPI:
         redoc_url=None,
     )
     problems.install(app)
+    trace_requests(app, loaded.settings)
     # The longest paths first: the name of a stream may contain slashes.
     for module in (
         dead_letter_routes,

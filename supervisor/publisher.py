@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, Self
 
@@ -26,6 +27,8 @@ KEY_TTL_S = 24 * 3600
 KEY_BYTES_MAX = 255
 #: Messages in one `publish_many`: about 70 ms of the server's time.
 BATCH_MAX = 10_000
+#: What a tracer adds to a message.
+TRACE_FIELDS = frozenset({"traceparent", "tracestate", "baggage"})
 _CONFLICT = 2
 
 
@@ -43,6 +46,27 @@ class PublishedBatch(NamedTuple):
 
     ids: list[str]
     replayed: bool = False
+
+
+class Sending:
+    """What a tracer has made of the messages of a publish."""
+
+    def __init__(self, messages: Sequence[Mapping[str, Value]]) -> None:
+        #: What is stored.
+        self.messages = messages
+        #: The ids, once it is stored.
+        self.ids: list[str] = []
+
+
+#: Goes around a publish: called with the stream and the encoded messages.
+Tracer = Callable[[str, Sequence[Mapping[str, Value]]], AbstractContextManager[Sending]]
+_tracer: Tracer | None = None
+
+
+def trace_publishes(tracer: Tracer | None) -> None:
+    """Have `tracer` go around each publish of this process; None: nothing does, and nothing is paid for it."""
+    global _tracer  # noqa: PLW0603 - of the process, as tracing is
+    _tracer = tracer
 
 
 class Publisher:
@@ -75,6 +99,10 @@ class Publisher:
         """
         fields = fields_of(message)
         self._check(stream)
+        if _tracer is not None:
+            with _tracer(stream, [fields]) as sending:
+                sending.ids, replayed = await self._store(stream, sending.messages, key)
+                return Published(sending.ids[0], replayed)
         if key is not None:
             ids, replayed = await self._once(stream, [fields], key)
             return Published(ids[0], replayed)
@@ -99,6 +127,13 @@ class Publisher:
             raise UsageError(f"{len(messages)} messages at once: at most {BATCH_MAX} are allowed")
         if not messages:
             return PublishedBatch([])
+        if _tracer is None:
+            return await self._store(stream, messages, key)
+        with _tracer(stream, messages) as sending:
+            sending.ids, replayed = await self._store(stream, sending.messages, key)
+            return PublishedBatch(sending.ids, replayed)
+
+    async def _store(self, stream: str, messages: Sequence[Mapping[str, Value]], key: str | None) -> PublishedBatch:
         if key is not None:
             return PublishedBatch(*await self._once(stream, messages, key))
         commands = [("XADD", stream, "*", *(text for pair in fields.items() for text in pair)) for fields in messages]
@@ -186,10 +221,11 @@ def _script(text: str) -> Script:
 
 
 def _fingerprint(messages: Sequence[Mapping[str, Value]]) -> str:
-    """Return a digest that does not depend on the order of fields."""
+    """Return a digest that does not depend on the order of fields, nor on the trace that a message belongs to."""
     digest = hashlib.blake2b(digest_size=16)
     for fields in messages:
-        for text in (str(len(fields)), *(part for pair in sorted(fields.items()) for part in pair)):
+        pairs = sorted((name, value) for name, value in fields.items() if name not in TRACE_FIELDS)
+        for text in (str(len(pairs)), *(part for pair in pairs for part in pair)):
             data = text.encode() if isinstance(text, str) else text
             digest.update(len(data).to_bytes(4, "big") + data)
     return digest.hexdigest()

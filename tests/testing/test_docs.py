@@ -22,7 +22,7 @@ print(len(load_handlers(loaded.settings, loaded.root, loaded.origins)))
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    for name in ("middleware.md", "testing.md"):
+    for name in ("middleware.md", "testing.md", "tracing.md"):
         for file, text in FILE.findall((ROOT / "docs" / name).read_text()):
             path = tmp_path / file
             path.parent.mkdir(exist_ok=True)
