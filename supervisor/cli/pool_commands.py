@@ -312,7 +312,7 @@ def _ask(paths: PoolPaths, cmd: str, **args: Any) -> dict[str, Any]:
         return request(paths, cmd, **args)
     except NotRunningError as error:
         # Starting another one does not help when there is one that does not answer.
-        hint = "" if isinstance(error.__context__, TimeoutError) else "\n`supervisor start` starts it"
+        hint = "" if isinstance(error.__context__, TimeoutError) else "\n`supervisor start` starts this folder's pool"
         raise NotRunningError(f"{error}{hint}") from None
 
 

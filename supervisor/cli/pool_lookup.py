@@ -70,4 +70,4 @@ def down_hint(loaded: Loaded) -> str:
         lines.append(f"there is no config.toml in {path_text(loaded.root)}{elsewhere}; --config FILE names another one")
     if others:
         lines.append("if none of these is meant:")
-    return "\n".join([*lines, "`supervisor start` starts it"])
+    return "\n".join([*lines, "`supervisor start` starts this folder's pool"])

@@ -23,8 +23,8 @@ class Options:
     block_ms: int
     max_waiting: int
     circuit_breaker: bool
-    run_in: str = "thread"
-    max_tasks: int = 0
+    run_in: str
+    max_tasks: int
 
 
 #: The value of `run_in` for a process pool.

@@ -108,7 +108,7 @@ def netloc(host: str, port: int) -> str:
 
 def _unknown(scheme: str) -> str:
     if scheme.lower() in _SCHEMES:
-        return f"must be {scheme}:// with an address behind it"
+        return f"must be {scheme}:// with an address after it"
     near = _OTHER_SCHEMES.get(scheme.lower())
     return f"must be {FORMS} or empty" + (f", did you mean {near!r}?" if near else did_you_mean(scheme, _SCHEMES))
 
@@ -119,7 +119,7 @@ def _check_server(authority: str, path: str) -> None:
     if port and not 0 < int(port[1]) <= _PORT_MAX:
         raise ValueError(f"must have a port from 1 to {_PORT_MAX}, as in {_EXAMPLES['server']}")
     if (database := path.replace("/", "")) and not database.isdecimal():
-        raise ValueError(f"must have a number as the database behind the host, as in {_EXAMPLES['server']}")
+        raise ValueError(f"must have a number as the database after the host, as in {_EXAMPLES['server']}")
 
 
 def _host(text: str, kind: Kind) -> tuple[str, int]:
@@ -135,11 +135,9 @@ def _behind_sentinels(path: str, options: dict[str, str]) -> tuple[str, str]:
     master, _, database = (unquote(part) for part in path.rstrip("/").partition("/"))
     stray = next((name for name in options if name.lower() in _MASTER_WORDS), None)
     if not master or master.isdecimal() or stray:
-        raise ValueError(f"must have the master's name behind the hosts, as in {_EXAMPLES['sentinel']}/0")
+        raise ValueError(f"must have the master's name after the hosts, as in {_EXAMPLES['sentinel']}/0")
     if database and not database.isdecimal():
-        raise ValueError(
-            f"must have a number as the database behind the master's name, as in {_EXAMPLES['sentinel']}/0"
-        )
+        raise ValueError(f"must have a number as the database after the master's name, as in {_EXAMPLES['sentinel']}/0")
     return master, database
 
 
@@ -147,6 +145,6 @@ def _behind_nodes(path: str, options: dict[str, str]) -> tuple[str, str]:
     """Check that nothing follows: a cluster has no master's name and only database 0."""
     if path.strip("/") not in ("", "0") or options.get("db", "0") != "0":
         raise ValueError(
-            f"must have nothing behind the hosts: a cluster has database 0 only, as in {_EXAMPLES['cluster']}"
+            f"must have nothing after the hosts: a cluster has database 0 only, as in {_EXAMPLES['cluster']}"
         )
     return "", ""

@@ -35,7 +35,7 @@ def test_a_supervisor_without_a_ready_worker_is_degraded_and_not_absent(standins
 def test_only_where_no_supervisor_runs_status_says_how_to_start_one(tmp_path: Path) -> None:
     told = run("status", cwd=tmp_path, redis_url="redis://127.0.0.1:1")
     assert told.returncode == EXIT_DOWN
-    assert "`supervisor start` starts it" in told.stderr
+    assert "`supervisor start` starts this folder's pool" in told.stderr
 
 
 # stop

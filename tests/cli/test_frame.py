@@ -201,7 +201,7 @@ def test_without_a_pool_the_control_commands_exit_with_8(tmp_path: Path) -> None
         done = run(*words, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (8, ""), words
         assert "error: no supervisor answers on" in done.stderr
-        assert done.stderr.endswith("\n`supervisor start` starts it\n")
+        assert done.stderr.endswith("\n`supervisor start` starts this folder's pool\n")
 
 
 @pytest.mark.parametrize("number", ["abc", "-1", "257", "1.5", "", "²"])

@@ -132,4 +132,4 @@ def test_dead_letters_come_with_the_command_that_shows_them(pool) -> None:
 def test_status_without_a_pool_says_how_to_start_one(tmp_path: Path) -> None:
     done = run("status", cwd=tmp_path)
     assert done.returncode == 8 and done.stdout.startswith("down      no supervisor answers on")
-    assert "`supervisor start` starts it" in done.stderr
+    assert "`supervisor start` starts this folder's pool" in done.stderr

@@ -1,7 +1,7 @@
 """Real workers and keepers on two hosts, in a world of their own, and no rule of delivery is broken, whatever happens.
 
 Redis, the network, time and chance are the model; all that handles messages is the product. `python -m tests.model`
-plays many more histories and shows the rate. One that breaks a rule is printed in its shortest form, and belongs into
+plays many more histories and shows the rate. One that breaks a rule is printed in its shortest form, and belongs in
 `corpus.jsonl` once the fault is mended. MODEL_HISTORIES says how many are played here.
 """
 

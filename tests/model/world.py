@@ -37,6 +37,8 @@ OPTIONS = Options(
     block_ms=5000,
     max_waiting=10,
     circuit_breaker=True,
+    run_in="thread",
+    max_tasks=0,
 )
 #: How much time a tick may be.
 TICKS_S = (0.06, 0.5, 1.1, 4.0, LEASE_MS / 1000 + 1)

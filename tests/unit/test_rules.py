@@ -37,6 +37,8 @@ OPTIONS = Options(
     block_ms=5000,
     max_waiting=1000,
     circuit_breaker=True,
+    run_in="thread",
+    max_tasks=0,
 )
 
 
