@@ -23,6 +23,7 @@ from . import (
     probe_routes,
     problems,
     routers,
+    status_routes,
     tail_routes,
 )
 from .request_guard import PROBES, RequestGuard
@@ -79,6 +80,7 @@ def create_app(loaded: Loaded) -> FastAPI:
         message_routes,
         overview_routes,
         probe_routes,
+        status_routes,
         docs_page,
     ):
         app.include_router(module.router)

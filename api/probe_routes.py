@@ -1,4 +1,4 @@
-"""Probes for orchestrators, and the state of the pool for people and dashboards.
+"""Probes for orchestrators.
 
 - `/livez`: the process runs. It never uses Redis.
 - `/readyz`: messages can be published here and, where a pool runs on this host, handled. The workers count only when
@@ -16,14 +16,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from fastapi.responses import PlainTextResponse, Response
 
-from .metrics import render
-from .problems import KINDS, Problem
-from .schemas import answers, json_response, problems
+from .schemas import NO_CACHE
 from .service import FIRST_LIMIT_S, Pulse, Service, ServiceDep
 from .snapshots import NO_ANSWER, TOO_BUSY, Finding
 
 router = APIRouter()
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Verbose = Annotated[str | None, Query(description="Print a line with the reason for each part")]
 Exclude = Annotated[
     Sequence[str], Query(description="Parts that do not count: redis, workers, paused, reading; may be repeated")
@@ -32,7 +29,6 @@ _TEXT: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/plain": {"example": "ok"}}},
     503: {"content": {"text/plain": {"example": "failed"}}},
 }
-_NO_CACHE = {"Cache-Control": "no-store"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +78,7 @@ def _answer(checks: Sequence[Check], verbose: str | None, exclude: Sequence[str]
     good = not any(check.trouble and check.name not in exclude for check in checks)
     verdict = "ok" if good else "failed"
     text = "\n".join([*(_line(check, exclude) for check in checks), verdict, ""]) if verbose is not None else verdict
-    return PlainTextResponse(text, 200 if good else 503, _NO_CACHE)
+    return PlainTextResponse(text, 200 if good else 503, NO_CACHE)
 
 
 def _line(check: Check, exclude: Sequence[str]) -> str:
@@ -113,66 +109,3 @@ async def startupz(service: ServiceDep, verbose: Verbose = None) -> Response:
     if service.started:
         return _answer([Check("startup")], verbose)
     return _answer(await _ready(service), verbose)
-
-
-@router.get(
-    "/health",
-    tags=["status"],
-    summary="The state of pool, workers and groups",
-    responses={
-        200: {"content": {"application/json": {"example": {"state": "healthy"}}}},
-        503: {"description": "down", "content": {"application/json": {"example": {"state": "down"}}}},
-    },
-)
-async def health(service: ServiceDep) -> Response:
-    """What `supervisor status --json` prints; 503 when Redis or the pool is down.
-
-    Where no pool runs on this host, the state is that of the service alone.
-    """
-    state = _seen_from_here(service, await service.state())
-    down = state["state"] == "down" or "error" in state["redis"]
-    return json_response(state, 503 if down else 200, _NO_CACHE)
-
-
-@router.get(
-    "/metrics",
-    tags=["status"],
-    summary="Figures for Prometheus",
-    responses={200: {"content": {METRICS_TYPE: {"example": "supervisor_redis_up 1"}}}},
-)
-async def metrics(service: ServiceDep) -> Response:
-    """Text format 0.0.4."""
-    return Response(render(_seen_from_here(service, await service.state())), 200, _NO_CACHE, METRICS_TYPE)
-
-
-@router.get(
-    "/v1/workers",
-    tags=["status"],
-    summary="The workers of this host's pool",
-    responses=answers({"state": "healthy", "workers": []}),
-)
-async def list_workers(service: ServiceDep) -> Response:
-    """The list is empty where no pool runs."""
-    state = _seen_from_here(service, await service.state())
-    return json_response({key: state.get(key, []) for key in ("state", "workers", "services")}, 200, _NO_CACHE)
-
-
-@router.get(
-    "/problems/{kind}",
-    tags=["problems"],
-    summary="About a kind of problem",
-    responses={200: {"content": {"text/plain": {"example": "Not found"}}}, **problems("not-found")},
-)
-async def read_problem(kind: str) -> Response:
-    """Explain what the problem means and what to do."""
-    found = KINDS.get(kind)
-    if found is None:
-        raise Problem("not-found", f"unknown kind; there are: {', '.join(KINDS)}")
-    return PlainTextResponse(f"{found.title} ({found.status})\n\n{found.text}\n")
-
-
-def _seen_from_here(service: Service, state: dict[str, Any]) -> dict[str, Any]:
-    """Return the state of the service alone where no pool runs on this host."""
-    if state["pid"] is None and not service.paths.control.exists():
-        return {**state, "state": "down" if "error" in state["redis"] else "healthy", "reason": "no pool on this host"}
-    return state

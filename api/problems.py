@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 from starlette.types import Scope
 
-from supervisor.broker.coalescer import FULL
+from supervisor.broker.publish_pipeline import FULL
 from supervisor.broker.redis_errors import UNREACHABLE, code_of
 from supervisor.errors import (
     IdempotencyError,

@@ -22,6 +22,8 @@ _ID = "[0-9]{1,20}(-[0-9]{1,20})?"
 #: Reserved for keys such as those of dead letters, which clients must not write.
 _OWN_PREFIX = "supervisor:"
 EXAMPLE_ID = "1764000000000-0"
+#: For answers that no proxy may keep.
+NO_CACHE = {"Cache-Control": "no-store"}
 
 
 def check_name(name: str) -> str:

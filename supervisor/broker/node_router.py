@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from redis.asyncio import Redis
 
-from supervisor.broker.coalescer import Coalescer, PipelineConnection
 from supervisor.broker.connect import cluster
+from supervisor.broker.publish_pipeline import PipelineConnection, PublishPipeline
 from supervisor.broker.redis_errors import REDIS_FAULTS, UNREACHABLE, code_of
 from supervisor.broker.routes import Address, SlotRange, slot_owner
 from supervisor.errors import PublishRefusedError
@@ -24,7 +24,7 @@ _RETRY_S = 0.02
 
 
 class NodeRouter:
-    """Holds one coalescer for each node; belongs to one event loop."""
+    """Holds one pipeline for each node; belongs to one event loop."""
 
     def __init__(self, source: str | Redis, *, timeout_s: float, connect_timeout_s: float | None = None) -> None:
         """`source`: a URL, or a client whose server and credentials are used. Connects later."""
@@ -32,14 +32,14 @@ class NodeRouter:
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s or timeout_s
         self._cluster = cluster(source, connect_timeout_s=self._connect_timeout_s) if isinstance(source, str) else None
-        self._only = None if self._cluster else self._coalescer(None)
-        self._nodes: dict[Address, Coalescer] = {}
+        self._only = None if self._cluster else self._pipeline(None)
+        self._nodes: dict[Address, PublishPipeline] = {}
         #: The last answer of the cluster; None: to be looked up.
         self._slots: list[SlotRange] | None = None
         #: Lets one task look the slots up for all that wait.
         self._lookup = asyncio.Lock()
 
-    async def send(self, key: str, publish: Callable[[Coalescer], Awaitable[T]]) -> T:
+    async def send(self, key: str, publish: Callable[[PublishPipeline], Awaitable[T]]) -> T:
         """Return the result of `publish` on the server of `key`.
 
         Raises what `publish` raises, and PublishRefusedError when no server is found.
@@ -64,7 +64,7 @@ class NodeRouter:
         nodes = [self._only] if self._only else self._nodes.values()
         await asyncio.gather(*(node.close() for node in nodes))
 
-    async def _find(self, key: str) -> Coalescer:
+    async def _find(self, key: str) -> PublishPipeline:
         assert self._cluster is not None
         try:
             async with asyncio.timeout(self._timeout_s), self._lookup:
@@ -75,9 +75,9 @@ class NodeRouter:
                 f"Redis can't be reached: {error or 'no answer in time'}", code_of(error)
             ) from error
         if address not in self._nodes:
-            self._nodes[address] = self._coalescer(address)
+            self._nodes[address] = self._pipeline(address)
         return self._nodes[address]
 
-    def _coalescer(self, at: Address | None) -> Coalescer:
+    def _pipeline(self, at: Address | None) -> PublishPipeline:
         connection = PipelineConnection(self._source, at=at, connect_timeout_s=self._connect_timeout_s)
-        return Coalescer(connection, timeout_s=self._timeout_s)
+        return PublishPipeline(connection, timeout_s=self._timeout_s)

@@ -51,7 +51,7 @@ DEAD_LETTER_UNREADABLE = _script("dead_letter_unreadable", ORIGIN=ORIGIN, FIELD_
 
 # Housekeeping.
 NOW = _script("now")
-TAKE_OVER = _script("take_over")
+CLAIM_PENDING = _script("claim_pending")
 DELETE_CONSUMER = _script("delete_consumer")
 TAKE_LEASE = _script("take_lease")
 DROP_LEASE = _script("drop_lease")

@@ -23,7 +23,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from supervisor.broker.scripts import DELETE_CONSUMER, NOW, TAKE_OVER
+from supervisor.broker.scripts import CLAIM_PENDING, DELETE_CONSUMER, NOW
 from supervisor.core.reclaim import foreign, owner_of, ownerless
 from supervisor.keeper.lease import LEASE_MS, RENEW_S, elected
 from supervisor.keeper.redis_continuity import RedisContinuity
@@ -114,7 +114,7 @@ class Reaper:
             arguments = (group, consumer, consumer_name(self._pool, receiver), _PAGE, idle_ms, since_ms)
             count: Any = 1  # also when the answer was lost: no other keeper would notice what was claimed
             try:
-                found, count = await self._redis.eval(TAKE_OVER.text, 1, stream, *arguments)
+                found, count = await self._redis.eval(CLAIM_PENDING.text, 1, stream, *arguments)
             finally:
                 self._shared.slot(receiver).add(SlotField.RESCAN_PENDING, bool(count))
             claimed += count

@@ -24,7 +24,7 @@ class Server(Commands):
             (scripts.DEAD_LETTER_UNREADABLE, self._dead_letter_unreadable),
             (scripts.REPLAY, self._replay),
             (scripts.NOW, self._now),
-            (scripts.TAKE_OVER, self._take_over),
+            (scripts.CLAIM_PENDING, self._claim_pending),
             (scripts.DELETE_CONSUMER, self._delete_consumer),
             (scripts.TAKE_LEASE, self._take_lease),
             (scripts.DROP_LEASE, self._drop_lease),
@@ -100,7 +100,7 @@ class Server(Commands):
         self.cmd_xdel(dead, letter)
         return b"replayed"
 
-    def _take_over(self, keys: list[bytes], arguments: list[bytes]) -> list[int]:
+    def _claim_pending(self, keys: list[bytes], arguments: list[bytes]) -> list[int]:
         group, consumer, heir, count, idle, since = arguments
         idle_ms = flat(max(int(idle), self.now_ms - int(since) + 1 if int(since) > 0 else 0))
         rows = self.cmd_xpending(keys[0], group, b"IDLE", idle_ms, b"-", b"+", count, consumer)

@@ -194,7 +194,9 @@ class Conformance(RuleBasedStateMachine):
         idle_ms=st.sampled_from([0, HOUR_MS // 2, 2 * HOUR_MS]),
         gone_ms=st.sampled_from([None, HOUR_MS // 2, 2 * HOUR_MS, -HOUR_MS]),
     )
-    def take_over(self, group: str, consumer: str, heir: str, count: int, idle_ms: int, gone_ms: int | None) -> None:
+    def claim_pending(
+        self, group: str, consumer: str, heir: str, count: int, idle_ms: int, gone_ms: int | None
+    ) -> None:
         """The owner is gone since half an hour ago, or two, or will be in one; what it holds is an hour old."""
         if (held := said(self.model, ("XPENDING", STREAM, group, "-", "+", 100, consumer))) and held != "NOGROUP":
             self.both("XCLAIM", STREAM, group, consumer, 0, *(row[0] for row in held), "IDLE", HOUR_MS, "JUSTID")
@@ -202,7 +204,7 @@ class Conformance(RuleBasedStateMachine):
         for by in (self.model, self.real):
             now_ms = by.call("EVAL", scripts.NOW.text, 1, STREAM)
             words = (group, consumer, heir, count, idle_ms, 0 if gone_ms is None else now_ms - gone_ms)
-            answers.append(said(by, ("EVAL", scripts.TAKE_OVER.text, 1, STREAM, *words)))
+            answers.append(said(by, ("EVAL", scripts.CLAIM_PENDING.text, 1, STREAM, *words)))
         assert answers[0] == answers[1]
 
     @rule(group=groups, consumer=consumers)

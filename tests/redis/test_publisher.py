@@ -1,4 +1,4 @@
-"""The publisher on real servers: coalescing, keys, and what becomes of a publish when Redis fails."""
+"""The publisher on real servers: pipelines, keys, and what becomes of a publish when Redis fails."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from supervisor.broker.coalescer import COMMANDS_MAX, QUEUED_JOBS_MAX
+from supervisor.broker.publish_pipeline import COMMANDS_MAX, QUEUED_JOBS_MAX
 from supervisor.errors import (
     EncodeError,
     IdempotencyError,

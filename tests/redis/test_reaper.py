@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.broker.scripts import TAKE_OVER
+from supervisor.broker.scripts import CLAIM_PENDING
 from supervisor.keeper import reaper as reaper_module
 from supervisor.keeper.lease import take
 from supervisor.keeper.reaper import Reaper
@@ -330,7 +330,7 @@ async def test_an_owner_that_is_back_keeps_what_it_has_read_again(
 
         async def interrupted(script: str, *words: Any) -> Any:
             nonlocal came_back
-            if script == TAKE_OVER.text and not came_back:
+            if script == CLAIM_PENDING.text and not came_back:
                 await next_ms(back)  # a clock of milliseconds has to show that it was later
                 came_back = len((await back.xreadgroup(GROUP, "other:0", {STREAM: "0"}))[0][1])
             return await plain(script, *words)

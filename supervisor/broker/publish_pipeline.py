@@ -151,7 +151,7 @@ class Job:
     lost: bool = False
 
 
-class Coalescer:
+class PublishPipeline:
     """Queues jobs for one connection; belongs to one event loop."""
 
     def __init__(self, connection: PipelineConnection, *, timeout_s: float) -> None:
