@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import structlog
@@ -25,18 +25,26 @@ class Event(BaseModel):
     number: int
 
 
+class Fault(NamedTuple):
+    """A fault as it was reported."""
+
+    event: str
+    error: BaseException
+    fields: dict[str, Any]
+
+
 class Faults(FaultLog):
     """Keeps the faults that are reported to it."""
 
-    def __init__(self, told: list[tuple[str, BaseException]]) -> None:
+    def __init__(self, kept: list[Fault]) -> None:
         super().__init__(structlog.get_logger())
-        self._kept = told
+        self._kept = kept
 
-    def __call__(self, event: str, error: BaseException, **_: Any) -> None:
-        self._kept.append((event, error))
+    def __call__(self, event: str, error: BaseException, **fields: Any) -> None:
+        self._kept.append(Fault(event, error, fields))
 
-    def redis(self, event: str, error: BaseException, **_: object) -> None:
-        self._kept.append((event, error))
+    def redis(self, event: str, error: BaseException, **fields: object) -> None:
+        self._kept.append(Fault(event, error, fields))
 
 
 class Worker:
@@ -52,7 +60,7 @@ class Worker:
         **sections: Any,
     ) -> None:
         settings = Settings(redis={"url": url}, **sections)
-        self.faults: list[tuple[str, BaseException]] = []
+        self.faults: list[Fault] = []
         self.shared = shared.slot(0)
         self.ready = asyncio.Event()
         specs = specs_of(settings, functions)
