@@ -25,6 +25,10 @@ pytest_plugins = ("tests.support.cpu",)
 
 #: Quick ones first: a broken rule shows before the first process is started.
 ORDER = ("unit", "model", "redis", "testing", "http", "cli", "process", "guide", "faults", "delivery")
+_SIGNALS = {
+    signal.SIGINT: signal.default_int_handler,
+    **dict.fromkeys((signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU), signal.SIG_DFL),
+}
 #: Fixtures that pools connect to.
 SERVERS = frozenset(
     {"redis_server", "durable_server", "every_server", "server", "tcp_server", "proxy", "pair"}
@@ -44,9 +48,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Undo what a shell does to a job in the background: its children would ignore Ctrl-C, too."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Undo what a shell does to a job in the background, and nohup: the pools would ignore these signals, too."""
+    for number, default in _SIGNALS.items():
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, default)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
