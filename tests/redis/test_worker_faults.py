@@ -179,7 +179,7 @@ async def test_what_the_server_refuses_holds_up_nothing_else(redis_url: str, red
     await redis.set(dead_key(STREAM, GROUP), "no stream")
     async with working(redis_url, handle) as worker:
         await redis.xadd(STREAM, {"n": "bad"})
-        await eventually_async(lambda: any(b"WRONGTYPE" in str(e).encode() for _, e in worker.faults))
+        await eventually_async(lambda: any(b"WRONGTYPE" in str(e).encode() for _, e, _ in worker.faults))
         for _ in range(3000):
             await redis.xadd(STREAM, {"n": "good"})
         await eventually_async(lambda: worker.shared.get(SlotField.DONE) == 3000)
@@ -275,7 +275,7 @@ async def test_a_lost_settling_connection_does_not_stop_the_reading(redis_url: s
             for row in await redis.client_list():
                 if row["name"].startswith("supervisor-") and "xreadgroup" not in row["cmd"].lower():
                     await redis.client_kill_filter(_id=row["id"])
-            return any("settle" in what for what, _ in worker.faults)
+            return any("settle" in what for what, _, _ in worker.faults)
 
         await eventually_async(felt_a_kill)
 
@@ -404,7 +404,7 @@ async def test_groups_of_one_stream_hide_no_message_from_each_other(redis_url: s
     await asyncio.wait_for(asyncio.gather(started.wait(), worker.ready.wait()), 10)
     await redis.config_set("maxmemory", 1)
     full.set()
-    await eventually_async(lambda: any("maxmemory" in str(error) for _, error in worker.faults))
+    await eventually_async(lambda: any("maxmemory" in str(error) for _, error, _ in worker.faults))
     # As if a keeper had handed it over to the other group's consumer, while this group's dead letter is refused.
     await redis.xclaim(STREAM, "others", "host:0", 0, [entry], force=True, justid=True)
     worker.runtime.rescan()

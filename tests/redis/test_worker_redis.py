@@ -217,5 +217,5 @@ async def test_a_server_that_was_replaced_behind_its_address(proxy: Proxy, redis
                 await publisher.publish(STREAM, {"n": "after"})
                 await eventually_async(lambda: seen["after"] == 1)
                 await eventually_async(lambda: settled(after))
-                assert any("read only" in str(error) for _, error in worker.faults)
+                assert any("read only" in str(error) for _, error, _ in worker.faults)
             assert seen == {"before": 1, "after": 1} and "cut" not in proxy.did
