@@ -9,7 +9,7 @@ from supervisor.errors import UsageError
 
 TEMPLATES = Path(__file__).parents[1] / "templates" / "project"
 #: Template -> real name, for files whose real name git or package builders would act on.
-_RENAMED = {"gitignore": ".gitignore"}
+_RENAMED = {"gitignore": ".gitignore", "dockerignore": ".dockerignore", "env.example": ".env.example"}
 
 
 @command(
@@ -20,7 +20,7 @@ _RENAMED = {"gitignore": ".gitignore"}
 )
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=".", metavar="[DIR]")
 def init(folder: Path) -> None:
-    """Create a project: config.toml, an example handler and route, and tests. Existing files are never changed."""
+    """Create a project: handlers, a route, tests, config.toml, a Dockerfile. Existing files are never changed."""
     from supervisor.settings.load import working_dir
 
     if not folder.is_absolute():
@@ -37,7 +37,7 @@ def init(folder: Path) -> None:
         "  supervisor status\n"
         "  supervisor restart         after changing a handler\n"
         "\nREADME.md says more. To run the tests:\n"
-        "  python -m pip install pytest\n"
+        "  python -m pip install -e '.[dev]'\n"
         "  python -m pytest"
     )
 

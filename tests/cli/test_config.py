@@ -14,6 +14,7 @@ import pytest
 from tests.cli.run import data, environment, run, run_on_terminal, spawn
 from tests.support.waiting import eventually
 
+ROOT = Path(__file__).parents[2]
 HANDLERS = """\
 from supervisor import handler
 
@@ -151,7 +152,13 @@ def test_init_writes_a_project_once(tmp_path: Path) -> None:
         "new/config.toml",
         "new/handlers/users.py",
         "new/handlers/http.py",
+        "new/handlers/middleware.py",
+        "new/handlers/resources.py",
         "new/tests/test_handlers.py",
+        "new/pyproject.toml",
+        "new/Dockerfile",
+        "new/.dockerignore",
+        "new/.env.example",
         "new/.gitignore",
     } <= made
     assert data(run("config", "check", "--json", cwd=tmp_path / "new"))["handlers"][0]["group"] == "welcome"
@@ -161,7 +168,7 @@ def test_init_writes_a_project_once(tmp_path: Path) -> None:
         "supervisor start",
         "supervisor status",
         "supervisor restart",
-        "python -m pip install pytest",
+        "python -m pip install -e '.[dev]'",
         "python -m pytest",
     ):
         assert step in readme and any(line.startswith(step) for line in steps), step
@@ -209,6 +216,26 @@ def test_the_tests_of_a_new_project_pass(tmp_path: Path) -> None:
     done = subprocess.run(words, cwd=tmp_path / "new", env=environment(""), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 passed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy", "--strict", "--cache-dir={cache}"]],
+    ids=["ruff check", "ruff format", "mypy"],
+)
+def test_a_new_project_passes_its_linters(tmp_path: Path, words: list[str]) -> None:
+    assert run("init", "new", cwd=tmp_path).returncode == 0
+    cache = ROOT / ".mypy_cache" / "new_project"
+    command = [sys.executable, "-m", *(word.format(cache=cache) for word in words)]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path / "new",
+        env={**environment(""), "MYPYPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """Routes of this project, served by the HTTP service: `routers` in config.toml names this module."""
 
 from fastapi import APIRouter
+from supervisor.fastapi import PublisherDep
 
 from handlers.users import UserCreated
-from supervisor.fastapi import PublisherDep
 
 router = APIRouter(tags=["users"])
 

@@ -1,49 +1,32 @@
-"""Tests of the handlers alone, and of one message in a real pool with its own Redis."""
+"""Tests of the handlers: one message at a time, and with a real Redis that the tests start."""
 
-import asyncio
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from supervisor.testing import Dead, Done, TestPool, assert_nothing_lost, deliver
 
 from handlers.users import UserCreated, welcome
 
-PROJECT = Path(__file__).parents[1]
-LIMIT_S = 30
+CONFIG = Path(__file__).parents[1] / "config.toml"
 
 
-def test_a_user_is_welcomed(capsys: pytest.CaptureFixture[str]) -> None:
-    asyncio.run(welcome(UserCreated(user_id=1, email="ada@example.com")))
+async def test_a_user_is_welcomed(capsys: pytest.CaptureFixture[str]) -> None:
+    user = UserCreated(user_id=1, email="ada@example.com")
+    assert await deliver(welcome, user, config=CONFIG) == Done()
     assert capsys.readouterr().out == "welcome, ada@example.com\n"
 
 
-def test_a_message_without_an_email_is_refused() -> None:
-    with pytest.raises(ValidationError):
-        UserCreated.model_validate({"user_id": "1"})
+async def test_a_message_without_an_email_is_given_up() -> None:
+    outcome = await deliver(welcome, {"user_id": "1"}, config=CONFIG)
+    assert isinstance(outcome, Dead)
+    assert "email: Field required" in outcome.reason
 
 
-def test_a_published_message_is_handled(tmp_path: Path) -> None:
-    # Without a URL the pool starts its own Redis; its data is in tmp_path and goes with the test.
-    environment = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
-    environment |= {"SUPERVISOR_REDIS__URL": "", "SUPERVISOR_STATE_DIR": str(tmp_path / "state")}
-    command = [sys.executable, "-m", "supervisor"]
-    with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
-        pool = subprocess.Popen(
-            [*command, "start", "--workers", "1", "--no-api"], cwd=PROJECT, env=environment, stdout=out, stderr=err
-        )
-    try:
-        until = time.monotonic() + LIMIT_S
-        message = ["events:user_created", "user_id=1", "email=ada@example.com"]
-        while subprocess.run([*command, "publish", *message], cwd=PROJECT, env=environment, capture_output=True).returncode:
-            assert pool.poll() is None and time.monotonic() < until, (tmp_path / "err").read_text()
-        while "welcome, ada@example.com" not in (tmp_path / "out").read_text():
-            assert pool.poll() is None and time.monotonic() < until, (tmp_path / "err").read_text()
-            time.sleep(0.05)
-    finally:
-        pool.terminate()
-        code = pool.wait(LIMIT_S)
-    assert code == 0
+async def test_published_messages_are_handled() -> None:
+    async with TestPool(welcome, config=CONFIG) as pool:
+        for number in range(10):
+            user = UserCreated(user_id=number, email=f"user{number}@example.com")
+            await pool.publish("events:user_created", user)
+        await pool.settled()
+        assert len(pool.done) == 10
+        await assert_nothing_lost(pool)

@@ -1,1 +1,0 @@
-"""Lets pytest import `handlers` from this folder."""
