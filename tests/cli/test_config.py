@@ -220,17 +220,24 @@ def test_the_tests_of_a_new_project_pass(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy", "--strict", "--cache-dir={cache}"]],
+    [
+        ["ruff", "check", "."],
+        ["ruff", "format", "--check", "."],
+        ["mypy", "--strict", "--follow-imports=silent", "--cache-dir={cache}"],
+    ],
     ids=["ruff check", "ruff format", "mypy"],
 )
 def test_a_new_project_passes_its_linters(tmp_path: Path, words: list[str]) -> None:
     assert run("init", "new", cwd=tmp_path).returncode == 0
     cache = ROOT / ".mypy_cache" / "new_project"
+    installed = tmp_path / "installed"  # the supervisor alone: this repository has a handlers/ and tests/ of its own
+    installed.mkdir()
+    (installed / "supervisor").symlink_to(ROOT / "supervisor")
     command = [sys.executable, "-m", *(word.format(cache=cache) for word in words)]
     done = subprocess.run(
         command,
         cwd=tmp_path / "new",
-        env={**environment(""), "MYPYPATH": str(ROOT)},
+        env={**environment(""), "MYPYPATH": str(installed)},
         capture_output=True,
         text=True,
         check=False,
