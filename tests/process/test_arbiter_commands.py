@@ -113,7 +113,7 @@ def test_a_restart_reloads_code_and_configuration_in_the_same_process(standins: 
     assert {note["terms"] for note in pool.notes("left")} == {1}
     assert pool.zombies() == []
     # The last client's connection may still be open for a moment.
-    eventually(lambda: pool.fds() <= fds + 2, what="a pidfd and a stack file for one worker more")
+    eventually(lambda: pool.fds() <= fds + 4, what="a pidfd, a stack file and two output pipes for one worker more")
     assert pool.stop() == EXIT_OK
 
 
