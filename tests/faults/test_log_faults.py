@@ -147,8 +147,13 @@ def test_38_disk_full_log(
     check_alive(pool, redis_server.sync(), bound, "room again")
     eventually(lambda: DROPPED in pool.output)
     # The first new line continues after the last one that was cut.
-    [*_, last] = [json.loads(line) for line in new_lines(small_disk / "log", size)[1:] if line.startswith("{")]
-    assert (last["event"], last["pid"]) == ("worker ready", pool.pids()[1])
+    eventually(lambda: last_event(small_disk / "log", size) == ("worker ready", pool.pids()[1]))
+
+
+def last_event(path: Path, offset: int) -> tuple[str, int]:
+    """Return event and pid of the last whole line after the one that `offset` cuts."""
+    [*_, last] = [json.loads(line) for line in new_lines(path, offset)[1:] if line.startswith("{") and line[-1] == "}"]
+    return last["event"], last["pid"]
 
 
 def new_lines(path: Path, offset: int) -> list[str]:
