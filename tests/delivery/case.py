@@ -280,7 +280,9 @@ class Case:
 
     def _assert_log(self, errors: Sequence[str]) -> None:
         lines = (self._folder / "project" / "err").read_text(errors="replace").splitlines()
-        bad = [line for line in lines if is_error(line) and not any(text in line for text in errors)]
+        # Each fault of Redis or its network may be an outage for the pool.
+        expected = (*errors, '"event": "Redis unavailable"')
+        bad = [line for line in lines if is_error(line) and not any(text in line for text in expected)]
         assert not bad, "\n".join(bad[:10])
 
     def _keep_history(self) -> None:

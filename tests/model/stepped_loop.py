@@ -118,7 +118,7 @@ class Loop(asyncio.AbstractEventLoop):
                 return
             try:
                 result = func(*args)
-            except Exception as error:
+            except BaseException as error:
                 future.set_exception(error)
             else:
                 future.set_result(result)

@@ -130,7 +130,11 @@ REFUSALS = {
     "readonly": Refusal(
         lambda _, redis: replica_of_nobody(redis), lambda _, redis: redis.replicaof("NO", "ONE"), "read only"
     ),
-    "masterdown": Refusal(cut_off_replica, lambda _, redis: redis.replicaof("NO", "ONE"), "MASTER is down"),
+    "masterdown": Refusal(
+        cut_off_replica,
+        lambda _, redis: redis.replicaof("NO", "ONE"),
+        "MASTER is down|read only replica|master -> replica",
+    ),
     "busy": Refusal(endless_script, end_script, "BUSY"),
     "loading": Refusal(
         loading, lambda _, redis: eventually(lambda: not redis.info("persistence")["loading"], 30), "loading"
