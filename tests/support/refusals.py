@@ -133,7 +133,7 @@ REFUSALS = {
     "masterdown": Refusal(
         cut_off_replica,
         lambda _, redis: redis.replicaof("NO", "ONE"),
-        "MASTER is down|read only replica|master -> replica",
+        "MASTER is down|read only replica",
     ),
     "busy": Refusal(endless_script, end_script, "BUSY"),
     "loading": Refusal(
