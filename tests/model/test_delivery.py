@@ -36,7 +36,7 @@ def test_histories_break_no_rule() -> None:
 @pytest.mark.long
 def test_more_histories_break_no_rule() -> None:
     """The same ones each time, too: `python -m tests.model` plays others, for as long as it is left to."""
-    _play(HISTORIES, 10 * HISTORIES)
+    _play(HISTORIES, 2 * HISTORIES)
 
 
 def _play(seed: int, histories: int) -> None:
