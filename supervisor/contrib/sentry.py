@@ -2,7 +2,7 @@
 
     middleware = ["supervisor.contrib.sentry:errors"]       # config.toml
 
-Call `sentry_sdk.init(...)` in a `@worker_lifespan`: it starts threads. `Retry` and `Reject` are no errors.
+Call `sentry_sdk.init(...)` in a `@worker_lifespan`: it starts threads. `Retry` and `Reject` are not reported.
 """
 
 from supervisor.errors import HandlerError

@@ -20,7 +20,7 @@ WINDOW_S = 5.0
 FAILURES_MIN = 20
 #: The share of failures at which it opens.
 OPENS_AT = 0.95
-#: It opens when that has lasted for so long: bad messages in a row are given up before, an outage is not over by then.
+#: It opens after this time: by then a row of bad messages has been given up, while an outage still lasts.
 OPENS_AFTER_S = 5.0
 #: The first wait for a probe, and the longest.
 PROBE_BASE_S = 1.0

@@ -84,7 +84,7 @@ class Fields:
 
 
 def fields_of_schema(schema: Schema) -> list[Fields]:
-    """Return the fields of a core schema; more than one where it is a union. Raises TypeError if it is no object."""
+    """Return the fields of a core schema; several for a union. Raises TypeError if it is not an object."""
     return list(_Reader({node["ref"]: node for node in _nodes(schema) if "ref" in node}).objects(schema))
 
 
@@ -126,7 +126,7 @@ class _Reader:
                     yield found
 
     def _inner(self, schema: Schema) -> list[Schema]:
-        """Return the schemas that this one chooses from or wraps. Raises TypeError when it is no object."""
+        """Return the schemas that this one chooses from or wraps. Raises TypeError if it is not an object."""
         match schema["type"]:
             case "definition-ref":
                 return [self._definitions[schema["schema_ref"]]]

@@ -26,6 +26,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 @pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Return the folder of the first pool, before it is started."""
+    made = tmp_path / "project0"
+    made.mkdir()
+    return made
+
+
+@pytest.fixture
 def bound(request: pytest.FixtureRequest) -> Bounds:
     """`bound.check(what, values, bound)`, `with bound.within(what, bound_ms)`."""
     rows = request.config.stash.setdefault(ROWS, [])

@@ -29,14 +29,6 @@ DROPPED = "lines before this one were dropped"
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """Return the folder of the first pool, before it is started."""
-    made = tmp_path / "project0"
-    made.mkdir()
-    return made
-
-
-@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KiB."""
     folder = tmp_path / "disk"

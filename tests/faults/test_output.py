@@ -51,13 +51,6 @@ HANDLERS = RECORD + (
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
-    made = tmp_path / "project0"
-    made.mkdir()
-    return made
-
-
-@pytest.fixture
 def pipes(project: Path) -> Iterator[list[LogPipe]]:
     """The pool's stdout and stderr, which are read when a test does it."""
     made = [LogPipe(project / "out"), LogPipe(project / "err")]
