@@ -72,6 +72,7 @@ def create_app(loaded: Loaded) -> FastAPI:
     )
     problems.install(app)
     trace_requests(app, loaded.settings)
+    app.router.routes.extend(message_routes.plain_routes)
     # The longest paths first: the name of a stream may contain slashes.
     for module in (
         dead_letter_routes,

@@ -8,21 +8,22 @@ import re
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from supervisor.core.encode import encode_fields
 from supervisor.errors import EncodeError
-from supervisor.fastapi import PublisherDep, RedisDep
-from supervisor.publisher import BATCH_MAX, KEY_BYTES_MAX
+from supervisor.fastapi import RedisDep
+from supervisor.publisher import BATCH_MAX, KEY_BYTES_MAX, Publisher
 
+from .plain_route import plain_post, read_body
 from .problems import Problem, pointer_of
 from .schemas import (
     EXAMPLE_ID,
+    STREAM_PARAMETER,
     Bound,
     EntryId,
     Stream,
-    WritableStream,
     answers,
     check_media_type,
     json_body,
@@ -30,7 +31,7 @@ from .schemas import (
     messages_path,
     parse_json,
     problems,
-    read_json,
+    writable_stream,
 )
 
 router = APIRouter(prefix="/v1/streams", tags=["streams"])
@@ -40,13 +41,18 @@ _EXAMPLE = {"user_id": 1, "email": "ada@example.com"}
 _MESSAGE = {"type": "object", "minProperties": 1, "additionalProperties": True, "description": str(__doc__)}
 _STORED = ("malformed-json", "wrong-type", "body-too-large", "media-type", "invalid", "redis-unavailable")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        alias="Idempotency-Key",
-        description="A message is stored once in 24 h under the same key, however often it is sent.",
-        examples=['"8e03978e-40d5-43e8-bc93-6894a57f9324"'],
-    ),
+_KEY_HEADER = "Idempotency-Key"
+#: The parameters of both ways to publish.
+_PARAMETERS = [
+    STREAM_PARAMETER,
+    {
+        "name": _KEY_HEADER,
+        "in": "header",
+        "required": False,
+        "description": "A message is stored once in 24 h under the same key, however often it is sent.",
+        "schema": {"type": "string"},
+        "example": '"8e03978e-40d5-43e8-bc93-6894a57f9324"',
+    },
 ]
 
 
@@ -61,52 +67,63 @@ def _accepted(description: str, example: dict[str, Any], *, location: bool) -> d
     }
 
 
-@router.post(
-    "/{stream:path}/messages",
-    status_code=202,
-    summary="Publish a message",
-    responses=_accepted("Stored", {"id": EXAMPLE_ID, "stream": "events:user_created"}, location=True)
-    | problems(*_STORED, "bad-request"),
-    openapi_extra=json_body(_MESSAGE, _EXAMPLE),
-)
-async def publish(
-    stream: WritableStream, request: Request, publisher: PublisherDep, idempotency_key: IdempotencyKey = None
-) -> Response:
+async def publish(request: Request) -> Response:
     """202: Redis has stored the message."""
-    message = _unwrap(await read_json(request), "")
-    published = await publisher.publish(stream, message, key=_key(idempotency_key))
+    stream = writable_stream(request)
+    key = _key(request.headers.get(_KEY_HEADER))
+    check_media_type(request, "application/json")
+    message = _unwrap(parse_json(await read_body(request)), "")
+    published = await _publisher(request).publish(stream, message, key=key)
     headers = {"Location": f"{messages_path(stream)}/{published.id}"}
     if published.replayed:
         headers["Idempotency-Replayed"] = "true"
     return json_response({"id": published.id, "stream": stream}, 202, headers)
 
 
-@router.post(
-    "/{stream:path}/messages:batch",
-    status_code=202,
-    summary="Publish many messages",
-    responses=_accepted(
-        "All stored, in order", {"stream": "events:user_created", "ids": [EXAMPLE_ID], "count": 1}, location=False
-    )
-    | problems(*_STORED, "bad-request"),
-    openapi_extra=json_body(
-        {"type": "array", "items": _MESSAGE, "maxItems": BATCH_MAX},
-        [_EXAMPLE],
-        **{NDJSON: {"schema": {"type": "string"}, "example": '{"user_id": 1}\n{"user_id": 2}\n'}},
-    ),
-)
-async def publish_batch(
-    stream: WritableStream, request: Request, publisher: PublisherDep, idempotency_key: IdempotencyKey = None
-) -> Response:
+async def publish_batch(request: Request) -> Response:
     """The body is a JSON array, or one object a line (application/x-ndjson). All are stored, or none."""
+    stream = writable_stream(request)
+    key = _key(request.headers.get(_KEY_HEADER))
     media_type = check_media_type(request, "application/json", NDJSON)
-    body = await request.body()
+    body = await read_body(request)
     messages = _lines(body) if media_type == NDJSON else _array(body)
     if len(messages) > BATCH_MAX:
         raise Problem("invalid", f"{len(messages)} messages; at most {BATCH_MAX} are allowed at once")
-    ids, replayed = await publisher.publish_batch(stream, messages, key=_key(idempotency_key))
+    ids, replayed = await _publisher(request).publish_batch(stream, messages, key=key)
     headers = {"Idempotency-Replayed": "true"} if replayed else {}
     return json_response({"stream": stream, "ids": ids, "count": len(ids)}, 202, headers)
+
+
+#: Come before all other routes.
+plain_routes = (
+    plain_post(
+        "/v1/streams/{stream:path}/messages",
+        publish,
+        tag="streams",
+        summary="Publish a message",
+        responses=_accepted("Stored", {"id": EXAMPLE_ID, "stream": "events:user_created"}, location=True)
+        | problems(*_STORED, "bad-request"),
+        openapi_extra={"parameters": _PARAMETERS, **json_body(_MESSAGE, _EXAMPLE)},
+    ),
+    plain_post(
+        "/v1/streams/{stream:path}/messages:batch",
+        publish_batch,
+        tag="streams",
+        summary="Publish many messages",
+        responses=_accepted(
+            "All stored, in order", {"stream": "events:user_created", "ids": [EXAMPLE_ID], "count": 1}, location=False
+        )
+        | problems(*_STORED, "bad-request"),
+        openapi_extra={
+            "parameters": _PARAMETERS,
+            **json_body(
+                {"type": "array", "items": _MESSAGE, "maxItems": BATCH_MAX},
+                [_EXAMPLE],
+                **{NDJSON: {"schema": {"type": "string"}, "example": '{"user_id": 1}\n{"user_id": 2}\n'}},
+            ),
+        },
+    ),
+)
 
 
 @router.get(
@@ -160,6 +177,11 @@ def as_message(entry: bytes, fields: dict[bytes, bytes]) -> dict[str, Any]:
         for name, value in fields.items()
     }
     return {"id": entry.decode(), "fields": shown}
+
+
+def _publisher(request: Request) -> Publisher:
+    found: Publisher = request.app.state.supervisor.publisher
+    return found
 
 
 def _unwrap(body: Any, place: str) -> dict[str, Any]:

@@ -37,12 +37,6 @@ def check_name(name: str) -> str:
     return name
 
 
-def _writable(name: str) -> str:
-    if name.startswith(_OWN_PREFIX):
-        raise PydanticCustomError("stream_reserved", "names that begin with supervisor: are reserved")
-    return check_name(name)
-
-
 def check_id(text: str) -> str:
     """Return an entry's id; `-0` is added where the sequence is missing. Raises a validation error."""
     try:
@@ -65,15 +59,37 @@ _GROUP = Path(description="The group's name")
 #: The rules of `check_name`, for the description.
 _NAMES = {"type": "string", "minLength": 1, "maxLength": STREAM_CHARACTERS_MAX, "pattern": "^[^\\x00-\\x1f\\x7f]*$"}
 NAME_SCHEMA = WithJsonSchema(_NAMES)
-_STREAM_SCHEMA = WithJsonSchema(_NAMES | {"examples": ["events:user_created"]})
+_STREAM_NAMES = _NAMES | {"examples": ["events:user_created"]}
+_STREAM_SCHEMA = WithJsonSchema(_STREAM_NAMES)
 _GROUP_SCHEMA = WithJsonSchema(_NAMES | {"examples": ["email_workers"]})
 Stream = Annotated[str, _NAME, AfterValidator(check_name), _STREAM_SCHEMA]
-WritableStream = Annotated[str, _NAME, AfterValidator(_writable), _STREAM_SCHEMA]
 Group = Annotated[str, _GROUP, AfterValidator(check_name), _GROUP_SCHEMA]
 EntryId = Annotated[str, AfterValidator(check_id), WithJsonSchema({"type": "string", "pattern": f"^{_ID}$"})]
 Bound = Annotated[
     str, AfterValidator(check_bound), WithJsonSchema({"type": "string", "pattern": rf"^([-+]|\(?{_ID})$"})
 ]
+
+
+#: The stream in the path of a plain route, which reads it with `writable_stream`.
+STREAM_PARAMETER = {
+    "name": "stream",
+    "in": "path",
+    "required": True,
+    "description": "The stream's name",
+    "schema": _STREAM_NAMES,
+}
+
+
+def writable_stream(request: Request) -> str:
+    """Return the stream in the request's path. Raises Problem when clients must not publish to it."""
+    name: str = request.path_params["stream"]
+    try:
+        if name.startswith(_OWN_PREFIX):
+            raise PydanticCustomError("stream_reserved", "names that begin with supervisor: are reserved")
+        return check_name(name)
+    except PydanticCustomError as error:
+        text = error.message()
+        raise Problem("invalid", text, errors=[{"parameter": "stream", "detail": text}]) from None
 
 
 def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -94,12 +110,6 @@ def messages_path(stream: str) -> str:
 async def only_json(request: Request) -> None:
     """Check the media type of a route whose body FastAPI reads. Raises Problem (415)."""
     check_media_type(request, "application/json")
-
-
-async def read_json(request: Request) -> Any:
-    """Read and parse the body. Raises Problem: 415 for another media type, 400 for invalid JSON."""
-    check_media_type(request, "application/json")
-    return parse_json(await request.body())
 
 
 def parse_json(body: bytes) -> Any:

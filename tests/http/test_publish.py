@@ -127,6 +127,21 @@ def test_a_key_of_another_type_is_a_conflict(http: httpx.Client, store: redis_py
     assert store.keys() == [STREAM]
 
 
+def test_both_ways_to_publish_are_described(http: httpx.Client) -> None:
+    paths = http.get("/openapi.json").json()["paths"]
+    for path in ("/v1/streams/{stream}/messages", "/v1/streams/{stream}/messages:batch"):
+        described = paths[path]["post"]
+        assert [one["name"] for one in described["parameters"]] == ["stream", "Idempotency-Key"]
+        assert "application/json" in described["requestBody"]["content"]
+        assert {"202", "400", "401", "409", "413", "415", "422", "503"} <= described["responses"].keys()
+
+
+def test_a_wrong_method_lists_those_of_the_address(http: httpx.Client) -> None:
+    assert problem(http.put(MESSAGES), 405, "method-not-allowed")
+    assert http.put(MESSAGES).headers["allow"] == "GET, POST"
+    assert http.get(f"{MESSAGES}:batch").headers["allow"] == "POST"
+
+
 # Once
 
 
