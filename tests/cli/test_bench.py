@@ -66,6 +66,7 @@ def test_interrupted_it_removes_its_keys_and_its_pool(
         assert left == []
 
 
+@pytest.mark.long
 def test_its_pool_ends_with_it(tmp_path: Path, folder_for_sockets: Path, redis_server, monkeypatch) -> None:
     monkeypatch.setenv("TMPDIR", str(folder_for_sockets))
     with spawn("bench", "--messages", "1000", "--turns", "100", cwd=tmp_path, redis_url=redis_server.url) as process:

@@ -223,7 +223,7 @@ def test_the_tests_of_a_new_project_pass(tmp_path: Path) -> None:
     [
         ["ruff", "check", "."],
         ["ruff", "format", "--check", "."],
-        ["mypy", "--strict", "--follow-imports=silent", "--cache-dir={cache}"],
+        pytest.param(["mypy", "--strict", "--follow-imports=silent", "--cache-dir={cache}"], marks=pytest.mark.long),
     ],
     ids=["ruff check", "ruff format", "mypy"],
 )

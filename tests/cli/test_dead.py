@@ -174,6 +174,7 @@ def test_age_reason_and_handler_choose_and_new_letters_are_left_alone(tmp_path: 
         pytest.param(("drop", "--text", "letter", "--yes"), marks=pytest.mark.long),
     ],
 )
+@pytest.mark.long
 def test_many_letters_are_never_in_memory_at_once(tmp_path: Path, redis_server: Any, words: tuple[str, ...]) -> None:
     count, size = 10_000, 20_000
     with redis_server.sync() as redis:

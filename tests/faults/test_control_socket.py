@@ -150,6 +150,7 @@ requests = st.one_of(
 garbage = st.one_of(st.binary(max_size=300), requests.map(lambda request: json.dumps(request).encode()))
 
 
+@pytest.mark.long
 def test_43_ctl_garbage_fuzz(standins: Make, bound: Bounds) -> None:
     pool = standins(workers=2, api=True)
     eventually(lambda: [one["state"] for one in pool.status()["services"] if one["name"] == "keeper"] == ["READY"])
@@ -183,6 +184,7 @@ def test_43_ctl_garbage_fuzz(standins: Make, bound: Bounds) -> None:
     assert not pool.events("internal error") and not pool.events("draining")
 
 
+@pytest.mark.long
 def test_44_ctl_socket_deleted(standins: Make, bound: Bounds) -> None:
     pool = standins(workers=2)
     path, before = pool.paths.control, pool.pids()

@@ -58,6 +58,7 @@ def test_18_oom_kill_cgroup(cgroup: MemoryGroup, start_pool: StartPool, redis_se
     assert all(service["restarts"] == 0 for service in status["services"])
 
 
+@pytest.mark.long
 def test_19_memory_leak(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
     pool = start_pool(
         RECORD

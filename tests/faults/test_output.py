@@ -105,7 +105,9 @@ def test_pipes_that_nobody_reads(pipes: list[LogPipe], start_pool: StartPool, wa
     check_handled_again(pool, redis_server.sync())
 
 
-@pytest.mark.parametrize("kind", ["socket", "terminal", "closed terminal"])
+@pytest.mark.parametrize(
+    "kind", ["terminal", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("socket", "closed terminal"))]
+)
 def test_other_readers_that_do_not_read(tmp_path: Path, redis_server: Any, kind: str) -> None:
     """A socket is what systemd gives a service; a terminal may be stopped (Ctrl-S) or gone."""
     with contextlib.ExitStack() as stack:

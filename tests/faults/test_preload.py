@@ -99,7 +99,9 @@ def check_no_start(pool: Pool, word: str, bound: Bounds) -> None:
 
 
 @pytest.mark.parametrize(
-    "code", [THREAD, NATIVE_THREAD, EVENT_LOOP, OTHER_LOOP], ids=["thread", "native", "loop", "uv"]
+    "code",
+    [NATIVE_THREAD, *(pytest.param(code, marks=pytest.mark.long) for code in (THREAD, EVENT_LOOP, OTHER_LOOP))],
+    ids=["native", "thread", "loop", "uv"],
 )
 def test_workers_import_what_no_fork_can_share(
     start_pool: StartPool, redis_server: Any, tmp_path: Path, code: str

@@ -45,6 +45,7 @@ def stranger(pid: int, tries: int = 300) -> Iterator[subprocess.Popen[bytes] | N
 
 
 @pytest.mark.skipif(not os.access(LAST_PID, os.W_OK), reason="no pid can be chosen here")
+@pytest.mark.long
 def test_47_pid_reuse(standins: Make, bound: Bounds) -> None:
     pool = standins(workers=3)
     before = pool.pids()

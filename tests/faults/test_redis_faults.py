@@ -128,6 +128,7 @@ def test_33_redis_flushall_nogroup(start_pool: StartPool, redis_server: Any, bou
     assert set(seen(pool).values()) == {1}
 
 
+@pytest.mark.long
 def test_34_redis_slow_5s(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
     pool = start_pool(HOLDING, redis_url=redis_server.url, workers=2, config="[pool]\nbeat_limit_s = 2.0\n")
     redis, before = redis_server.sync(), pool.pids()

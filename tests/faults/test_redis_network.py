@@ -31,7 +31,7 @@ def pids(pool: Pool) -> dict[str, int]:
     return {str(child.get("slot", child.get("name"))): child["pid"] for child in status["workers"] + status["services"]}
 
 
-@pytest.mark.parametrize("how", ["refuse", "black_hole"])
+@pytest.mark.parametrize("how", ["refuse", pytest.param("black_hole", marks=pytest.mark.long)])
 def test_the_way_to_redis_is_closed(
     how: str, start_pool: StartPool, proxy: Proxy, redis_server: Any, bound: Bounds
 ) -> None:
@@ -59,6 +59,7 @@ def test_the_way_to_redis_is_closed(
     assert pids(pool) == before and restarts(pool) == [0] * WORKERS
 
 
+@pytest.mark.long
 def test_all_connections_are_reset_again_and_again(
     start_pool: StartPool, proxy: Proxy, redis_server: Any, bound: Bounds
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_server_that_comes_back_empty(start_pool: StartPool, redis_server: Any
     assert pids(pool) == before
 
 
+@pytest.mark.long
 def test_a_pool_shrinks_without_redis(start_pool: StartPool, durable_server: Any) -> None:
     """A worker that leaves can't hand over what it holds; a keeper does that later, and no worker fails."""
     pool = start_pool(SIMPLE, redis_url=durable_server.url, workers=3, config="[redis]\nconnect_timeout_s = 0.5\n")

@@ -23,7 +23,7 @@ IN_HAND = 10
 #: Shorter than the time in which a worker may say a thing once.
 LASTS_S = PAUSE_S
 #: One of each kind: refuses writes, refuses all, refuses new connections.
-SHORT = ("oom", "busy", "too many clients")
+SHORT = ("oom",)
 
 TWO_STREAMS = (
     HOLDING

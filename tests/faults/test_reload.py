@@ -4,6 +4,8 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from supervisor.errors import EXIT_OK
 from tests.support.faults import Bounds, Watch
 from tests.support.pool import Pool
@@ -116,6 +118,7 @@ def test_52_reload_new_code_hangs(start_pool: StartPool, redis_server: Any, boun
         assert pool.wait() == EXIT_OK
 
 
+@pytest.mark.long
 def test_52_reload_new_code_breaks_at_the_second_import(
     start_pool: StartPool, watch: Watch, redis_server: Any, bound: Bounds
 ) -> None:

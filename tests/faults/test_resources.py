@@ -56,6 +56,7 @@ def test_36_fork_eagain(cgroup: PidsGroup, standins: Make, bound: Bounds) -> Non
     assert [worker["restarts"] for worker in pool.status()["workers"]] == [1, 0, 0]
 
 
+@pytest.mark.long
 def test_37_emfile(standins: Make, bound: Bounds) -> None:
     pool = standins(workers=2)
     before = pool.pids()

@@ -6,6 +6,8 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from supervisor.shared_state import CONSUMERS_MAX, SLOT_FIELDS, SharedState, SlotField
 from tests.support.faults import Bounds, shared_state_of
 from tests.support.pool import Pool
@@ -26,6 +28,7 @@ def write(shared: SharedState, slot: int, value: Callable[[], int]) -> None:
         words.set(word, value())
 
 
+@pytest.mark.long
 def test_56_shm_garbage_from_worker(standins: Callable[..., Standins], bound: Bounds) -> None:
     pool = standins(workers=len(ABSURD) + 2, pool="beat_limit_s = 1.0")
     shared, before = shared_state_of(pool.pid), pool.pids()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import psutil
+import pytest
 from redis import Redis
 
 from supervisor.errors import EXIT_RUNNING
@@ -60,6 +61,7 @@ def power_loss(pool: Pool) -> None:
     psutil.wait_procs(processes, 5)
 
 
+@pytest.mark.long
 def test_46_stale_lock_after_power_loss(start_pool: StartPool, watch: Watch, bound: Bounds) -> None:
     pool = start_pool(
         HOLDING,

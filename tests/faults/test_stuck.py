@@ -102,6 +102,7 @@ def test_07_loop_block_sleep(start_pool: StartPool, redis_server: Any, bound: Bo
     assert_blocked_is_replaced(pool, redis_server, bound, "time.sleep(3600)")
 
 
+@pytest.mark.long
 def test_08_loop_block_gil_regex(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
     # In a thread, but `re` holds the GIL: no other Python code runs in this process. The worker is kept for the
     # handler's time.
@@ -169,6 +170,7 @@ def test_09_consumer_task_dies_loop_alive(
     assert pool.wait_ready()
 
 
+@pytest.mark.long
 def test_10_await_forever(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
     # A handler that can be cancelled loses its attempt; one that can't costs the worker.
     pool = start_pool(

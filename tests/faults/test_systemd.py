@@ -66,6 +66,7 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Systemd
     made.close()
 
 
+@pytest.mark.long
 def test_60_sd_watchdog_parent_hang(systemd: Systemd, standins: Callable[..., Standins], bound: Bounds) -> None:
     pool = standins(workers=2, api=True)
     heard = eventually(lambda: "READY=1" in systemd.listen() and systemd.listen())

@@ -42,6 +42,7 @@ def held(redis: Any) -> dict[str, int]:
     return {row["name"].decode(): row["pending"] for row in consumers(redis)}
 
 
+@pytest.mark.long
 def test_a_smaller_pool_takes_over_the_messages_of_a_larger_one(start_pool: StartPool, redis_server: Any) -> None:
     config = '[pool]\nhost = "here"\n'
     pool = start_pool(HOLDING, redis_url=redis_server.url, workers=4, config=config)
@@ -62,6 +63,7 @@ def host(start_pool: StartPool, name: str, url: str, **options: Any) -> Pool:
     return start_pool(HOLDING, redis_url=url, workers=2, config=f'[pool]\nhost = "{name}"\n', **options)
 
 
+@pytest.mark.long
 def test_the_messages_of_a_dead_host_run_elsewhere_within_15_s(start_pool: StartPool, redis_server: Any) -> None:
     dying = host(start_pool, "dying", redis_server.url)
     redis = redis_server.sync()

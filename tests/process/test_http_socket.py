@@ -175,6 +175,7 @@ def livez_of(port: int) -> httpx.Response:
     return httpx.get(f"http://127.0.0.1:{port}/livez", trust_env=False, verify=False, timeout=30)
 
 
+@pytest.mark.long
 def test_a_restart_changes_the_address_unless_it_is_in_use(tmp_path: Path, redis_url: str) -> None:
     first, second = free_port(), free_port()
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import psutil
+import pytest
 
 from supervisor.errors import EXIT_DRAIN, EXIT_OK, EXIT_RUNNING
 from supervisor.keeper.lease import LEASE_MS
@@ -102,6 +103,7 @@ def test_a_pool_whose_name_was_taken_drains_and_says_why(start_pool: StartPool, 
     assert second.wait_ready()["pid"] == second.pid
 
 
+@pytest.mark.long
 def test_an_expired_or_lost_lease_is_taken_again(start_pool: StartPool, redis_server: AnyServer) -> None:
     pool = start_pool(HANDLERS, redis_url=redis_server.url, workers=1, config=HOST)
     token, pids = pool.paths.token.read_bytes(), pool.pids()
@@ -115,6 +117,7 @@ def test_an_expired_or_lost_lease_is_taken_again(start_pool: StartPool, redis_se
     assert pool.pids() == pids and not pool.events("draining")
 
 
+@pytest.mark.long
 def test_a_pool_that_was_killed_is_started_again_in_place(start_pool: StartPool, redis_server: AnyServer) -> None:
     """As in a container: the same host name and a new state directory, while the old lease still lasts."""
     redis = redis_server.sync()
@@ -137,6 +140,7 @@ def test_a_pool_that_was_killed_is_started_again_in_place(start_pool: StartPool,
     assert len(second.events("waiting for the lease")) == 1
 
 
+@pytest.mark.long
 def test_a_pool_whose_name_another_one_uses_is_refused_at_its_next_renewal(
     start_pool: StartPool, redis_server: AnyServer
 ) -> None:

@@ -137,7 +137,7 @@ def test_an_end_at_the_drain_limit_is_no_crash(start_pool: StartPool, redis_serv
     [
         ("import ctypes; ctypes.string_at(0)", b"SIGSEGV", None, "Segmentation fault"),
         ("os._exit(3)", b"", b"3", ""),
-        ("import time; time.sleep(60)", b"SIGKILL", None, "in handle"),
+        pytest.param("import time; time.sleep(60)", b"SIGKILL", None, "in handle", marks=pytest.mark.long),
     ],
     ids=["segfault", "exit", "blocked loop"],
 )

@@ -256,6 +256,7 @@ def test_a_rolling_restart_loads_new_code_and_loses_nothing(start_pool: StartPoo
     eventually(lambda: seen(pool)["new-1"] == 1)
 
 
+@pytest.mark.long
 def test_handed_over_messages_run_even_if_the_slot_is_wanted_again(start_pool: StartPool, redis_server: Any) -> None:
     """The pool grows again before the handover has ended; the receiving slot must still rescan its pending list."""
     pool = start_pool(

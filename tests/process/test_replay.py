@@ -169,6 +169,7 @@ def test_a_burst_runs_what_is_still_in_its_stream_too(start_pool: StartPool, red
     assert all(seen(pool)[f"done-{n}"] == 1 for n in range(20)) and not redis.xlen(COPIES)
 
 
+@pytest.mark.long
 def test_a_copy_that_meets_many_stops_is_no_crash(start_pool: StartPool, redis_server: Any) -> None:
     pool = start_pool(MENDED, redis_url=redis_server.url, workers=1, config=IMPATIENT)
     redis = redis_server.sync()
@@ -185,6 +186,7 @@ def test_a_copy_that_meets_many_stops_is_no_crash(start_pool: StartPool, redis_s
     assert (seen(pool)["done-0"], redis.xlen(DEAD)) == (1, 0)
 
 
+@pytest.mark.long
 def test_copies_that_wait_for_a_retry_change_hands_when_the_pool_shrinks(
     start_pool: StartPool, redis_server: Any
 ) -> None:

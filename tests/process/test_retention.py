@@ -21,6 +21,7 @@ StartPool = Callable[..., Pool]
 CONFIG = '[pool]\ndrain_s = 0.5\n[stream.events]\nmax_age = "90m"\nmax_length = 5\n'
 
 
+@pytest.mark.long
 def test_the_keeper_trims_what_is_settled_and_tells_who_hinders_it(start_pool: StartPool, redis_server: Any) -> None:
     pool = start_pool(HOLDING, redis_url=redis_server.url, workers=2, config=CONFIG)
     redis = redis_server.sync()
@@ -83,6 +84,7 @@ def pool_name(pool: Pool) -> str:
     return load(pool.config, environ={}).settings.pool.host
 
 
+@pytest.mark.long
 async def test_an_app_that_works_by_itself_trims_too(tmp_path: Path, redis: Any, redis_url: str) -> None:
     @handler("events", group="g")
     async def handle(message: Message) -> None: ...

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.support.pool import Pool
 from tests.support.waiting import eventually
@@ -81,6 +82,7 @@ def test_a_restart_with_a_bad_router_changes_nothing(
     order(pool)
 
 
+@pytest.mark.long
 def test_a_service_that_can_not_start_any_more_waits_for_the_next_restart(
     tmp_path: Path, redis_url: str, start_pool: Callable[..., Pool]
 ) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import psutil
+import pytest
 
 from supervisor.errors import EXIT_OK
 from supervisor.keys import dead_key
@@ -110,6 +111,7 @@ def test_a_worker_that_a_thread_starves_is_kept_and_named(start_pool: StartPool,
     assert "run_in" in told["hint"]
 
 
+@pytest.mark.long
 def test_a_blocked_loop_is_ended_though_a_thread_computes(start_pool: StartPool, redis_server: Any) -> None:
     config = "[pool]\nbeat_limit_s = 1.0"
     pool = start_pool(BLOCKING, redis_url=redis_server.url, workers=1, config=config)

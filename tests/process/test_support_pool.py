@@ -20,6 +20,7 @@ def fake(folder: Path, main: str) -> Pool:
     return pool
 
 
+@pytest.mark.long
 def test_orphan_in_a_session_of_its_own_is_found_and_ended(tmp_path: Path) -> None:
     pool = fake(
         tmp_path,

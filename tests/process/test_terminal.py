@@ -195,6 +195,7 @@ def test_a_pool_in_the_background_of_a_terminal_with_tostop_keeps_its_workers(op
     stop(terminal)
 
 
+@pytest.mark.long
 def test_a_pool_that_was_stopped_and_put_in_the_background_goes_on(open_terminal: Open) -> None:
     terminal = open_terminal(script='stty tostop; set -m; "$@"; bg; wait; exit $?')
     pool = terminal.pool

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from supervisor.errors import EXIT_DRAIN, EXIT_OK
 from tests.support.pool import Pool
 from tests.support.recording import RECORD, records, seen
@@ -93,6 +95,7 @@ def test_one_that_hangs_at_the_end_is_ended_by_the_drain_s_deadline(start_pool: 
     assert redis_server.sync().xpending("events", "workers")["pending"] == 0
 
 
+@pytest.mark.long
 def test_a_slow_one_may_block_for_longer_than_a_beat(start_pool: StartPool, redis_server: Any) -> None:
     code = lifespan(before="time.sleep(2.5)", after="time.sleep(2.5)")
     config = "[pool]\nbeat_limit_s = 1.0"

@@ -208,11 +208,17 @@ async def test_entries_that_are_gone_from_the_stream_hold_up_nothing(every_serve
 async def test_two_keepers_never_take_the_same_message(
     every_server: Any, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def always(*_: Any) -> bool:
-        return True
+    begun, both_begun = set(), asyncio.Event()
 
     # Both are elected: one was frozen in mid-look, and went on when the other had begun.
-    monkeypatch.setattr(reaper_module, "elected", always)
+    async def elected_together(_redis: Any, _key: str, token: str) -> bool:
+        begun.add(token)
+        if len(begun) == 2:
+            both_begun.set()
+        await both_begun.wait()
+        return True
+
+    monkeypatch.setattr(reaper_module, "elected", elected_together)
     log = Log()
     async with every_server.client() as redis, every_server.client() as also:
         await start(redis)

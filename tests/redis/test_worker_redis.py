@@ -116,6 +116,7 @@ async def test_a_batch_that_no_reply_may_be_long_enough_for(seen: Counter[str]) 
             assert set(seen.values()) == {1}
 
 
+@pytest.mark.long
 async def test_an_entry_that_no_reply_may_be_long_enough_for(seen: Counter[str]) -> None:
     """It can't be read at all: it becomes a dead letter, whole, without ever leaving the server."""
     with RedisServer(default_flavour(), options=("--client-output-buffer-limit", "normal 1mb 0 0")) as server:
@@ -157,6 +158,7 @@ async def test_a_copy_that_no_reply_may_be_long_enough_for_stays_a_letter_of_its
             assert fields == {b"field:n": b"large", b"field:pad": b"\xff" * 2_000_000} and not seen
 
 
+@pytest.mark.long
 async def test_an_entry_that_a_bad_network_keeps_back_is_no_dead_letter(
     proxy: Proxy, redis: Redis, seen: Counter[str]
 ) -> None:

@@ -63,7 +63,9 @@ def test_without_the_optional_rights_a_pool_works_and_drains(
 REFUSED_PER_S_MAX = 40
 
 
-@pytest.mark.parametrize("command", ["xreadgroup", "xack", "eval evalsha"])
+@pytest.mark.parametrize(
+    "command", ["xack", *(pytest.param(word, marks=pytest.mark.long) for word in ("xreadgroup", "eval evalsha"))]
+)
 def test_a_right_that_is_taken_away_ends_no_worker_and_comes_back(
     command: str, server: RedisServer, admin: Admin, start_pool: Callable[..., Pool]
 ) -> None:

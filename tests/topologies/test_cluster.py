@@ -121,6 +121,7 @@ def test_a_slot_moves_while_messages_flow(cluster: Cluster, start_pool: Callable
     print(f"gap {first.gap_s():.2f} s, {len(first.stored)} stored")
 
 
+@pytest.mark.long
 def test_a_node_dies_and_comes_back(cluster: Cluster, start_pool: Callable[..., Pool]) -> None:
     here, there = cluster.servers[:2]
     stream, other = cluster.stream_of(here), cluster.stream_of(there)

@@ -47,6 +47,7 @@ def all_handled(pool: Pool, sentinels: Sentinels, flow: Flow) -> set[str]:
     return set(flow.stored) - kept
 
 
+@pytest.mark.long
 def test_a_crashed_master_is_replaced(sentinels: Sentinels, start_pool: Callable[..., Pool]) -> None:
     pool = start_pool(FLOW, redis_url=sentinels.url)
     pids = pool.pids()
