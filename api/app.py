@@ -73,7 +73,6 @@ def create_app(loaded: Loaded) -> FastAPI:
     problems.install(app)
     trace_requests(app, loaded.settings)
     app.router.routes.extend(message_routes.plain_routes)
-    # The longest paths first: the name of a stream may contain slashes.
     for module in (
         dead_letter_routes,
         explain_routes,

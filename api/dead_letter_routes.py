@@ -60,13 +60,12 @@ def _add_change(verb: Verb, summary: str, description: str) -> None:
     async def of_stream(stream: Stream, selection: Selection, service: ServiceDep, redis: RedisDep) -> Response:
         return await change(redis, verb, await pairs_of(service, redis, stream, selection.group), selection)
 
-    # The longest path first: the name of a stream may contain slashes.
     for path, endpoint, whose, more in (
-        ("/groups/{group:path}", of_group, "group", ""),
+        ("/groups/{group:name}", of_group, "group", ""),
         ("", of_stream, "stream", " `group` in the body names one group."),
     ):
         router.post(
-            f"/streams/{{stream:path}}{path}/dead:{verb}",
+            f"/streams/{{stream:name}}{path}/dead:{verb}",
             operation_id=f"{verb}_dead_of_{whose}",
             summary=f"{summary} of a {whose}",
             description=f"{description}{more}\n\n{_CHANGE_TEXT}",
@@ -83,7 +82,7 @@ _add_change("drop", "Drop dead letters", "The letters are removed for good.")
 
 
 @router.get(
-    "/streams/{stream:path}/groups/{group:path}/dead",
+    "/streams/{stream:name}/groups/{group:name}/dead",
     summary="Dead letters of a group",
     description=_LIST_TEXT,
     responses=answers(_PAGE, *_READ),
@@ -100,7 +99,7 @@ async def list_dead_of_group(
 
 
 @router.get(
-    "/streams/{stream:path}/groups/{group:path}/dead/{entry_id}",
+    "/streams/{stream:name}/groups/{group:name}/dead/{entry_id}",
     summary="One dead letter",
     responses=answers(_LETTER, *_GONE),
 )
@@ -110,7 +109,7 @@ async def read_dead_of_group(stream: Stream, group: Group, entry_id: EntryId, re
 
 
 @router.delete(
-    "/streams/{stream:path}/groups/{group:path}/dead/{entry_id}",
+    "/streams/{stream:name}/groups/{group:name}/dead/{entry_id}",
     status_code=204,
     summary="Remove one dead letter of a group",
     responses=problems(*_GONE),
@@ -124,7 +123,7 @@ async def delete_dead_of_group(stream: Stream, group: Group, entry_id: EntryId, 
 
 
 @router.get(
-    "/streams/{stream:path}/dead",
+    "/streams/{stream:name}/dead",
     summary="Dead letters of a stream's groups",
     description=_LIST_TEXT,
     responses=answers(_PAGE, *_READ),
@@ -141,7 +140,7 @@ async def list_dead_of_stream(
 
 
 @router.delete(
-    "/streams/{stream:path}/dead/{entry_id}",
+    "/streams/{stream:name}/dead/{entry_id}",
     status_code=204,
     summary="Remove one dead letter",
     responses=problems(*_GONE),

@@ -30,7 +30,7 @@ _EXAMPLE = {
 
 
 @router.get(
-    "/{stream:path}/messages/{entry_id}/explain",
+    "/{stream:name}/messages/{entry_id}/explain",
     summary="What became of a message",
     responses=answers(_EXAMPLE, "not-found", "invalid", "wrong-type", "redis-unavailable"),
 )

@@ -97,7 +97,7 @@ async def publish_batch(request: Request) -> Response:
 #: Come before all other routes.
 plain_routes = (
     plain_post(
-        "/v1/streams/{stream:path}/messages",
+        "/v1/streams/{stream:name}/messages",
         publish,
         tag="streams",
         summary="Publish a message",
@@ -106,7 +106,7 @@ plain_routes = (
         openapi_extra={"parameters": _PARAMETERS, **json_body(_MESSAGE, _EXAMPLE)},
     ),
     plain_post(
-        "/v1/streams/{stream:path}/messages:batch",
+        "/v1/streams/{stream:name}/messages:batch",
         publish_batch,
         tag="streams",
         summary="Publish many messages",
@@ -127,7 +127,7 @@ plain_routes = (
 
 
 @router.get(
-    "/{stream:path}/messages",
+    "/{stream:name}/messages",
     summary="Read a range of history",
     responses=answers({"messages": [], "next": None}, "invalid", "wrong-type", "redis-unavailable"),
 )
@@ -156,7 +156,7 @@ async def read_messages(
 
 
 @router.get(
-    "/{stream:path}/messages/{entry_id}",
+    "/{stream:name}/messages/{entry_id}",
     summary="Read one message",
     responses=answers(
         {"id": EXAMPLE_ID, "fields": {"user_id": "1"}}, "not-found", "invalid", "wrong-type", "redis-unavailable"

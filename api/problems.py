@@ -142,7 +142,7 @@ def response(scope: Scope, problem: Problem) -> Response:
         "title": problem.title,
         "status": problem.status_code,
         "detail": problem.detail or problem.text,
-        "instance": scope["path"],
+        "instance": scope.get("raw_path", b"").decode("ascii", "replace") or scope["path"],
         "code": problem.code,
         "request_id": scope.get("request_id", ""),
     }

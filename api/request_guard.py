@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from supervisor.settings.model import ApiSettings
 
 from .problems import KINDS, Problem, response
+from .stream_paths import is_utf8, with_single_segments
 
 PROBLEM_PAGES = "/problems/"
 PROBES = frozenset({"/livez", "/readyz", "/startupz"})
@@ -63,14 +64,13 @@ class RequestGuard:
         if refusal is not None:
             await response(scope, refusal)(scope, receive, marked)
         elif scope["method"] in _SAFE_METHODS:
-            await self._app(scope, receive, marked)
+            await self._app(_routed(scope), receive, marked)
         else:
-            await self._app(scope, self._counted(receive), marked)
+            await self._app(_routed(scope), self._counted(receive), marked)
 
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> Problem | None:
-        host = headers.get(b"host")
-        if self._only_local and host is not None and not _is_loopback(host):
-            return _wrong_host(host)
+        if (wrong := self._wrong_address(scope, headers.get(b"host"))) is not None:
+            return wrong
         # A WebSocket has no method. Browsers let pages of any origin open one, so it is never safe.
         method = scope.get("method", "")
         if self._token and not (method == "GET" and _is_open(scope["path"])):
@@ -85,6 +85,13 @@ class RequestGuard:
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self._max_body_bytes:
             return self._too_large()
+        return None
+
+    def _wrong_address(self, scope: Scope, host: bytes | None) -> Problem | None:
+        if not is_utf8(scope):
+            return Problem("bad-request", "the address is not UTF-8 with percent-encoding")
+        if self._only_local and host is not None and not _is_loopback(host):
+            return _wrong_host(host)
         return None
 
     def _counted(self, receive: Receive) -> Receive:
@@ -103,6 +110,12 @@ class RequestGuard:
 
     def _too_large(self) -> Problem:
         return Problem("body-too-large", f"at most {self._max_body_bytes} bytes", headers={"Connection": "close"})
+
+
+def _routed(scope: Scope) -> Scope:
+    """Return the scope with the path that the routes match."""
+    path = with_single_segments(scope.get("raw_path", b""), scope.get("root_path", ""), scope["path"])
+    return scope if path == scope["path"] else {**scope, "path": path}
 
 
 async def _websocket(app: ASGIApp, refusal: Problem | None, scope: Scope, receive: Receive, send: Send) -> None:

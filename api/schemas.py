@@ -9,15 +9,19 @@ from fastapi import Path, Request
 from fastapi.responses import Response
 from pydantic import AfterValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
+from starlette.convertors import register_url_convertor
 
 from supervisor.core.ids import normalize_id
 from supervisor.core.json_text import parse_exact
 
 from .problems import KINDS, MEDIA_TYPE, Problem
+from .stream_paths import NameConvertor
 
 STREAM_CHARACTERS_MAX = 512
 #: Control characters, and halves of surrogate pairs, which have no UTF-8.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+#: RFC 3986, 5.2.4: dot segments are removed from an address, even when the dots are percent-encoded.
+_DOTS = frozenset({".", ".."})
 _ID = "[0-9]{1,20}(-[0-9]{1,20})?"
 #: Reserved for keys such as those of dead letters, which clients must not write.
 _OWN_PREFIX = "supervisor:"
@@ -33,6 +37,10 @@ def check_name(name: str) -> str:
             "stream_name",
             "a name has 1 to {most} characters and no control characters",
             {"most": STREAM_CHARACTERS_MAX},
+        )
+    if not _DOTS.isdisjoint(name.split("/")):
+        raise PydanticCustomError(
+            "stream_name", "a name has no part . or .. between slashes, since clients remove these from an address"
         )
     return name
 
@@ -54,6 +62,7 @@ def check_bound(text: str) -> str:
     return text if digits == text else f"({with_sequence}"
 
 
+register_url_convertor("name", NameConvertor())
 _NAME = Path(description="The stream's name")
 _GROUP = Path(description="The group's name")
 #: The rules of `check_name`, for the description.

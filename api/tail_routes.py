@@ -64,7 +64,7 @@ async def _begin(
 
 
 @router.get(
-    "/{stream:path}/tail",
+    "/{stream:name}/tail",
     summary="Follow a stream",
     response_class=StreamingResponse,
     responses={

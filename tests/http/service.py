@@ -126,7 +126,7 @@ def problem(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
     assert body["type"] == f"/problems/{kind}"
     assert body["status"] == status
     assert body["title"] and body["detail"]
-    assert body["instance"] == answer.request.url.path
+    assert body["instance"] == answer.request.url.raw_path.partition(b"?")[0].decode()
     assert body["request_id"] == answer.headers["x-request-id"]
     if status == 503:
         assert int(answer.headers["retry-after"]) >= 1
