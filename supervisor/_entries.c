@@ -16,6 +16,8 @@
 #include <string.h>
 #include <structmember.h>
 
+/* The same as in `compiled.py`; raised in both when what Python calls here changes. */
+#define REVISION 1
 /* Names of fields repeat: so many are kept as str, each of at most so many bytes. A power of two. */
 #define NAMES 512
 #define NAME_BYTES_MAX 64
@@ -1037,7 +1039,10 @@ module_exec(PyObject *module)
     if (PyModule_AddType(module, state->delivery_type) < 0 || PyModule_AddType(module, state->entries_type) < 0) {
         return -1;
     }
-    return PyModule_AddType(module, state->reader_type);
+    if (PyModule_AddType(module, state->reader_type) < 0) {
+        return -1;
+    }
+    return PyModule_AddIntConstant(module, "REVISION", REVISION);
 }
 
 static int

@@ -5,27 +5,37 @@ It is built at the installation if a C compiler and Python's headers are there. 
 
 import importlib
 import os
+import warnings
 from typing import Any
 
 VARIABLE = "SUPERVISOR_PURE_PYTHON"
 _OFF = ("", "0")
+#: Of the interface of `_entries.c`, which has the same constant. A checkout may be newer than what was built in it.
+REVISION = 1
 
 
-def _load() -> Any:
+def _load() -> tuple[Any, str]:
+    """Return the module, or None and the reason."""
     if os.environ.get(VARIABLE, "") not in _OFF:
-        return None
+        return None, f"{VARIABLE} is set"
     try:
-        return importlib.import_module("supervisor._entries")
+        module: Any = importlib.import_module("supervisor._entries")
     except ImportError:  # not built, or for another Python
-        return None
+        return None, "not compiled"
+    if getattr(module, "REVISION", 0) != REVISION:
+        warnings.warn(
+            f"{module.__file__} was built from another version of the supervisor and is not used: install again",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None, "compiled from another version"
+    return module, ""
 
 
 #: None: not there or turned off.
-entries: Any = _load()
+entries, _reason = _load()
 
 
 def describe() -> str:
     """Return which form runs: `compiled`, or `Python` and why."""
-    if entries is not None:
-        return "compiled"
-    return f"Python ({VARIABLE} is set)" if os.environ.get(VARIABLE, "") not in _OFF else "Python (not compiled)"
+    return f"Python ({_reason})" if _reason else "compiled"

@@ -2,8 +2,10 @@
 
 import copy
 import pickle
+import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import hiredis
@@ -119,6 +121,17 @@ def test_each_cut_of_a_reply_is_read() -> None:
     for at in range(len(whole) + 1):
         assert replies_of(compiled_reader(), [whole[:at], whole[at:]]) == wanted
     assert replies_of(compiled_reader(), [whole[at : at + 1] for at in range(len(whole))]) == wanted
+
+
+def test_a_module_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(compiled.VARIABLE, raising=False)
+    built = SimpleNamespace(REVISION=compiled.REVISION, __file__="_entries.so")
+    monkeypatch.setitem(sys.modules, "supervisor._entries", built)
+    assert compiled._load() == (built, "")
+    for revision in ({"REVISION": compiled.REVISION + 1}, {}):  # the first that were built had no constant
+        monkeypatch.setitem(sys.modules, "supervisor._entries", SimpleNamespace(**revision, __file__="_entries.so"))
+        with pytest.warns(RuntimeWarning, match="_entries.so was built from another version.*install again"):
+            assert compiled._load() == (None, "compiled from another version")
 
 
 @needs_compiled
