@@ -1,6 +1,6 @@
 """Reads a consumer group over one of redis-py's connections, driven by hand.
 
-Sending a read and receiving its reply are apart, so that the next read is on the wire while a batch is handled.
+Sending a read and receiving its reply are apart, so that the next reads are on the wire while a batch is handled.
 """
 
 import asyncio
@@ -50,10 +50,12 @@ class GroupReader:
         self.client_id = 0
         #: The server that `client_id` belongs to.
         self.server: Server = None
-        #: Whether a read is on the wire whose reply was not received.
-        self.outstanding = False
+        #: How many reads are on the wire whose replies were not received.
+        self.outstanding = 0
+        #: The read on the wire may wait at the server. It is the only one then: CLIENT UNBLOCK ends just one.
+        self.may_block = False
         self._sent_s = time.monotonic()
-        #: When that read must have been answered, by `time.monotonic`.
+        #: When the reply that is sent or received must have come, by `time.monotonic`.
         self.due_s = math.inf
 
     async def connect(self) -> None:
@@ -77,15 +79,19 @@ class GroupReader:
         self._new_entries = ("STREAMS", *streams, *(">" for _ in streams))
         self._packed: dict[tuple[int, int | None], bytes] = {}
 
-    async def send(self, count: int, block_ms: int | None) -> None:
-        """Ask for up to `count` new entries of each stream; wait for some up to `block_ms` (None: do not wait)."""
+    async def send(self, count: int, block_ms: int | None, *, reads: int = 1) -> None:
+        """Ask for up to `count` new entries of each stream; wait for some up to `block_ms` (None: do not wait).
+
+        Reads that do not wait may be several at a time, each answered on its own, and behind others of their kind.
+        """
         if block_ms is not None and not self.client_id:
             block_ms = min(block_ms, _BLOCK_MS_MAX)
         packed = self._packed.get((count, block_ms))
         if packed is None:
             block = () if block_ms is None else ("BLOCK", block_ms)
             packed = self._packed[count, block_ms] = pack_command((*self._head, count, *block, *self._new_entries))
-        await self._send(packed, (block_ms or 0) / 1000 + REPLY_SLACK_S)
+        self.may_block = block_ms is not None
+        await self._send(packed * reads, (block_ms or 0) / 1000 + REPLY_SLACK_S, reads)
 
     async def send_pending(self, stream: str, count: int, after: bytes, slack_s: float) -> None:
         """Ask for up to `count` of the consumer's own pending entries of `stream` with ids above `after`."""
@@ -102,24 +108,29 @@ class GroupReader:
         await self.receive()
 
     async def receive(self) -> list[tuple[bytes, Entries]]:
-        """Return (stream, entries) of the read on the wire; streams without entries are left out.
+        """Return (stream, entries) of the first read on the wire; streams without entries are left out.
 
         Raises redis-py's errors, OSError and TimeoutError; what was delivered then stays pending.
         """
+        if self.due_s == math.inf:
+            self.due_s = time.monotonic() + self._reply_timeout_s
         # redis-py's own timeout answers None and leaves the reply on the wire, to be taken for the next one's.
         with self._deadline.after(self._reply_timeout_s):
             reply = await self._connection.read_response(disable_decoding=True)
-        self.outstanding = False
+        self.outstanding -= 1
+        self.may_block = False
+        self.due_s = math.inf  # nobody waits for the reply of another read now
         return reply or []
 
     async def close(self) -> None:
-        """Drop the connection; the entries of a read on the wire stay pending."""
-        self.outstanding = False
+        """Drop the connection; the entries of reads on the wire stay pending."""
+        self.outstanding = 0
+        self.may_block = False
         await self._connection.disconnect(nowait=True)
 
-    async def _send(self, packed: bytes, reply_timeout_s: float) -> None:
+    async def _send(self, packed: bytes, reply_timeout_s: float, commands: int = 1) -> None:
         self._reply_timeout_s = reply_timeout_s
-        self.outstanding = True
+        self.outstanding += commands
         self._sent_s = time.monotonic()
         self.due_s = self._sent_s + reply_timeout_s
         await self._connection.send_packed_command(packed, check_health=False)

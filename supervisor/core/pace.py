@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 #: A message that holds the loop longer than this share of `hold_s` is slow, and ends reading ahead.
 SLOW_SHARE = 0.1
+#: Reads on the wire while the backlog is deep and batches are quick, so that the server never waits for the next one.
+READS_MAX = 2
 #: A slow message is forgotten after this many quick ones: where one in ten is slow, the next one comes soon.
 FORGOTTEN_AFTER = 100
 _SMOOTHING = 0.3
@@ -52,6 +54,12 @@ class Pace:
         if self._limit:
             self._limit = 0 if self._limit >= self.batch_size else self._limit + 1
         self.count = max(1, min(self.count, self._limit or self.batch_size, int(fits)))
+
+    @property
+    def reads_max(self) -> int:
+        """How many reads may be on the wire; more than one only where all that they bring fits into `hold_s`."""
+        held_s = (1 + READS_MAX) * self.batch_size * self.per_message_s
+        return READS_MAX if self.read_ahead and self.count == self.batch_size and held_s <= self.hold_s else 1
 
     def came_short(self, got: int) -> None:
         """A read of `count` brought only `got`: no backlog, so the next burst is taken in small bites.

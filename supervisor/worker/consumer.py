@@ -1,6 +1,6 @@
 """The life of one consumer: one (stream, group) in one worker, from its connection to its end.
 
-The way of a message is read from top to bottom in `_fetch`: a batch is received, the next read is sent, and the batch
+The way of a message is read from top to bottom in `_fetch`: a batch is received, the next reads are sent, and the batch
 is handed to the executor, which calls the handler for each message. What is done is noted at its source, and the
 settler acks it; what failed goes to `Failures`.
 
@@ -22,13 +22,13 @@ from supervisor.broker.group_reader import GroupReader
 from supervisor.core.backoff import backoff_s
 from supervisor.core.ids import parse_id
 from supervisor.core.lacks import lack_of
-from supervisor.core.pace import Pace
 from supervisor.shared_state import SlotField
 from supervisor.worker.adopted import Adopted
 from supervisor.worker.circuit_guard import CircuitGuard
 from supervisor.worker.cut_off import CutOff
 from supervisor.worker.executor import Executor
 from supervisor.worker.pending import PendingList
+from supervisor.worker.read_limit import ReadLimit
 from supervisor.worker.retry_or_dead_letter import Failures
 from supervisor.worker.retry_queue import RetryQueue
 
@@ -50,10 +50,6 @@ READ_SLACK_S = 5.0
 KEEPALIVE_S = 25.0
 #: How often a burst looks for new entries while it waits for retries.
 _BURST_POLL_S = 0.2
-#: Acks that may wait for confirmation, in batches, before reading stops.
-_BACKLOG_BATCHES = 8
-#: The rate of finished messages is taken over at least this time.
-_RATE_WINDOW_S = 0.02
 _CANT_READ = "can't read"
 
 
@@ -80,7 +76,7 @@ class Consumer:
         self.executor = Executor(spec, resources, self._failures, sources)
         self.circuit = CircuitGuard(spec, resources, self.executor, self._failures, sources[0].marks)
         self._pending = {source: PendingList(spec, source, resources, self._failures) for source in sources}
-        self._pace = Pace(spec.options.hold_ms / 1000, spec.options.batch_size)
+        self._limit = ReadLimit(spec, resources, self.executor, self.retries, self.circuit)
         for source in sources:
             resources.settler.add(source)
         #: Connected, its groups made and its pending lists read at least once.
@@ -92,9 +88,6 @@ class Consumer:
         self._found_nothing = False
         self._rescans_seen = 0
         self._rescan_due = False
-        self._finished_seen = 0
-        self._finished_at_s = time.monotonic()
-        self._rate = 0.0
 
     @property
     def due_s(self) -> float:
@@ -143,7 +136,7 @@ class Consumer:
             except (RedisError, OSError, TimeoutError) as error:
                 failures = 1 if self._answered else failures + 1
                 self._answered = False
-                self._pace.lost()
+                self._limit.pace.lost()
                 await self._wait_for_redis(error, failures, reading=True)
             if not self._control.stopping:
                 # Ids that are in hand are skipped, so nothing is run twice.
@@ -197,7 +190,7 @@ class Consumer:
     async def unblock(self) -> None:
         """End a blocked read now, without losing its messages. Nothing can end a read that is overdue."""
         reader, commands = self._reader, self._resources.commands
-        while reader.outstanding and not self.waits_for_redis and time.monotonic() < reader.due_s:
+        while reader.may_block and not self.waits_for_redis and time.monotonic() < reader.due_s:
             try:
                 # Clients are numbered by each server, and this connection may be to the one before a failover.
                 if commands.server != reader.server:
@@ -205,7 +198,7 @@ class Consumer:
                 if reader.client_id and commands.server == reader.server:
                     await commands.call("CLIENT", "UNBLOCK", reader.client_id)
             except (RedisError, OSError, TimeoutError):  # this connection may have been lost while it was idle
-                await self._control.until(lambda: not reader.outstanding, _RECONNECT_BASE_S)
+                await self._control.until(lambda: not reader.may_block, _RECONNECT_BASE_S)
                 continue
             # Again, if the read had not reached the server yet.
             await asyncio.sleep(0.01)
@@ -232,18 +225,20 @@ class Consumer:
 
     async def _fetch(self) -> None:
         """Read batches and have them handled. Raises redis-py's errors, OSError and TimeoutError."""
+        behind_short = False
         while self._reader.outstanding or await self._send_when_allowed():
-            asked = self._pace.count
+            asked = self._limit.pace.count
             reply = await self._reader.receive()
             self._answered = True
             self.cut_off.answered()
             self._shared.set(SlotField.FETCH_NS, time.monotonic_ns())
             got = sum(len(entries) for _, entries in reply)
-            if got < asked:
-                self._pace.came_short(got)
+            if got < asked and not behind_short:
+                self._limit.pace.came_short(got)
+            behind_short = got < asked and self._reader.outstanding > 0
+            self._found_nothing = self._resources.burst and not got
             if not got:
-                self._found_nothing = self._resources.burst
-                if self._resources.burst and await self._nothing_left():
+                if self._resources.burst and not self._reader.outstanding and await self._nothing_left():
                     return
                 continue
             if self._control.isolating:
@@ -251,68 +246,46 @@ class Consumer:
             await self._read_ahead(got)
             for key, entries in reply:
                 self._start(self._sources[key].messages(entries), of_one_source=True)
+            if self._reader.outstanding > 1:  # the next reply may be there already; this batch is handled before it
+                await asyncio.sleep(0)
 
     async def _send_when_allowed(self) -> bool:
         """Send the next read as soon as there is room for what it brings; False when it is time to stop."""
-        control = self._control
+        control, limit = self._control, self._limit
         while not control.stopping:
             if self._rescan_wanted:
                 await self._adopt_alive(await self._scan())
                 continue
-            self._observe()
+            limit.observe()
             if self._found_nothing:
                 self._found_nothing = False
                 await control.until(lambda: control.stopping or self._rescan_wanted, _BURST_POLL_S)
-            elif (room := self._room()) > 0:
+            elif (room := limit.room()) > 0:
                 await self._send(room)
                 return True
             else:
-                await control.until(lambda: control.stopping or self._rescan_wanted or self._room() > 0, KEEPALIVE_S)
+                await control.until(lambda: control.stopping or self._rescan_wanted or limit.room() > 0, KEEPALIVE_S)
                 if self._reader.idle_s >= KEEPALIVE_S:
                     await self._reader.ping()
         return False
 
     async def _read_ahead(self, coming: int) -> None:
-        """Send the next read before the batch that has come is handled, where pace allows."""
-        self._observe()
-        if not self._pace.read_ahead or self._rescan_wanted:
+        """Send the next read before the batch that has come is handled, where pace allows; two in a deep backlog.
+
+        Where two are on the wire, none waits at the server: CLIENT UNBLOCK would end only the first of them.
+        """
+        self._limit.observe()
+        if self._rescan_wanted:
             return
-        # While no message waits for anything, pace alone limits; otherwise what would wait behind those that do.
-        room = self._room(coming) if self.executor.running else self._room() and self.spec.options.batch_size
-        if room > 0:
+        if reads := self._limit.reads_at_once(coming, self._reader.outstanding):
+            await self._reader.send(self._limit.pace.count, None, reads=reads)
+        elif not self._reader.outstanding and (room := self._limit.room_ahead(coming)) > 0:
             await self._send(room)
 
-    def _room(self, coming: int = 0) -> int:
-        """Return how many more messages may be read; 0 or less: none."""
-        options, executor = self.spec.options, self.executor
-        if (
-            self._control.stopping
-            or not self._control.may_start
-            or len(self.retries) >= options.max_waiting
-            or self._settler.backlog >= options.batch_size * _BACKLOG_BATCHES
-        ):
-            return 0
-        # What is read beyond the handler's concurrency must be started within `hold_ms` at the present rate.
-        ahead = 0
-        if self._pace.read_ahead and executor.running:
-            ahead = min(max(options.batch_size, executor.limit), int(self._rate * self._pace.hold_s / 2))
-        if executor.unstarted > ahead:
-            return 0
-        room = executor.limit + ahead - executor.in_hand
-        return int(min(room, self.circuit.room)) - coming
-
     async def _send(self, room: int) -> None:
-        self._pace.count = max(1, min(self._pace.count, room))
-        await self._reader.send(self._pace.count, None if self._resources.burst else self.spec.options.block_ms)
-
-    def _observe(self) -> None:
-        """Adapt the pace to what was measured since the last read."""
-        self._pace.observe(*self.executor.measured())
-        now_s, finished = time.monotonic(), self.executor.finished
-        if now_s - self._finished_at_s >= _RATE_WINDOW_S:
-            # Below 0, when runners were just woken, it would forbid any read until all that runs has ended.
-            self._rate = max(0, finished - self._finished_seen) / (now_s - self._finished_at_s)
-            self._finished_at_s, self._finished_seen = now_s, finished
+        pace = self._limit.pace
+        pace.count = max(1, min(pace.count, room))
+        await self._reader.send(pace.count, None if self._resources.burst else self.spec.options.block_ms)
 
     def _start(self, messages: Sequence[Message], *, of_one_source: bool = False) -> None:
         """Hand messages, each source's in the order of ids, to the executor.

@@ -253,6 +253,28 @@ async def test_concurrency_is_a_limit(redis: Any, redis_url: str) -> None:
     assert most == 3
 
 
+async def test_of_a_deep_backlog_two_batches_are_read_ahead_and_no_more(redis: Any, redis_url: str) -> None:
+    done, goes_on = 0, asyncio.Event()
+
+    @handler(STREAM, group=GROUP, concurrency=1, batch_size=10)
+    async def count(message: Message) -> None:
+        nonlocal done
+        done += 1
+        if done == 205:
+            await goes_on.wait()
+
+    for n in range(400):
+        await redis.xadd(STREAM, {"n": n})
+    async with working(redis_url, count) as worker:
+        (consumer,) = worker.runtime.consumers
+        await eventually_async(lambda: done == 205 and not consumer._reader.outstanding)
+        await eventually_async(consumer._settler._idle.is_set)
+        assert await pending(redis) <= 30
+        assert consumer.executor.in_hand == await pending(redis) > 10
+        goes_on.set()
+        await eventually_async(lambda: done == 400)
+
+
 async def test_a_successor_adopts_and_runs_what_had_been_started_alone(redis: Any, redis_url: str) -> None:
     shared = SharedState()
     stuck = asyncio.Event()

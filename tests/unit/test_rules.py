@@ -91,15 +91,16 @@ def test_pace_never_holds_more_than_the_present_pace_allows(seen: list[tuple[int
             assert pace.count == 1 or pace.count * pace.slow_s <= 0.1 + 1e-9
         else:
             assert pace.count == 1 or 2 * pace.count * pace.per_message_s <= 0.1 + 1e-9
+        assert pace.reads_max == 1 or (pace.read_ahead and 3 * pace.count * pace.per_message_s <= 0.1 + 1e-9)
 
 
 def test_pace_grows_while_quick_and_falls_at_once() -> None:
     pace = Pace(hold_s=0.1, batch_size=100)
     for _ in range(10):
         pace.observe(pace.count, pace.count * 2e-6, 5e-6)
-    assert (pace.count, pace.read_ahead) == (100, True)
+    assert (pace.count, pace.read_ahead, pace.reads_max) == (100, True, 2)
     pace.observe(100, 0.05, 0.05)
-    assert (pace.count, pace.read_ahead) == (2, False)
+    assert (pace.count, pace.read_ahead, pace.reads_max) == (2, False, 1)
     pace.observe(2, 4e-6, 2e-6)
     assert (pace.count, pace.read_ahead) == (2, False), "where one was slow, the next may be near"
     for _ in range(60):
