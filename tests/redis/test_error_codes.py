@@ -1,0 +1,27 @@
+"""The code of an error is the same on each server, also where a script's error is wrapped."""
+
+from typing import Any
+
+import pytest
+from redis.exceptions import ResponseError
+
+from supervisor.broker.redis_errors import code_of, is_transient
+
+FAILING = {
+    "NOGROUP": "return redis.call('XPENDING', 'stream', 'missing')",
+    "WRONGTYPE": "return redis.call('XLEN', 'text')",
+    "BUSYGROUP": "return redis.call('XGROUP', 'CREATE', 'stream', 'group', '0')",
+    "OOM": "return redis.call('SET', 'other', '1')",
+}
+
+
+@pytest.mark.parametrize("code", FAILING)
+async def test_errors_of_scripts(every_server: Any, code: str) -> None:
+    async with every_server.client() as redis:
+        await redis.set("text", "")
+        await redis.xgroup_create("stream", "group", mkstream=True)
+        if code == "OOM":
+            await redis.config_set("maxmemory", 1)
+        with pytest.raises(ResponseError) as caught:
+            await redis.eval(FAILING[code], 0)
+        assert code_of(caught.value) == code and not is_transient(caught.value)
