@@ -16,6 +16,8 @@ _OF_GROUP = (
     ("supervisor_stream_pending_messages", "Messages delivered and not settled.", "pending"),
     ("supervisor_stream_replaying_messages", "Replayed messages that are not settled.", "replaying"),
     ("supervisor_stream_retrying_messages", "Failed messages that wait for a retry.", "retrying"),
+    ("supervisor_stream_waiting_turn_messages", "Messages that wait for others of their key or group.", "waiting_turn"),
+    ("supervisor_stream_waiting_rate_messages", "Messages that wait for the handler's rate.", "waiting_rate"),
     ("supervisor_stream_oldest_seconds", "Age of the oldest unsettled message.", "oldest_s"),
     ("supervisor_dead_messages", "Dead letters.", "dead"),
     (

@@ -11,6 +11,13 @@ POOLS_KEY = f"{PREFIX}:pools"
 
 #: The consumer that is shown for a replayed message until a worker reads it.
 REPLAY_CONSUMER = f"{PREFIX}:replay"
+#: The consumer that holds messages that wait for their turn (`include/turns.lua`).
+TURNS_CONSUMER = f"{PREFIX}:turns"
+
+#: The consumer that holds messages that wait for their rate (`reserve_rate.lua`).
+RATES_CONSUMER = f"{PREFIX}:rates"
+#: Consumers that hold what waits, and run nothing.
+WAITING_CONSUMERS = (TURNS_CONSUMER, RATES_CONSUMER)
 
 
 def hash_tag(stream: str) -> str:
@@ -68,6 +75,39 @@ def trimmed_key(stream: str, group: str) -> str:
 def retries_key(stream: str, group: str) -> str:
     """A hash: message id -> retry record (`core/retry_record.py`) of the messages that failed."""
     return f"{_stream_key(stream)}:{group}:retries"
+
+
+def turn_key(stream: str, group: str, key: str) -> str:
+    """A sorted set: the unsettled messages with that key, in order (`include/turns.lua`)."""
+    return f"{_stream_key(stream)}:{group}:turn:{key}"
+
+
+def group_turn_key(stream: str, group: str) -> str:
+    """The same for all messages of the group, where `group_concurrency` limits it."""
+    return f"{_stream_key(stream)}:{group}:turn"
+
+
+def turns_key(stream: str, group: str) -> str:
+    """A hash: up to which entry messages have been given their place in a row, and up to which rows were checked."""
+    return f"{_stream_key(stream)}:{group}:turns"
+
+
+def rate_key(stream: str, group: str) -> str:
+    """When the next message of the group may start (GCRA), Unix us; it expires.
+
+    With `:<key>` behind it, the same for one value of the handler's `rate_key`.
+    """
+    return f"{_stream_key(stream)}:{group}:rate"
+
+
+def due_key(stream: str, group: str) -> str:
+    """A sorted set: messages that wait for their rate, by the time at which they are due, Unix ms."""
+    return f"{_stream_key(stream)}:{group}:due"
+
+
+def released_key(stream: str, group: str) -> str:
+    """A set: rows in which a turn has become free while no worker was there to pass it on."""
+    return f"{_stream_key(stream)}:{group}:released"
 
 
 def idempotency_key(stream: str, key: str) -> str:

@@ -64,7 +64,7 @@ class CommandConnection:
             raise reply
         return reply
 
-    async def script(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Any:
+    async def script(self, script: Script, keys: Sequence[str | bytes], *arguments: Argument) -> Any:
         """Return a script's reply; its text is sent only when the server does not know it yet."""
         tail = (len(keys), *keys, *arguments)
         try:

@@ -13,11 +13,23 @@ from redis.asyncio import Redis
 
 from supervisor.broker import inspect
 from supervisor.broker.dead_letters import by_ids, extent
-from supervisor.broker.scripts import ENTRY_FACTS
-from supervisor.core.entry_fate import Entry, GroupFacts, LetterFact
+from supervisor.broker.scripts import ENTRY_FACTS, TURN_FACTS
+from supervisor.core.entry_fate import Entry, GroupFacts, LetterFact, TurnFact
 from supervisor.core.ids import parse_id, parse_number
+from supervisor.core.message_key import key_of
 from supervisor.core.retry_record import parse_retry
-from supervisor.keys import REPLAY_CONSUMER, crashes_key, replay_key, retries_key
+from supervisor.keys import (
+    RATES_CONSUMER,
+    REPLAY_CONSUMER,
+    TURNS_CONSUMER,
+    crashes_key,
+    due_key,
+    group_turn_key,
+    replay_key,
+    retries_key,
+    turn_key,
+    turns_key,
+)
 
 #: Dead letters of a group that are searched; the number left out is reported.
 LETTERS_MAX = 5_000
@@ -55,7 +67,7 @@ async def collect(
 async def _facts(redis: Redis, entry: Entry, group: str, letters_max: int) -> GroupFacts:
     facts = await _held(redis, entry.stream, group, entry.id, stored=entry.stored)
     if facts.consumer:
-        return facts
+        return await _with_limits(redis, entry, facts, entry.id)
     copy = await _copy(redis, entry, group)
     if copy is not None:
         return replace(copy, last_delivered=facts.last_delivered, before=facts.before)
@@ -85,6 +97,25 @@ async def _held(redis: Redis, stream: str, group: str, entry_id: str, *, stored:
     )
 
 
+async def _with_limits(redis: Redis, entry: Entry, facts: GroupFacts, name: str) -> GroupFacts:
+    """Add whom a message waits for, or until when; `name` is that of `broker.turns.Place`."""
+    if facts.consumer == RATES_CONSUMER:
+        due_ms: Any = await redis.zscore(due_key(entry.stream, facts.group), name)
+        return replace(facts, next_due_ms=None if due_ms is None else int(due_ms))
+    if facts.consumer != TURNS_CONSUMER:
+        return facts
+    stream, group = entry.stream, facts.group
+    field: Any = await redis.hget(turns_key(stream, group), "field")
+    stored: Any = await redis.execute_command("XRANGE", stream, entry.id, entry.id) if field else None
+    key = key_of(stored[0][1].get(field)) if stored else None
+    row = turn_key(stream, group, (key or b"").decode())
+    keys = [stream, replay_key(stream, group), row, group_turn_key(stream, group)]
+    before, *found = await redis.eval(TURN_FACTS.text, len(keys), *keys, group, name)
+    pairs = iter(_text(part) for part in found)
+    turn = TurnFact(None if key is None else key.decode(), tuple(zip(pairs, pairs, strict=True)), before)
+    return replace(facts, turn=turn)
+
+
 async def _copy(redis: Redis, entry: Entry, group: str) -> GroupFacts | None:
     """Return the facts of the copy in the group's replay stream; None when the message is not being replayed."""
     copies = await inspect.copies_of(redis, entry.stream, group, COPIES_MAX)
@@ -93,7 +124,7 @@ async def _copy(redis: Redis, entry: Entry, group: str) -> GroupFacts | None:
         return None
     facts = await _held(redis, replay_key(entry.stream, group), group, copy, stored=True)
     if facts.consumer:
-        return facts
+        return await _with_limits(redis, entry, facts, f"{entry.id}@{copy}")
     unread = facts.last_delivered is None or parse_id(copy) > parse_id(facts.last_delivered)
     return replace(facts, consumer=REPLAY_CONSUMER) if unread else None  # settled since it was found
 
@@ -107,3 +138,7 @@ async def _letter(redis: Redis, entry: Entry, group: str, most: int) -> tuple[Le
         return None, max(0, total - most)
     fact = LetterFact(found.letter_id, found.reason, found.deliveries, found.handler, found.dead_at_ms)
     return fact, 0
+
+
+def _text(value: bytes) -> str:
+    return value.decode(errors="backslashreplace")

@@ -18,7 +18,18 @@ from supervisor.core.reclaim import foreign, owner_of
 from supervisor.core.replayed_copy import origin_of
 from supervisor.core.retry_record import parse_retry
 from supervisor.errors import UsageError
-from supervisor.keys import POOLS_KEY, REPLAY_CONSUMER, dead_key, host_key, replay_key, retries_key, trimmed_key
+from supervisor.keys import (
+    POOLS_KEY,
+    RATES_CONSUMER,
+    REPLAY_CONSUMER,
+    TURNS_CONSUMER,
+    WAITING_CONSUMERS,
+    dead_key,
+    host_key,
+    replay_key,
+    retries_key,
+    trimmed_key,
+)
 from supervisor.text import did_you_mean
 
 #: Unread entries that are counted at most where Redis does not know the lag: about 1 ms of the server's time.
@@ -56,6 +67,10 @@ class GroupInfo:
     replaying: int
     #: The part of `pending` that failed and waits for a retry.
     retrying: int
+    #: The part of `pending` that waits for its turn, because of `key` or `group_concurrency`.
+    waiting_turn: int
+    #: The part of `pending` that waits for the handler's `rate`.
+    waiting_rate: int
     consumers: int
     #: Age of the oldest unsettled message, by the server's clock; of a replayed one, the time since the replay.
     oldest_s: float | None
@@ -131,7 +146,7 @@ async def groups(redis: Redis, pairs: Iterable[tuple[str, str]]) -> list[GroupIn
 
 async def foreign_consumers(redis: Redis, names: Iterable[str]) -> set[str]:
     """Return those of the consumers that belong to no pool, living or dead. Raises redis-py's errors."""
-    wanted = {name for name in names if name and name != REPLAY_CONSUMER}
+    wanted = set(names) - {"", REPLAY_CONSUMER, *WAITING_CONSUMERS}
     if not wanted:
         return set()
     reply: Any = await redis.hkeys(POOLS_KEY)
@@ -246,6 +261,7 @@ async def _group(redis: Redis, info: StreamInfo, members: list[dict[str, Any]], 
     keys = [("XLEN", dead_key(stream, group)), ("XLEN", copies)]
     hashes = [("HLEN", retries_key(stream, group)), ("HLEN", retries_key(copies, group))]
     dead, replaying, *retrying = await _ask(redis, [*keys, *hashes])
+    held_back = [await _held_back(redis, key, group) for key in (stream, copies)[: 1 + bool(replaying)]]
     member = next((m for m in members if _text(m["name"]) == group), None)
     last = _text(member["last-delivered-id"]) if member else _FIRST_ID
     lag, at_least, oldest = await _unread(redis, info, member, last)
@@ -266,12 +282,24 @@ async def _group(redis: Redis, info: StreamInfo, members: list[dict[str, Any]], 
         pending=held + replaying,
         replaying=replaying,
         retrying=sum(retrying),
-        consumers=member["consumers"] if member else 0,
+        waiting_turn=sum(one.get(TURNS_CONSUMER, 0) for one in held_back),
+        waiting_rate=sum(one.get(RATES_CONSUMER, 0) for one in held_back),
+        consumers=member["consumers"] - len(held_back[0]) if member else 0,
         oldest_s=age_s(oldest_of_both, now_ms) if oldest_of_both else None,
         oldest_id=oldest or None,
         dead=dead,
         trimmed_unread=await trimmed_unread(redis, stream, group),
     )
+
+
+async def _held_back(redis: Redis, stream: str, group: str) -> dict[str, int]:
+    """Return how many messages each of WAITING_CONSUMERS holds, of those that exist."""
+    try:
+        rows: Any = await redis.xinfo_consumers(stream, group)
+    except ResponseError:  # there is no such group
+        return {}
+    held = {_text(row["name"]): row["pending"] for row in rows}
+    return {name: held[name] for name in WAITING_CONSUMERS if name in held}
 
 
 async def trimmed_unread(redis: Redis, stream: str, group: str, *, keep: bool = False) -> int | None:

@@ -12,10 +12,10 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from supervisor.broker.redis_errors import code_of
-from supervisor.broker.scripts import REPLAY
+from supervisor.broker.scripts import DROP_HALTING, REPLAY
 from supervisor.core.dead_letter import Letter
 from supervisor.core.ids import normalize_id
-from supervisor.keys import crashes_key, dead_key, replay_key, retries_key
+from supervisor.keys import crashes_key, dead_key, released_key, replay_key, retries_key, turn_key
 
 REPLAYED, DROPPED = "replayed", "dropped"
 #: Texts for the other outcomes. The letter is kept in all of them but the first.
@@ -92,7 +92,11 @@ def _message_id(letter: Letter) -> str:
 
 
 def _drop_command(letter: Letter, *, first: bool) -> tuple[Any, ...]:
-    return ("XDEL", dead_key(letter.stream, letter.group), letter.letter_id)
+    stream, group = letter.stream, letter.group
+    if not (letter.halts and _message_id(letter)):
+        return ("XDEL", dead_key(stream, group), letter.letter_id)
+    keys = dead_key(stream, group), turn_key(stream, group, letter.halts), released_key(stream, group)
+    return ("EVAL", DROP_HALTING.text, len(keys), *keys, letter.letter_id, _message_id(letter))
 
 
 def _outcome(letter: Letter, reply: Any) -> Outcome:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from supervisor.core.dead_letter import FIELD_PREFIX
 from supervisor.core.replayed_copy import ORIGIN
+from supervisor.keys import RATES_CONSUMER, TURNS_CONSUMER
 
 _FOLDER = Path(__file__).with_name("lua")
 _INCLUDE = re.compile(r"^-- include: (.*)\n", re.MULTILINE)
@@ -48,6 +49,20 @@ ACK_RETRIED = _script("ack_retried")
 RECORD_RETRY = _script("record_retry")
 DEAD_LETTER = _script("dead_letter")
 DEAD_LETTER_UNREADABLE = _script("dead_letter_unreadable", ORIGIN=ORIGIN, FIELD_PREFIX=FIELD_PREFIX.decode())
+
+# Turns.
+ADMIT = _script("admit", WAITS=TURNS_CONSUMER)
+SETTLE_TURNS = _script("settle_turns", WAITS=TURNS_CONSUMER)
+DEAD_LETTER_TURN = _script("dead_letter_turn", WAITS=TURNS_CONSUMER)
+TURNS_BEGIN = _script("turns_begin")
+TURNS_WAITING = _script("turns_waiting", WAITS=TURNS_CONSUMER)
+TURN_FACTS = _script("turn_facts", WAITS=TURNS_CONSUMER)
+DROP_HALTING = _script("drop_halting")
+TURNS_CHECK = _script("turns_check", WAITS=TURNS_CONSUMER)
+
+# Rates.
+RESERVE_RATE = _script("reserve_rate", WAITS=RATES_CONSUMER)
+TAKE_DUE = _script("take_due")
 
 # Housekeeping.
 NOW = _script("now")

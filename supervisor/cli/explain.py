@@ -10,11 +10,11 @@ import click
 
 from supervisor.cli.common import ID, command, dumps, json_option, talk, with_settings
 from supervisor.cli.tables import table_text
-from supervisor.core.entry_fate import Entry, GroupFacts, Presence, Verdict
+from supervisor.core.entry_fate import Entry, GroupFacts, Presence, TurnFact, Verdict
 from supervisor.core.entry_fate import explain as judge
 from supervisor.core.reclaim import foreign_text
 from supervisor.errors import EXIT_FAILED, EXIT_OK, HandlerError
-from supervisor.keys import REPLAY_CONSUMER
+from supervisor.keys import RATES_CONSUMER, REPLAY_CONSUMER, TURNS_CONSUMER
 from supervisor.text import counted, duration_text
 
 if TYPE_CHECKING:
@@ -101,6 +101,11 @@ def _details(entry: Entry, facts: GroupFacts) -> str:
     found = []
     if facts.consumer == REPLAY_CONSUMER:
         found.append("no worker has read it yet")
+    elif facts.consumer == TURNS_CONSUMER:
+        found.append(_turn_text(facts.turn))
+    elif facts.consumer == RATES_CONSUMER:
+        due_s = ((facts.next_due_ms or 0) - entry.now_ms) / 1000
+        found.append(f"due in {duration_text(max(0.0, due_s))}")
     elif facts.consumer:
         whose = " (a consumer of no pool)" if facts.foreign else ""
         found.append(f"with {facts.consumer}{whose} for {duration_text(facts.idle_ms / 1000)}")
@@ -117,6 +122,19 @@ def _details(entry: Entry, facts: GroupFacts) -> str:
         [f"unless it is among {facts.letters_left:,} dead letters that were not scanned"] if facts.letters_left else []
     )
     return ", ".join(found)
+
+
+def _turn_text(turn: TurnFact | None) -> str:
+    """Describe whom a message waits for."""
+    if turn is None or not turn.holders:
+        return "others come first"
+    halted = [id_ for id_, consumer in turn.holders if consumer == "halted"]
+    holders = ", ".join(f"{id_} with {consumer or 'no worker'}" for id_, consumer in turn.holders)
+    key = "" if turn.key is None else f"key {turn.key}: "
+    before = f", {turn.before:,} wait before it" if turn.before else ""
+    if halted:
+        return f"{key}stopped by the dead letter of {halted[0]} until it is replayed or dropped{before}"
+    return f"{key}it is the turn of {holders}{before}"
 
 
 def _hint_at_letters(found: Sequence[Verdict]) -> None:

@@ -149,13 +149,14 @@ def workers_table(workers: Sequence[dict[str, Any]], rates: Mapping[int, float] 
 
 def groups_table(groups: Sequence[dict[str, Any]]) -> str:
     """Format the table of groups in `status` and `streams`."""
-    numbers = ["lag", "pending", "retrying", "consumers", "oldest", "dead"]
+    numbers = ["lag", "pending", "waiting", "retrying", "consumers", "oldest", "dead"]
     rows = [
         [
             group["stream"],
             group["group"],
             lag_text(group["lag"], group["lag_at_least"]),
             f"{group['pending']:,}",
+            _waiting_text(group["waiting_turn"], group["waiting_rate"]),
             f"{group['retrying']:,}",
             str(group["consumers"]),
             duration_text(group["oldest_s"]),
@@ -163,7 +164,13 @@ def groups_table(groups: Sequence[dict[str, Any]]) -> str:
         ]
         for group in groups
     ]
-    return table_text(["stream", "group", *numbers], rows, numbers=numbers, drop=("consumers", "retrying"))
+    return table_text(["stream", "group", *numbers], rows, numbers=numbers, drop=("consumers", "retrying", "waiting"))
+
+
+def _waiting_text(turn: int, rate: int) -> str:
+    """Return what waits for its turn or rate; empty, which hides the column, where no group has such limits."""
+    found = [f"{number:,} {what}" for number, what in ((turn, "turn"), (rate, "rate")) if number]
+    return ", ".join(found)
 
 
 def dead_letters(groups: Sequence[dict[str, Any]]) -> list[str]:

@@ -34,6 +34,8 @@ class Letter:
     signal: str
     exit_code: int | None
     stack: str
+    #: The key that stops until the letter is replayed or dropped, where the handler has on_dead = "halt".
+    halts: str
     fields: dict[str, str]
 
     def as_dict(self) -> dict[str, Any]:
@@ -90,6 +92,7 @@ def parse_letter(letter_id: bytes, stream: str, group: str, entry: Mapping[bytes
         signal=text(b"signal"),
         exit_code=parse_number(text(b"exit_code")),
         stack=text(b"stack"),
+        halts=text(b"halts"),
         fields={_text(name[cut:]): _text(value) for name, value in entry.items() if name.startswith(FIELD_PREFIX)},
     )
 

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from supervisor.core.ids import parse_id
-from supervisor.keys import REPLAY_CONSUMER
+from supervisor.keys import REPLAY_CONSUMER, TURNS_CONSUMER, WAITING_CONSUMERS
 
 
 class Presence(StrEnum):
@@ -35,6 +35,9 @@ class Fate(StrEnum):
     #: With a worker: prefetched, or its handler runs.
     IN_HAND = "in hand"
     WAITING = "waiting for a retry"
+    #: Others of its key, or of its group, come first.
+    WAITING_TURN = "waiting for its turn"
+    WAITING_RATE = "waiting for its rate"
     #: Replayed, and no worker has read the copy yet.
     PUT_BACK = "put back"
     DONE = "done"
@@ -70,6 +73,18 @@ class LetterFact:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnFact:
+    """Whom a message waits for."""
+
+    #: None where a function of the handler's makes the keys.
+    key: str | None
+    #: (id, consumer) of those that run, or are about to; a dead letter that stops the key has the consumer `halted`.
+    holders: tuple[tuple[str, str], ...]
+    #: Messages that wait before it.
+    before: int
+
+
+@dataclass(frozen=True, slots=True)
 class GroupFacts:
     """What Redis holds of the entry for one group."""
 
@@ -90,6 +105,8 @@ class GroupFacts:
     attempts: int = 0
     next_due_ms: int | None = None
     crashes: int = 0
+    #: Where it waits for its turn.
+    turn: TurnFact | None = None
     letter: LetterFact | None = None
     #: Dead letters that were not searched.
     letters_left: int = 0
@@ -163,5 +180,7 @@ def _fate(entry: Entry, facts: GroupFacts) -> Fate:
 def _fate_of_pending(entry: Entry, facts: GroupFacts) -> Fate:
     if facts.consumer == REPLAY_CONSUMER:
         return Fate.PUT_BACK
+    if facts.consumer in WAITING_CONSUMERS:
+        return Fate.WAITING_TURN if facts.consumer == TURNS_CONSUMER else Fate.WAITING_RATE
     due = facts.next_due_ms is not None and facts.next_due_ms > entry.now_ms
     return Fate.WAITING if due else Fate.IN_HAND

@@ -126,5 +126,18 @@ def _for_pydantic(annotation: Any) -> Any:
     return made
 
 
+def field_names(annotation: object) -> frozenset[str]:
+    """Return the names by which an entry may carry the fields of a model; empty when any field may be there."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if annotation.model_config.get("extra") == "allow":
+            return frozenset()
+        aliases = [field.validation_alias for field in annotation.model_fields.values() if field.validation_alias]
+        names = [alias for alias in aliases if isinstance(alias, str)]
+        return frozenset([*annotation.model_fields, *names] if len(names) == len(aliases) else [])
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        return frozenset(field.name for field in dataclasses.fields(annotation))
+    return frozenset(annotation.__annotations__) if is_typeddict(annotation) else frozenset()
+
+
 def _show(annotation: object) -> str:
     return annotation.__name__ if isinstance(annotation, type) else str(annotation)

@@ -14,9 +14,9 @@ from typing import Any
 
 from pydantic import PydanticUserError
 
-from supervisor.core.options import PROCESS, Options, resolve
+from supervisor.core.options import FUNCTION_OPTIONS, HALT, PROCESS, Options, resolve
 from supervisor.errors import HandlerError
-from supervisor.handling.decode import Decoder, make_decoder
+from supervisor.handling.decode import Decoder, field_names, make_decoder
 from supervisor.handling.discovery import Declared, declarations_in, handlers_in
 from supervisor.handling.imports import INIT_HINT, file_of, import_module_of, make_importable
 from supervisor.handling.middleware import Middleware, load_middleware
@@ -33,6 +33,7 @@ from supervisor.handling.worker_lifespan import Lifespan, lifespans_in, lifespan
 from supervisor.keys import dead_key
 from supervisor.settings.model import Settings
 from supervisor.shared_state import HANDLERS_MAX
+from supervisor.text import did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,7 @@ def _spec(settings: Settings, function: Callable[..., Any], declaration: Declara
         if declaration.options.get("run_in") == PROCESS:
             raise HandlerError(f'{declaration.where}: {name}: run_in = "process" is for a plain `def`, not `async def`')
         options = replace(options, run_in="thread")
+    _check_limits(declaration, options, signature.item)
     try:
         decode = make_decoder(signature.item)
     except TypeError as error:
@@ -160,6 +162,24 @@ def _spec(settings: Settings, function: Callable[..., Any], declaration: Declara
         where=declaration.where,
         middleware=declaration.middleware,
     )
+
+
+def _check_limits(declaration: Declaration, options: Options, item: object) -> None:
+    """Raise HandlerError for limits that contradict each other, or name a field that the message can't have."""
+    if options.on_dead == HALT and options.key and options.per_key > 1:
+        raise HandlerError(
+            f'{declaration.where}: on_dead = "{HALT}" needs per_key = 1, not {options.per_key}: a key without an order'
+            " has nothing to wait for"
+        )
+    known = field_names(item)
+    for name in FUNCTION_OPTIONS:
+        given = getattr(options, name)
+        if known and isinstance(given, str) and given and given not in known:
+            hint = did_you_mean(given, known)
+            raise HandlerError(
+                f"{declaration.where}: option {name} = {given!r} is no field of {getattr(item, '__name__', item)}{hint}"
+                f" (fields: {', '.join(sorted(known))}); for another field of the entry, give a function of the Message"
+            )
 
 
 def _modules(name: str, root: Path, skip: Collection[str]) -> Iterator[ModuleType]:

@@ -15,18 +15,19 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from typing_extensions import Unpack
 
-from supervisor.core.options import HANDLER_OPTIONS
+from supervisor.core.options import FUNCTION_OPTIONS, HANDLER_OPTIONS, NEEDS
 from supervisor.errors import HandlerError
 from supervisor.handling.middleware import Middleware, read_middleware
 from supervisor.settings.model import HandlerOptions
 from supervisor.text import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import FrameType
 
     from supervisor.handling.handler_types import Declare
     from supervisor.handling.middleware import AnyMiddleware
+    from supervisor.messages import Message
 
 #: The attribute of a function with its declarations.
 ATTRIBUTE = "__supervisor_handlers__"
@@ -50,6 +51,13 @@ class DeclaredOptions(TypedDict, total=False):
     start: str
     run_in: Literal["thread", "process"]
     max_tasks: int
+    key: str | Callable[[Message], str | int | None]
+    per_key: int
+    on_dead: Literal["skip", "halt"]
+    group_concurrency: int
+    rate: str
+    rate_key: str | Callable[[Message], str | int | None]
+    rate_cost: str | Callable[[Message], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +86,12 @@ def handler(
     backoff, then dead letter. Options: max_deliveries, timeout_s, concurrency (per worker), batch_size,
     retry_base_s, retry_max_s, start ("0" or "$"), run_in ("thread" or "process", for a plain `def`), max_tasks
     (calls after which such a process is replaced).
+
+    Limits over the whole group, on all workers of all hosts: `key` (a field's name or a function of the Message) has
+    messages with the same key run one after another, in the order of the stream; per_key (1) lets that many run at
+    once; on_dead ("skip" or "halt") says whether the key goes on after a dead letter. group_concurrency is the number
+    of messages of the group that may run at once. rate ("100/m") limits how many start, with rate_key for each value
+    of a field or function, and rate_cost for how much each one takes.
 
     `middleware` are functions `async def timing(message: Message, call_next: Next) -> None` around this handler, inside
     those that config.toml names for all; the first one is the outermost.
@@ -173,8 +187,28 @@ def _check_options(where: str, options: dict[str, Any]) -> None:
             errors.append(f"{where}: unknown option {name!r}{hint} (known: {', '.join(HANDLER_OPTIONS)})")
             continue
         try:
-            HandlerOptions.fields[name].kind.check(value)
+            _check_option(name, value)
         except ValueError as error:
             errors.append(f"{where}: option {name} = {value!r}: {error}")
+    for name, needed in NEEDS.items():
+        if options.get(name) and not options.get(needed):
+            errors.append(f"{where}: option {name} = {options[name]!r} needs option {needed}")
     if errors:
         raise HandlerError("\n".join(errors))
+
+
+def _check_option(name: str, value: Any) -> None:
+    """Raise ValueError for a value that is not allowed."""
+    if name not in FUNCTION_OPTIONS or isinstance(value, str):
+        HandlerOptions.fields[name].kind.check(value)
+        return
+    if not callable(value):
+        raise ValueError("must be the name of a field or a function of the message")
+    if inspect.iscoroutinefunction(value):
+        raise ValueError("must be a plain function, not an async one: it runs for each message before its handler")
+    try:
+        inspect.signature(value).bind(None)
+    except TypeError:
+        raise ValueError("must take the message as its only argument") from None
+    except ValueError:  # a function written in C, without a signature
+        return

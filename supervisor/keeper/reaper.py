@@ -9,6 +9,8 @@
    keeper has itself seen Redis for as long, since a server's downtime counts as idle time. Deleting a consumer that
    lives after all costs nothing: it holds nothing, and its next read creates it again.
 
+4. The consumers that hold what waits for its turn or rate, where the handler no longer has such a limit.
+
 The same is done in a group's replay stream.
 
 Claims count no delivery (JUSTID), and a consumer is deleted only by a script that finds nothing pending.
@@ -27,7 +29,7 @@ from supervisor.broker.scripts import CLAIM_PENDING, DELETE_CONSUMER, NOW
 from supervisor.core.reclaim import foreign, owner_of, ownerless
 from supervisor.keeper.lease import LEASE_MS, RENEW_S, elected
 from supervisor.keeper.redis_continuity import RedisContinuity
-from supervisor.keys import POOLS_KEY, consumer_name, host_key, isolated_key, reaper_key, replay_key
+from supervisor.keys import POOLS_KEY, WAITING_CONSUMERS, consumer_name, host_key, isolated_key, reaper_key, replay_key
 from supervisor.shared_state import SLOTS_MAX, HeaderField, SharedState, SlotField
 
 _PAGE = 200
@@ -52,6 +54,9 @@ class Reaper:
         self._next = 0
         #: Messages that a consumer of another program holds for longer are claimed; 0: never.
         self.foreign_after_s = 0.0
+        #: The (stream, group, consumer) whose messages wait for turns or rates. Elsewhere they no longer need to: a
+        #: handler has lost its `key` or `rate`.
+        self.waiting: set[tuple[str, str, str]] = set()
 
     def note_outage(self) -> None:
         """Note that Redis was away: every pool gets the time to renew its lease before it counts as dead."""
@@ -92,6 +97,9 @@ class Reaper:
             still_dead = await self._without_lease(dead)
             ours = ownerless(names, self._pool, self._held_slots(), still_dead)
             await self._reap_all(stream, group, ours, receivers, since_ms=since_ms)
+        free = [name for name in WAITING_CONSUMERS if name in names and (stream, group, name) not in self.waiting]
+        await self._reap_all(stream, group, free, receivers)
+        names = [name for name in names if name not in WAITING_CONSUMERS]
         if 0 < self.foreign_after_s <= self._continuity.unbroken_s:
             others = await self._without_live_pools(foreign(names, self._pool, known))
             await self._reap_all(stream, group, others, receivers, idle_ms=int(self.foreign_after_s * 1000))

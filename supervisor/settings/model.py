@@ -20,6 +20,9 @@ COUNT = Whole(1)
 BATCH = Whole(1, 10_000)
 RUN_IN = Choice("thread", "process")
 RETENTION = Duration(zero="no limit")
+FIELD = Text("the name of a field of the message, or empty")
+RATE = Text('a number per second, minute, hour or day, such as "100/m", or empty', r"([1-9][0-9]{0,8}/[smhd])?")
+ON_DEAD = Choice("skip", "halt")
 START = Text('an entry id such as "0" or "1700000000000-0", or "$" for new entries only', r"\$|[0-9]+(-[0-9]+)?")
 BIND = Text("host:port, with an IPv6 host in brackets", rf"(\[[0-9a-fA-F:.]+\]|[^:\s\[\]]+):{_PORT}")
 ROUTER = Text(
@@ -129,6 +132,22 @@ class ConsumerSettings(Section):
     max_crashes: int = setting(COUNT, 3)
     #: Messages that a consumer of another program holds for longer are given to our workers; 0: never.
     claim_foreign_after_s: float = setting(Number(0, SECONDS_MAX), 0.0)
+    #: The field that orders messages: those with the same value run one after another, in the order of the stream, on
+    #: whichever worker. Empty: all run as they come.
+    key: str = setting(FIELD, "")
+    #: How many messages of one key may run at the same time, on all workers of all hosts.
+    per_key: int = setting(BATCH, 1)
+    #: After a dead letter, "skip" goes on with the key's next message; "halt" waits until the letter is replayed or
+    #: dropped.
+    on_dead: str = setting(ON_DEAD, "skip")
+    #: How many messages of the group may run at the same time, on all workers of all hosts; 0: no limit.
+    group_concurrency: int = setting(Whole(0, 10_000), 0)
+    #: How many messages of the group may start in a second, minute, hour or day, such as "100/m"; empty: no limit.
+    rate: str = setting(RATE, "")
+    #: The field that has a rate of its own for each value; empty: one rate for the group.
+    rate_key: str = setting(FIELD, "")
+    #: The field that says how much of the rate a message takes; empty: 1.
+    rate_cost: str = setting(FIELD, "")
     #: Entries that every group has settled are removed from the stream at this age; 0: never.
     max_age: float = setting(RETENTION, 0.0)
     #: Settled entries are removed while the stream has more entries than this; 0: never.
@@ -184,6 +203,13 @@ class HandlerOptions(Section):
     start: str | None = setting(START)
     run_in: str | None = setting(RUN_IN)
     max_tasks: int | None = setting(Whole(0))
+    key: str | None = setting(FIELD)
+    per_key: int | None = setting(BATCH)
+    on_dead: str | None = setting(ON_DEAD)
+    group_concurrency: int | None = setting(Whole(0, 10_000))
+    rate: str | None = setting(RATE)
+    rate_key: str | None = setting(FIELD)
+    rate_cost: str | None = setting(FIELD)
 
 
 class StreamSettings(HandlerOptions):

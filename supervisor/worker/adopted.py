@@ -7,6 +7,7 @@ only been read. Shared memory tells the last two apart.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -34,6 +35,13 @@ class Adopted:
         self.plain += other.plain
         self.suspects += other.suspects
         self.waiting += other.waiting
+
+    def leave_out(self, entries: Iterable[bytes]) -> None:
+        """Leave out the messages of these entries."""
+        known = set(entries)
+        self.plain = [message for message in self.plain if message.entry not in known]
+        self.suspects = [message for message in self.suspects if message.entry not in known]
+        self.waiting = [one for one in self.waiting if one[0].entry not in known]
 
 
 def classify(

@@ -31,10 +31,12 @@ from supervisor.worker.pending import PendingList
 from supervisor.worker.read_limit import ReadLimit
 from supervisor.worker.retry_or_dead_letter import Failures
 from supervisor.worker.retry_queue import RetryQueue
+from supervisor.worker.source import by_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
+    from supervisor.broker.group_reader import Entries
     from supervisor.handling.loader import HandlerSpec
     from supervisor.messages import Message
     from supervisor.worker.resources import Resources
@@ -119,12 +121,12 @@ class Consumer:
         for message, delay_s in adopted.waiting:
             self.retries.add(message, delay_s)
         # Batch by batch, because messages that were not submitted are not suspects at the next crash.
-        plain, size = _by_id(adopted.plain), self.spec.options.batch_size
+        plain, size = by_id(adopted.plain), self.spec.options.batch_size
         for at in range(0, len(plain), size):
             await self._control.until(lambda: not self.executor.unstarted or self._control.stopping)
             if not await self._control.until_may_start():
                 return
-            self._start(plain[at : at + size])
+            await self._start_found(plain[at : at + size])
 
     async def run(self) -> None:
         """Handle messages until the worker stops, or in a burst until nothing is left."""
@@ -148,7 +150,7 @@ class Consumer:
             await self.retries.wait_due()
             if not await self._control.until_may_start():
                 return
-            self._start(_by_id(self.retries.take_due()))
+            await self._start_found(by_id(self.retries.take_due()))
 
     async def charge(self, message: Message) -> bool:
         """Count a crash against a suspect; True when it was one too many and it became a dead letter."""
@@ -245,9 +247,17 @@ class Consumer:
                 await self._control.until(lambda: not self._control.isolating)
             await self._read_ahead(got)
             for key, entries in reply:
-                self._start(self._sources[key].messages(entries), of_one_source=True)
+                await self._received(self._sources[key], entries)
             if self._reader.outstanding > 1:  # the next reply may be there already; this batch is handled before it
                 await asyncio.sleep(0)
+
+    async def _received(self, source: Source, entries: Entries) -> None:
+        """Have new entries handled."""
+        self._start(source.messages(entries), of_one_source=True)
+
+    async def _start_found(self, messages: list[Message]) -> None:
+        """Run messages that were in this consumer's hands before."""
+        self._start(messages)
 
     async def _send_when_allowed(self) -> bool:
         """Send the next read as soon as there is room for what it brings; False when it is time to stop."""
@@ -311,7 +321,7 @@ class Consumer:
     async def _scan(self) -> Adopted:
         """Read the pending lists, except what is in hand. Raises redis-py's errors, OSError and TimeoutError."""
         self._rescans_seen, self._rescan_due = self._control.rescans, False
-        readable = {source: pending for source, pending in self._pending.items() if await pending.make_group()}
+        readable = await self._make_groups()
         self._reader.select([source.key for source in readable])
         if len(readable) < len(self._pending):
             self._rescan_later()
@@ -325,6 +335,10 @@ class Consumer:
                 pending.note_opened(adopted.suspects)
         self.opened = True
         return adopted
+
+    async def _make_groups(self) -> dict[Source, PendingList]:
+        """Create the groups where they are missing; return the pending lists of those that can be read."""
+        return {source: pending for source, pending in self._pending.items() if await pending.make_group()}
 
     async def _adopt_alive(self, adopted: Adopted) -> None:
         """Run what was found while this process lives on: none of it can have ended a process."""
@@ -367,7 +381,3 @@ class Consumer:
     def _give_back(self) -> None:
         self.executor.give_back()
         self._control.notify()
-
-
-def _by_id(messages: Iterable[Message]) -> list[Message]:
-    return sorted(messages, key=lambda message: parse_id(message.entry))

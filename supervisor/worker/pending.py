@@ -28,7 +28,7 @@ from supervisor.shared_state import MarksOwner, SlotField
 from supervisor.worker.adopted import Adopted, classify
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
     from collections.abc import Set as AbstractSet
 
     from supervisor.broker.group_reader import Entries, GroupReader
@@ -51,6 +51,8 @@ class PendingList:
 
     def __init__(self, spec: HandlerSpec, source: Source, resources: Resources, failures: Failures) -> None:
         self._spec = spec
+        #: Returns those of the messages that are to be run here; None: all are.
+        self.admit: Callable[[list[Message]], Awaitable[list[Message]]] | None = None
         self._source = source
         self._resources = resources
         self._commands = resources.commands
@@ -181,7 +183,8 @@ class PendingList:
             if deleted:
                 self._resources.settler.ack_recorded(self._source, *deleted)
                 self._resources.shared.add(SlotField.TRIMMED, len(deleted))
-            found += self._source.messages([entry for entry in new if entry[1] is not None])
+            messages = self._source.messages([entry for entry in new if entry[1] is not None])
+            found += messages if self.admit is None else await self.admit(messages)
         return found
 
     async def _give_up_unreadable(self) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from supervisor.worker.handler_threads import HandlerThreads
     from supervisor.worker.process_calls import ProcessPool
     from supervisor.worker.run_control import RunControl
+    from supervisor.worker.turn_settler import TurnSettler
     from supervisor.worker.worker_lacks import WorkerLacks
 
 
@@ -32,7 +33,7 @@ class Resources:
     #: The consumer's name in every group.
     consumer: str
     commands: CommandConnection
-    settler: Settler
+    settler: Settler | TurnSettler
     shared: SharedSlot
     control: RunControl
     threads: HandlerThreads

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,12 @@ from supervisor.settings.paths import redis_url
 from supervisor.shared_state import SlotField, WorkerState
 from supervisor.worker.consumer import Consumer
 from supervisor.worker.handler_threads import HandlerThreads
+from supervisor.worker.limited_consumer import LimitedConsumer
 from supervisor.worker.process_calls import ProcessPool
 from supervisor.worker.resources import Resources, SettleConnections
 from supervisor.worker.run_control import RunControl
 from supervisor.worker.source import source_key, sources_of
+from supervisor.worker.turn_settler import TurnSettler
 from supervisor.worker.worker_lacks import WorkerLacks
 
 if TYPE_CHECKING:
@@ -123,6 +126,8 @@ class Runtime:
             others += [start(settler.run(), "settler") for settler in self.settlers]
             others += [start(consumer.circuit.run(), f"circuit {_name(consumer)}") for consumer in self.consumers]
             others += [start(consumer.run_retries(), f"retries {_name(consumer)}") for consumer in self.consumers]
+            limited = [consumer for consumer in self.consumers if isinstance(consumer, LimitedConsumer)]
+            others += [start(task, f"limits {_name(consumer)}") for consumer in limited for task in consumer.tasks()]
             async with asyncio.TaskGroup() as consumers:
                 for consumer in self.consumers:
                     work = self._uncancelled(self._live(consumer), owner)
@@ -215,7 +220,10 @@ class Runtime:
         if sources is None:
             raise HandlerError(f"{spec.where}: more handlers than one pool can have; start a second pool")
         commands, settler = self._connections.of(spec.stream)
-        return Consumer(spec, resources(commands=commands, settler=settler), sources)
+        own = resources(commands=commands, settler=settler)
+        if spec.options.has_turns:
+            own = replace(own, settler=TurnSettler(spec, settler, commands, own.consumer, self._shared))
+        return (LimitedConsumer if spec.options.is_limited else Consumer)(spec, own, sources)
 
     @property
     def _all_opened(self) -> bool:

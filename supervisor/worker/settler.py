@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from supervisor.broker.command_connection import pack_command
 from supervisor.broker.redis_errors import is_transient
@@ -25,7 +25,7 @@ from supervisor.core.retry_record import RetryRecord
 from supervisor.shared_state import SharedSlot, SlotField
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from supervisor.broker.command_connection import Argument, CommandConnection
     from supervisor.broker.scripts import Script
@@ -59,6 +59,10 @@ class _Command:
     refusals: int = 0
     #: The message whose retry it records; empty for other commands.
     retried: bytes = b""
+    #: A script that is called by its digest.
+    script: Script | None = None
+    #: Gets the reply, and whether the command was sent more than once.
+    answered: Callable[[Any, bool], None] | None = None
 
 
 class Settler:
@@ -120,6 +124,20 @@ class Settler:
     def dead_letter(self, source: Source, entry: bytes, letter: Sequence[Argument]) -> None:
         """Write the message's dead letter and ack it, in one script."""
         self._run_script(source, DEAD_LETTER, source.dead_letter_keys, (entry,), *letter)
+
+    def run_script(
+        self,
+        source: Source,
+        script: Script,
+        arguments: Sequence[Argument],
+        ids: tuple[bytes, ...],
+        answered: Callable[[Any, bool], None],
+    ) -> None:
+        """Run a script that settles these messages; `answered` gets its reply, and whether it was sent repeatedly."""
+        for entry in ids:
+            self._retries.pop((source, entry), None)
+        called = ("EVALSHA", script.sha, *arguments)
+        self._decide(_Command(source, called, ids, script=script, answered=answered))
 
     async def flush(self) -> None:
         """Wait until everything decided so far is confirmed, except what the server refuses: that stays pending."""
@@ -187,6 +205,10 @@ class Settler:
             if not isinstance(reply, Exception):
                 self._confirm(command, reply)
                 continue
+            if isinstance(reply, NoScriptError) and command.script is not None:
+                command.arguments = ("EVAL", command.script.text, *command.arguments[2:])
+                again.append(command)
+                continue
             self._faults.redis(_EVENT, reply)
             if isinstance(reply, ResponseError) and is_transient(reply):
                 again.append(command)
@@ -203,6 +225,8 @@ class Settler:
             del self._retries[command.source, command.retried]
         if command.is_ack and not command.repeated and reply < len(command.ids):
             self._shared.add(SlotField.LOST_CLAIM, len(command.ids) - reply)
+        if command.answered is not None:
+            command.answered(reply, command.repeated)
 
     def _put_off(self, command: _Command) -> None:
         command.refusals += 1

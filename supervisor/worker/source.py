@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from supervisor.core.ids import parse_id
 from supervisor.core.replayed_copy import original
 from supervisor.keys import crashes_key, dead_key, isolated_key, replay_key, retries_key
 from supervisor.messages import Message
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from supervisor.broker.group_reader import Entries
     from supervisor.shared_state import SharedConsumer, SharedSlot
 
@@ -56,6 +59,11 @@ class Source:
             message.recorded = True  # settled by a script, which also removes the copy
             messages.append(message)
         return messages
+
+
+def by_id(messages: Iterable[Message]) -> list[Message]:
+    """Return the messages in the order of their ids."""
+    return sorted(messages, key=lambda message: parse_id(message.entry))
 
 
 def source_key(stream: str, group: str, *, replays: bool) -> str:

@@ -170,7 +170,9 @@ def test_options_of_handlers_are_in_the_readme() -> None:
     text = text_of("README.md")
     missing = [name for name in HANDLER_OPTIONS if f"`{name}`" not in text.partition("Options of a handler")[2]]
     assert missing == []
-    for name in set(HANDLER_OPTIONS) - {"start", "run_in"}:
+    for name in HANDLER_OPTIONS:
+        if isinstance(defaults[name], str):
+            continue
         assert re.search(rf"`{name}` \({defaults[name]:g}\b", text.replace("\n", " ")), name
 
 

@@ -20,7 +20,16 @@ def worker(slot: int) -> dict[str, Any]:
 
 
 def group(number: int) -> dict[str, Any]:
-    figures = {"lag": 100, "pending": 3, "retrying": 1, "consumers": 8, "oldest_s": float(number), "dead": number % 2}
+    figures = {
+        "lag": 100,
+        "pending": 3,
+        "retrying": 1,
+        "waiting_turn": 0,
+        "waiting_rate": 0,
+        "consumers": 8,
+        "oldest_s": float(number),
+        "dead": number % 2,
+    }
     return {"stream": f"events:{number}", "group": f"group{number}", "lag_at_least": False, **figures}
 
 

@@ -1,0 +1,27 @@
+-- KEYS stream, replay stream, turns, row of the group, retries, crashes, then the rows of keys; ARGV group, consumer,
+-- turns per key, turns of the group, 1 or 2 for the replay stream, then for each message its name and the number in KEYS
+-- of its row, or 0.
+-- Acks messages; the consumer takes over the next ones of their rows. Gives {number of acked messages, what was taken}.
+-- include: turns
+local at = tonumber(ARGV[5])
+local entries, touched = {}, {}
+local members = {}
+for number = 6, #ARGV, 2 do
+  local member, _, entry = member_of(ARGV[number])
+  entries[#entries + 1] = entry
+  members[#entries] = {member, KEYS[tonumber(ARGV[number + 1])]}
+end
+local acked = redis.call('XACK', KEYS[at], ARGV[1], unpack(entries))
+redis.call('HDEL', KEYS[5], unpack(entries))
+redis.call('HDEL', KEYS[6], unpack(entries))
+if at == 2 then
+  redis.call('XDEL', KEYS[2], unpack(entries))
+end
+for _, one in ipairs(members) do
+  leave(one[1], one[2])
+  if one[2] then
+    touched[one[2]] = true
+  end
+end
+give_all(touched, take)
+return {acked, taken}

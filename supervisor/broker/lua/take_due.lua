@@ -1,0 +1,26 @@
+-- KEYS stream, replay stream, due messages, retries, retries of the replay stream; ARGV group, consumer, how many.
+-- Has the consumer take over messages whose time has come. Gives {{1 or 2 for the replay stream, id, fields, retry record
+-- or ''} of each, ms until the next one is due or -1, number of those that wait}.
+-- include: clock
+local now = now_ms()
+local due = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', string.format('%.0f', now), 'LIMIT', 0, ARGV[3])
+local taken = {}
+for _, name in ipairs(due) do
+  local copy = string.match(name, '@(.+)$')
+  local at, entry = copy and 2 or 1, copy or name
+  local claimed = redis.pcall('XCLAIM', KEYS[at], ARGV[1], ARGV[2], 0, entry, 'JUSTID')
+  if claimed.err and not string.find(claimed.err, 'NOGROUP', 1, true) then
+    return claimed
+  end
+  redis.call('ZREM', KEYS[3], name)
+  if not claimed.err and #claimed > 0 then
+    local found = redis.call('XRANGE', KEYS[at], entry, entry)[1]
+    if found then
+      taken[#taken + 1] = {at, entry, found[2], redis.call('HGET', KEYS[3 + at], entry) or ''}
+    else -- before Redis 7.0 XCLAIM gives entries that were deleted
+      redis.call('XACK', KEYS[at], ARGV[1], entry)
+    end
+  end
+end
+local first = redis.call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')[2]
+return {taken, first and math.max(0, tonumber(first) - now) or -1, redis.call('ZCARD', KEYS[3])}

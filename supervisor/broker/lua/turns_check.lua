@@ -1,0 +1,33 @@
+-- KEYS stream, replay stream, turns, row of the group, released rows, then the rows of keys; ARGV group, consumer, turns
+-- per key, turns of the group, then the names of messages that wait and need no turn.
+-- Takes turns from messages that no longer exist (deleted, or acked by another program) and passes them on. Gives
+-- {number of those, what the consumer has to run}: also what it holds already, since an answer may have been lost.
+-- include: turns
+local gone, touched = 0, {}
+local function check(row, passed)
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', row, HOLDS, HOLDS)) do
+    local at, entry = entry_of(member)
+    local pending = redis.pcall('XPENDING', KEYS[at], ARGV[1], entry, entry, 1)
+    if pending.err and not is_missing(pending) then
+      error(pending.err, 0)
+    end
+    local owner = not pending.err and pending[1] and pending[1][2]
+    if not owner or (owner == WAITS or owner == ARGV[2]) and not passed(member) then
+      leave(member, row)
+      gone = gone + 1
+    end
+  end
+end
+for number = 6, #KEYS do
+  check(KEYS[number], per_group > 0 and enter_group or take)
+  touched[KEYS[number]] = true
+  redis.call('SREM', KEYS[5], KEYS[number])
+end
+if per_group > 0 then
+  check(KEYS[4], take)
+end
+for number = 5, #ARGV do
+  take((member_of(ARGV[number])))
+end
+give_all(touched, take)
+return {gone, taken}

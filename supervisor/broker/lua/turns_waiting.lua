@@ -1,0 +1,28 @@
+-- KEYS stream, replay stream, turns, released rows; ARGV group, interval in ms, count, least ms of waiting.
+-- Gives {number of waiting messages, some of them, some of the replay stream, rows whose turns were released}. Rows are
+-- looked at in pages: one page in each interval, whichever worker asks.
+-- include: clock
+local waiting, pages = 0, {{}, {}}
+local now = now_ms()
+local due = now - tonumber(redis.call('HGET', KEYS[3], 'looked_ms') or 0) >= tonumber(ARGV[2])
+if due then
+  redis.call('HSET', KEYS[3], 'looked_ms', string.format('%.0f', now))
+end
+for at = 1, 2 do
+  local summary = redis.pcall('XPENDING', KEYS[at], ARGV[1])
+  local held = 0
+  for _, row in ipairs(not summary.err and summary[4] or {}) do
+    held = row[1] == WAITS and tonumber(row[2]) or held
+  end
+  waiting = waiting + held
+  if due and held > 0 then
+    local field = 'looked' .. at
+    local from = redis.call('HGET', KEYS[3], field) or '-'
+    local page = redis.call('XPENDING', KEYS[at], ARGV[1], 'IDLE', ARGV[4], from, '+', ARGV[3], WAITS)
+    for _, row in ipairs(page) do
+      pages[at][#pages[at] + 1] = redis.call('XRANGE', KEYS[at], row[1], row[1])[1]
+    end
+    redis.call('HSET', KEYS[3], field, #page == tonumber(ARGV[3]) and '(' .. page[#page][1] or '-')
+  end
+end
+return {waiting, pages[1], pages[2], redis.call('SRANDMEMBER', KEYS[4], ARGV[3])}

@@ -1,0 +1,168 @@
+"""Gives messages their turns in Redis: the scripts of `include/turns.lua` and their keys.
+
+It knows rows and names, not what a key means: who calls it has computed the row of each message.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from supervisor.broker.scripts import (
+    ADMIT,
+    DEAD_LETTER_TURN,
+    SETTLE_TURNS,
+    TURNS_BEGIN,
+    TURNS_CHECK,
+    TURNS_WAITING,
+    Script,
+)
+from supervisor.keys import dead_key, group_turn_key, released_key, replay_key, turn_key, turns_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from supervisor.broker.command_connection import Argument, CommandConnection
+
+#: Entries that are looked at or given their places with one command.
+PAGE = 500
+Mode = Literal["new", "own", "copies", "others"]
+
+
+class Place(NamedTuple):
+    """A message and the row that it stands in (`include/turns.lua`)."""
+
+    #: Its id; of a copy in the replay stream `<id of the message>@<id of the copy>`.
+    name: bytes
+    #: None: it has no key.
+    row: bytes | None
+    key: bytes | None
+
+
+class Taken(NamedTuple):
+    """A message whose turn has come, and which its consumer has taken over."""
+
+    replays: bool
+    entry: bytes
+    flat: list[bytes]
+
+
+class Admission(NamedTuple):
+    """The answer to `admit`."""
+
+    #: For each message, whether it may run now.
+    flags: list[bool]
+    taken: list[Taken]
+    #: Entries beyond this id lack their places, and nothing was done; None when it was.
+    missing_after: bytes | None = None
+
+
+class Waiting(NamedTuple):
+    """What waits for its turn."""
+
+    number: int
+    #: Some of it, as [id, fields]: of the stream, and of the replay stream.
+    entries: list[Any]
+    copies: list[Any]
+    #: Rows whose turns were released while no worker was there to pass them on.
+    rows: list[bytes]
+
+
+class Turns:
+    """The turns of one group, as one consumer sees them. All methods raise redis-py's errors and OSError."""
+
+    def __init__(
+        self, commands: CommandConnection, stream: str, group: str, consumer: str, *, per_key: int, per_group: int
+    ) -> None:
+        """`per_group` 0: the group has no limit."""
+        self._commands = commands
+        self._stream = stream
+        self._group = group
+        self._turns = turns_key(stream, group)
+        self._released = released_key(stream, group)
+        self._keys = (stream, replay_key(stream, group), self._turns, group_turn_key(stream, group))
+        self._arguments = (group, consumer, per_key, per_group)
+        self._row = turn_key(stream, group, "").encode()
+        self._dead = dead_key(stream, group)
+
+    def place(self, name: bytes, key: bytes | None) -> Place:
+        """Return the place of a message with this key; None: it has no key."""
+        return Place(name, None if key is None else self._row + key, key)
+
+    async def begin(self, field: str) -> bytes | None:
+        """Note the field that is the key; return up to which id all that is pending lacks its place; None: nothing."""
+        found = await self._commands.script(TURNS_BEGIN, (self._stream, self._turns), self._group, field)
+        return bytes(found) or None
+
+    async def pending(self, after: bytes, upto: bytes) -> list[Any]:
+        """Return a page of all pending entries beyond `after`, as [id, fields]; [id, None] for a deleted one."""
+        rows = await self._commands.call("XPENDING", self._stream, self._group, b"(" + after, upto, PAGE)
+        found = []
+        for entry, *_ in rows:
+            page = await self._commands.call("XRANGE", self._stream, entry, entry)
+            found.append(page[0] if page else [entry, None])
+        return found
+
+    async def entries(self, after: bytes, upto: bytes) -> list[Any]:
+        """Return a page of the stream's entries beyond `after`, as [id, fields]."""
+        found: list[Any] = await self._commands.call("XRANGE", self._stream, b"(" + after, upto, "COUNT", PAGE)
+        return found
+
+    async def admit(self, mode: Mode, places: Sequence[Place], upto: bytes = b"") -> Admission:
+        """Give messages their places; see `admit.lua`."""
+        rows, arguments = _numbered(places, len(self._keys))
+        keys: tuple[str | bytes, ...] = (*self._keys, *rows)
+        status, *rest = await self._commands.script(ADMIT, keys, *self._arguments, mode, upto, *arguments)
+        if status:
+            return Admission([], [], b"" if status == b"none" else status)
+        flags, taken = rest
+        return Admission([flag == ord("1") for flag in flags], _taken(taken))
+
+    async def waiting(self, interval_ms: int, count: int, idle_ms: int) -> Waiting:
+        """Return what waits: `count` of those that have waited for `idle_ms`, once in an interval for all workers."""
+        keys = (*self._keys[:3], self._released)
+        return Waiting(*await self._commands.script(TURNS_WAITING, keys, self._group, interval_ms, count, idle_ms))
+
+    async def check(self, rows: Iterable[bytes], free: Iterable[bytes] = ()) -> tuple[int, list[Taken]]:
+        """Pass on the turns of messages that no longer exist; return their number and what this consumer has to run.
+
+        `free` are the names of messages that wait and need no turn.
+        """
+        keys: tuple[str | bytes, ...] = (*self._keys, self._released, *rows)
+        gone, taken = await self._commands.script(TURNS_CHECK, keys, *self._arguments, *free)
+        return gone, _taken(taken)
+
+    def settle(
+        self, places: Sequence[Place], retries: str, crashes: str, *, replays: bool
+    ) -> tuple[Script, tuple[Argument, ...]]:
+        """Return the script and arguments that ack these messages and take over the next ones."""
+        keys = (*self._keys, retries, crashes)
+        rows, arguments = _numbered(places, len(keys))
+        return SETTLE_TURNS, (len(keys) + len(rows), *keys, *rows, *self._arguments, 1 + replays, *arguments)
+
+    def dead_letter(
+        self, place: Place, retries: str, crashes: str, letter: Sequence[Argument], *, replays: bool, on_dead: str
+    ) -> tuple[Script, tuple[Argument, ...]]:
+        """Return the script and arguments that write a dead letter, settle its message and take over the next one."""
+        row: tuple[bytes, ...] = () if place.row is None else (place.row,)
+        keys: tuple[Argument, ...] = (*self._keys, retries, crashes, self._dead, *row)
+        return DEAD_LETTER_TURN, (len(keys), *keys, *self._arguments, 1 + replays, place.name, on_dead, *letter)
+
+
+def taken_of(reply: Sequence[Any]) -> list[Taken]:
+    """Return what a settling script's reply says was taken over."""
+    return _taken(reply[1])
+
+
+def _taken(found: Iterable[Any]) -> list[Taken]:
+    return [Taken(at == 2, entry, flat) for at, entry, flat in found]  # noqa: PLR2004 - the replay stream's number
+
+
+def _numbered(places: Iterable[Place], before: int) -> tuple[list[bytes], list[Argument]]:
+    """Return the rows, each once, and for each message its name and the number of its row among the keys."""
+    numbers: dict[bytes, int] = {}
+    arguments: list[Argument] = []
+    for place in places:
+        arguments.append(place.name)
+        row = place.row
+        arguments.append(0 if row is None else numbers.setdefault(row, before + 1 + len(numbers)))
+    return list(numbers), arguments

@@ -1,0 +1,67 @@
+"""Reads a message's key, and its cost: the value of a field, or what a function of the message returns. Pure."""
+
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from typing import Any
+
+from supervisor.core.options import FieldOrFunction
+from supervisor.messages import Message
+
+#: A longer key is stored as its hash, like one that is not text.
+KEY_BYTES_MAX = 200
+COST_MAX = 1_000_000_000
+#: Gives a message's key; None when it has none.
+KeyReader = Callable[[Message], bytes | None]
+
+
+def key_reader(key: FieldOrFunction) -> KeyReader:
+    """Return the function that reads a message's key; for an empty `key` no message has one."""
+    if not key:
+        return lambda _: None
+    if callable(key):
+        function = key
+        return lambda message: key_of(function(message))
+    name = key.encode()
+    return lambda message: key_of(field(message.flat, name))
+
+
+def field(flat: Sequence[bytes], name: bytes) -> bytes | None:
+    """Return the value of a field; None when the entry has no such field."""
+    for at in range(0, len(flat), 2):
+        if flat[at] == name:
+            return flat[at + 1]
+    return None
+
+
+def key_of(key: object) -> bytes | None:
+    """Return the key as it is stored; None for None."""
+    if key is None:
+        return None
+    data = key if isinstance(key, bytes) else str(key).encode(errors="surrogateescape")
+    try:
+        if len(data) <= KEY_BYTES_MAX and data.decode():
+            return data
+    except UnicodeDecodeError:
+        pass
+    return b"#" + blake2b(data, digest_size=16).hexdigest().encode() if data else data
+
+
+def cost_reader(cost: FieldOrFunction) -> Callable[[Message], float]:
+    """Return the function that reads how much of its rate a message takes; it raises ValueError for what is no cost."""
+    if not cost:
+        return lambda _: 1.0
+    if callable(cost):
+        function = cost
+        return lambda message: _checked(function(message), "what rate_cost returned")
+    name = cost.encode()
+    return lambda message: _checked(field(message.flat, name), f"the field {cost!r}, which is the rate_cost,")
+
+
+def _checked(value: Any, what: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0 <= number < COST_MAX:
+        raise ValueError(f"{what} must be a number from 0 to {COST_MAX:,}, not {value!r}")
+    return number

@@ -1,0 +1,132 @@
+"""The consumer of a handler with `key`, `group_concurrency` or `rate`: its messages may have to wait for others.
+
+What waits is in Redis and not in memory. A message gets its turn first, then its rate, and keeps its turn meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+from typing import TYPE_CHECKING
+
+from redis.exceptions import RedisError
+
+from supervisor.worker.consumer import Consumer
+from supervisor.worker.rates import RateGate
+from supervisor.worker.read_limit import ReadLimit
+from supervisor.worker.source import by_id
+from supervisor.worker.turn_settler import TurnSettler
+from supervisor.worker.turns import TurnGate
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from supervisor.broker.group_reader import Entries
+    from supervisor.handling.loader import HandlerSpec
+    from supervisor.messages import Message
+    from supervisor.worker.adopted import Adopted
+    from supervisor.worker.pending import PendingList
+    from supervisor.worker.resources import Resources
+    from supervisor.worker.source import Source
+
+
+class LimitedConsumer(Consumer):
+    """One (stream, group) in one worker, within limits that hold for all workers."""
+
+    def __init__(self, spec: HandlerSpec, resources: Resources, sources: tuple[Source, Source]) -> None:
+        super().__init__(spec, resources, sources)
+        self._turns: TurnGate | None = None
+        if isinstance(resources.settler, TurnSettler):
+            self._turns = TurnGate(spec, resources.settler, resources.control, self._failures, self.retries, sources)
+            for source, pending in self._pending.items():
+                pending.admit = partial(self._turns.admit, source, new=False)
+        self._rates = RateGate(spec, resources, self._failures, sources) if spec.options.rate else None
+        self._limit = _ReadLimit(spec, resources, self.executor, self.retries, self.circuit)
+        self._limit.gates = [gate for gate in (self._turns, self._rates) if gate is not None]
+
+    def tasks(self) -> list[Coroutine[None, None, None]]:
+        """Return what runs beside the consumer."""
+        found = [self._turns.run()] if self._turns is not None else []
+        return [*found, self._run_due(self._rates)] if self._rates is not None else found
+
+    async def run_isolated(self, message: Message) -> None:
+        """Run a suspect at once; those that come after it wait for its rate."""
+        if self._rates is not None:
+            with contextlib.suppress(RedisError, OSError):
+                await self._rates.reserve([message], at_once=True)
+        await super().run_isolated(message)
+
+    async def _run_due(self, rates: RateGate) -> None:
+        """Run messages that waited for their rate when they are due, until cancelled."""
+        while True:
+            await rates.wait_due()
+            await self._control.until(lambda: self.opened and self.executor.in_hand < self.executor.limit)
+            if not await self._control.until_may_start():
+                return
+            try:
+                due = await rates.take_due(self.executor.limit - self.executor.in_hand)
+            except (RedisError, OSError):
+                await self._find_again()
+            else:
+                self._start(by_id(due if self._turns is None else self._turns.hold(due)))
+
+    async def _received(self, source: Source, entries: Entries) -> None:
+        messages = source.messages(entries)
+        if self._turns is not None:
+            messages = await self._turns.admit(source, messages, new=True)
+        self._start(await self._reserve(messages))
+
+    async def _start_found(self, messages: list[Message]) -> None:
+        try:
+            if self._turns is not None:
+                messages = await self._turns.again(messages)
+            messages = await self._reserve(messages)
+        except (RedisError, OSError):  # some of them may wait in Redis now: a scan shows which ones
+            if self._turns is not None:
+                self._turns.forget(messages)
+            await self._find_again()
+        else:
+            self._start(messages)
+
+    async def _reserve(self, messages: list[Message]) -> list[Message]:
+        """Return those of the messages whose rate lets them start now. Raises redis-py's errors and OSError."""
+        if self._rates is None:
+            return messages
+        starting, waiting = await self._rates.reserve(messages)
+        if self._turns is not None:
+            self._turns.forget(waiting)
+        return by_id(starting)
+
+    async def _find_again(self) -> None:
+        """Have the pending lists read again."""
+        self._rescan_due = True
+        self._control.notify()
+        await self.unblock()
+
+    async def _make_groups(self) -> dict[Source, PendingList]:
+        readable = await super()._make_groups()
+        if self._turns is not None:
+            await self._turns.begin()
+        return readable
+
+    async def _scan(self) -> Adopted:
+        adopted = await super()._scan()
+        if self._rates is not None:  # it may have taken some of them over since, when they were due
+            adopted.leave_out(message.entry for message in self._left())
+        return adopted
+
+    async def _nothing_left(self) -> bool:
+        await self._settler.flush()  # an answer that is still to come may bring the next message of a key
+        if self._rates is not None and self._rates.waiting:
+            return False
+        return await super()._nothing_left()
+
+
+class _ReadLimit(ReadLimit):
+    """Nothing is read while too many messages of the group wait."""
+
+    gates: list[TurnGate | RateGate]
+
+    def room(self, coming: int = 0) -> int:
+        """Return how many more messages may be read; 0 or less: none."""
+        return 0 if any(gate.full for gate in self.gates) else super().room(coming)

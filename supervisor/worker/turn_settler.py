@@ -1,0 +1,118 @@
+"""The settler of a handler with turns: whoever settles a message takes over the next one of its key."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from supervisor.broker.turns import Turns, taken_of
+from supervisor.core.options import HALT
+from supervisor.shared_state import SlotField
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from supervisor.broker.command_connection import Argument, CommandConnection
+    from supervisor.broker.scripts import Script
+    from supervisor.broker.turns import Place, Taken
+    from supervisor.handling.loader import HandlerSpec
+    from supervisor.shared_state import SharedSlot
+    from supervisor.worker.settler import Settler
+    from supervisor.worker.source import Source
+
+#: Messages that one script settles at most: the next ones of all their rows come in its reply.
+_IDS_MAX = 200
+
+
+class TurnSettler:
+    """A `Settler` that also passes turns on. What needs no turn is settled as it is elsewhere."""
+
+    def __init__(
+        self, spec: HandlerSpec, settler: Settler, commands: CommandConnection, consumer: str, shared: SharedSlot
+    ) -> None:
+        self._settler = settler
+        self._shared = shared
+        self._on_dead = spec.options.on_dead
+        self.turns = Turns(
+            commands,
+            spec.stream,
+            spec.group,
+            consumer,
+            per_key=spec.options.per_key,
+            per_group=spec.options.group_concurrency,
+        )
+        self._loop = asyncio.get_running_loop()
+        #: The messages in hand that have a turn, until their outcome is confirmed.
+        self.held: dict[tuple[Source, bytes], Place] = {}
+        #: Gets the messages that were taken over, and the rows where an earlier answer was perhaps lost.
+        self.passed_on: Callable[[list[Taken], set[bytes]], None]
+        #: Done and not yet with the settler.
+        self._done: dict[Source, list[tuple[bytes, Place]]] = {}
+        self.add = settler.add
+        self.wake = settler.wake
+        self.retry_later = settler.retry_later
+        self.unmark = settler.unmark
+
+    @property
+    def backlog(self) -> int:
+        """How many messages wait for their ack to be sent or confirmed."""
+        return self._settler.backlog + sum(map(len, self._done.values()))
+
+    def unconfirmed(self, source: Source) -> set[bytes]:
+        """Return the ids of `source` whose outcome is decided and not confirmed."""
+        return self._settler.unconfirmed(source).union(entry for entry, _ in self._done.get(source, ()))
+
+    def ack_recorded(self, source: Source, *ids: bytes) -> None:
+        """Ack messages; those of one turn of the event loop together."""
+        for entry in ids:
+            place = self.held.get((source, entry))
+            if place is None:
+                self._settler.ack_recorded(source, entry)
+                continue
+            if not self._done:
+                self._loop.call_soon(self._send)
+            self._done.setdefault(source, []).append((entry, place))
+
+    def dead_letter(self, source: Source, entry: bytes, letter: Sequence[Argument]) -> None:
+        """Write the message's dead letter and ack it, in one script."""
+        place = self.held.get((source, entry))
+        if place is None:
+            self._settler.dead_letter(source, entry, letter)
+            return
+        if self._on_dead == HALT and place.key is not None:
+            letter = [*letter[:2], "halts", place.key, *letter[2:]]
+        script, arguments = self.turns.dead_letter(
+            place, source.retries, source.crashes, letter, replays=source.replays, on_dead=self._on_dead
+        )
+
+        self._run(source, [(entry, place)], script, arguments)
+
+    async def flush(self) -> None:
+        """Wait until everything decided so far is confirmed, except what the server refuses: that stays pending."""
+        self._send()
+        await self._settler.flush()
+
+    def _send(self) -> None:
+        done, self._done = self._done, {}
+        for source, settled in done.items():
+            for at in range(0, len(settled), _IDS_MAX):
+                self._settle(source, settled[at : at + _IDS_MAX])
+
+    def _settle(self, source: Source, settled: list[tuple[bytes, Place]]) -> None:
+        places = [place for _, place in settled]
+        script, arguments = self.turns.settle(places, source.retries, source.crashes, replays=source.replays)
+
+        self._run(source, settled, script, arguments)
+
+    def _run(
+        self, source: Source, settled: list[tuple[bytes, Place]], script: Script, arguments: Sequence[Argument]
+    ) -> None:
+        def answered(reply: Any, repeated: bool) -> None:
+            for entry, _ in settled:
+                self.held.pop((source, entry), None)
+            if not repeated and reply[0] < len(settled):
+                self._shared.add(SlotField.LOST_CLAIM, len(settled) - reply[0])
+            rows = {place.row for _, place in settled if place.row is not None} if repeated else set()
+            self.passed_on(taken_of(reply), rows)
+
+        self._settler.run_script(source, script, arguments, tuple(entry for entry, _ in settled), answered)

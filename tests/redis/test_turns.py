@@ -1,0 +1,270 @@
+"""Order by key and limits over a group: two workers' runtimes, or more, on one real server."""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from supervisor import Message, Reject, handler
+from supervisor.broker.inspect import groups
+from supervisor.broker.replay import drop, replay
+from supervisor.keys import group_turn_key, turn_key
+from supervisor.shared_state import SharedState
+from tests.redis.test_worker import Worker
+from tests.support.letters import letters
+from tests.support.waiting import eventually_async
+
+STREAM, GROUP = "orders", "billing"
+ROW = turn_key(STREAM, GROUP, "")
+
+
+class Log:
+    """What ran, in order, and how many messages of each key ran at once."""
+
+    def __init__(self) -> None:
+        self.started: dict[str, list[str]] = defaultdict(list)
+        self.running: dict[str, int] = defaultdict(int)
+        self.together: dict[str, int] = defaultdict(int)
+        self.done = 0
+
+    async def run(self, message: Message, work: Callable[[], Awaitable[Any]]) -> None:
+        key = message.fields.get("customer", "")
+        self.started[key].append(message.id)
+        self.running[key] += 1
+        self.running["all"] += 1
+        for one in (key, "all"):
+            self.together[one] = max(self.together[one], self.running[one])
+        try:
+            await work()
+        finally:
+            self.running[key] -= 1
+            self.running["all"] -= 1
+        self.done += 1
+
+
+@asynccontextmanager
+async def pools(url: str, *functions: Any, count: int = 3, **sections: Any) -> AsyncIterator[list[Worker]]:
+    workers = [Worker(url, list(functions), SharedState(), name=f"host{n}:0", **sections) for n in range(count)]
+    try:
+        yield workers
+    finally:
+        for worker in workers:
+            await worker.stop()
+
+
+def in_order(ids: list[str]) -> bool:
+    return ids == sorted(ids, key=lambda one: tuple(map(int, one.split("-"))))
+
+
+async def nothing_left(redis: Any) -> bool:
+    rows = [key async for key in redis.scan_iter(f"{ROW}*")]
+    return (
+        not rows
+        and not await redis.exists(group_turn_key(STREAM, GROUP))
+        and not (await redis.xpending(STREAM, GROUP))["pending"]
+    )
+
+
+async def test_messages_of_a_key_run_one_after_another_in_order_on_all_workers(every_server: Any) -> None:
+    log = Log()
+
+    @handler(STREAM, group=GROUP, key="customer")
+    async def bill(message: Message) -> None:
+        await log.run(message, lambda: asyncio.sleep(0.001))
+
+    async with every_server.client() as redis:
+        for n in range(600):
+            await redis.xadd(STREAM, {"customer": f"c{n % 20}", "n": n})
+        async with pools(every_server.url, bill):
+            await eventually_async(lambda: log.done == 600)
+            for n in range(100):
+                await redis.xadd(STREAM, {"customer": f"c{n % 20}", "n": n})
+            await eventually_async(lambda: log.done == 700)
+        assert await nothing_left(redis)
+    assert all(log.together[f"c{n}"] == 1 for n in range(20))
+    assert all(in_order(log.started[f"c{n}"]) for n in range(20))
+
+
+async def test_more_of_a_key_run_at_once_with_per_key_and_never_more(redis: Any, redis_url: str) -> None:
+    log = Log()
+
+    @handler(STREAM, group=GROUP, key=lambda message: message.fields["customer"], per_key=3)
+    async def bill(message: Message) -> None:
+        await log.run(message, lambda: asyncio.sleep(0.005))
+
+    for n in range(90):
+        await redis.xadd(STREAM, {"customer": f"c{n % 2}"})
+    async with pools(redis_url, bill):
+        await eventually_async(lambda: log.done == 90)
+    assert log.together["c0"] == log.together["c1"] == 3
+
+
+@pytest.mark.parametrize("key", ["", "customer"])
+async def test_group_concurrency_limits_all_workers_together(redis: Any, redis_url: str, key: str) -> None:
+    log = Log()
+
+    @handler(STREAM, group=GROUP, key=key, group_concurrency=4)
+    async def bill(message: Message) -> None:
+        await log.run(message, lambda: asyncio.sleep(0.005))
+
+    for n in range(100):
+        await redis.xadd(STREAM, {"customer": f"c{n % 10}"})
+    async with pools(redis_url, bill):
+        await eventually_async(lambda: log.done == 100)
+    assert log.together["all"] == 4
+    assert await nothing_left(redis)
+    if key:
+        assert all(log.together[f"c{n}"] == 1 and in_order(log.started[f"c{n}"]) for n in range(10))
+
+
+async def test_a_failing_message_holds_up_its_own_key_only(redis: Any, redis_url: str) -> None:
+    seen: list[tuple[str, str, int]] = []
+
+    @handler(STREAM, group=GROUP, key="customer", retry_base_s=0.2, max_deliveries=2)
+    async def bill(message: Message) -> None:
+        seen.append((message.fields["customer"], message.fields["n"], message.deliveries))
+        if message.fields["n"] == "0":
+            raise ValueError("no")
+
+    for n in range(3):
+        for customer in ("a", "b"):
+            await redis.xadd(STREAM, {"customer": customer, "n": n if customer == "a" else n + 1})
+    async with pools(redis_url, bill):
+        await eventually_async(lambda: len(seen) == 7)
+    assert [one[1:] for one in seen if one[0] == "a"] == [("0", 1), ("0", 2), ("1", 1), ("2", 1)]
+    assert [one[0] for one in seen[:4]].count("b") == 3
+
+
+@pytest.mark.parametrize("release", [replay, drop])
+async def test_a_dead_letter_halts_its_key_until_it_is_released(redis: Any, redis_url: str, release: Any) -> None:
+    seen: list[str] = []
+    fixed = False
+
+    @handler(STREAM, group=GROUP, key="customer", on_dead="halt")
+    async def bill(message: Message) -> None:
+        if message.fields["n"] == "0" and not fixed:
+            raise Reject("not yet")
+        seen.append(message.fields["customer"] + message.fields["n"])
+
+    for n in range(3):
+        for customer in ("a", "b"):
+            await redis.xadd(STREAM, {"customer": customer, "n": n if customer == "a" else n + 1})
+    async with pools(redis_url, bill, count=2):
+        await eventually_async(lambda: len(seen) == 3)
+        (letter,) = await eventually_async(lambda: letters(redis, STREAM, GROUP))
+        assert seen == ["b1", "b2", "b3"]
+        fixed = True
+        assert letter.halts == "a"
+        await release(redis, [letter])
+        rest = ["a0", "a1", "a2"] if release is replay else ["a1", "a2"]
+        await eventually_async(lambda: seen[3:] == rest)
+        await eventually_async(lambda: nothing_left(redis))
+
+
+async def test_the_key_of_a_worker_that_vanished_goes_on_with_its_successor(redis: Any, redis_url: str) -> None:
+    seen: list[str] = []
+    blocked = asyncio.Event()
+
+    @handler(STREAM, group=GROUP, key="customer")
+    async def bill(message: Message) -> None:
+        seen.append(message.fields["n"])
+        if len(seen) == 1:
+            blocked.set()
+            await asyncio.sleep(3600)
+
+    for n in range(50):
+        await redis.xadd(STREAM, {"customer": "a", "n": n})
+    shared = SharedState()
+    first = Worker(redis_url, [bill], shared)
+    await asyncio.wait_for(blocked.wait(), 5)
+    await eventually_async(lambda: is_held(redis, 49))
+    await first.vanish()
+    second = Worker(redis_url, [bill], shared)
+    await eventually_async(lambda: len(seen) == 51)
+    assert seen == ["0", *map(str, range(50))]
+    await second.stop()
+
+
+async def is_held(redis: Any, count: int) -> bool:
+    """Whether so many messages wait for their turn."""
+    (info,) = await groups(redis, [(STREAM, GROUP)])
+    return info.waiting_turn == count
+
+
+async def test_a_turn_of_a_deleted_or_foreign_acked_message_is_passed_on(redis: Any, redis_url: str) -> None:
+    seen: list[str] = []
+    go_on = asyncio.Event()
+
+    @handler(STREAM, group=GROUP, key="customer")
+    async def bill(message: Message) -> None:
+        seen.append(message.fields["n"])
+        await go_on.wait()
+
+    ids = [await redis.xadd(STREAM, {"customer": "a", "n": n}) for n in range(5)]
+    shared = SharedState()
+    first = Worker(redis_url, [bill], shared)
+    await eventually_async(lambda: seen == ["0"])
+    await eventually_async(lambda: is_held(redis, 4))
+    await first.vanish()
+    await redis.xdel(STREAM, ids[0], ids[1])  # the one that has the turn, and the next one
+    await redis.xack(STREAM, GROUP, ids[2])
+    go_on.set()
+    second = Worker(redis_url, [bill], shared)
+    await eventually_async(lambda: seen == ["0", "3", "4"])
+    await eventually_async(lambda: nothing_left(redis))
+    await second.stop()
+
+
+async def test_a_rate_holds_on_all_workers_and_one_key_at_its_limit_holds_up_no_other(
+    redis: Any, redis_url: str
+) -> None:
+    starts: dict[str, list[float]] = defaultdict(list)
+    attempts: set[int] = set()
+
+    @handler(STREAM, group=GROUP, rate="20/s", rate_key="tenant", max_deliveries=1)
+    async def call(message: Message) -> None:
+        starts[message.fields["tenant"]].append(time.monotonic())
+        attempts.add(message.deliveries)
+
+    for _ in range(30):
+        await redis.xadd(STREAM, {"tenant": "a"})
+    await redis.xadd(STREAM, {"tenant": "b"})
+    async with pools(redis_url, call):
+        await eventually_async(lambda: len(starts["a"]) == 30)
+        await eventually_async(lambda: nothing_left(redis))
+    assert attempts == {1}
+    assert len(starts["b"]) == 1 and starts["b"][0] < starts["a"][10]
+    took_s = starts["a"][-1] - starts["a"][0]
+    assert took_s > 27 / 20  # 2 are the burst
+
+
+async def test_a_rate_counts_retries_and_survives_workers(redis: Any, redis_url: str) -> None:
+    started: list[tuple[str, int]] = []
+
+    @handler(STREAM, group=GROUP, key="customer", rate="10/s", retry_base_s=0.01)
+    async def call(message: Message) -> None:
+        started.append((message.fields["n"], message.deliveries))
+        if message.fields["n"] == "1" and message.deliveries == 1:
+            raise ValueError("once")
+
+    for n in range(6):
+        await redis.xadd(STREAM, {"customer": "a", "n": n})
+    shared = SharedState()
+    first = Worker(redis_url, [call], shared)
+    began_s = time.monotonic()
+    await eventually_async(lambda: len(started) >= 3)
+    await first.vanish()
+    second = Worker(redis_url, [call], shared)
+    await eventually_async(lambda: nothing_left(redis))
+    await second.stop()
+    assert list(dict.fromkeys(started)) == [
+        ("0", 1),
+        ("1", 1),
+        ("1", 2),
+        *((str(n), 1) for n in range(2, 6)),
+    ]
+    assert time.monotonic() - began_s > 0.5

@@ -1,0 +1,147 @@
+"""Keys, rates and limits of handlers: how they are read, and what is refused when handlers are loaded."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field
+
+from supervisor import HandlerError, Message, handler
+from supervisor.core.message_key import cost_reader, key_reader
+from supervisor.core.rate import BURST_S, parse_rate, reserve
+from supervisor.handling.loader import specs_of
+from supervisor.settings.model import Settings
+
+
+class Order(BaseModel):
+    customer_id: int
+    total: float = Field(1, validation_alias="sum")
+
+
+@dataclass
+class Call:
+    tenant: str
+
+
+def message(**fields: str) -> Message:
+    return Message("1-1", "orders", "billing", fields)
+
+
+def wrong(annotation: Any = Message, sections: dict[str, Any] | None = None, **options: Any) -> str:
+    """Load a handler with these options, which must be refused, and return the error."""
+
+    def function(event: Any) -> None:
+        pass
+
+    function.__annotations__["event"] = annotation
+    with pytest.raises(HandlerError) as refused:
+        specs_of(Settings(**sections or {}), [handler("orders", group="billing", **options)(function)])
+    text = str(refused.value)
+    assert re.match(rf"{re.escape(str(Path(__file__)))}:\d+: ", text)
+    return text.partition(": ")[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"key": 7}, "option key = 7: must be the name of a field or a function of the message"),
+        ({"key": lambda: 1}, "must take the message as its only argument"),
+        ({"key": "a", "per_key": 0}, "option per_key = 0: must be between 1 and 10,000"),
+        ({"key": "a", "on_dead": "hlt"}, 'must be "skip" or "halt", did you mean'),
+        ({"per_key": 2}, "option per_key = 2 needs option key"),
+        ({"key": "a", "per_key": 2, "on_dead": "halt"}, 'on_dead = "halt" needs per_key = 1, not 2'),
+        ({"group_concurrency": -1}, "option group_concurrency = -1: must be between 0 and 10,000"),
+        ({"rate": "100 per m"}, 'must be a number per second, minute, hour or day, such as "100/m", or empty'),
+        ({"rate_key": "a"}, "option rate_key = 'a' needs option rate"),
+        ({"per_kye": 2}, "unknown option 'per_kye'"),
+    ],
+)
+def test_wrong_limits_are_refused_with_their_place_and_what_is_allowed(options: dict[str, Any], text: str) -> None:
+    assert text in wrong(**options)
+
+
+def test_an_async_function_can_be_no_key() -> None:
+    async def key(message: Message) -> str:
+        return "a"
+
+    assert "must be a plain function, not an async one" in wrong(key=key)
+
+
+def test_a_field_that_the_model_does_not_have_is_refused() -> None:
+    assert "option key = 'custmer_id' is no field of Order, did you mean 'customer_id'?" in wrong(
+        Order, key="custmer_id"
+    )
+    assert "option rate_key = 'tenat' is no field of Call" in wrong(Call, rate="1/s", rate_key="tenat")
+
+
+def test_a_field_by_its_alias_and_any_field_of_a_message_are_accepted() -> None:
+    @handler("orders", group="a", key="sum")
+    async def of_model(event: Order) -> None: ...
+
+    @handler("orders", group="b", key="whatever")
+    async def of_message(event: Message) -> None: ...
+
+    assert [spec.options.key for spec in specs_of(Settings(), [of_model, of_message])] == ["sum", "whatever"]
+
+
+def test_config_sets_limits_and_wins() -> None:
+    @handler("orders", group="a", rate="1/s")
+    async def function(event: Order) -> None: ...
+
+    settings = Settings(consumer={"per_key": 3}, stream={"orders": {"key": "customer_id", "rate": "5/m"}})
+    (spec,) = specs_of(settings, [function])
+    assert (spec.options.key, spec.options.per_key, spec.options.rate) == ("customer_id", 3, "5/m")
+
+
+def test_a_key_is_a_fields_value_or_what_a_function_returns() -> None:
+    assert key_reader("a")(message(b="x", a="7")) == b"7"
+    assert key_reader("a")(message(b="a", c="a")) is None
+    assert key_reader(lambda one: one.fields["a"] + "!")(message(a="7")) == b"7!"
+    assert key_reader(lambda _: 7)(message()) == b"7"
+    assert key_reader(lambda _: None)(message()) is None
+    assert key_reader("")(message(a="7")) is None
+
+
+def test_a_long_key_and_one_that_is_no_text_are_stored_as_a_hash() -> None:
+    long, binary = key_reader(lambda _: "x" * 201)(message()), key_reader(lambda _: b"\xff")(message())
+    assert long is not None and binary is not None
+    assert re.fullmatch(rb"#[0-9a-f]{32}", long) and re.fullmatch(rb"#[0-9a-f]{32}", binary)
+
+
+def test_a_cost_is_a_number() -> None:
+    assert cost_reader("tokens")(message(tokens="12.5")) == 12.5
+    assert cost_reader("")(message()) == 1
+    for text in ("x", "-1", "nan", "inf", "1e12"):
+        with pytest.raises(ValueError, match="the field 'tokens', which is the rate_cost, must be a number from 0"):
+            cost_reader("tokens")(message(tokens=text))
+
+
+@given(
+    count=st.integers(1, 2000),
+    unit=st.sampled_from("smhd"),
+    gaps=st.lists(st.integers(0, 2_000_000), min_size=1, max_size=60),
+    costs=st.data(),
+)
+def test_no_window_has_more_than_the_rate_and_one_burst(count: int, unit: str, gaps: list[int], costs: Any) -> None:
+    rate = parse_rate(f"{count}/{unit}")
+    period_us = {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit] * 1e6
+    now_us, next_us, starts = 0.0, 0.0, []
+    for gap in gaps:
+        now_us += gap
+        cost = costs.draw(st.sampled_from([1.0, 1.0, 3.0]))
+        slot = reserve(rate, next_us, now_us, cost)
+        assert slot.due_us >= now_us
+        next_us = slot.next_us
+        starts.append((slot.due_us, cost))
+    assert starts == sorted(starts, key=lambda one: one[0])
+    burst = max(1.0, count * BURST_S * 1e6 / period_us)
+    for first in range(len(starts)):
+        for last in range(first, len(starts)):
+            took_us = starts[last][0] - starts[first][0]
+            # The last one starts when what came before is paid, whatever it costs itself.
+            used = sum(cost for _, cost in starts[first:last]) + 1
+            assert used <= took_us / rate.interval_us + burst + 1e-6 * used
