@@ -155,14 +155,17 @@ class ModelCodec:
     def _validate(self, fields: Mapping[str, Value]) -> Any:
         flipped: set[str] = set()
         missing: set[str] = set()
+        #: The one that says least is wrong, of equal ones the first: it read the fields as one would expect.
+        best: ValidationError | None = None
         for attempt in range(_ATTEMPTS):
             try:
                 return self._validated(*self._document(fields, flipped, missing))
             except ValidationError as error:
+                best = error if best is None or error.error_count() < best.error_count() else best
                 before = len(flipped) + len(missing)
                 self._learn(error, fields, flipped, missing)
                 if len(flipped) + len(missing) == before or attempt == _ATTEMPTS - 1:
-                    raise
+                    raise best from None
             except Exception:
                 # A validator that can't take a number or a list, because the field is text: `value.split(",")`.
                 if flipped:
