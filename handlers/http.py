@@ -4,7 +4,8 @@
 Cluster too, since all its keys are in the stream's hash slot:
 
 - `users:{events:user_created}:last_id` is the highest user id;
-- `users:{events:user_created}:by_id` is a hash of user id and user, as JSON.
+- `users:{events:user_created}:by_id` is a hash of user id and user, as JSON;
+- `users:{events:user_created}:idempotency:<key>` is the user that was created with this Idempotency-Key.
 
 The e-mail address is not unique: posting one twice makes two users.
 """
@@ -16,19 +17,31 @@ from fastapi import APIRouter, HTTPException, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, EmailStr, Field
 
 from handlers.analytics import COUNTS
-from supervisor.fastapi import PublisherDep, RedisDep
+from supervisor import IdempotencyError
+from supervisor.fastapi import IdempotencyKeyDep, PublisherDep, RedisDep
 
 router = APIRouter(prefix="/users", tags=["users"])
 STREAM = "events:user_created"
 LAST_ID_KEY = f"users:{{{STREAM}}}:last_id"
 USERS_KEY = f"users:{{{STREAM}}}:by_id"
+KEY_PREFIX = f"users:{{{STREAM}}}:idempotency:"
 #: The highest integer that every JSON reader takes exactly.
 USER_ID_MAX = 2**53
 COUNT_MAX = 1_000
 
-#: KEYS stream, last id, users; ARGV e-mail, name, time. Returns the ids of the user and of the event.
+#: How long a key is remembered.
+KEY_TTL_S = 24 * 3600
+
+#: KEYS stream, last id, users, and with an Idempotency-Key that key; ARGV e-mail, name, time, seconds to keep the key.
+#: Returns the ids of the user and of the event, the time, and what was known of the key: `new`, `same`, `other`.
 #: Every command that can fail comes before the first write: reading a key shows its type, and XADD writes first.
 _CREATE_USER = """
+local known = KEYS[4] and redis.call('GET', KEYS[4])
+if known then
+  local made = cjson.decode(known)
+  local same = made.email == ARGV[1] and made.name == ARGV[2]
+  return {made.user_id, made.event_id, made.created_at, same and 'same' or 'other'}
+end
 local user_id = string.format('%.0f', tonumber(redis.call('GET', KEYS[2]) or '0') + 1)
 redis.call('HLEN', KEYS[3])
 local user = {user_id = tonumber(user_id), email = ARGV[1], created_at = ARGV[3]}
@@ -41,7 +54,11 @@ local record = cjson.encode(user)
 local event_id = redis.call('XADD', KEYS[1], '*', unpack(fields))
 redis.call('SET', KEYS[2], user_id)
 redis.call('HSET', KEYS[3], user_id, record)
-return {user_id, event_id}
+if KEYS[4] then
+  local made = {user_id = user_id, event_id = event_id, email = ARGV[1], name = ARGV[2], created_at = ARGV[3]}
+  redis.call('SET', KEYS[4], cjson.encode(made), 'EX', ARGV[4])
+end
+return {user_id, event_id, ARGV[3], 'new'}
 """
 
 
@@ -82,13 +99,20 @@ class Users(BaseModel):
 
 
 @router.post("", status_code=201)
-async def create_user(new: NewUser, publisher: PublisherDep, response: Response) -> CreatedUser:
+async def create_user(new: NewUser, publisher: PublisherDep, response: Response, key: IdempotencyKeyDep) -> CreatedUser:
     """Store a user and publish `events:user_created`: both are stored, or neither."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    made = await publisher.evaluate(_CREATE_USER, [STREAM, LAST_ID_KEY, USERS_KEY], new.email, new.name or "", now)
-    user_id, event_id = (part.decode() for part in made)
+    keys = [STREAM, LAST_ID_KEY, USERS_KEY] + ([f"{KEY_PREFIX}{key}"] if key else [])
+    made = await publisher.evaluate(
+        _CREATE_USER, keys, new.email, new.name or "", now, KEY_TTL_S, repeatable=key is not None
+    )
+    user_id, event_id, created_at, known = (part.decode() for part in made)
+    if known == "other":
+        raise IdempotencyError(f"the key {key!r} was used for another user", "CONFLICT")
+    if known == "same":
+        response.headers["Idempotency-Replayed"] = "true"
     response.headers["Location"] = f"/users/{user_id}"
-    return CreatedUser(user_id=user_id, email=new.email, name=new.name, created_at=now, event_id=event_id)
+    return CreatedUser(user_id=user_id, email=new.email, name=new.name, created_at=created_at, event_id=event_id)
 
 
 @router.get("")
@@ -117,7 +141,7 @@ async def registrations(redis: RedisDep) -> dict[str, int]:
     return {day.decode(): int(count) for day, count in sorted(counted.items())}
 
 
-@router.get("/{user_id}")
+@router.get("/{user_id}", responses={404: {"description": "There is no such user"}})
 async def read_user(user_id: Annotated[int, Path(ge=1, le=USER_ID_MAX)], redis: RedisDep) -> User:
     """Return one user."""
     record = await redis.hget(USERS_KEY, str(user_id))

@@ -1,6 +1,7 @@
 """Public helpers for FastAPI: consumers inside an app, and dependencies for routers.
 
-`PublisherDep` and `RedisDep` give a route the publisher and a Redis client. They work in a router that the HTTP
+`PublisherDep` and `RedisDep` give a route the publisher and a Redis client, `IdempotencyKeyDep` the key in the header
+Idempotency-Key. They work in a router that the HTTP
 service mounts (`[api] routers`) and in your own app with the `lifespan` of this module:
 
     @router.post("/orders", status_code=201)
@@ -17,18 +18,27 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from fastapi import Depends
+from fastapi import Depends, Header, HTTPException
 from redis.asyncio import Redis
 from starlette.requests import HTTPConnection
 
 from supervisor.errors import ConfigError, UsageError
-from supervisor.publisher import Publisher
+from supervisor.publisher import KEY_BYTES_MAX, Publisher
 
 if TYPE_CHECKING:
     from supervisor.settings.load import Loaded
 
-__all__ = ["PublisherDep", "RedisDep", "get_publisher", "get_redis", "lifespan"]
+__all__ = [
+    "IdempotencyKeyDep",
+    "PublisherDep",
+    "RedisDep",
+    "get_idempotency_key",
+    "get_publisher",
+    "get_redis",
+    "lifespan",
+]
 
+_QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
 Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
 
 
@@ -49,8 +59,30 @@ async def get_redis(connection: HTTPConnection) -> Redis:
     return _connections(connection).redis
 
 
+def get_idempotency_key(connection: HTTPConnection) -> str | None:
+    """Return the key in the header Idempotency-Key, with or without quotes (RFC 8941). Raises HTTPException (400)."""
+    header = connection.headers.get("idempotency-key")
+    if header is None:
+        return None
+    quoted = _QUOTED.fullmatch(header.strip())
+    key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else header.strip()
+    if not key or len(key.encode()) > KEY_BYTES_MAX or not key.isprintable():
+        raise HTTPException(400, f"Idempotency-Key must have 1 to {KEY_BYTES_MAX} printable characters")
+    return key
+
+
+async def _described_key(
+    connection: HTTPConnection,
+    idempotency_key: Annotated[
+        str | None, Header(description="What is sent again with the same key is stored once in 24 h.")
+    ] = None,
+) -> str | None:
+    return get_idempotency_key(connection)
+
+
 PublisherDep = Annotated[Publisher, Depends(get_publisher)]
 RedisDep = Annotated[Redis, Depends(get_redis)]
+IdempotencyKeyDep = Annotated[str | None, Depends(_described_key)]
 
 
 def lifespan(

@@ -50,6 +50,18 @@ def test_each_user_has_a_number_of_its_own(http: httpx.Client, store: redis_py.R
     assert http.get("/users/2").json()["name"] is None
 
 
+def test_a_user_is_made_once_under_a_key(http: httpx.Client, store: redis_py.Redis) -> None:
+    user, headers = {"email": "ada@example.com", "name": "Ada"}, {"idempotency-key": '"k-1"'}
+    first, again = (http.post("/users", json=user, headers=headers) for _ in range(2))
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert again.json() == first.json() and again.headers["location"] == first.headers["location"]
+    assert "idempotency-replayed" not in first.headers and again.headers["idempotency-replayed"] == "true"
+    problem(http.post("/users", json={"email": "b@example.com"}, headers=headers), 422, "idempotency-key-reused")
+    problem(http.post("/users", json=user, headers={"idempotency-key": '""'}), 400, "bad-request")
+    assert store.xlen(STREAM) == 1 and http.get("/users").json()["total"] == 1
+    assert 86_000 < store.ttl(f"users:{{{STREAM}}}:idempotency:k-1") <= 86_400
+
+
 def test_users_are_counted_and_listed_newest_first(http: httpx.Client, store: redis_py.Redis) -> None:
     assert http.get("/users").json() == {"total": 0, "users": [], "next": None}
     made = [http.post("/users", json={"email": f"user{n}@example.com"}).json() for n in range(1, 6)]
