@@ -25,6 +25,7 @@ from supervisor.errors import (
 )
 
 if TYPE_CHECKING:
+    from supervisor.core.emit import Emit
     from supervisor.handling.middleware import Next, NextBatch
     from supervisor.handling.registry import handler
     from supervisor.handling.worker_lifespan import worker_lifespan
@@ -36,6 +37,7 @@ __all__ = [
     "BatchError",
     "ConfigError",
     "DecodeError",
+    "Emit",
     "EncodeError",
     "HandlerError",
     "HandlerProcessError",
@@ -64,6 +66,7 @@ __all__ = [
 _LAZY = {
     **dict.fromkeys(("BatchError", "DecodeError", "Message", "Reject", "Retry"), "supervisor.messages"),
     **dict.fromkeys(("Next", "NextBatch"), "supervisor.handling.middleware"),
+    "Emit": "supervisor.core.emit",
     "handler": "supervisor.handling.registry",
     "worker_lifespan": "supervisor.handling.worker_lifespan",
     "Publisher": "supervisor.publisher",

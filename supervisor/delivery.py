@@ -32,7 +32,7 @@ class PythonDelivery:
     flat: Sequence[bytes]
     #: Attempts that failed before this one.
     failures: int
-    #: Redis keeps a record of retries or crashes, which the ack must remove.
+    #: A script must settle it: Redis keeps a record of retries or crashes, or its handler returned `Emit`.
     recorded: bool
     # Decoded when they are asked for.
     _id: str | None

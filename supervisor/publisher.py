@@ -69,6 +69,14 @@ def trace_publishes(tracer: Tracer | None) -> None:
     _tracer = tracer
 
 
+def traced(stream: str, fields: Mapping[str, Value]) -> Mapping[str, Value]:
+    """Return the fields of a message that another one publishes, with those that a tracer adds."""
+    if _tracer is None:
+        return fields
+    with _tracer(stream, [fields]) as sending:
+        return sending.messages[0]
+
+
 class Publisher:
     """Publishes to the streams of one Redis. `async with Publisher(url) as publisher: await publisher.publish(...)`.
 
@@ -140,7 +148,9 @@ class Publisher:
         entries: list[bytes] = await self._router.send(stream, lambda node: node.transaction(commands))
         return PublishedBatch([entry.decode() for entry in entries])
 
-    async def evaluate(self, script: str, keys: Sequence[str], *arguments: str | int, repeatable: bool = False) -> Any:
+    async def evaluate(
+        self, script: str, keys: Sequence[str], *arguments: str | bytes | int, repeatable: bool = False
+    ) -> Any:
         """Run a Lua script in the same pipeline as the publishes around it, and return its raw reply.
 
         With it a record and its message are stored together or not at all. In Redis Cluster all `keys` must be in

@@ -47,6 +47,7 @@ def _included(name: str) -> str:
 # Settling.
 ACK_RETRIED = _script("ack_retried")
 RECORD_RETRY = _script("record_retry")
+EMIT = _script("emit")
 DEAD_LETTER = _script("dead_letter")
 DEAD_LETTER_UNREADABLE = _script("dead_letter_unreadable", ORIGIN=ORIGIN, FIELD_PREFIX=FIELD_PREFIX.decode())
 

@@ -4,11 +4,12 @@ It refuses what `supervisor start` refuses: another type of the first parameter,
 passed, a generator, a class, a method.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ClassVar, Concatenate, Protocol, TypeVar, overload
 
 from pydantic import BaseModel
 
+from supervisor.core.emit import Emit
 from supervisor.messages import Message
 
 
@@ -27,8 +28,8 @@ class _TypedDict(Protocol):
 
 #: What one message may be given as.
 Item = TypeVar("Item", bound="BaseModel | _Dataclass | _TypedDict | dict[str, str] | Mapping[str, str] | Message")
-#: An `async def` may return anything, a plain `def` nothing.
-Result = TypeVar("Result", bound="Awaitable[object] | None")
+#: An `async def` may return anything, though only `Emit` means something; a plain `def` returns nothing or `Emit`.
+Result = TypeVar("Result", bound="Awaitable[object] | Emit | Sequence[Emit] | None")
 
 
 class Declare(Protocol):

@@ -82,10 +82,10 @@ def handler(
 
     The annotation of the first parameter says what it gets: a pydantic model, a dataclass, a TypedDict,
     `dict[str, str]`, `Message`, or a `list[...]` of one of these for batches. A second parameter that is annotated
-    `Message` (for batches `list[Message]`) gets the message as well. Returning means done; raising means retry with
-    backoff, then dead letter. Options: max_deliveries, timeout_s, concurrency (per worker), batch_size,
-    retry_base_s, retry_max_s, start ("0" or "$"), run_in ("thread" or "process", for a plain `def`), max_tasks
-    (calls after which such a process is replaced).
+    `Message` (for batches `list[Message]`) gets the message as well. Returning means done, and what is returned as
+    `Emit` is published with the ack; raising means retry with backoff, then dead letter. Options: max_deliveries,
+    timeout_s, concurrency (per worker), batch_size, retry_base_s, retry_max_s, start ("0" or "$"), run_in ("thread" or
+    "process", for a plain `def`), max_tasks (calls after which such a process is replaced).
 
     Limits over the whole group, on all workers of all hosts: `key` (a field's name or a function of the Message) has
     messages with the same key run one after another, in the order of the stream; per_key (1) lets that many run at

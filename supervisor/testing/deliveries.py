@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 from supervisor.broker.connect import client
 from supervisor.context import Context, Held, enter, in_hand
 from supervisor.core.batch_results import batch_results
+from supervisor.core.emit import Emit, emits_in
 from supervisor.core.encode import fields_of
 from supervisor.core.outcome import Dead as GivenUp
 from supervisor.core.outcome import outcome_of
@@ -84,7 +85,7 @@ async def deliver(handler: Handler, fields: Any, **options: Unpack[Options]) -> 
     then the result is a list. `options` are those of `Options`.
 
     `context()` works in the handler. Redis and the publisher are those of a real server, which is started when they
-    are used; what was published is `emitted` of the outcome.
+    are used; what was published, or returned as `Emit`, is `emitted` of the outcome.
     """
     settings = settings_of(options.get("config"), options.get("app"))
     spec = _spec(specs_among(settings, [handler]), options.get("group", ""))
@@ -111,20 +112,33 @@ async def _deliver(spec: HandlerSpec, messages: list[Message], context: LazyCont
             state = await lifespans.enter()
             stack.push_async_callback(lifespans.leave)
         context.state = state
-        error = await _error_of(spec, messages)
-        results = batch_results(messages, error) if error and spec.batch else [(one, error) for one in messages]
+        error, emits = await _call(spec, messages)
+        results = list(batch_results(messages, error)) if error and spec.batch else [(one, error) for one in messages]
+        if any(own is None for _, own in results):
+            for emit in emits:
+                await context.publisher.publish_batch(emit.stream, [emit.fields])
         emitted = await _emitted(context.used_url) if context.used_url else ()
         return [_outcome(spec, message, own, emitted) for message, own in results]
 
 
-async def _error_of(spec: HandlerSpec, messages: list[Message]) -> BaseException | None:
-    """Call the handler; return what it raised."""
+async def _call(spec: HandlerSpec, messages: list[Message]) -> tuple[BaseException | None, list[Emit]]:
+    """Call the handler; return what it raised, and what it returned to be published."""
+    emits: list[Emit] = []
     function: Callable[[Any], Awaitable[Any]] = spec.function
     if not spec.is_async:
 
         def function(argument: Any) -> Awaitable[Any]:
             return asyncio.to_thread(call_plain, spec.function, argument)
 
+    async def noted(argument: Any) -> None:
+        emits.extend(emits_in(await function(argument)))
+
+    return await _error_of(spec, messages, noted), emits
+
+
+async def _error_of(
+    spec: HandlerSpec, messages: list[Message], function: Callable[[Any], Awaitable[None]]
+) -> BaseException | None:
     call = compose(spec.middleware, spec.decode, function, batch=spec.batch)
     limit = asyncio.timeout(spec.options.timeout_s)
     try:

@@ -21,8 +21,10 @@ from supervisor.core.pace import SLOW_SHARE
 from supervisor.errors import HandlerTimeoutError
 from supervisor.handling.decode import as_message
 from supervisor.handling.middleware import compose
-from supervisor.shared_state import MarksOwner, SlotField
+from supervisor.shared_state import MarksOwner
+from supervisor.worker.acks import Acks
 from supervisor.worker.blocking_calls import calls_of
+from supervisor.worker.process_calls import UndecodedError
 from supervisor.worker.runner import Runner, current_runner, register
 from supervisor.worker.thread_calls import HeldBackError
 from supervisor.worker.time_limit import TimeLimit
@@ -74,7 +76,8 @@ class Executor:
         self._time_limit = TimeLimit(self._active, spec.options.timeout_s)
         self._aborting = False
         self._context = copy_context()
-        function = spec.function if spec.is_async else self._in_thread
+        self._acks = Acks(resources)
+        function = self._on_loop if spec.is_async else self._in_thread
         #: Awaited with a message or a batch: middleware, decoding and the handler.
         self._call = compose(spec.middleware, decode, function, batch=spec.batch)
         self._submitted = 0
@@ -230,13 +233,15 @@ class Executor:
         while ready:
             runner.in_hand = message = ready.popleft()
             try:
-                await handle(message if decode is None else decode(message))
+                result = await handle(message if decode is None else decode(message))
+                if result is not None:
+                    await self._acks.take(result)
             except BaseException as error:
                 if not self._failed(runner, error):
                     return False
             else:
                 if message.recorded:
-                    self._ack_recorded(message)
+                    self._acks.done(runner, (message,))
                 else:
                     message.origin.done.append(message.entry)  # type: ignore[attr-defined]
             now_s = monotonic()
@@ -262,7 +267,8 @@ class Executor:
             runner.in_hand = unit = [ready.popleft() for _ in range(min(self._unit, len(ready)))]
             size, before_s = len(unit), monotonic()
             try:
-                await self._run_unit(unit)
+                await self._call(unit if self._spec.batch else unit[0])
+                self._acks.done(runner, unit)
             except HeldBackError:
                 self._submitted -= size  # the worker stops in a pause: they stay pending
                 runner.finished()
@@ -288,15 +294,21 @@ class Executor:
             self._yielding -= 1
             self._advance_soon()
 
-    async def _run_unit(self, unit: list[Message]) -> None:
-        await self._call(unit if self._spec.batch else unit[0])
-        for message in unit:
-            self._done(message)
+    async def _on_loop(self, argument: Any) -> None:
+        result = await self._spec.function(argument)
+        if result is not None:
+            await self._acks.take(result)
 
     async def _in_thread(self, argument: Any) -> None:
         runner = current_runner()
         runner.started_s = inf  # its time begins when a thread or process is free
-        await self.threads.run(self._spec.function, argument, runner.began)
+        try:
+            result = await self.threads.run(self._spec.function, argument, runner.began)
+        except UndecodedError as error:  # some of the batch; the others are done
+            await self._acks.take(error.result)
+            raise
+        if result is not None:
+            await self._acks.take(result)
 
     def _failed(self, runner: Runner, error: BaseException) -> bool:
         """Settle what is in hand by what its handler raised; False when the runner has to end. Raises when aborting."""
@@ -308,11 +320,13 @@ class Executor:
             return True
         results: Iterable[tuple[Message, BaseException | None]]
         results = batch_results(runner.messages, error) if self._spec.batch else [(runner.messages[0], error)]
+        done = []
         for message, own_error in results:
             if own_error is None:
-                self._done(message)
+                done.append(message)
             else:
                 self._failures.failed(message, self._decode_error(message) or own_error)
+        self._acks.done(runner, done)
         if isinstance(error, GeneratorExit):  # a coroutine that is being closed may await nothing more
             runner.finished()
             return False
@@ -333,20 +347,11 @@ class Executor:
         for message, own_error in unreadable_ones:
             self._failures.failed(message, own_error)
         if unreadable_ones:
+            runner.emits = []
             given_up = {message.entry for message, _ in unreadable_ones}
             others = [message for message in runner.messages if message.entry not in given_up]
             (self._held if self._paused else self._ready).extendleft(reversed(others))
         return bool(unreadable_ones)
-
-    def _done(self, message: Message) -> None:
-        if message.recorded:
-            self._ack_recorded(message)
-        else:
-            message.origin.done.append(message.entry)  # type: ignore[attr-defined]
-
-    def _ack_recorded(self, message: Message) -> None:
-        self._settler.ack_recorded(message.origin, message.entry)  # type: ignore[arg-type]
-        self._shared.add(SlotField.DONE, 1)
 
     def step_ended(self, runner: Runner) -> None:
         """Have done messages acked, and another runner go on when this one's message waits."""

@@ -19,17 +19,25 @@ from typing import TYPE_CHECKING, Any
 
 from supervisor.core.lacks import NO_PROCESS
 from supervisor.errors import HandlerProcessError
-from supervisor.messages import Message
+from supervisor.messages import BatchError, Message
 from supervisor.text import signal_name
 from supervisor.worker.process_server import HEAD, PACKET_BYTES_MAX, RemoteTracebackError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from supervisor.handling.loader import HandlerSpec
 
 #: How long to wait for the news of how a child ended.
 _NEWS_S = 1.0
+
+
+class UndecodedError(BatchError):
+    """Some messages of a batch could not be decoded, and the handler returned `result` for the others."""
+
+    def __init__(self, failed: Mapping[str, BaseException], result: object) -> None:
+        super().__init__(failed)
+        self.result = result
 
 
 class _Child:
@@ -179,6 +187,8 @@ class ProcessCalls:
         finally:
             self._began.pop(call, None)
         result, error, text = pickle.loads(reply)
+        if isinstance(error, BatchError) and result is not None:
+            raise UndecodedError(error.failed, result)
         if error is not None:
             raise error from (RemoteTracebackError(text.strip()) if text else None)
         return result

@@ -21,7 +21,12 @@ from supervisor.messages import Message
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from supervisor.core.field_text import Value
+
+    #: The stream and the fields of a message to publish.
+    Entry = tuple[str, Mapping[str, Value]]
 
 
 #: So many messages of a batch are named on a line of the log.
@@ -46,7 +51,7 @@ class Owner(Protocol):
 class Runner(Coroutine[Any, Any, None]):
     """A task's coroutine, and the message or batch that it has in hand."""
 
-    __slots__ = ("_coroutine", "_owner", "in_hand", "started_s", "step_ends_s", "task", "timed_out", "wake")
+    __slots__ = ("_coroutine", "_owner", "emits", "in_hand", "started_s", "step_ends_s", "task", "timed_out", "wake")
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
@@ -55,6 +60,8 @@ class Runner(Coroutine[Any, Any, None]):
         #: What the runner waits for while it has nothing to do.
         self.wake: asyncio.Future[None] | None = None
         self.in_hand: Message | Sequence[Message] | None = None
+        #: What the handler returned to be published with the ack: streams and fields.
+        self.emits: list[Entry] = []
         #: When the message in hand began to run, once it has waited for something; 0 before, infinity while it waits
         #: for a thread.
         self.started_s = 0.0

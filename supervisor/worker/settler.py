@@ -79,6 +79,8 @@ class Settler:
         self._decided: list[_Command] = []
         self._sent: list[_Command] = []
         self._refused: set[_Command] = set()
+        #: Digests of scripts that the server was given.
+        self._known: set[str] = set()
         #: The last unconfirmed command about each message's retry; an earlier one that was refused is dropped.
         self._retries: dict[tuple[Source, bytes], _Command] = {}
         self._wakeup = asyncio.Event()
@@ -136,8 +138,9 @@ class Settler:
         """Run a script that settles these messages; `answered` gets its reply, and whether it was sent repeatedly."""
         for entry in ids:
             self._retries.pop((source, entry), None)
-        called = ("EVALSHA", script.sha, *arguments)
-        self._decide(_Command(source, called, ids, script=script, answered=answered))
+        called = ("EVALSHA", script.sha) if script.sha in self._known else ("EVAL", script.text)
+        self._known.add(script.sha)
+        self._decide(_Command(source, (*called, *arguments), ids, script=script, answered=answered))
 
     async def flush(self) -> None:
         """Wait until everything decided so far is confirmed, except what the server refuses: that stays pending."""

@@ -48,8 +48,8 @@ class ThreadCalls:
         """How many run, including those that were given up."""
         return len(self._began)
 
-    async def run(self, function: Callable[[Any], Any], argument: Any, began: Callable[[float], None]) -> None:
-        """Call `function` in the first free thread, which reports to `began` when that is.
+    async def run(self, function: Callable[[Any], Any], argument: Any, began: Callable[[float], None]) -> Any:
+        """Call `function` in the first free thread, which reports to `began` when that is; return its result.
 
         While the pool is paused, it is not called. Raises HeldBackError when the worker stops meanwhile.
         """
@@ -58,32 +58,31 @@ class ThreadCalls:
         runner = in_hand.get()
         context.run(in_hand.set, Held(runner.messages if runner else ()))
 
-        def body() -> None:
+        def body() -> Any:
             if self._control.paused:  # it has waited for a thread since before the pause
                 raise HeldBackError
             self._began[call] = now_s = monotonic()
             self._threads.began(call, now_s + self._limit_s)
             began(now_s)
             try:
-                context.run(call_plain, function, argument)
+                return context.run(call_plain, function, argument)
             finally:
                 del self._began[call]
                 self._threads.ended(call)
 
         while True:
             try:
-                await self._loop.run_in_executor(self._threads, body)
-                return
+                return await self._loop.run_in_executor(self._threads, body)
             except HeldBackError:
                 await self._control.until(lambda: self._control.stopping or not self._control.paused)
                 if self._control.paused:
                     raise
 
 
-def call_plain(function: Callable[[Any], Any], argument: Any) -> None:
+def call_plain(function: Callable[[Any], Any], argument: Any) -> Any:
     """Call a handler that is a plain function. Raises what it raises, in a form that a coroutine can pass on."""
     try:
-        require_done(function(argument))
+        return require_done(function(argument))
     except (StopIteration, GeneratorExit) as error:  # these mean something else to a coroutine
         raise RuntimeError(f"the handler raised {type(error).__name__}") from error
 

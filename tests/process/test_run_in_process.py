@@ -56,6 +56,34 @@ def test_it_runs_in_processes_that_are_replaced(start_pool: StartPool, redis_ser
     assert pool.stop() == EXIT_OK
 
 
+EMITS = """
+    from pydantic import BaseModel
+    from supervisor import Emit, handler
+
+    class Job(BaseModel):
+        n: int
+
+    @handler("events", group="workers", run_in="process")
+    def one(job: Job) -> Emit:
+        return Emit("squares", {"n": job.n**2})
+
+    @handler("events", group="batches", run_in="process")
+    def batch(jobs: list[Job]) -> list[Emit]:
+        return [Emit("cubes", {"n": job.n**3}) for job in jobs]
+"""
+
+
+def test_what_it_returns_as_emit_is_published(start_pool: StartPool, redis_server: Any) -> None:
+    redis = redis_server.sync()
+    for n in (1, "x", 2, 3):
+        redis.xadd("events", {"n": n})
+    pool = start_pool(EMITS, redis_url=redis_server.url, workers=1)
+    eventually(lambda: redis.xlen("squares") == redis.xlen("cubes") == 3)
+    assert sorted(int(fields[b"n"]) for _, fields in redis.xrange("cubes")) == [1, 8, 27]
+    eventually(lambda: redis.xlen(dead_key("events", "workers")) == redis.xlen(dead_key("events", "batches")) == 1)
+    assert pool.stop() == EXIT_OK
+
+
 def test_a_process_that_dies_or_takes_too_long_costs_its_message_one_attempt(
     start_pool: StartPool, redis_server: Any
 ) -> None:

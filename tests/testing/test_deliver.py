@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from supervisor import BatchError, Message, Next, Reject, Retry, UsageError, context, handler, worker_lifespan
+from supervisor import BatchError, Emit, Message, Next, Reject, Retry, UsageError, context, handler, worker_lifespan
 from supervisor.errors import HandlerTimeoutError
-from supervisor.testing import Dead, Done, Retried, deliver
+from supervisor.testing import Dead, Done, Retried, TestPool, deliver
 
 
 class Event(BaseModel):
@@ -141,3 +141,35 @@ async def test_a_function_without_handler_is_named() -> None:
         await deliver(nothing, {"n": "1"})
     with pytest.raises(UsageError, match="takes one message"):
         await deliver(handle, [{"number": "1"}])
+
+
+@handler("numbers", group="emits", middleware=[outer])
+async def emits(event: Event) -> list[Emit]:
+    if not event.number:
+        raise ValueError("none")
+    return [Emit("doubled", {"number": 2 * event.number}), Emit("seen", event)]
+
+
+@handler("numbers", group="emits-batch")
+def emits_batch(events: list[Event]) -> Emit:
+    return Emit("sums", {"sum": sum(event.number for event in events)})
+
+
+async def test_what_a_handler_returns_is_emitted() -> None:
+    done = await deliver(emits, Event(number=2))
+    assert isinstance(done, Done)
+    assert [(one.stream, one.fields) for one in done.emitted] == [
+        ("doubled", {"number": "4"}),
+        ("seen", {"number": "2"}),
+    ]
+    first, _ = await deliver(emits_batch, [{"number": 1}, {"number": 2}])
+    assert [(one.stream, one.fields) for one in first.emitted] == [("sums", {"sum": "3"})]
+    failed = await deliver(emits, {"number": 0})
+    assert isinstance(failed, Retried) and failed.emitted == ()
+
+
+async def test_a_pool_publishes_what_a_handler_returns() -> None:
+    async with TestPool(emits) as pool:
+        await pool.publish("numbers", Event(number=3))
+        await pool.settled()
+        assert [fields for _, fields in await pool.redis.xrange("doubled")] == [{b"number": b"6"}]

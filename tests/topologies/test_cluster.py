@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from supervisor import Emit, Message, Next, Retry, handler
 from supervisor.errors import EXIT_REDIS, EXIT_USAGE
+from supervisor.shared_state import SlotField
 from tests.cli.run import spawn
+from tests.redis.test_worker import working
 from tests.support.pool import Pool
 from tests.support.recording import RECORD, seen
 from tests.support.servers import RedisServer
 from tests.support.topologies import Cluster, bare
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_async
 from tests.topologies.everything import CONFIG, HANDLERS, STREAMS, an_app_works, everything_works
 from tests.topologies.flow import Flow, flowing
 from tests.topologies.rights import CLUSTER, COMMANDS, EXAMPLE, KEYS, OPTIONAL, PASSWORD, grant, refusals
@@ -43,6 +46,32 @@ def test_a_pool_works_in_a_cluster(cluster: Cluster, start_pool: Callable[..., P
 
 async def test_the_consumers_of_an_app(cluster: Cluster) -> None:
     await an_app_works(cluster.url)
+
+
+async def test_what_a_handler_returns_reaches_every_slot_once(cluster: Cluster) -> None:
+    """The second attempt returns the same messages: what another node has got already is not published again."""
+    source = "events"
+    elsewhere = next(cluster.stream_of(node) for node in cluster.servers if node is not cluster.owner(source))
+    beside = f"out:{{{source}}}"
+
+    async def fails_once(message: Message, call_next: Next) -> None:
+        await call_next(message)
+        if message.deliveries == 1:
+            raise Retry(after_s=0)
+
+    @handler(source, group="emits", middleware=[fails_once])
+    async def emits(message: Message) -> list[Emit]:
+        return [Emit(name, {"attempt": message.deliveries}) for name in (elsewhere, beside)]
+
+    with cluster.client() as redis:
+        for name in (source, elsewhere, beside):
+            redis.delete(name)
+        redis.xadd(source, {"n": 1})
+        async with working(cluster.url, emits) as worker:
+            await eventually_async(lambda: worker.shared.get(SlotField.DONE) == 1)
+        found = {name: [fields for _, fields in redis.xrange(name)] for name in (elsewhere, beside)}
+        assert found == {elsewhere: [{"attempt": "1"}], beside: [{"attempt": "2"}]}
+        assert redis.xpending(source, "emits")["pending"] == 0
 
 
 #: Two streams; of the first, each tenth message fails once, so that retries are written and scripts run too.

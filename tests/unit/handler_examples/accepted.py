@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
-from supervisor import Message, handler
+from supervisor import Emit, Message, handler
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -102,3 +102,28 @@ async def use() -> None:
     await model(Model(n=1))
     await defaults(Model(n=1), retries=4)
     await both(Model(n=1), Message("1-1", "s", "g"))
+
+
+@handler("s", group="t")
+async def emits(event: Model) -> Emit:
+    return Emit("out", event)
+
+
+@handler("s", group="u")
+async def emits_several(event: Model, message: Message) -> list[Emit]:
+    return [Emit("out", event), Emit("out", {"id": message.id})]
+
+
+@handler("s", group="v")
+async def may_emit(events: list[Model]) -> Emit | None:
+    return Emit("out", events[0]) if events else None
+
+
+@handler("s", group="w")
+def plain_emits(event: Model) -> list[Emit]:
+    return [Emit("out", Data(event.n))]
+
+
+@handler("s", group="x")
+def plain_may_emit(event: Model) -> Emit | None:
+    return Emit("out", event) if event.n else None

@@ -1,8 +1,9 @@
 -- KEYS stream, retries, crashes.
 
--- Whether the message is pending. A message of a missing group is not; any other error is the second result.
-local function is_pending(group, id)
-  local rows = redis.pcall('XPENDING', KEYS[1], group, id, id, 1)
+-- Whether the message is pending, with a name after the id: pending with that consumer. A message of a missing group is
+-- not; any other error is the second result.
+local function is_pending(group, id, ...)
+  local rows = redis.pcall('XPENDING', KEYS[1], group, id, id, 1, ...)
   if rows.err and not string.find(rows.err, 'NOGROUP', 1, true) then
     return false, rows
   end

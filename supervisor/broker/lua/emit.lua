@@ -1,0 +1,41 @@
+-- KEYS stream, retries, crashes, streams to publish to...; ARGV group, consumer, 1 when the messages are copies in a
+-- replay stream (else 0), number of messages, their ids, then for each entry to publish: the number of its key, the
+-- number of its names and values, and these.
+-- Publishes and acks, or does neither: nothing when none of the messages is pending with this consumer any more, because
+-- they were settled before or belong to another one now. Gives the number of acked messages.
+-- What XADD would fail at is looked up first: an error between two of them would leave the first one published.
+-- include: settle call
+local own = {}
+local last = 4 + ARGV[4]
+for at = 5, last do
+  local pending, failure = is_pending(ARGV[1], ARGV[at], ARGV[2])
+  if failure then
+    return failure
+  elseif pending then
+    own[#own + 1] = ARGV[at]
+  end
+end
+if #own == 0 then
+  return 0
+end
+for at = 4, #KEYS do
+  local kind = redis.call('TYPE', KEYS[at]).ok
+  if kind ~= 'stream' and kind ~= 'none' then
+    return redis.error_reply('WRONGTYPE ' .. KEYS[at] .. ' is a ' .. kind .. ' and not a stream')
+  end
+end
+local at = last + 1
+while at <= #ARGV do
+  local words = {'XADD', KEYS[tonumber(ARGV[at])], '*'}
+  for value = at + 2, at + 1 + ARGV[at + 1] do
+    words[#words + 1] = ARGV[value]
+  end
+  call(words)
+  at = at + 2 + ARGV[at + 1]
+end
+local copies = ARGV[3] == '1' and KEYS[1]
+local acked = 0
+for first = 1, #own, 1000 do
+  acked = acked + settle(ARGV[1], copies, unpack(own, first, math.min(first + 999, #own)))
+end
+return acked

@@ -1,0 +1,145 @@
+"""Settles what is done: acks the messages, and publishes what their handler returned as `Emit`.
+
+On one server, and for streams of the same slot in a cluster, the settler's script publishes and acks. A stream in
+another slot is published to first, under a key that names the message: the same message publishes it once, however
+often its handler runs. The messages are acked after that. So it is for a handler with turns, too, since its settler
+passes them on with the ack.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from typing import TYPE_CHECKING
+
+from redis.crc import key_slot
+
+from supervisor.broker.scripts import EMIT
+from supervisor.context import context
+from supervisor.core.backoff import backoff_s
+from supervisor.core.emit import emits_in
+from supervisor.errors import IdempotencyError, PublishError
+from supervisor.publisher import KEY_BYTES_MAX, traced
+from supervisor.settings.redis_url import is_cluster
+from supervisor.shared_state import SlotField
+from supervisor.worker.runner import current_runner
+from supervisor.worker.settler import Settler
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from supervisor.broker.command_connection import Argument
+    from supervisor.core.emit import Emit
+    from supervisor.messages import Message
+    from supervisor.worker.resources import Resources
+    from supervisor.worker.runner import Entry, Runner
+    from supervisor.worker.source import Source
+
+_RETRY_BASE_S = 0.1
+_RETRY_MAX_S = 5.0
+#: Refusals that waiting does not mend: they are a failure of the handler, which names the stream.
+_LASTING = frozenset({"ERR", "WRONGTYPE", "NOPERM", "NOAUTH"})
+
+
+class Acks:
+    """The acks of one handler."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._settler = resources.settler
+        self._shared = resources.shared
+        self._consumer = resources.consumer
+        #: None for a handler with turns, which are passed on by a script of their own.
+        self._scripts = resources.settler if isinstance(resources.settler, Settler) else None
+        self._publishes_first = self._scripts is None or is_cluster(resources.redis_url)
+
+    async def take(self, result: object) -> None:
+        """Keep what a call of the handler has returned, to be published when its messages are settled.
+
+        Raises UsageError for a list with other things, and PublishError for a stream of another slot that refuses it.
+        """
+        emits = emits_in(result)
+        if not emits:
+            return
+        runner = current_runner()
+        if self._publishes_first:
+            emits = await self._publish_elsewhere(runner.messages[0], emits)
+        for message in runner.messages:
+            message.recorded = True  # settled by a script, which also publishes
+        runner.emits += [(emit.stream, traced(emit.stream, emit.fields)) for emit in emits]
+
+    def done(self, runner: Runner, messages: Sequence[Message]) -> None:
+        """Have these messages of the runner acked, and what their handler returned published."""
+        if runner.emits:
+            emits, runner.emits = runner.emits, []
+            self._emit(messages, emits)
+            return
+        for message in messages:
+            if message.recorded:
+                self._settler.ack_recorded(message.origin, message.entry)  # type: ignore[arg-type]
+                self._shared.add(SlotField.DONE, 1)
+            else:
+                message.origin.done.append(message.entry)  # type: ignore[attr-defined]
+
+    def _emit(self, messages: Sequence[Message], emits: Sequence[Entry]) -> None:
+        by_source: dict[Source, list[bytes]] = {}
+        for message in messages:
+            by_source.setdefault(message.origin, []).append(message.entry)  # type: ignore[arg-type]
+        for source, ids in by_source.items():  # two when a batch has replayed messages: the first one publishes
+            self._run_script(source, tuple(ids), emits)
+            emits = ()
+        self._shared.add(SlotField.DONE, len(messages))
+
+    def _run_script(self, source: Source, ids: tuple[bytes, ...], emits: Sequence[Entry]) -> None:
+        """Have the script publish, and ack the messages that this consumer still has."""
+        keys = [source.key, source.retries, source.crashes]
+        number_of: dict[str, int] = {}
+        more: list[Argument] = []
+        for stream, fields in emits:
+            if stream not in number_of:
+                keys.append(stream)
+                number_of[stream] = len(keys)
+            more += number_of[stream], 2 * len(fields)
+            for pair in fields.items():
+                more += pair
+
+        def answered(acked: int, repeated: bool) -> None:
+            if not repeated and acked < len(ids):
+                self._shared.add(SlotField.LOST_CLAIM, len(ids) - acked)
+
+        arguments = [len(keys), *keys, source.group, self._consumer, int(source.replays), len(ids), *ids, *more]
+        assert self._scripts is not None
+        self._scripts.run_script(source, EMIT, arguments, ids, answered)
+
+    async def _publish_elsewhere(self, message: Message, emits: Sequence[Emit]) -> list[Emit]:
+        """Publish what the script can't; return the rest."""
+        own = key_slot(message.stream.encode())
+        here = []
+        for number, emit in enumerate(emits):
+            if self._scripts is not None and key_slot(emit.stream.encode()) == own:
+                here.append(emit)
+            else:
+                await self._publish(emit, _key(message, number))
+        return here
+
+    async def _publish(self, emit: Emit, key: str) -> None:
+        """Publish under `key`, waiting while Redis is away: the handler's time limit ends it."""
+        failures = 0
+        while True:
+            try:
+                await context().publisher.publish_batch(emit.stream, [emit.fields], key=key)
+                return
+            except IdempotencyError:  # an earlier attempt has published it, with other fields
+                return
+            except PublishError as error:
+                if error.code in _LASTING:
+                    raise
+            failures += 1
+            await asyncio.sleep(backoff_s(failures, _RETRY_BASE_S, _RETRY_MAX_S, random.random))
+
+
+def _key(message: Message, number: int) -> str:
+    """Return what stands for one `Emit` of a message; a digest where the names are too long for a key."""
+    key = f"{message.stream}/{message.group}/{message.id}/{number}"
+    data = key.encode(errors="surrogatepass")
+    return key if len(data) <= KEY_BYTES_MAX else hashlib.blake2b(data, digest_size=32).hexdigest()
