@@ -17,11 +17,12 @@ PYTEST_ARGS ?=
 # Tests wait more than they compute.
 TEST_PROCESSES ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
 BENCH_ARGS ?=
+CONTRACT_ARGS ?=
 SEEDS ?= 1
 SOAK_S ?= 120
 LINTED := supervisor api handlers tests benchmarks
 
-.PHONY: help install run check test long pure faults delivery soak lint format bench bench-guard peers constraints clean
+.PHONY: help install run check test long pure faults delivery soak lint format bench bench-guard peers contract openapi constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +65,12 @@ format: $(VENV)/.installed-dev ## format the code with ruff
 	$(BIN)/ruff check --fix $(LINTED)
 	$(BIN)/ruff format $(LINTED)
 
+contract: $(VENV)/.installed-dev $(VENV)/contract/.installed ## check the HTTP service against its description, SEEDS=1 seeds
+	@$(BIN)/python -m tests.support.contract --seeds $(SEEDS) $(CONTRACT_ARGS)
+
+openapi: $(VENV)/.installed-dev ## write docs/openapi.json, the description of the HTTP service
+	@$(BIN)/python -m tests.support.openapi > docs/openapi.json.new && mv docs/openapi.json.new docs/openapi.json
+
 bench: $(VENV)/.installed-bench $(VENV)/queues/.installed $(VENV)/older-queues/.installed ## all benchmarks, under 15 minutes; writes benchmarks/RESULTS.md
 	@$(BIN)/python -m benchmarks.suite $(BENCH_ARGS)
 
@@ -102,8 +109,8 @@ $(VENV)/.installed-bench: $(VENV)/.installed-servers constraints-bench.txt
 	@$(PIP) install --no-deps --require-hashes -r constraints-bench.txt
 	@touch $@
 
-$(VENV)/queues/.installed $(VENV)/older-queues/.installed: $(VENV)/%/.installed: $(VENV)/.installed constraints-%.txt
-	@echo "installing the queues to compare with into $(@D)"
+$(VENV)/queues/.installed $(VENV)/older-queues/.installed $(VENV)/contract/.installed: $(VENV)/%/.installed: $(VENV)/.installed constraints-%.txt
+	@echo "installing what constraints-$*.txt lists into $(@D)"
 	@$(BIN)/python -m venv --clear $(@D)
 	@$(@D)/bin/python -m pip --disable-pip-version-check --quiet --quiet install --no-deps --require-hashes -r constraints-$*.txt
 	@touch $@
@@ -129,3 +136,4 @@ constraints: $(VENV)/.python ## resolve all pinned versions again (needs the net
 	$(COMPILE) --upgrade --group servers -o constraints-servers.txt
 	$(COMPILE) --upgrade --group queues -o constraints-queues.txt
 	$(COMPILE) --upgrade --group older-queues -o constraints-older-queues.txt
+	$(COMPILE) --upgrade --group contract -o constraints-contract.txt

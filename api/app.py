@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from types import FrameType
 from typing import Any
 
@@ -27,7 +28,7 @@ from . import (
     tail_routes,
 )
 from .request_guard import PROBES, RequestGuard
-from .schemas import PROBLEM_SCHEMA
+from .schemas import PROBLEM_CONTENT, PROBLEM_SCHEMA
 from .schemas import problems as problem_answers
 from .service import Service
 from .tracing import trace_requests
@@ -67,7 +68,7 @@ def create_app(loaded: Loaded) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
-        docs_url=docs_page.INTERACTIVE,
+        docs_url=None,
         redoc_url=None,
     )
     problems.install(app)
@@ -112,8 +113,12 @@ def _add_problems(schema: dict[str, Any]) -> None:
     schemas = schema.setdefault("components", {}).setdefault("schemas", {})
     schemas.setdefault("Problem", PROBLEM_SCHEMA)
     for operation in _operations(schema):
-        if "application/json" in operation["responses"].get("422", {}).get("content", {}):
-            operation["responses"]["422"] = problem_answers("invalid")[422]
+        answers = operation["responses"]
+        if "application/json" in answers.get("422", {}).get("content", {}):
+            answers["422"] = problem_answers("invalid")[422]
+        for status, answer in answers.items():
+            if int(status) >= HTTPStatus.BAD_REQUEST:  # a status of a project's route, which answers as all do
+                answer.setdefault("content", PROBLEM_CONTENT)
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
 

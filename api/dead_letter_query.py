@@ -8,7 +8,7 @@ import base64
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import orjson
 from fastapi import Query
@@ -50,12 +50,25 @@ def filter_of_query(
     return Filter(reason, handler, text, int(older_s * 1000))
 
 
+#: The three ways to select, of which a body uses one.
+_WAYS: list[Any] = [
+    {"required": ["ids"], "properties": {"ids": {"type": "array"}}},
+    {"required": ["all"], "properties": {"all": {"const": True}}},
+    {
+        "anyOf": [
+            *({"required": [name], "properties": {name: {"minLength": 1}}} for name in _FILTERS[:-1]),
+            {"required": ["older_s"], "properties": {"older_s": {"minimum": 0.001}}},
+        ]
+    },
+]
+
+
 class Selection(BaseModel):
     """Which letters to replay or drop: those in `ids`, those that match all filters, or with `all` every letter."""
 
     #: Strict, so that `"all": "no"` is refused.
     model_config = ConfigDict(
-        extra="forbid", strict=True, json_schema_extra={"example": {"reason": "HandlerTimeoutError"}}
+        extra="forbid", strict=True, json_schema_extra={"example": {"reason": "HandlerTimeoutError"}, "oneOf": _WAYS}
     )
 
     ids: Annotated[list[EntryId] | None, Field(min_length=1, max_length=COUNT_MAX)] = None

@@ -9,13 +9,14 @@ from urllib.parse import quote
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import Response
 
-from supervisor.core.dead_letter import Filter
+from supervisor.core.dead_letter import Filter, Letter
 from supervisor.fastapi import RedisDep
 
 from .dead_letter_query import COUNT_MAX, Cursor, GroupName, Selection, filter_of_query, parse_cursor, scan
 from .dead_letter_responses import Verb, change, delete, only, page, pairs_of, read
 from .overview_routes import handled_groups
-from .schemas import EXAMPLE_ID, Bound, EntryId, Group, Stream, answers, json_response, only_json, problems, stream_path
+from .replies import EXAMPLE_LETTER, ChangedLetters, DeadLetterPage
+from .schemas import Bound, EntryId, Group, Stream, answers, json_response, only_json, problems, stream_path
 from .service import ServiceDep
 
 router = APIRouter(prefix="/v1", tags=["dead letters"])
@@ -23,16 +24,6 @@ FilterDep = Annotated[Filter, Depends(filter_of_query)]
 Count = Annotated[int, Query(ge=1, le=COUNT_MAX, description="The greatest number, the oldest first")]
 CursorParam = Annotated[str | None, Query(description="Where to continue: `next` of an answer")]
 OnlyGroup = Annotated[GroupName | None, Query(description="Only of this group")]
-_LETTER = {
-    "letter_id": "1764000000123-0", "stream": "events:user_created", "group": "email_workers", "id": EXAMPLE_ID,
-    "reason": "failed 5 times, the last time with TimeoutError", "deliveries": 5, "handler": "handlers.mail.send",
-    "worker": "web-1:0", "dead_at_ms": 1764000000123, "error": "TimeoutError", "traceback": "",
-    "signal": "", "exit_code": None, "stack": "",
-    "fields": {"user_id": "1"},
-}  # fmt: skip
-_PAGE = {"letters": [_LETTER], "total": 1, "scanned": 1, "matching": 1, "complete": True, "next": None}
-_OUTCOME = {name: _LETTER[name] for name in ("stream", "group", "letter_id", "id")} | {"outcome": "replayed"}
-_CHANGED = {"outcomes": [_OUTCOME], "counts": {"replayed": 1}, "total": 1, "scanned": 1, "next": None}
 _READ = ("invalid", "wrong-type", "redis-unavailable")
 _CHANGE = (
     "malformed-json", "not-found", "wrong-type", "body-too-large", "media-type", "invalid", "redis-unavailable",
@@ -69,7 +60,7 @@ def _add_change(verb: Verb, summary: str, description: str) -> None:
             operation_id=f"{verb}_dead_of_{whose}",
             summary=f"{summary} of a {whose}",
             description=f"{description}{more}\n\n{_CHANGE_TEXT}",
-            responses=answers(_CHANGED, *_CHANGE),
+            responses=answers(ChangedLetters, *_CHANGE),
             dependencies=[Depends(only_json)],
         )(endpoint)
 
@@ -85,7 +76,7 @@ _add_change("drop", "Drop dead letters", "The letters are removed for good.")
     "/streams/{stream:name}/groups/{group:name}/dead",
     summary="Dead letters of a group",
     description=_LIST_TEXT,
-    responses=answers(_PAGE, *_READ),
+    responses=answers(DeadLetterPage, *_READ),
 )
 async def list_dead_of_group(
     stream: Stream, group: Group, redis: RedisDep, wanted: FilterDep, start: Annotated[Bound, Query()] = "-",
@@ -101,7 +92,7 @@ async def list_dead_of_group(
 @router.get(
     "/streams/{stream:name}/groups/{group:name}/dead/{entry_id}",
     summary="One dead letter",
-    responses=answers(_LETTER, *_GONE),
+    responses=answers(Letter, *_GONE, content={"application/json": {"example": EXAMPLE_LETTER}}),
 )
 async def read_dead_of_group(stream: Stream, group: Group, entry_id: EntryId, redis: RedisDep) -> Response:
     """`entry_id` is the letter's id or its message's."""
@@ -126,7 +117,7 @@ async def delete_dead_of_group(stream: Stream, group: Group, entry_id: EntryId, 
     "/streams/{stream:name}/dead",
     summary="Dead letters of a stream's groups",
     description=_LIST_TEXT,
-    responses=answers(_PAGE, *_READ),
+    responses=answers(DeadLetterPage, *_READ),
 )
 async def list_dead_of_stream(
     stream: Stream, service: ServiceDep, redis: RedisDep, wanted: FilterDep, group: OnlyGroup = None,
@@ -159,7 +150,7 @@ async def delete_dead_of_stream(
     "/dead",
     summary="Dead letters of all groups that have handlers",
     description=_LIST_TEXT,
-    responses=answers(_PAGE, *_READ),
+    responses=answers(DeadLetterPage, *_READ),
 )
 async def list_dead(
     service: ServiceDep, redis: RedisDep, wanted: FilterDep, count: Count = 100, cursor: CursorParam = None

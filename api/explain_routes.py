@@ -12,27 +12,19 @@ from supervisor.fastapi import RedisDep
 
 from .overview_routes import handled_groups
 from .problems import Problem
-from .schemas import EXAMPLE_ID, EntryId, Stream, answers, json_response
+from .replies import Explanation
+from .schemas import EntryId, Stream, answers, json_response
 from .service import ServiceDep
 
 router = APIRouter(prefix="/v1/streams", tags=["status"])
 #: As many dead letters as fit into the time of an answer; `letters_left` counts the rest.
 LETTERS_MAX = 500
-_GROUP = {
-    "group": "email_workers", "fate": "waiting for a retry", "last_delivered": EXAMPLE_ID, "before": 0,
-    "before_at_least": False, "consumer": "web-1:0", "idle_ms": 1200, "deliveries": 1, "attempts": 1,
-    "next_due_ms": 1764000002000, "crashes": 0, "letter": None, "letters_left": 0,
-}  # fmt: skip
-_EXAMPLE = {
-    "stream": "events:user_created", "id": EXAMPLE_ID, "first_id": EXAMPLE_ID, "last_id": EXAMPLE_ID,
-    "presence": "stored", "known": True, "now_ms": 1764000001200, "groups": [_GROUP],
-}  # fmt: skip
 
 
 @router.get(
     "/{stream:name}/messages/{entry_id}/explain",
     summary="What became of a message",
-    responses=answers(_EXAMPLE, "not-found", "invalid", "wrong-type", "redis-unavailable"),
+    responses=answers(Explanation, "not-found", "invalid", "wrong-type", "redis-unavailable"),
 )
 async def explain_message(stream: Stream, entry_id: EntryId, service: ServiceDep, redis: RedisDep) -> Response:
     """For each group: not delivered yet, pending with which consumer, done, or a dead letter and why.

@@ -4,94 +4,130 @@ A message is a flat JSON object. Its members become the fields of the entry: str
 JSON text. In an object with the single member `fields`, that member is the message.
 """
 
-import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from supervisor.core.encode import encode_fields
-from supervisor.errors import EncodeError
-from supervisor.fastapi import RedisDep
+from supervisor.core.encode import FIELDS_MAX
+from supervisor.core.ids import time_of_id
+from supervisor.fastapi import RedisDep, get_idempotency_key
 from supervisor.publisher import BATCH_MAX, KEY_BYTES_MAX, Publisher
 
-from .plain_route import plain_post, read_body
-from .problems import Problem, pointer_of
+from . import cloud_events
+from .admission import check_allowed, check_limits, has_limits
+from .message_input import NDJSON, Input, read_many, read_one
+from .plain_route import plain_post
+from .problems import Problem
+from .replies import MessagePage, Stored, StoredBatch, StoredMessage
 from .schemas import (
-    EXAMPLE_ID,
     STREAM_PARAMETER,
     Bound,
     EntryId,
     Stream,
     answers,
-    check_media_type,
     json_body,
     json_response,
     messages_path,
-    parse_json,
-    problems,
     writable_stream,
 )
+from .service import Service
+from .tracing import trace_fields
 
 router = APIRouter(prefix="/v1/streams", tags=["streams"])
-NDJSON = "application/x-ndjson"
 COUNT_MAX = 1_000
 _EXAMPLE = {"user_id": 1, "email": "ada@example.com"}
-_MESSAGE = {"type": "object", "minProperties": 1, "additionalProperties": True, "description": str(__doc__)}
-_STORED = ("malformed-json", "wrong-type", "body-too-large", "media-type", "invalid", "redis-unavailable")
-_QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
-_KEY_HEADER = "Idempotency-Key"
+_MESSAGE = {
+    "type": "object",
+    "minProperties": 1,
+    "maxProperties": FIELDS_MAX,
+    "propertyNames": {"minLength": 1},
+    "additionalProperties": True,
+    "description": str(__doc__),
+}
+_ND_TEXT = "One message a line"
+_STORED = (
+    "malformed-json", "wrong-type", "body-too-large", "media-type", "invalid", "idempotency-key-reused",
+    "stream-not-allowed", "backlog", "memory", "no-models", "redis-unavailable", "redis-refused", "outcome-unknown",
+    "busy",
+)  # fmt: skip
+#: A bare word, or a string of RFC 8941.
+_KEY_PATTERN = r'^([!#-~]([ -~]*[!-~])?|"[ !#-\[\]-~]+")$'
 #: The parameters of both ways to publish.
 _PARAMETERS = [
     STREAM_PARAMETER,
     {
-        "name": _KEY_HEADER,
+        "name": "Idempotency-Key",
         "in": "header",
         "required": False,
         "description": "A message is stored once in 24 h under the same key, however often it is sent.",
-        "schema": {"type": "string"},
+        "schema": {"type": "string", "maxLength": KEY_BYTES_MAX, "pattern": _KEY_PATTERN},
         "example": '"8e03978e-40d5-43e8-bc93-6894a57f9324"',
     },
+    {
+        "name": "validate",
+        "in": "query",
+        "required": False,
+        "description": "Check against the model of the stream's handlers first; without it, [api] validate decides",
+        "schema": {"type": "boolean"},
+    },
+    {
+        "name": "traceparent",
+        "in": "header",
+        "required": False,
+        "description": "W3C Trace Context: the message continues this trace; it becomes a field",
+        "schema": {"type": "string"},
+    },
 ]
-
-
-def _accepted(description: str, example: dict[str, Any], *, location: bool) -> dict[int | str, dict[str, Any]]:
-    headers = {
-        "Idempotency-Replayed": {"description": "true: the message was stored before", "schema": {"type": "string"}}
-    }
-    if location:
-        headers["Location"] = {"description": "The address of the message", "schema": {"type": "string"}}
-    return {
-        202: {"description": description, "headers": headers, "content": {"application/json": {"example": example}}}
-    }
+_ATTRIBUTES = {name: {"type": "string", "minLength": 1} for name in ("id", "source", "type")}
+_CLOUD_EVENT = {
+    "type": "object",
+    "required": ["specversion", "id", "source", "type"],
+    "properties": {"specversion": {"const": "1.0"}, **_ATTRIBUTES, "data": {}, "data_base64": {"type": "string"}},
+    "description": "CloudEvents 1.0: the members of `data` are the message, beside fields such as `ce_id`",
+}
+_EXAMPLE_EVENT = {"specversion": "1.0", "id": "1", "source": "/users", "type": "user.created", "data": _EXAMPLE}
+_REPLAYED = {
+    "Idempotency-Replayed": {"description": "true: the message was stored before", "schema": {"type": "string"}}
+}
+_LOCATION = {"Location": {"description": "The address of the message", "schema": {"type": "string"}}}
 
 
 async def publish(request: Request) -> Response:
-    """202: Redis has stored the message."""
-    stream = writable_stream(request)
-    key = _key(request.headers.get(_KEY_HEADER))
-    check_media_type(request, "application/json")
-    message = _unwrap(parse_json(await read_body(request)), "")
-    published = await _publisher(request).publish(stream, message, key=key)
+    """202: Redis has stored the message.
+
+    A CloudEvent is stored once, however often it is sent: without Idempotency-Key, its source and id are the key.
+    """
+    stream, key = _admitted(request), get_idempotency_key(request)
+    given = await read_one(request)
+    fields = await _checked(request, stream, given)
+    published = await _publisher(request).publish(stream, fields[0], key=key or given.key)
     headers = {"Location": f"{messages_path(stream)}/{published.id}"}
     if published.replayed:
         headers["Idempotency-Replayed"] = "true"
-    return json_response({"id": published.id, "stream": stream}, 202, headers)
+    accepted_at = time_of_id(published.id)
+    return json_response({"id": published.id, "stream": stream, "accepted_at": accepted_at}, 202, headers)
 
 
 async def publish_batch(request: Request) -> Response:
-    """The body is a JSON array, or one object a line (application/x-ndjson). All are stored, or none."""
-    stream = writable_stream(request)
-    key = _key(request.headers.get(_KEY_HEADER))
-    media_type = check_media_type(request, "application/json", NDJSON)
-    body = await read_body(request)
-    messages = _lines(body) if media_type == NDJSON else _array(body)
-    if len(messages) > BATCH_MAX:
-        raise Problem("invalid", f"{len(messages)} messages; at most {BATCH_MAX} are allowed at once")
-    ids, replayed = await _publisher(request).publish_batch(stream, messages, key=key)
-    headers = {"Idempotency-Replayed": "true"} if replayed else {}
-    return json_response({"stream": stream, "ids": ids, "count": len(ids)}, 202, headers)
+    """The body is a JSON array, one object a line (application/x-ndjson), or an array of CloudEvents.
+
+    All are stored, or none.
+    """
+    stream, key = _admitted(request), get_idempotency_key(request)
+    given = await read_many(request)
+    fields = await _checked(request, stream, given)
+    ids, replayed = await _publisher(request).publish_batch(stream, fields, key=key or given.key)
+    body = {
+        "stream": stream,
+        "ids": ids,
+        "count": len(ids),
+        "accepted_at": time_of_id(ids[-1]) if ids else None,
+        "results": [{"id": entry, "outcome": "stored"} for entry in ids],
+    }
+    return json_response(body, 202, {"Idempotency-Replayed": "true"} if replayed else {})
 
 
 #: Come before all other routes.
@@ -101,25 +137,37 @@ plain_routes = (
         publish,
         tag="streams",
         summary="Publish a message",
-        responses=_accepted("Stored", {"id": EXAMPLE_ID, "stream": "events:user_created"}, location=True)
-        | problems(*_STORED, "bad-request"),
-        openapi_extra={"parameters": _PARAMETERS, **json_body(_MESSAGE, _EXAMPLE)},
+        responses=answers(Stored, *_STORED, status=202, headers={**_REPLAYED, **_LOCATION}),
+        openapi_extra={
+            "parameters": _PARAMETERS,
+            **json_body(
+                _MESSAGE,
+                _EXAMPLE,
+                **{cloud_events.STRUCTURED: {"schema": _CLOUD_EVENT, "example": _EXAMPLE_EVENT}},
+            ),
+        },
     ),
     plain_post(
         "/v1/streams/{stream:name}/messages:batch",
         publish_batch,
         tag="streams",
         summary="Publish many messages",
-        responses=_accepted(
-            "All stored, in order", {"stream": "events:user_created", "ids": [EXAMPLE_ID], "count": 1}, location=False
-        )
-        | problems(*_STORED, "bad-request"),
+        responses=answers(StoredBatch, *_STORED, status=202, headers=_REPLAYED),
         openapi_extra={
             "parameters": _PARAMETERS,
             **json_body(
                 {"type": "array", "items": _MESSAGE, "maxItems": BATCH_MAX},
                 [_EXAMPLE],
-                **{NDJSON: {"schema": {"type": "string"}, "example": '{"user_id": 1}\n{"user_id": 2}\n'}},
+                **{
+                    NDJSON: {
+                        "schema": {"type": "array", "items": _MESSAGE, "maxItems": BATCH_MAX, "description": _ND_TEXT},
+                        "example": '{"user_id": 1}\n{"user_id": 2}\n',
+                    },
+                    cloud_events.BATCHED: {
+                        "schema": {"type": "array", "items": _CLOUD_EVENT, "maxItems": BATCH_MAX},
+                        "example": [_EXAMPLE_EVENT],
+                    },
+                },
             ),
         },
     ),
@@ -129,7 +177,7 @@ plain_routes = (
 @router.get(
     "/{stream:name}/messages",
     summary="Read a range of history",
-    responses=answers({"messages": [], "next": None}, "invalid", "wrong-type", "redis-unavailable"),
+    responses=answers(MessagePage, "invalid", "wrong-type", "redis-unavailable"),
 )
 async def read_messages(
     stream: Stream,
@@ -158,9 +206,7 @@ async def read_messages(
 @router.get(
     "/{stream:name}/messages/{entry_id}",
     summary="Read one message",
-    responses=answers(
-        {"id": EXAMPLE_ID, "fields": {"user_id": "1"}}, "not-found", "invalid", "wrong-type", "redis-unavailable"
-    ),
+    responses=answers(StoredMessage, "not-found", "invalid", "wrong-type", "redis-unavailable"),
 )
 async def read_message(stream: Stream, entry_id: EntryId, redis: RedisDep) -> Response:
     """`entry_id` is the id that publishing returned."""
@@ -184,54 +230,32 @@ def _publisher(request: Request) -> Publisher:
     return found
 
 
-def _unwrap(body: Any, place: str) -> dict[str, Any]:
-    if not isinstance(body, dict):
-        raise Problem("invalid", f"{place}a message must be a JSON object, not {_kind(body)}")
-    inner = body.get("fields")
-    return inner if len(body) == 1 and isinstance(inner, dict) else body
+def _admitted(request: Request) -> str:
+    """Return the stream of the request. Raises Problem when it may not be published to, or not now."""
+    stream = writable_stream(request)
+    service: Service = request.app.state.service
+    settings = service.settings.api
+    check_allowed(settings, stream)
+    if has_limits(settings):
+        check_limits(settings, stream, service.redis_side.peek())
+    return stream
 
 
-def _key(header: str | None) -> str | None:
-    """Return the key in an RFC 8941 string, with or without quotes."""
-    if header is None:
-        return None
-    quoted = _QUOTED.fullmatch(header.strip())
-    key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else header.strip()
-    if not key or len(key.encode()) > KEY_BYTES_MAX or not key.isprintable():
-        raise Problem("bad-request", f"Idempotency-Key must have 1 to {KEY_BYTES_MAX} printable characters")
-    return key
+async def _checked(request: Request, stream: str, given: Input) -> list[Mapping[str, str]]:
+    """Return the fields to store. Raises Problem for a message that the stream's handlers would refuse."""
+    service: Service = request.app.state.service
+    if _flag(request, "validate", default=service.settings.api.validate):
+        await service.models.check(stream, given.messages)
+    if trace := trace_fields(request):
+        return [{**trace, **message.fields} for message in given.messages]
+    return [message.fields for message in given.messages]
 
 
-def _array(body: bytes) -> list[dict[str, str]]:
-    items = parse_json(body)
-    if not isinstance(items, list):
-        raise Problem(
-            "invalid", f"a batch must be a JSON array, not {_kind(items)}; use {NDJSON} for one object a line"
-        )
-    return [_encoded(item, f"message {index}: ", index) for index, item in enumerate(items)]
-
-
-def _lines(body: bytes) -> list[dict[str, str]]:
-    found: list[Any] = []
-    for number, line in enumerate(body.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            item = parse_json(line)
-        except Problem as problem:
-            raise Problem("malformed-json", f"line {number}: {problem.detail}") from None
-        found.append(_encoded(item, f"line {number}: ", len(found)))
-    return found
-
-
-def _encoded(item: Any, place: str, index: int) -> dict[str, str]:
-    try:
-        return encode_fields(_unwrap(item, place))
-    except (EncodeError, Problem) as error:
-        text = error.detail if isinstance(error, Problem) else f"{place}{error}"
-        path = [index] if getattr(error, "field", None) is None else [index, getattr(error, "field", "")]
-        raise Problem("invalid", text, errors=[{"pointer": pointer_of(*path), "detail": text}]) from None
-
-
-def _kind(value: object) -> str:
-    return {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}.get(type(value), "a number")
+def _flag(request: Request, name: str, *, default: bool) -> bool:
+    """Return a parameter of the query. Raises Problem unless it is true or false."""
+    if not request.scope["query_string"] or (text := request.query_params.get(name)) is None:
+        return default
+    if text not in ("true", "false"):
+        detail = "must be true or false"
+        raise Problem("invalid", f"{name} {detail}", errors=[{"parameter": name, "detail": detail}])
+    return text == "true"

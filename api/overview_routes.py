@@ -9,6 +9,7 @@ from fastapi.responses import Response
 from supervisor.fastapi import RedisDep
 from supervisor.overview import overview
 
+from .replies import GroupList, StreamList
 from .schemas import answers, json_response
 from .service import ServiceDep, refuse_without_redis
 
@@ -18,7 +19,7 @@ router = APIRouter(prefix="/v1", tags=["status"])
 @router.get(
     "/streams",
     summary="The streams that have handlers",
-    responses=answers({"streams": []}, "wrong-type", "redis-unavailable"),
+    responses=answers(StreamList, "wrong-type", "redis-unavailable"),
 )
 async def list_streams(service: ServiceDep, redis: RedisDep) -> Response:
     """What `supervisor streams --json` prints: each stream with all its groups, including those of other programs."""
@@ -31,7 +32,7 @@ async def list_streams(service: ServiceDep, redis: RedisDep) -> Response:
 @router.get(
     "/groups",
     summary="The groups that have handlers",
-    responses=answers({"groups": []}, "redis-unavailable"),
+    responses=answers(GroupList, "redis-unavailable"),
 )
 async def list_groups(service: ServiceDep) -> Response:
     """Lag, pending messages, oldest entry and dead letters of each group."""

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from fastapi.responses import PlainTextResponse, Response
 
-from .schemas import NO_CACHE
+from .schemas import NO_CACHE, problems, text_answer
 from .service import FIRST_LIMIT_S, Pulse, Service, ServiceDep
 from .snapshots import NO_ANSWER, TOO_BUSY, Finding
 
@@ -25,10 +25,8 @@ Verbose = Annotated[str | None, Query(description="Print a line with the reason 
 Exclude = Annotated[
     Sequence[str], Query(description="Parts that do not count: redis, workers, paused, reading; may be repeated")
 ]
-_TEXT: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/plain": {"example": "ok"}}},
-    503: {"content": {"text/plain": {"example": "failed"}}},
-}
+_OK: dict[int | str, dict[str, Any]] = {200: text_answer("text/plain", "ok"), **problems()}
+_OK_OR_FAILED = {**_OK, 503: text_answer("text/plain", "failed", description="Not ready")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +86,19 @@ def _line(check: Check, exclude: Sequence[str]) -> str:
     return f"[{sign}]{check.name} {verdict}: {check.trouble}"
 
 
-@router.get("/livez", tags=["probes"], responses={200: _TEXT[200]}, summary="Is the process alive?")
+@router.get("/livez", tags=["probes"], response_class=PlainTextResponse, responses=_OK, summary="Is the process alive?")
 async def livez(verbose: Verbose = None) -> Response:
     """200 whenever the service answers."""
     return _answer([Check("process")], verbose)
 
 
-@router.get("/readyz", tags=["probes"], responses=_TEXT, summary="Can the service do its work?")
+@router.get(
+    "/readyz",
+    tags=["probes"],
+    response_class=PlainTextResponse,
+    responses=_OK_OR_FAILED,
+    summary="Can the service do its work?",
+)
 async def readyz(service: ServiceDep, verbose: Verbose = None, exclude: Exclude = ()) -> Response:
     """503 while Redis does not answer, or this host's pool is paused, has no ready worker, or can't read a group.
 
@@ -103,7 +107,13 @@ async def readyz(service: ServiceDep, verbose: Verbose = None, exclude: Exclude 
     return _answer(await _ready(service), verbose, exclude)
 
 
-@router.get("/startupz", tags=["probes"], responses=_TEXT, summary="Was the service ready once?")
+@router.get(
+    "/startupz",
+    tags=["probes"],
+    response_class=PlainTextResponse,
+    responses=_OK_OR_FAILED,
+    summary="Was the service ready once?",
+)
 async def startupz(service: ServiceDep, verbose: Verbose = None) -> Response:
     """503 until the service was ready for the first time."""
     if service.started:

@@ -3,11 +3,13 @@
 One table lists the kinds of problems. Each has a page at the address that `type` names.
 """
 
+import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 from fastapi import FastAPI, Request
@@ -32,6 +34,8 @@ from supervisor.errors import (
 MEDIA_TYPE = "application/problem+json"
 #: A range, so that clients that were refused together do not all come back at once.
 RETRY_AFTER_S = range(1, 4)
+#: A Host header that may stand in an address.
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 #: RFC 9457, 4.2.1: the status says all there is to say.
 BLANK = "about:blank"
 
@@ -53,6 +57,12 @@ KINDS = {
         401, "A token is needed", "Send `Authorization: Bearer <token>` with the token in [api] token."
     ),
     "cross-site": Kind(403, "Refused from another site", "A browser sent this for a page of another origin."),
+    "websocket-refused": Kind(
+        403, "The WebSocket was refused", "No route takes a WebSocket at this address, or the route has refused it."
+    ),
+    "stream-not-allowed": Kind(
+        403, "The stream may not be written to", "[api] streams lists the streams that clients may publish to."
+    ),
     "not-found": Kind(404, "Not found", "Nothing exists at this address, or it was removed."),
     "method-not-allowed": Kind(405, "Method not allowed", "The header Allow lists the methods of this address."),
     "ambiguous": Kind(
@@ -65,7 +75,20 @@ KINDS = {
     "idempotency-key-reused": Kind(
         422, "The Idempotency-Key was used for another message", "A key is kept for 24 hours; use a new one."
     ),
+    "no-models": Kind(
+        501,
+        "Messages can't be validated here",
+        "The service can't import the handlers, whose models say what is valid; `detail` says why. Nothing was stored.",
+    ),
     "internal": Kind(500, "Internal error", "This is a bug: the log has a traceback with the same request id."),
+    "backlog": Kind(
+        429, "The backlog is too long", "The stream's handlers are behind by more than [api] max_lag. Try again later."
+    ),
+    "memory": Kind(
+        503,
+        "Redis is short of memory",
+        "Redis uses more of its memory than [api] max_memory_percent. Nothing was stored; try again later.",
+    ),
     "redis-unavailable": Kind(
         503,
         "Redis is unreachable",
@@ -84,6 +107,7 @@ KINDS = {
     ),
     "busy": Kind(503, "Too many requests", "Too many requests wait for Redis, or too many clients follow streams."),
 }
+_LATER = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 #: The errors of Redis for `(0-0` as an end and for `(` with the highest id as a start.
 _NO_INTERVAL = ("invalid start ID", "invalid end ID")
@@ -117,7 +141,7 @@ class Problem(HTTPException):
         #: For programs: the kind, or the error code of Redis.
         self.code = code or kind
         status = KINDS[kind].status
-        more = {"Retry-After": str(secrets.choice(RETRY_AFTER_S))} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
+        more = {"Retry-After": str(secrets.choice(RETRY_AFTER_S))} if status in _LATER else {}
         super().__init__(status, detail, headers={**more, **(headers or {})})
 
 
@@ -138,7 +162,7 @@ def of_status(error: HTTPException) -> Problem:
 def response(scope: Scope, problem: Problem) -> Response:
     """Return the problem as an answer to the request of `scope`."""
     body: dict[str, Any] = {
-        "type": problem.kind if problem.kind == BLANK else f"/problems/{problem.kind}",
+        "type": BLANK if problem.kind == BLANK else f"{base_url(scope)}/problems/{problem.kind}",
         "title": problem.title,
         "status": problem.status_code,
         "detail": problem.detail or problem.text,
@@ -151,6 +175,17 @@ def response(scope: Scope, problem: Problem) -> Response:
     headers = dict(problem.headers or {})
     headers["X-Request-Id"] = body["request_id"]
     return Response(_json(body), problem.status_code, headers, MEDIA_TYPE)
+
+
+def base_url(scope: Scope) -> str:
+    """Return the address of the service as the client sees it, without a slash at the end."""
+    host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+    if not _HOST.fullmatch(host):
+        name, port = scope.get("server") or ("localhost", None)
+        name = f"[{name}]" if ":" in name else name
+        host = f"{name}:{port}" if port else "localhost"  # a Unix socket has no port
+    scheme = scope["scheme"].replace("ws", "http")
+    return f"{scheme}://{host}{quote(scope.get('root_path', '').rstrip('/'))}"
 
 
 def of_code(code: str, detail: str) -> Problem:

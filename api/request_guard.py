@@ -9,6 +9,7 @@ import hmac
 import ipaddress
 import re
 import secrets
+from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,8 +21,6 @@ from .stream_paths import is_utf8, with_single_segments
 PROBLEM_PAGES = "/problems/"
 PROBES = frozenset({"/livez", "/readyz", "/startupz"})
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-#: RFC 6455, 7.4.1
-_POLICY_VIOLATION = 1008
 #: What a browser sends for a request that the user or a page of this service made.
 _OWN_SITE = frozenset({b"same-origin", b"none"})
 _HOST = re.compile(r"(\[[^\[\]]+\]|[^:\[\]]+)(?::\d*)?")
@@ -119,12 +118,23 @@ def _routed(scope: Scope) -> Scope:
 
 
 async def _websocket(app: ASGIApp, refusal: Problem | None, scope: Scope, receive: Receive, send: Send) -> None:
-    """Hand a WebSocket to the app, or close it before it is accepted: the server then answers 403."""
+    """Hand a WebSocket to the app. One that is refused before it is accepted is answered with a problem and 403."""
+    accepted = False
+
+    async def explained(message: Message) -> None:
+        nonlocal accepted
+        if message["type"] == "websocket.close" and not accepted:
+            await response(scope, Problem("websocket-refused"))(scope, receive, send)
+            return
+        accepted = True
+        await send(message)
+
     if refusal is None:
-        await app(scope, receive, send)
+        await app(scope, receive, explained)
     else:
         await receive()
-        await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": refusal.kind})
+        refusal.status_code = HTTPStatus.FORBIDDEN
+        await response(scope, refusal)(scope, receive, send)
 
 
 def _is_open(path: str) -> bool:

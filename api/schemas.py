@@ -25,7 +25,6 @@ _DOTS = frozenset({".", ".."})
 _ID = "[0-9]{1,20}(-[0-9]{1,20})?"
 #: Reserved for keys such as those of dead letters, which clients must not write.
 _OWN_PREFIX = "supervisor:"
-EXAMPLE_ID = "1764000000000-0"
 #: For answers that no proxy may keep.
 NO_CACHE = {"Cache-Control": "no-store"}
 
@@ -140,35 +139,57 @@ def check_media_type(request: Request, *allowed: str) -> str:
 def problems(*kinds: str) -> dict[int | str, dict[str, Any]]:
     """Return the `responses` of a route that may answer with these kinds of problems."""
     found: dict[int | str, dict[str, Any]] = {}
-    for name in (*kinds, "unauthorized", "internal"):
+    for name in (*kinds, *_ANYWHERE):
         kind = KINDS[name]
-        entry = found.setdefault(kind.status, {"description": kind.title, "content": {MEDIA_TYPE: _PROBLEM}})
+        entry = found.setdefault(kind.status, {"description": kind.title, "content": PROBLEM_CONTENT})
         if kind.title not in entry["description"]:
             entry["description"] += f"; {kind.title}"
-        if kind.status == KINDS["redis-unavailable"].status:
-            entry["headers"] = {"Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}}
+        entry.setdefault("x-problems", {})[name] = kind.title
+        if kind.status in _HEADERS:
+            entry["headers"] = _HEADERS[kind.status]
     return found
 
 
-def answers(example: Any, *kinds: str) -> dict[int | str, dict[str, Any]]:
-    """Return the `responses` of a route that answers with JSON like `example`, or with these kinds of problems."""
-    return {200: {"content": {"application/json": {"example": example}}}, **problems(*kinds)}
+def answers(model: Any, *kinds: str, status: int = 200, **more: Any) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` of a route that answers with JSON like `model`, or with these kinds of problems.
+
+    `more` describes the answer with the model: its headers, an example.
+    """
+    return {status: {"model": model, **more}, **problems(*kinds)}
 
 
-def json_body(schema: dict[str, Any], example: Any, **others: dict[str, Any]) -> dict[str, Any]:
+def text_answer(media_type: str, example: str, **more: Any) -> dict[str, Any]:
+    """Return the description of an answer in text."""
+    return {"content": {media_type: {"schema": {"type": "string"}, "example": example}}, **more}
+
+
+def json_body(schema: dict[str, Any], example: Any, **others: Any) -> dict[str, Any]:
     """Return the `openapi_extra` of a route that reads its body itself."""
     content = {"application/json": {"schema": schema, "example": example}, **others}
     return {"requestBody": {"required": True, "content": content}}
 
 
-_PROBLEM = {"schema": {"$ref": "#/components/schemas/Problem"}}
+#: Problems that any route may answer with.
+_ANYWHERE = ("bad-request", "unauthorized", "cross-site", "method-not-allowed", "internal")
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}}
+_HEADERS = {
+    401: {"WWW-Authenticate": {"description": "The scheme", "schema": {"type": "string"}}},
+    405: {"Allow": {"description": "The methods of this address", "schema": {"type": "string"}}},
+    429: _RETRY_AFTER,
+    503: _RETRY_AFTER,
+}
+PROBLEM_CONTENT = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
 PROBLEM_SCHEMA: dict[str, Any] = {
     "title": "Problem",
     "description": "RFC 9457 problem details",
     "type": "object",
     "required": ["type", "title", "status", "detail", "instance", "code", "request_id"],
     "properties": {
-        "type": {"type": "string", "description": "The address of a page about this kind of problem"},
+        "type": {
+            "type": "string",
+            "format": "uri",
+            "description": "The address of a page about this kind of problem; about:blank where the status says it all",
+        },
         "title": {"type": "string"},
         "status": {"type": "integer"},
         "detail": {"type": "string"},

@@ -27,6 +27,7 @@ from supervisor.status import RedisSide, document, look_at_redis, pairs_of, with
 
 from .problems import Problem
 from .snapshots import NO_ANSWER, Finding, LoopWatch, Snapshot, is_pressed, judge
+from .validation import HandlerModels
 
 #: How often each part is looked at while somebody asks. The kernel walks all pages of a worker for its memory.
 PULSE_EVERY_S = 0.5
@@ -73,18 +74,19 @@ class Service:
         #: For the snapshots, which may wait longer than a request.
         self._patient: Redis = client(self.url, timeout_s=SNAPSHOT_LIMIT_S, connect_timeout_s=SNAPSHOT_LIMIT_S)
         self.publisher = Publisher(self.url, timeout_s=self.limit_s)
+        self.models = HandlerModels(loaded)
         self.stopping = asyncio.Event()
         self.started = False
         #: The number of clients that follow a stream now.
         self.tails = 0
         self.pulse: Snapshot[Pulse] = Snapshot(self._measure_pulse, every_s=PULSE_EVERY_S)
-        self._redis_side: Snapshot[RedisSide] = Snapshot(self._look_at_redis, every_s=GROUPS_EVERY_S)
+        self.redis_side: Snapshot[RedisSide] = Snapshot(self._look_at_redis, every_s=GROUPS_EVERY_S)
         self._memory: Snapshot[dict[int, dict[str, Any]]] = Snapshot(self._measure_memory, every_s=MEMORY_EVERY_S)
 
     async def state(self) -> dict[str, Any]:
         """Return the document of `supervisor status --json` as last known, without the parts that are not known."""
         pulse, side, memory = await asyncio.gather(
-            self.pulse.get(FIRST_LIMIT_S), self._redis_side.get(FIRST_LIMIT_S), self._memory.get(FIRST_LIMIT_S)
+            self.pulse.get(FIRST_LIMIT_S), self.redis_side.get(FIRST_LIMIT_S), self._memory.get(FIRST_LIMIT_S)
         )
         told: dict[str, Any] = {"state": "down", "pid": None, "uptime_s": None, "workers": []}
         if pulse is not None and pulse.pool is not None:
@@ -103,7 +105,7 @@ class Service:
     async def close(self) -> None:
         """Cancel what is running and disconnect."""
         self.stopping.set()
-        for snapshot in (self.pulse, self._redis_side, self._memory):
+        for snapshot in (self.pulse, self.redis_side, self._memory):
             snapshot.cancel()
         await self.publisher.aclose()
         await self.redis.aclose()

@@ -48,20 +48,32 @@ class Snapshot(Generic[T]):
 
         Waits at most `limit_s` for the first one, and at most WAIT_S when there is an older one.
         """
-        now_s = self._wanted_s = time.monotonic()
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._refresh())
+        now_s = time.monotonic()
+        self._want(now_s)
         if now_s - self._taken_s > 2 * self._every_s:
             known = now_s - self._taken_s < AGE_S_MAX
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(limit_s, WAIT_S) if known else limit_s):
                     await self._news.wait()
-        return self._value if time.monotonic() - self._taken_s < AGE_S_MAX else None
+        return self._young()
+
+    def peek(self) -> T | None:
+        """Return the latest result without waiting; None when there is none that is young enough."""
+        self._want(time.monotonic())
+        return self._young()
 
     def cancel(self) -> None:
         """Stop refreshing."""
         if self._task is not None:
             self._task.cancel()
+
+    def _want(self, now_s: float) -> None:
+        self._wanted_s = now_s
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._refresh())
+
+    def _young(self) -> T | None:
+        return self._value if time.monotonic() - self._taken_s < AGE_S_MAX else None
 
     async def _refresh(self) -> None:
         while time.monotonic() - self._wanted_s < DEMAND_S:

@@ -1,27 +1,32 @@
 """The state of the pool for people and dashboards, and pages about kinds of problems."""
 
+from html import escape
 from typing import Any
 
 from fastapi import APIRouter
-from fastapi.responses import PlainTextResponse, Response
+from fastapi.responses import HTMLResponse, Response
 
+from .html import page
 from .metrics import render
 from .problems import KINDS, Problem
-from .schemas import NO_CACHE, answers, json_response, problems
+from .replies import PoolState, WorkerList
+from .schemas import NO_CACHE, answers, json_response, problems, text_answer
 from .service import Service, ServiceDep
 
 router = APIRouter()
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class _Metrics(Response):
+    """Prometheus's text format."""
+
+    media_type = "text/plain; version=0.0.4; charset=utf-8"
 
 
 @router.get(
     "/health",
     tags=["status"],
     summary="The state of pool, workers and groups",
-    responses={
-        200: {"content": {"application/json": {"example": {"state": "healthy"}}}},
-        503: {"description": "down", "content": {"application/json": {"example": {"state": "down"}}}},
-    },
+    responses={**answers(PoolState), 503: {"model": PoolState, "description": "The pool or Redis is down"}},
 )
 async def health(service: ServiceDep) -> Response:
     """What `supervisor status --json` prints; 503 when Redis or the pool is down.
@@ -37,18 +42,19 @@ async def health(service: ServiceDep) -> Response:
     "/metrics",
     tags=["status"],
     summary="Figures for Prometheus",
-    responses={200: {"content": {METRICS_TYPE: {"example": "supervisor_redis_up 1"}}}},
+    response_class=_Metrics,
+    responses={200: text_answer(_Metrics.media_type, "supervisor_redis_up 1"), **problems()},
 )
 async def metrics(service: ServiceDep) -> Response:
     """Text format 0.0.4."""
-    return Response(render(_seen_from_here(service, await service.state())), 200, NO_CACHE, METRICS_TYPE)
+    return _Metrics(render(_seen_from_here(service, await service.state())), 200, NO_CACHE)
 
 
 @router.get(
     "/v1/workers",
     tags=["status"],
     summary="The workers of this host's pool",
-    responses=answers({"state": "healthy", "workers": []}),
+    responses=answers(WorkerList),
 )
 async def list_workers(service: ServiceDep) -> Response:
     """The list is empty where no pool runs."""
@@ -60,14 +66,15 @@ async def list_workers(service: ServiceDep) -> Response:
     "/problems/{kind}",
     tags=["problems"],
     summary="About a kind of problem",
-    responses={200: {"content": {"text/plain": {"example": "Not found"}}}, **problems("not-found")},
+    response_class=HTMLResponse,
+    responses={200: text_answer("text/html", "<h1>Not found</h1>"), **problems("not-found")},
 )
 async def read_problem(kind: str) -> Response:
     """Explain what the problem means and what to do."""
     found = KINDS.get(kind)
     if found is None:
         raise Problem("not-found", f"unknown kind; there are: {', '.join(KINDS)}")
-    return PlainTextResponse(f"{found.title} ({found.status})\n\n{found.text}\n")
+    return page(found.title, f"<p>Status {found.status}, code <code>{kind}</code></p><p>{escape(found.text)}</p>")
 
 
 def _seen_from_here(service: Service, state: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from supervisor.fastapi import RedisDep
 
 from .message_routes import as_message
 from .problems import Problem
-from .schemas import EntryId, Stream, problems
+from .schemas import EntryId, Stream, problems, text_answer
 from .service import Service, ServiceDep
 
 router = APIRouter(prefix="/v1/streams", tags=["streams"])
@@ -68,7 +68,7 @@ async def _begin(
     summary="Follow a stream",
     response_class=StreamingResponse,
     responses={
-        200: {"content": {_MEDIA_TYPE: {"schema": {"type": "string"}, "example": _EXAMPLE}}},
+        200: text_answer(_MEDIA_TYPE, _EXAMPLE),
         **problems("invalid", "wrong-type", "redis-unavailable", "busy"),
     },
 )

@@ -38,6 +38,8 @@ class RedisSide:
     groups: list[dict[str, Any]] = field(default_factory=list)
     #: Why the figures of some streams are missing.
     problems: list[str] = field(default_factory=list)
+    #: The share of `maxmemory` that is used; None: there is no limit, or it is not known.
+    memory_percent: float | None = None
 
 
 async def collect(settings: Settings, root: Path | None = None) -> dict[str, Any]:
@@ -65,7 +67,7 @@ async def look_at_redis(redis: Redis, url: str, pairs: Sequence[tuple[str, str]]
         groups, problems = await _readable_groups(redis, pairs)
     except REDIS_FAULTS as error:
         return RedisSide({**server, "error": str(error) or type(error).__name__})
-    return RedisSide(server, groups, problems)
+    return RedisSide(server, groups, problems, described.memory_percent)
 
 
 async def _readable_groups(redis: Redis, pairs: Sequence[tuple[str, str]]) -> tuple[list[dict[str, Any]], list[str]]:

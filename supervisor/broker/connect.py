@@ -59,6 +59,8 @@ class Server:
     version: str
     #: What a crash of the server or its machine may cost: none, rdb, everysec or always.
     durability: str
+    #: The share of `maxmemory` that is used; None: there is no limit.
+    memory_percent: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +234,9 @@ async def describe(redis: RedisClient) -> Server:
         version = f"Valkey {info['valkey_version']}"
     else:
         version = f"Redis {info.get('redis_version', '?')}"
-    return Server(version, await _durability(redis, info))
+    limit = info.get("maxmemory")
+    memory_percent = 100 * info["used_memory"] / limit if limit and "used_memory" in info else None
+    return Server(version, await _durability(redis, info), memory_percent)
 
 
 async def _durability(redis: RedisClient, info: dict[str, Any]) -> str:

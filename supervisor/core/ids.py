@@ -1,6 +1,7 @@
 """Stream ids `<Unix ms>-<sequence>` as pairs of numbers, which compare in stream order; and plain numbers. Pure."""
 
 import re
+from datetime import UTC, datetime
 
 _ID = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
 _PART_MAX = 2**64 - 1
@@ -21,6 +22,15 @@ def normalize_id(text: str) -> str:
     if max(parts) > _PART_MAX:
         raise ValueError(f"{text!r} must be an entry's id such as 1764000000000-0")
     return "{}-{}".format(*parts)
+
+
+def time_of_id(entry_id: str) -> str | None:
+    """Return the time in an id, as RFC 3339 has it; None for one beyond the year 9999."""
+    try:
+        time = datetime.fromtimestamp(parse_id(entry_id)[0] / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def parse_number(text: bytes | str | None) -> int | None:

@@ -179,6 +179,14 @@ class ApiSettings(Section):
     produce_timeout_ms: int = setting(Whole(10, 60_000), 200)
     #: The largest request body.
     max_body_bytes: int = setting(Whole(1024), 16 * 1024 * 1024)
+    #: The streams that clients may publish to, as names or patterns such as "events:*"; empty: any.
+    streams: list[str] = setting(ListOf(Text(), '["events:*"]'), factory=list)
+    #: Check messages against the model of the stream's handlers before they are stored.
+    validate: bool = setting(Flag(), False)
+    #: A publish is refused (429) while a group of the stream has more messages that are not settled; 0: never.
+    max_lag: int = setting(Whole(0), 0)
+    #: A publish is refused (503) while Redis uses more of its `maxmemory`, in percent; 0: never.
+    max_memory_percent: float = setting(Number(0, 100), 0.0)
     #: The project's own FastAPI routers, imported in the process of the HTTP service only.
     routers: list[str] = setting(ListOf(ROUTER, '["handlers.http:router"]'), factory=list)
 

@@ -123,7 +123,8 @@ def problem(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
     """The answer's problem document, checked to be a whole one of that kind."""
     assert (answer.status_code, answer.headers["content-type"]) == (status, PROBLEM), answer.text
     body: dict[str, Any] = answer.json()
-    assert body["type"] == f"/problems/{kind}"
+    base = f"{answer.request.url.scheme}://{answer.request.headers['host']}"
+    assert body["type"] == f"{base}/problems/{kind}"
     assert body["status"] == status
     assert body["title"] and body["detail"]
     assert body["instance"] == answer.request.url.raw_path.partition(b"?")[0].decode()

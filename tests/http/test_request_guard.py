@@ -141,8 +141,8 @@ def test_every_kind_of_problem_has_its_page(http: httpx.Client) -> None:
     assert {"invalid", "redis-unavailable", "unauthorized"} <= set(listed)
     for kind in listed:
         page = http.get(f"/problems/{kind}")
-        assert (page.status_code, page.headers["content-type"]) == (200, "text/plain; charset=utf-8")
-        assert len(page.text.split("\n\n")) == 2
+        assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+        assert f"<code>{kind}</code>" in page.text
 
 
 def test_a_request_id_is_given_back(http: httpx.Client) -> None:
@@ -165,6 +165,10 @@ def test_the_description_names_every_problem_that_a_route_answers_with(http: htt
     assert len(ids) == len(set(ids)) >= 18
     for path, method, operation in operations:
         assert operation["tags"] and operation["summary"], path
+        assert {"403", "405"} <= operation["responses"].keys(), path
+        for status, answer in operation["responses"].items():
+            schemas = [media.get("schema") for media in answer.get("content", {}).values()]
+            assert all(schemas) and (schemas or status == "204"), (path, method, status)
         for status, answer in operation["responses"].items():
             if int(status) >= 400 and path not in ("/readyz", "/startupz", "/health"):
                 assert list(answer["content"]) == ["application/problem+json"], (path, method, status)

@@ -1,5 +1,6 @@
 """A project's own routers in the HTTP service: the same rules as for its own routes, and clear errors."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from tests.cli.run import run
-from tests.http.service import HANDLERS, Service, problem
+from tests.http.service import HANDLERS, PROBLEM, Service, problem
 from tests.support.servers import RedisServer
 
 TOKEN = "s3cret"
@@ -147,7 +148,15 @@ def test_a_websocket_needs_the_token_too(
         return
     with pytest.raises(InvalidStatus) as refused:
         connect(url, additional_headers=headers, proxy=None)
-    assert refused.value.response.status_code == status
+    answer = refused.value.response
+    assert (answer.status_code, answer.headers["content-type"]) == (status, PROBLEM)
+    assert json.loads(answer.body)["status"] == 403
+
+
+def test_a_websocket_without_a_route_is_refused_with_a_problem(shop: Service) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        connect(shop.base_url.replace("http", "ws") + "/nothing", proxy=None)
+    assert json.loads(refused.value.response.body)["code"] == "websocket-refused"
 
 
 def test_the_page_of_all_routes_and_the_description_show_them(shop: Service, store: redis_py.Redis) -> None:

@@ -1,0 +1,194 @@
+"""Reads the messages of a request: a JSON object, an array, objects in lines, or CloudEvents."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from supervisor.core.encode import encode_fields
+from supervisor.errors import EncodeError
+from supervisor.publisher import BATCH_MAX
+
+from . import cloud_events
+from .plain_route import read_body
+from .problems import Problem, pointer_of
+from .schemas import check_media_type, parse_json
+from .validation import Incoming
+
+JSON = "application/json"
+NDJSON = "application/x-ndjson"
+#: Errors that are listed at most.
+_ERRORS_MAX = 100
+
+
+@dataclass(slots=True)
+class Input:
+    """The messages of a request."""
+
+    messages: list[Incoming] = field(default_factory=list)
+    #: Of the events, where these are CloudEvents.
+    key: str | None = None
+
+
+async def read_one(request: Request) -> Input:
+    """Return the message of a request. Raises Problem."""
+    if cloud_events.is_binary(request.headers):
+        return _binary_event(request.headers, await read_body(request))
+    media_type = check_media_type(request, JSON, cloud_events.STRUCTURED)
+    items = _Items(of_one=True)
+    body = parse_json(await read_body(request))
+    if media_type == cloud_events.STRUCTURED:
+        items.add_event(body, "", ())
+    else:
+        items.add(body, "", ())
+    return items.finish()
+
+
+async def read_many(request: Request) -> Input:
+    """Return the messages of a batch. Raises Problem."""
+    media_type = check_media_type(request, JSON, NDJSON, cloud_events.BATCHED)
+    items = _Items()
+    if media_type == NDJSON:
+        async for number, line in _lines(request):
+            await items.add_line(number, line)
+        return items.finish()
+    body = parse_json(await read_body(request))
+    if not isinstance(body, list):
+        raise Problem("invalid", f"a batch must be a JSON array, not {_kind(body)}; use {NDJSON} for one object a line")
+    if len(body) > BATCH_MAX:
+        raise _too_many(str(len(body)))
+    for at, item in enumerate(body):
+        if media_type == cloud_events.BATCHED:
+            items.add_event(item, f"event {at}: ", (at,))
+        else:
+            items.add(item, f"message {at}: ", (at,))
+        await items.breathe()
+    return items.finish()
+
+
+class _Items:
+    """Collects the messages of a body, and all that is wrong with them."""
+
+    #: Messages that are encoded before other requests get their turn.
+    SLICE = 200
+
+    def __init__(self, *, of_one: bool = False) -> None:
+        self._of_one = of_one
+        self._found = Input()
+        self._events: list[cloud_events.Event] = []
+        self._errors: list[dict[str, str]] = []
+        self._first = ""
+
+    def add(self, item: Any, place: str, path: tuple[str | int, ...]) -> None:
+        """Add a message as a JSON value; `place` begins the text of an error."""
+        if not isinstance(item, dict):
+            self._refuse(f"{place}a message must be a JSON object, not {_kind(item)}", path)
+            return
+        inner = item.get("fields")
+        if len(item) == 1 and isinstance(inner, dict):
+            item, path = inner, (*path, "fields")
+        self._encode(item, place, path)
+
+    def add_event(self, item: Any, place: str, path: tuple[str | int, ...]) -> None:
+        """Add a CloudEvent as a JSON value."""
+        try:
+            event = cloud_events.structured(item)
+        except cloud_events.EventError as error:
+            self._refuse(f"{place}{error}", (*path, error.member) if error.member else path)
+            return
+        self._events.append(event)
+        self._encode(event.message, place, (*path, "data") if isinstance(item.get("data"), dict) else path)
+
+    async def add_line(self, number: int, line: bytes) -> None:
+        """Add a line of NDJSON. Raises Problem when it is not JSON, or one too many."""
+        at = len(self._found.messages)
+        if at >= BATCH_MAX:
+            raise _too_many(f"more than {BATCH_MAX}")
+        try:
+            item = parse_json(line)
+        except Problem as problem:
+            raise Problem("malformed-json", f"line {number}: {problem.detail}") from None
+        self.add(item, f"line {number}: ", (at,))
+        await self.breathe()
+
+    async def breathe(self) -> None:
+        """Let other requests run now and then."""
+        if len(self._found.messages) % self.SLICE == 0:
+            await asyncio.sleep(0)
+
+    def finish(self) -> Input:
+        """Return all messages. Raises Problem with what is wrong with them."""
+        if self._errors:
+            raise Problem("invalid", self._first, errors=self._errors)
+        if self._events:
+            self._found.key = cloud_events.key_of(self._events)
+        return self._found
+
+    def _encode(self, message: dict[str, Any], place: str, path: tuple[str | int, ...]) -> None:
+        try:
+            self._found.messages.append(Incoming(encode_fields(message), message, path))
+        except EncodeError as error:
+            name = getattr(error, "field", None)
+            self._refuse(f"{place}{error}", path if name is None else (*path, name))
+
+    def _refuse(self, text: str, path: Sequence[str | int]) -> None:
+        self._first = self._first or text
+        self._errors.append({"pointer": pointer_of(*path), "detail": text})
+        if len(self._errors) >= _ERRORS_MAX:
+            self.finish()
+
+
+def _binary_event(headers: Mapping[str, str], body: bytes) -> Input:
+    media_type = headers.get("content-type", "")
+    try:
+        event = cloud_events.binary(headers.items(), media_type, body)
+    except cloud_events.EventError as error:
+        text = str(error)
+        parameter = f"{cloud_events.HEADER_PREFIX}{error.member}"
+        raise Problem("invalid", text, errors=[{"parameter": parameter, "detail": text}]) from None
+    except (ValueError, RecursionError) as error:
+        raise Problem("malformed-json", str(error)) from None
+    try:
+        message = Incoming(encode_fields(event.message), event.message)
+    except EncodeError as error:
+        raise Problem("invalid", str(error)) from None
+    return Input([message], cloud_events.key_of([event]))
+
+
+async def _lines(request: Request) -> AsyncIterator[tuple[int, bytes]]:
+    """Yield the lines of a body with their numbers while it arrives, without the blank ones."""
+    number, begun = 0, list[bytes]()
+    async for piece in _pieces(request):
+        *ends, rest = piece.split(b"\n")
+        for end in ends:
+            number += 1
+            line = b"".join([*begun, end])
+            begun.clear()
+            if line.strip():
+                yield number, line
+        begun.append(rest)
+    if (last := b"".join(begun)).strip():
+        yield number + 1, last
+
+
+async def _pieces(request: Request) -> AsyncIterator[bytes]:
+    """Yield the body as it arrives. Raises ClientDisconnect when the client leaves before it has sent all of it."""
+    receive = request.receive
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        yield message.get("body", b"")
+        if not message.get("more_body", False):
+            return
+
+
+def _too_many(count: str) -> Problem:
+    return Problem("invalid", f"{count} messages; at most {BATCH_MAX} are allowed at once")
+
+
+def _kind(value: object) -> str:
+    return {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}.get(type(value), "a number")
