@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Self
 from redis.asyncio import Redis
 
 from supervisor.broker.node_router import NodeRouter
+from supervisor.broker.publish_pipeline import AT_ONCE
 from supervisor.broker.scripts import PUBLISH_ONCE, Script
 from supervisor.core.encode import fields_of
 from supervisor.core.field_text import Value
@@ -197,7 +198,7 @@ class Publisher:
         for fields in messages:
             values.append(2 * len(fields))
             values += [text for pair in fields.items() for text in pair]
-        keys, arguments = [idempotency_key(stream, key), stream], (_fingerprint(messages), KEY_TTL_S, *values)
+        keys, arguments = [idempotency_key(stream, key), stream], (await _fingerprint(messages), KEY_TTL_S, *values)
         status, *ids = await self._router.send(
             stream, lambda node: node.script(PUBLISH_ONCE, keys, *arguments, repeatable=True)
         )
@@ -230,10 +231,12 @@ def _script(text: str) -> Script:
     return Script(text)
 
 
-def _fingerprint(messages: Sequence[Mapping[str, Value]]) -> str:
+async def _fingerprint(messages: Sequence[Mapping[str, Value]]) -> str:
     """Return a digest that does not depend on the order of fields, nor on the trace that a message belongs to."""
     digest = hashlib.blake2b(digest_size=16)
-    for fields in messages:
+    for number, fields in enumerate(messages, 1):
+        if number % AT_ONCE == 0:
+            await asyncio.sleep(0)
         pairs = sorted((name, value) for name, value in fields.items() if name not in TRACE_FIELDS)
         for text in (str(len(pairs)), *(part for pair in pairs for part in pair)):
             data = text.encode() if isinstance(text, str) else text

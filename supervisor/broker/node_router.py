@@ -11,7 +11,8 @@ from typing import TypeVar
 from redis.asyncio import Redis
 
 from supervisor.broker.connect import cluster
-from supervisor.broker.publish_pipeline import PipelineConnection, PublishPipeline
+from supervisor.broker.pipeline_connection import PipelineConnection
+from supervisor.broker.publish_pipeline import PublishPipeline
 from supervisor.broker.redis_errors import REDIS_FAULTS, UNREACHABLE, code_of
 from supervisor.broker.routes import Address, SlotRange, slot_owner
 from supervisor.errors import PublishRefusedError

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from supervisor import Message, handler
-from supervisor.broker import blocking, group_reader, publish_pipeline, routed_connection
+from supervisor.broker import blocking, group_reader, pipeline_connection, routed_connection
 from supervisor.broker.command_connection import CommandConnection
 from supervisor.broker.connect import client
 from supervisor.broker.group_reader import GroupReader
@@ -48,7 +48,7 @@ async def test_idle_tcp_connections_are_probed_by_the_kernel(proxy: Proxy) -> No
 async def test_the_first_publish_after_a_pause_is_stored(
     proxy: Proxy, redis: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publish_pipeline, "QUIET_S", 0.0)
+    monkeypatch.setattr(pipeline_connection, "QUIET_S", 0.0)
     async with Publisher(proxy.url, timeout_s=1) as publisher:
         await publisher.publish(STREAM, {"n": "1"})
         assert proxy.swallow() == 1
@@ -57,7 +57,7 @@ async def test_the_first_publish_after_a_pause_is_stored(
 
 
 async def test_a_client_of_redis_py_is_as_good(proxy: Proxy, redis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publish_pipeline, "QUIET_S", 0.0)
+    monkeypatch.setattr(pipeline_connection, "QUIET_S", 0.0)
     from redis.asyncio import Redis
 
     async with Redis.from_url(proxy.url) as own, Publisher(own, timeout_s=1) as publisher:

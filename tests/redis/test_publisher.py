@@ -111,13 +111,13 @@ async def test_a_turn_is_one_pipeline_in_order(publisher: Publisher, redis: Any)
     await publisher.publish(STREAM, {"n": "warm"})
     sent: list[int] = []
     link = publisher._router._only._connection
-    original = link.replies
+    original = link.send
 
-    def counted(packed: Any) -> Any:
+    async def counted(packed: Any) -> None:
         sent.append(len(packed))
-        return original(packed)
+        await original(packed)
 
-    link.replies = counted  # type: ignore[method-assign]
+    link.send = counted  # type: ignore[method-assign]
     count = COMMANDS_MAX + 100
     published = await asyncio.gather(*(publisher.publish(STREAM, {"n": n}) for n in range(count)))
     assert sent == [COMMANDS_MAX, 100]
@@ -158,7 +158,7 @@ async def test_a_caller_cancelled_on_the_way_leaves_answers_in_step(
     await publisher.publish(STREAM, {"n": "warm"})
     redis_server.pause()
     tasks = [asyncio.create_task(publisher.publish(STREAM, {"n": n})) for n in range(3)]
-    while not publisher._router._only._sending:
+    while not publisher._router._only._small._sending:
         await asyncio.sleep(0)
     tasks[0].cancel()
     redis_server.resume()
@@ -257,7 +257,7 @@ async def test_a_black_hole_is_answered_in_time(relay: Relay, redis: Any) -> Non
         relay.swallow = True
         two_limits = asyncio.create_task(asyncio.sleep(2 * 0.2))
         on_the_way = asyncio.create_task(publisher.publish(STREAM, {"n": 1}))
-        while not publisher._router._only._sending:
+        while not publisher._router._only._small._sending:
             await asyncio.sleep(0)
         waiting = asyncio.create_task(publisher.publish(STREAM, {"n": 2}))
         results = await asyncio.gather(on_the_way, waiting, return_exceptions=True)

@@ -1,0 +1,112 @@
+"""A connection that sends whole pipelines and reads their replies in order; used by one task at a time."""
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, Self
+
+from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, ReadOnlyError, ResponseError
+
+from supervisor.broker.command_connection import pack_command
+from supervisor.broker.connect import connection
+from supervisor.broker.redis_errors import REDIS_FAULTS
+from supervisor.broker.routed_connection import reopen, send_packed
+from supervisor.broker.routes import Address
+from supervisor.errors import UsageError
+
+#: A connection that was idle for longer is tested before it is used.
+QUIET_S = 1.0
+#: What a server answers instead of doing what it was asked for. redis-py derives the last three from ConnectionError.
+REFUSALS = (ResponseError, BusyLoadingError, AuthenticationError, AuthorizationError)
+
+
+class PipelineConnection:
+    """A connection whose `open` fails before a byte of the pipeline is written.
+
+    So a caller can tell what was never sent from what may have been. A connection that the server closed while it was
+    idle is made again.
+    """
+
+    def __init__(self, source: str | Redis, *, connect_timeout_s: float, at: Address | None = None) -> None:
+        """`source`: a URL, or a client whose server and credentials are used; its own connections are not.
+
+        `at`: the node, where the URL names a cluster.
+        """
+        self._source = source
+        self._connect_timeout_s = connect_timeout_s
+        self._at = at
+        self._connection = (
+            connection(source, at=at, connect_timeout_s=connect_timeout_s, name="supervisor-publisher")
+            if isinstance(source, str)
+            else _connection_like(source)
+        )
+        self._demoted = False
+        #: When the last reply came, by `time.monotonic`.
+        self._answered_s = time.monotonic()
+
+    def twin(self) -> Self:
+        """Return another connection to the same server, not yet connected."""
+        return type(self)(self._source, connect_timeout_s=self._connect_timeout_s, at=self._at)
+
+    async def open(self, probe_s: float) -> None:
+        """Connect unless connected. An idle connection that does not answer within `probe_s` is replaced.
+
+        Raises redis-py's errors and OSError; nothing was sent then.
+        """
+        await reopen(self._connection, demoted=self._demoted)
+        self._demoted = False
+        if time.monotonic() - self._answered_s > QUIET_S and not await self._works(probe_s):
+            await self.drop()
+            await reopen(self._connection)
+        self._answered_s = time.monotonic()
+
+    async def send(self, packed: Sequence[bytes]) -> None:
+        """Send packed commands. Raises redis-py's errors and OSError; how much was sent is then unknown."""
+        await send_packed(self._connection, packed)
+
+    async def reply(self) -> Any:
+        """Return the next reply, a refusal of the server as an exception.
+
+        Raises redis-py's errors and OSError when the connection fails; what became of the rest is then unknown.
+        """
+        try:
+            found = await self._connection.read_response(
+                disable_decoding=True, timeout=math.inf, disconnect_on_error=False
+            )
+        except REFUSALS as refusal:
+            self._demoted |= isinstance(refusal, ReadOnlyError)
+            found = refusal
+        self._answered_s = time.monotonic()
+        return found
+
+    async def drop(self) -> None:
+        """Close the connection; replies that are still to come are lost."""
+        await self._connection.disconnect(nowait=True)
+
+    async def _works(self, limit_s: float) -> bool:
+        try:
+            async with asyncio.timeout(limit_s):
+                await self.send([pack_command(("PING",))])
+                await self.reply()
+        except REDIS_FAULTS:
+            return False
+        return True
+
+
+def _connection_like(client: Redis) -> AbstractConnection:
+    pool = getattr(client, "connection_pool", None)
+    if pool is None or not hasattr(pool, "make_connection"):
+        raise UsageError(
+            f"a publisher needs a URL or a redis.asyncio.Redis, not {type(client).__name__};"
+            " a cluster's URL is redis+cluster://host:6379"
+        )
+    made: AbstractConnection = pool.make_connection()
+    made.retry = Retry(NoBackoff(), 0)
+    # redis-py wraps each send in a Task when there is a timeout; the publisher has its own.
+    made.socket_timeout = None
+    return made

@@ -1,0 +1,135 @@
+"""What a publish is answered while Redis is silent or loads its data, and whether that answer stays true."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from redis.exceptions import BusyLoadingError
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from supervisor.errors import PublishRefusedError, PublishUnknownError
+from supervisor.publisher import BATCH_MAX, Publisher
+from tests.support.servers import RedisServer, default_binary
+
+STREAM = "events"
+LIMIT_S = 1.0
+
+
+async def numbers(redis: Any) -> list[str]:
+    return [fields[b"n"].decode() for _, fields in await redis.xrange(STREAM)]
+
+
+async def is_on_the_way(publisher: Publisher) -> None:
+    while not publisher._router._only._small._sending:
+        await asyncio.sleep(0)
+
+
+async def test_a_refused_publish_is_not_sent_with_a_later_one(redis_server: Any, redis: Any) -> None:
+    async with Publisher(redis_server.url, timeout_s=LIMIT_S) as publisher:
+        await publisher.publish(STREAM, {"n": "before"})
+        redis_server.pause()
+        try:
+            lost = asyncio.create_task(publisher.publish(STREAM, {"n": "lost"}))
+            await is_on_the_way(publisher)
+            await asyncio.sleep(LIMIT_S / 4)
+            early = asyncio.create_task(publisher.publish(STREAM, {"n": "early"}))
+            await asyncio.sleep(LIMIT_S / 2)
+            late = asyncio.create_task(publisher.publish(STREAM, {"n": "late"}))
+            with pytest.raises(PublishUnknownError):
+                await lost
+            # Both go to one pipeline, which waits for a new connection.
+            with pytest.raises(PublishRefusedError):
+                await early
+        finally:
+            redis_server.resume()
+        await asyncio.wait([late])
+        await publisher.publish(STREAM, {"n": "after"})
+    assert "early" not in await numbers(redis)
+
+
+async def test_a_publish_that_was_written_before_its_time_was_over_is_unknown(redis_server: Any, redis: Any) -> None:
+    async with Publisher(redis_server.url, timeout_s=LIMIT_S / 4) as publisher:
+        await publisher.publish(STREAM, {"n": "before"})
+        redis_server.pause()
+        try:
+            with pytest.raises(PublishUnknownError):
+                await publisher.publish(STREAM, {"n": "written"})
+        finally:
+            redis_server.resume()
+        await publisher.publish(STREAM, {"n": "after"})
+    assert set(await numbers(redis)) == {"before", "written", "after"}
+
+
+async def test_a_large_batch_that_is_not_written_to_its_end_stores_nothing(
+    redis_server: Any, redis: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction runs at its last command, so it is refused as long as that was not written."""
+    monkeypatch.setattr("supervisor.broker.publish_pipeline._LARGE_BYTES_PER_S", 1e12)
+    async with Publisher(redis_server.url, timeout_s=LIMIT_S / 4) as publisher:
+        warm = [{"n": "warm", "data": "x" * 100}] * 600
+        await publisher.publish_many(STREAM, warm)
+        redis_server.pause()
+        try:
+            with pytest.raises(PublishRefusedError):
+                await publisher.publish_many(STREAM, [{"n": "large", "data": "x" * 100_000}] * 100)
+        finally:
+            redis_server.resume()
+        await publisher.publish_many(STREAM, warm)
+    assert await numbers(redis) == ["warm"] * 1200
+
+
+async def test_a_batch_gets_the_time_that_its_bytes_take(redis_server: Any, redis: Any) -> None:
+    async with Publisher(redis_server.url, timeout_s=0.05) as publisher:
+        ids = await publisher.publish_many(STREAM, [{"n": str(n), "data": "x" * 1_000} for n in range(BATCH_MAX)])
+    assert len(ids) == BATCH_MAX == await redis.xlen(STREAM)
+
+
+async def test_small_publishes_do_not_wait_for_a_large_batch(redis_server: Any, redis: Any) -> None:
+    async with Publisher(redis_server.url) as publisher:
+        await publisher.publish_many(STREAM, [{"n": "warm"}] * 600)
+        large = asyncio.create_task(publisher.publish_many(STREAM, [{"n": "l", "data": "x" * 1_000}] * BATCH_MAX))
+        await asyncio.sleep(0)
+        small = 0
+        while not large.done():
+            await publisher.publish(STREAM, {"n": "small"})
+            small += not large.done()
+        assert len(await large) == BATCH_MAX
+    assert small > 10
+
+
+class SlowLoader(RedisServer):
+    """Takes a while to load its data, and answers LOADING meanwhile."""
+
+    def _up(self) -> bool:
+        try:
+            with self.sync() as client:
+                return bool(client.ping())
+        except BusyLoadingError:
+            return True
+        except RedisConnectionError:
+            return False
+
+
+@pytest.fixture
+def slow_loader() -> Iterator[SlowLoader]:
+    options = ("--key-load-delay", "10000", "--loading-process-events-interval-bytes", "1024")
+    with SlowLoader(default_binary(), options=options) as server:
+        yield server
+
+
+async def test_a_server_that_loads_its_data_refuses(slow_loader: SlowLoader) -> None:
+    with slow_loader.sync() as client:
+        client.mset({f"key:{number}": "x" * 2_000 for number in range(1_000)})
+        client.save()
+    slow_loader.kill()
+    slow_loader.start()
+    async with Publisher(slow_loader.url, timeout_s=10) as publisher:
+        for attempt in (
+            publisher.publish(STREAM, {"n": 1}),
+            publisher.publish(STREAM, {"n": 1}, key="k"),
+            publisher.publish_many(STREAM, [{"n": 1}] * 3),
+        ):
+            with pytest.raises(PublishRefusedError) as caught:
+                await attempt
+            assert caught.value.code == "LOADING"
