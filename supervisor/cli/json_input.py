@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from supervisor.core.encode import encode_fields
-from supervisor.core.json_text import parse_number, refuse_constant
+from supervisor.core.json_text import DECODER
 from supervisor.errors import EncodeError, UsageError
 
 PIECE_BYTES = 64 * 1024
@@ -48,7 +48,6 @@ class _Reader:
         self.name = getattr(source, "name", "<stdin>")
         self._source = source
         self._to_text = codecs.getincrementaldecoder("utf-8-sig")()
-        self._decoder = json.JSONDecoder(parse_float=parse_number, parse_constant=refuse_constant)
         self._text = ""
         self._at = 0
         self._line = 1
@@ -90,7 +89,7 @@ class _Reader:
         wanted = PIECE_BYTES
         while True:
             try:
-                value, end = self._decoder.raw_decode(self._text, self._at)
+                value, end = DECODER.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _CUT
                 if self._ended or not cut:

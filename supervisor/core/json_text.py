@@ -1,50 +1,69 @@
-"""JSON with the numbers that were written: integers of any size, and decimals with all of their digits. Pure."""
+"""JSON with the numbers that were written, and without objects that name a member twice. Pure.
+
+`DECODER` reads all JSON that people write: over HTTP, in files and in pipes.
+"""
 
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, Self
 
 import orjson
 
-#: What a float may not hold: more than 15 digits, or an exponent.
-_MAY_LOSE = re.compile(rb"[0-9.]{17}|[0-9][eE]")
 _STRING_OR_NUMBER = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?', re.DOTALL)
 _INTEGERS = range(-(2**63), 2**64)
 
 
 class Number(float):
-    """A JSON number whose digits a float does not hold; `text` has all of them."""
+    """A JSON number that a float would not be written as; `text` is how it was written."""
 
     __slots__ = ("text",)
     text: str
 
     def __new__(cls, text: str) -> Self:
-        """Keep the digits beside the nearest float."""
+        """Keep the text beside the nearest float."""
         made = super().__new__(cls, text)
         made.text = text
         return made
 
 
-def parse_number(text: str) -> float:
-    """Return a float, or a `Number` where a float does not hold the digits."""
+def _decimal(text: str) -> float:
     value = float(text)
-    return value if _holds(value, text) else Number(text)
+    return value if orjson.dumps(value) == text.encode() else Number(text)
 
 
-def parse_exact(data: bytes | str) -> Any:
-    """Parse JSON with exact numbers. Raises ValueError when it is not JSON, and RecursionError when it is too deep."""
-    if not _MAY_LOSE.search(data if isinstance(data, bytes) else data.encode()):
-        return orjson.loads(data)
-    text = data.decode() if isinstance(data, bytes) else data
-    return json.loads(text, parse_float=parse_number, parse_constant=refuse_constant)
+def _integer(text: str) -> float:
+    return Number(text) if text == "-0" else int(text)
 
 
-def refuse_constant(name: str) -> Any:
+def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(members)
+    if len(found) < len(members):
+        counts = Counter(name for name, _ in members)
+        raise ValueError(f"an object has two members {counts.most_common(1)[0][0]!r}")
+    return found
+
+
+def _refuse_constant(name: str) -> Any:
     """Refuse NaN and Infinity, which Python's parser takes for JSON."""
     raise ValueError(f"{name} is not JSON")
+
+
+DECODER = json.JSONDecoder(
+    parse_float=_decimal, parse_int=_integer, parse_constant=_refuse_constant, object_pairs_hook=_object
+)
+
+
+def parse_exact(data: bytes) -> Any:
+    """Parse JSON. Raises ValueError when it is not JSON or a name occurs twice, RecursionError when it is too deep."""
+    text = data.decode()
+    value = DECODER.decode(text)
+    if "\\ud" in text or "\\uD" in text:
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is not Unicode
+    return value
 
 
 def quote_decimals(text: str) -> str:

@@ -58,7 +58,7 @@ def test_values_are_stored_as_text() -> None:
     (fields,) = read_all(f'{{"s": "é", "n": 1.50, "t": true, "o": {{"a": [1, null]}}, "big": {big}}}')
     assert fields == {
         "s": "é",
-        "n": "1.5",
+        "n": "1.50",
         "t": "true",
         "o": '{"a":[1,null]}',
         "big": "123456789012345678901234567890",
