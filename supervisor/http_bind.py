@@ -9,13 +9,17 @@ import errno
 import ipaddress
 import os
 import socket
+from collections.abc import Callable
+from functools import partial
 
 from supervisor.errors import ConfigError
 from supervisor.settings.model import Settings
 
-#: `<descriptor of the socket>,<descriptor of a file that the service writes to when it serves>`.
+#: `<descriptor of the socket>,<descriptor of a file>,<number of the process>`. A process that serves writes READY into
+#: the file, at the place of its number.
 #: Not SUPERVISOR_*: those are settings, and an unknown setting is an error.
 HTTP_FDS_VARIABLE = "_SUPERVISOR_HTTP_FDS"
+READY = b"1"
 BACKLOG = 2048
 _PORT_MAX = 65535
 
@@ -75,12 +79,12 @@ class PortInUseError(ConfigError):
     """Another process listens on that address."""
 
 
-def inherited_socket() -> tuple[socket.socket, int] | None:
-    """Return the socket and the ready file that the arbiter passed to this process, if any."""
+def inherited_socket() -> tuple[socket.socket, Callable[[], object]] | None:
+    """Return the socket that the arbiter passed to this process, if any, and what reports that it is served."""
     text = os.environ.pop(HTTP_FDS_VARIABLE, None)
     if text is None:
         return None
-    fd, ready_fd = map(int, text.split(","))
+    fd, ready_fd, process = map(int, text.split(","))
     for one in (fd, ready_fd):
         os.set_inheritable(one, False)
-    return socket.socket(fileno=fd), ready_fd
+    return socket.socket(fileno=fd), partial(os.pwrite, ready_fd, READY, process)

@@ -176,7 +176,7 @@ class Arbiter:
         if not redis.url:
             embedded_redis.find_binary()
             embedded_redis.make_folder(self._paths)
-            self._services.add(REDIS, self._spawner.redis)
+            self._services.add(NAMES.index(REDIS), self._spawner)
             self._services.check()
         limit_s = redis.connect_timeout_s + BOOT_CHECK_SLACK_S
         try:
@@ -205,14 +205,16 @@ class Arbiter:
         if self._burst:
             self._show_report(0, pool.first_workers)
         self._workers.scale(pool.first_workers)
-        self._services.add(KEEPER, self._spawner.keeper)
+        self._services.add(NAMES.index(KEEPER), self._spawner)
         self._add_api()
         self._services.check()
         self._loop.call_at(time.monotonic() + pool.boot_limit_s, self._report_started)
 
     def _add_api(self) -> None:
-        if self._settings.api.enabled:
-            self._services.add(API, self._spawner.api, is_ready=self._http.is_served)
+        """Run the processes of the HTTP service that do not run yet."""
+        api = self._settings.api
+        for process in range(len(self._services.all_of(API)), api.processes if api.enabled else 0):
+            self._services.add(NAMES.index(API) + process, self._spawner)
 
     def _report_started(self) -> None:
         """Show the startup report; repeated until all workers have been READY."""
@@ -235,7 +237,7 @@ class Arbiter:
             ready=ready,
             workers=workers,
             boot_ms=round((time.monotonic() - self._began_s) * 1000),
-            api=self._services.get(API) is not None,
+            api=len(self._services.all_of(API)),
             burst=self._burst,
         ).show(self._log)
 
@@ -274,11 +276,8 @@ class Arbiter:
         self._systemd.ready()
         gc.collect()
         gc.freeze()
-        spawns = {REDIS: self._spawner.redis, KEEPER: self._spawner.keeper, API: self._spawner.api}
         for slot in inherited.services:
-            name = NAMES[slot.number]
-            is_ready = self._http.is_served if name == API else lambda: True
-            self._services.add(name, spawns[name], slot, is_ready)
+            self._services.add(slot.number, self._spawner, slot)
         for slot in inherited.workers:
             self._workers.adopt(slot)
         self._workers.was_ready = True
@@ -286,11 +285,9 @@ class Arbiter:
             self._services.check()
             self._restarts.hold(inherited.load_error, inherited.held_since_s)
             return
-        pool = self._settings.pool
-        if not self._settings.api.enabled:
-            self._services.stop_service(API, time.monotonic() + pool.drain_s)
-        elif self._services.get(API) is None:
-            self._add_api()
+        pool, api = self._settings.pool, self._settings.api
+        self._services.stop_service(API, time.monotonic() + pool.drain_s, keep=api.processes if api.enabled else 0)
+        self._add_api()
         self._services.check()
         changed = pool.workers != inherited.configured_workers
         self._workers.scale(pool.workers if changed else self._workers.size)

@@ -1,7 +1,7 @@
 """The HTTP service's listening socket, which the arbiter owns: it stays open while the service is replaced.
 
-The service also gets a memory file, into which it writes as soon as it serves. Both descriptors are
-passed to the service only; every other child closes them.
+All processes of the service accept from it. They also get a memory file, into which each writes a byte as soon as it
+serves. Both descriptors are passed to the service only; every other child closes them.
 """
 
 import os
@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from supervisor.http_bind import HTTP_FDS_VARIABLE, PortInUseError, listen
+from supervisor.http_bind import HTTP_FDS_VARIABLE, READY, PortInUseError, listen
 from supervisor.memfd import create_memfd
 
 #: The service of an arbiter that has just been killed may still hold the port.
@@ -59,20 +59,20 @@ class HttpListener:
         """Return the descriptors that children other than the service must close."""
         return [*self.sockets(), *([self._ready_fd] if self._ready_fd >= 0 else [])]
 
-    def reset_ready(self) -> None:
-        """Forget that the last service was serving, before a new one starts."""
-        os.ftruncate(self._ready_fd, 0)
+    def reset_ready(self, process: int) -> None:
+        """Forget that the last child was serving, before a new one starts."""
+        os.pwrite(self._ready_fd, b"\0", process)
 
-    def is_served(self) -> bool:
-        """Return whether the service has reported that it serves."""
-        return self._ready_fd >= 0 and os.fstat(self._ready_fd).st_size > 0
+    def is_served(self, process: int) -> bool:
+        """Return whether this process of the service has reported that it serves."""
+        return self._ready_fd >= 0 and os.pread(self._ready_fd, 1, process) == READY
 
-    def export(self) -> dict[str, str]:
+    def export(self, process: int) -> dict[str, str]:
         """Make the descriptors inheritable and return the variable that names them; in the service's own process."""
         fds = self.fds()
         for fd in fds:
             os.set_inheritable(fd, True)
-        return {HTTP_FDS_VARIABLE: ",".join(map(str, fds))}
+        return {HTTP_FDS_VARIABLE: ",".join(map(str, (*fds, process)))}
 
     def state(self) -> dict[str, Any] | None:
         """Return what the next image of this process needs."""

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from supervisor.arbiter.rolling_restart import RollingRestart
-from supervisor.arbiter.services import NAMES, ServiceGroup
+from supervisor.arbiter.services import ServiceGroup, name_of
 from supervisor.arbiter.shutdown import Shutdown
 from supervisor.arbiter.spawn import Specs
 from supervisor.arbiter.worker_group import WorkerGroup
@@ -181,7 +181,7 @@ class PoolStatus:
         for slot in self.services.slots.values():
             if slot.wanted and slot.state in (State.BACKOFF, State.FAILED):
                 restarts = f", {counted(slot.restarts, 'restart')}" if slot.restarts else ""
-                reasons.append(f"{NAMES[slot.number]} {_DOES[slot.state][0]} ({_exit_text(slot)}{restarts})")
+                reasons.append(f"{name_of(slot.number)} {_DOES[slot.state][0]} ({_exit_text(slot)}{restarts})")
         if self._redis_lost:
             reasons.append("the keeper can't use Redis")
         return [*reasons, *self._hindrances()]
@@ -238,7 +238,7 @@ def _exit_entry(last_exit: Exit | None) -> dict[str, object] | None:
 
 def _service(slot: Slot) -> dict[str, Any]:
     return {
-        "name": NAMES[slot.number],
+        "name": name_of(slot.number),
         "pid": slot.pid or None,
         "state": slot.state.value,
         "restarts": slot.restarts,

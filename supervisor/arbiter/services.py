@@ -1,22 +1,33 @@
-"""The children other than workers: redis-server, keeper, HTTP service. One slot each."""
+"""The children other than workers: redis-server, keeper, the processes of the HTTP service. One slot each."""
 
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from supervisor.arbiter.restart_children import ChildGroup
-from supervisor.arbiter.spawn import API, KEEPER, REDIS
+from supervisor.arbiter.spawn import API, KEEPER, REDIS, Spawner, api_name
 from supervisor.core.liveness import NS
 from supervisor.core.slot import Heartbeat, Slot, State, kill
 from supervisor.shared_state import HeaderField, SharedState
 
-#: The number of a service's slot is its index here.
+#: The number of a service's slot is its index here. More processes of the HTTP service have the numbers behind it.
 NAMES = (REDIS, KEEPER, API)
 #: A keeper that has not completed a cycle for this long is stuck. Its own Redis timeouts are shorter.
 KEEPER_SILENT_S = 60.0
 #: The HTTP service has many imports, which take long on a busy machine.
 BOOT_S = 60.0
+
+
+def kind_of(number: int) -> str:
+    """Return which service runs in this slot."""
+    return NAMES[min(number, len(NAMES) - 1)]
+
+
+def name_of(number: int) -> str:
+    """Return the name of the process in this slot."""
+    return NAMES[number] if number < len(NAMES) else api_name(number - NAMES.index(API))
 
 
 class ServiceGroup(ChildGroup):
@@ -32,18 +43,23 @@ class ServiceGroup(ChildGroup):
         self._spawns: dict[int, Callable[[], int]] = {}
         self._ready_checks: dict[int, Callable[[], bool]] = {}
 
-    def add(
-        self, name: str, spawn: Callable[[], int], slot: Slot | None = None, is_ready: Callable[[], bool] = lambda: True
-    ) -> None:
-        """Run this service from the next check on; `slot` continues one of an earlier image of this process."""
-        number = NAMES.index(name)
-        self._spawns[number] = spawn
-        self._ready_checks[number] = is_ready
+    def add(self, number: int, spawner: Spawner, slot: Slot | None = None) -> None:
+        """Run the service of this slot from the next check on; `slot` continues one of an earlier image."""
+        if kind_of(number) == API:
+            process = number - NAMES.index(API)
+            self._spawns[number] = partial(spawner.api, process)
+            self._ready_checks[number] = partial(spawner.http.is_served, process)
+        else:
+            self._spawns[number] = {REDIS: spawner.redis, KEEPER: spawner.keeper}[kind_of(number)]
         self.adopt(slot or Slot(number))
 
     def get(self, name: str) -> Slot | None:
-        """Return the service's slot; None if the pool has no such service."""
+        """Return the slot of the service's first process; None if the pool has no such service."""
         return self.slots.get(NAMES.index(name))
+
+    def all_of(self, name: str) -> list[Slot]:
+        """Return the slots of the service's processes."""
+        return [slot for slot in self.slots.values() if kind_of(slot.number) == name]
 
     def spawn(self, number: int) -> int:
         """Start the service as `add` defined it."""
@@ -51,8 +67,9 @@ class ServiceGroup(ChildGroup):
 
     def heartbeat(self, slot: Slot) -> Heartbeat:
         """Return the keeper's beat; the other services only report that they are ready."""
-        if NAMES[slot.number] != KEEPER:
-            return Heartbeat(ready=self._ready_checks[slot.number]())
+        if kind_of(slot.number) != KEEPER:
+            is_ready = self._ready_checks.get(slot.number)
+            return Heartbeat(ready=is_ready is None or is_ready())
         beat_ns = max(self._shared.get(HeaderField.KEEPER_BEAT_NS), int(slot.spawned_s * NS))
         return self._liveness.heartbeat(slot.number, ready=True, beat_ns=beat_ns, deadline_ns=0)
 
@@ -62,39 +79,37 @@ class ServiceGroup(ChildGroup):
             del self.slots[before.number]
 
     def log_fields(self, number: int) -> dict[str, Any]:
-        """Return the service's name."""
-        return {"service": NAMES[number]}
+        """Return the name of the process."""
+        return {"service": name_of(number)}
 
     def process_name(self, number: int) -> str:
-        """Return the service's name."""
-        return NAMES[number]
+        """Return the name of the process."""
+        return name_of(number)
 
     def has_failed_at_first(self, name: str) -> bool:
         """Return whether the service could not start with this configuration, and has never run."""
-        slot = self.get(name)
-        return slot is not None and slot.state is State.FAILED and slot.incarnation == 1
+        return any(slot.state is State.FAILED and slot.incarnation == 1 for slot in self.all_of(name))
 
     def restart(self, name: str, drain_s: float) -> None:
-        """Replace the service's child, or start one when the last could not start."""
-        slot = self.get(name)
-        if slot is not None and slot.living:
-            self.drain(slot.number, time.monotonic() + drain_s)
-        elif slot is not None:
-            self.start_now(slot.number)
+        """Replace the service's children, or start those that could not start last time."""
+        for slot in self.all_of(name):
+            if slot.living:
+                self.drain(slot.number, time.monotonic() + drain_s)
+            else:
+                self.start_now(slot.number)
 
-    def stop_service(self, name: str, until_s: float) -> None:
-        """Stop this service; its child must have exited by `until_s`."""
-        slot = self.get(name)
-        if slot is not None:
-            self.slots[slot.number] = replace(slot, wanted=False)
-            self.drain(slot.number, until_s)
+    def stop_service(self, name: str, until_s: float, *, keep: int = 0) -> None:
+        """Stop this service, but for its first `keep` processes; its children must have exited by `until_s`."""
+        for slot in self.all_of(name):
+            if slot.number - NAMES.index(name) >= keep:
+                self.slots[slot.number] = replace(slot, wanted=False)
+                self.drain(slot.number, until_s)
 
     def kill_service(self, name: str) -> None:
         """Kill this service at once."""
-        slot = self.get(name)
-        if slot is not None:
+        for slot in self.all_of(name):
             self._apply(slot.number, *kill(replace(slot, wanted=False), "quick", time.monotonic(), dump=False))
 
     def any_living(self, *names: str) -> bool:
         """Return whether one of these services has a process."""
-        return any(slot.living for slot in self.slots.values() if NAMES[slot.number] in names)
+        return any(slot.living for slot in self.slots.values() if kind_of(slot.number) in names)

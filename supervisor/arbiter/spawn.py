@@ -32,6 +32,11 @@ API = "api"
 Specs = Sequence[HandlerSpec]
 
 
+def api_name(process: int) -> str:
+    """Return the name of a process of the HTTP service: `api`, `api 2`, `api 3`."""
+    return f"{API} {process + 1}" if process else API
+
+
 def worker_name(slot: int) -> str:
     """Return the name of the process in a slot."""
     return f"worker {slot}"
@@ -86,15 +91,24 @@ class Spawner:
     #: The arbiter's other descriptors. Children close all of them.
     private_fds: Callable[[], list[int]]
 
-    def fork(self, name: str, body: Callable[[], int], *, uses_state: bool = False, **fields: Any) -> int:
-        """Fork a child without the arbiter's descriptors; only the HTTP service keeps its listener.
+    def fork(
+        self,
+        name: str,
+        body: Callable[[], int],
+        *,
+        uses_state: bool = False,
+        uses_http: bool = False,
+        **fields: Any,
+    ) -> int:
+        """Fork a child without the arbiter's descriptors.
 
-        `uses_state`: the child opens files of the state directory. `fields` name it on the lines that it prints.
+        `uses_state`: the child opens files of the state directory. `uses_http`: it keeps the HTTP service's listener.
+        `fields` name it on the lines that it prints.
         """
         control_fds, stacks, pipes = self.control_fds(), self.stack_dumps.fresh(name), self.outputs.open()
         close = [*self.private_fds(), *self.stack_dumps.fds(), *self.outputs.fds(), *control_fds]
         close += [fd for end in pipes.ends for fd in end[:2]] if pipes else []
-        close += [] if name == API else self.http.fds()
+        close += [] if uses_http else self.http.fds()
         close += [] if uses_state else [self.state_dir.fd]
         descriptors = fork.Descriptors(
             stacks=stacks,
@@ -155,12 +169,16 @@ class Spawner:
         settings, run = self.loaded.settings, self.entry_points.boot
         return self.fork("boot", lambda: run(settings, self.specs, self.lease_token, out_fd))
 
-    def api(self) -> int:
-        """Start the HTTP service on the arbiter's listening socket."""
+    def api(self, process: int) -> int:
+        """Start a process of the HTTP service on the arbiter's listening socket."""
         self.http.open()
-        self.http.reset_ready()
+        self.http.reset_ready(process)
         command, environment = self.entry_points.api(self.loaded)
-        return self.fork(API, lambda: fork.exec_command(command, environment | self.http.export() | exported_stderr()))
+
+        def body() -> int:
+            return fork.exec_command(command, environment | self.http.export(process) | exported_stderr())
+
+        return self.fork(api_name(process), body, uses_http=True)
 
     def redis(self) -> int:
         """Start the embedded Redis server."""

@@ -25,7 +25,8 @@ class StartupReport:
     workers: int
     #: From the arbiter's start until now.
     boot_ms: int
-    api: bool
+    #: The number of processes of the HTTP service.
+    api: int
     #: The report comes before the first worker is READY, because the pool may exit soon.
     burst: bool = False
 
@@ -74,6 +75,7 @@ class StartupReport:
         ready = paint(colour, f"{self.ready}/{self.workers} ready") + f" in {self.boot_ms} ms"
         yield line("workers", f"{self.workers}, until no work is left" if self.burst else ready)
         if self.api:
-            yield line("http", f"http://{settings.api.bind}  (docs at /docs, health at /readyz)")
+            processes = f" ({self.api} processes)" if self.api > 1 else ""
+            yield line("http", f"http://{settings.api.bind}{processes}  (docs at /docs, health at /readyz)")
         yield line("state", str(settings.state_dir))
         yield line("", "Ctrl-C drains and stops")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
-import os
 import signal
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from supervisor.errors import EXIT_FAILED, EXIT_OK, SupervisorError
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     import uvicorn
 
@@ -62,7 +62,7 @@ def serve(loaded: Loaded) -> int:
     from supervisor.standard_streams import replace_text_streams
 
     check_bind(loaded.settings)
-    listening, ready_fd = inherited_socket() or (listen(loaded.settings.api.bind), None)
+    listening, report_ready = inherited_socket() or (listen(loaded.settings.api.bind), None)
     app = application().create_app(loaded)
     configuration = uvicorn.Config(
         app,
@@ -82,12 +82,12 @@ def serve(loaded: Loaded) -> int:
     # uvicorn raises the signal again after its shutdown; the exit code must be 0 then.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(EXIT_OK))
-    server = _server(configuration, ready_fd)
+    server = _server(configuration, report_ready)
     server.run(sockets=[listening])
     return EXIT_OK if server.started else EXIT_FAILED
 
 
-def _server(configuration: uvicorn.Config, ready_fd: int | None) -> uvicorn.Server:
+def _server(configuration: uvicorn.Config, report_ready: Callable[[], object] | None) -> uvicorn.Server:
     """Make a uvicorn server that reports when it is ready and shuts down gently."""
     import asyncio
 
@@ -96,8 +96,8 @@ def _server(configuration: uvicorn.Config, ready_fd: int | None) -> uvicorn.Serv
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            if self.started and ready_fd is not None:
-                os.write(ready_fd, b"1")
+            if self.started and report_ready is not None:
+                report_ready()
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             # uvicorn alone would close connections whose first request is still on its way.

@@ -173,6 +173,8 @@ class ApiSettings(Section):
     enabled: bool = setting(Flag(), True)
     #: host:port. Anything but loopback needs `token`.
     bind: str = setting(BIND, "127.0.0.1:8000")
+    #: Processes of a pool's HTTP service, which accept from one socket. `supervisor api` runs one.
+    processes: int = setting(Whole(1, 64), 1)
     #: When set, every request but the probes must carry `Authorization: Bearer <token>`.
     token: str = setting(Text(), "")
     #: A publish is answered within this time, with 503 when Redis has not stored it.

@@ -158,6 +158,49 @@ def test_a_killed_service_refuses_no_new_connection(start_pool: StartPool, redis
     assert pool.stop() == 0
 
 
+def serving(pool: Pool) -> dict[str, int]:
+    """The processes of the HTTP service by name."""
+    return {s["name"]: s["pid"] for s in pool.ask("status")["services"] if s["name"].startswith("api") and s["pid"]}
+
+
+def answering(pool: Pool) -> set[int]:
+    """The processes that have accepted at least one of some connections."""
+    clients = [browser(pool) for _ in range(20)]
+    try:
+        for client in clients:
+            assert client.get("/livez").status_code == 200
+        return {
+            pid
+            for pid in serving(pool).values()
+            if any(c.status == psutil.CONN_ESTABLISHED for c in psutil.Process(pid).net_connections("tcp"))
+        }
+    finally:
+        for client in clients:
+            client.close()
+
+
+def browser(pool: Pool) -> httpx.Client:
+    return httpx.Client(base_url=pool.base_url, timeout=30, trust_env=False, verify=False)
+
+
+def test_processes_share_the_socket_and_restart_alone(start_pool: StartPool, redis_url: str) -> None:
+    pool = start_pool(HANDLERS, redis_url=redis_url, api=True, workers=1, config="[api]\nprocesses = 2")
+    before = serving(pool)
+    assert list(before) == ["api", "api 2"]
+    assert holders(pool.port) == {pool.pid, *before.values()}
+    eventually(lambda: answering(pool) == set(before.values()), 60, what="each process has answered")
+    with probed(pool) as probe:
+        os.kill(before["api 2"], signal.SIGKILL)
+        after = eventually(lambda: now if len(now := serving(pool)) == 2 and now["api 2"] != before["api 2"] else None)
+    assert after == {**before, "api 2": after["api 2"]}, "the others were left alone"
+    assert not [failure for failure in probe.failures if "ConnectError" in failure], probe.failures
+    pool.config.write_text(pool.config.read_text().replace("processes = 2", "processes = 1"))
+    assert pool.command("restart", "--wait", limit_s=60).returncode == 0
+    eventually(lambda: list(serving(pool)) == ["api"])
+    assert pool.status()["state"] == "healthy"
+    assert pool.stop() == 0
+
+
 @pytest.mark.long
 def test_restart_waits_until_the_new_service_serves(start_pool: StartPool, redis_url: str) -> None:
     pool = start_pool(HANDLERS, redis_url=redis_url, api=True, workers=1)
