@@ -1,4 +1,4 @@
-"""A load generator for one route: N keep-alive connections, each sends its next request when it has its answer.
+"""Load generators for one route over N keep-alive connections: as fast as it answers, and at a fixed rate.
 
 It speaks just enough HTTP/1.1 for that (answers with a Content-Length), since a general client would
 be slower than the server it measures.
@@ -7,6 +7,7 @@ be slower than the server it measures.
 import asyncio
 import re
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -22,6 +23,11 @@ class Load:
     #: Status code -> how often.
     statuses: dict[int, int] = field(default_factory=dict)
 
+    def add(self, since: float, status: int) -> None:
+        """Count an answer that has just come; `since` by `time.perf_counter`."""
+        self.latencies_ms.append((time.perf_counter() - since) * 1000)
+        self.statuses[status] = self.statuses.get(status, 0) + 1
+
     @property
     def rate(self) -> float:
         """Answers a second."""
@@ -34,36 +40,73 @@ class Load:
 
 async def post(url: str, body: bytes, *, connections: int, seconds: float, warm_up_s: float = 1.0) -> Load:
     """POST `body` to `url` for `seconds` after a warm-up. Raises ConnectionError when the server goes away."""
+    load = Load(seconds)
+    begin = time.perf_counter() + warm_up_s
+    end = begin + seconds
+
+    async def repeat(client: _Client) -> None:
+        while (sent := time.perf_counter()) < end:
+            status = await client.post()
+            if sent >= begin:
+                load.add(sent, status)
+
+    await _each(url, body, connections, lambda client, _: repeat(client))
+    return load
+
+
+async def post_at(url: str, body: bytes, *, connections: int, seconds: float, rate: float) -> Load:
+    """POST `body` to `url` at fixed times, `rate` a second; a latency counts from when its request was due.
+
+    Raises ConnectionError when the server goes away.
+    """
+    load = Load(seconds)
+    begin = time.perf_counter() + 0.1
+    every_s = connections / rate
+
+    async def repeat(client: _Client, number: int) -> None:
+        due = begin + number / rate
+        while due < begin + seconds:
+            await asyncio.sleep(due - time.perf_counter())
+            load.add(due, await client.post())
+            due += every_s
+
+    await _each(url, body, connections, repeat)
+    return load
+
+
+class _Client:
+    """One connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> None:
+        self._reader, self._writer, self._request = reader, writer, request
+
+    async def post(self) -> int:
+        """Send the request and return the status of the answer."""
+        self._writer.write(self._request)
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        length = LENGTH.search(head)
+        if length and int(length[1]):
+            await self._reader.readexactly(int(length[1]))
+        return int(head[9:12])
+
+
+async def _each(url: str, body: bytes, connections: int, run: Callable[[_Client, int], Awaitable[None]]) -> None:
+    """Run the function with each of the connections and its number."""
     parts = urlsplit(url)
     head = (
         f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     )
-    request = head.encode() + body
-    load = Load()
-    begin = time.perf_counter() + warm_up_s
-    end = begin + seconds
+
+    async def one(number: int) -> None:
+        reader, writer = await asyncio.open_connection(parts.hostname or "", parts.port or 80)
+        try:
+            await run(_Client(reader, writer, head.encode() + body), number)
+        except asyncio.IncompleteReadError as error:
+            raise ConnectionError(f"{parts.netloc} closed the connection") from error
+        finally:
+            writer.close()
+
     async with asyncio.TaskGroup() as tasks:
-        for _ in range(connections):
-            tasks.create_task(_one(parts.hostname or "", parts.port or 80, request, load, begin, end))
-    load.seconds = seconds
-    return load
-
-
-async def _one(host: str, port: int, request: bytes, load: Load, begin: float, end: float) -> None:
-    reader, writer = await asyncio.open_connection(host, port)
-    try:
-        while (sent := time.perf_counter()) < end:
-            writer.write(request)
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = LENGTH.search(head)
-            if length and int(length[1]):
-                await reader.readexactly(int(length[1]))
-            if sent >= begin:
-                load.latencies_ms.append((time.perf_counter() - sent) * 1000)
-                status = int(head[9:12])
-                load.statuses[status] = load.statuses.get(status, 0) + 1
-    except asyncio.IncompleteReadError as error:
-        raise ConnectionError(f"{host}:{port} closed the connection") from error
-    finally:
-        writer.close()
+        for number in range(connections):
+            tasks.create_task(one(number))
