@@ -29,7 +29,9 @@ _CODES: tuple[tuple[type[Exception], str], ...] = (
     (exceptions.TryAgainError, "TRYAGAIN"),
 )
 _CODE = re.compile(r"-?([A-Z][A-Z0-9_]+)(?= |$)")
-_CODE_IN_SCRIPT = re.compile(r"@user_script: ?\d+: -?([A-Z][A-Z0-9_]+) ")
+#: Before Redis 7 a script's error is wrapped: `ERR Error running script (...): @user_script:3: -OOM command ...`.
+#: redis-py wraps those of a pipeline: `Command # 1 (XLEN text) of pipeline caused error: ('WRONGTYPE Operation ...',)`.
+_WRAPPED_CODE = re.compile(r"""(?:@user_script: ?\d+|of pipeline caused error): [(]?["']?-?([A-Z][A-Z0-9_]+) """)
 #: Refusals that end by themselves. AskError is the base of MovedError: the next connection goes to the right node.
 _TRANSIENT = (
     exceptions.AskError,
@@ -56,8 +58,7 @@ def code_of(error: BaseException) -> str:
     found = _CODE.match(text)
     if found and found[1] != "ERR":
         return found[1]
-    # Before Redis 7 a script's error is wrapped: `ERR Error running script (...): @user_script:3: -OOM command ...`.
-    inside = _CODE_IN_SCRIPT.search(text)
+    inside = _WRAPPED_CODE.search(text)
     return inside[1] if inside else "ERR"
 
 

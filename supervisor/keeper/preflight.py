@@ -41,22 +41,26 @@ from supervisor.settings.redis_url import is_cluster
 PATIENCE_S = 1.0
 
 
-#: No entry comes after it, so a consumer that asks for what it has pending after it gets nothing.
-_LAST_ID = b"18446744073709551615-18446744073709551615"
+#: A consumer that asks for what it has pending after this id gets nothing. The highest id of all means `>` to a server.
+_LAST_ID = b"18446744073709551615-18446744073709551614"
 
 
 def run(settings: Settings, specs: Sequence[HandlerSpec], token: str, out_fd: int) -> int:
     """Run the checks, write the report to `out_fd` and return the exit code."""
     code: int = EXIT_OK
     try:
-        report = asyncio.run(_check(settings, specs, token))
+        report = asyncio.run(check(settings, specs, token))
     except SupervisorError as error:
         report, code = {"error": str(error)}, error.exit_code
     os.write(out_fd, json.dumps(report).encode() + b"\n")
     return code
 
 
-async def _check(settings: Settings, specs: Sequence[HandlerSpec], token: str) -> dict[str, Any]:
+async def check(settings: Settings, specs: Sequence[HandlerSpec], token: str) -> dict[str, Any]:
+    """Create missing groups, take the lease and do what workers do; return what the server is.
+
+    Raises SupervisorError with what a pool could not work with.
+    """
     url = redis_url(settings)
     if is_cluster(url):
         _check_names(specs)

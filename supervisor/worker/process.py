@@ -121,7 +121,7 @@ async def _enter(lifespans: WorkerLifespans, runtime: Runtime, beat: Beat) -> bo
     try:
         runtime.context.state = await lifespans.enter()
     except asyncio.CancelledError:
-        if not runtime.stopping:
+        if not beat.draining:
             raise
         return False
     finally:
@@ -186,12 +186,17 @@ class Beat:
         if not self._fields.get(SlotField.READY_NS):
             self._fields.set(SlotField.READY_NS, time.monotonic_ns())
 
+    @property
+    def draining(self) -> bool:
+        """Whether the worker was asked to stop, though its runtime may not know it yet."""
+        return self._draining is not None
+
     def drain(self) -> None:
         """Stop taking messages; the worker ends when what is in hand is done."""
         if self._draining is None:
+            self._draining = self._loop.create_task(self._runtime.drain())
             if self.entering is not None:  # nothing is in hand
                 self.entering.cancel()
-            self._draining = self._loop.create_task(self._runtime.drain())
 
     def stop(self) -> None:
         """End the beats."""

@@ -1,4 +1,4 @@
-"""The code of an error is the same on each server, also where a script's error is wrapped."""
+"""The code of an error is the same on each server, also where it is wrapped: that of a script, that in a pipeline."""
 
 from typing import Any
 
@@ -25,3 +25,13 @@ async def test_errors_of_scripts(every_server: Any, code: str) -> None:
         with pytest.raises(ResponseError) as caught:
             await redis.eval(FAILING[code], 0)
         assert code_of(caught.value) == code and not is_transient(caught.value)
+
+
+async def test_errors_in_a_pipeline(every_server: Any) -> None:
+    async with every_server.client() as redis:
+        await redis.set("text", "")
+        pipe = redis.pipeline(transaction=False)
+        pipe.xlen("text").eval(FAILING["WRONGTYPE"], 0)
+        with pytest.raises(ResponseError) as caught:
+            await pipe.execute()
+        assert code_of(caught.value) == "WRONGTYPE"

@@ -27,8 +27,9 @@ def make_certificates(folder: Path) -> Certificates:
         pytest.skip("no openssl to make certificates with")
     for name in ("ca", "other"):
         _openssl(
-            folder, *_NEW, f"{name}.key", "-out", f"{name}.pem", "-x509", "-days", "2", "-subj", f"/CN=test {name}"
-        )
+            folder, *_NEW, f"{name}.key", "-out", f"{name}.pem", "-x509", "-days", "2", "-subj", f"/CN=test {name}",
+            "-addext", "keyUsage=critical,keyCertSign,cRLSign",  # without it, Python 3.13 refuses the authority
+        )  # fmt: skip
     for name, more in (("server", "subjectAltName=IP:127.0.0.1"), ("client", "extendedKeyUsage=clientAuth")):
         _openssl(folder, *_NEW, f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
         (folder / f"{name}.ext").write_text(more)
