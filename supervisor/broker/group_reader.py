@@ -50,6 +50,8 @@ class GroupReader:
         self.client_id = 0
         #: The server that `client_id` belongs to.
         self.server: Server = None
+        #: Connections before this one that a server may still have: the server, and its number for them.
+        self._replaced: set[tuple[Server, int]] = set()
         #: How many reads are on the wire whose replies were not received.
         self.outstanding = 0
         #: The read on the wire may wait at the server. It is the only one then: CLIENT UNBLOCK ends just one.
@@ -59,7 +61,7 @@ class GroupReader:
         self.due_s = math.inf
 
     async def connect(self) -> None:
-        """Connect and end this consumer's previous connection at the server.
+        """Connect and end this consumer's previous connections at the server.
 
         A server that has not noticed a lost connection would still deliver entries to its blocked read. Raises
         redis-py's errors, OSError and TimeoutError.
@@ -67,12 +69,15 @@ class GroupReader:
         await self.close()
         async with asyncio.timeout(self._handshake_s):
             await self._connection.connect()
-            previous = self.server, self.client_id
+            if self.client_id:
+                self._replaced.add((self.server, self.client_id))
             self.server, self.client_id = server_of(self._connection), 0
             with contextlib.suppress(ResponseError):  # forbidden by an ACL; a later scan finds what went astray
                 self.client_id = int(await self._ask("CLIENT", "ID"))
-                if previous[1] and previous[0] == self.server:
-                    await self._kill(previous[1])
+                for server, client_id in self._replaced:
+                    if server == self.server and client_id != self.client_id:
+                        await self._kill(client_id)
+            self._replaced.clear()
 
     def select(self, streams: Sequence[str]) -> None:
         """Read new entries of these streams."""
