@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from supervisor.core.ids import parse_id
 from supervisor.core.outcome import CRASHED
 from supervisor.keys import crashes_key, dead_key, isolated_key, retries_key
+from supervisor.shared_state import SlotField
 from tests.model.group import written
 
 if TYPE_CHECKING:
@@ -123,6 +124,8 @@ class Ghosts:
         pool = worker.pool
         paused_s = max(pool.paused_s or self._world.clock.now_s, pool.disturbed_s)
         self._forbid(self._world.clock.now_s - paused_s > _OBEYS_S, f"{entry!r} is started while the pool is paused")
+        obeys = worker.words.get(SlotField.PAUSED)
+        self._forbid(obeys, f"{entry!r} is started by a worker that says that it starts nothing")
         self._check_marks(worker, message, ghost)
         ghost.runners.append(worker)
         ghost.suspected_by = ""
@@ -140,6 +143,10 @@ class Ghosts:
             ghost.suspected_by == worker.name and not isolated and not ghost.torn,
             f"{ghost.place!r} is a suspect and does not run alone",
         )
+
+    def _charges(self, ghost: Ghost) -> int:
+        crashes = self._world.server.hashes.get(crashes_key(*ghost.place[:2]).encode(), {})
+        return int(crashes.get(ghost.place[2], 0))
 
     def ended(self, worker: Worker, message: Message, error: BaseException | None, *, counts: bool = True) -> None:
         """Its handler has returned, or raised; `counts`: not for a worker that leaves."""
@@ -245,13 +252,17 @@ class Ghosts:
             self.died(worker)
         for slot in pool.workers:
             self.unsuspect(f"{pool.name}:{slot}")
+        self.marks_stay(pool, before)
+
+    def marks_stay(self, pool: Pool, before: dict[Key, int] | None = None) -> None:
+        """What Redis says of a pool's workers is all that the next pool knows; `before`: what was counted earlier."""
         for stream, group in self._world.sources:
             key = isolated_key(stream, group)
             noted = [self._world.server.call("HGET", key, f"{pool.name}:{slot}") for slot in pool.workers] + [
                 worker.sent_marks.get(key) for worker in pool.living
             ]
             for ghost in {self.at.get((stream, group, entry)) for entry in noted if entry}:
-                if ghost is not None and ghost.deaths_alone == before.get(ghost.key, 0):
+                if ghost is not None and (before is None or ghost.deaths_alone == before.get(ghost.key, 0)):
                     ghost.deaths_alone += 1
 
     def forgive(self) -> None:
@@ -264,8 +275,7 @@ class Ghosts:
     def check(self) -> None:
         """Raises BrokenRuleError."""
         for ghost in self.of.values():
-            stream, group, entry = ghost.place
-            held = self._world.group(stream, group)
+            held = self._world.group(*ghost.place[:2])
             if held is None:
                 continue
             letters = self.letters(ghost)
@@ -277,8 +287,7 @@ class Ghosts:
             self._forbid(too_often, f"{ghost.place!r} was tried too often")
             late = [deliveries for reason, deliveries in letters if reason != CRASHED and deliveries > 1]
             self._forbid(ghost.undecodable and late, f"{ghost.place!r} can't be decoded, and was tried again")
-            crashes = self._world.server.hashes.get(crashes_key(stream, group).encode(), {})
-            self._check_crashes(ghost, int(crashes.get(entry, 0)), letters)
+            self._check_crashes(ghost, self._charges(ghost), letters)
 
     def _check_crashes(self, ghost: Ghost, crashes: int, letters: list[tuple[str, int]]) -> None:
         most = self._world.options.max_crashes

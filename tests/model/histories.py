@@ -14,10 +14,13 @@ MOVES = 60
 #: Move -> how often a random history makes it.
 WEIGHTS = {
     "publish": 10,
+    "flood": 2,
     "step": 50,
     "tick": 12,
     "lose": 6,
+    "sever": 2,
     "restart": 1,
+    "outage": 1,
     "refuse": 2,
     "accept": 2,
     "lose_group": 1,
@@ -25,6 +28,7 @@ WEIGHTS = {
     "drain": 3,
     "overrun": 1,
     "scale": 3,
+    "retire": 1,
     "pause": 3,
     "kill_arbiter": 1,
     "reboot": 1,

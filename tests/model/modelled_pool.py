@@ -162,6 +162,8 @@ class Pool:
     def _down(self) -> None:
         self.up, self.keeper = False, None
         self.world.ghosts.forgive()
+        if self.world.has_refused:  # the keeper could not remove the marks of a worker that was killed
+            self.world.ghosts.marks_stay(self)
         for slot in self.workers:
             self.world.ghosts.unsuspect(f"{self.name}:{slot}")
 

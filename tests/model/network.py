@@ -19,6 +19,7 @@ from redis.exceptions import ConnectionError as LostError
 
 from supervisor.broker import scripts
 from tests.model.commands import Argument, flat
+from tests.model.ghosts import BrokenRuleError
 from tests.model.server import Server
 from tests.model.stepped_loop import Clock
 
@@ -142,6 +143,8 @@ class Link:
         self._commands: deque[tuple[bytes, ...]] = deque()
         self._left: int | None = None
         self._is_serving = False
+        #: The group of which it has read new entries.
+        self.reads = b""
         #: The read that waits for entries at the server, and its number.
         self.blocked: tuple[bytes, ...] | None = None
         self._blocks = count(1)
@@ -179,6 +182,8 @@ class Link:
         """The client closes it, or its process is gone; what was sent arrives."""
         self.process.links.pop(self, None)
         self._mute = True
+        if self._lost:  # the server does not hear of it, or knows
+            return
         if self.process.pool.cut_off:
             self._forget_later()
         else:
@@ -229,6 +234,7 @@ class Link:
             except ResponseError as error:
                 reply = error
             if reply is not None:
+                self._check_delivery(self.blocked, reply)
                 self.unblock(reply)
 
     def unblock(self, reply: Any = None) -> None:
@@ -239,6 +245,8 @@ class Link:
 
     def _arrived(self, commands: list[tuple[bytes, ...]]) -> None:
         if not self._deaf:
+            if self.blocked is not None:
+                raise BrokenRuleError(f"{commands[0][0]!r} was sent behind a read that blocks: it can't be ended")
             self._commands.extend(commands)
             if not self._is_serving:
                 self._serve()
@@ -265,12 +273,28 @@ class Link:
             reply = self._network_command(command) if command[0] == b"CLIENT" else self._network.do(*command)
         except RedisError as error:
             reply = error
+        self._check_delivery(command, reply)
         if reply is None and b"BLOCK" in command:
+            if self._commands:
+                raise BrokenRuleError(f"{self._commands[0][0]!r} was sent behind a read that blocks: it can't be ended")
             self.blocked, self._block = command, next(self._blocks)
             block, block_ms = self._block, int(command[command.index(b"BLOCK") + 1])
             self._network.at(self._network.clock.now_s + block_ms / 1000, lambda: self._block_ends(block))
         else:
             self._answer(reply)
+
+    def _check_delivery(self, command: tuple[bytes, ...], reply: Any) -> None:
+        """A consumer that reads over a new connection must not be given entries over the one before."""
+        if command[0] != b"XREADGROUP" or command[-1] != b">" or isinstance(reply, Exception):
+            return
+        self.reads = command[2]
+        later = [
+            link
+            for link in self._network.links.values()
+            if link.process is self.process and link.reads == self.reads and link.number > self.number
+        ]
+        if reply and later:
+            raise BrokenRuleError(f"{self.name} is given entries over a connection that it has replaced")
 
     def _block_ends(self, block: int) -> None:
         if self.blocked is not None and self._block == block:

@@ -27,7 +27,7 @@ from supervisor.worker import process as worker_process
 from supervisor.worker.consumer import Consumer
 from supervisor.worker.runtime import Runtime
 from tests.model.commands import Argument
-from tests.model.network import Connection, Link
+from tests.model.network import Connection, Link, Loss
 from tests.model.stepped_loop import Clock, Loop
 
 if TYPE_CHECKING:
@@ -127,6 +127,11 @@ class Worker(Process):
         self.stopping = True
         self.drained_s = self.pool.world.clock.now_s
         self.terminate()
+
+    def lose_reads(self) -> None:
+        """Lose the connections over which it waits for messages."""
+        for link in [link for link in self.links if link.blocked]:
+            link.lose(Loss.BEFORE)
 
     @property
     def in_hand(self) -> list[tuple[str, str, bytes]]:

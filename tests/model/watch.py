@@ -23,6 +23,16 @@ class WatchedServer(Server):
         super().__init__()
         self._world = world
         self.deleted = self._deleted
+        #: When it has seen that nothing more is pending for it, a message is published.
+        self.retiring: Worker | None = None
+
+    def cmd_xpending(self, key: bytes, name: bytes, *rest: bytes) -> list[Any]:
+        reply = super().cmd_xpending(key, name, *rest)
+        if not reply and self.retiring is not None and self._world.network.sender is self.retiring:
+            for _ in self._world.workers:  # each serves one that waits
+                self._world.network.at(self._world.clock.now_s, self._world.publish)
+            self.retiring = None
+        return reply
 
     def cmd_xclaim(self, key: bytes, group: bytes, consumer: bytes, *rest: bytes) -> list[Any]:
         pending = self.stream(key).group(group).pending

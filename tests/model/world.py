@@ -42,7 +42,7 @@ OPTIONS = Options(
 )
 #: How much time a tick may be.
 TICKS_S = (0.06, 0.5, 1.1, 4.0, LEASE_MS / 1000 + 1)
-MESSAGES_MAX = 24
+MESSAGES_MAX = 40
 #: Two leases, some backoffs and some deaths of each poison message need no more.
 SETTLE_S = 400.0
 _RUN_MAX = 8
@@ -100,6 +100,15 @@ class World:
         """A read of new entries would be answered at once."""
         held, member = self.server.streams.get(stream.encode()), self.group(stream, group)
         return held is not None and member is not None and next(reversed(held.entries), (0, 0)) > member.last
+
+    def publish(self, *, poison: bool = False, undecodable: bool = False) -> None:
+        """One message; `undecodable`: for the group whose handler decodes."""
+        if self.published < MESSAGES_MAX and self.network.mode is Mode.NOTHING:
+            self.published += 1
+            entry = self.network.do("XADD", self.stream, "*", "n", self.published)
+            for group in self.groups:
+                place = self.stream, group, entry
+                self.ghosts.add(Ghost((group, entry), place, poison, undecodable=undecodable and group == "h"))
 
     # One thing after the other
 
@@ -163,13 +172,13 @@ class Moves(World):
 
     def move_publish(self, _: int, how: int) -> None:
         for at in range(1 + how % 4):
-            if self.published < MESSAGES_MAX and self.network.mode is Mode.NOTHING:
-                self.published += 1
-                entry = self.network.do("XADD", self.stream, "*", "n", self.published)
-                for group in self.groups:
-                    poison, undecodable = (how + at) % 9 == 0, group == "h" and (how + at) % 11 == 5
-                    place = self.stream, group, entry
-                    self.ghosts.add(Ghost((group, entry), place, poison, undecodable=undecodable))
+            poison, undecodable = (how + at) % 9 == 0, (how + at) % 11 == 5
+            self.publish(poison=poison, undecodable=undecodable)
+
+    def move_flood(self, which: int, how: int) -> None:
+        """A backlog of several batches."""
+        for _ in range(4):
+            self.move_publish(which, how)
 
     def move_step(self, which: int, how: int) -> None:
         """A few callbacks."""
@@ -190,6 +199,16 @@ class Moves(World):
                 self.ghosts.forgive()  # what was to be charged may not be
             link.lose(loss)
 
+    def move_sever(self, which: int, how: int) -> None:
+        """A worker's reads are lost and begin again, before the server has noticed."""
+        if self.workers:
+            worker = self.workers[which % len(self.workers)]
+            worker.pool.disturb(_LOST_S)
+            worker.lose_reads()
+            self.run(TICKS_S[how % 3])
+            for _ in self.workers:
+                self.publish()
+
     def move_restart(self, _: int, how: int) -> None:
         """The server starts again; sometimes it loads for a while."""
         self._disturb()
@@ -198,6 +217,14 @@ class Moves(World):
             pool.seen_since_s = self.clock.now_s
         if how % 2:
             self._refuse(Mode.LOADING)
+
+    def move_outage(self, which: int, how: int) -> None:
+        """The server is away for longer than a lease holds."""
+        self.move_restart(which, 1)
+        self.run(TICKS_S[-1])
+        self.move_accept(which, how)
+        for pool in self.pools:
+            pool.seen_since_s = self.clock.now_s
 
     def move_refuse(self, which: int, how: int) -> None:
         self.move_publish(which, how)
@@ -260,6 +287,16 @@ class Moves(World):
         pool = self.pools[which % 2]
         if pool.obeys:
             pool.scale(1 + how % SLOTS)
+
+    def move_retire(self, which: int, how: int) -> None:
+        """A slot is removed whose read stays behind at the server, and is served while the worker leaves."""
+        pool = self.pools[which % 2]
+        if pool.obeys and pool.size > 1 and (worker := pool.workers[pool.size - 1]) is not None:
+            pool.disturb(_LOST_S)
+            worker.lose_reads()
+            pool.scale(pool.size - 1)
+            self.server.retiring = worker
+            self.run(TICKS_S[how % 3])
 
     def move_pause(self, which: int, how: int) -> None:
         pool = self.pools[which % 2]
