@@ -31,7 +31,7 @@ class Answer(NamedTuple):
 
 
 class Client:
-    """One keep-alive connection, made again when the service has closed it."""
+    """One keep-alive connection."""
 
     def __init__(self, base_url: str) -> None:
         self._host, self._port = urlsplit(base_url).hostname, urlsplit(base_url).port
@@ -58,7 +58,8 @@ class Client:
 
 async def publish_at(base_url: str, rate: float, seconds: float) -> list[Answer]:
     """The answers to publishes at fixed times."""
-    idle: asyncio.LifoQueue[Client] = asyncio.LifoQueue()
+    # In turn, so that none of them is idle for so long that the service closes it.
+    idle: asyncio.Queue[Client] = asyncio.Queue()
     for _ in range(CONNECTIONS):
         idle.put_nowait(Client(base_url))
 
