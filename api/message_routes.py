@@ -119,7 +119,7 @@ async def publish_batch(request: Request) -> Response:
     stream, key = _admitted(request), get_idempotency_key(request)
     given = await read_many(request)
     fields = await _checked(request, stream, given)
-    ids, replayed = await _publisher(request).publish_batch(stream, fields, key=key or given.key)
+    ids, replayed, _ = await _publisher(request).publish_batch(stream, fields, key=key or given.key)
     body = {
         "stream": stream,
         "ids": ids,

@@ -31,6 +31,12 @@ _OF_POOL = (
     ("supervisor_group_cut_off_workers", "Workers that can't read the group.", "cut_off"),
     ("supervisor_group_circuit_open_workers", "Workers whose handler fails for nearly everything.", "circuits"),
 )
+#: name, help, key in an entry of `later`
+_OF_LATER = (
+    ("supervisor_later_messages", "Messages that are published later.", "waiting"),
+    ("supervisor_later_overdue_seconds", "How long the first of them has been due.", "overdue_s"),
+    ("supervisor_later_malformed_messages", "Members of the set that are no messages.", "malformed"),
+)
 _OF_WORKER = (
     ("supervisor_worker_restarts_total", "counter", "Starts after the first.", "restarts"),
     ("supervisor_worker_resident_memory_bytes", "gauge", "Resident memory.", "rss_bytes"),
@@ -80,6 +86,8 @@ def render(state: Mapping[str, Any]) -> str:
     for name, text, key in _OF_GROUP:
         labels = [({"stream": group["stream"], "group": group["group"]}, group.get(key)) for group in groups]
         lines += _family(name, "counter" if name.endswith("_total") else "gauge", text, labels)
+    for name, text, key in _OF_LATER:
+        lines += _family(name, "gauge", text, [({"stream": one["stream"]}, one[key]) for one in state.get("later", ())])
     for name, text, key in _OF_POOL:
         counts = {(one["stream"], one["group"]): one["workers"] for one in state.get(key, ())}
         pairs = [(group["stream"], group["group"]) for group in groups] if key in state else []

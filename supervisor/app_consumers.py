@@ -18,8 +18,10 @@ from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.core.backoff import backoff_s
 from supervisor.core.outcome import Crash
 from supervisor.handling.loader import HandlerSpec
+from supervisor.keeper.cancelling import cancel
 from supervisor.keeper.lease import RENEW_S, drop, take, take_free_number
 from supervisor.keeper.reaper import Reaper
+from supervisor.keeper.scheduler import publishing
 from supervisor.keeper.trimmer import Trimmer
 from supervisor.keys import consumer_name
 from supervisor.log import FaultLog, logger, worker_logger
@@ -87,12 +89,13 @@ class AppConsumers:
         slots = range(self._shared.get(HeaderField.WORKERS))
         consumers = [self._start_task(self._consume(slot, consumer_name(pool, slot), leaving)) for slot in slots]
         others = [self._start_task(self._keep(pool, token)), self._start_task(self._stopping.wait())]
+        groups = [(spec.stream, spec.group) for spec in self._specs]
+        due = publishing(self._redis, self._settings, self._settings.redis.url, groups, self._log)
+        others += [self._start_task(work) for work in due]
         await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
         leaving.set()
         await asyncio.wait(consumers, timeout=self._settings.pool.drain_s)
-        for task in (*consumers, *others):
-            task.cancel()
-        await asyncio.gather(*consumers, *others, return_exceptions=True)
+        await cancel(*consumers, *others)
         with contextlib.suppress(*REDIS_FAULTS):  # the lease expires by itself
             await drop(self._redis, pool, token)
 

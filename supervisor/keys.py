@@ -9,6 +9,10 @@ PREFIX = "supervisor"
 #: looks like a pool's is left alone.
 POOLS_KEY = f"{PREFIX}:pools"
 
+#: A hash: each stream that a publisher has given messages for later -> when it did, Unix ms. Keepers find there the
+#: streams that have no handler.
+LATER_STREAMS_KEY = f"{PREFIX}:later"
+
 #: The consumer that is shown for a replayed message until a worker reads it.
 REPLAY_CONSUMER = f"{PREFIX}:replay"
 #: The consumer that holds messages that wait for their turn (`include/turns.lua`).
@@ -113,6 +117,21 @@ def released_key(stream: str, group: str) -> str:
 def idempotency_key(stream: str, key: str) -> str:
     """The fingerprint and ids of the messages that were published to `stream` under the client's `key`."""
     return f"{_stream_key(stream)}:idempotency:{key}"
+
+
+def later_key(stream: str) -> str:
+    """A sorted set of the messages that are published later: due time in Unix ms, and a JSON text."""
+    return f"{_stream_key(stream)}:later"
+
+
+def cron_key(stream: str) -> str:
+    """A hash: name of a schedule of this stream -> its last tick in Unix ms, and when it comes."""
+    return f"{_stream_key(stream)}:cron"
+
+
+def cron_paused_key(stream: str) -> str:
+    """A hash: name of a paused schedule of this stream -> since when, Unix ms."""
+    return f"{_stream_key(stream)}:cron:paused"
 
 
 def reaper_key(stream: str, group: str) -> str:

@@ -3,13 +3,18 @@
 1. A publish whose answer was lost is repeated only when it carries a key, so nothing is stored twice.
 2. Each publish is answered within its timeout, whatever Redis does; nothing is kept for later.
 3. A publish never trims a stream: retention is the keeper's.
+4. What is published later waits in a sorted set beside the stream (`core/later.py`). Any pool's keeper moves it to the
+   stream when it is due.
 """
 
 import asyncio
 import contextlib
 import hashlib
+import os
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from datetime import datetime
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, Self
 
@@ -17,13 +22,15 @@ from redis.asyncio import Redis
 
 from supervisor.broker.node_router import NodeRouter
 from supervisor.broker.publish_pipeline import AT_ONCE
-from supervisor.broker.scripts import PUBLISH_ONCE, Script
+from supervisor.broker.scripts import PUBLISH_LATER, PUBLISH_ONCE, Script
 from supervisor.core.encode import fields_of
 from supervisor.core.field_text import Value
+from supervisor.core.later import When, moment, to_member, when_of
 from supervisor.errors import IdempotencyError, UsageError
-from supervisor.keys import idempotency_key
+from supervisor.keys import LATER_STREAMS_KEY, idempotency_key, later_key
+from supervisor.values import SECONDS_MAX
 
-#: How long a key is remembered.
+#: How long a key is remembered unless `key_ttl_s` says otherwise.
 KEY_TTL_S = 24 * 3600
 KEY_BYTES_MAX = 255
 #: Messages in one `publish_many`: about 70 ms of the server's time.
@@ -31,15 +38,20 @@ BATCH_MAX = 10_000
 #: What a tracer adds to a message.
 TRACE_FIELDS = frozenset({"traceparent", "tracestate", "baggage"})
 _CONFLICT = 2
+#: How often a publisher notes again that a stream has messages for later.
+_NOTE_S = 60.0
+_NOTED_MAX = 10_000
 
 
 class Published(NamedTuple):
     """The result of a publish."""
 
-    #: The entry's id.
+    #: The entry's id; the id to cancel it by when it is published later.
     id: str
     #: It was stored before under the same key, with this id.
     replayed: bool = False
+    #: When it will be published; None: it is in the stream.
+    due: datetime | None = None
 
 
 class PublishedBatch(NamedTuple):
@@ -47,6 +59,15 @@ class PublishedBatch(NamedTuple):
 
     ids: list[str]
     replayed: bool = False
+    due: datetime | None = None
+
+
+class _Options(NamedTuple):
+    """How messages are stored."""
+
+    key: str | None
+    key_ttl_s: float
+    when: When | None
 
 
 class Sending:
@@ -98,53 +119,74 @@ class Publisher:
         self._make()  # a wrong URL is an error here, not at the first message
         self._of_loops: dict[asyncio.AbstractEventLoop, tuple[NodeRouter, AsyncGenerator[None, None]]] = {}
         self._closed = False
+        #: Stream -> when it was noted that it has messages for later, by `time.monotonic`.
+        self._noted_s: dict[str, float] = {}
 
-    async def publish(self, stream: str, message: Any, *, key: str | None = None) -> Published:
+    async def publish(
+        self,
+        stream: str,
+        message: Any,
+        *,
+        key: str | None = None,
+        key_ttl_s: float | None = None,
+        after_s: float | None = None,
+        at: datetime | None = None,
+    ) -> Published:
         """Store `message` (a mapping, pydantic model or dataclass) and return its id.
 
         Strings are stored as they are, everything else as JSON text. With `key`, the same message is
-        stored once in 24 h, however often it is published. Raises the class's errors, and
-        IdempotencyError when the key stands for another message.
+        stored once in `key_ttl_s` (24 h), however often it is published. With `after_s` or `at` it is published
+        then: a pool's keeper moves it to the stream. Raises the class's errors, and IdempotencyError when the key
+        stands for another message.
         """
         fields = fields_of(message)
-        self._check(stream)
-        if _tracer is not None:
-            with _tracer(stream, [fields]) as sending:
-                sending.ids, replayed = await self._store(stream, sending.messages, key)
-                return Published(sending.ids[0], replayed)
-        if key is not None:
-            ids, replayed = await self._once(stream, [fields], key)
-            return Published(ids[0], replayed)
-        flat = [text for pair in fields.items() for text in pair]
-        entry: bytes = await self._router.send(stream, lambda node: node.command("XADD", stream, "*", *flat))
-        return Published(entry.decode())
+        if _tracer is None and key is None and key_ttl_s is None and after_s is None and at is None:
+            self._check(stream)
+            flat = [text for pair in fields.items() for text in pair]
+            entry: bytes = await self._router.send(stream, lambda node: node.command("XADD", stream, "*", *flat))
+            return Published(entry.decode())
+        ids, replayed, due = await self.publish_batch(
+            stream, [fields], key=key, key_ttl_s=key_ttl_s, after_s=after_s, at=at
+        )
+        return Published(ids[0], replayed, due)
 
-    async def publish_many(self, stream: str, messages: Iterable[Any], *, key: str | None = None) -> list[str]:
+    async def publish_many(self, stream: str, messages: Iterable[Any], **options: Any) -> list[str]:
         """Store all of the messages in one transaction, or none; return their ids, in order.
 
-        At most BATCH_MAX at once, else UsageError. Raises as `publish` does; nothing is sent when one
-        of them can't be encoded.
+        At most BATCH_MAX at once, else UsageError. It has the options of `publish` and raises as it does; nothing is
+        sent when one of them can't be encoded.
         """
-        return (await self.publish_batch(stream, [fields_of(message) for message in messages], key=key)).ids
+        return (await self.publish_batch(stream, [fields_of(message) for message in messages], **options)).ids
 
     async def publish_batch(
-        self, stream: str, messages: Sequence[Mapping[str, Value]], *, key: str | None = None
+        self,
+        stream: str,
+        messages: Sequence[Mapping[str, Value]],
+        *,
+        key: str | None = None,
+        key_ttl_s: float | None = None,
+        after_s: float | None = None,
+        at: datetime | None = None,
     ) -> PublishedBatch:
         """Store messages that are encoded already, like `publish_many`; report whether the key was used before."""
         self._check(stream)
+        options = _Options(key, _key_ttl_s(key, key_ttl_s), when_of(after_s, at))
         if len(messages) > BATCH_MAX:
             raise UsageError(f"{len(messages)} messages at once: at most {BATCH_MAX} are allowed")
         if not messages:
             return PublishedBatch([])
         if _tracer is None:
-            return await self._store(stream, messages, key)
+            return await self._store(stream, messages, options)
         with _tracer(stream, messages) as sending:
-            sending.ids, replayed = await self._store(stream, sending.messages, key)
-            return PublishedBatch(sending.ids, replayed)
+            stored = await self._store(stream, sending.messages, options)
+            sending.ids = stored.ids
+            return stored
 
-    async def _store(self, stream: str, messages: Sequence[Mapping[str, Value]], key: str | None) -> PublishedBatch:
-        if key is not None:
-            return PublishedBatch(*await self._once(stream, messages, key))
+    async def _store(self, stream: str, messages: Sequence[Mapping[str, Value]], options: _Options) -> PublishedBatch:
+        if options.when is not None:
+            return await self._later(stream, messages, options, options.when)
+        if options.key is not None:
+            return await self._once(stream, messages, options.key, options.key_ttl_s)
         commands = [("XADD", stream, "*", *(text for pair in fields.items() for text in pair)) for fields in messages]
         entries: list[bytes] = await self._router.send(stream, lambda node: node.transaction(commands))
         return PublishedBatch([entry.decode() for entry in entries])
@@ -191,20 +233,52 @@ class Publisher:
                 anext(found[1]).__await__().send(None)
         return found[0]
 
-    async def _once(self, stream: str, messages: Sequence[Mapping[str, Value]], key: str) -> tuple[list[str], bool]:
-        if not key or len(key.encode(errors="surrogatepass")) > KEY_BYTES_MAX:
-            raise UsageError(f"an idempotency key has 1 to {KEY_BYTES_MAX} bytes, not {len(key)}")
+    async def _once(
+        self, stream: str, messages: Sequence[Mapping[str, Value]], key: str, ttl_s: float
+    ) -> PublishedBatch:
         values: list[Value | int] = []
         for fields in messages:
             values.append(2 * len(fields))
             values += [text for pair in fields.items() for text in pair]
-        keys, arguments = [idempotency_key(stream, key), stream], (await _fingerprint(messages), KEY_TTL_S, *values)
+        keys, arguments = [idempotency_key(stream, key), stream], (await _fingerprint(messages), _ms(ttl_s), *values)
         status, *ids = await self._router.send(
             stream, lambda node: node.script(PUBLISH_ONCE, keys, *arguments, repeatable=True)
         )
-        if status == _CONFLICT:
-            raise IdempotencyError(f"the key {key!r} was used for another message on {stream!r}", "CONFLICT")
-        return [entry.decode() for entry in ids], status == 1
+        _refuse_conflict(status, stream, key)
+        return PublishedBatch([entry.decode() for entry in ids], status == 1)
+
+    async def _later(
+        self, stream: str, messages: Sequence[Mapping[str, Value]], options: _Options, when: When
+    ) -> PublishedBatch:
+        await self._note_later(stream)
+        key, keys = options.key, [later_key(stream)]
+        if key is not None:
+            keys.append(idempotency_key(stream, key))
+        arguments: list[str | int] = [when.ms, "after" if when.is_delay else "at"]
+        # A key stands for a message that is published later or for one that is not.
+        arguments += [f"later:{await _fingerprint(messages)}", _ms(options.key_ttl_s)]
+        for number, fields in enumerate(messages, 1):
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(0)
+            message_id = os.urandom(12).hex()
+            arguments += [message_id, to_member(message_id, fields)]
+        status, *rest = await self._router.send(
+            stream, lambda node: node.script(PUBLISH_LATER, keys, *arguments, repeatable=key is not None)
+        )
+        _refuse_conflict(status, stream, key)
+        due, *ids = rest
+        return PublishedBatch([one.decode() for one in ids], status == 1, moment(int(due)))
+
+    async def _note_later(self, stream: str) -> None:
+        """Note that the stream has messages for later, before it has them: it may have no handler in any pool."""
+        now_s = time.monotonic()
+        if now_s - self._noted_s.get(stream, -_NOTE_S) < _NOTE_S:
+            return
+        command = ("HSET", LATER_STREAMS_KEY, stream, int(time.time() * 1000))
+        await self._router.send(LATER_STREAMS_KEY, lambda node: node.command(*command))
+        if len(self._noted_s) >= _NOTED_MAX:
+            self._noted_s.clear()
+        self._noted_s[stream] = now_s
 
     def _check(self, stream: str) -> None:
         if self._closed:
@@ -229,6 +303,28 @@ async def _closed_with_its_loop(router: NodeRouter) -> AsyncGenerator[None, None
 def _script(text: str) -> Script:
     """Return the script of a text; cached, so that its digest is computed once."""
     return Script(text)
+
+
+def _key_ttl_s(key: str | None, ttl_s: float | None) -> float:
+    """Return how long the key is remembered. Raises UsageError for a key or a time that is not allowed."""
+    if key is not None and (not key or len(key.encode(errors="surrogatepass")) > KEY_BYTES_MAX):
+        raise UsageError(f"an idempotency key has 1 to {KEY_BYTES_MAX} bytes, not {len(key)}")
+    if ttl_s is None:
+        return KEY_TTL_S
+    if key is None:
+        raise UsageError("key_ttl_s needs a key")
+    if isinstance(ttl_s, bool) or not 1 <= ttl_s * 1000 <= SECONDS_MAX * 1000:
+        raise UsageError(f"key_ttl_s: {ttl_s!r} must be more than 0 and at most {SECONDS_MAX:,} seconds")
+    return ttl_s
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)
+
+
+def _refuse_conflict(status: int, stream: str, key: str | None) -> None:
+    if status == _CONFLICT:
+        raise IdempotencyError(f"the key {key!r} was used for another message on {stream!r}", "CONFLICT")
 
 
 async def _fingerprint(messages: Sequence[Mapping[str, Value]]) -> str:

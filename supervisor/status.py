@@ -17,6 +17,7 @@ from redis.exceptions import ResponseError
 
 from supervisor.broker import inspect
 from supervisor.broker.connect import client, describe
+from supervisor.broker.later_set import counts, noted_streams
 from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.control import last_groups
 from supervisor.control.client import request
@@ -36,6 +37,8 @@ class RedisSide:
     #: `{"url", "version", "durability"}`, and `error` when it can't be used.
     server: dict[str, Any]
     groups: list[dict[str, Any]] = field(default_factory=list)
+    #: What is to be published later, of each stream that has some.
+    later: list[dict[str, Any]] = field(default_factory=list)
     #: Why the figures of some streams are missing.
     problems: list[str] = field(default_factory=list)
     #: The share of `maxmemory` that is used; None: there is no limit, or it is not known.
@@ -65,9 +68,19 @@ async def look_at_redis(redis: Redis, url: str, pairs: Sequence[tuple[str, str]]
         described = await describe(redis)
         server |= {"version": described.version, "durability": described.durability}
         groups, problems = await _readable_groups(redis, pairs)
+        later = await _later(redis, pairs)
     except REDIS_FAULTS as error:
         return RedisSide({**server, "error": str(error) or type(error).__name__})
-    return RedisSide(server, groups, problems, described.memory_percent)
+    return RedisSide(server, groups, later, problems, described.memory_percent)
+
+
+async def _later(redis: Redis, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Return what is to be published later; nothing where a user may not read it."""
+    try:
+        streams = sorted({*(stream for stream, _ in pairs), *await noted_streams(redis)})
+        return [count._asdict() for count in await counts(redis, streams)]
+    except ResponseError:
+        return []
 
 
 async def _readable_groups(redis: Redis, pairs: Sequence[tuple[str, str]]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -97,7 +110,7 @@ def document(answer: dict[str, Any], side: RedisSide, workers: list[dict[str, An
     rest = {k: v for k, v in answer.items() if k not in ("redis", "redis_url", "consumers", "workers", *head)}
     if answer["pid"]:
         rest["degraded_reasons"] = reasons
-    return {**head, "workers": workers, "groups": side.groups, **rest}
+    return {**head, "workers": workers, "groups": side.groups, "later": side.later, **rest}
 
 
 def configured_pairs(settings: Settings, root: Path) -> list[tuple[str, str]]:

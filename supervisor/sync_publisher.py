@@ -4,6 +4,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Self, TypeVar
 
 from redis.asyncio import Redis
@@ -34,19 +35,27 @@ class SyncPublisher:
         self._lock = threading.Lock()
         self._closed = False
 
-    def publish(self, stream: str, message: Any, *, key: str | None = None) -> Published:
+    def publish(
+        self,
+        stream: str,
+        message: Any,
+        *,
+        key: str | None = None,
+        key_ttl_s: float | None = None,
+        after_s: float | None = None,
+        at: datetime | None = None,
+    ) -> Published:
         """Store `message` and return its id, as `Publisher.publish` does. Raises as it does."""
-        return self._run(lambda publisher: publisher.publish(stream, message, key=key))
+        options: dict[str, Any] = {"key": key, "key_ttl_s": key_ttl_s, "after_s": after_s, "at": at}
+        return self._run(lambda publisher: publisher.publish(stream, message, **options))
 
-    def publish_many(self, stream: str, messages: Iterable[Any], *, key: str | None = None) -> list[str]:
+    def publish_many(self, stream: str, messages: Iterable[Any], **options: Any) -> list[str]:
         """Store all of the messages or none; return their ids, in order. Raises as `Publisher.publish_many` does."""
-        return self._run(lambda publisher: publisher.publish_many(stream, messages, key=key))
+        return self._run(lambda publisher: publisher.publish_many(stream, messages, **options))
 
-    def publish_batch(
-        self, stream: str, messages: Sequence[Mapping[str, Value]], *, key: str | None = None
-    ) -> PublishedBatch:
+    def publish_batch(self, stream: str, messages: Sequence[Mapping[str, Value]], **options: Any) -> PublishedBatch:
         """Store messages that are encoded already. Raises as `Publisher.publish_batch` does."""
-        return self._run(lambda publisher: publisher.publish_batch(stream, messages, key=key))
+        return self._run(lambda publisher: publisher.publish_batch(stream, messages, **options))
 
     def evaluate(self, script: str, keys: Sequence[str], *arguments: str | int, repeatable: bool = False) -> Any:
         """Run a Lua script and return its raw reply. Raises as `Publisher.evaluate` does."""

@@ -75,10 +75,17 @@ TRIM = _script("trim")
 
 # Publishing and replaying.
 PUBLISH_ONCE = _script("publish_once")
+PUBLISH_LATER = _script("publish_later")
+LATER_DUE = _script("later_due")
+MOVE_LATER = _script("move_later")
+FORGET_STREAM = _script("forget_stream")
+PUBLISH_TICKS = _script("publish_ticks")
+RESUME_SCHEDULE = _script("resume_schedule")
 REPLAY = _script("replay", ORIGIN=ORIGIN, FIELD_PREFIX=FIELD_PREFIX.decode())
 
 # Looking.
 ENTRY_FACTS = _script("entry_facts")
 UNREAD = _script("unread")
+LATER_COUNT = _script("later_count")
 TRIMMED_UNREAD = _script("trimmed_unread")
 FIRST_COPIES = _script("first_copies")

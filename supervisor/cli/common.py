@@ -9,6 +9,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -80,7 +81,19 @@ class EntryId(Kind):
             raise ValueError("must be an id such as 1764000000000-0") from None
 
 
+class Moment(Kind):
+    """A moment, in the timezone of this machine unless it has one."""
+
+    def check(self, value: Any) -> datetime:
+        """Return the moment. Raises ValueError."""
+        try:
+            return datetime.fromisoformat(value).astimezone()
+        except (ValueError, OverflowError):
+            raise ValueError("must be a time such as 2030-01-31T08:00 or 2030-01-31T08:00+01:00") from None
+
+
 SECONDS = Value(Duration())
+MOMENT = Value(Moment())
 COUNT = Value(Whole(1))
 ID = Value(EntryId())
 

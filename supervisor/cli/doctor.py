@@ -20,7 +20,7 @@ import click
 from supervisor import compiled
 from supervisor.cli.common import command, config_option, dumps, json_option, load_settings
 from supervisor.errors import EXIT_FAILED, EXIT_OK, ConfigError, HandlerError, SupervisorError
-from supervisor.text import counted
+from supervisor.text import counted, duration_text
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -34,6 +34,10 @@ PYTHON_MIN = (3, 11)
 REDIS_MIN = (6, 2)
 OPEN_FILES_MIN = 1024
 OLDEST_WARN_S = 300.0
+#: For its turns, what is due, schedules, and hearing of changes.
+KEEPER_CONNECTIONS = 4
+#: Any running pool publishes what is due within a second.
+OVERDUE_MAX_S = 10.0
 #: The server's connections are not for one pool alone.
 CONNECTIONS_SHARE_MAX = 0.8
 
@@ -212,6 +216,8 @@ async def _server(settings: Settings, redis: Redis, pairs: list[tuple[str, str]]
         yield finding
     async for finding in _held(settings, redis, pairs):
         yield finding
+    async for finding in _later(redis, pairs):
+        yield finding
     async for finding in _foreign(settings, redis, pairs):
         yield finding
 
@@ -219,7 +225,7 @@ async def _server(settings: Settings, redis: Redis, pairs: list[tuple[str, str]]
 def _connections(settings: Settings, clients: dict[str, Any], handlers: int) -> Finding:
     """Compare the connections that a pool opens with what the server allows."""
     workers = max(settings.pool.workers, settings.pool.workers_max or 0)
-    needed, limit = workers * (handlers + 1) + 1, int(clients.get("maxclients", 0))
+    needed, limit = workers * (handlers + 1) + KEEPER_CONNECTIONS, int(clients.get("maxclients", 0))
     text = f"connections to Redis: {needed:,} ({workers} workers × ({handlers} handlers + 1), and the keeper's)"
     text += f" of maxclients {limit:,}" if limit else ""
     if limit and needed > limit * CONNECTIONS_SHARE_MAX:
@@ -231,7 +237,6 @@ async def _groups(redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[F
     from supervisor.broker.inspect import groups
     from supervisor.cli.status import dead_command, trimmed_text
     from supervisor.cli.tables import lag_text
-    from supervisor.text import duration_text
 
     for info in await groups(redis, pairs):
         name = f"{info.stream} / {info.group}"
@@ -283,6 +288,19 @@ async def _held(settings: Settings, redis: Redis, pairs: list[tuple[str, str]]) 
                 f"{found['stream']}: {holder} has not settled entries that max_age or max_length would remove",
                 f"to remove the group: {shlex.join(['redis-cli', 'XGROUP', 'DESTROY', found['stream'], holder])}",
             )
+
+
+async def _later(redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[Finding]:
+    """Find messages for later that nobody publishes."""
+    from supervisor.broker.later_set import counts, noted_streams
+
+    for one in await counts(redis, sorted({*(stream for stream, _ in pairs), *await noted_streams(redis)})):
+        command = shlex.join(["supervisor", "later", "list", one.stream])
+        if one.malformed:
+            yield Finding(WARN, f"{one.stream}: {one.malformed:,} malformed messages for later", command)
+        if one.overdue_s is not None and one.overdue_s > OVERDUE_MAX_S:
+            late = duration_text(one.overdue_s)
+            yield Finding(WARN, f"{one.stream}: a message for later has been due for {late}", "start a pool")
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -39,6 +39,8 @@ COMMANDS = {
     "pending": "streams",
     "explain": "explain",
     "dead": "dead",
+    "later": "later",
+    "schedule": "schedule",
     "publish": "publish",
     "read": "read",
     "tail": "tail",

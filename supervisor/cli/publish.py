@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import command, talk, with_settings
+from supervisor.cli.common import MOMENT, SECONDS, command, talk, with_settings
 from supervisor.errors import PublishError, PublishUnknownError, SupervisorError, UsageError
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from supervisor.settings.load import Loaded
     from supervisor.settings.model import Settings
 
@@ -29,7 +31,9 @@ PROGRESS_EVERY_S = 0.2
     """\
     supervisor publish events:user_created user_id=1 email=ada@example.com
     supervisor publish events:user_created --json users.ndjson --quiet
-    other-program | supervisor publish events:user_created --json -""",
+    other-program | supervisor publish events:user_created --json -
+    supervisor publish reports kind=weekly --after 30m
+    supervisor publish reports kind=weekly --at 2030-01-31T08:00+01:00""",
     short_help="Append messages to a stream.",
 )
 @click.argument("stream")
@@ -41,12 +45,16 @@ PROGRESS_EVERY_S = 0.2
     metavar="FILE",
     help="Objects, one on each line, or an array; - is stdin.",
 )
+@click.option("--key", metavar="K", help="Store the message once in 24 h, however often it is published under K.")
+@click.option("--after", "after_s", type=SECONDS, metavar="S", help="Publish it later: in S (30s, 2h).")
+@click.option("--at", type=MOMENT, metavar="TIME", help="Publish it later: at TIME, here if it has no timezone.")
 @click.option("--quiet", "-q", is_flag=True, help="Print how many were stored instead of their ids.")
 @with_settings
-def publish(loaded: Loaded, stream: str, fields: tuple[str, ...], source: Any, quiet: bool) -> None:
+def publish(loaded: Loaded, stream: str, fields: tuple[str, ...], source: Any, quiet: bool, **options: Any) -> None:
     """Append messages to a stream and print their ids, in order.
 
-    A field's value is stored as it is when it is a string, and as JSON text otherwise.
+    A field's value is stored as it is when it is a string, and as JSON text otherwise. With --after or --at a running
+    pool appends them then; `supervisor later` lists and cancels them by the printed ids.
     """
     import asyncio
 
@@ -54,9 +62,15 @@ def publish(loaded: Loaded, stream: str, fields: tuple[str, ...], source: Any, q
 
     if bool(fields) == (source is not None):
         raise UsageError("give either KEY=VALUE fields or --json FILE")
+    if options["key"] is not None and source is not None:
+        raise UsageError("--key is for the one message of KEY=VALUE fields, not for --json FILE")
+    if options["after_s"] is not None and options["at"] is not None:
+        raise UsageError("give either --after or --at, not both")
     chunks = json_chunks(source, CHUNK) if source is not None else iter([[_fields(fields)]])
     progress = _Progress(quiet)
-    asyncio.run(_publish_all(loaded.settings, stream, chunks, progress))
+    due = asyncio.run(_publish_all(loaded.settings, stream, chunks, progress, options))
+    if due is not None:
+        talk(f"due {due.astimezone().isoformat(sep=' ', timespec='seconds')}")
     if quiet:
         click.echo(str(progress.stored))
     if source is not None:
@@ -102,22 +116,33 @@ class _Progress:
 
 
 async def _publish_all(
-    settings: Settings, stream: str, chunks: Iterator[list[dict[str, str]]], progress: _Progress
-) -> None:
+    settings: Settings,
+    stream: str,
+    chunks: Iterator[list[dict[str, str]]],
+    progress: _Progress,
+    options: dict[str, Any],
+) -> datetime | None:
+    """Publish all chunks; return when the last of them is due."""
     from supervisor.publisher import Publisher
     from supervisor.settings.paths import redis_url
 
     limits = {"timeout_s": REPLY_LIMIT_S, "connect_timeout_s": settings.redis.connect_timeout_s}
+    due = None
     async with Publisher(redis_url(settings), **limits) as publisher:
         while chunk := _next(chunks, progress):
             try:
                 if len(chunk) == 1:
-                    progress.add([(await publisher.publish(stream, chunk[0])).id])
+                    published = await publisher.publish(stream, chunk[0], **options)
+                    due = published.due
+                    progress.add([published.id])
                 else:
-                    progress.add((await publisher.publish_batch(stream, chunk)).ids)
+                    stored = await publisher.publish_batch(stream, chunk, **options)
+                    due = stored.due
+                    progress.add(stored.ids)
             except PublishError as error:
                 unsure = len(chunk) if isinstance(error, PublishUnknownError) else 0
                 raise _failure(settings, error, progress.so_far(unsure)) from None
+    return due
 
 
 def _next(chunks: Iterator[list[dict[str, str]]], progress: _Progress) -> list[dict[str, str]]:

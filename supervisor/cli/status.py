@@ -14,6 +14,8 @@ from supervisor.text import counted, duration_text, exit_text
 
 #: The width of the labels on the left.
 _LABEL = 8
+#: A message that is due is moved within half a second by any pool.
+OVERDUE_S = 1.0
 _COLOURS = {
     "healthy": "green",
     "starting": "yellow",
@@ -78,7 +80,21 @@ def head_lines(found: dict[str, Any]) -> list[str]:
     lines += _operations(found.get("operation"), found.get("last_operation"))
     if since := found.get("paused_since"):
         lines.append(_line("paused", f"since {since}: no message is started until `supervisor resume`"))
-    return "\n".join([*lines, *_late_acks(found["workers"]), *_trimmed(found["groups"])]).split("\n")
+    lines += [*_late_acks(found["workers"]), *_trimmed(found["groups"]), *_later(found.get("later", ()))]
+    return "\n".join(lines).split("\n")
+
+
+def _later(found: Sequence[dict[str, Any]]) -> list[str]:
+    """Report what is to be published later."""
+    lines = []
+    for one in found:
+        text = f"{counted(one['waiting'], 'message')} of {one['stream']}"
+        if one["overdue_s"] is not None and one["overdue_s"] >= OVERDUE_S:
+            text += f"; the first is overdue for {duration_text(one['overdue_s'])}"
+        if one["malformed"]:
+            text += f"; {one['malformed']:,} malformed, see `supervisor later list {one['stream']}`"
+        lines.append(_line("later", text))
+    return lines
 
 
 def _trimmed(groups: Sequence[dict[str, Any]]) -> list[str]:

@@ -55,7 +55,7 @@ PROCESS = "process"
 #: The value of `on_dead` for a key that stops after a dead letter.
 HALT = "halt"
 #: What `@handler(...)` and `[stream."..."]` may set.
-HANDLER_OPTIONS = tuple(HandlerOptions.fields)
+HANDLER_OPTIONS = tuple(HandlerOptions.declared)
 #: Those of them that `@handler(...)` may give a function of the message.
 FUNCTION_OPTIONS = ("key", "rate_key", "rate_cost")
 #: Options that have no meaning without another one.

@@ -200,7 +200,7 @@ def _check_options(where: str, options: dict[str, Any]) -> None:
 def _check_option(name: str, value: Any) -> None:
     """Raise ValueError for a value that is not allowed."""
     if name not in FUNCTION_OPTIONS or isinstance(value, str):
-        HandlerOptions.fields[name].kind.check(value)
+        HandlerOptions.declared[name].kind.check(value)
         return
     if not callable(value):
         raise ValueError("must be the name of a field or a function of the message")

@@ -1,8 +1,8 @@
 """The keeper: the service that does a pool's housekeeping in Redis.
 
-It renews the pool's lease, reaps consumers whose owner is gone, trims streams that have a retention, and counts the
-backlog if the pool scales with it. It is a child of the arbiter that may be lost at any time: all its state is in
-Redis, and its successor goes on from there.
+It renews the pool's lease, reaps consumers whose owner is gone, trims streams that have a retention, publishes what is
+due, and counts the backlog if the pool scales with it. It is a child of the arbiter that may be lost at any time: all
+its state is in Redis, and its successor goes on from there.
 """
 
 import asyncio
@@ -10,7 +10,8 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import Any
 
 import uvloop
 from redis.exceptions import ResponseError
@@ -20,8 +21,10 @@ from supervisor.broker.connect import client
 from supervisor.broker.redis_errors import REDIS_FAULTS, is_transient
 from supervisor.errors import EXIT_OK
 from supervisor.handling.loader import HandlerSpec
+from supervisor.keeper.cancelling import cancel
 from supervisor.keeper.lease import RENEW_S, drop, take
 from supervisor.keeper.reaper import Reaper
+from supervisor.keeper.scheduler import publishing
 from supervisor.keeper.trimmer import Trimmer
 from supervisor.keys import RATES_CONSUMER, TURNS_CONSUMER, consumer_name, isolated_key, pool_id, replay_key
 from supervisor.log import FaultLog, Limiter, outage_turn, service_logger
@@ -44,13 +47,16 @@ async def _main(settings: Settings, specs: Sequence[HandlerSpec], shared: Shared
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
     keeper = Keeper(settings, specs, shared, token)
+    stopping = asyncio.create_task(stop.wait())
+    due = [asyncio.create_task(work) for work in keeper.publishing()]
     parent = os.getppid()
     while not stop.is_set() and os.getppid() == parent:
         await keeper.once()
-        try:
-            await asyncio.wait_for(stop.wait(), keeper.turn_s)
-        except TimeoutError:
-            continue
+        await asyncio.wait([stopping, *due], timeout=keeper.turn_s, return_when=asyncio.FIRST_COMPLETED)
+        for task in due:
+            if task.done():  # it ends only by a bug: the arbiter starts the next keeper
+                task.result()
+    await cancel(stopping, *due)
     if stop.is_set():
         await keeper.clear_isolation_markers()
     await keeper.close()
@@ -78,6 +84,11 @@ class Keeper:
         self._limiter = Limiter()
         self._trimmed: dict[tuple[str, str], int] = {}
         self._trimmer = Trimmer(self._redis, settings, token, self._groups, self._log)
+        self._settings = settings
+
+    def publishing(self) -> list[Coroutine[Any, Any, None]]:
+        """Return what publishes messages when they are due; it runs beside the turns, which may take long."""
+        return publishing(self._redis, self._settings, redis_url(self._settings), self._groups, self._log)
 
     async def once(self) -> None:
         """Do one turn; a fault of Redis is logged and the next turn tries again."""

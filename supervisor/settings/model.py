@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.settings import redis_url
+from supervisor.settings.schedule_section import ScheduleSettings
 from supervisor.settings.section import FreeTable, Section, setting, table, tables
 from supervisor.values import SECONDS_MAX, WORKERS, Choice, Duration, Flag, FlagOr, Kind, ListOf, Number, Text, Whole
 
@@ -247,6 +248,7 @@ class Settings(Section):
     api: ApiSettings = table(ApiSettings)
     log: LogSettings = table(LogSettings)
     stream: dict[str, StreamSettings] = tables(StreamSettings)
+    schedule: dict[str, ScheduleSettings] = tables(ScheduleSettings)
     #: Free keys for the handlers themselves: `supervisor.context().app["key"]`.
     app: dict[str, Any] = setting(FreeTable(), factory=dict)
 

@@ -38,13 +38,13 @@ def tables(section: type["Section"]) -> Any:
 class Section:
     """A table of config.toml: unknown keys are refused, values never change."""
 
-    fields: ClassVar[dict[str, Setting]] = {}
+    declared: ClassVar[dict[str, Setting]] = {}
 
     def __init_subclass__(cls) -> None:
         own = {name: value for name, value in vars(cls).items() if isinstance(value, Setting)}
         for name in own:
             delattr(cls, name)
-        cls.fields = {**cls.fields, **own}
+        cls.declared = {**cls.declared, **own}
 
     def __init__(self, **values: Any) -> None:
         """Raises ConfigError that names every value that is wrong."""
@@ -57,12 +57,13 @@ class Section:
     @classmethod
     def collect(cls, path: KeyPath, values: Mapping[str, Any], problems: list[Problem]) -> Self:
         """Make the table from `values`. Each error is added to `problems`, and the default used instead."""
-        made = cls.__new__(cls)
-        problems += [Problem((*path, name), value, "") for name, value in values.items() if name not in cls.fields]
-        for name, (kind, default) in cls.fields.items():
+        made, before = cls.__new__(cls), len(problems)
+        problems += [Problem((*path, name), value, "") for name, value in values.items() if name not in cls.declared]
+        for name, (kind, default) in cls.declared.items():
             value = kind.collect((*path, name), values[name], problems) if name in values else WRONG
             vars(made)[name] = default() if value is WRONG else value
-        problems += [Problem((*path, name), getattr(made, name), text) for name, text in made.contradictions()]
+        if len(problems) == before:  # else a default that replaced a wrong value may contradict others
+            problems += [Problem((*path, name), getattr(made, name), text) for name, text in made.contradictions()]
         return made
 
     def contradictions(self) -> list[tuple[str, str]]:

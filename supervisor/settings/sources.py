@@ -127,11 +127,11 @@ def environment_layer(environ: Mapping[str, str], below: Layer) -> tuple[Layer, 
 def _variables() -> dict[str, tuple[KeyPath, Kind]]:
     """Return all variables that name a setting, with the path and kind of the setting."""
     found: dict[str, tuple[KeyPath, Kind]] = {}
-    for name, (kind, _) in Settings.fields.items():
+    for name, (kind, _) in Settings.declared.items():
         if isinstance(kind, Tables | FreeTable):
             continue
         if isinstance(kind, Table):
-            for key, inner in kind.section.fields.items():
+            for key, inner in kind.section.declared.items():
                 found[f"{PREFIX}{name}__{key}".upper()] = (name, key), inner.kind
         else:
             found[f"{PREFIX}{name}".upper()] = (name,), kind
@@ -141,6 +141,8 @@ def _variables() -> dict[str, tuple[KeyPath, Kind]]:
 def _unknown(name: str, known: Mapping[str, Any]) -> str:
     if name.startswith(f"{PREFIX}STREAM"):
         return "streams and their options are set in config.toml only"
+    if name.startswith(f"{PREFIX}SCHEDULE_"):
+        return "schedules are set in config.toml only"
     last = name.removeprefix(PREFIX).rpartition("__")[2]
     same_key = [other for other in known if other.endswith((f"__{last}", f"{PREFIX}{last}"))]
     others = [*known, CONFIG_VARIABLE, compiled.VARIABLE]

@@ -38,7 +38,7 @@ def shown(path: KeyPath, value: Any) -> str:
 
 def _right_table(path: KeyPath) -> str:
     """Return a hint at the table that has the key, if one does."""
-    tables = [path[:2], *((section,) for section in Settings.fields)]
+    tables = [path[:2], *((section,) for section in Settings.declared)]
     found = next((table for table in tables if table != path[:-1] and path[-1] in _fields(table)), None)
     return f", it belongs to [{dotted(found)}]" if found else ""
 
@@ -48,8 +48,8 @@ def _fields(table: KeyPath) -> dict[str, Any]:
     section: type[Section] = Settings
     parts = iter(table)
     for part in parts:
-        kind = section.fields[part].kind if part in section.fields else None
+        kind = section.declared[part].kind if part in section.declared else None
         if not isinstance(kind, Table) or (isinstance(kind, Tables) and next(parts, None) is None):
             return {}
         section = kind.section
-    return section.fields
+    return section.declared

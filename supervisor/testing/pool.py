@@ -24,6 +24,7 @@ from supervisor.log import FaultLog, logger
 from supervisor.messages import Message
 from supervisor.publisher import Published, Publisher
 from supervisor.shared_state import SharedState
+from supervisor.testing.due import DueMessages
 from supervisor.testing.embedded_server import database, state_folder
 from supervisor.testing.project import Handlers, settings_of, specs_among
 from supervisor.worker.lifespans import WorkerLifespans
@@ -79,6 +80,7 @@ class TestPool:
         self._calls = 0
         self._stack = AsyncExitStack()
         self._runtime: Runtime
+        self._due: DueMessages
         self._running: asyncio.Task[None]
         #: A client of the pool's database: bytes in and out.
         self.redis: Redis
@@ -98,9 +100,9 @@ class TestPool:
         return await self.publisher.publish(stream, message, **options)
 
     async def settled(self, timeout_s: float = SETTLE_LIMIT_S) -> None:
-        """Wait until each message is done, dead, or waits for a retry. Raises NotSettledError."""
+        """Wait until each message is done, dead, or waits for a retry or for its time. Raises NotSettledError."""
         until_s = time.monotonic() + timeout_s
-        while not await self._is_settled():
+        while not await self._is_settled() or await self._due.publish():
             if self._running.done():
                 await self._running
                 raise NotSettledError("the pool has ended")
@@ -109,11 +111,15 @@ class TestPool:
             await asyncio.sleep(_POLL_S)
 
     def advance(self, seconds: float) -> Awaitable[None]:
-        """Move the clock forward: retries become due that much sooner. Awaited, it waits until all is settled."""
+        """Move the clock forward: retries, messages for later and schedules become due that much sooner.
+
+        Awaited, it waits until all is settled.
+        """
         if seconds < 0:
             raise UsageError(f"advance: {seconds} must not be negative")
         for consumer in self._runtime.consumers:
             consumer.retries.advance(seconds)
+        self._due.advance(seconds)
         return _Settling(self)
 
     @property
@@ -168,7 +174,10 @@ class TestPool:
         stack.push_async_callback(self.redis.aclose)
         stack.push_async_callback(self.publisher.aclose)
         surroundings = copy_context()  # `context()` is for the handlers, not for the test
-        faults, shared = FaultLog(logger(settings, worker=_WORKER)), SharedState().slot(0)
+        log = logger(settings, worker=_WORKER)
+        faults, shared = FaultLog(log), SharedState().slot(0)
+        self._due = DueMessages(self.redis, settings, {spec.stream for spec in self._specs}, log)
+        await self._due.publish()  # schedules begin
         self._runtime = surroundings.run(Runtime, settings, self._specs, shared, _WORKER, faults)
         ready = asyncio.Event()
         work = self._work(self._runtime, ready)

@@ -4,17 +4,20 @@ from tests.support.topologies import Admin
 
 PASSWORD = "s3cret"
 #: The streams of the project, and the supervisor's keys: leases, dead letters, retries.
-KEYS = "~events ~orders ~supervisor:*"
+KEYS = "~events ~orders ~supervisor:* &__redis__:invalidate"
 #: All that a pool, its commands and its HTTP service send.
 COMMANDS = """
     +ping +info +time
     +xreadgroup +xack +xadd +xgroup +xpending +xclaim +xinfo +xlen +xrange +xrevrange +xread +xdel +xtrim
     +eval +evalsha +multi +exec
-    +hget +hset +hdel +hmget +hlen +hkeys +hincrby +get +set +del +exists
+    +hget +hset +hsetnx +hdel +hmget +hgetall +hlen +hkeys +hincrby +get +set +del +exists
+    +zadd +zrem +zrange +zrangebyscore +zscore +zcard +zcount +zscan
 """
 #: Without these a drain waits for reads to end by themselves, a lost connection may keep a message for some seconds,
-#: and how durable the server is can only be guessed.
-OPTIONAL = "+client|setname +client|id +client|unblock +client|list +client|kill +config|get"
+#: the keeper polls for messages for later, and how durable the server is can only be guessed.
+OPTIONAL = (
+    "+client|setname +client|id +client|unblock +client|list +client|kill +client|tracking +subscribe +config|get"
+)
 #: Besides, in a cluster.
 CLUSTER = "+cluster|slots +command +asking"
 #: The example's own keys, for `POST /users` and `GET /users`.

@@ -11,6 +11,7 @@ import pytest
 
 from supervisor import keys
 from supervisor.broker.inspect import GroupInfo
+from supervisor.broker.later_set import LaterCount
 from supervisor.cli.main import COMMANDS
 from supervisor.core.options import HANDLER_OPTIONS
 from supervisor.settings.model import Settings
@@ -162,6 +163,7 @@ def dict_keys(path: str) -> Iterator[str]:
 def test_fields_of_status_are_documented() -> None:
     told = {*dict_keys("supervisor/arbiter/pool_status.py"), *dict_keys("supervisor/status.py")}
     told |= {*dict_keys("supervisor/arbiter/rolling_restart.py"), *GroupInfo.__dataclass_fields__}
+    told |= {*LaterCount._fields}
     assert {word for row in rows("docs/status.md") for word in words(row[0])} == told
 
 
@@ -196,7 +198,7 @@ def test_keys_in_redis_are_documented() -> None:
         if name.endswith("_key") and not name.startswith("_")
     }
     documented = {word for row in rows("docs/architecture.md", "The keys in Redis") for word in words(row[0])}
-    assert documented == built | {keys.POOLS_KEY}
+    assert documented == built | {keys.POOLS_KEY, keys.LATER_STREAMS_KEY}
 
 
 def test_shared_memory_is_documented() -> None:

@@ -1,4 +1,4 @@
--- KEYS idempotency, stream; ARGV fingerprint, ttl in s, then for each message the number of its names and values, and
+-- KEYS idempotency, stream; ARGV fingerprint, ttl in ms, then for each message the number of its names and values, and
 -- these.
 -- Stores messages under an idempotency key, once however often it is called. Gives {status, id...}: 0 stored now,
 -- 1 stored before, 2 the key belongs to another payload. The key holds `<fingerprint> <id> <id>...`.
@@ -23,5 +23,5 @@ while at <= #ARGV do
   ids[#ids + 1] = id
   at = at + values + 1
 end
-redis.call('SET', KEYS[1], table.concat(ids, ' '), 'EX', ARGV[2])
+redis.call('SET', KEYS[1], table.concat(ids, ' '), 'PX', ARGV[2])
 return reply

@@ -1,0 +1,88 @@
+"""What Redis holds of schedules: their last ticks and which are paused; publishes their messages."""
+
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from itertools import islice
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from redis.asyncio import Redis
+
+from supervisor.broker.scripts import PUBLISH_TICKS, RESUME_SCHEDULE
+from supervisor.core.schedule import LastTick, Schedule
+from supervisor.keys import cron_key, cron_paused_key
+
+#: Next times that are shown.
+SHOWN = 3
+
+
+async def last_tick(redis: Redis, schedule: Schedule, now_ms: int) -> LastTick:
+    """Return the schedule's last tick; one that is new begins now. Raises redis-py's errors."""
+    key = cron_key(schedule.stream)
+    text: Any = await redis.hget(key, schedule.name)
+    if text is None:
+        await redis.hsetnx(key, schedule.name, f"{now_ms} {schedule.when}")
+        text = await redis.hget(key, schedule.name)
+    return LastTick.parse(text.decode() if text else "")
+
+
+async def publish_ticks(redis: Redis, schedule: Schedule, ticks: Sequence[int]) -> list[str]:
+    """Publish the messages of ticks that nobody has published; return their ids. Raises redis-py's errors."""
+    arguments: list[str | int] = []
+    for tick in ticks:
+        fields = schedule.message(tick)
+        arguments += [tick, 2 * len(fields), *(text for pair in fields.items() for text in pair)]
+    keys = schedule.stream, cron_key(schedule.stream), cron_paused_key(schedule.stream)
+    ids: Any = await redis.eval(PUBLISH_TICKS.text, 3, *keys, schedule.name, schedule.when, *arguments)
+    return [entry.decode() for entry in ids]
+
+
+async def run_now(redis: Redis, schedule: Schedule) -> str:
+    """Publish the schedule's message beside its ticks; return the id. Raises redis-py's errors."""
+    fields: Any = schedule.message(_now_ms())
+    entry: Any = await redis.xadd(schedule.stream, fields)
+    return entry.decode()  # type: ignore[no-any-return]
+
+
+async def pause(redis: Redis, schedule: Schedule) -> bool:
+    """Publish no more ticks, in no pool, until `resume`; return False if it was paused already."""
+    return bool(await redis.hsetnx(cron_paused_key(schedule.stream), schedule.name, str(_now_ms())))
+
+
+async def resume(redis: Redis, schedule: Schedule) -> bool:
+    """Let the schedule go on with its next tick; return False if it was not paused."""
+    keys = cron_key(schedule.stream), cron_paused_key(schedule.stream)
+    return bool(await redis.eval(RESUME_SCHEDULE.text, 2, *keys, schedule.name, schedule.when))
+
+
+async def overview(redis: Redis, schedules: Sequence[Schedule]) -> list[dict[str, Any]]:
+    """Return each schedule for JSON, with its next times. Raises redis-py's errors."""
+    found = []
+    for schedule in schedules:
+        last: Any = await redis.hget(cron_key(schedule.stream), schedule.name)
+        paused: Any = await redis.hget(cron_paused_key(schedule.stream), schedule.name)
+        times = [_local(schedule, ms) for ms in islice(schedule.after(_now_ms()), SHOWN)]
+        found.append(
+            {
+                "name": schedule.name,
+                "stream": schedule.stream,
+                "cron": schedule.cron or None,
+                "every_s": schedule.every_ms / 1000 or None,
+                "timezone": schedule.timezone,
+                "missed": schedule.missed,
+                "fields": dict(schedule.fields),
+                "last": _local(schedule, LastTick.parse(last.decode()).ms) if last else None,
+                "next": [] if paused else times,
+                "paused_since": _local(schedule, int(paused)) if paused else None,
+            }
+        )
+    return found
+
+
+def _local(schedule: Schedule, ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, ZoneInfo(schedule.timezone)).isoformat(timespec="seconds")
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,119 @@
+"""`supervisor schedule`: list, run, pause and resume the schedules of config.toml."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from supervisor.cli.common import CONTEXT, ExamplesGroup, command, dumps, json_option, talk, with_settings
+from supervisor.errors import UsageError
+from supervisor.text import did_you_mean, duration_text
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+    from supervisor.core.schedule import Schedule
+    from supervisor.settings.load import Loaded
+
+
+@click.group(
+    cls=ExamplesGroup,
+    context_settings=CONTEXT,
+    short_help="List, run, pause and resume schedules.",
+    examples="""\
+    supervisor schedule list
+    supervisor schedule run nightly
+    supervisor schedule pause nightly
+    supervisor schedule resume nightly""",
+)
+def schedule() -> None:
+    """Schedules: messages that running pools publish at the times that config.toml gives."""
+
+
+@command("supervisor schedule list", short_help="List schedules and their next times.")
+@with_settings
+@json_option
+def list_(loaded: Loaded, as_json: bool) -> None:
+    """List the schedules of config.toml, when they came last and when they come next."""
+    import asyncio
+
+    found = asyncio.run(_overview(loaded))
+    if as_json:
+        click.echo(dumps(found, pretty=True))
+    elif not found:
+        talk('config.toml has no [schedule."name"]')
+    else:
+        from supervisor.cli.tables import table_text
+
+        columns = ["name", "stream", "when", "last", "next"]
+        click.echo(table_text(columns, list(map(_row, found)), whole=["name"], drop=("last",)))
+
+
+async def _overview(loaded: Loaded) -> list[dict[str, Any]]:
+    from supervisor.broker.schedules import overview
+    from supervisor.cli.redis_client import open_redis
+    from supervisor.core.schedule import schedules_of
+
+    async with open_redis(loaded.settings) as redis:
+        return await overview(redis, schedules_of(loaded.settings))
+
+
+def _row(one: dict[str, Any]) -> list[str]:
+    when = f"{one['cron']} {one['timezone']}" if one["cron"] else f"every {duration_text(one['every_s'])}"
+    next_ = f"paused since {one['paused_since']}" if one["paused_since"] else one["next"][0]
+    return [one["name"], one["stream"], when, one["last"] or "-", next_]
+
+
+def _change(verb: str, text: str, change: Callable[..., Awaitable[str]]) -> click.Command:
+    """Make a command that changes one schedule. `change` returns what to print."""
+
+    @click.argument("name")
+    @with_settings
+    def changed(loaded: Loaded, name: str) -> None:
+        import asyncio
+
+        click.echo(asyncio.run(_change_one(loaded, name, change)))
+
+    changed.__doc__ = text
+    return command(f"supervisor schedule {verb} nightly", name=verb)(changed)
+
+
+async def _change_one(loaded: Loaded, name: str, change: Callable[..., Awaitable[str]]) -> str:
+    from supervisor.cli.redis_client import open_redis
+    from supervisor.core.schedule import schedules_of
+
+    found = {one.name: one for one in schedules_of(loaded.settings)}
+    if name not in found:
+        near = did_you_mean(name, found) or (f" (there are: {', '.join(found)})" if found else "")
+        raise UsageError(f"config.toml has no schedule {name!r}{near}")
+    async with open_redis(loaded.settings) as redis:
+        return await change(redis, found[name])
+
+
+async def _run(redis: Redis, one: Schedule) -> str:
+    from supervisor.broker.schedules import run_now
+
+    return await run_now(redis, one)
+
+
+async def _pause(redis: Redis, one: Schedule) -> str:
+    from supervisor.broker.schedules import pause
+
+    return f"{one.name} is paused" if await pause(redis, one) else f"{one.name} was paused already"
+
+
+async def _resume(redis: Redis, one: Schedule) -> str:
+    from supervisor.broker.schedules import resume
+
+    return f"{one.name} goes on" if await resume(redis, one) else f"{one.name} was not paused"
+
+
+RUN = """Publish the message of a schedule now, beside its ticks, and print its id. A paused one stays paused."""
+PAUSE = """Publish no message of a schedule, in no pool, until `supervisor schedule resume`."""
+RESUME = """Let a paused schedule go on with its next tick. Ticks of the pause are not published."""
+schedule.add_command(list_, "list")
+schedule.add_command(_change("run", RUN, _run))
+schedule.add_command(_change("pause", PAUSE, _pause))
+schedule.add_command(_change("resume", RESUME, _resume))

@@ -1,0 +1,124 @@
+"""When a schedule's message is published: its ticks, and which of them are due or were missed. Pure.
+
+1. The ticks follow from the schedule and the clock alone, so all pools agree on them.
+2. A cron expression is meant in a timezone. A time that the clocks skip in spring comes once, right after the gap; a
+   time that comes twice in autumn comes once. (Expressions with `*` for the minute or the hour go on in real time.)
+3. An interval counts from 1970-01-01 UTC.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim
+
+from supervisor.core.encode import encode_fields
+from supervisor.settings.model import Settings
+from supervisor.settings.schedule_section import ScheduleSettings
+
+#: A tick that is older than this was missed.
+GRACE_MS = 60_000
+#: With missed = "all" the last so many missed ticks are published.
+MISSED_MAX = 100
+TICK = "{tick}"
+
+
+@dataclass(frozen=True, slots=True)
+class LastTick:
+    """What Redis knows of a schedule."""
+
+    ms: int
+    #: When the schedule came at that time: a changed one has missed nothing.
+    when: str
+
+    @classmethod
+    def parse(cls, text: str) -> "LastTick":
+        """Read `<ms> <when>`."""
+        ms, _, when = text.partition(" ")
+        return cls(int(ms) if ms.isdigit() else 0, when)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A message that is published at each tick."""
+
+    name: str
+    stream: str
+    cron: str
+    every_ms: int
+    timezone: str
+    fields: Mapping[str, Any]
+    missed: str
+
+    @classmethod
+    def of(cls, name: str, settings: ScheduleSettings) -> "Schedule":
+        """Make it from its settings."""
+        every_ms = round(settings.every * 1000)
+        return cls(name, settings.stream, settings.cron, every_ms, settings.timezone, settings.fields, settings.missed)
+
+    @property
+    def when(self) -> str:
+        """When it comes, in a form for Redis and for people."""
+        return f"{self.cron} {self.timezone}" if self.cron else f"every {self.every_ms / 1000:g} s"
+
+    def message(self, tick_ms: int) -> dict[str, str]:
+        """Return the fields of the message of a tick. Raises EncodeError."""
+        text = datetime.fromtimestamp(tick_ms / 1000, ZoneInfo(self.timezone)).isoformat()
+        return encode_fields({n: v.replace(TICK, text) if isinstance(v, str) else v for n, v in self.fields.items()})
+
+    def after(self, ms: int) -> Iterator[int]:
+        """Yield the ticks after this time, in order."""
+        if self.every_ms:
+            tick = ms - ms % self.every_ms
+            while True:
+                tick += self.every_ms
+                yield tick
+        last = ms
+        for moment in CronSim(self.cron, self._local(ms)):
+            tick = _ms(moment)
+            if tick > last:
+                yield (last := tick)
+
+    def until(self, ms: int) -> Iterator[int]:
+        """Yield the ticks at this time and before, the newest first."""
+        if self.every_ms:
+            for tick in range(ms - ms % self.every_ms, -1, -self.every_ms):
+                yield tick
+            return
+        last = ms + 1
+        # It begins before its start, and ignores fractions of a second.
+        for moment in CronSim(self.cron, self._local(ms - ms % 1000 + 1000), reverse=True):
+            tick = _ms(moment)
+            if tick < last:
+                yield (last := tick)
+
+    def next_ms(self, ms: int) -> int:
+        """Return the first tick after this time."""
+        return next(self.after(ms))
+
+    def due(self, last: LastTick, now_ms: int) -> list[int]:
+        """Return the ticks to publish now, in order: those after the last one, as `missed` says."""
+        newest = list(islice(self.until(now_ms), MISSED_MAX if self.missed == "all" else 1))
+        ticks = [tick for tick in newest if tick > last.ms]
+        missed = self.missed if last.when == self.when else "skip"
+        if missed == "skip":
+            ticks = [tick for tick in ticks[:1] if now_ms - tick <= GRACE_MS]
+        return ticks[::-1]
+
+    def _local(self, ms: int) -> datetime:
+        return datetime.fromtimestamp(ms / 1000, ZoneInfo(self.timezone))
+
+
+def schedules_of(settings: Settings) -> list[Schedule]:
+    """Return the schedules of the configuration."""
+    return [Schedule.of(name, one) for name, one in settings.schedule.items()]
+
+
+def _ms(moment: datetime) -> int:
+    return int((moment.astimezone(UTC) - _EPOCH) / timedelta(milliseconds=1))
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

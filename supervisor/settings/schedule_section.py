@@ -1,0 +1,86 @@
+"""`[schedule."name"]`: a message that is published at given times."""
+
+from typing import Any
+
+from supervisor.settings.section import FreeTable, Section, setting
+from supervisor.text import did_you_mean
+from supervisor.values import Choice, Duration, Kind, Text
+
+#: Shorter intervals are a loop's work.
+EVERY_MIN_S = 1
+
+
+class Cron(Kind):
+    """A cron expression."""
+
+    def check(self, value: Any) -> str:
+        """The expression. Raises ValueError."""
+        allowed = (
+            'must be five fields (minute, hour, day, month, weekday), such as "0 3 * * *" or "*/15 8-18 * * MON-FRI"'
+        )
+        if not isinstance(value, str):
+            raise ValueError(allowed)
+        if value:
+            _check_cron(value, allowed)
+        return value
+
+
+def _check_cron(value: str, allowed: str) -> None:
+    from datetime import UTC, datetime
+
+    from cronsim import CronSim, CronSimError
+
+    if len(value.split()) != 5:  # noqa: PLR2004 - the five fields of cron
+        raise ValueError(allowed)
+    try:
+        next(CronSim(value, datetime(2024, 1, 1, tzinfo=UTC)))
+    except CronSimError as error:
+        raise ValueError(f"{allowed}: {str(error).lower()}") from None
+    except StopIteration:
+        raise ValueError("never comes") from None
+
+
+class Timezone(Kind):
+    """The name of a timezone."""
+
+    def check(self, value: Any) -> str:
+        """The name. Raises ValueError with a suggestion."""
+        from zoneinfo import ZoneInfo, available_timezones
+
+        try:
+            ZoneInfo(value)
+        except (OSError, TypeError, ValueError, KeyError):  # its own error is a KeyError
+            near = did_you_mean(value, available_timezones()) if isinstance(value, str) else ""
+            raise ValueError(f'must be a name of the tz database such as "Europe/Vienna" or "UTC"{near}') from None
+        return str(value)
+
+
+class ScheduleSettings(Section):
+    """`[schedule."name"]`: when a message is published, to which stream, and its fields."""
+
+    #: Where the message is published.
+    stream: str = setting(Text(), "")
+    #: When: a cron expression, or an interval.
+    cron: str = setting(Cron(), "")
+    every: float = setting(Duration(), 0.0)
+    #: The timezone that `cron` is meant in.
+    timezone: str = setting(Timezone(), "UTC")
+    #: The message; `{tick}` in a text stands for the time of the tick.
+    fields: dict[str, Any] = setting(FreeTable(), factory=dict)
+    #: What becomes of ticks that no pool was there for: none is published, the last one, or all.
+    missed: str = setting(Choice("skip", "once", "all"), "once")
+
+    def contradictions(self) -> list[tuple[str, str]]:
+        """Return what is missing or does not go together."""
+        found = []
+        if not self.stream:
+            found.append(("stream", "must be the name of a stream"))
+        if not self.fields:
+            found.append(("fields", 'must have at least one field, such as { kind = "nightly" }'))
+        if bool(self.cron) == bool(self.every):
+            found.append(("cron" if self.cron else "every", "must be one of cron and every"))
+        elif self.every and self.every < EVERY_MIN_S:
+            found.append(("every", f"must be at least {EVERY_MIN_S} s"))
+        elif self.every and self.timezone != "UTC":
+            found.append(("timezone", "must be left out: an interval has none, it counts from 1970-01-01 UTC"))
+        return found

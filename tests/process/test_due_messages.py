@@ -1,0 +1,139 @@
+"""Messages for later and schedules in real pools, whose keepers are killed while messages become due."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+
+from supervisor.keys import later_key
+from tests.cli.run import run
+from tests.process.test_lease import keeper
+from tests.support.pool import Pool
+from tests.support.servers import AnyServer, RedisServer
+from tests.support.waiting import eventually
+
+StartPool = Callable[..., Pool]
+HANDLERS = """
+    from supervisor import handler
+
+    @handler("events", group="g")
+    async def handle(message: dict[str, str]) -> None:
+        pass
+"""
+SCHEDULE = """
+    [pool]
+    name = "{name}"
+    [schedule."ticking"]
+    stream = "ticks"
+    every = "1s"
+    fields = {{ at = "{{tick}}" }}
+    missed = "all"
+"""
+MESSAGES = 1_000
+SPREAD_MS = 2_000
+
+
+def now_ms(redis: Any) -> int:
+    seconds, micros = redis.time()
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
+def two_pools(start_pool: StartPool, server: AnyServer) -> list[Pool]:
+    names = ("one", "two")
+    return [start_pool(HANDLERS, redis_url=server.url, workers=1, config=SCHEDULE.format(name=name)) for name in names]
+
+
+def add(redis: Any, count: int, spread_ms: int) -> None:
+    """Messages that become due one after the other, as another program writes them."""
+    first = now_ms(redis) + 200
+    members = {json.dumps({"id": str(n), "fields": {"n": n}}): first + n * spread_ms // count for n in range(count)}
+    redis.zadd(later_key("events"), members)
+
+
+def check(server: AnyServer, count: int) -> None:
+    """Each message entered once, each tick was published once, and all were handled."""
+    redis = server.sync()
+    eventually(lambda: not redis.exists(later_key("events")))
+    numbers = Counter(int(fields[b"n"]) for _, fields in redis.xrange("events"))
+    assert numbers == Counter(range(count)), (numbers - Counter(range(count)), Counter(range(count)) - numbers)
+    eventually(lambda: redis.xlen("ticks") >= 3)
+    ticks = [fields[b"at"] for _, fields in redis.xrange("ticks")]
+    assert sorted(set(ticks)) == ticks, "one message for each tick, of two pools, in order"
+    last = redis.xrevrange("events", count=1)[0][0]
+    eventually(lambda: redis.xinfo_groups("events")[0]["last-delivered-id"] == last)
+    eventually(lambda: redis.xpending("events", "g")["pending"] == 0)
+
+
+def test_each_message_enters_once_while_keepers_are_killed(start_pool: StartPool, redis_server: AnyServer) -> None:
+    redis, pools = redis_server.sync(), two_pools(start_pool, redis_server)
+    add(redis, MESSAGES, SPREAD_MS)
+    for kill in range(4):
+        eventually(lambda kill=kill: redis.xlen("events") > kill * MESSAGES // 5)
+        os.kill(keeper(pools[kill % 2]).pid, signal.SIGKILL)
+    check(redis_server, MESSAGES)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_each_message_enters_once_whatever_is_killed(
+    start_pool: StartPool, durable_server: RedisServer, seed: int
+) -> None:
+    pools, chance = two_pools(start_pool, durable_server), random.Random(seed)
+    count, spread_ms = 4_000, 6_000
+    add(durable_server.sync(), count, spread_ms)
+    until_s = time.monotonic() + spread_ms / 1000
+    while time.monotonic() < until_s:
+        what = chance.choice(("keeper", "keeper", "worker", "redis"))
+        pool = chance.choice(pools)
+        with contextlib.suppress(psutil.Error, ProcessLookupError, TypeError):  # it is being started again
+            if what == "redis":
+                durable_server.kill()
+                durable_server.start()
+            else:
+                victim = keeper(pool).pid if what == "keeper" else pool.pids()[0]
+                os.kill(victim, signal.SIGKILL)
+        time.sleep(chance.uniform(0.05, 0.5))
+    check(durable_server, count)
+
+
+def test_commands_and_status_of_what_is_published_later(start_pool: StartPool, redis_server: AnyServer) -> None:
+    redis = redis_server.sync()
+    pool = start_pool(HANDLERS, redis_url=redis_server.url, workers=1, config=SCHEDULE.format(name="one"))
+
+    def cli(*words: str) -> Any:
+        return run(*words, "--config", str(pool.config), cwd=pool.folder, redis_url=redis_server.url)
+
+    waits = cli("publish", "events", "n=1", "--after", "1h")
+    assert waits.returncode == 0 and waits.stderr.startswith("due ")
+    first, again = (cli("publish", "other", "n=2", "--at", "2099-01-01T08:00Z", "--key", "k") for _ in range(2))
+    assert first.stdout == again.stdout
+    listed = [json.loads(line) for line in cli("later", "list", "--json").stdout.splitlines()]
+    assert [one["id"] for one in listed] == [waits.stdout.strip(), first.stdout.strip()]
+    assert listed[1]["due"] == "2099-01-01T08:00:00.000+00:00" and listed[1]["fields"] == {"n": "2"}
+    assert "in 59 m" in cli("later", "list", "events").stdout
+    [one, other] = json.loads(cli("status", "--json").stdout)["later"]
+    assert one == {"stream": "events", "waiting": 1, "overdue_s": None, "malformed": 0} and other["stream"] == "other"
+    assert "1 message of events" in cli("status").stdout
+    entry = cli("later", "run", "events", waits.stdout.strip()).stdout.strip()
+    assert [name.decode() for name, _ in redis.xrange("events")] == [entry]
+    assert cli("later", "cancel", "other", first.stdout.strip()).stdout == first.stdout
+    gone = cli("later", "cancel", "other", first.stdout.strip())
+    assert gone.returncode == 1 and "not there" in gone.stderr
+    assert "nothing is to be published later" in cli("later", "list").stderr
+    assert cli("schedule", "pause", "ticking").stdout == "ticking is paused\n"
+    assert "paused since" in cli("schedule", "list").stdout
+    assert cli("schedule", "resume", "ticking").stdout == "ticking goes on\n"
+    [shown] = json.loads(cli("schedule", "list", "--json").stdout)
+    assert (shown["name"], shown["every_s"], len(shown["next"])) == ("ticking", 1, 3)
+    unknown = cli("schedule", "run", "tickin")
+    assert unknown.returncode == 2 and "did you mean 'ticking'" in unknown.stderr
+    entry = cli("schedule", "run", "ticking").stdout.strip()
+    assert redis.xrange("ticks", entry, entry)
