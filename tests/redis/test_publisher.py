@@ -191,7 +191,7 @@ async def test_a_key_stores_once(every_server: Any) -> None:
         assert await redis.xlen(STREAM) == 2
         assert KEY_TTL_S - 5 < await redis.ttl(idempotency_key(STREAM, "k")) <= KEY_TTL_S
         batch = await publisher.publish_batch(STREAM, [{"n": "1"}, {"n": "2"}], key="batch")
-        assert await publisher.publish_batch(STREAM, [{"n": "1"}, {"n": "2"}], key="batch") == (batch.ids, True)
+        assert await publisher.publish_batch(STREAM, [{"n": "1"}, {"n": "2"}], key="batch") == (batch.ids, True, None)
         assert await redis.xlen(STREAM) == 4
 
 
