@@ -256,7 +256,8 @@ class Publisher:
             keys.append(idempotency_key(stream, key))
         arguments: list[str | int] = [when.ms, "after" if when.is_delay else "at"]
         # A key stands for a message that is published later or for one that is not.
-        arguments += [f"later:{await _fingerprint(messages)}", _ms(options.key_ttl_s)]
+        fingerprint = "" if key is None else f"later:{await _fingerprint(messages)}"
+        arguments += [fingerprint, _ms(options.key_ttl_s)]
         for number, fields in enumerate(messages, 1):
             if number % AT_ONCE == 0:
                 await asyncio.sleep(0)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from supervisor.core.encode import encode_fields
 from supervisor.core.field_text import Value
-from supervisor.core.json_text import parse_number, refuse_constant
+from supervisor.core.json_text import DECODER
 from supervisor.errors import EncodeError, UsageError
 from supervisor.values import SECONDS_MAX
 
@@ -71,7 +71,7 @@ def to_member(message_id: str, fields: Mapping[str, Value]) -> str:
 def parse_member(member: bytes) -> LaterMessage:
     """Return the message of a member. Raises ValueError, which says what is wrong."""
     try:
-        found = json.loads(member.decode(), parse_float=parse_number, parse_constant=refuse_constant)
+        found = DECODER.decode(member.decode())
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: {error.reason}") from None
     except (ValueError, RecursionError) as error:
