@@ -341,7 +341,7 @@ async def _ask(redis: Redis, commands: Sequence[tuple[str, str]]) -> list[Any]:
     replies = await pipe.execute(raise_on_error=False)
     for reply, (_, key) in zip(replies, commands, strict=True):
         if isinstance(reply, Exception) and "no such key" not in str(reply):
-            raise type(reply)(f"{key}: {reply}") if isinstance(reply, ResponseError) else reply
+            raise type(reply)(f"{reply} (key {key})") if isinstance(reply, ResponseError) else reply
     return [None if isinstance(reply, Exception) else reply for reply in replies]
 
 
