@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from supervisor._version import __version__
 from supervisor.fastapi import AppConnections
+from supervisor.log import service_logger
 from supervisor.settings.load import Loaded
 
 from . import (
@@ -86,7 +87,7 @@ def create_app(loaded: Loaded) -> FastAPI:
     ):
         app.include_router(module.router)
     routers.mount(app, loaded)
-    app.add_middleware(RequestGuard, settings=loaded.settings.api)
+    app.add_middleware(RequestGuard, settings=loaded.settings.api, log=service_logger(loaded.settings, "api"))
     _describe(app, token=bool(loaded.settings.api.token))
     return app
 

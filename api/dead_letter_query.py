@@ -20,6 +20,7 @@ from supervisor.broker.dead_letters import extent, pages
 from supervisor.core.dead_letter import Filter, Letter
 from supervisor.text import did_you_mean
 
+from .pages import PAGE_BYTES
 from .problems import Problem
 from .schemas import NAME_SCHEMA, EntryId, check_bound, check_name
 
@@ -180,8 +181,9 @@ async def _fill(
     found: ScanResult, letters: AsyncIterator[tuple[Letter, str]], wanted: Filter, count: int, *, counting: bool
 ) -> None:
     now_ms, until_s = int(time.time() * 1000), time.monotonic() + SCAN_S
+    size, full = 0, False
     async for letter, end in letters:
-        full = len(found.letters) >= count
+        full = full or len(found.letters) >= count or size > PAGE_BYTES
         late = found.scanned >= SCAN_MAX or (found.scanned and time.monotonic() > until_s)
         if late or (full and not counting):
             found.next = found.next or Cursor((letter.stream, letter.group), letter.letter_id, end)
@@ -191,6 +193,7 @@ async def _fill(
             found.matching += 1
             if not full:
                 found.letters.append(letter)
+                size += sum(map(len, (letter.traceback, letter.stack, *letter.fields, *letter.fields.values())))
             elif found.next is None:
                 found.next = Cursor((letter.stream, letter.group), letter.letter_id, end)
     found.complete = True

@@ -16,6 +16,7 @@ from .dead_letter_query import COUNT_MAX, Cursor, GroupName, Selection, filter_o
 from .dead_letter_responses import Verb, change, delete, only, page, pairs_of, read
 from .overview_routes import handled_groups
 from .replies import EXAMPLE_LETTER, ChangedLetters, DeadLetterPage
+from .root_path import link
 from .schemas import Bound, EntryId, Group, Stream, answers, json_response, only_json, problems, stream_path
 from .service import ServiceDep
 
@@ -31,6 +32,7 @@ _CHANGE = (
 )  # fmt: skip
 _GONE = ("not-found", "ambiguous", "wrong-type", "invalid", "redis-unavailable", "outcome-unknown")
 _LIST_TEXT = """The oldest first. `next` is the address of the next page, null after the last one.
+A page of large letters ends at about 2 MB.
 
 `total` is the number of dead letters. A request scans a bounded number of them: `scanned` says how many, and
 `matching` how many of these match the filter. `complete` is true when the scan has reached the end. Without a filter
@@ -158,4 +160,4 @@ async def list_dead(
     """The groups follow each other in the order of their names."""
     pairs = [(group["stream"], group["group"]) for group in await handled_groups(service)]
     found = await scan(redis, pairs, wanted, count, parse_cursor(cursor), tally=True)
-    return page(found, wanted, count, "/v1/dead", {"cursor": found.next.encode()} if found.next else None)
+    return page(found, wanted, count, link("/v1/dead"), {"cursor": found.next.encode()} if found.next else None)

@@ -13,9 +13,10 @@ from supervisor.errors import EncodeError
 from supervisor.publisher import BATCH_MAX
 
 from . import cloud_events
+from .json_body import parse_batch, parse_value
 from .plain_route import read_body
 from .problems import Problem, pointer_of
-from .schemas import check_media_type, parse_json
+from .schemas import check_media_type
 from .validation import Incoming
 
 JSON = "application/json"
@@ -39,7 +40,7 @@ async def read_one(request: Request) -> Input:
         return _binary_event(request.headers, await read_body(request))
     media_type = check_media_type(request, JSON, cloud_events.STRUCTURED)
     items = _Items(of_one=True)
-    body = parse_json(await read_body(request))
+    body = await parse_value(await read_body(request))
     if media_type == cloud_events.STRUCTURED:
         items.add_event(body, "", ())
     else:
@@ -55,11 +56,9 @@ async def read_many(request: Request) -> Input:
         async for number, line in _lines(request):
             await items.add_line(number, line)
         return items.finish()
-    body = parse_json(await read_body(request))
+    body = await parse_batch(await read_body(request))
     if not isinstance(body, list):
         raise Problem("invalid", f"a batch must be a JSON array, not {_kind(body)}; use {NDJSON} for one object a line")
-    if len(body) > BATCH_MAX:
-        raise _too_many(str(len(body)))
     for at, item in enumerate(body):
         if media_type == cloud_events.BATCHED:
             items.add_event(item, f"event {at}: ", (at,))
@@ -106,12 +105,9 @@ class _Items:
         """Add a line of NDJSON. Raises Problem when it is not JSON, or one too many."""
         at = len(self._found.messages)
         if at >= BATCH_MAX:
-            raise _too_many(f"more than {BATCH_MAX}")
-        try:
-            item = parse_json(line)
-        except Problem as problem:
-            raise Problem("malformed-json", f"line {number}: {problem.detail}") from None
-        self.add(item, f"line {number}: ", (at,))
+            raise Problem("invalid", f"more than {BATCH_MAX} messages; at most {BATCH_MAX} are allowed at once")
+        place = f"line {number}: "
+        self.add(await parse_value(line, place), place, (at,))
         await self.breathe()
 
     async def breathe(self) -> None:
@@ -184,10 +180,6 @@ async def _pieces(request: Request) -> AsyncIterator[bytes]:
         yield message.get("body", b"")
         if not message.get("more_body", False):
             return
-
-
-def _too_many(count: str) -> Problem:
-    return Problem("invalid", f"{count} messages; at most {BATCH_MAX} are allowed at once")
 
 
 def _kind(value: object) -> str:

@@ -19,6 +19,7 @@ from supervisor.publisher import BATCH_MAX, KEY_BYTES_MAX, Publisher
 from . import cloud_events
 from .admission import check_allowed, check_limits, has_limits
 from .message_input import NDJSON, Input, read_many, read_one
+from .pages import read_page
 from .plain_route import plain_post
 from .problems import Problem
 from .replies import MessagePage, Stored, StoredBatch, StoredMessage
@@ -187,15 +188,14 @@ async def read_messages(
     count: Annotated[int, Query(ge=1, le=COUNT_MAX)] = 100,
     reverse: Annotated[bool, Query(description="Newest first")] = False,
 ) -> Response:
-    """`next` is the address of the next page, null after the last one. A stream that does not exist is empty."""
-    rows: Any
-    if reverse:
-        rows = await redis.xrevrange(stream, max=end, min=start, count=count + 1)
-    else:
-        rows = await redis.xrange(stream, min=start, max=end, count=count + 1)
-    messages = [as_message(entry, fields) for entry, fields in rows[:count]]
+    """`next` is the address of the next page, null after the last one. A stream that does not exist is empty.
+
+    A page of large messages has fewer than `count`: it ends at about 2 MB.
+    """
+    rows, more = await read_page(redis, stream, start, end, count, reverse=reverse)
+    messages = [as_message(entry, fields) for entry, fields in rows]
     following = None
-    if len(rows) > count:
+    if more:
         last = f"({messages[-1]['id']}"
         bounds = {"start": start, "end": last} if reverse else {"start": last, "end": end}
         query = urlencode({**bounds, "count": count, "reverse": str(reverse).lower()})
@@ -216,7 +216,7 @@ async def read_message(stream: Stream, entry_id: EntryId, redis: RedisDep) -> Re
     return json_response(as_message(*rows[0]))
 
 
-def as_message(entry: bytes, fields: dict[bytes, bytes]) -> dict[str, Any]:
+def as_message(entry: bytes, fields: Mapping[bytes, bytes]) -> dict[str, Any]:
     """Return an entry for JSON; bytes that are not UTF-8 become \\xNN."""
     shown = {
         name.decode(errors="backslashreplace"): value.decode(errors="backslashreplace")

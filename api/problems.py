@@ -69,6 +69,7 @@ KINDS = {
         409, "More than one dead letter", "Several groups have a dead letter with this id; name one with `group`."
     ),
     "wrong-type": Kind(409, "The key is not a stream", "Redis holds another type of value under this name."),
+    "too-slow": Kind(408, "The request came too slowly", "Send the head at once, and the body without long breaks."),
     "body-too-large": Kind(413, "The body is too large", "Send less at once, or raise [api] max_body_bytes."),
     "media-type": Kind(415, "Unsupported media type", "Set Content-Type to one of those that `detail` names."),
     "invalid": Kind(422, "The request is not valid", "`errors` lists what is wrong, by JSON pointer or parameter."),
@@ -79,6 +80,9 @@ KINDS = {
         501,
         "Messages can't be validated here",
         "The service can't import the handlers, whose models say what is valid; `detail` says why. Nothing was stored.",
+    ),
+    "head-too-large": Kind(
+        431, "The head of the request is too large", "Send fewer or shorter headers; `detail` says what is allowed."
     ),
     "internal": Kind(500, "Internal error", "This is a bug: the log has a traceback with the same request id."),
     "backlog": Kind(
@@ -105,7 +109,11 @@ KINDS = {
         "Redis may have done what was asked for. Repeat a publish only with the same Idempotency-Key; dead letters may"
         " be replayed or removed again.",
     ),
-    "busy": Kind(503, "Too many requests", "Too many requests wait for Redis, or too many clients follow streams."),
+    "busy": Kind(
+        503,
+        "Too many requests",
+        "Too many requests wait for Redis, too many clients follow streams, or there are too many connections.",
+    ),
 }
 _LATER = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")

@@ -4,22 +4,30 @@ It also gives each request an id. It is a plain ASGI middleware: Starlette's bas
 rest of a request.
 """
 
+import asyncio
 import functools
 import hmac
 import ipaddress
 import re
 import secrets
 from http import HTTPStatus
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from supervisor.log import Limiter
 from supervisor.settings.model import ApiSettings
 
+from .bounded_body import bounded, check_length
 from .problems import KINDS, Problem, response
+from .root_path import path_below, with_root_path
 from .stream_paths import is_utf8, with_single_segments
 
 PROBLEM_PAGES = "/problems/"
 PROBES = frozenset({"/livez", "/readyz", "/startupz"})
+#: A request with a wrong token is answered after this time.
+WRONG_TOKEN_S = 0.5
+_WRONG_TOKEN = "unauthorized"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 #: What a browser sends for a request that the user or a page of this service made.
 _OWN_SITE = frozenset({b"same-origin", b"none"})
@@ -30,9 +38,12 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 class RequestGuard:
     """Refuse requests that must not reach a route, and mark every answer."""
 
-    def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
+    def __init__(self, app: ASGIApp, settings: ApiSettings, log: Any) -> None:
         """`settings` stay the same for the life of the process."""
         self._app = app
+        self._log = log
+        self._limiter = Limiter()
+        self._root_path = settings.root_path
         self._max_body_bytes = settings.max_body_bytes
         self._token = settings.token.encode()
         #: No token is needed, since only this machine can connect. Then the Host header must name this machine.
@@ -44,10 +55,13 @@ class RequestGuard:
             await self._app(scope, receive, send)
             return
         headers: dict[bytes, bytes] = dict(scope["headers"])
+        scope = with_root_path(scope, headers, self._root_path)
         given = headers.get(b"x-request-id", b"")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8).encode()
         scope["request_id"] = request_id.decode()
         refusal = self._refusal(scope, headers)
+        if refusal is not None and refusal.kind == _WRONG_TOKEN and b"authorization" in headers:
+            await self._slow_down(scope)
         if scope["type"] == "websocket":
             await _websocket(self._app, refusal, scope, receive, send)
             return
@@ -62,29 +76,32 @@ class RequestGuard:
 
         if refusal is not None:
             await response(scope, refusal)(scope, receive, marked)
-        elif scope["method"] in _SAFE_METHODS:
-            await self._app(_routed(scope), receive, marked)
         else:
-            await self._app(_routed(scope), self._counted(receive), marked)
+            await self._app(_routed(scope), bounded(receive, headers, self._max_body_bytes), marked)
+
+    async def _slow_down(self, scope: Scope) -> None:
+        """Let a wrong token cost time, so that tokens can't be guessed."""
+        repeated = self._limiter.held_back(_WRONG_TOKEN)
+        if repeated is not None:
+            client = (scope.get("client") or ("",))[0]
+            self._log.warning("request refused", kind=_WRONG_TOKEN, client=client, repeated=repeated or None)
+        await asyncio.sleep(WRONG_TOKEN_S)
 
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> Problem | None:
         if (wrong := self._wrong_address(scope, headers.get(b"host"))) is not None:
             return wrong
         # A WebSocket has no method. Browsers let pages of any origin open one, so it is never safe.
         method = scope.get("method", "")
-        if self._token and not (method == "GET" and _is_open(scope["path"])):
+        if self._token and not (method == "GET" and _is_open(path_below(scope))):
             kind, _, token = headers.get(b"authorization", b"").partition(b" ")
             if kind.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token):
-                return Problem("unauthorized", headers={"WWW-Authenticate": "Bearer"})
+                return Problem(_WRONG_TOKEN, headers={"WWW-Authenticate": "Bearer"})
         if method in _SAFE_METHODS:
-            return None
+            return check_length(headers, self._max_body_bytes)
         site = headers.get(b"sec-fetch-site")
         if site is not None and site not in _OWN_SITE:
             return Problem("cross-site", f"Sec-Fetch-Site: {site.decode(errors='replace')}")
-        length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self._max_body_bytes:
-            return self._too_large()
-        return None
+        return check_length(headers, self._max_body_bytes)
 
     def _wrong_address(self, scope: Scope, host: bytes | None) -> Problem | None:
         if not is_utf8(scope):
@@ -92,23 +109,6 @@ class RequestGuard:
         if self._only_local and host is not None and not _is_loopback(host):
             return _wrong_host(host)
         return None
-
-    def _counted(self, receive: Receive) -> Receive:
-        """Count the bytes of the body, since Content-Length may be absent."""
-        received = 0
-
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_body_bytes:
-                raise self._too_large()
-            return message
-
-        return counted
-
-    def _too_large(self) -> Problem:
-        return Problem("body-too-large", f"at most {self._max_body_bytes} bytes", headers={"Connection": "close"})
 
 
 def _routed(scope: Scope) -> Scope:

@@ -15,6 +15,7 @@ from supervisor.core.ids import normalize_id
 from supervisor.core.json_text import parse_exact
 
 from .problems import KINDS, MEDIA_TYPE, Problem
+from .root_path import link
 from .stream_paths import NameConvertor
 
 STREAM_CHARACTERS_MAX = 512
@@ -107,7 +108,7 @@ def json_response(body: Any, status: int = 200, headers: dict[str, str] | None =
 
 def stream_path(stream: str) -> str:
     """Return the address under which everything of a stream is."""
-    return f"/v1/streams/{quote(stream, safe=':')}"
+    return link(f"/v1/streams/{quote(stream, safe=':')}")
 
 
 def messages_path(stream: str) -> str:

@@ -23,6 +23,7 @@ from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.fastapi import RedisDep
 
 from .message_routes import as_message
+from .pages import Stride
 from .problems import Problem
 from .schemas import EntryId, Stream, problems, text_answer
 from .service import Service, ServiceDep
@@ -106,11 +107,12 @@ class _Tail(StreamingResponse):
 
     async def _follow(self, redis: Redis, send: Send, ends: list[asyncio.Task[Any]]) -> None:
         failures = 0
+        stride = Stride(COUNT)
         sent_s = time.monotonic()
         while not any(end.done() for end in ends):
             rows: list[Any] = []
             try:
-                rows = await _read(redis, self._stream, self._after, ends)
+                rows = await _read(redis, self._stream, self._after, stride.count, ends)
                 failures = 0
             except REDIS_FAULTS:
                 await asyncio.wait(
@@ -118,6 +120,7 @@ class _Tail(StreamingResponse):
                 )
                 failures += 1
             if rows:
+                stride.adapt(rows)
                 messages = [as_message(entry, fields) for entry, fields in rows]
                 await _write(send, "".join(f"id: {m['id']}\ndata: {orjson.dumps(m).decode()}\n\n" for m in messages))
                 self._after = messages[-1]["id"]
@@ -138,9 +141,9 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-async def _read(redis: Redis, stream: str, after: str, ends: list[asyncio.Task[Any]]) -> list[Any]:
+async def _read(redis: Redis, stream: str, after: str, count: int, ends: list[asyncio.Task[Any]]) -> list[Any]:
     """Read the next entries; none on a timeout or at the end. XREAD may be cancelled, since it claims no message."""
-    reads: Any = redis.xread({stream: after}, count=COUNT, block=BLOCK_MS)
+    reads: Any = redis.xread({stream: after}, count=count, block=BLOCK_MS)
     reading: asyncio.Task[Any] = asyncio.create_task(reads)
     try:
         await asyncio.wait([reading, *ends], return_when=asyncio.FIRST_COMPLETED)

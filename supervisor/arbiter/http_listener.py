@@ -1,7 +1,7 @@
-"""The HTTP service's listening socket, which the arbiter owns: it stays open while the service is replaced.
+"""The HTTP service's listening sockets, which the arbiter owns: they stay open while the service is replaced.
 
-All processes of the service accept from it. They also get a memory file, into which each writes a byte as soon as it
-serves. Both descriptors are passed to the service only; every other child closes them.
+All processes of the service accept from them. They also get a memory file, into which each writes a byte as soon as it
+serves. The descriptors are passed to the service only; every other child closes them.
 """
 
 import os
@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from supervisor.http_bind import HTTP_FDS_VARIABLE, READY, PortInUseError, listen
+from supervisor.http_bind import HTTP_FDS_VARIABLE, READY, PortInUseError, close, listen
 from supervisor.memfd import create_memfd
 
 #: The service of an arbiter that has just been killed may still hold the port.
@@ -19,25 +19,25 @@ RETRY_S = 0.02
 
 
 class HttpListener:
-    """The socket and the memory file; `open` creates both."""
+    """The sockets and the memory file; `open` creates both."""
 
     def __init__(self, bind: str, inherited: Mapping[str, Any] | None = None) -> None:
         """`bind` is empty if the pool has no service. `inherited` is the `state` of an earlier image."""
         self.bind = bind
-        self._socket: socket.socket | None = None
+        self._sockets: list[socket.socket] = []
         self._ready_fd = -1
         if inherited:
             self._ready_fd = inherited["ready_fd"]
-            self._socket = socket.socket(fileno=inherited["fd"])
+            self._sockets = [socket.socket(fileno=fd) for fd in sockets_of(inherited)]
             if inherited["bind"] != bind:
-                self.close()
+                self._close(inherited["bind"])
 
     def open(self, patience_s: float = 0.0) -> None:
         """Listen, if not done yet; retry for `patience_s` if the port is in use. Raises ConfigError, OSError."""
         until_s = time.monotonic() + patience_s
-        while self._socket is None:
+        while not self._sockets:
             try:
-                self._socket = listen(self.bind)
+                self._sockets = listen(self.bind)
             except PortInUseError:
                 if time.monotonic() > until_s:
                     raise
@@ -46,14 +46,17 @@ class HttpListener:
             self._ready_fd = create_memfd("http")
 
     def close(self) -> None:
-        """Close the arbiter's copy of the socket; a running service keeps its own."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        """Close the arbiter's copies of the sockets; a running service keeps its own."""
+        self._close(self.bind)
+
+    def _close(self, bind: str) -> None:
+        if self._sockets:
+            close(self._sockets, bind)
+            self._sockets = []
 
     def sockets(self) -> list[int]:
-        """Return the socket's descriptor, if it is open."""
-        return [] if self._socket is None else [self._socket.fileno()]
+        """Return the descriptors of the sockets that are open."""
+        return [one.fileno() for one in self._sockets]
 
     def fds(self) -> list[int]:
         """Return the descriptors that children other than the service must close."""
@@ -76,6 +79,11 @@ class HttpListener:
 
     def state(self) -> dict[str, Any] | None:
         """Return what the next image of this process needs."""
-        if self._socket is None:
+        if not self._sockets:
             return None
-        return {"bind": self.bind, "fd": self._socket.fileno(), "ready_fd": self._ready_fd}
+        return {"bind": self.bind, "fds": self.sockets(), "ready_fd": self._ready_fd}
+
+
+def sockets_of(state: Mapping[str, Any]) -> list[int]:
+    """Return the descriptors of the sockets in the state of an earlier image, which may have known only one."""
+    return state["fds"] if "fds" in state else [state["fd"]]

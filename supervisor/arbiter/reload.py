@@ -23,6 +23,7 @@ from typing import Any, NoReturn, get_args, get_type_hints
 import supervisor
 from supervisor.arbiter import snapshot
 from supervisor.arbiter.fork import exec_command, own_command
+from supervisor.arbiter.http_listener import sockets_of
 from supervisor.arbiter.import_probe import UNSAFE_VARIABLE
 from supervisor.arbiter.loop import Loop
 from supervisor.arbiter.started_from import StartedFrom
@@ -31,7 +32,7 @@ from supervisor.arbiter.systemd import SystemdNotifier
 from supervisor.core.restart_policy import Exit, ExitKind, History
 from supervisor.core.slot import Slot, State
 from supervisor.errors import ConfigError, SupervisorError
-from supervisor.http_bind import listen, pool_bind
+from supervisor.http_bind import close, listen, pool_bind
 from supervisor.memfd import create_memfd
 from supervisor.settings.load import Loaded
 from supervisor.settings.model import Settings
@@ -79,7 +80,7 @@ class ReloadState:
     @property
     def sockets(self) -> list[int]:
         """The descriptors that are sockets."""
-        return [self.control_fd, *([self.http["fd"]] if self.http else [])]
+        return [self.control_fd, *(sockets_of(self.http) if self.http else [])]
 
     @property
     def fds(self) -> list[int]:
@@ -159,7 +160,7 @@ def check_compatible(request: dict[str, Any], settings: Settings) -> None:
         )
     bind = pool_bind(settings)
     if bind and bind != request["bind"]:
-        listen(bind).close()
+        close(listen(bind), bind)
 
 
 def note_preloaded(preloaded: bool) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from supervisor._version import __version__
 from supervisor.arbiter.spawn import Specs
+from supervisor.http_bind import url_of
 from supervisor.log import has_colours, is_human, stderr
 from supervisor.settings.load import Loaded
 
@@ -47,7 +48,7 @@ class StartupReport:
             workers=self.workers,
             boot_ms=None if self.burst else self.boot_ms,
             burst=self.burst or None,
-            api=f"http://{settings.api.bind}" if self.api else None,
+            api=url_of(settings.api.bind) if self.api else None,
             state_dir=str(settings.state_dir),
         )
 
@@ -76,6 +77,6 @@ class StartupReport:
         yield line("workers", f"{self.workers}, until no work is left" if self.burst else ready)
         if self.api:
             processes = f" ({self.api} processes)" if self.api > 1 else ""
-            yield line("http", f"http://{settings.api.bind}{processes}  (docs at /docs, health at /readyz)")
+            yield line("http", f"{url_of(settings.api.bind)}{processes}  (docs at /docs, health at /readyz)")
         yield line("state", str(settings.state_dir))
         yield line("", "Ctrl-C drains and stops")

@@ -15,7 +15,7 @@ from supervisor.errors import UsageError
 from supervisor.keys import dead_key
 
 #: Size of the first page; the weight of its letters sets the size of the next.
-_PAGE_MIN = 10
+_PAGE_MIN = 1
 _PAGE_MAX = 500
 #: About the weight of a page, so that it is read well within the time limit of one command.
 _PAGE_BYTES = 1_000_000

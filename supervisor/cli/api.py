@@ -41,7 +41,7 @@ LAST_S = 0.1
     short_help="Run the HTTP service alone.",
 )
 @config_option
-@click.option("--bind", metavar="HOST:PORT", help="The address to listen on, instead of api.bind.")
+@click.option("--bind", metavar="ADDRESS", help="HOST:PORT or unix:/PATH to listen on, instead of api.bind.")
 @redis_option
 def api(config: Path | None, bind: str | None, redis: str | None) -> int:
     """Run the HTTP service alone: publish, history, health, status. For hosts without workers."""
@@ -53,29 +53,31 @@ def serve(loaded: Loaded) -> int:
     """Serve until SIGTERM or SIGINT; return the exit code. Raises ConfigError for an address that is not allowed."""
     import uvicorn
 
-    # uvicorn would import these when it starts: by then a project's own httptools.py would be found.
-    import uvicorn.protocols.http.httptools_impl
+    # uvicorn would import this when it starts: by then a project's own websockets.py would be found.
     import uvicorn.protocols.websockets.auto
 
-    from supervisor.http_bind import check_bind, inherited_socket, listen
+    from supervisor.http_bind import check_bind, close, inherited_sockets, listen, url_of
     from supervisor.log import log_records, lower_log_level, service_logger
     from supervisor.standard_streams import replace_text_streams
 
     check_bind(loaded.settings)
-    listening, report_ready = inherited_socket() or (listen(loaded.settings.api.bind), None)
+    bind = loaded.settings.api.bind
+    listening, report_ready = inherited_sockets() or (listen(bind), None)
+    log = service_logger(loaded.settings, "api")
+    protocol = module_of("http_protocol").protocol(log)  # before the project's modules, as above
     app = application().create_app(loaded)
     configuration = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=protocol,
         access_log=False,
         log_config=None,
         timeout_graceful_shutdown=GRACE_S,
         server_header=False,
     )
-    service_logger(loaded.settings, "api").info("listening", url=f"http://{loaded.settings.api.bind}")
+    log.info("listening", url=url_of(bind))
     replace_text_streams()
-    log_records(loaded.settings, service_logger(loaded.settings, "api"))
+    log_records(loaded.settings, log)
     lower_log_level(loaded.settings)
     uvicorn_log = logging.getLogger("uvicorn")
     uvicorn_log.setLevel(logging.DEBUG if loaded.settings.log.level == "debug" else logging.WARNING)
@@ -83,7 +85,11 @@ def serve(loaded: Loaded) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(EXIT_OK))
     server = _server(configuration, report_ready)
-    server.run(sockets=[listening])
+    try:
+        server.run(sockets=listening)
+    finally:
+        if report_ready is None:
+            close(listening, bind)
     return EXIT_OK if server.started else EXIT_FAILED
 
 
@@ -111,6 +117,11 @@ def _server(configuration: uvicorn.Config, report_ready: Callable[[], object] | 
 
 def application() -> Any:
     """Return the module with `create_app(loaded)`. Raises SupervisorError when it is not installed."""
+    return module_of("app")
+
+
+def module_of(name: str) -> Any:
+    """Return a module of the HTTP service. Raises SupervisorError when it is not installed."""
     if importlib.util.find_spec(PACKAGE) is None:
         folder = Path(__file__).parents[2] / "api"
         spec = importlib.util.spec_from_file_location(
@@ -121,4 +132,4 @@ def application() -> Any:
         module = importlib.util.module_from_spec(spec)
         sys.modules[PACKAGE] = module
         spec.loader.exec_module(module)
-    return importlib.import_module(f"{PACKAGE}.app")
+    return importlib.import_module(f"{PACKAGE}.{name}")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--workers", type=Value(WORKERS), metavar="N", help="Worker processes, instead of pool.workers.")
 @redis_option
 @click.option("--handlers", multiple=True, metavar="MODULE", help="A handler module; can be repeated.")
-@click.option("--bind", metavar="HOST:PORT", help="The address of the HTTP service, instead of api.bind.")
+@click.option("--bind", metavar="ADDRESS", help="HOST:PORT or unix:/PATH of the HTTP service, instead of api.bind.")
 @click.option("--no-api", is_flag=True, help="Start no HTTP service.")
 @click.option("--reload", is_flag=True, help="For development: restart the workers when a file changes.")
 @click.option("--burst", is_flag=True, help="Handle all messages, then exit; without HTTP service.")

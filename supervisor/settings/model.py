@@ -25,7 +25,11 @@ FIELD = Text("the name of a field of the message, or empty")
 RATE = Text('a number per second, minute, hour or day, such as "100/m", or empty', r"([1-9][0-9]{0,8}/[smhd])?")
 ON_DEAD = Choice("skip", "halt")
 START = Text('an entry id such as "0" or "1700000000000-0", or "$" for new entries only', r"\$|[0-9]+(-[0-9]+)?")
-BIND = Text("host:port, with an IPv6 host in brackets", rf"(\[[0-9a-fA-F:.]+\]|[^:\s\[\]]+):{_PORT}")
+BIND = Text(
+    "host:port, with an IPv6 host in brackets, or unix:/path",
+    rf"(\[[0-9a-fA-F:.]+\]|[^:\s\[\]]+):{_PORT}|unix:/[^\x00]*[^/\x00]",
+)
+ROOT_PATH = Text('empty, or a path such as "/events" without a slash at its end', r"(/[A-Za-z0-9._~-]+)*")
 ROUTER = Text(
     'a module and the name of a router in it, such as "handlers.http:router"',
     r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*",
@@ -172,10 +176,12 @@ class ApiSettings(Section):
     """`[api]`: the HTTP service."""
 
     enabled: bool = setting(Flag(), True)
-    #: host:port. Anything but loopback needs `token`.
+    #: host:port, or unix:/path. Anything but loopback and a unix socket needs `token`.
     bind: str = setting(BIND, "127.0.0.1:8000")
     #: Processes of a pool's HTTP service, which accept from one socket. `supervisor api` runs one.
     processes: int = setting(Whole(1, 64), 1)
+    #: The path under which a proxy serves the service.
+    root_path: str = setting(ROOT_PATH, "")
     #: When set, every request but the probes must carry `Authorization: Bearer <token>`.
     token: str = setting(Text(), "")
     #: A publish is answered within this time, with 503 when Redis has not stored it.

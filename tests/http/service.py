@@ -58,9 +58,12 @@ class Service:
 
     def __init__(
         self, folder: Path, redis_url: str, *, config: str = "", files: Mapping[str, str] = MappingProxyType({}),
-        ready: bool = True,
+        ready: bool = True, bind: str | None = None,
     ) -> None:  # fmt: skip
-        """Start it in a project with these files; with `ready`, wait until it answers."""
+        """Start it in a project with these files; with `ready`, wait until it answers.
+
+        `bind` is the address instead of a free port; empty: the one in the configuration.
+        """
         for name, text in ({"handlers.py": HANDLERS} | dict(files) | {"config.toml": config}).items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,9 +75,9 @@ class Service:
             base_url=self.base_url, timeout=30, trust_env=False, transport=Patient(verify=False)
         )
         with self._err.open("wb") as err:
-            bind = self.base_url.removeprefix("http://")
+            bind = self.base_url.removeprefix("http://") if bind is None else bind
             self.process = spawn(
-                "api", "--bind", bind, cwd=folder, redis_url=redis_url,
+                "api", *(("--bind", bind) if bind else ()), cwd=folder, redis_url=redis_url,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=err,
             )  # fmt: skip
         #: How long its start took until it answered; bounds on time are multiples of it.
