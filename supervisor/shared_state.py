@@ -11,10 +11,13 @@ The layout does not depend on the handlers, so an arbiter that execs itself can 
 import hashlib
 import json
 import mmap
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from enum import IntEnum
 
+from supervisor import shared_figures
 from supervisor.memfd import create_memfd
+from supervisor.shared_consumer import CONSUMER_FIELDS, ConsumerField, MarksOwner, SharedConsumer
+from supervisor.shared_figures import FIGURE_FIELDS, FIGURE_ROWS, FigureField, HandlerFigures
 
 MAGIC = 0x5355505256534F52
 SLOTS_MAX = 256
@@ -25,8 +28,10 @@ FIELD_BYTES = 8
 FIELD_MAX = 2**64 - 1
 HEADER_FIELDS = 64
 SLOT_FIELDS = 64
-CONSUMER_FIELDS = 16
-SLOT_STRIDE = SLOT_FIELDS + CONSUMERS_MAX * CONSUMER_FIELDS
+_NO_CONSUMER = memoryview(bytes(CONSUMER_FIELDS * FIELD_BYTES)).cast("Q")
+#: In each slot: its fields, its consumers, its figures.
+FIGURES_AT = SLOT_FIELDS + CONSUMERS_MAX * CONSUMER_FIELDS
+SLOT_STRIDE = FIGURES_AT + FIGURE_ROWS * FIGURE_FIELDS
 
 
 class HeaderField(IntEnum):
@@ -57,7 +62,7 @@ class HeaderField(IntEnum):
 
 
 class SlotField(IntEnum):
-    """Fields of a slot. The arbiter writes the first eight, the worker the others."""
+    """Fields of a slot. The arbiter writes the first eight and the last ones, the worker the others."""
 
     PID = 0
     INCARNATION = 1
@@ -110,39 +115,15 @@ class SlotField(IntEnum):
     #: What the worker lacks, a `core.lacks.Lack`; 0: nothing.
     LACK = 33
 
-
-class ConsumerField(IntEnum):
-    """Fields of a consumer: what a worker has started of one (stream, group)."""
-
-    #: `consumer_key(stream, group)`; 0: unused.
-    KEY = 0
-    #: The highest id whose handler was started, as Unix ms and sequence.
-    STARTED_MS = 1
-    STARTED_SEQ = 2
-    #: The message that runs in isolation after a crash; 0-0: none.
-    ISOLATED_MS = 3
-    ISOLATED_SEQ = 4
-    #: A `MarksOwner`: which worker the four fields above tell of.
-    OWNER = 5
-    #: Since when the worker can't read (0: it can), and the code of the error: ASCII, in two fields.
-    CUT_OFF_NS = 8
-    CUT_OFF_CODE = 9
-    CUT_OFF_CODE_REST = 10
-    #: Since when the handler's circuit is open; 0: it is closed.
-    CIRCUIT_NS = 11
-
-
-class MarksOwner(IntEnum):
-    """Whose started and isolated ids a consumer's fields hold."""
-
-    #: No worker has read the consumer's pending list since the memory was made: only Redis knows of a predecessor.
-    NOBODY = 0
-    #: The slot's worker has not read the pending list yet.
-    PREDECESSOR = 1
-    #: It has read it, and suspects of its predecessor's crash still have to run alone.
-    BOTH = 2
-    #: All that its predecessor left is sorted out.
-    WORKER = 3
+    #: Why workers of this slot were started again.
+    RESTARTS_EXIT = 56
+    RESTARTS_SIGNAL = 57
+    RESTARTS_OOM = 58
+    RESTARTS_HUNG = 59
+    RESTARTS_RECYCLE = 60
+    #: Messages that the keeper gave to this slot's worker: a dead host's, and those of a consumer of another program.
+    RECLAIMED_HOST = 61
+    RECLAIMED_IDLE = 62
 
 
 class WorkerState(IntEnum):
@@ -168,10 +149,10 @@ def fingerprint(shape: object) -> int:
 #: Derived from the names and numbers. A field whose meaning changes needs a new name.
 LAYOUT_VERSION = fingerprint(
     {
-        "sizes": [SLOTS_MAX, CONSUMERS_MAX, FIELD_BYTES, HEADER_FIELDS, SLOT_FIELDS, CONSUMER_FIELDS],
+        "sizes": [SLOTS_MAX, HEADER_FIELDS, SLOT_FIELDS, CONSUMERS_MAX, CONSUMER_FIELDS, FIGURE_ROWS, FIGURE_FIELDS],
         "fields": {
             kind.__name__: {field.name: field.value for field in kind}
-            for kind in (HeaderField, SlotField, ConsumerField, MarksOwner, WorkerState)
+            for kind in (HeaderField, SlotField, ConsumerField, FigureField, MarksOwner, WorkerState)
         },
     }
 )
@@ -230,7 +211,6 @@ class SharedSlot:
         for at in self._consumers():
             for index in range(at + ConsumerField.CUT_OFF_NS, at + ConsumerField.CIRCUIT_NS + 1):
                 self._words[index] = 0
-        for at in self._consumers():
             if self._words[at + ConsumerField.OWNER]:
                 self._words[at + ConsumerField.OWNER] = MarksOwner.PREDECESSOR
 
@@ -249,9 +229,10 @@ class SharedSlot:
         keys = {consumer_key(stream, group) for stream, group in consumers}
         for at in self._consumers():
             if self._words[at] not in keys:
-                SharedConsumer(self._words, at).free()
+                self._words[at : at + CONSUMER_FIELDS] = _NO_CONSUMER
+        shared_figures.keep_rows(self._words, self._base + FIGURES_AT, keys)
 
-    def consumer(self, stream: str, group: str) -> "SharedConsumer | None":
+    def consumer(self, stream: str, group: str) -> SharedConsumer | None:
         """Return the fields of a consumer, allocating them if necessary; None if all are in use."""
         key = consumer_key(stream, group)
         free = None
@@ -264,6 +245,10 @@ class SharedSlot:
             self._words[free] = key
             return SharedConsumer(self._words, free)
         return None
+
+    def figures(self, stream: str, group: str) -> HandlerFigures | None:
+        """Return the figures of a handler, allocating them if necessary; None if all are in use."""
+        return shared_figures.row_of(self._words, self._base + FIGURES_AT, consumer_key(stream, group))
 
     def last_started(self) -> list[tuple[int, int]]:
         """Return the isolated ids or else the highest started id of each consumer, without duplicates.
@@ -287,84 +272,6 @@ class SharedSlot:
         """Return the indexes at which the consumers' fields begin."""
         first = self._base + SLOT_FIELDS
         return range(first, first + CONSUMERS_MAX * CONSUMER_FIELDS, CONSUMER_FIELDS)
-
-
-class SharedConsumer:
-    """The fields of one consumer in one slot."""
-
-    __slots__ = ("_at", "_words")
-
-    def __init__(self, words: memoryview, at: int) -> None:
-        self._words = words
-        self._at = at
-
-    def free(self) -> None:
-        """Free the fields."""
-        for index in range(self._at, self._at + CONSUMER_FIELDS):
-            self._words[index] = 0
-
-    @property
-    def owner(self) -> int:
-        """Which worker the marks tell of, a `MarksOwner`."""
-        return int(self._words[self._at + ConsumerField.OWNER])
-
-    @owner.setter
-    def owner(self, owner: MarksOwner) -> None:
-        self._words[self._at + ConsumerField.OWNER] = owner
-
-    def clear(self) -> None:
-        """Clear the marks: nothing has run."""
-        self.set_isolated(0, 0)
-        self.set_started(0, 0)
-
-    def clear_own(self) -> None:
-        """Clear the marks of the slot's worker, and keep those of its predecessor."""
-        if self.owner >= MarksOwner.BOTH:
-            self.set_isolated(0, 0)
-        if self.owner == MarksOwner.WORKER:
-            self.set_started(0, 0)
-
-    def started(self) -> tuple[int, int]:
-        """Return the highest id whose handler any incarnation has started."""
-        ms, seq = self._at + ConsumerField.STARTED_MS, self._at + ConsumerField.STARTED_SEQ
-        return int(self._words[ms]), int(self._words[seq])
-
-    def set_started(self, ms: int, seq: int) -> None:
-        """Record that the handler of this id is about to start; (0, 0): no message is running."""
-        self._words[self._at + ConsumerField.STARTED_MS] = ms
-        self._words[self._at + ConsumerField.STARTED_SEQ] = seq
-
-    def set_cut_off(self, since_ns: int, code: tuple[int, int] = (0, 0)) -> None:
-        """Record since when the worker can't read (0: it reads), and the packed code of the error."""
-        self._words[self._at + ConsumerField.CUT_OFF_CODE], self._words[self._at + ConsumerField.CUT_OFF_CODE_REST] = (
-            code
-        )
-        self._words[self._at + ConsumerField.CUT_OFF_NS] = since_ns
-
-    def set_circuit(self, since_ns: int) -> None:
-        """Record since when the handler's circuit is open; 0: it is closed."""
-        self._words[self._at + ConsumerField.CIRCUIT_NS] = since_ns
-
-    def isolated(self) -> tuple[int, int] | None:
-        """Return the id that runs, or ran when the worker crashed, in isolation."""
-        pair = (
-            int(self._words[self._at + ConsumerField.ISOLATED_MS]),
-            int(self._words[self._at + ConsumerField.ISOLATED_SEQ]),
-        )
-        return None if pair == (0, 0) else pair
-
-    def set_isolated(self, ms: int, seq: int) -> None:
-        """Mark the id that runs in isolation; (0, 0) removes the mark.
-
-        The mark counts only with its ms, which is stored last, so a process that dies between the two stores
-        leaves no wrong mark.
-        """
-        if ms == 0:
-            self._words[self._at + ConsumerField.ISOLATED_MS] = 0
-            self._words[self._at + ConsumerField.ISOLATED_SEQ] = 0
-            return
-        self._words[self._at + ConsumerField.ISOLATED_SEQ] = seq
-        self._words[self._at + ConsumerField.ISOLATED_MS] = ms
 
 
 class SharedState:
@@ -394,6 +301,12 @@ class SharedState:
     def total(self, field: SlotField) -> int:
         """Return the sum of a field over all slots."""
         return sum(self.slot(slot).get(field) for slot in range(SLOTS_MAX))
+
+    def figures(self, keys: Collection[int]) -> dict[int, list[int]]:
+        """Return the figures of handlers by their `consumer_key`, summed over all slots."""
+        used = [slot for slot in range(SLOTS_MAX) if self.slot(slot).get(SlotField.SPAWN_NS)]
+        firsts = [HEADER_FIELDS + slot * SLOT_STRIDE + FIGURES_AT for slot in used]
+        return shared_figures.sums(self._words, firsts, keys)
 
     def slot(self, slot: int) -> SharedSlot:
         """Return the fields of one slot."""

@@ -134,8 +134,8 @@ class Arbiter:
             shutdown=self._shutdown,
             restarts=self._restarts,
             log=log,
-            # With the password: the answer goes to the owner of the socket and to no log.
             status=lambda: {**self._status.document(), "redis_url": redis_url(self._settings)},
+            figures=self._status.figures,
             stop=self._stop,
         )
         self._recycler = Recycler(self._workers, self._restarts, pool, log)

@@ -31,8 +31,9 @@ class Commands:
     shutdown: Shutdown
     restarts: RollingRestart
     log: Any
-    #: Returns the answer to `status`.
+    #: Return the answers to `status`, with the password of Redis for the owner of the socket, and to `figures`.
     status: Callable[[], dict[str, Any]]
+    figures: Callable[[], dict[str, Any]]
     #: Drains the pool: (reason, time limit in seconds or None for the configured one).
     stop: Callable[[str, float | None], None]
 
@@ -41,6 +42,7 @@ class Commands:
         commands: dict[str, Callable[..., dict[str, Any]]] = {
             "ping": lambda: {},
             "status": self.status,
+            "figures": self.figures,
             "scale": self._scale,
             "restart": self._restart,
             "stop": self._stop,

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from supervisor.arbiter import pool_figures
 from supervisor.arbiter.rolling_restart import RollingRestart
 from supervisor.arbiter.services import ServiceGroup, name_of
 from supervisor.arbiter.shutdown import Shutdown
-from supervisor.arbiter.spawn import Specs
+from supervisor.arbiter.spawn import KEEPER, Specs
 from supervisor.arbiter.worker_group import WorkerGroup
 from supervisor.core.cut_off import CUT_OFF_S, reason_of, unpack_code
 from supervisor.core.lacks import REMEDIES, Lack
@@ -19,7 +20,7 @@ from supervisor.core.restart_policy import Exit
 from supervisor.core.slot import Slot, State
 from supervisor.handling.loader import HandlerSpec
 from supervisor.settings.load import Loaded
-from supervisor.shared_state import HeaderField, SharedSlot, SlotField, WorkerState, consumer_key
+from supervisor.shared_state import HeaderField, SharedSlot, SharedState, SlotField, WorkerState, consumer_key
 from supervisor.text import counted, exit_text, path_text
 
 _ACTIVITIES = frozenset(WorkerState)
@@ -73,10 +74,16 @@ class PoolStatus:
                 for slot in self.workers.slots.values()
                 if slot.wanted or slot.state is not State.EMPTY
             ],
-            "services": [_service(slot) for slot in sorted(self.services.slots.values(), key=lambda slot: slot.number)],
+            "services": [
+                _service(slot, shared) for slot in sorted(self.services.slots.values(), key=lambda slot: slot.number)
+            ],
             "operation": self.restarts.describe(),
             "last_operation": self.restarts.last,
         }
+
+    def figures(self) -> dict[str, Any]:
+        """Return the answer to `figures`: what all workers have counted."""
+        return pool_figures.document(self.workers.shared, self.specs, sorted(self.workers.slots))
 
     def line(self) -> str:
         """Return the pool in one line, for `systemctl status`."""
@@ -236,13 +243,16 @@ def _exit_entry(last_exit: Exit | None) -> dict[str, object] | None:
     }
 
 
-def _service(slot: Slot) -> dict[str, Any]:
+def _service(slot: Slot, shared: SharedState) -> dict[str, Any]:
+    # Only the keeper beats.
+    beat_ns = shared.get(HeaderField.KEEPER_BEAT_NS) if slot.living and NAMES[slot.number] == KEEPER else 0
     return {
         "name": name_of(slot.number),
         "pid": slot.pid or None,
         "state": slot.state.value,
         "restarts": slot.restarts,
         "last_exit": _exit_entry(slot.last_exit),
+        "beat_age_s": round((time.monotonic_ns() - beat_ns) / NS, 3) if beat_ns else None,
     }
 
 

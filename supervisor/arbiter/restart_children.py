@@ -60,6 +60,8 @@ class ChildGroup:
         self._liveness = LivenessMonitor()
         self._timer: Timer | None = None
         self._checking = False
+        #: Slots whose last child the kernel's out-of-memory killer has killed, as far as that can be seen.
+        self.oom_killed: set[int] = set()
         #: Slot -> the stack dump of its last child that crashed or was killed.
         self._last_stack: dict[int, str] = {}
 
@@ -267,6 +269,10 @@ class ChildGroup:
         killed_from_outside = last_exit.reason == "signal" and last_exit.signal == signal.SIGKILL
         fault = last_exit.reason not in ("drained", "done", "recycled")
         wait_s = round(max(0.0, after.next_start_s - time.monotonic()), 3)
+        oom_kills = self._oom_kills.new() if killed_from_outside else None
+        self.oom_killed.discard(before.number)
+        if oom_kills:
+            self.oom_killed.add(before.number)
         log = self.log.warning if fault else self.log.info
         log(
             f"{self.noun} exited",
@@ -276,7 +282,7 @@ class ChildGroup:
             signal=None if last_exit.signal is None else signal_name(last_exit.signal),
             code=last_exit.code,
             likely_cause="the kernel's out-of-memory killer" if killed_from_outside else None,
-            oom_kills=self._oom_kills.new() if killed_from_outside else None,
+            oom_kills=oom_kills,
             uptime_s=round(last_exit.uptime_s, 3),
             last_started=(self.last_started(before.number) or None) if fault else None,
             next_start_s=wait_s if after.state is State.BACKOFF else None,

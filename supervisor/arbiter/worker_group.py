@@ -134,9 +134,22 @@ class WorkerGroup(ChildGroup):
         return restart_policy.permitted_s(self.breaker, slot.number, now_s)
 
     def after_start(self, slot: Slot) -> None:
-        """Make a slot that had crashed the canary, if the breaker is open."""
+        """Count the restart; make a slot that had crashed the canary, if the breaker is open."""
+        if slot.restarts:
+            self.shared.slot(slot.number).add(self._restart_field(slot), 1)
         if slot.last_exit is not None and slot.last_exit.kind is ExitKind.CRASH:
             self.breaker = restart_policy.started(self.breaker, slot.number)
+
+    def _restart_field(self, slot: Slot) -> SlotField:
+        """Return the field that counts restarts after an exit like the slot's last one."""
+        last_exit = slot.last_exit
+        if last_exit is None or last_exit.kind in (ExitKind.DONE, ExitKind.PLANNED):
+            return SlotField.RESTARTS_RECYCLE
+        if last_exit.reason in ("hung", "deadline", "boot"):
+            return SlotField.RESTARTS_HUNG
+        if last_exit.signal is None:
+            return SlotField.RESTARTS_EXIT
+        return SlotField.RESTARTS_OOM if slot.number in self.oom_killed else SlotField.RESTARTS_SIGNAL
 
     def after_exit(self, before: Slot, after: Slot) -> None:
         """Count crashes; have the other workers rescan their pending lists after a handover."""

@@ -125,6 +125,8 @@ class Reaper:
                 found, count = await self._redis.eval(CLAIM_PENDING.text, 1, stream, *arguments)
             finally:
                 self._shared.slot(receiver).add(SlotField.RESCAN_PENDING, bool(count))
+            field = SlotField.RECLAIMED_IDLE if idle_ms else SlotField.RECLAIMED_HOST
+            self._shared.slot(receiver).add(field, count)
             claimed += count
         inactive = (idle_ms,) if idle_ms else ()
         deleted: Any = await self._redis.eval(DELETE_CONSUMER.text, 1, stream, group, consumer, *inactive)

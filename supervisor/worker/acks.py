@@ -22,6 +22,7 @@ from supervisor.core.emit import emits_in
 from supervisor.errors import IdempotencyError, PublishError
 from supervisor.publisher import KEY_BYTES_MAX, traced
 from supervisor.settings.redis_url import is_cluster
+from supervisor.shared_figures import FigureField
 from supervisor.shared_state import SlotField
 from supervisor.worker.runner import current_runner
 from supervisor.worker.settler import Settler
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from supervisor.broker.command_connection import Argument
     from supervisor.core.emit import Emit
     from supervisor.messages import Message
+    from supervisor.shared_figures import HandlerFigures
     from supervisor.worker.resources import Resources
     from supervisor.worker.runner import Entry, Runner
     from supervisor.worker.source import Source
@@ -45,9 +47,10 @@ _LASTING = frozenset({"ERR", "WRONGTYPE", "NOPERM", "NOAUTH"})
 class Acks:
     """The acks of one handler."""
 
-    def __init__(self, resources: Resources) -> None:
+    def __init__(self, resources: Resources, figures: HandlerFigures) -> None:
         self._settler = resources.settler
         self._shared = resources.shared
+        self._figures = figures
         self._consumer = resources.consumer
         #: None for a handler with turns, which are passed on by a script of their own.
         self._scripts = resources.settler if isinstance(resources.settler, Settler) else None
@@ -78,6 +81,7 @@ class Acks:
             if message.recorded:
                 self._settler.ack_recorded(message.origin, message.entry)  # type: ignore[arg-type]
                 self._shared.add(SlotField.DONE, 1)
+                self._figures.add(FigureField.SETTLED_DONE)
             else:
                 message.origin.done.append(message.entry)  # type: ignore[attr-defined]
 
@@ -89,6 +93,7 @@ class Acks:
             self._run_script(source, tuple(ids), emits)
             emits = ()
         self._shared.add(SlotField.DONE, len(messages))
+        self._figures.add(FigureField.SETTLED_DONE, len(messages))
 
     def _run_script(self, source: Source, ids: tuple[bytes, ...], emits: Sequence[Entry]) -> None:
         """Have the script publish, and ack the messages that this consumer still has."""
@@ -106,6 +111,7 @@ class Acks:
         def answered(acked: int, repeated: bool) -> None:
             if not repeated and acked < len(ids):
                 self._shared.add(SlotField.LOST_CLAIM, len(ids) - acked)
+                self._figures.add(FigureField.SETTLED_LOST_CLAIM, len(ids) - acked)
 
         arguments = [len(keys), *keys, source.group, self._consumer, int(source.replays), len(ids), *ids, *more]
         assert self._scripts is not None

@@ -11,7 +11,7 @@ from supervisor.core.circuit import WINDOW_S, Circuit, CircuitState
 
 if TYPE_CHECKING:
     from supervisor.handling.loader import HandlerSpec
-    from supervisor.shared_state import SharedConsumer
+    from supervisor.shared_consumer import SharedConsumer
     from supervisor.worker.executor import Executor
     from supervisor.worker.resources import Resources
     from supervisor.worker.retry_or_dead_letter import Failures

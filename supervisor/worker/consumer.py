@@ -22,6 +22,7 @@ from supervisor.broker.group_reader import GroupReader
 from supervisor.core.backoff import backoff_s
 from supervisor.core.ids import parse_id
 from supervisor.core.lacks import lack_of
+from supervisor.shared_figures import FigureField
 from supervisor.shared_state import SlotField
 from supervisor.worker.adopted import Adopted
 from supervisor.worker.circuit_guard import CircuitGuard
@@ -86,8 +87,7 @@ class Consumer:
         #: Redis does not answer; the consumer waits and tries again.
         self.waits_for_redis = False
         self.cut_off = CutOff(sources[0].marks)
-        self._answered = False
-        self._found_nothing = False
+        self._answered = self._found_nothing = False
         self._rescans_seen = 0
         self._rescan_due = False
 
@@ -150,7 +150,9 @@ class Consumer:
             await self.retries.wait_due()
             if not await self._control.until_may_start():
                 return
-            await self._start_found(by_id(self.retries.take_due()))
+            due = by_id(self.retries.take_due())
+            self.executor.figures.add(FigureField.REDELIVERED, len(due))
+            await self._start_found(due)
 
     async def charge(self, message: Message) -> bool:
         """Count a crash against a suspect; True when it was one too many and it became a dead letter."""
@@ -253,7 +255,7 @@ class Consumer:
 
     async def _received(self, source: Source, entries: Entries) -> None:
         """Have new entries handled."""
-        self._start(source.messages(entries), of_one_source=True)
+        self._start(source.new_messages(entries), of_one_source=True)
 
     async def _start_found(self, messages: list[Message]) -> None:
         """Run messages that were in this consumer's hands before."""

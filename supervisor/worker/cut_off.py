@@ -11,7 +11,7 @@ from supervisor.broker.redis_errors import code_of
 from supervisor.core.cut_off import pack_code
 
 if TYPE_CHECKING:
-    from supervisor.shared_state import SharedConsumer
+    from supervisor.shared_consumer import SharedConsumer
 
 
 class CutOff:

@@ -21,7 +21,7 @@ from supervisor.core.pace import SLOW_SHARE
 from supervisor.errors import HandlerTimeoutError
 from supervisor.handling.decode import as_message
 from supervisor.handling.middleware import compose
-from supervisor.shared_state import MarksOwner
+from supervisor.shared_figures import QUICK_S
 from supervisor.worker.acks import Acks
 from supervisor.worker.blocking_calls import calls_of
 from supervisor.worker.process_calls import UndecodedError
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from supervisor.worker.retry_or_dead_letter import Failures
     from supervisor.worker.source import Source
 
-#: After a step of this length the event loop gets a turn: for beats, acks and retries.
-STEP_MAX_S = 0.01
+#: After a step of this length the event loop gets a turn. Messages that end within one are counted as quick.
+STEP_MAX_S = QUICK_S
 #: Grace period for a handler that was cancelled at its time limit.
 CANCEL_GRACE_S = 5.0
 
@@ -50,9 +50,9 @@ class Executor:
     def __init__(self, spec: HandlerSpec, resources: Resources, failures: Failures, sources: Sequence[Source]) -> None:
         self._spec = spec
         self._sources = sources
+        self.figures = sources[0].figures
         self._failures = failures
         self._settler = resources.settler
-        self._shared = resources.shared
         self._control = resources.control
         self._bug = resources.bug
         self._loop = asyncio.get_running_loop()
@@ -76,7 +76,7 @@ class Executor:
         self._time_limit = TimeLimit(self._active, spec.options.timeout_s)
         self._aborting = False
         self._context = copy_context()
-        self._acks = Acks(resources)
+        self._acks = Acks(resources, self.figures)
         function = self._on_loop if spec.is_async else self._in_thread
         #: Awaited with a message or a batch: middleware, decoding and the handler.
         self._call = compose(spec.middleware, decode, function, batch=spec.batch)
@@ -177,8 +177,7 @@ class Executor:
         """Note in shared memory that no message runs: a process that ends now was not ended by one."""
         if not (self._aborting or self.in_hand):
             for source in self._sources:
-                if source.marks.owner == MarksOwner.WORKER:
-                    source.marks.set_started(0, 0)
+                source.note_idle()
 
     def give_back(self) -> None:
         """Forget what is ready; it stays pending."""
@@ -229,7 +228,8 @@ class Executor:
         decode = None if self._spec.decode is as_message else self._spec.decode
         if self._spec.middleware:
             handle, decode = self._call, None
-        before_s = monotonic()
+        before_s = began_s = monotonic()
+        quick = 0
         while ready:
             runner.in_hand = message = ready.popleft()
             try:
@@ -238,6 +238,7 @@ class Executor:
                     await self._acks.take(result)
             except BaseException as error:
                 if not self._failed(runner, error):
+                    self.figures.ran_quickly(quick, before_s - began_s)
                     return False
             else:
                 if message.recorded:
@@ -245,20 +246,32 @@ class Executor:
                 else:
                     message.origin.done.append(message.entry)  # type: ignore[attr-defined]
             now_s = monotonic()
-            if runner.started_s:
-                runner.finished()
-            elif now_s > runner.step_ends_s and now_s - before_s > self._slowest_s:
-                self._slowest_s = now_s - before_s  # a message that is slow ends the step; the others need no measure
+            if runner.started_s or now_s > runner.step_ends_s:
+                # A message that takes longer than a step waits or ends it; the others need no measure of their own.
+                self.figures.ran_quickly(quick, before_s - began_s)
+                self._ran(runner, before_s, now_s)
+                quick, began_s = 0, now_s
+            else:
+                quick += 1
             if copy_context() != context:  # the handler left context variables behind: the next one must not see them
                 runner.in_hand = None
+                self.figures.ran_quickly(quick, now_s - began_s)
                 return False
             if now_s > runner.step_ends_s:
                 runner.in_hand = None
                 await self._yield()
-                now_s = monotonic()
+                began_s = now_s = monotonic()
             before_s = now_s
         runner.in_hand = None
+        self.figures.ran_quickly(quick, before_s - began_s)
         return True
+
+    def _ran(self, runner: Runner, before_s: float, now_s: float, size: int = 1) -> None:
+        """Measure a call for `size` messages that has waited for something or has ended a step, and forget them."""
+        if not (runner.started_s and self._spec.is_async):
+            self._slowest_s = max(self._slowest_s, (now_s - before_s) / size)
+        self.figures.ran(now_s - (runner.started_s if 0 < runner.started_s < inf else before_s))
+        runner.finished()
 
     async def _run_units(self, runner: Runner) -> bool:
         """Run what is ready, in batches or as single messages of plain functions; False when the runner has to end."""
@@ -276,13 +289,11 @@ class Executor:
             except BaseException as error:
                 if not self._failed(runner, error):
                     return False
-            held_s = (monotonic() - before_s) / size
-            if held_s > self._slowest_s and not (runner.started_s and self._spec.is_async):
-                self._slowest_s = held_s
-            runner.finished()
+            now_s = monotonic()
+            self._ran(runner, before_s, now_s, size)
             if copy_context() != context:
                 return False
-            if monotonic() > runner.step_ends_s:
+            if now_s > runner.step_ends_s:
                 await self._yield()
         return True
 
@@ -325,21 +336,12 @@ class Executor:
             if own_error is None:
                 done.append(message)
             else:
-                self._failures.failed(message, self._decode_error(message) or own_error)
+                self._failures.failed(message, self._failures.decode_error(message) or own_error)
         self._acks.done(runner, done)
         if isinstance(error, GeneratorExit):  # a coroutine that is being closed may await nothing more
             runner.finished()
             return False
         return True
-
-    def _decode_error(self, message: Message) -> Exception | None:
-        """Return why a message of a batch can't be decoded; a batch that ran out of time has not said so."""
-        if self._spec.batch:
-            try:
-                self._spec.decode(message)
-            except Exception as error:
-                return error
-        return None
 
     def _settled_unreadable(self, runner: Runner, error: BaseException) -> bool:
         """Give up the messages that have no text, if the batch failed at one, and run the others again."""

@@ -71,7 +71,7 @@ class LimitedConsumer(Consumer):
                 self._start(by_id(due if self._turns is None else self._turns.hold(due)))
 
     async def _received(self, source: Source, entries: Entries) -> None:
-        messages = source.messages(entries)
+        messages = source.new_messages(entries)
         if self._turns is not None:
             messages = await self._turns.admit(source, messages, new=True)
         self._start(await self._reserve(messages))

@@ -24,7 +24,9 @@ from supervisor.broker.scripts import DELETE_CONSUMER
 from supervisor.core.blame import after_crash, marked
 from supervisor.core.ids import parse_id, parse_number
 from supervisor.errors import SupervisorError
-from supervisor.shared_state import MarksOwner, SlotField
+from supervisor.shared_consumer import MarksOwner
+from supervisor.shared_figures import FigureField
+from supervisor.shared_state import SlotField
 from supervisor.worker.adopted import Adopted, classify
 
 if TYPE_CHECKING:
@@ -96,6 +98,8 @@ class PendingList:
         started = (0, 0) if self.opened else self._source.marks.started()
         often = await self._delivered_often(found) if self._is_memory_new else frozenset()
         self._resources.shared.add(SlotField.ADOPTED, len(found))
+        if not self.opened:
+            self._source.figures.add(FigureField.RECLAIMED_CHILD_EXIT, len(found))
         retries = await self._records(self._source.retries, found)
         crashes = await self._records(self._source.crashes, found)
         kept: list[Message] = []
@@ -106,7 +110,9 @@ class PendingList:
             if not self._give_up_if_due(message, parse_number(count) or 0):
                 kept.append(message)
                 kept_retries.append(retry)
-        return classify(kept, kept_retries, started, int(time.time() * 1000), often)
+        adopted = classify(kept, kept_retries, started, int(time.time() * 1000), often)
+        self._source.figures.add(FigureField.REDELIVERED, len(adopted.plain) + len(adopted.suspects))
+        return adopted
 
     def note_opened(self, suspects: Iterable[Message]) -> None:
         """Note that what a predecessor left is known; of that, `suspects` must run alone."""
@@ -163,7 +169,8 @@ class PendingList:
         while pending := await self._commands.call("XPENDING", key, group, start, "+", PAGE, consumer):
             ids = [entry[0] for entry in pending]
             # JUSTID: a change of owner is not a delivery.
-            await self._commands.call("XCLAIM", key, group, successor, 0, *ids, "JUSTID")
+            claimed = await self._commands.call("XCLAIM", key, group, successor, 0, *ids, "JUSTID")
+            self._source.figures.add(FigureField.RECLAIMED_DRAIN, len(claimed))
             start = "(" + ids[-1].decode()
         await self._commands.script(DELETE_CONSUMER, [key], group, consumer)
         self._source.marks.clear()  # they tell nothing of what this consumer is given later

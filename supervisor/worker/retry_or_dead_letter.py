@@ -12,6 +12,7 @@ from supervisor.core.lacks import PER_MESSAGE_MAX, Lack, lack_of
 from supervisor.core.outcome import Crash, Dead, outcome_of
 from supervisor.errors import SupervisorError
 from supervisor.messages import Message, Reject, Retry
+from supervisor.shared_figures import FigureField
 from supervisor.shared_state import SlotField
 from supervisor.text import public_text
 from supervisor.worker.dead_letter_fields import dead_letter
@@ -64,6 +65,7 @@ class Failures:
             self.give_up(message, outcome, error)
             return
         self._shared.add(SlotField.FAILED, 1)
+        _source(message).figures.add(FigureField.SETTLED_RETRY)
         message.failures = outcome.attempts
         message.recorded = True
         self._retries.add(message, outcome.delay_s)
@@ -80,6 +82,15 @@ class Failures:
             exc_info=_unexpected(error),
         )
         self._retry_later(message, outcome.delay_s)
+
+    def decode_error(self, message: Message) -> Exception | None:
+        """Return why a message of a batch can't be decoded; a batch that ran out of time has not said so."""
+        if self._spec.batch:
+            try:
+                self._spec.decode(message)
+            except Exception as error:
+                return error
+        return None
 
     def _lacked(self, message: Message, lack: Lack, error: BaseException) -> bool:
         """Retry it without counting an attempt, since the worker lacks something; False when it met that too often."""
@@ -106,6 +117,7 @@ class Failures:
         """Make the message a dead letter, for what its handler raised or for how its process ended."""
         self._settler.dead_letter(_source(message), message.entry, self._letter(message, outcome, error, crash))
         self._shared.add(SlotField.DEAD, 1)
+        _source(message).figures.add(FigureField.SETTLED_DEAD)
         self._log_dead(message.id, outcome, error, crash=crash and crash.text)
 
     async def give_up_unread(self, source: Source, entry: bytes) -> None:
@@ -128,6 +140,7 @@ class Failures:
         if reply:
             size, message_id = reply
             self._shared.add(SlotField.DEAD, 1)
+            source.figures.add(FigureField.SETTLED_DEAD)
             self._log_dead(message_id.decode(), outcome, size=size)
 
     def _log_dead(self, message_id: str, outcome: Dead, error: BaseException | None = None, **details: object) -> None:

@@ -22,6 +22,7 @@ from supervisor.broker.redis_errors import is_transient
 from supervisor.broker.scripts import ACK_RETRIED, DEAD_LETTER, RECORD_RETRY
 from supervisor.core.backoff import backoff_s
 from supervisor.core.retry_record import RetryRecord
+from supervisor.shared_figures import FigureField
 from supervisor.shared_state import SharedSlot, SlotField
 
 if TYPE_CHECKING:
@@ -171,6 +172,7 @@ class Settler:
             if source.done:
                 ids, source.done = source.done, []
                 self._shared.add(SlotField.DONE, len(ids))
+                source.figures.add(FigureField.SETTLED_DONE, len(ids))
                 self._shared.add(SlotField.BATCHES, 1)
                 for at in range(0, len(ids), _IDS_MAX):
                     part = tuple(ids[at : at + _IDS_MAX])
@@ -228,6 +230,7 @@ class Settler:
             del self._retries[command.source, command.retried]
         if command.is_ack and not command.repeated and reply < len(command.ids):
             self._shared.add(SlotField.LOST_CLAIM, len(command.ids) - reply)
+            command.source.figures.add(FigureField.SETTLED_LOST_CLAIM, len(command.ids) - reply)
         if command.answered is not None:
             command.answered(reply, command.repeated)
 

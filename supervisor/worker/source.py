@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from time import time
 from typing import TYPE_CHECKING
 
 from supervisor.core.ids import parse_id
 from supervisor.core.replayed_copy import original
 from supervisor.keys import crashes_key, dead_key, isolated_key, replay_key, retries_key
 from supervisor.messages import Message
+from supervisor.shared_consumer import MarksOwner
+from supervisor.shared_figures import FigureField
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from supervisor.broker.group_reader import Entries
-    from supervisor.shared_state import SharedConsumer, SharedSlot
+    from supervisor.shared_consumer import SharedConsumer
+    from supervisor.shared_figures import HandlerFigures
+    from supervisor.shared_state import SharedSlot
 
 
 class Source:
@@ -24,12 +29,14 @@ class Source:
     """
 
     __slots__ = (
-        "ack_keys", "crashes", "dead_letter_keys", "done", "group", "isolated", "key", "key_bytes", "marks", "replays",
-        "retries", "stream",
+        "ack_keys", "crashes", "dead_letter_keys", "done", "figures", "group", "isolated", "key", "key_bytes", "marks",
+        "replays", "retries", "stream",
     )  # fmt: skip
 
-    def __init__(self, stream: str, group: str, marks: SharedConsumer, *, replays: bool = False) -> None:
-        """Describe the handler's `stream`, or with `replays` the replay stream of its group."""
+    def __init__(
+        self, stream: str, group: str, marks: SharedConsumer, figures: HandlerFigures, *, replays: bool = False
+    ) -> None:
+        """Describe the handler's `stream`, or with `replays` the replay stream of its group; `figures` has both."""
         self.stream = stream
         self.group = group
         self.replays = replays
@@ -44,8 +51,23 @@ class Source:
         self.ack_keys = (self.key, self.retries, self.crashes, *copies)
         self.dead_letter_keys = (self.key, self.retries, self.crashes, dead_key(stream, group), *copies)
         self.marks = marks
+        self.figures = figures
         #: Ids that are handled and not yet with the settler.
         self.done: list[bytes] = []
+
+    def note_idle(self) -> None:
+        """Note in shared memory that no message runs, once it is known what a predecessor has started."""
+        if self.marks.owner == MarksOwner.WORKER:
+            self.marks.set_started(0, 0)
+
+    def new_messages(self, entries: Entries) -> list[Message]:
+        """Return the messages of a reply with entries that were not delivered before, and count them."""
+        messages = self.messages(entries)
+        if self.replays:
+            self.figures.add(FigureField.REDELIVERED, len(messages))
+        else:
+            self.figures.delivered(messages, time())
+        return messages
 
     def messages(self, entries: Entries) -> list[Message]:
         """Return the messages of a reply's entries; none of them may be deleted."""
@@ -74,9 +96,10 @@ def source_key(stream: str, group: str, *, replays: bool) -> str:
 def sources_of(stream: str, group: str, shared: SharedSlot) -> tuple[Source, Source] | None:
     """Return the two sources of a handler; None when shared memory has no row left for them."""
     made = []
+    figures = shared.figures(stream, group)
     for replays in (False, True):
         marks = shared.consumer(source_key(stream, group, replays=replays), group)
-        if marks is None:
+        if marks is None or figures is None:
             return None
-        made.append(Source(stream, group, marks, replays=replays))
+        made.append(Source(stream, group, marks, figures, replays=replays))
     return made[0], made[1]

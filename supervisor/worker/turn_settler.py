@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from supervisor.broker.turns import Turns, taken_of
 from supervisor.core.options import HALT
+from supervisor.shared_figures import FigureField
 from supervisor.shared_state import SlotField
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ class TurnSettler:
                 self.held.pop((source, entry), None)
             if not repeated and reply[0] < len(settled):
                 self._shared.add(SlotField.LOST_CLAIM, len(settled) - reply[0])
+                source.figures.add(FigureField.SETTLED_LOST_CLAIM, len(settled) - reply[0])
             rows = {place.row for _, place in settled if place.row is not None} if repeated else set()
             self.passed_on(taken_of(reply), rows)
 

@@ -22,7 +22,8 @@ import supervisor.worker
 from supervisor.broker import command_connection, group_reader
 from supervisor.broker.command_connection import CommandConnection
 from supervisor.keeper import keeper, reaper
-from supervisor.shared_state import SharedConsumer, SlotField
+from supervisor.shared_consumer import SharedConsumer
+from supervisor.shared_state import SlotField
 from supervisor.worker import process as worker_process
 from supervisor.worker.consumer import Consumer
 from supervisor.worker.runtime import Runtime

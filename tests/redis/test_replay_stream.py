@@ -18,7 +18,7 @@ from supervisor.keeper.reaper import Reaper
 from supervisor.keys import REPLAY_CONSUMER, dead_key, isolated_key, replay_key, retries_key
 from supervisor.settings.model import Settings
 from supervisor.shared_state import HANDLERS_MAX, HeaderField, SharedState, SlotField
-from supervisor.worker.source import Source
+from supervisor.worker.source import sources_of
 from tests.redis.test_worker import Worker, working
 from tests.support.letters import add_dead_letter, letters
 from tests.support.waiting import eventually_async, next_ms
@@ -478,9 +478,9 @@ def test_a_copy_tells_of_its_message(ms: int, fields: list[tuple[bytes, bytes]])
     flat = [part for pair in fields for part in pair]
     entry = f"{ms}-1".encode()
     assert original(b"9-9", [ORIGIN.encode(), entry, *flat]) == (entry, flat)
-    marks = SharedState().slot(0).consumer(COPIES, GROUP)
-    assert marks is not None
-    [copy] = Source(STREAM, GROUP, marks, replays=True).messages([[b"9-9", [ORIGIN.encode(), entry, *flat]]])
+    sources = sources_of(STREAM, GROUP, SharedState().slot(0))
+    assert sources is not None
+    [copy] = sources[1].messages([[b"9-9", [ORIGIN.encode(), entry, *flat]]])
     assert (copy.entry, copy.id, copy.flat, copy.recorded) == (b"9-9", entry.decode(), flat, True)
     assert (copy.stream, copy.group) == (STREAM, GROUP)
 

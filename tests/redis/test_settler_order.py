@@ -7,23 +7,28 @@ from redis.asyncio import Redis
 
 from supervisor.broker.command_connection import CommandConnection
 from supervisor.keys import retries_key
-from supervisor.shared_state import SharedState
+from supervisor.shared_state import SharedSlot, SharedState
 from supervisor.worker.run_control import RunControl
 from supervisor.worker.settler import Settler
-from supervisor.worker.source import Source
+from supervisor.worker.source import Source, sources_of
 from tests.redis.test_worker import GROUP, STREAM, Faults
 from tests.support.waiting import eventually_async
 
 RECORDS = retries_key(STREAM, GROUP)
 
 
+def source_of(slot: SharedSlot) -> Source:
+    """The handler's own stream."""
+    sources = sources_of(STREAM, GROUP, slot)
+    assert sources is not None
+    return sources[0]
+
+
 async def test_a_record_that_was_refused_replaces_no_later_one(redis_url: str, redis: Redis) -> None:
     told: list[Any] = []
     wire = CommandConnection(redis_url)
     slot = SharedState().slot(0)
-    marks = slot.consumer(STREAM, GROUP)
-    assert marks is not None
-    source = Source(STREAM, GROUP, marks)
+    source = source_of(slot)
     settler = Settler(wire, slot, Faults(told), RunControl())
     running = asyncio.create_task(settler.run())
     try:
@@ -46,9 +51,7 @@ async def test_a_record_that_was_refused_replaces_no_later_one(redis_url: str, r
 
 async def test_what_is_decided_and_not_sent_counts_as_backlog(redis_url: str) -> None:
     slot = SharedState().slot(0)
-    marks = slot.consumer(STREAM, GROUP)
-    assert marks is not None
-    source = Source(STREAM, GROUP, marks)
+    source = source_of(slot)
     settler = Settler(CommandConnection(redis_url), slot, Faults([]), RunControl())
     settler.ack_recorded(source, b"1-1", b"2-2")
     settler.dead_letter(source, b"3-3", ["id", "3-3"])

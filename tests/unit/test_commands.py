@@ -17,7 +17,7 @@ def commands(scale: Any) -> Commands:
         "shutdown": SimpleNamespace(begun=False),
         "log": SimpleNamespace(info=lambda *_words, **_more: None),
     }
-    return Commands(**parts, restarts=None, status=None, stop=None)  # type: ignore[arg-type]
+    return Commands(**parts, restarts=None, status=None, figures=None, stop=None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("arguments", [{}, {"n": 1, "m": 2}, {"workers": 1}, {"self": 1, "n": 1}])

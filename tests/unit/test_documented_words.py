@@ -16,7 +16,9 @@ from supervisor.cli.main import COMMANDS
 from supervisor.core.options import HANDLER_OPTIONS
 from supervisor.settings.model import Settings
 from supervisor.settings.sources import leaves
-from supervisor.shared_state import ConsumerField, HeaderField, SlotField, WorkerState
+from supervisor.shared_consumer import ConsumerField
+from supervisor.shared_figures import FigureField
+from supervisor.shared_state import HeaderField, SlotField, WorkerState
 
 ROOT = Path(__file__).parents[2]
 DOCS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*")))
@@ -205,7 +207,7 @@ def test_shared_memory_is_documented() -> None:
     documented = {
         word for row in rows("docs/architecture.md", "The shared memory") for word in words(row[0]) if word.isupper()
     }
-    assert documented == {field.name for kind in (HeaderField, SlotField, ConsumerField) for field in kind}
+    assert documented == {field.name for kind in (HeaderField, SlotField, ConsumerField, FigureField) for field in kind}
     activities = text_of("docs/architecture.md").partition("## The shared memory")[2].partition("\n## ")[0]
     assert all(f"`{state.name}`" in activities for state in WorkerState)
 

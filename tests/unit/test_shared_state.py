@@ -1,6 +1,7 @@
 """What the arbiter reads from a dead worker's fields."""
 
-from supervisor.shared_state import MarksOwner, SharedState, SlotField
+from supervisor.shared_consumer import MarksOwner
+from supervisor.shared_state import SharedState, SlotField
 
 
 def test_last_started_ids_are_unique_and_an_isolated_one_hides_the_others() -> None:
