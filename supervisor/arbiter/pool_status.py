@@ -245,7 +245,7 @@ def _exit_entry(last_exit: Exit | None) -> dict[str, object] | None:
 
 def _service(slot: Slot, shared: SharedState) -> dict[str, Any]:
     # Only the keeper beats.
-    beat_ns = shared.get(HeaderField.KEEPER_BEAT_NS) if slot.living and NAMES[slot.number] == KEEPER else 0
+    beat_ns = shared.get(HeaderField.KEEPER_BEAT_NS) if slot.living and name_of(slot.number) == KEEPER else 0
     return {
         "name": name_of(slot.number),
         "pid": slot.pid or None,
