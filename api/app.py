@@ -20,6 +20,7 @@ from . import (
     dead_letter_routes,
     docs_page,
     explain_routes,
+    later_routes,
     message_routes,
     overview_routes,
     probe_routes,
@@ -36,6 +37,7 @@ from .tracing import trace_requests
 
 _TAGS = [
     {"name": "streams", "description": "Publish, read history, follow"},
+    {"name": "later", "description": "Messages for later, and schedules"},
     {"name": "dead letters", "description": "Messages that were given up: find, replay, remove"},
     {"name": "status", "description": "The pool, its streams and groups"},
     {"name": "probes", "description": "For load balancers and orchestrators"},
@@ -78,6 +80,7 @@ def create_app(loaded: Loaded) -> FastAPI:
     for module in (
         dead_letter_routes,
         explain_routes,
+        later_routes,
         tail_routes,
         message_routes,
         overview_routes,

@@ -129,14 +129,15 @@ class _Page:
         return f"<tr><td><b>{escape(status)}</b><td>{'; '.join(links) or escape(answer.get('description', ''))}"
 
     def _link(self, media: Mapping[str, Any]) -> str:
-        name = _name(media.get("schema", {}))
-        return f" <a href='#schema-{escape(name)}'>{escape(name)}</a>" if name else ""
+        names = [escape(name) for part in _parts(media.get("schema", {})) if (name := _name(part))]
+        return " or".join(f" <a href='#schema-{name}'>{name}</a>" for name in names)
 
     def _example(self, media: Mapping[str, Any]) -> str:
-        example = self._example_of(media)
-        if example is None:
-            return ""
-        return f"<pre>{escape(example if isinstance(example, str) else json.dumps(example, indent=2))}</pre>"
+        is_given = "example" in media or "examples" in media
+        whole = [media] if is_given else [{"schema": part} for part in _parts(media.get("schema", {}))]
+        examples = [example for one in whole if (example := self._example_of(one)) is not None]
+        texts = [example if isinstance(example, str) else json.dumps(example, indent=2) for example in examples]
+        return "".join(f"<pre>{escape(text)}</pre>" for text in texts)
 
     def _example_of(self, media: Mapping[str, Any]) -> Any:
         """Return the first example of a body; None: there is none."""
@@ -187,6 +188,11 @@ def _name(schema: Mapping[str, Any]) -> str:
     """Return the name of the schema that this one refers to; empty: it does not."""
     reference: str = schema.get("$ref", "")
     return reference.rpartition("/")[2]
+
+
+def _parts(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the schemas that this one is a choice of; the schema itself when it is none."""
+    return schema.get("anyOf") or schema.get("oneOf") or [schema]
 
 
 def _parameter(parameter: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ JSON text. In an object with the single member `fields`, that member is the mess
 """
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -15,9 +16,12 @@ from supervisor.core.encode import FIELDS_MAX
 from supervisor.core.ids import time_of_id
 from supervisor.fastapi import RedisDep, get_idempotency_key
 from supervisor.publisher import BATCH_MAX, KEY_BYTES_MAX, Publisher
+from supervisor.values import SECONDS_MAX
 
 from . import cloud_events
 from .admission import check_allowed, check_limits, has_limits
+from .later_replies import StoredLater, StoredLaterBatch
+from .later_routes import parse_time
 from .message_input import NDJSON, Input, read_many, read_one
 from .pages import read_page
 from .plain_route import plain_post
@@ -32,6 +36,7 @@ from .schemas import (
     json_body,
     json_response,
     messages_path,
+    stream_path,
     writable_stream,
 )
 from .service import Service
@@ -75,6 +80,20 @@ _PARAMETERS = [
         "schema": {"type": "boolean"},
     },
     {
+        "name": "after_s",
+        "in": "query",
+        "required": False,
+        "description": "Publish it later: in so many seconds",
+        "schema": {"type": "number", "minimum": 0, "maximum": SECONDS_MAX},
+    },
+    {
+        "name": "at",
+        "in": "query",
+        "required": False,
+        "description": "Publish it later: at this time",
+        "schema": {"type": "string", "format": "date-time"},
+    },
+    {
         "name": "traceparent",
         "in": "header",
         "required": False,
@@ -97,17 +116,20 @@ _LOCATION = {"Location": {"description": "The address of the message", "schema":
 
 
 async def publish(request: Request) -> Response:
-    """202: Redis has stored the message.
+    """202: Redis has stored the message. With `after_s` or `at` a pool publishes it then: see `GET /v1/later`.
 
     A CloudEvent is stored once, however often it is sent: without Idempotency-Key, its source and id are the key.
     """
     stream, key = _admitted(request), get_idempotency_key(request)
+    after_s, at = parse_time(request)
     given = await read_one(request)
     fields = await _checked(request, stream, given)
-    published = await _publisher(request).publish(stream, fields[0], key=key or given.key)
-    headers = {"Location": f"{messages_path(stream)}/{published.id}"}
-    if published.replayed:
-        headers["Idempotency-Replayed"] = "true"
+    published = await _publisher(request).publish(stream, fields[0], key=key or given.key, after_s=after_s, at=at)
+    headers = {"Idempotency-Replayed": "true"} if published.replayed else {}
+    if published.due is not None:
+        headers["Location"] = f"{stream_path(stream)}/later/{published.id}"
+        return json_response({"later": published.id, "due": _text(published.due), "stream": stream}, 202, headers)
+    headers["Location"] = f"{messages_path(stream)}/{published.id}"
     accepted_at = time_of_id(published.id)
     return json_response({"id": published.id, "stream": stream, "accepted_at": accepted_at}, 202, headers)
 
@@ -118,9 +140,15 @@ async def publish_batch(request: Request) -> Response:
     All are stored, or none.
     """
     stream, key = _admitted(request), get_idempotency_key(request)
+    after_s, at = parse_time(request)
     given = await read_many(request)
     fields = await _checked(request, stream, given)
-    ids, replayed, _ = await _publisher(request).publish_batch(stream, fields, key=key or given.key)
+    ids, replayed, due = await _publisher(request).publish_batch(
+        stream, fields, key=key or given.key, after_s=after_s, at=at
+    )
+    headers = {"Idempotency-Replayed": "true"} if replayed else {}
+    if due is not None:
+        return json_response({"later": ids, "due": _text(due), "stream": stream, "count": len(ids)}, 202, headers)
     body = {
         "stream": stream,
         "ids": ids,
@@ -128,7 +156,7 @@ async def publish_batch(request: Request) -> Response:
         "accepted_at": time_of_id(ids[-1]) if ids else None,
         "results": [{"id": entry, "outcome": "stored"} for entry in ids],
     }
-    return json_response(body, 202, {"Idempotency-Replayed": "true"} if replayed else {})
+    return json_response(body, 202, headers)
 
 
 #: Come before all other routes.
@@ -138,7 +166,7 @@ plain_routes = (
         publish,
         tag="streams",
         summary="Publish a message",
-        responses=answers(Stored, *_STORED, status=202, headers={**_REPLAYED, **_LOCATION}),
+        responses=answers(Stored | StoredLater, *_STORED, status=202, headers={**_REPLAYED, **_LOCATION}),
         openapi_extra={
             "parameters": _PARAMETERS,
             **json_body(
@@ -153,7 +181,7 @@ plain_routes = (
         publish_batch,
         tag="streams",
         summary="Publish many messages",
-        responses=answers(StoredBatch, *_STORED, status=202, headers=_REPLAYED),
+        responses=answers(StoredBatch | StoredLaterBatch, *_STORED, status=202, headers=_REPLAYED),
         openapi_extra={
             "parameters": _PARAMETERS,
             **json_body(
@@ -223,6 +251,10 @@ def as_message(entry: bytes, fields: Mapping[bytes, bytes]) -> dict[str, Any]:
         for name, value in fields.items()
     }
     return {"id": entry.decode(), "fields": shown}
+
+
+def _text(due: datetime) -> str:
+    return due.isoformat(timespec="milliseconds")
 
 
 def _publisher(request: Request) -> Publisher:

@@ -27,7 +27,8 @@ EXAMPLE_LETTER = {
 _EXAMPLE_OUTCOME = {name: EXAMPLE_LETTER[name] for name in ("stream", "group", "letter_id", "id")}
 
 
-def _described(example: dict[str, Any]) -> ConfigDict:
+def described(example: dict[str, Any]) -> ConfigDict:
+    """Return the configuration of a model that is described with an example."""
     return ConfigDict(json_schema_extra={"example": example}, use_attribute_docstrings=True)
 
 
@@ -42,7 +43,7 @@ Next = Annotated[str | None, Field(description="The address of the next page; nu
 class Stored(BaseModel):
     """A message is stored."""
 
-    model_config = _described({"id": EXAMPLE_ID, "stream": EXAMPLE_STREAM, "accepted_at": _EXAMPLE_TIME})
+    model_config = described({"id": EXAMPLE_ID, "stream": EXAMPLE_STREAM, "accepted_at": _EXAMPLE_TIME})
 
     id: EntryIdText
     stream: str
@@ -59,7 +60,7 @@ class StoredItem(BaseModel):
 class StoredBatch(BaseModel):
     """All messages are stored."""
 
-    model_config = _described(
+    model_config = described(
         {
             "stream": EXAMPLE_STREAM,
             "ids": [EXAMPLE_ID],
@@ -81,7 +82,7 @@ class StoredBatch(BaseModel):
 class StoredMessage(BaseModel):
     """A message of the history."""
 
-    model_config = _described({"id": EXAMPLE_ID, "fields": {"user_id": "1"}})
+    model_config = described({"id": EXAMPLE_ID, "fields": {"user_id": "1"}})
 
     id: EntryIdText
     fields: dict[str, str]
@@ -91,7 +92,7 @@ class StoredMessage(BaseModel):
 class MessagePage(BaseModel):
     """A range of history."""
 
-    model_config = _described({"messages": [{"id": EXAMPLE_ID, "fields": {"user_id": "1"}}], "next": None})
+    model_config = described({"messages": [{"id": EXAMPLE_ID, "fields": {"user_id": "1"}}], "next": None})
 
     messages: list[StoredMessage]
     next: Next
@@ -107,7 +108,7 @@ class GroupFate(GroupFacts):
 class Explanation(BaseModel):
     """What became of a message."""
 
-    model_config = _described(
+    model_config = described(
         {
             "stream": EXAMPLE_STREAM, "id": EXAMPLE_ID, "first_id": EXAMPLE_ID, "last_id": EXAMPLE_ID,
             "presence": "stored", "known": True, "now_ms": 1764000001200,
@@ -138,7 +139,7 @@ class Explanation(BaseModel):
 class DeadLetterPage(BaseModel):
     """Dead letters, the oldest first."""
 
-    model_config = _described(
+    model_config = described(
         {"letters": [EXAMPLE_LETTER], "total": 1, "scanned": 1, "matching": 1, "complete": True, "next": None}
     )
 
@@ -167,7 +168,7 @@ class ChangedLetter(BaseModel):
 class ChangedLetters(BaseModel):
     """The results of a replay or a drop."""
 
-    model_config = _described(
+    model_config = described(
         {
             "outcomes": [{**_EXAMPLE_OUTCOME, "outcome": "replayed"}],
             "counts": {"replayed": 1},
@@ -241,6 +242,18 @@ class ServiceState(BaseModel):
     last_exit: Exit | None
 
 
+class LaterCount(BaseModel):
+    """How many messages for one stream are to be published later."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    stream: str
+    waiting: int
+    overdue_s: float | None
+    """How long the first message has been due; null while none is."""
+    malformed: int
+
+
 class PoolState(BaseModel):
     """What `supervisor status --json` prints; docs/status.md describes every field."""
 
@@ -250,7 +263,7 @@ class PoolState(BaseModel):
             "example": {
                 "state": "healthy", "pid": 4711, "uptime_s": 3600.5,
                 "redis": {"url": "redis://127.0.0.1:6379/0", "version": "7.0.15", "durability": "everysec"},
-                "workers": [], "groups": [_EXAMPLE_GROUP],
+                "workers": [], "groups": [_EXAMPLE_GROUP], "later": [],
             }
         },
     )  # fmt: skip
@@ -261,6 +274,7 @@ class PoolState(BaseModel):
     redis: RedisState
     workers: list[WorkerState]
     groups: list[GroupInfo]
+    later: list[LaterCount]
     services: list[ServiceState] = []
     reason: str | None = None
     """Why it is down, or why no pool is here."""
@@ -270,7 +284,7 @@ class PoolState(BaseModel):
 class WorkerList(BaseModel):
     """The workers of this host's pool."""
 
-    model_config = _described({"state": "healthy", "workers": [], "services": []})
+    model_config = described({"state": "healthy", "workers": [], "services": []})
 
     state: str
     workers: list[WorkerState]
@@ -280,7 +294,7 @@ class WorkerList(BaseModel):
 class GroupList(BaseModel):
     """The groups that have handlers."""
 
-    model_config = _described({"groups": [_EXAMPLE_GROUP]})
+    model_config = described({"groups": [_EXAMPLE_GROUP]})
 
     groups: list[GroupInfo]
 
@@ -309,7 +323,7 @@ class StreamState(BaseModel):
 class StreamList(BaseModel):
     """The streams that have handlers."""
 
-    model_config = _described(
+    model_config = described(
         {
             "streams": [
                 {

@@ -137,6 +137,8 @@ def test_both_ways_to_publish_are_described(http: httpx.Client) -> None:
             "stream",
             "Idempotency-Key",
             "validate",
+            "after_s",
+            "at",
             "traceparent",
         ]
         assert "application/json" in described["requestBody"]["content"]

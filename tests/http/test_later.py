@@ -1,0 +1,97 @@
+"""Messages for later and schedules over HTTP."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import pytest
+import redis as redis_py
+
+from supervisor.keys import later_key
+from tests.http.service import STREAM, Service, problem
+from tests.support.servers import AnyServer
+
+MESSAGES = f"/v1/streams/{STREAM}/messages"
+SCHEDULES = """
+[schedule."nightly"]
+stream = "reports"
+cron = "0 3 * * *"
+timezone = "Europe/Vienna"
+fields = { kind = "nightly" }
+"""
+
+
+def test_a_message_for_later_is_listed_and_cancelled(http: httpx.Client, store: redis_py.Redis) -> None:
+    answer = http.post(MESSAGES, json={"n": 1}, params={"after_s": 60})
+    assert answer.status_code == 202
+    told = answer.json()
+    assert told.keys() == {"later", "due", "stream"} and told["stream"] == STREAM
+    left_s = (datetime.fromisoformat(told["due"]) - datetime.now(UTC)).total_seconds()
+    assert 30 < left_s <= 60
+    assert store.zcard(later_key(STREAM)) == 1 and not store.exists(STREAM)
+    waiting = {"stream": STREAM, "id": told["later"], "due": told["due"], "fields": {"n": "1"}}
+    assert http.get(answer.headers["location"]).json() == waiting
+    counted = {"stream": STREAM, "waiting": 1, "overdue_s": None, "malformed": 0}
+    assert http.get("/v1/later").json() == {"messages": [waiting], "streams": [counted]}
+    assert http.get("/v1/later", params={"stream": "other"}).json() == {"messages": [], "streams": []}
+    assert http.delete(answer.headers["location"]).status_code == 204
+    assert problem(http.delete(answer.headers["location"]), 404, "not-found")
+    assert not store.exists(later_key(STREAM))
+
+
+@pytest.mark.parametrize("at", ["2099-01-31T08:00:00%2B01:00", "2099-01-31T08:00:00+01:00", "2099-01-31T07:00:00Z"])
+def test_a_time_with_a_timezone(http: httpx.Client, at: str) -> None:
+    answer = http.post(f"{MESSAGES}?at={at}", json={"n": 1})
+    assert answer.json()["due"] == "2099-01-31T07:00:00.000+00:00"
+
+
+@pytest.mark.parametrize(
+    ("query", "why"),
+    [
+        ("after_s=soon", "'soon' is not a number"),
+        ("after_s=-1", "is not a number of seconds from 0 on"),
+        ("after_s=nan", "is not a number"),
+        ("at=2099-01-31T08:00:00", "has no timezone"),
+        ("at=tomorrow", "is not a time"),
+        ("at=2099-01-31T07:00:00Z&after_s=1", "not both"),
+    ],
+)
+def test_a_time_that_is_refused(http: httpx.Client, query: str, why: str) -> None:
+    for address in (MESSAGES, f"{MESSAGES}:batch"):
+        told = problem(
+            http.post(f"{address}?{query}", json={"n": 1} if address == MESSAGES else [{"n": 1}]), 422, "invalid"
+        )
+        assert why in told["detail"]
+
+
+def test_a_batch_under_a_key(http: httpx.Client, store: redis_py.Redis) -> None:
+    answers = [
+        http.post(
+            f"{MESSAGES}:batch", json=[{"n": 1}, {"n": 2}], params={"after_s": 60}, headers={"Idempotency-Key": "k"}
+        )
+        for _ in range(2)
+    ]
+    assert answers[0].json() == answers[1].json() and len(answers[0].json()["later"]) == 2
+    assert "Idempotency-Replayed" not in answers[0].headers and answers[1].headers["Idempotency-Replayed"] == "true"
+    assert store.zcard(later_key(STREAM)) == 2
+
+
+def test_a_message_is_published_before_its_time(http: httpx.Client, store: redis_py.Redis) -> None:
+    store.zadd(later_key(STREAM), {'{"id":"u 1","fields":{"n":"1"}}': 4e12, "bad": 5e12})
+    listed = http.get("/v1/later", params={"stream": STREAM}).json()["messages"]
+    assert listed[0]["id"] == "u 1" and "error" in listed[1]
+    answer = http.post(f"/v1/streams/{STREAM}/later/u%201:run")
+    assert answer.status_code == 202 and store.xrange(STREAM) == [(answer.json()["id"], {"n": "1"})]
+    assert problem(http.post(f"/v1/streams/{STREAM}/later/{listed[1]['id']}:run"), 404, "not-found")
+
+
+def test_schedules(start_service: Callable[..., Service], redis_server: AnyServer) -> None:
+    web = start_service(redis_server.url, config=SCHEDULES).patient
+    [nightly] = web.get("/v1/schedules").json()["schedules"]
+    assert nightly["name"] == "nightly" and len(nightly["next"]) == 3 and nightly["last"] is None
+    answer: Any = web.post("/v1/schedules/nightly:run")
+    assert answer.status_code == 202
+    client = redis_server.sync(decode_responses=True)
+    assert client.xrange("reports") == [(answer.json()["id"], {"kind": "nightly"})]
+    assert "did you mean 'nightly'" in problem(web.post("/v1/schedules/nightl:run"), 404, "not-found")["detail"]
