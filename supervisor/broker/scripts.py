@@ -35,13 +35,13 @@ class Script:
 
 def _script(name: str, **constants: str) -> Script:
     """Read a script with what it includes; the constants become its local variables."""
-    text = (_FOLDER / f"{name}.lua").read_text()
+    text = (_FOLDER / f"{name}.lua").read_text(encoding="utf-8")
     text = _INCLUDE.sub(lambda found: "".join(map(_included, found[1].split())), text)
     return Script("".join(f"local {name} = '{value}'\n" for name, value in constants.items()) + _COMMENT.sub("", text))
 
 
 def _included(name: str) -> str:
-    return (_FOLDER / "include" / f"{name}.lua").read_text()
+    return (_FOLDER / "include" / f"{name}.lua").read_text(encoding="utf-8")
 
 
 # Settling.

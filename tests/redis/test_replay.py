@@ -112,7 +112,7 @@ def test_a_filter_means_every_part_of_it(
 ) -> None:
     letter = Letter(
         letter_id="9-0", stream=STREAM, group=GROUP, id="1-0", reason=reason, deliveries=1, handler=handler,
-        worker="host:0", dead_at_ms=100 - age_ms, error="", traceback="", signal="", exit_code=None, stack="",
+        worker="host:0", dead_at_ms=100 - age_ms, error="", traceback="", signal="", exit_code=None, stack="", halts="",
         fields=fields,
     )  # fmt: skip
     parts = [

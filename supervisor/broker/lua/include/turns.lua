@@ -7,7 +7,7 @@
 --    member with score HALTED is a dead letter that stops its key.
 -- 2. A member is the message's id with a letter for the number of digits before its sequence (`1700000000000-b10`), so
 --    that members of the same millisecond sort as ids do. A copy in the replay stream is a member of its message's id,
---    with `@` and its own id behind it. Scripts are called with the plain forms, `1700000000000-10` and `…-10@…`.
+--    with `@` and its own id behind it. Scripts are called with the plain forms, `1700000000000-10` and `0-10@...`.
 -- 3. The pending list says who has a message. One that waits belongs to the consumer WAITS, so that no worker finds it
 --    when it reads its own list. Whoever settles a message takes over the next one of its row, in the same script.
 -- 4. With a limit for the group, a message that has the turn of its key then waits in the row of the group.
