@@ -15,7 +15,7 @@ from fastapi.responses import Response
 from supervisor.core.encode import FIELDS_MAX
 from supervisor.core.ids import time_of_id
 from supervisor.fastapi import RedisDep, get_idempotency_key
-from supervisor.publisher import BATCH_MAX, KEY_BYTES_MAX, Publisher
+from supervisor.publisher import BATCH_MAX, KEY_BYTES_MAX, Confirmation, Publisher
 from supervisor.values import SECONDS_MAX
 
 from . import cloud_events
@@ -57,8 +57,10 @@ _ND_TEXT = "One message a line"
 _STORED = (
     "malformed-json", "wrong-type", "body-too-large", "media-type", "invalid", "idempotency-key-reused",
     "stream-not-allowed", "backlog", "memory", "no-models", "redis-unavailable", "redis-refused", "outcome-unknown",
-    "busy",
+    "not-confirmed", "busy",
 )  # fmt: skip
+REPLICAS_MAX = 16
+_DIGITS_MAX = 3
 #: A bare word, or a string of RFC 8941.
 _KEY_PATTERN = r'^([!#-~]([ -~]*[!-~])?|"[ !#-\[\]-~]+")$'
 #: The parameters of both ways to publish.
@@ -94,6 +96,20 @@ _PARAMETERS = [
         "schema": {"type": "string", "format": "date-time"},
     },
     {
+        "name": "wait_replicas",
+        "in": "query",
+        "required": False,
+        "description": "Answer when this many replicas have it; without it, [api] wait_replicas decides",
+        "schema": {"type": "integer", "minimum": 0, "maximum": REPLICAS_MAX},
+    },
+    {
+        "name": "wait_aof",
+        "in": "query",
+        "required": False,
+        "description": "Answer when it is in the append-only file on disk; without it, [api] wait_aof decides",
+        "schema": {"type": "boolean"},
+    },
+    {
         "name": "traceparent",
         "in": "header",
         "required": False,
@@ -124,14 +140,20 @@ async def publish(request: Request) -> Response:
     after_s, at = parse_time(request)
     given = await read_one(request)
     fields = await _checked(request, stream, given)
-    published = await _publisher(request).publish(stream, fields[0], key=key or given.key, after_s=after_s, at=at)
-    headers = {"Idempotency-Replayed": "true"} if published.replayed else {}
-    if published.due is not None:
-        headers["Location"] = f"{stream_path(stream)}/later/{published.id}"
-        return json_response({"later": published.id, "due": _text(published.due), "stream": stream}, 202, headers)
-    headers["Location"] = f"{messages_path(stream)}/{published.id}"
-    accepted_at = time_of_id(published.id)
-    return json_response({"id": published.id, "stream": stream, "accepted_at": accepted_at}, 202, headers)
+    if confirmation := _confirmation(request, later=after_s is not None or at is not None):
+        (entry,), replayed, due = await _service(request).confirming.publish_batch(
+            stream, fields, key=key or given.key, confirmation=confirmation
+        )
+    else:
+        entry, replayed, due = await _publisher(request).publish(
+            stream, fields[0], key=key or given.key, after_s=after_s, at=at
+        )
+    headers = {"Idempotency-Replayed": "true"} if replayed else {}
+    if due is not None:
+        headers["Location"] = f"{stream_path(stream)}/later/{entry}"
+        return json_response({"later": entry, "due": _text(due), "stream": stream}, 202, headers)
+    headers["Location"] = f"{messages_path(stream)}/{entry}"
+    return json_response({"id": entry, "stream": stream, "accepted_at": time_of_id(entry)}, 202, headers)
 
 
 async def publish_batch(request: Request) -> Response:
@@ -143,8 +165,10 @@ async def publish_batch(request: Request) -> Response:
     after_s, at = parse_time(request)
     given = await read_many(request)
     fields = await _checked(request, stream, given)
-    ids, replayed, due = await _publisher(request).publish_batch(
-        stream, fields, key=key or given.key, after_s=after_s, at=at
+    confirmation = _confirmation(request, later=after_s is not None or at is not None)
+    publisher = _service(request).confirming if confirmation else _publisher(request)
+    ids, replayed, due = await publisher.publish_batch(
+        stream, fields, key=key or given.key, after_s=after_s, at=at, confirmation=confirmation
     )
     headers = {"Idempotency-Replayed": "true"} if replayed else {}
     if due is not None:
@@ -265,7 +289,7 @@ def _publisher(request: Request) -> Publisher:
 def _admitted(request: Request) -> str:
     """Return the stream of the request. Raises Problem when it may not be published to, or not now."""
     stream = writable_stream(request)
-    service: Service = request.app.state.service
+    service = _service(request)
     settings = service.settings.api
     check_allowed(settings, stream)
     if has_limits(settings):
@@ -275,12 +299,32 @@ def _admitted(request: Request) -> str:
 
 async def _checked(request: Request, stream: str, given: Input) -> list[Mapping[str, str]]:
     """Return the fields to store. Raises Problem for a message that the stream's handlers would refuse."""
-    service: Service = request.app.state.service
+    service = _service(request)
     if _flag(request, "validate", default=service.settings.api.validate):
         await service.models.check(stream, given.messages)
     if trace := trace_fields(request):
         return [{**trace, **message.fields} for message in given.messages]
     return [message.fields for message in given.messages]
+
+
+def _confirmation(request: Request, *, later: bool) -> Confirmation | None:
+    """Return what has to confirm a publish that is not for later. Raises Problem for a wrong parameter."""
+    settings = _service(request).settings.api
+    replicas, aof = settings.wait_replicas, _flag(request, "wait_aof", default=settings.wait_aof)
+    if request.scope["query_string"] and (text := request.query_params.get("wait_replicas")) is not None:
+        if not (text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX and int(text) <= REPLICAS_MAX):
+            detail = f"must be a number from 0 to {REPLICAS_MAX}"
+            errors = [{"parameter": "wait_replicas", "detail": detail}]
+            raise Problem("invalid", f"wait_replicas {detail}", errors=errors)
+        replicas = int(text)
+    if later or not (replicas or aof):
+        return None
+    return Confirmation(replicas, aof, settings.wait_timeout_ms)
+
+
+def _service(request: Request) -> Service:
+    found: Service = request.app.state.service
+    return found
 
 
 def _flag(request: Request, name: str, *, default: bool) -> bool:

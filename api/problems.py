@@ -25,6 +25,7 @@ from supervisor.broker.publish_pipeline import FULL
 from supervisor.broker.redis_errors import UNREACHABLE, code_of
 from supervisor.errors import (
     IdempotencyError,
+    NotConfirmedError,
     PublishError,
     PublishRefusedError,
     PublishUnknownError,
@@ -108,6 +109,12 @@ KINDS = {
         "The answer of Redis was lost",
         "Redis may have done what was asked for. Repeat a publish only with the same Idempotency-Key; dead letters may"
         " be replayed or removed again.",
+    ),
+    "not-confirmed": Kind(
+        503,
+        "Stored, but not confirmed",
+        "The message is stored, but not as many replicas have it as were asked for, or it is not yet on disk. Repeat it"
+        " only with the same Idempotency-Key.",
     ),
     "busy": Kind(
         503,
@@ -246,6 +253,8 @@ def _methods(request: Request) -> list[str]:
 def _of_publish(error: PublishError) -> Problem:
     if isinstance(error, IdempotencyError):
         return Problem("idempotency-key-reused", str(error))
+    if isinstance(error, NotConfirmedError):
+        return Problem("not-confirmed", str(error), code=error.code)
     if isinstance(error, PublishUnknownError):
         return Problem("outcome-unknown", str(error), code=error.code)
     assert isinstance(error, PublishRefusedError)

@@ -75,6 +75,8 @@ class Service:
         self._patient: Redis = client(self.url, timeout_s=SNAPSHOT_LIMIT_S, connect_timeout_s=SNAPSHOT_LIMIT_S)
         self.publisher = Publisher(self.url, timeout_s=self.limit_s)
         self.models = HandlerModels(loaded)
+        #: For publishes that wait for replicas or the disk, which must not hold up the others; see `confirming`.
+        self._confirming: Publisher | None = None
         self.stopping = asyncio.Event()
         self.started = False
         #: The number of clients that follow a stream now.
@@ -102,12 +104,22 @@ class Service:
         workers = [{**worker, **memory.get(worker["pid"], NO_MEMORY)} for worker in told.get("workers", [])]
         return document(told, side, workers)
 
+    @property
+    def confirming(self) -> Publisher:
+        """The publisher for publishes that wait for a confirmation."""
+        if self._confirming is None:
+            limit_s = self.limit_s + self.settings.api.wait_timeout_ms / 1000
+            self._confirming = Publisher(self.url, timeout_s=limit_s, connect_timeout_s=self.limit_s)
+        return self._confirming
+
     async def close(self) -> None:
         """Cancel what is running and disconnect."""
         self.stopping.set()
         for snapshot in (self.pulse, self.redis_side, self._memory):
             snapshot.cancel()
         await self.publisher.aclose()
+        if self._confirming is not None:
+            await self._confirming.aclose()
         await self.redis.aclose()
         await self._patient.aclose()
 

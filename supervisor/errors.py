@@ -114,5 +114,13 @@ class PublishUnknownError(PublishError):
     """The message was sent and no answer came: it may be stored. With a key it can be published again safely."""
 
 
+class NotConfirmedError(PublishError):
+    """The messages are stored, but replicas or the append-only file did not confirm it in time; `ids` are theirs."""
+
+    def __init__(self, message: str, ids: list[str]) -> None:
+        super().__init__(message, "NOTCONFIRMED")
+        self.ids = ids
+
+
 class IdempotencyError(PublishError):
     """The key was used before for another message."""

@@ -26,7 +26,7 @@ from supervisor.broker.scripts import PUBLISH_LATER, PUBLISH_ONCE, Script
 from supervisor.core.encode import fields_of
 from supervisor.core.field_text import Value
 from supervisor.core.later import When, moment, to_member, when_of
-from supervisor.errors import IdempotencyError, UsageError
+from supervisor.errors import IdempotencyError, NotConfirmedError, UsageError
 from supervisor.keys import LATER_STREAMS_KEY, idempotency_key, later_key
 from supervisor.values import SECONDS_MAX
 
@@ -62,12 +62,41 @@ class PublishedBatch(NamedTuple):
     due: datetime | None = None
 
 
+class Confirmation(NamedTuple):
+    """What has to confirm a write before a publish is answered (WAIT; with `aof` WAITAOF, since Redis 7.2)."""
+
+    #: The number of replicas.
+    replicas: int = 0
+    #: The append-only file is synced to disk, here and on these replicas.
+    aof: bool = False
+    limit_ms: int = 1_000
+
+    @property
+    def command(self) -> tuple[str | int, ...]:
+        """The command that waits for it."""
+        if self.aof:
+            return ("WAITAOF", 1, self.replicas, self.limit_ms)
+        return ("WAIT", self.replicas, self.limit_ms)
+
+    def missing(self, reply: Any) -> str:
+        """Return what the reply to `command` says is missing; empty: nothing."""
+        if isinstance(reply, Exception):
+            return f"Redis can't confirm it: {reply}"
+        synced, replicas = reply if self.aof else (1, reply)
+        if not synced:
+            return f"its file was not synced within {self.limit_ms} ms"
+        if replicas < self.replicas:
+            return f"{replicas} of {self.replicas} replicas have it after {self.limit_ms} ms"
+        return ""
+
+
 class _Options(NamedTuple):
     """How messages are stored."""
 
     key: str | None
     key_ttl_s: float
     when: When | None
+    confirmation: Confirmation | None = None
 
 
 class Sending:
@@ -167,10 +196,16 @@ class Publisher:
         key_ttl_s: float | None = None,
         after_s: float | None = None,
         at: datetime | None = None,
+        confirmation: Confirmation | None = None,
     ) -> PublishedBatch:
-        """Store messages that are encoded already, like `publish_many`; report whether the key was used before."""
+        """Store messages that are encoded already, like `publish_many`; report whether the key was used before.
+
+        With `confirmation`, raises NotConfirmedError when it does not come: the messages are stored then.
+        """
         self._check(stream)
-        options = _Options(key, _key_ttl_s(key, key_ttl_s), when_of(after_s, at))
+        options = _Options(key, _key_ttl_s(key, key_ttl_s), when_of(after_s, at), confirmation)
+        if confirmation and options.when:
+            raise UsageError("a message for later can't be confirmed")
         if len(messages) > BATCH_MAX:
             raise UsageError(f"{len(messages)} messages at once: at most {BATCH_MAX} are allowed")
         if not messages:
@@ -186,10 +221,15 @@ class Publisher:
         if options.when is not None:
             return await self._later(stream, messages, options, options.when)
         if options.key is not None:
-            return await self._once(stream, messages, options.key, options.key_ttl_s)
+            return await self._once(stream, messages, options.key, options)
         commands = [("XADD", stream, "*", *(text for pair in fields.items() for text in pair)) for fields in messages]
-        entries: list[bytes] = await self._router.send(stream, lambda node: node.transaction(commands))
-        return PublishedBatch([entry.decode() for entry in entries])
+        confirmation = options.confirmation
+        wait = confirmation.command if confirmation else ()
+        found = await self._router.send(stream, lambda node: node.transaction(commands, wait=wait))
+        ids = [entry.decode() for entry in (found[0] if confirmation else found)]
+        if confirmation:
+            _check_confirmed(confirmation, found[1], ids)
+        return PublishedBatch(ids)
 
     async def evaluate(
         self, script: str, keys: Sequence[str], *arguments: str | bytes | int, repeatable: bool = False
@@ -234,18 +274,25 @@ class Publisher:
         return found[0]
 
     async def _once(
-        self, stream: str, messages: Sequence[Mapping[str, Value]], key: str, ttl_s: float
+        self, stream: str, messages: Sequence[Mapping[str, Value]], key: str, options: _Options
     ) -> PublishedBatch:
         values: list[Value | int] = []
         for fields in messages:
             values.append(2 * len(fields))
             values += [text for pair in fields.items() for text in pair]
-        keys, arguments = [idempotency_key(stream, key), stream], (await _fingerprint(messages), _ms(ttl_s), *values)
-        status, *ids = await self._router.send(
-            stream, lambda node: node.script(PUBLISH_ONCE, keys, *arguments, repeatable=True)
+        keys = [idempotency_key(stream, key), stream]
+        arguments = (await _fingerprint(messages), _ms(options.key_ttl_s), *values)
+        confirmation = options.confirmation
+        wait = confirmation.command if confirmation else ()
+        found = await self._router.send(
+            stream, lambda node: node.script(PUBLISH_ONCE, keys, *arguments, repeatable=True, wait=wait)
         )
+        status, *entries = found[0] if confirmation else found
         _refuse_conflict(status, stream, key)
-        return PublishedBatch([entry.decode() for entry in ids], status == 1)
+        ids = [entry.decode() for entry in entries]
+        if confirmation:
+            _check_confirmed(confirmation, found[1], ids)
+        return PublishedBatch(ids, status == 1)
 
     async def _later(
         self, stream: str, messages: Sequence[Mapping[str, Value]], options: _Options, when: When
@@ -298,6 +345,11 @@ async def _closed_with_its_loop(router: NodeRouter) -> AsyncGenerator[None, None
         yield
     finally:
         await router.close()
+
+
+def _check_confirmed(confirmation: Confirmation, reply: Any, ids: list[str]) -> None:
+    if missing := confirmation.missing(reply):
+        raise NotConfirmedError(f"stored under {ids[0]}, but {missing}", ids)
 
 
 @lru_cache(maxsize=64)

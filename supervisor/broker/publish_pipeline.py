@@ -64,6 +64,8 @@ class Job:
     pack_text: Callable[[], bytes] | None = None
     #: Sending it twice does no harm.
     repeatable: bool = False
+    #: A command whose reply says how safe the write is; `done` then resolves to both replies.
+    wait: bytes = b""
     #: Its last command is on the wire, or was sent and its answer lost. Redis does nothing before the last command.
     sent: bool = False
     #: Sent once without an answer.
@@ -88,23 +90,38 @@ class PublishPipeline:
         """Return the reply of one command. Raises PublishRefusedError or PublishUnknownError."""
         return await self._submit([pack_command(arguments)])
 
-    async def transaction(self, commands: Sequence[Sequence[str | bytes | int]]) -> Any:
-        """Run all of the commands or none; return their replies. Raises as `command` does."""
+    async def transaction(
+        self, commands: Sequence[Sequence[str | bytes | int]], *, wait: Sequence[str | int] = ()
+    ) -> Any:
+        """Run all of the commands or none; return their replies. Raises as `command` does.
+
+        With the command `wait` (WAIT, WAITAOF), also return its reply, or its refusal as an exception.
+        """
         packed = [pack_command(("MULTI",))]
         for number, command in enumerate(commands, 1):
             packed.append(pack_command(tuple(command)))
             if number % AT_ONCE == 0:
                 await asyncio.sleep(0)
         packed.append(pack_command(("EXEC",)))
-        return await self._submit(packed)
+        return await self._submit(packed, wait=pack_command(tuple(wait)) if wait else b"")
 
     async def script(
-        self, script: Script, keys: Sequence[str], *arguments: str | bytes | int, repeatable: bool = False
+        self,
+        script: Script,
+        keys: Sequence[str],
+        *arguments: str | bytes | int,
+        repeatable: bool = False,
+        wait: Sequence[str | int] = (),
     ) -> Any:
-        """Return a script's reply; only a server that does not know it gets its text. Raises as `command` does."""
+        """Return a script's reply; only a server that does not know it gets its text. Raises as `command` does.
+
+        `wait` is that of `transaction`.
+        """
         tail = (len(keys), *keys, *arguments)
         pack_text = partial(pack_command, ("EVAL", script.text, *tail))
-        return await self._submit([pack_command(("EVALSHA", script.sha, *tail))], pack_text, repeatable=repeatable)
+        packed = [pack_command(("EVALSHA", script.sha, *tail))]
+        packed_wait = pack_command(tuple(wait)) if wait else b""
+        return await self._submit(packed, pack_text, repeatable=repeatable, wait=packed_wait)
 
     async def close(self) -> None:
         """Wait for the jobs under way, each of which has its deadline, then disconnect."""
@@ -113,7 +130,12 @@ class PublishPipeline:
             await self._large.close()
 
     async def _submit(
-        self, commands: list[bytes], pack_text: Callable[[], bytes] | None = None, *, repeatable: bool = False
+        self,
+        commands: list[bytes],
+        pack_text: Callable[[], bytes] | None = None,
+        *,
+        repeatable: bool = False,
+        wait: bytes = b"",
     ) -> Any:
         size = sum(map(len, commands))
         queue = self._small
@@ -125,7 +147,7 @@ class PublishPipeline:
             queue = self._large
             size += len(commands) * _COMMAND_BYTES
         done = asyncio.get_running_loop().create_future()
-        queue.add(Job(commands, size, done, pack_text=pack_text, repeatable=repeatable))
+        queue.add(Job(commands, size, done, pack_text=pack_text, repeatable=repeatable, wait=wait))
         return await done
 
 
@@ -269,14 +291,14 @@ class JobQueue:
             last = [command for job in batch for command in job.commands]
         for job in batch:
             job.sent = True
-        await connection.send(last)
+        await connection.send([*last, *_waits(batch)])
 
     async def _receive(self, batch: list[Job], connection: PipelineConnection) -> None:
         unknown_script: list[Job] = []
+        waiting: list[tuple[Job, Any]] = []
+        waits = _waits(batch)
         for job in batch:
             reply, error = await _replies(len(job.commands), connection)
-            if error is None and isinstance(reply, list):
-                error = next((item for item in reply if isinstance(item, Exception)), None)
             if job.done.done():
                 continue
             if isinstance(error, NoScriptError) and job.pack_text is not None:
@@ -287,8 +309,14 @@ class JobQueue:
                 failure = PublishRefusedError(f"Redis refused: {error}", code_of(error))
                 failure.__cause__ = error
                 job.done.set_exception(failure)
+            elif job.wait:
+                waiting.append((job, reply))
             else:
                 job.done.set_result(reply)
+        safety = {wait: await connection.reply() for wait in waits}
+        for job, reply in waiting:
+            if not job.done.done():
+                job.done.set_result((reply, safety[job.wait]))
         self._requeue(unknown_script)
 
     def _requeue(self, jobs: list[Job]) -> None:
@@ -327,6 +355,11 @@ class JobQueue:
             self._timer = asyncio.get_running_loop().call_at(waiting[0].deadline_s, self._expire)
 
 
+def _waits(batch: Iterable[Job]) -> list[bytes]:
+    """Return the commands that wait for the safety of the writes; one for all jobs that have the same."""
+    return list(dict.fromkeys(job.wait for job in batch if job.wait))
+
+
 def _slices(commands: list[bytes]) -> Iterator[list[bytes]]:
     """Yield the commands in slices of about _SLICE_BYTES."""
     size = start = 0
@@ -339,7 +372,7 @@ def _slices(commands: list[bytes]) -> Iterator[list[bytes]]:
 
 
 async def _replies(count: int, connection: PipelineConnection) -> tuple[Any, Exception | None]:
-    """Return the last reply of `count`, and the first refusal among them."""
+    """Return the last reply of `count`, and the first refusal among them, also of a command in a transaction."""
     reply: Any = None
     error: Exception | None = None
     for number in range(1, count + 1):
@@ -348,6 +381,8 @@ async def _replies(count: int, connection: PipelineConnection) -> tuple[Any, Exc
             error = reply
         if number % AT_ONCE == 0:
             await asyncio.sleep(0)
+    if error is None and isinstance(reply, list):
+        error = next((item for item in reply if isinstance(item, Exception)), None)
     return reply, error
 
 

@@ -192,6 +192,12 @@ class ApiSettings(Section):
     streams: list[str] = setting(ListOf(Text(), '["events:*"]'), factory=list)
     #: Check messages against the model of the stream's handlers before they are stored.
     validate: bool = setting(Flag(), False)
+    #: A publish is answered when this many replicas have it; `?wait_replicas=` decides for one request.
+    wait_replicas: int = setting(Whole(0, 16), 0)
+    #: A publish is answered when it is in the append-only file on disk (Redis 7.2); `?wait_aof=` for one request.
+    wait_aof: bool = setting(Flag(), False)
+    #: How long to wait for that.
+    wait_timeout_ms: int = setting(Whole(1, 60_000), 1_000)
     #: A publish is refused (429) while a group of the stream has more messages that are not settled; 0: never.
     max_lag: int = setting(Whole(0), 0)
     #: A publish is refused (503) while Redis uses more of its `maxmemory`, in percent; 0: never.

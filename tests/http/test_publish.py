@@ -139,6 +139,8 @@ def test_both_ways_to_publish_are_described(http: httpx.Client) -> None:
             "validate",
             "after_s",
             "at",
+            "wait_replicas",
+            "wait_aof",
             "traceparent",
         ]
         assert "application/json" in described["requestBody"]["content"]

@@ -1,0 +1,46 @@
+"""Checks a running service against its own OpenAPI description, with Schemathesis: `make contract SEEDS=3`.
+
+Each seed has about CASES requests, valid and invalid ones, on all routes but the endless tails.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.http.service import Service, example
+from tests.support.servers import default_flavour, start_server
+
+ROOT = Path(__file__).parents[2]
+_TOOL = ROOT / ".venv" / "contract" / "bin" / "st"
+_HOOKS = "tests.support.contract_hooks"
+_ENDLESS = "/tail$|/v1/board$|/v1/events$"
+
+
+def main() -> int:
+    """Run all seeds; return 1 when one of them has found something."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--examples", type=int, default=100, help="for each route (default: 100)")
+    options = parser.parse_args()
+    failed = False
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        start_server(default_flavour()) as server,
+        Service(Path(folder), server.url, **example()) as service,
+    ):
+        for seed in range(1, options.seeds + 1):
+            command = [
+                str(_TOOL), "run", f"{service.base_url}/openapi.json", "--checks", "all", "--mode", "all",
+                "--exclude-path-regex", _ENDLESS, "--max-examples", str(options.examples), "--seed", str(seed),
+                "--generation-database", "none", "--no-color",
+            ]  # fmt: skip
+            environment = {**os.environ, "SCHEMATHESIS_HOOKS": _HOOKS, "PYTHONPATH": str(ROOT)}
+            failed |= subprocess.run(command, env=environment, cwd=folder, check=False).returncode != 0
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
