@@ -134,6 +134,11 @@ def cron_paused_key(stream: str) -> str:
     return f"{_stream_key(stream)}:cron:paused"
 
 
+def relayed_key(stream: str) -> str:
+    """A sorted set: keys of outbox rows that were published to `stream` and may not be deleted yet -> Unix ms."""
+    return f"{_stream_key(stream)}:relayed"
+
+
 def reaper_key(stream: str, group: str) -> str:
     """The token of the pool whose keeper is elected to reap in this group; it expires."""
     return f"{_stream_key(stream)}:{group}:reaper"

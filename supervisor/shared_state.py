@@ -59,6 +59,12 @@ class HeaderField(IntEnum):
     PAUSED_MS = 13
     #: When a process of the pool has last logged an outage of Redis; the others hold their lines back.
     OUTAGE_LOGGED_NS = 14
+    #: Of the relay: its last turn, its RelayState, rows published, rows left, when the oldest was added (Unix ms).
+    RELAY_BEAT_NS = 15
+    RELAY_STATE = 16
+    RELAYED = 17
+    OUTBOX_ROWS = 18
+    OUTBOX_OLDEST_MS = 19
 
 
 class SlotField(IntEnum):
@@ -166,14 +172,8 @@ def consumer_key(stream: str, group: str) -> int:
 
 #: Fields that say nothing of the next process in the slot.
 _OF_THE_PROCESS = (
-    SlotField.WAITING,
-    SlotField.EXIT_CODE,
-    SlotField.RUNNING,
-    SlotField.PAUSED,
-    SlotField.CUT_OFF,
-    SlotField.CIRCUITS_OPEN,
-    SlotField.THREADS_UNTIL_NS,
-    SlotField.LACK,
+    *(SlotField.WAITING, SlotField.EXIT_CODE, SlotField.RUNNING, SlotField.PAUSED, SlotField.CUT_OFF),
+    *(SlotField.CIRCUITS_OPEN, SlotField.THREADS_UNTIL_NS, SlotField.LACK),
 )
 
 

@@ -206,15 +206,9 @@ class Arbiter:
             self._show_report(0, pool.first_workers)
         self._workers.scale(pool.first_workers)
         self._services.add(NAMES.index(KEEPER), self._spawner)
-        self._add_api()
+        self._services.want(self._settings, self._spawner)
         self._services.check()
         self._loop.call_at(time.monotonic() + pool.boot_limit_s, self._report_started)
-
-    def _add_api(self) -> None:
-        """Run the processes of the HTTP service that do not run yet."""
-        api = self._settings.api
-        for process in range(len(self._services.all_of(API)), api.processes if api.enabled else 0):
-            self._services.add(NAMES.index(API) + process, self._spawner)
 
     def _report_started(self) -> None:
         """Show the startup report; repeated until all workers have been READY."""
@@ -285,9 +279,8 @@ class Arbiter:
             self._services.check()
             self._restarts.hold(inherited.load_error, inherited.held_since_s)
             return
-        pool, api = self._settings.pool, self._settings.api
-        self._services.stop_service(API, time.monotonic() + pool.drain_s, keep=api.processes if api.enabled else 0)
-        self._add_api()
+        pool = self._settings.pool
+        self._services.want(self._settings, self._spawner)
         self._services.check()
         changed = pool.workers != inherited.configured_workers
         self._workers.scale(pool.workers if changed else self._workers.size)

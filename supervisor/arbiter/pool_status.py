@@ -9,13 +9,14 @@ from typing import Any
 
 from supervisor.arbiter import pool_figures
 from supervisor.arbiter.rolling_restart import RollingRestart
-from supervisor.arbiter.services import ServiceGroup, name_of
+from supervisor.arbiter.services import BEATS, ServiceGroup, name_of
 from supervisor.arbiter.shutdown import Shutdown
-from supervisor.arbiter.spawn import KEEPER, Specs
+from supervisor.arbiter.spawn import RELAY, Specs
 from supervisor.arbiter.worker_group import WorkerGroup
 from supervisor.core.cut_off import CUT_OFF_S, reason_of, unpack_code
 from supervisor.core.lacks import REMEDIES, Lack
 from supervisor.core.liveness import NS
+from supervisor.core.relay_state import RelayState
 from supervisor.core.restart_policy import Exit
 from supervisor.core.slot import Slot, State
 from supervisor.handling.loader import HandlerSpec
@@ -24,6 +25,8 @@ from supervisor.shared_state import HeaderField, SharedSlot, SharedState, SlotFi
 from supervisor.text import counted, exit_text, path_text
 
 _ACTIVITIES = frozenset(WorkerState)
+_RELAY_STATES = frozenset(RelayState)
+_RELAY_TROUBLES: dict[int, str] = {RelayState.NO_DATABASE: "its database", RelayState.NO_REDIS: "Redis"}
 _LACKS = frozenset(Lack) - {Lack.NONE}
 #: What a slot without a READY child does, in singular and plural.
 _DOES = {
@@ -74,6 +77,7 @@ class PoolStatus:
                 for slot in self.workers.slots.values()
                 if slot.wanted or slot.state is not State.EMPTY
             ],
+            "outbox": self._outbox(),
             "services": [
                 _service(slot, shared) for slot in sorted(self.services.slots.values(), key=lambda slot: slot.number)
             ],
@@ -139,6 +143,19 @@ class PoolStatus:
         since = datetime.fromtimestamp(self.workers.shared.get(HeaderField.PAUSED_MS) / 1000, UTC)
         return since.isoformat(timespec="seconds").replace("+00:00", "Z")
 
+    def _outbox(self) -> dict[str, Any] | None:
+        """Return what the relay does and what waits for it; None without one."""
+        if self.services.get(RELAY) is None:
+            return None
+        shared = self.workers.shared
+        oldest_ms = shared.get(HeaderField.OUTBOX_OLDEST_MS)
+        return {
+            "state": _relay_state(shared),
+            "rows": shared.get(HeaderField.OUTBOX_ROWS),
+            "oldest_s": round(max(0.0, time.time() - oldest_ms / 1000), 1) if oldest_ms else None,
+            "published": shared.get(HeaderField.RELAYED),
+        }
+
     def _cut_off(self) -> list[dict[str, Any]]:
         """Return the groups that workers can't read for some time, with the reason of the first."""
         found: list[dict[str, Any]] = []
@@ -201,6 +218,10 @@ class PoolStatus:
                 "the workers run the earlier code, because the new code can't be loaded; it is tried again:"
                 f" {self.restarts.load_error}"
             )
+        if self.services.get(RELAY) is not None and (
+            lost := _RELAY_TROUBLES.get(self.workers.shared.get(HeaderField.RELAY_STATE))
+        ):
+            reasons.append(f"the relay of the outbox can't use {lost}")
         for lack, numbers in self._lacking().items():
             who = f"worker {numbers[0]} lacks" if len(numbers) == 1 else f"{len(numbers)} workers lack"
             reasons.append(f"{who} {lack.name.lower()}: {REMEDIES[lack]}")
@@ -213,6 +234,11 @@ class PoolStatus:
                 f" {_who(one)} {verb} only one now and then (circuit open)"
             )
         return reasons
+
+
+def _relay_state(shared: SharedState) -> str:
+    state = shared.get(HeaderField.RELAY_STATE)
+    return RelayState(state).name.lower() if state in _RELAY_STATES else "unknown"
 
 
 def _who(one: dict[str, Any]) -> str:
@@ -244,8 +270,8 @@ def _exit_entry(last_exit: Exit | None) -> dict[str, object] | None:
 
 
 def _service(slot: Slot, shared: SharedState) -> dict[str, Any]:
-    # Only the keeper beats.
-    beat_ns = shared.get(HeaderField.KEEPER_BEAT_NS) if slot.living and name_of(slot.number) == KEEPER else 0
+    beat = BEATS.get(name_of(slot.number)) if slot.living else None
+    beat_ns = 0 if beat is None else shared.get(beat)
     return {
         "name": name_of(slot.number),
         "pid": slot.pid or None,

@@ -19,7 +19,7 @@ from supervisor.arbiter.check_process import CheckProcess
 from supervisor.arbiter.loop import Loop
 from supervisor.arbiter.services import ServiceGroup
 from supervisor.arbiter.shutdown import Shutdown
-from supervisor.arbiter.spawn import API, KEEPER
+from supervisor.arbiter.spawn import API, KEEPER, RELAY
 from supervisor.arbiter.worker_group import WorkerGroup
 from supervisor.core.slot import State
 from supervisor.errors import SupervisorError
@@ -131,7 +131,7 @@ class RollingRestart:
             return
         self._roll = None
         if not roll.error:
-            for name in (KEEPER, API):
+            for name in (KEEPER, API, RELAY):
                 self.services.restart(name, self.drain_s)
             self.services.check()
         self._end(roll.error)

@@ -1,4 +1,4 @@
-"""The children other than workers: redis-server, keeper, the processes of the HTTP service. One slot each."""
+"""The children other than workers: redis-server, keeper, relay, the processes of the HTTP service. One slot each."""
 
 import time
 from collections.abc import Callable
@@ -7,15 +7,18 @@ from functools import partial
 from typing import Any
 
 from supervisor.arbiter.restart_children import ChildGroup
-from supervisor.arbiter.spawn import API, KEEPER, REDIS, Spawner, api_name
+from supervisor.arbiter.spawn import API, KEEPER, REDIS, RELAY, Spawner, api_name
 from supervisor.core.liveness import NS
 from supervisor.core.slot import Heartbeat, Slot, State, kill
+from supervisor.settings.model import Settings
 from supervisor.shared_state import HeaderField, SharedState
 
 #: The number of a service's slot is its index here. More processes of the HTTP service have the numbers behind it.
-NAMES = (REDIS, KEEPER, API)
-#: A keeper that has not completed a cycle for this long is stuck. Its own Redis timeouts are shorter.
+NAMES = (REDIS, KEEPER, RELAY, API)
+#: A keeper or relay that has not completed a turn for this long is stuck. Its own Redis timeouts are shorter.
 KEEPER_SILENT_S = 60.0
+#: The services that beat, and where.
+BEATS = {KEEPER: HeaderField.KEEPER_BEAT_NS, RELAY: HeaderField.RELAY_BEAT_NS}
 #: The HTTP service has many imports, which take long on a busy machine.
 BOOT_S = 60.0
 
@@ -37,7 +40,7 @@ class ServiceGroup(ChildGroup):
     check_interval_s = 5.0
 
     def __init__(self, shared: SharedState, *args: Any, **options: Any) -> None:
-        """`shared` has the keeper's beat; the rest is `ChildGroup`'s."""
+        """`shared` has the beats of keeper and relay; the rest is `ChildGroup`'s."""
         super().__init__(*args, **options)
         self._shared = shared
         self._spawns: dict[int, Callable[[], int]] = {}
@@ -50,8 +53,17 @@ class ServiceGroup(ChildGroup):
             self._spawns[number] = partial(spawner.api, process)
             self._ready_checks[number] = partial(spawner.http.is_served, process)
         else:
-            self._spawns[number] = {REDIS: spawner.redis, KEEPER: spawner.keeper}[kind_of(number)]
+            spawns = {REDIS: spawner.redis, KEEPER: spawner.keeper, RELAY: spawner.relay}
+            self._spawns[number] = spawns[kind_of(number)]
         self.adopt(slot or Slot(number))
+
+    def want(self, settings: Settings, spawner: Spawner) -> None:
+        """Run as many processes of the services that may be turned off as the settings ask for."""
+        wanted = {RELAY: int(bool(settings.outbox.url)), API: settings.api.processes if settings.api.enabled else 0}
+        for name, processes in wanted.items():
+            self.stop_service(name, time.monotonic() + settings.pool.drain_s, keep=processes)
+            for process in range(len(self.all_of(name)), processes):
+                self.add(NAMES.index(name) + process, spawner)
 
     def get(self, name: str) -> Slot | None:
         """Return the slot of the service's first process; None if the pool has no such service."""
@@ -66,11 +78,12 @@ class ServiceGroup(ChildGroup):
         return self._spawns[number]()
 
     def heartbeat(self, slot: Slot) -> Heartbeat:
-        """Return the keeper's beat; the other services only report that they are ready."""
-        if kind_of(slot.number) != KEEPER:
+        """Return the beat of the keeper or the relay; the other services only report that they are ready."""
+        beat = BEATS.get(kind_of(slot.number))
+        if beat is None:
             is_ready = self._ready_checks.get(slot.number)
             return Heartbeat(ready=is_ready is None or is_ready())
-        beat_ns = max(self._shared.get(HeaderField.KEEPER_BEAT_NS), int(slot.spawned_s * NS))
+        beat_ns = max(self._shared.get(beat), int(slot.spawned_s * NS))
         return self._liveness.heartbeat(slot.number, ready=True, beat_ns=beat_ns, deadline_ns=0)
 
     def after_exit(self, before: Slot, after: Slot) -> None:

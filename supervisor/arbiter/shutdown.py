@@ -1,4 +1,4 @@
-"""The shutdown: one monotonic deadline; workers and HTTP service stop first, then the keeper, then Redis.
+"""The shutdown: one monotonic deadline; workers, HTTP service and relay stop first, then the keeper, then Redis.
 
 The keeper holds the pool's lease. No other pool may take the name while a worker still works on pending
 messages, so the keeper stops after the last worker.
@@ -9,7 +9,7 @@ from typing import Any
 
 from supervisor.arbiter.loop import Loop
 from supervisor.arbiter.services import ServiceGroup
-from supervisor.arbiter.spawn import API, KEEPER, REDIS
+from supervisor.arbiter.spawn import API, KEEPER, REDIS, RELAY
 from supervisor.arbiter.worker_group import WorkerGroup
 from supervisor.core.restart_policy import DRAIN_TIMEOUT
 from supervisor.errors import EXIT_DRAIN, EXIT_OK
@@ -54,16 +54,18 @@ class Shutdown:
         self.begun = True
         self._workers.shared.set(HeaderField.SHUTDOWN, 1)
         reserve_s = min(SERVER_S, drain_s * SERVER_SHARE) if self._services.any_living(REDIS) else 0.0
-        self._services.stop_service(API, self._until_s - reserve_s)
+        for name in (API, RELAY):
+            self._services.stop_service(name, self._until_s - reserve_s)
         self._workers.stop(self._until_s - reserve_s)
         self._check()
 
     def kill(self) -> None:
-        """Kill workers and HTTP service at once; keeper and server exit soon by themselves."""
+        """Kill workers, HTTP service and relay at once; keeper and server exit soon by themselves."""
         if not self.begun:
             self.begin(SERVER_S)
         self._until_s = min(self._until_s, time.monotonic() + SERVER_S)
-        self._services.kill_service(API)
+        for name in (API, RELAY):
+            self._services.kill_service(name)
         self._workers.kill(QUICK)
         self._check()
 
@@ -74,7 +76,7 @@ class Shutdown:
         for name in (KEEPER, REDIS):
             self._services.stop_service(name, max(self._until_s, time.monotonic() + LAST_S))
             self._services.check()
-            if self._services.any_living(API, name):
+            if self._services.any_living(API, RELAY, name):
                 return False
         return True
 

@@ -1,4 +1,4 @@
-"""Which child process is started with what: workers, keeper, boot check, HTTP service, Redis server."""
+"""Which child process is started with what: workers, keeper, relay, boot check, HTTP service, Redis server."""
 
 import json
 import os
@@ -27,6 +27,7 @@ from supervisor.standard_streams import STDERR, STDOUT
 
 REDIS = "redis"
 KEEPER = "keeper"
+RELAY = "relay"
 API = "api"
 
 Specs = Sequence[HandlerSpec]
@@ -42,6 +43,12 @@ def worker_name(slot: int) -> str:
     return f"worker {slot}"
 
 
+def _run_relay(settings: Settings, shared: SharedState, token: str) -> int:
+    from supervisor.outbox import relay  # only here: no other process needs SQLAlchemy for itself
+
+    return relay.run(settings, shared, token)
+
+
 @dataclass(frozen=True, slots=True)
 class EntryPoints:
     """The functions that run in forked children, each returning an exit code, and the HTTP service's command."""
@@ -54,6 +61,8 @@ class EntryPoints:
     keeper: Callable[[Settings, Specs, SharedState, str], int]
     #: Returns the arguments and the environment of the HTTP service.
     api: Callable[[Loaded], tuple[list[str], dict[str, str]]]
+    #: (settings, shared state, lease token)
+    relay: Callable[[Settings, SharedState, str], int] = _run_relay
 
 
 def real_entry_points() -> EntryPoints:
@@ -163,6 +172,11 @@ class Spawner:
         """Fork the keeper."""
         settings, run = self.loaded.settings, self.entry_points.keeper
         return self.fork(KEEPER, lambda: run(settings, self.specs, self.shared, self.lease_token))
+
+    def relay(self) -> int:
+        """Fork the relay of the outbox."""
+        settings, run = self.loaded.settings, self.entry_points.relay
+        return self.fork(RELAY, lambda: run(settings, self.shared, self.lease_token))
 
     def boot_check(self, out_fd: int) -> int:
         """Fork the boot check, which writes its report to `out_fd`."""

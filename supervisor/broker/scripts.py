@@ -81,6 +81,7 @@ MOVE_LATER = _script("move_later")
 FORGET_STREAM = _script("forget_stream")
 PUBLISH_TICKS = _script("publish_ticks")
 RESUME_SCHEDULE = _script("resume_schedule")
+RELAY = _script("relay")
 REPLAY = _script("replay", ORIGIN=ORIGIN, FIELD_PREFIX=FIELD_PREFIX.decode())
 
 # Looking.

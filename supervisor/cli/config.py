@@ -80,6 +80,7 @@ def check(config: Path | None, as_json: bool) -> None:
     """Check the configuration (exit 2 when it is wrong) and import handlers and routers (exit 4 when that fails)."""
     from supervisor.broker.connect import check_url
     from supervisor.http_bind import check_bind
+    from supervisor.outbox.check import check_outbox
     from supervisor.settings.unused_overrides import unused_overrides
     from supervisor.text import counted
 
@@ -93,6 +94,7 @@ def check(config: Path | None, as_json: bool) -> None:
         check_url(loaded.settings.redis.url)
         if loaded.settings.api.enabled:
             check_bind(loaded.settings)
+        check_outbox(loaded.settings)
     except ConfigError as error:
         errors.insert(0, error)
     if errors:

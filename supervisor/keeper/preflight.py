@@ -32,6 +32,7 @@ from supervisor.handling.loader import HandlerSpec
 from supervisor.keeper.lease import take_when_free
 from supervisor.keys import consumer_name, fits_cluster, pool_id, retries_key
 from supervisor.log import logger
+from supervisor.outbox.check import check_outbox
 from supervisor.settings.masking import masked
 from supervisor.settings.model import Settings
 from supervisor.settings.paths import redis_url
@@ -64,6 +65,7 @@ async def check(settings: Settings, specs: Sequence[HandlerSpec], token: str) ->
     url = redis_url(settings)
     if is_cluster(url):
         _check_names(specs)
+    check_outbox(settings)
     redis = client(url, connect_timeout_s=settings.redis.connect_timeout_s)
     try:
         await _wait_for(redis, url, settings)

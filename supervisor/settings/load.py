@@ -6,6 +6,7 @@
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,8 @@ from supervisor.settings.sources import (
 from supervisor.values import KeyPath, Problem
 
 CONFIG_NAME = "config.toml"
+#: `sqlite+aiosqlite:///` and a path that is not absolute.
+_RELATIVE_FILE = re.compile(r"^(sqlite(?:\+\w+)?:///)([^/:?].*)$")
 #: Settings that the command line can set -> the flag.
 FLAGS = {
     "pool.workers": "--workers",
@@ -157,7 +160,7 @@ def _flag_layer(flags: Mapping[str, Any]) -> Layer:
 
 
 def _tree(layer: Layer, root: Path) -> dict[str, Any]:
-    """The layer as nested tables, with `state_dir` as an absolute path."""
+    """The layer as nested tables, with absolute paths for `state_dir` and an SQLite file."""
     tree: dict[str, Any] = {}
     for path, given in layer.items():
         table = _table(tree, path[:-1])
@@ -166,6 +169,9 @@ def _tree(layer: Layer, root: Path) -> dict[str, Any]:
     state_dir = tree.get("state_dir", ".supervisor")
     if isinstance(state_dir, str | Path):
         tree["state_dir"] = Path(os.path.realpath(root / Path(state_dir).expanduser()))
+    outbox = tree.get("outbox")
+    if isinstance(outbox, dict) and isinstance(outbox.get("url"), str):
+        outbox["url"] = _RELATIVE_FILE.sub(lambda found: f"{found[1]}{root.absolute() / found[2]}", outbox["url"])
     return tree
 
 

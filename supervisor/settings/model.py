@@ -172,6 +172,15 @@ class RetrySettings(Section):
     circuit_breaker: bool = setting(Flag(), True)
 
 
+class OutboxSettings(Section):
+    """`[outbox]`: a database whose outbox the pool publishes, see docs/outbox.md."""
+
+    #: SQLAlchemy's URL; a relative SQLite file is in the folder of config.toml. Empty: no relay.
+    url: str = setting(
+        Text('a URL of SQLAlchemy such as "sqlite+aiosqlite:///app.db", or empty', r"([a-z][\w+]*://.*)?"), ""
+    )
+
+
 class ApiSettings(Section):
     """`[api]`: the HTTP service."""
 
@@ -257,6 +266,7 @@ class Settings(Section):
     pool: PoolSettings = table(PoolSettings)
     consumer: ConsumerSettings = table(ConsumerSettings)
     retry: RetrySettings = table(RetrySettings)
+    outbox: OutboxSettings = table(OutboxSettings)
     api: ApiSettings = table(ApiSettings)
     log: LogSettings = table(LogSettings)
     stream: dict[str, StreamSettings] = tables(StreamSettings)

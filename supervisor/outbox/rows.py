@@ -1,0 +1,40 @@
+"""The fields of an outbox row, as text and back. Pure."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode, b64encode
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from supervisor.core.field_text import Value
+
+#: The name that stands before the bytes of a value that is no text.
+_BASE64 = "base64"
+
+
+def row_text(fields: Mapping[str, Value]) -> str:
+    """Return encoded fields as a JSON object of strings; a value that is no text is `{"base64": "..."}`."""
+    return json.dumps({name: _json_value(value) for name, value in fields.items()})
+
+
+def row_fields(text: str) -> dict[str, Value]:
+    """Return the fields of a row. Raises ValueError for a row that another program has written wrongly."""
+    found = json.loads(text)
+    if not isinstance(found, dict) or not found:
+        raise ValueError("fields must be a JSON object that is not empty")
+    return {name: _value(name, value) for name, value in found.items()}
+
+
+def _json_value(value: Value) -> object:
+    return value if isinstance(value, str) else {_BASE64: b64encode(value).decode()}
+
+
+def _value(name: str, value: object) -> Value:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict) and list(value) == [_BASE64] and isinstance(value[_BASE64], str):
+        return b64decode(value[_BASE64], validate=True)
+    raise ValueError(f'field {name!r} must be a string or {{"{_BASE64}": "..."}}')
