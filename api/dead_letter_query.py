@@ -4,15 +4,15 @@ A stream of dead letters may hold a million. A request scans at most `SCAN_MAX` 
 how many it scanned and where to continue.
 """
 
-import base64
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Self
+from urllib.parse import quote, unquote
 
-import orjson
 from fastapi import Query
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 from redis.asyncio import Redis
 
@@ -51,6 +51,10 @@ def filter_of_query(
     return Filter(reason, handler, text, int(older_s * 1000))
 
 
+_POSITION = r"([-+]|\(?[0-9]{1,19}(-[0-9]{1,19})?)"
+_ENCODED = r"([A-Za-z0-9_.~-]|%[0-9A-F]{2})+"
+#: For the description: where in which group.
+CURSOR_SCHEMA: dict[str, Any] = {"pattern": f"^{_POSITION},{_POSITION},{_ENCODED},{_ENCODED}$"}
 #: The three ways to select, of which a body uses one.
 _WAYS: list[Any] = [
     {"required": ["ids"], "properties": {"ids": {"type": "array"}}},
@@ -62,6 +66,11 @@ _WAYS: list[Any] = [
         ]
     },
 ]
+
+
+def _whole(value: object) -> object:
+    """Return 5 for 5.0, which is an integer in JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class Selection(BaseModel):
@@ -81,8 +90,10 @@ class Selection(BaseModel):
     text: Annotated[_Part, Field(description=_TEXT)] = ""
     older_s: Annotated[float, Field(ge=0, le=OLDER_S_MAX, allow_inf_nan=False, description=_OLDER)] = 0
     group: Annotated[GroupName | None, Field(description="Only this group")] = None
-    count: Annotated[int, Field(ge=1, le=COUNT_MAX, description=_COUNT)] = COUNT_MAX
-    cursor: Annotated[str | None, Field(description="Where to continue: `next` of an answer")] = None
+    count: Annotated[int, BeforeValidator(_whole), Field(ge=1, le=COUNT_MAX, description=_COUNT)] = COUNT_MAX
+    cursor: Annotated[
+        str | None, Field(description="Where to continue: `next` of an answer", json_schema_extra=CURSOR_SCHEMA)
+    ] = None
 
     @property
     def filter(self) -> Filter:
@@ -111,6 +122,13 @@ class Selection(BaseModel):
         return self
 
 
+class GroupSelection(Selection):
+    """Which letters of one group to replay or drop: those in `ids`, those that match all filters, or all of them."""
+
+    #: That of the address, if at all.
+    group: SkipJsonSchema[GroupName | None] = None
+
+
 @dataclass(frozen=True, slots=True)
 class Cursor:
     """Where a scan begins: a group, and the range of its letters."""
@@ -121,7 +139,7 @@ class Cursor:
 
     def encode(self) -> str:
         """Encode it for an address or a body; only `parse_cursor` reads it."""
-        return base64.urlsafe_b64encode(orjson.dumps([*self.pair, self.start, self.end])).decode().rstrip("=")
+        return ",".join([self.start, self.end, *(quote(name, safe="") for name in self.pair)])
 
 
 def parse_cursor(cursor: str | None) -> Cursor | None:
@@ -129,10 +147,9 @@ def parse_cursor(cursor: str | None) -> Cursor | None:
     if cursor is None:
         return None
     try:
-        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-        stream, group, start, end = orjson.loads(text)
-        return Cursor((check_name(stream), check_name(group)), check_bound(start), check_bound(end))
-    except (ValueError, TypeError, AttributeError):
+        start, end, stream, group = cursor.split(",")
+        return Cursor((unquote(stream), unquote(group)), check_bound(start), check_bound(end))
+    except ValueError:
         detail = "use the cursor in `next` of an answer, unchanged"
         raise Problem("invalid", detail, errors=[{"parameter": "cursor", "detail": detail}]) from None
 

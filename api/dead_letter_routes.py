@@ -12,7 +12,17 @@ from fastapi.responses import Response
 from supervisor.core.dead_letter import Filter, Letter
 from supervisor.fastapi import RedisDep
 
-from .dead_letter_query import COUNT_MAX, Cursor, GroupName, Selection, filter_of_query, parse_cursor, scan
+from .dead_letter_query import (
+    COUNT_MAX,
+    CURSOR_SCHEMA,
+    Cursor,
+    GroupName,
+    GroupSelection,
+    Selection,
+    filter_of_query,
+    parse_cursor,
+    scan,
+)
 from .dead_letter_responses import Verb, change, delete, only, page, pairs_of, read
 from .overview_routes import handled_groups
 from .replies import EXAMPLE_LETTER, ChangedLetters, DeadLetterPage
@@ -23,7 +33,9 @@ from .service import ServiceDep
 router = APIRouter(prefix="/v1", tags=["dead letters"])
 FilterDep = Annotated[Filter, Depends(filter_of_query)]
 Count = Annotated[int, Query(ge=1, le=COUNT_MAX, description="The greatest number, the oldest first")]
-CursorParam = Annotated[str | None, Query(description="Where to continue: `next` of an answer")]
+CursorParam = Annotated[
+    str | None, Query(description="Where to continue: `next` of an answer", json_schema_extra=CURSOR_SCHEMA)
+]
 OnlyGroup = Annotated[GroupName | None, Query(description="Only of this group")]
 _READ = ("invalid", "wrong-type", "redis-unavailable")
 _CHANGE = (
@@ -47,7 +59,7 @@ could not be changed stays, except where the outcome is `gone` or `not-found`.""
 def _add_change(verb: Verb, summary: str, description: str) -> None:
     """Add the routes that replay or drop the dead letters of a group, and of all groups of a stream."""
 
-    async def of_group(stream: Stream, group: Group, selection: Selection, redis: RedisDep) -> Response:
+    async def of_group(stream: Stream, group: Group, selection: GroupSelection, redis: RedisDep) -> Response:
         return await change(redis, verb, [(stream, only(group, selection.group))], selection)
 
     async def of_stream(stream: Stream, selection: Selection, service: ServiceDep, redis: RedisDep) -> Response:

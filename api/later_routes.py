@@ -79,7 +79,7 @@ async def list_later(
 
 
 @router.get(
-    "/streams/{stream:name}/later/{later_id}",
+    "/streams/{stream:name}/later/{later_id:id}",
     summary="One message for later",
     responses=answers(LaterMessage, "not-found", "invalid", "wrong-type", "redis-unavailable"),
 )
@@ -89,7 +89,7 @@ async def read_later(stream: Stream, later_id: str, redis: RedisDep) -> Response
 
 
 @router.delete(
-    "/streams/{stream:name}/later/{later_id}",
+    "/streams/{stream:name}/later/{later_id:id}",
     status_code=204,
     summary="Cancel a message for later",
     responses=problems("not-found", "invalid", "wrong-type", "redis-unavailable", "redis-refused", "outcome-unknown"),
@@ -102,7 +102,7 @@ async def cancel_later(stream: Stream, later_id: str, redis: RedisDep) -> Respon
 
 
 @router.post(
-    "/streams/{stream:name}/later/{later_id}:run",
+    "/streams/{stream:name}/later/{later_id:id}:run",
     status_code=202,
     summary="Publish a message for later now",
     responses=answers(Run, *_RUN, "invalid", status=202),

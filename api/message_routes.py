@@ -14,7 +14,7 @@ from fastapi.responses import Response
 
 from supervisor.core.encode import FIELDS_MAX
 from supervisor.core.ids import time_of_id
-from supervisor.fastapi import RedisDep, get_idempotency_key
+from supervisor.fastapi import IDEMPOTENCY_KEY_PATTERN, RedisDep, get_idempotency_key
 from supervisor.publisher import BATCH_MAX, KEY_BYTES_MAX, Confirmation, Publisher
 from supervisor.values import SECONDS_MAX
 
@@ -61,8 +61,6 @@ _STORED = (
 )  # fmt: skip
 REPLICAS_MAX = 16
 _DIGITS_MAX = 3
-#: A bare word, or a string of RFC 8941.
-_KEY_PATTERN = r'^([!#-~]([ -~]*[!-~])?|"[ !#-\[\]-~]+")$'
 #: The parameters of both ways to publish.
 _PARAMETERS = [
     STREAM_PARAMETER,
@@ -71,7 +69,7 @@ _PARAMETERS = [
         "in": "header",
         "required": False,
         "description": "A message is stored once in 24 h under the same key, however often it is sent.",
-        "schema": {"type": "string", "maxLength": KEY_BYTES_MAX, "pattern": _KEY_PATTERN},
+        "schema": {"type": "string", "maxLength": KEY_BYTES_MAX, "pattern": IDEMPOTENCY_KEY_PATTERN},
         "example": '"8e03978e-40d5-43e8-bc93-6894a57f9324"',
     },
     {
@@ -85,14 +83,14 @@ _PARAMETERS = [
         "name": "after_s",
         "in": "query",
         "required": False,
-        "description": "Publish it later: in so many seconds",
+        "description": "Publish it later: in so many seconds; not together with `at`",
         "schema": {"type": "number", "minimum": 0, "maximum": SECONDS_MAX},
     },
     {
         "name": "at",
         "in": "query",
         "required": False,
-        "description": "Publish it later: at this time",
+        "description": "Publish it later: at this time; not together with `after_s`",
         "schema": {"type": "string", "format": "date-time"},
     },
     {

@@ -16,14 +16,15 @@ from supervisor.core.json_text import parse_exact
 
 from .problems import KINDS, MEDIA_TYPE, Problem
 from .root_path import link
-from .stream_paths import NameConvertor
+from .stream_paths import IdConvertor, NameConvertor
 
 STREAM_CHARACTERS_MAX = 512
 #: Control characters, and halves of surrogate pairs, which have no UTF-8.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 #: RFC 3986, 5.2.4: dot segments are removed from an address, even when the dots are percent-encoded.
 _DOTS = frozenset({".", ".."})
-_ID = "[0-9]{1,20}(-[0-9]{1,20})?"
+#: A part may also have 20 digits, up to 18446744073709551615.
+_ID = "[0-9]{1,19}(-[0-9]{1,19})?"
 #: Reserved for keys such as those of dead letters, which clients must not write.
 _OWN_PREFIX = "supervisor:"
 #: For answers that no proxy may keep.
@@ -63,6 +64,7 @@ def check_bound(text: str) -> str:
 
 
 register_url_convertor("name", NameConvertor())
+register_url_convertor("id", IdConvertor())
 _NAME = Path(description="The stream's name")
 _GROUP = Path(description="The group's name")
 #: The rules of `check_name`, for the description.

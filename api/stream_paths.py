@@ -7,7 +7,7 @@ that each name is one segment of the path, and the routes match in linear time.
 
 from urllib.parse import unquote_to_bytes
 
-from starlette.convertors import Convertor
+from starlette.convertors import Convertor, StringConvertor
 from starlette.types import Scope
 
 PREFIX = "/v1/streams/"
@@ -32,6 +32,12 @@ class NameConvertor(Convertor[str]):
     def to_string(self, value: str) -> str:
         """Return the segment."""
         return _segment(value)
+
+
+class IdConvertor(StringConvertor):
+    """An id, which a verb may follow: `/later/{later_id}:run` is no message with that id."""
+
+    regex = "[^/:]+"
 
 
 def is_utf8(scope: Scope) -> bool:

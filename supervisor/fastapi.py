@@ -39,6 +39,8 @@ __all__ = [
 ]
 
 _QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
+#: For descriptions: a bare word, or a string of RFC 8941.
+IDEMPOTENCY_KEY_PATTERN = r'^([!#-~]([ -~]*[!-~])?|"[ !#-\[\]-~]+")$'
 Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
 
 
@@ -74,7 +76,11 @@ def get_idempotency_key(connection: HTTPConnection) -> str | None:
 async def _described_key(
     connection: HTTPConnection,
     idempotency_key: Annotated[
-        str | None, Header(description="What is sent again with the same key is stored once in 24 h.")
+        str | None,
+        Header(
+            description="What is sent again with the same key is stored once in 24 h.",
+            json_schema_extra={"maxLength": KEY_BYTES_MAX, "pattern": IDEMPOTENCY_KEY_PATTERN},
+        ),
     ] = None,
 ) -> str | None:
     return get_idempotency_key(connection)
