@@ -1,5 +1,6 @@
 """`supervisor init`: creates a project from the templates. Never overwrites a file."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -7,7 +8,13 @@ import click
 from supervisor.cli.common import command, talk
 from supervisor.errors import UsageError
 
-TEMPLATES = Path(__file__).parents[1] / "templates" / "project"
+TEMPLATES = Path(__file__).parents[1] / "templates"
+#: Files of the second folder that are added to those of the first; the others replace them.
+_ADDED = {"README.md", "config.toml", "gitignore", "dockerignore"}
+_PUBLISH = "  supervisor publish events:user_created user_id=1 email=ada@example.com\n"
+_POST = """\
+  curl -H 'Content-Type: application/json' -d '{"email": "ada@example.com"}' localhost:8000/users
+"""
 #: Template -> real name, for files whose real name git or package builders would act on.
 _RENAMED = {"gitignore": ".gitignore", "dockerignore": ".dockerignore", "env.example": ".env.example"}
 
@@ -15,17 +22,19 @@ _RENAMED = {"gitignore": ".gitignore", "dockerignore": ".dockerignore", "env.exa
 @command(
     """\
     supervisor init myproject
-    supervisor init                     here""",
+    supervisor init                     here
+    supervisor init --database shop     with users in a database, and their events""",
     short_help="Create a new project.",
 )
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=".", metavar="[DIR]")
-def init(folder: Path) -> None:
+@click.option("--database", is_flag=True, help="Keep users in a table of SQLite, with the event in its transaction.")
+def init(folder: Path, database: bool) -> None:
     """Create a project: handlers, a route, tests, config.toml, a Dockerfile. Existing files are never changed."""
     from supervisor.settings.load import working_dir
 
     if not folder.is_absolute():
         working_dir()  # a deleted one is named here, and not a file in it
-    written = write_project(folder)
+    written = write_project(folder, ["project", "database"] if database else ["project"])
     for path in written:
         click.echo(str(path))
     change = "" if folder == Path() else f"  cd {folder}\n"
@@ -33,7 +42,7 @@ def init(folder: Path) -> None:
         f"\nNext:\n{change}"
         "  supervisor start\n"
         f"\nIn another terminal:\n{change}"
-        "  supervisor publish events:user_created user_id=1 email=ada@example.com\n"
+        f"{_POST if database else _PUBLISH}"
         "  supervisor status\n"
         "  supervisor restart         after changing a handler\n"
         "\nREADME.md says more. To run the tests:\n"
@@ -42,17 +51,22 @@ def init(folder: Path) -> None:
     )
 
 
-def write_project(folder: Path) -> list[Path]:
+def write_project(folder: Path, templates: Sequence[str] = ("project",)) -> list[Path]:
     """Write the project into `folder` and return the paths. Raises UsageError before writing if one exists."""
-    sources = [path for path in sorted(TEMPLATES.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
-    targets = {folder / _target(source.relative_to(TEMPLATES)): source for source in sources}
+    targets: dict[Path, str] = {}
+    for root in (TEMPLATES / name for name in templates):
+        for source in sorted(root.rglob("*")):
+            if source.is_file() and "__pycache__" not in source.parts:
+                target = folder / _target(source.relative_to(root))
+                before = targets.get(target, "") if source.name in _ADDED else ""
+                targets[target] = before + source.read_text(encoding="utf-8")
     if existing := [str(path) for path in targets if path.exists()]:
         raise UsageError(f"nothing was written, these files exist: {', '.join(existing)}")
     try:
-        for target, source in targets.items():
+        for target, text in targets.items():
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("x", encoding="utf-8") as file:
-                file.write(source.read_text(encoding="utf-8"))
+                file.write(text)
     except OSError as error:
         raise UsageError(f"{error.filename}: can't be written: {error.strerror}") from None
     return list(targets)

@@ -23,6 +23,9 @@ def handle(fields: dict[str, str]) -> None: ...
 """
 
 
+WITH_AND_WITHOUT_DATABASE = pytest.mark.parametrize("options", [[], ["--database"]], ids=["plain", "database"])
+
+
 def test_show_tells_where_each_value_came_from(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(
         '[pool]\nworkers = 3\n[stream."events:x"]\ntimeout_s = 2\n[api]\ntoken = "t0p"\n'
@@ -174,8 +177,9 @@ def test_init_writes_a_project_once(tmp_path: Path) -> None:
         assert step in readme and any(line.startswith(step) for line in steps), step
 
 
-def test_the_route_of_a_new_project_publishes(tmp_path: Path, redis_url: str) -> None:
-    assert run("init", "new", cwd=tmp_path).returncode == 0
+@WITH_AND_WITHOUT_DATABASE
+def test_the_route_of_a_new_project_publishes(tmp_path: Path, redis_url: str, options: list[str]) -> None:
+    assert run("init", "new", *options, cwd=tmp_path).returncode == 0
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = "{}:{}".format(*free.getsockname())
     request = urllib.request.Request(
@@ -190,7 +194,7 @@ def test_the_route_of_a_new_project_publishes(tmp_path: Path, redis_url: str) ->
                     return {"status": response.status, **json.load(response)}
                 return {}
 
-            assert eventually(answer, 60, what="the service answers")["status"] == 202
+            assert eventually(answer, 60, what="the service answers")["status"] == (201 if options else 202)
             assert b"welcome, bob@example.com" in process.stdout.readline()
         finally:
             process.terminate()
@@ -206,8 +210,9 @@ def test_init_overwrites_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "config.toml").read_text() == "# mine\n"
 
 
-def test_the_tests_of_a_new_project_pass(tmp_path: Path) -> None:
-    assert run("init", "new", cwd=tmp_path).returncode == 0
+@WITH_AND_WITHOUT_DATABASE
+def test_the_tests_of_a_new_project_pass(tmp_path: Path, options: list[str]) -> None:
+    assert run("init", "new", *options, cwd=tmp_path).returncode == 0
     words = [
         sys.executable,
         "-c",
@@ -215,7 +220,7 @@ def test_the_tests_of_a_new_project_pass(tmp_path: Path) -> None:
     ]
     done = subprocess.run(words, cwd=tmp_path / "new", env=environment(""), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 passed" in done.stdout
+    assert f"{4 if options else 3} passed" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -227,8 +232,9 @@ def test_the_tests_of_a_new_project_pass(tmp_path: Path) -> None:
     ],
     ids=["ruff check", "ruff format", "mypy"],
 )
-def test_a_new_project_passes_its_linters(tmp_path: Path, words: list[str]) -> None:
-    assert run("init", "new", cwd=tmp_path).returncode == 0
+@WITH_AND_WITHOUT_DATABASE
+def test_a_new_project_passes_its_linters(tmp_path: Path, words: list[str], options: list[str]) -> None:
+    assert run("init", "new", *options, cwd=tmp_path).returncode == 0
     cache = ROOT / ".mypy_cache" / "new_project"
     installed = tmp_path / "installed"  # the supervisor alone: this repository has a handlers/ and tests/ of its own
     installed.mkdir()
