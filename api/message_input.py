@@ -21,6 +21,8 @@ from .validation import Incoming
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
+#: Messages that are encoded before other requests get their turn.
+SLICE = 200
 #: Errors that are listed at most.
 _ERRORS_MAX = 100
 
@@ -39,81 +41,75 @@ async def read_one(request: Request) -> Input:
     if cloud_events.is_binary(request.headers):
         return _binary_event(request.headers, await read_body(request))
     media_type = check_media_type(request, JSON, cloud_events.STRUCTURED)
-    items = _Items(of_one=True)
+    items = _Items("")
     body = await parse_value(await read_body(request))
     if media_type == cloud_events.STRUCTURED:
-        items.add_event(body, "", ())
+        items.add_event(body, 0, ())
     else:
-        items.add(body, "", ())
+        items.add(body, 0, ())
     return items.finish()
 
 
 async def read_many(request: Request) -> Input:
     """Return the messages of a batch. Raises Problem."""
     media_type = check_media_type(request, JSON, NDJSON, cloud_events.BATCHED)
-    items = _Items()
     if media_type == NDJSON:
-        async for number, line in _lines(request):
-            await items.add_line(number, line)
-        return items.finish()
+        return await _read_lines(request)
     body = await parse_batch(await read_body(request))
     if not isinstance(body, list):
         raise Problem("invalid", f"a batch must be a JSON array, not {_kind(body)}; use {NDJSON} for one object a line")
+    of_events = media_type == cloud_events.BATCHED
+    items = _Items("event" if of_events else "message")
+    add = items.add_event if of_events else items.add
     for at, item in enumerate(body):
-        if media_type == cloud_events.BATCHED:
-            items.add_event(item, f"event {at}: ", (at,))
-        else:
-            items.add(item, f"message {at}: ", (at,))
-        await items.breathe()
+        if at % SLICE == SLICE - 1:
+            await asyncio.sleep(0)
+        add(item, at, (at,))
+    return items.finish()
+
+
+async def _read_lines(request: Request) -> Input:
+    """Return the messages of NDJSON, which is read while it arrives. Raises Problem."""
+    items, at = _Items("line"), 0
+    async for number, line in _lines(request):
+        if at >= BATCH_MAX:
+            raise Problem("invalid", f"more than {BATCH_MAX} messages; at most {BATCH_MAX} are allowed at once")
+        if at % SLICE == SLICE - 1:
+            await asyncio.sleep(0)
+        items.add(await parse_value(line, f"line {number}: "), number, (at,))
+        at += 1
     return items.finish()
 
 
 class _Items:
     """Collects the messages of a body, and all that is wrong with them."""
 
-    #: Messages that are encoded before other requests get their turn.
-    SLICE = 200
-
-    def __init__(self, *, of_one: bool = False) -> None:
-        self._of_one = of_one
+    def __init__(self, noun: str) -> None:
+        """`noun` and the number of an item begin the text of an error; empty: there is only one item."""
+        self._noun = noun
         self._found = Input()
         self._events: list[cloud_events.Event] = []
         self._errors: list[dict[str, str]] = []
         self._first = ""
 
-    def add(self, item: Any, place: str, path: tuple[str | int, ...]) -> None:
-        """Add a message as a JSON value; `place` begins the text of an error."""
+    def add(self, item: Any, number: int, path: tuple[str | int, ...]) -> None:
+        """Add a message as a JSON value."""
         if not isinstance(item, dict):
-            self._refuse(f"{place}a message must be a JSON object, not {_kind(item)}", path)
+            self._refuse(number, f"a message must be a JSON object, not {_kind(item)}", path)
             return
-        inner = item.get("fields")
-        if len(item) == 1 and isinstance(inner, dict):
+        if len(item) == 1 and isinstance(inner := item.get("fields"), dict):
             item, path = inner, (*path, "fields")
-        self._encode(item, place, path)
+        self._encode(item, number, path)
 
-    def add_event(self, item: Any, place: str, path: tuple[str | int, ...]) -> None:
+    def add_event(self, item: Any, number: int, path: tuple[str | int, ...]) -> None:
         """Add a CloudEvent as a JSON value."""
         try:
             event = cloud_events.structured(item)
         except cloud_events.EventError as error:
-            self._refuse(f"{place}{error}", (*path, error.member) if error.member else path)
+            self._refuse(number, str(error), (*path, error.member) if error.member else path)
             return
         self._events.append(event)
-        self._encode(event.message, place, (*path, "data") if isinstance(item.get("data"), dict) else path)
-
-    async def add_line(self, number: int, line: bytes) -> None:
-        """Add a line of NDJSON. Raises Problem when it is not JSON, or one too many."""
-        at = len(self._found.messages)
-        if at >= BATCH_MAX:
-            raise Problem("invalid", f"more than {BATCH_MAX} messages; at most {BATCH_MAX} are allowed at once")
-        place = f"line {number}: "
-        self.add(await parse_value(line, place), place, (at,))
-        await self.breathe()
-
-    async def breathe(self) -> None:
-        """Let other requests run now and then."""
-        if len(self._found.messages) % self.SLICE == 0:
-            await asyncio.sleep(0)
+        self._encode(event.message, number, (*path, "data") if isinstance(item.get("data"), dict) else path)
 
     def finish(self) -> Input:
         """Return all messages. Raises Problem with what is wrong with them."""
@@ -123,14 +119,16 @@ class _Items:
             self._found.key = cloud_events.key_of(self._events)
         return self._found
 
-    def _encode(self, message: dict[str, Any], place: str, path: tuple[str | int, ...]) -> None:
+    def _encode(self, message: dict[str, Any], number: int, path: tuple[str | int, ...]) -> None:
         try:
             self._found.messages.append(Incoming(encode_fields(message), message, path))
         except EncodeError as error:
             name = getattr(error, "field", None)
-            self._refuse(f"{place}{error}", path if name is None else (*path, name))
+            self._refuse(number, str(error), path if name is None else (*path, name))
 
-    def _refuse(self, text: str, path: Sequence[str | int]) -> None:
+    def _refuse(self, number: int, text: str, path: Sequence[str | int]) -> None:
+        if self._noun:
+            text = f"{self._noun} {number}: {text}"
         self._first = self._first or text
         self._errors.append({"pointer": pointer_of(*path), "detail": text})
         if len(self._errors) >= _ERRORS_MAX:

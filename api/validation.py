@@ -6,8 +6,7 @@ workers have imports of their own.
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -24,8 +23,7 @@ _ERRORS_MAX = 100
 _UNSTORED_ID = "0-1"
 
 
-@dataclass(frozen=True, slots=True)
-class Incoming:
+class Incoming(NamedTuple):
     """A message as a request holds it."""
 
     fields: dict[str, str]

@@ -101,7 +101,7 @@ def api(running: RedisServer) -> Iterator[Server]:
     with project("", redis_url=running.url, workers=0, api=True, config=routers) as pool:
         shutil.copytree(SHIPPED, pool.folder / "handlers")  # a package comes before the module handlers.py
         pool.start(ready=False)
-        eventually(lambda: httpx.get(f"{pool.base_url}/readyz").is_success, 30)
+        eventually(lambda: httpx.get(f"{pool.base_url}/livez").is_success, 30)
         [pid] = [service["pid"] for service in pool.ask("status")["services"] if service["name"] == "api"]
         yield Server(pool.base_url, psutil.Process(pid))
 

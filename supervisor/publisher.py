@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequenc
 from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import lru_cache, partial
+from itertools import chain
 from typing import Any, NamedTuple, Self
 
 from redis.asyncio import Redis
@@ -171,7 +172,7 @@ class Publisher:
         fields = fields_of(message)
         if _tracer is None and key is None and key_ttl_s is None and after_s is None and at is None:
             self._check(stream)
-            flat = [text for pair in fields.items() for text in pair]
+            flat = tuple(chain.from_iterable(fields.items()))
             entry: bytes = await self._router.send(stream, lambda node: node.command("XADD", stream, "*", *flat))
             return Published(entry.decode())
         ids, replayed, due = await self.publish_batch(
@@ -222,7 +223,7 @@ class Publisher:
             return await self._later(stream, messages, options, options.when)
         if options.key is not None:
             return await self._once(stream, messages, options.key, options)
-        commands = [("XADD", stream, "*", *(text for pair in fields.items() for text in pair)) for fields in messages]
+        commands = [("XADD", stream, "*", *chain.from_iterable(fields.items())) for fields in messages]
         confirmation = options.confirmation
         wait = confirmation.command if confirmation else ()
         found = await self._router.send(stream, lambda node: node.transaction(commands, wait=wait))
@@ -279,7 +280,7 @@ class Publisher:
         values: list[Value | int] = []
         for fields in messages:
             values.append(2 * len(fields))
-            values += [text for pair in fields.items() for text in pair]
+            values += chain.from_iterable(fields.items())
         keys = [idempotency_key(stream, key), stream]
         arguments = (await _fingerprint(messages), _ms(options.key_ttl_s), *values)
         confirmation = options.confirmation

@@ -21,6 +21,8 @@ from supervisor.errors import UsageError
 
 #: A connection that was idle for longer is tested before it is used.
 QUIET_S = 1.0
+#: Other tasks run after so many replies, which may all have arrived at once.
+REPLIES_AT_ONCE = 500
 #: What a server answers instead of doing what it was asked for. redis-py derives the last three from ConnectionError.
 REFUSALS = (ResponseError, BusyLoadingError, AuthenticationError, AuthorizationError)
 
@@ -69,20 +71,26 @@ class PipelineConnection:
         """Send packed commands. Raises redis-py's errors and OSError; how much was sent is then unknown."""
         await send_packed(self._connection, packed)
 
-    async def reply(self) -> Any:
-        """Return the next reply, a refusal of the server as an exception.
+    async def replies(self, count: int) -> tuple[Any, Exception | None]:
+        """Read so many replies; return the last one, and the first refusal among them, also within a transaction.
 
         Raises redis-py's errors and OSError when the connection fails; what became of the rest is then unknown.
         """
-        try:
-            found = await self._connection.read_response(
-                disable_decoding=True, timeout=math.inf, disconnect_on_error=False
-            )
-        except REFUSALS as refusal:
-            self._demoted |= isinstance(refusal, ReadOnlyError)
-            found = refusal
+        read = self._connection.read_response
+        reply: Any = None
+        first: Exception | None = None
+        for number in range(1, count + 1):
+            try:
+                reply = await read(disable_decoding=True, timeout=math.inf, disconnect_on_error=False)
+            except REFUSALS as refusal:
+                self._demoted |= isinstance(refusal, ReadOnlyError)
+                reply, first = refusal, first or refusal
+            if number % REPLIES_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        if first is None and isinstance(reply, list):
+            first = next((item for item in reply if isinstance(item, Exception)), None)
         self._answered_s = time.monotonic()
-        return found
+        return reply, first
 
     async def drop(self) -> None:
         """Close the connection; replies that are still to come are lost."""
@@ -92,7 +100,7 @@ class PipelineConnection:
         try:
             async with asyncio.timeout(limit_s):
                 await self.send([pack_command(("PING",))])
-                await self.reply()
+                await self.replies(1)
         except REDIS_FAULTS:
             return False
         return True

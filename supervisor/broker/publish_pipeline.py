@@ -22,7 +22,7 @@ from typing import Any
 from redis.exceptions import NoScriptError
 
 from supervisor.broker.command_connection import pack_command
-from supervisor.broker.pipeline_connection import REFUSALS, PipelineConnection
+from supervisor.broker.pipeline_connection import PipelineConnection
 from supervisor.broker.redis_errors import REDIS_FAULTS, UNREACHABLE, code_of
 from supervisor.broker.scripts import Script
 from supervisor.errors import PublishError, PublishRefusedError, PublishUnknownError
@@ -40,7 +40,7 @@ _SLICE_BYTES = 256 * 1024
 #: How fast a slow machine stores large jobs. A command costs as much as that many bytes more.
 _LARGE_BYTES_PER_S = 4 * 1024 * 1024
 _COMMAND_BYTES = 200
-#: Other tasks run after so many messages, or replies, of a large job.
+#: Other tasks run after so many messages of a large job.
 AT_ONCE = 500
 FULL = "FULL"
 #: The share of the time limit that the test of an idle connection may take.
@@ -298,7 +298,7 @@ class JobQueue:
         waiting: list[tuple[Job, Any]] = []
         waits = _waits(batch)
         for job in batch:
-            reply, error = await _replies(len(job.commands), connection)
+            reply, error = await connection.replies(len(job.commands))
             if job.done.done():
                 continue
             if isinstance(error, NoScriptError) and job.pack_text is not None:
@@ -313,7 +313,7 @@ class JobQueue:
                 waiting.append((job, reply))
             else:
                 job.done.set_result(reply)
-        safety = {wait: await connection.reply() for wait in waits}
+        safety = {wait: (await connection.replies(1))[0] for wait in waits}
         for job, reply in waiting:
             if not job.done.done():
                 job.done.set_result((reply, safety[job.wait]))
@@ -369,21 +369,6 @@ def _slices(commands: list[bytes]) -> Iterator[list[bytes]]:
             yield commands[start:end]
             start, size = end, 0
     yield commands[start:]
-
-
-async def _replies(count: int, connection: PipelineConnection) -> tuple[Any, Exception | None]:
-    """Return the last reply of `count`, and the first refusal among them, also of a command in a transaction."""
-    reply: Any = None
-    error: Exception | None = None
-    for number in range(1, count + 1):
-        reply = await connection.reply()
-        if error is None and isinstance(reply, REFUSALS):
-            error = reply
-        if number % AT_ONCE == 0:
-            await asyncio.sleep(0)
-    if error is None and isinstance(reply, list):
-        error = next((item for item in reply if isinstance(item, Exception)), None)
-    return reply, error
 
 
 def _failure(job: Job, reason: str, code: str) -> PublishError:

@@ -38,7 +38,13 @@ def fields_of(message: Any) -> Mapping[str, Value]:
 
 def encode_fields(message: Mapping[str, Any]) -> dict[str, str]:
     """Return the fields of a mapping. Raises EncodeError, which names the field at fault."""
-    return {_name(name): _text(name, value) for name, value in _checked(message).items()}
+    # Most names and values are ASCII, and need no look at each character.
+    return {
+        name if type(name) is str and name and name.isascii() else _name(name): (
+            value if type(value) is str and value.isascii() else _text(name, value)
+        )
+        for name, value in _checked(message).items()
+    }
 
 
 def _checked(fields: Mapping[str, Any]) -> Mapping[str, Any]:
