@@ -90,7 +90,7 @@ class Selection(BaseModel):
     text: Annotated[_Part, Field(description=_TEXT)] = ""
     older_s: Annotated[float, Field(ge=0, le=OLDER_S_MAX, allow_inf_nan=False, description=_OLDER)] = 0
     group: Annotated[GroupName | None, Field(description="Only this group")] = None
-    count: Annotated[int, BeforeValidator(_whole), Field(ge=1, le=COUNT_MAX, description=_COUNT)] = COUNT_MAX
+    count: Annotated[int, Field(ge=1, le=COUNT_MAX, description=_COUNT), BeforeValidator(_whole)] = COUNT_MAX
     cursor: Annotated[
         str | None, Field(description="Where to continue: `next` of an answer", json_schema_extra=CURSOR_SCHEMA)
     ] = None

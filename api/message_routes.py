@@ -119,7 +119,16 @@ _ATTRIBUTES = {name: {"type": "string", "minLength": 1} for name in ("id", "sour
 _CLOUD_EVENT = {
     "type": "object",
     "required": ["specversion", "id", "source", "type"],
-    "properties": {"specversion": {"const": "1.0"}, **_ATTRIBUTES, "data": {}, "data_base64": {"type": "string"}},
+    "properties": {
+        "specversion": {"const": "1.0"},
+        **_ATTRIBUTES,
+        "data": {},
+        "data_base64": {"type": ["string", "null"]},
+    },
+    "not": {
+        "required": ["data", "data_base64"],
+        "properties": {"data": {"not": {"type": "null"}}, "data_base64": {"type": "string"}},
+    },
     "description": "CloudEvents 1.0: the members of `data` are the message, beside fields such as `ce_id`",
 }
 _EXAMPLE_EVENT = {"specversion": "1.0", "id": "1", "source": "/users", "type": "user.created", "data": _EXAMPLE}

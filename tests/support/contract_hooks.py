@@ -7,9 +7,9 @@ from typing import Any
 
 import schemathesis
 
-#: What they ask for depends on the server of the tests, not on the service.
+#: What they ask for depends on the server and the handlers of the tests.
 _RESERVED = re.compile(r"\.(test|example|invalid|localhost|local|onion|arpa)$")
-_OF_THE_SERVER = ("wait_replicas", "wait_aof")
+_OF_THE_TESTS = ("wait_replicas", "wait_aof", "validate")
 
 
 @schemathesis.serializer("application/x-ndjson")
@@ -27,7 +27,7 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
         if str(case.headers[name]).isprintable() and str(case.headers[name]).strip('" '):
             case.headers[name] = str(uuid.uuid4())
     query = case.query or {}
-    for name in _OF_THE_SERVER:
+    for name in _OF_THE_TESTS:
         query.pop(name, None)
     if "after_s" in query:  # a description can't say that two parameters exclude each other
         query.pop("at", None)
