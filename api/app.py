@@ -23,12 +23,15 @@ from . import (
     later_routes,
     message_routes,
     overview_routes,
+    pool_routes,
     probe_routes,
     problems,
     routers,
     status_routes,
     tail_routes,
 )
+from .head import AnswerHead
+from .http_figures import HttpFigures
 from .request_guard import PROBES, RequestGuard
 from .schemas import PROBLEM_CONTENT, PROBLEM_SCHEMA
 from .schemas import problems as problem_answers
@@ -39,12 +42,26 @@ _TAGS = [
     {"name": "streams", "description": "Publish, read history, follow"},
     {"name": "later", "description": "Messages for later, and schedules"},
     {"name": "dead letters", "description": "Messages that were given up: find, replay, remove"},
+    {"name": "pool", "description": "Pause, resume, restart and scale: for the operator's token"},
     {"name": "status", "description": "The pool, its streams and groups"},
     {"name": "probes", "description": "For load balancers and orchestrators"},
     {"name": "problems", "description": "What errors mean"},
 ]
 #: For the routes of a project's router that has no tags.
 _PROJECT = "project"
+
+_MODULES = (
+    dead_letter_routes,
+    explain_routes,
+    later_routes,
+    tail_routes,
+    message_routes,
+    overview_routes,
+    pool_routes,
+    probe_routes,
+    status_routes,
+    docs_page,
+)
 
 
 def create_app(loaded: Loaded) -> FastAPI:
@@ -57,6 +74,7 @@ def create_app(loaded: Loaded) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.service = service = Service(loaded)
         app.state.supervisor = AppConnections(service.publisher, service.redis)
+        service.start()
         _stop_on_signal(service)
         try:
             yield
@@ -77,21 +95,14 @@ def create_app(loaded: Loaded) -> FastAPI:
     problems.install(app)
     trace_requests(app, loaded.settings)
     app.router.routes.extend(message_routes.plain_routes)
-    for module in (
-        dead_letter_routes,
-        explain_routes,
-        later_routes,
-        tail_routes,
-        message_routes,
-        overview_routes,
-        probe_routes,
-        status_routes,
-        docs_page,
-    ):
+    for module in _MODULES:
         app.include_router(module.router)
     routers.mount(app, loaded)
-    app.add_middleware(RequestGuard, settings=loaded.settings.api, log=service_logger(loaded.settings, "api"))
-    _describe(app, token=bool(loaded.settings.api.token))
+    log, figures = service_logger(loaded.settings, "api"), HttpFigures()
+    app.state.http = figures
+    app.add_middleware(AnswerHead)
+    app.add_middleware(RequestGuard, settings=loaded.settings, figures=figures, log=log)
+    _describe(app, token=bool(loaded.settings.api.token or loaded.settings.api.token_file))
     return app
 
 

@@ -6,12 +6,13 @@ The same routes exist for one group and for all groups of a stream; the list als
 from typing import Annotated
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
 from supervisor.core.dead_letter import Filter, Letter
 from supervisor.fastapi import RedisDep
 
+from .access import audit
 from .dead_letter_query import (
     COUNT_MAX,
     CURSOR_SCHEMA,
@@ -59,11 +60,19 @@ could not be changed stays, except where the outcome is `gone` or `not-found`.""
 def _add_change(verb: Verb, summary: str, description: str) -> None:
     """Add the routes that replay or drop the dead letters of a group, and of all groups of a stream."""
 
-    async def of_group(stream: Stream, group: Group, selection: GroupSelection, redis: RedisDep) -> Response:
-        return await change(redis, verb, [(stream, only(group, selection.group))], selection)
+    async def of_group(
+        request: Request, stream: Stream, group: Group, selection: GroupSelection, redis: RedisDep
+    ) -> Response:
+        answer = await change(redis, verb, [(stream, only(group, selection.group))], selection)
+        audit(request, f"dead:{verb}", stream=stream, group=group)
+        return answer
 
-    async def of_stream(stream: Stream, selection: Selection, service: ServiceDep, redis: RedisDep) -> Response:
-        return await change(redis, verb, await pairs_of(service, redis, stream, selection.group), selection)
+    async def of_stream(
+        request: Request, stream: Stream, selection: Selection, service: ServiceDep, redis: RedisDep
+    ) -> Response:
+        answer = await change(redis, verb, await pairs_of(service, redis, stream, selection.group), selection)
+        audit(request, f"dead:{verb}", stream=stream, group=selection.group)
+        return answer
 
     for path, endpoint, whose, more in (
         ("/groups/{group:name}", of_group, "group", ""),
@@ -119,9 +128,13 @@ async def read_dead_of_group(stream: Stream, group: Group, entry_id: EntryId, re
     summary="Remove one dead letter of a group",
     responses=problems(*_GONE),
 )
-async def delete_dead_of_group(stream: Stream, group: Group, entry_id: EntryId, redis: RedisDep) -> Response:
+async def delete_dead_of_group(
+    request: Request, stream: Stream, group: Group, entry_id: EntryId, redis: RedisDep
+) -> Response:
     """`entry_id` is the letter's id or its message's."""
-    return await delete(redis, [(stream, group)], entry_id)
+    answer = await delete(redis, [(stream, group)], entry_id)
+    audit(request, "dead:drop", stream=stream, group=group, id=entry_id)
+    return answer
 
 
 # All groups of a stream
@@ -151,10 +164,13 @@ async def list_dead_of_stream(
     responses=problems(*_GONE),
 )
 async def delete_dead_of_stream(
-    stream: Stream, entry_id: EntryId, service: ServiceDep, redis: RedisDep, group: OnlyGroup = None
-) -> Response:
+    request: Request, stream: Stream, entry_id: EntryId, service: ServiceDep, redis: RedisDep,
+    group: OnlyGroup = None,
+) -> Response:  # fmt: skip
     """`entry_id` is the letter's id or its message's. 409: several groups have such a letter; name one with `group`."""
-    return await delete(redis, await pairs_of(service, redis, stream, group), entry_id)
+    answer = await delete(redis, await pairs_of(service, redis, stream, group), entry_id)
+    audit(request, "dead:drop", stream=stream, group=group, id=entry_id)
+    return answer
 
 
 # All groups that have handlers

@@ -1,11 +1,18 @@
-"""Renders the status document as Prometheus text, without I/O."""
+"""Renders the state of the pool, what its workers have counted, and the service's own counters as Prometheus text.
+
+No I/O. docs/metrics.md describes every family.
+"""
 
 import platform
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from supervisor._version import __version__
+from supervisor.shared_figures import PROCESS_BOUNDS_S, WAIT_BOUNDS_S
+
+from .http_figures import HttpFigures
 
 STATES = ("healthy", "starting", "paused", "degraded", "draining", "down")
 Sample = tuple[Mapping[str, object], float | int | bool | None]
@@ -38,25 +45,27 @@ _OF_LATER = (
     ("supervisor_later_malformed_messages", "Members of the set that are no messages.", "malformed"),
 )
 _OF_WORKER = (
-    ("supervisor_worker_restarts_total", "counter", "Starts after the first.", "restarts"),
     ("supervisor_worker_resident_memory_bytes", "gauge", "Resident memory.", "rss_bytes"),
     ("supervisor_worker_beat_age_seconds", "gauge", "Time since the last heartbeat.", "beat_age_s"),
     ("supervisor_worker_loop_lag_seconds", "gauge", "The longest delay of the event loop.", "loop_lag_s_max"),
     ("supervisor_worker_in_flight_messages", "gauge", "Messages in flight.", "in_flight"),
     ("supervisor_worker_reconnects_total", "counter", "Lost connections to Redis.", "reconnects"),
-    ("supervisor_reclaimed_total", "counter", "Messages taken over from another worker.", "adopted"),
     ("supervisor_trimmed_messages_total", "counter", "Messages trimmed or deleted while pending.", "trimmed"),
 )
 
 
-def render(state: Mapping[str, Any]) -> str:
+#: What the last exit of a worker makes of its restart.
+_REASONS = ("exit", "signal", "oom", "hung", "recycle")
+
+
+def render(state: Mapping[str, Any], figures: Mapping[str, Any], http: HttpFigures, tails: int) -> str:
     """Return the text of /metrics. Unknown values are left out, never shown as 0."""
     redis, groups = state["redis"], state["groups"]
     workers = [{**worker, "loop_lag_s_max": _seconds(worker.get("loop_lag_ms_max"))} for worker in state["workers"]]
     build = {"version": __version__, "python": platform.python_version(), "redis": redis.get("version") or "unknown"}
     lines = [
         *_family("supervisor_build_info", "gauge", "The versions in use.", [(build, 1)]),
-        *_family("supervisor_redis_up", "gauge", "1: Redis answers.", [({}, "error" not in redis)]),
+        *_family("supervisor_redis_up", "gauge", "1: Redis can be used.", [({}, _is_up(redis))]),
         *_family(
             "supervisor_state",
             "gauge",
@@ -70,16 +79,9 @@ def render(state: Mapping[str, Any]) -> str:
             "Workers by state.",
             [({"state": name}, count) for name, count in sorted(Counter(w["state"] for w in workers).items())],
         ),
-        *_family(
-            "supervisor_messages_settled_total",
-            "counter",
-            "Deliveries by outcome; lost_claim: done, but the ack came too late.",
-            [
-                ({"slot": worker["slot"], "outcome": outcome}, worker.get(outcome))
-                for worker in workers
-                for outcome in ("done", "failed", "dead", "lost_claim")
-            ],
-        ),
+        *_of_handlers(figures.get("handlers", ())),
+        *_of_slots(figures),
+        *_of_http(http, tails),
     ]
     for name, kind, text, key in _OF_WORKER:
         lines += _family(name, kind, text, [({"slot": worker["slot"]}, worker.get(key)) for worker in workers])
@@ -96,6 +98,89 @@ def render(state: Mapping[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
+def _is_up(redis: Mapping[str, Any]) -> bool | None:
+    """Return whether Redis can be used; None while nobody has found out yet."""
+    if "error" in redis:
+        return False
+    return True if redis.get("version") is not None else None
+
+
+def _of_handlers(handlers: Iterable[Mapping[str, Any]]) -> list[str]:
+    each = [({name: one[name] for name in ("stream", "group", "handler")}, one) for one in handlers]
+    return [
+        *_family(
+            "supervisor_messages_delivered_total",
+            "counter",
+            "Messages given to the handler; redelivered: retries, replays, and what was taken over.",
+            [
+                ({**labels, "redelivered": again}, one[key])
+                for labels, one in each
+                for again, key in (("false", "delivered"), ("true", "redelivered"))
+            ],
+        ),
+        *_family(
+            "supervisor_messages_settled_total",
+            "counter",
+            "Deliveries by outcome; lost_claim: done, but the ack came too late.",
+            [({**labels, "outcome": name}, count) for labels, one in each for name, count in one["settled"].items()],
+        ),
+        *_histogram(
+            "supervisor_process_duration_seconds",
+            "Duration of calls of the handler; a batch is one call.",
+            PROCESS_BOUNDS_S,
+            [(labels, one["process_buckets"], one["process_s"]) for labels, one in each],
+        ),
+        *_histogram(
+            "supervisor_message_wait_seconds",
+            "Time from publishing to the first delivery.",
+            WAIT_BOUNDS_S,
+            [(labels, one["wait_buckets"], one["wait_s"]) for labels, one in each],
+        ),
+    ]
+
+
+def _of_slots(figures: Mapping[str, Any]) -> list[str]:
+    return [
+        *_family(
+            "supervisor_worker_restarts_total",
+            "counter",
+            "Starts after the first, by how the worker before had ended.",
+            [
+                ({"slot": one["slot"], "reason": reason}, one[reason])
+                for one in figures.get("restarts", ())
+                for reason in _REASONS
+            ],
+        ),
+        *_family(
+            "supervisor_reclaimed_total",
+            "counter",
+            "Messages that changed hands, by why their owner lost them.",
+            [({"cause": cause}, count) for cause, count in figures.get("reclaimed", {}).items()],
+        ),
+    ]
+
+
+def _of_http(http: HttpFigures, tails: int) -> list[str]:
+    return [
+        *_family(
+            "supervisor_http_requests_total",
+            "counter",
+            "Answers of the HTTP service.",
+            [
+                ({"method": method, "route": route, "status": status}, count)
+                for (method, route, status), count in sorted(http.requests.items())
+            ],
+        ),
+        *_family(
+            "supervisor_http_refusals_total",
+            "counter",
+            "Answers with a problem, by its kind.",
+            [({"kind": kind}, count) for kind, count in sorted(http.refusals.items())],
+        ),
+        *_family("supervisor_http_tails", "gauge", "Clients that follow a stream now.", [({}, tails)]),
+    ]
+
+
 def _seconds(ms: float | None) -> float | None:
     return None if ms is None else ms / 1000
 
@@ -106,6 +191,19 @@ def _family(name: str, kind: str, text: str, samples: Iterable[Sample]) -> list[
         return []
     head = [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
     return head + [f"{name}{_labels(labels)} {float(value):.12g}" for labels, value in known]
+
+
+def _histogram(
+    name: str, text: str, bounds: Sequence[float], rows: Iterable[tuple[Mapping[str, object], Sequence[int], float]]
+) -> list[str]:
+    """Return a histogram of these (labels, counts of single buckets, sum)."""
+    lines: list[str] = []
+    for labels, counts, total in rows:
+        sums = list(accumulate(counts))
+        edges = [f"{bound:g}" for bound in bounds] + ["+Inf"]
+        lines += [f"{name}_bucket{_labels({**labels, 'le': le})} {n}" for le, n in zip(edges, sums, strict=True)]
+        lines += [f"{name}_sum{_labels(labels)} {total:.12g}", f"{name}_count{_labels(labels)} {sums[-1]}"]
+    return [f"# HELP {name} {text}", f"# TYPE {name} histogram", *lines] if lines else []
 
 
 def _labels(labels: Mapping[str, object]) -> str:

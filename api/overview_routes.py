@@ -1,19 +1,24 @@
 """The figures of the streams and groups that have handlers: `supervisor streams` over HTTP."""
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from fastapi.responses import Response
+from redis.asyncio import Redis
 
+from supervisor.broker import inspect
+from supervisor.errors import UsageError
 from supervisor.fastapi import RedisDep
 from supervisor.overview import overview
 
+from .pool_replies import PendingList, PendingOfGroup
 from .replies import GroupList, StreamList
-from .schemas import answers, json_response
+from .schemas import Group, Stream, answers, json_response
 from .service import ServiceDep, refuse_without_redis
 
 router = APIRouter(prefix="/v1", tags=["status"])
+PendingCount = Annotated[int, Query(ge=1, le=10_000, description="The greatest number, the oldest first")]
 
 
 @router.get(
@@ -37,6 +42,39 @@ async def list_streams(service: ServiceDep, redis: RedisDep) -> Response:
 async def list_groups(service: ServiceDep) -> Response:
     """Lag, pending messages, oldest entry and dead letters of each group."""
     return json_response({"groups": await handled_groups(service)})
+
+
+@router.get(
+    "/pending",
+    summary="Unsettled messages of all groups that have handlers",
+    responses=answers(PendingList, "invalid", "wrong-type", "redis-unavailable"),
+)
+async def list_pending(service: ServiceDep, redis: RedisDep, count: PendingCount = 100) -> Response:
+    """`count` is for each group."""
+    async with asyncio.timeout(service.limit_s):
+        pairs = [(group["stream"], group["group"]) for group in await handled_groups(service)]
+        return json_response({"groups": [await _pending(redis, *pair, count) for pair in pairs]})
+
+
+@router.get(
+    "/streams/{stream:name}/groups/{group:name}/pending",
+    summary="Unsettled messages of a group",
+    responses=answers(PendingOfGroup, "invalid", "wrong-type", "redis-unavailable"),
+)
+async def list_pending_of_group(
+    stream: Stream, group: Group, service: ServiceDep, redis: RedisDep, count: PendingCount = 100
+) -> Response:
+    """What `supervisor pending --json` prints: which consumer holds each message, and when its next run is due."""
+    async with asyncio.timeout(service.limit_s):
+        return json_response(await _pending(redis, stream, group, count))
+
+
+async def _pending(redis: Redis, stream: str, group: str, count: int) -> dict[str, Any]:
+    try:
+        found = [info.as_dict() for info in await inspect.pending(redis, stream, group, count)]
+    except UsageError:  # no such group: a handler's that no worker has read yet, or nobody's
+        found = []
+    return {"stream": stream, "group": group, "pending": found}
 
 
 async def handled_groups(service: ServiceDep) -> list[dict[str, Any]]:

@@ -18,15 +18,20 @@ from fastapi.responses import PlainTextResponse, Response
 
 from .schemas import NO_CACHE, problems, text_answer
 from .service import FIRST_LIMIT_S, Pulse, Service, ServiceDep
-from .snapshots import NO_ANSWER, TOO_BUSY, Finding
+from .snapshots import TOO_BUSY, Finding
 
 router = APIRouter()
 Verbose = Annotated[str | None, Query(description="Print a line with the reason for each part")]
 Exclude = Annotated[
-    Sequence[str], Query(description="Parts that do not count: redis, workers, paused, reading; may be repeated")
+    Sequence[str],
+    Query(description="Parts that do not count: redis, workers, keeper, paused, reading; may be repeated"),
 ]
 _OK: dict[int | str, dict[str, Any]] = {200: text_answer("text/plain", "ok"), **problems()}
 _OK_OR_FAILED = {**_OK, 503: text_answer("text/plain", "failed", description="Not ready")}
+
+
+#: A keeper renews its lease every few seconds, and has lost it after ten.
+KEEPER_SILENT_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +47,36 @@ class Check:
 
 def _checks(pulse: Pulse | None) -> list[Check]:
     if pulse is None:
-        return [Check("redis", NO_ANSWER)]
+        return [Check("redis", "not known yet")]
     found = [_check("redis", pulse.redis)]
     if pulse.pool is None:
         return [*found, _check("workers", pulse.arbiter)] if pulse.arbiter.error else found
     ready, total = pulse.workers
     draining = pulse.pool["state"] == "draining"
-    trouble = f"{ready} of {total} are ready" if total and not ready else "the pool is draining" if draining else ""
+    trouble = "the pool is draining" if draining else ""
+    if not ready:
+        trouble = f"{ready} of {total} are ready" if total else "there are none: `supervisor scale` starts some"
     found.append(_check("workers", replace(pulse.arbiter, error=pulse.arbiter.error or trouble)))
+    if trouble := _trouble_of_keeper(pulse):
+        found.append(Check("keeper", trouble))
     if since := pulse.pool.get("paused_since"):
         found.append(Check("paused", f"no message is started since {since}, until `supervisor resume`"))
     for one in pulse.pool.get("cut_off", ()):
         if one["workers"] == one["of"] and not pulse.redis.error:
             found.append(Check("reading", f"{one['stream']} / {one['group']} is not read: {one['reason']}"))
     return found
+
+
+def _trouble_of_keeper(pulse: Pulse) -> str:
+    """Return what is wrong with the keeper: without it, dead hosts' messages stay and the lease of this one ends."""
+    keeper = next((one for one in (pulse.pool or {})["services"] if one["name"] == "keeper"), None)
+    if keeper is None or keeper["state"] in ("EMPTY", "BACKOFF", "FAILED"):
+        left = (keeper or {}).get("last_exit")
+        return f"it is not running; its last exit: {left['reason']}" if left else "it is not running"
+    age_s = keeper["beat_age_s"] or 0.0
+    if age_s > KEEPER_SILENT_S and not pulse.redis.error:
+        return f"it has done nothing for {age_s:.0f} s"
+    return ""
 
 
 def _check(name: str, finding: Finding) -> Check:
@@ -100,7 +121,8 @@ async def livez(verbose: Verbose = None) -> Response:
     summary="Can the service do its work?",
 )
 async def readyz(service: ServiceDep, verbose: Verbose = None, exclude: Exclude = ()) -> Response:
-    """503 while Redis does not answer, or this host's pool is paused, has no ready worker, or can't read a group.
+    """503 while Redis does not answer, or this host's pool is paused, has no ready worker or no keeper, or can't read a
+    group.
 
     A machine that is too busy to tell repeats its last answer.
     """

@@ -57,6 +57,7 @@ KINDS = {
     "unauthorized": Kind(
         401, "A token is needed", "Send `Authorization: Bearer <token>` with the token in [api] token."
     ),
+    "forbidden": Kind(403, "The token only looks", "This changes something; use the operator's token, [api] token."),
     "cross-site": Kind(403, "Refused from another site", "A browser sent this for a page of another origin."),
     "websocket-refused": Kind(
         403, "The WebSocket was refused", "No route takes a WebSocket at this address, or the route has refused it."
@@ -71,6 +72,7 @@ KINDS = {
     ),
     "wrong-type": Kind(409, "The key is not a stream", "Redis holds another type of value under this name."),
     "too-slow": Kind(408, "The request came too slowly", "Send the head at once, and the body without long breaks."),
+    "pool-refused": Kind(409, "The pool refuses that now", "`detail` says why, for example that the pool is draining."),
     "body-too-large": Kind(413, "The body is too large", "Send less at once, or raise [api] max_body_bytes."),
     "media-type": Kind(415, "Unsupported media type", "Set Content-Type to one of those that `detail` names."),
     "invalid": Kind(422, "The request is not valid", "`errors` lists what is wrong, by JSON pointer or parameter."),
@@ -121,9 +123,12 @@ KINDS = {
         "Too many requests",
         "Too many requests wait for Redis, too many clients follow streams, or there are too many connections.",
     ),
+    "no-pool": Kind(
+        503, "No pool answers on this host", "Ask the HTTP service of a host that runs `supervisor start`."
+    ),
 }
 _LATER = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
-_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 #: The errors of Redis for `(0-0` as an end and for `(` with the highest id as a start.
 _NO_INTERVAL = ("invalid start ID", "invalid end ID")
 #: The framework's own errors.
@@ -176,6 +181,8 @@ def of_status(error: HTTPException) -> Problem:
 
 def response(scope: Scope, problem: Problem) -> Response:
     """Return the problem as an answer to the request of `scope`."""
+    if (app := scope.get("app")) is not None:
+        app.state.http.refused(problem.kind)
     body: dict[str, Any] = {
         "type": BLANK if problem.kind == BLANK else f"{base_url(scope)}/problems/{problem.kind}",
         "title": problem.title,
@@ -244,7 +251,8 @@ def _methods(request: Request) -> list[str]:
     """Return the methods of the address. The framework lists those of one route, but GET and POST are two routes."""
 
     def taken(method: str) -> bool:
-        scope = {**request.scope, "method": method}
+        # HEAD is answered as GET is.
+        scope = {**request.scope, "method": "GET" if method == "HEAD" else method}
         return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
     return [method for method in _METHODS if taken(method)]

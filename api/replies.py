@@ -240,6 +240,8 @@ class ServiceState(BaseModel):
     state: str
     restarts: int
     last_exit: Exit | None
+    beat_age_s: float | None
+    """Since the last turn of the keeper; null for the others."""
 
 
 class LaterCount(BaseModel):

@@ -6,7 +6,6 @@ rest of a request.
 
 import asyncio
 import functools
-import hmac
 import ipaddress
 import re
 import secrets
@@ -16,9 +15,11 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from supervisor.log import Limiter
-from supervisor.settings.model import ApiSettings
+from supervisor.settings.model import Settings
 
+from .access import READER, Access
 from .bounded_body import bounded, check_length
+from .http_figures import HttpFigures
 from .problems import KINDS, Problem, response
 from .root_path import path_below, with_root_path
 from .stream_paths import is_utf8, with_single_segments
@@ -28,7 +29,10 @@ PROBES = frozenset({"/livez", "/readyz", "/startupz"})
 #: A request with a wrong token is answered after this time.
 WRONG_TOKEN_S = 0.5
 _WRONG_TOKEN = "unauthorized"
-_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_LOOKING = frozenset({"GET", "HEAD"})
+_SAFE_METHODS = _LOOKING | {"OPTIONS"}
+#: Where messages and the state of the pool are: nothing may keep a copy.
+_DATA = "/v1/"
 #: What a browser sends for a request that the user or a page of this service made.
 _OWN_SITE = frozenset({b"same-origin", b"none"})
 _HOST = re.compile(r"(\[[^\[\]]+\]|[^:\[\]]+)(?::\d*)?")
@@ -38,16 +42,17 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 class RequestGuard:
     """Refuse requests that must not reach a route, and mark every answer."""
 
-    def __init__(self, app: ASGIApp, settings: ApiSettings, log: Any) -> None:
-        """`settings` stay the same for the life of the process."""
+    def __init__(self, app: ASGIApp, settings: Settings, figures: HttpFigures, log: Any) -> None:
+        """`settings` stay the same for the life of the process; only tokens may be read again from their files."""
         self._app = app
         self._log = log
+        self._figures = figures
         self._limiter = Limiter()
-        self._root_path = settings.root_path
-        self._max_body_bytes = settings.max_body_bytes
-        self._token = settings.token.encode()
+        self._root_path = settings.api.root_path
+        self._max_body_bytes = settings.api.max_body_bytes
+        self._access = Access(settings, log)
         #: No token is needed, since only this machine can connect. Then the Host header must name this machine.
-        self._only_local = not settings.token and _is_loopback(settings.bind.encode())
+        self._only_local = not self._access.needs_token and _is_loopback(settings.api.bind.encode())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -66,18 +71,18 @@ class RequestGuard:
             await _websocket(self._app, refusal, scope, receive, send)
             return
 
+        routed = scope if refusal is not None else _routed(scope)
+
         async def marked(message: Message) -> None:
             if message["type"] == "http.response.start":
-                found = message.setdefault("headers", [])
-                found.append((b"x-content-type-options", b"nosniff"))
-                if not any(name.lower() == b"x-request-id" for name, _ in found):
-                    found.append((b"x-request-id", request_id))
+                self._figures.answered(routed, message["status"])
+                _mark(message.setdefault("headers", []), scope)
             await send(message)
 
         if refusal is not None:
             await response(scope, refusal)(scope, receive, marked)
         else:
-            await self._app(_routed(scope), bounded(receive, headers, self._max_body_bytes), marked)
+            await self._app(routed, bounded(receive, headers, self._max_body_bytes), marked)
 
     async def _slow_down(self, scope: Scope) -> None:
         """Let a wrong token cost time, so that tokens can't be guessed."""
@@ -92,12 +97,13 @@ class RequestGuard:
             return wrong
         # A WebSocket has no method. Browsers let pages of any origin open one, so it is never safe.
         method = scope.get("method", "")
-        if self._token and not (method == "GET" and _is_open(path_below(scope))):
-            kind, _, token = headers.get(b"authorization", b"").partition(b" ")
-            if kind.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token):
+        if not (method in _LOOKING and _is_open(path_below(scope))):
+            scope["role"] = role = self._access.role(headers.get(b"authorization", b""))
+            if role is None:
                 return Problem(_WRONG_TOKEN, headers={"WWW-Authenticate": "Bearer"})
-        if method in _SAFE_METHODS:
-            return check_length(headers, self._max_body_bytes)
+            wrong = Problem("forbidden") if role == READER and method not in _SAFE_METHODS else None
+        if wrong is not None or method in _SAFE_METHODS:
+            return wrong or check_length(headers, self._max_body_bytes)
         site = headers.get(b"sec-fetch-site")
         if site is not None and site not in _OWN_SITE:
             return Problem("cross-site", f"Sec-Fetch-Site: {site.decode(errors='replace')}")
@@ -109,6 +115,16 @@ class RequestGuard:
         if self._only_local and host is not None and not _is_loopback(host):
             return _wrong_host(host)
         return None
+
+
+def _mark(headers: list[tuple[bytes, bytes]], scope: Scope) -> None:
+    """Add what every answer has."""
+    headers.append((b"x-content-type-options", b"nosniff"))
+    names = {name.lower() for name, _ in headers}
+    if b"x-request-id" not in names:
+        headers.append((b"x-request-id", scope["request_id"].encode()))
+    if b"cache-control" not in names and path_below(scope).startswith(_DATA):
+        headers.append((b"cache-control", b"no-store"))
 
 
 def _routed(scope: Scope) -> Scope:

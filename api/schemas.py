@@ -173,7 +173,7 @@ def json_body(schema: dict[str, Any], example: Any, **others: Any) -> dict[str, 
 
 
 #: Problems that any route may answer with.
-_ANYWHERE = ("bad-request", "unauthorized", "cross-site", "method-not-allowed", "internal")
+_ANYWHERE = ("bad-request", "unauthorized", "forbidden", "cross-site", "method-not-allowed", "internal")
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}}
 _HEADERS = {
     401: {"WWW-Authenticate": {"description": "The scheme", "schema": {"type": "string"}}},

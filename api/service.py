@@ -33,6 +33,7 @@ from .validation import HandlerModels
 PULSE_EVERY_S = 0.5
 GROUPS_EVERY_S = 0.5
 MEMORY_EVERY_S = 10.0
+FIGURES_EVERY_S = 2.0
 #: Redis or an arbiter that takes longer counts as silent, unless the machine is too busy to tell.
 PULSE_LIMIT_S = 0.75
 SNAPSHOT_LIMIT_S = 5.0
@@ -84,6 +85,20 @@ class Service:
         self.pulse: Snapshot[Pulse] = Snapshot(self._measure_pulse, every_s=PULSE_EVERY_S)
         self.redis_side: Snapshot[RedisSide] = Snapshot(self._look_at_redis, every_s=GROUPS_EVERY_S)
         self._memory: Snapshot[dict[int, dict[str, Any]]] = Snapshot(self._measure_memory, every_s=MEMORY_EVERY_S)
+        self._figures: Snapshot[dict[str, Any]] = Snapshot(self._ask_for_figures, every_s=FIGURES_EVERY_S)
+
+    def start(self) -> None:
+        """Begin to look at the pool and Redis, so that the first request finds something."""
+        for snapshot in self._snapshots:
+            snapshot.start()
+
+    @property
+    def _snapshots(self) -> tuple[Snapshot[Any], ...]:
+        return self.pulse, self.redis_side, self._memory, self._figures
+
+    async def figures(self) -> dict[str, Any]:
+        """Return what the workers of this host's pool have counted; empty where that is not known."""
+        return await self._figures.get(FIRST_LIMIT_S) or {}
 
     async def state(self) -> dict[str, Any]:
         """Return the document of `supervisor status --json` as last known, without the parts that are not known."""
@@ -91,15 +106,16 @@ class Service:
             self.pulse.get(FIRST_LIMIT_S), self.redis_side.get(FIRST_LIMIT_S), self._memory.get(FIRST_LIMIT_S)
         )
         told: dict[str, Any] = {"state": "down", "pid": None, "uptime_s": None, "workers": []}
+        if pulse is None:
+            told["state"] = "starting"  # nothing was found out yet
         if pulse is not None and pulse.pool is not None:
             told = pulse.pool
         elif pulse is not None and pulse.arbiter.error:
             told["reason"] = pulse.arbiter.error
-        error = NO_ANSWER if pulse is None else pulse.redis.error
-        # A Redis that is full or read-only still shows everything.
-        if side is None or (error and not (pulse and pulse.redis.refuses)):
-            server = dict(side.server) if side is not None else {"url": None, "version": None, "durability": None}
-            side = RedisSide({**server, "error": error or NO_ANSWER})
+        side = side or RedisSide({"url": None, "version": None, "durability": None})
+        # A Redis that is full or read-only still shows everything; slowness of our own says nothing of it.
+        if pulse is not None and pulse.redis.error and not (pulse.redis.refuses or pulse.redis.unknown):
+            side = RedisSide({**side.server, "error": pulse.redis.error})
         memory = memory or {}
         workers = [{**worker, **memory.get(worker["pid"], NO_MEMORY)} for worker in told.get("workers", [])]
         return document(told, side, workers)
@@ -115,7 +131,7 @@ class Service:
     async def close(self) -> None:
         """Cancel what is running and disconnect."""
         self.stopping.set()
-        for snapshot in (self.pulse, self.redis_side, self._memory):
+        for snapshot in self._snapshots:
             snapshot.cancel()
         await self.publisher.aclose()
         if self._confirming is not None:
@@ -183,6 +199,14 @@ class Service:
         # The pulse says whether Redis can be used; while Redis is silent, the last figures stay.
         return before if "error" in side.server and before is not None else side
 
+    async def _ask_for_figures(self, before: dict[str, Any] | None) -> dict[str, Any]:
+        if not has_socket(self.paths):
+            return {}
+        try:
+            return await asyncio.to_thread(ask_arbiter, self.paths, "figures", patience_s=SNAPSHOT_LIMIT_S)
+        except SupervisorError:  # the pulse says whether it answers
+            return before or {}
+
     async def _measure_memory(self, _: dict[int, dict[str, Any]] | None) -> dict[int, dict[str, Any]]:
         pulse = await self.pulse.get(FIRST_LIMIT_S)
         workers = ((pulse and pulse.pool) or {}).get("workers", [])
@@ -203,3 +227,5 @@ def refuse_without_redis(state: dict[str, Any]) -> None:
     error = state["redis"].get("error")
     if error:
         raise Problem("redis-unavailable", error, code="UNREACHABLE")
+    if state["redis"]["version"] is None:
+        raise Problem("busy", "nothing is known of Redis yet")

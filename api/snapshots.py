@@ -1,6 +1,6 @@
 """What is known of Redis and the pool, refreshed in the background, so that a request waits for none of it.
 
-1. A snapshot is refreshed while somebody asks for it, and for a minute longer.
+1. A snapshot is refreshed from the start of the service, often while somebody asks for it and for a minute longer.
 2. A machine that gives this process no CPU time must not look like a Redis that failed: a part that could not be
    examined is "too busy to tell", and its last result stays valid.
 """
@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-#: A snapshot is refreshed for this long after the last request for it.
+#: A snapshot is refreshed often for this long after the last request for it, and then every IDLE_S.
 DEMAND_S = 60.0
+IDLE_S = 5.0
 #: A snapshot that is older and can't be refreshed in time is not used.
 AGE_S_MAX = 60.0
 #: How long a request waits for a snapshot that is due while there is an older one.
@@ -37,6 +38,7 @@ class Snapshot(Generic[T]):
         """Fetch every `every_s` while somebody asks."""
         self._fetch = fetch
         self._every_s = every_s
+        self._demand = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._value: T | None = None
         self._taken_s = float("-inf")
@@ -62,6 +64,11 @@ class Snapshot(Generic[T]):
         self._want(time.monotonic())
         return self._young()
 
+    def start(self) -> None:
+        """Refresh from now on."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._refresh())
+
     def cancel(self) -> None:
         """Stop refreshing."""
         if self._task is not None:
@@ -69,19 +76,24 @@ class Snapshot(Generic[T]):
 
     def _want(self, now_s: float) -> None:
         self._wanted_s = now_s
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._refresh())
+        self._demand.set()
+        self.start()
 
     def _young(self) -> T | None:
         return self._value if time.monotonic() - self._taken_s < AGE_S_MAX else None
 
     async def _refresh(self) -> None:
-        while time.monotonic() - self._wanted_s < DEMAND_S:
+        while True:
             self._value = await self._fetch(self._value)
             self._taken_s = time.monotonic()
             self._news.set()
             self._news.clear()
             await asyncio.sleep(self._every_s)
+            if time.monotonic() - self._wanted_s > DEMAND_S:
+                self._demand.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(IDLE_S):
+                        await self._demand.wait()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +108,11 @@ class Finding:
     refuses: bool = False
     #: Later attempts failed for lack of CPU time.
     busy: bool = False
+
+    @property
+    def unknown(self) -> bool:
+        """Whether nothing was found out at all."""
+        return self.error == TOO_BUSY
 
 
 def judge(before: Finding | None, now: Finding, *, timed_out: bool, starved: bool, pressed: bool) -> Finding:

@@ -3,7 +3,7 @@
 from html import escape
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 
 from .html import page
@@ -45,9 +45,10 @@ async def health(service: ServiceDep) -> Response:
     response_class=_Metrics,
     responses={200: text_answer(_Metrics.media_type, "supervisor_redis_up 1"), **problems()},
 )
-async def metrics(service: ServiceDep) -> Response:
+async def metrics(request: Request, service: ServiceDep) -> Response:
     """Text format 0.0.4."""
-    return _Metrics(render(_seen_from_here(service, await service.state())), 200, NO_CACHE)
+    state, figures = _seen_from_here(service, await service.state()), await service.figures()
+    return _Metrics(render(state, figures, request.app.state.http, service.tails), 200, NO_CACHE)
 
 
 @router.get(

@@ -13,8 +13,9 @@ from starlette.types import Scope
 PREFIX = "/v1/streams/"
 _GROUPS = "groups"
 _OF_DEAD = "dead"
+_PENDING = "pending"
 #: The last segment of a path, and the last but one of a path that ends with an id.
-_ENDS = frozenset({"messages", "messages:batch", "tail", _OF_DEAD, "dead:replay", "dead:drop"})
+_ENDS = frozenset({"messages", "messages:batch", "tail", _OF_DEAD, "dead:replay", "dead:drop", _PENDING})
 _BEFORE_ID = frozenset({"messages", "later", _OF_DEAD})
 #: `/v1/streams/<name>/messages`
 _SLASHES_OF_MOST = 4
@@ -63,7 +64,7 @@ def with_single_segments(raw_path: bytes, root_path: str, path: str) -> str:
     begins = _end_begins(segments)
     names, end = segments[:begins], segments[begins:]
     parts = ["/".join(names)] if names else []
-    if names and end[0].partition(":")[0] == _OF_DEAD and (at := _last_groups(names)):
+    if names and end[0].partition(":")[0] in (_OF_DEAD, _PENDING) and (at := _last_groups(names)):
         parts = ["/".join(names[:at]), _GROUPS, "/".join(names[at + 1 :])]
     return base + PREFIX + "/".join(map(_segment, [*parts, *end]))
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from supervisor.errors import ConfigError
+from supervisor.settings.api_tokens import read_tokens
 from supervisor.settings.model import Settings
 from supervisor.unix_path import socket_path
 
@@ -33,13 +34,24 @@ _NO_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 
 def check_bind(settings: Settings) -> None:
-    """Raise ConfigError for an address that other machines can reach, unless a token is set."""
-    bind = settings.api.bind
-    if not settings.api.token and not is_unix(bind) and not is_loopback(parse_bind(bind)[0]):
+    """Raise ConfigError for an address that other machines can reach, unless a long token is set.
+
+    Raises ConfigError for a file of a token that can't be used, too.
+    """
+    tokens = read_tokens(settings.api)
+    if not is_public(settings.api.bind):
+        return
+    if not tokens.operator:
         raise ConfigError(
             f"api.bind = {settings.api.bind!r}: anybody who reaches that address could publish;"
             " set api.token (SUPERVISOR_API__TOKEN), or listen on 127.0.0.1"
         )
+    tokens.require_strong()
+
+
+def is_public(bind: str) -> bool:
+    """Return whether other machines can reach that address."""
+    return not is_unix(bind) and not is_loopback(parse_bind(bind)[0])
 
 
 def pool_bind(settings: Settings) -> str:

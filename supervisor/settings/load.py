@@ -159,8 +159,12 @@ def _flag_layer(flags: Mapping[str, Any]) -> Layer:
     }
 
 
+#: Paths in `[api]`.
+_API_FILES = ("token_file", "read_token_file")
+
+
 def _tree(layer: Layer, root: Path) -> dict[str, Any]:
-    """The layer as nested tables, with absolute paths for `state_dir` and an SQLite file."""
+    """The layer as nested tables, with absolute paths."""
     tree: dict[str, Any] = {}
     for path, given in layer.items():
         table = _table(tree, path[:-1])
@@ -172,6 +176,10 @@ def _tree(layer: Layer, root: Path) -> dict[str, Any]:
     outbox = tree.get("outbox")
     if isinstance(outbox, dict) and isinstance(outbox.get("url"), str):
         outbox["url"] = _RELATIVE_FILE.sub(lambda found: f"{found[1]}{root.absolute() / found[2]}", outbox["url"])
+    api = tree.get("api")
+    for key in _API_FILES:
+        if isinstance(api, dict) and isinstance(name := api.get(key), str) and name:
+            api[key] = str(root / Path(name).expanduser())
     return tree
 
 

@@ -9,8 +9,8 @@ _IN_QUERY = re.compile(r"[?&]([^=&?]*)=")
 
 
 def is_secret(name: str) -> bool:
-    """Return whether a key or parameter with this name holds a secret."""
-    return any(word in name.lower() for word in _SECRET_WORDS)
+    """Return whether a key or parameter with this name holds a secret, and not the name of a file that does."""
+    return any(word in name.lower() for word in _SECRET_WORDS) and not name.lower().endswith("_file")
 
 
 def masked(url: str) -> str:

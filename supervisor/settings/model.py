@@ -193,6 +193,11 @@ class ApiSettings(Section):
     root_path: str = setting(ROOT_PATH, "")
     #: When set, every request but the probes must carry `Authorization: Bearer <token>`.
     token: str = setting(Text(), "")
+    #: A second token, with which one can look at everything and change nothing.
+    read_token: str = setting(Text(), "")
+    #: Files with these tokens instead, read again when they change.
+    token_file: str = setting(Text(), "")
+    read_token_file: str = setting(Text(), "")
     #: A publish is answered within this time, with 503 when Redis has not stored it.
     produce_timeout_ms: int = setting(Whole(10, 60_000), 200)
     #: The largest request body.
@@ -213,6 +218,17 @@ class ApiSettings(Section):
     max_memory_percent: float = setting(Number(0, 100), 0.0)
     #: The project's own FastAPI routers, imported in the process of the HTTP service only.
     routers: list[str] = setting(ListOf(ROUTER, '["handlers.http:router"]'), factory=list)
+
+    def contradictions(self) -> list[tuple[str, str]]:
+        """Each token comes from one place, and nobody can look where nobody can operate."""
+        found = [
+            (f"{name}_file", f"must be empty, since {name} is set")
+            for name in ("token", "read_token")
+            if getattr(self, name) and getattr(self, f"{name}_file")
+        ]
+        if (self.read_token or self.read_token_file) and not (self.token or self.token_file):
+            found.append(("read_token", "must be empty without token or token_file: nobody could change anything"))
+        return found
 
 
 class LogSettings(Section):

@@ -59,9 +59,11 @@ def test_every_figure_of_a_worker_is_shown(start_pool: Callable[..., Pool], redi
     eventually(lambda: worker()["reconnects"] >= 1)
 
     with browser(pool.base_url) as web:
-        text = eventually(lambda: text if 'lost_claim"} 1' in (text := web.get("/metrics").text) else None)
+        wanted = re.compile('lost_claim"} 1\n.*supervisor_worker_reconnects_total{slot="0"} [1-9]', re.DOTALL)
+        text = eventually(lambda: text if wanted.search(text := web.get("/metrics").text) else None)
     values = dict(re.findall(r'^(\S+)\{slot="0"\} (\S+)$', text, re.MULTILINE))
-    assert float(values["supervisor_reclaimed_total"]) == 1
+    assert 'supervisor_reclaimed_total{cause="child_exit"} 1' in text.splitlines()
+    assert 'supervisor_worker_restarts_total{slot="0",reason="signal"} 1' in text.splitlines()
     assert float(values["supervisor_trimmed_messages_total"]) == 1
     assert float(values["supervisor_worker_reconnects_total"]) >= 1
     assert float(values["supervisor_worker_loop_lag_seconds"]) > 0.5

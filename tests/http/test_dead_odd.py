@@ -149,8 +149,8 @@ def test_a_range_that_can_hold_nothing_is_refused(http: httpx.Client, store: red
 
 def test_a_refused_method_is_told_all_that_there_are(http: httpx.Client) -> None:
     for address, methods in (
-        (f"{DEAD}/1-0", "GET, DELETE"), (DEAD, "GET"),
-        (f"/v1/streams/{STREAM}/messages", "GET, POST"), (f"{DEAD}:drop", "POST"),
+        (f"{DEAD}/1-0", "GET, HEAD, DELETE"), (DEAD, "GET, HEAD"),
+        (f"/v1/streams/{STREAM}/messages", "GET, HEAD, POST"), (f"{DEAD}:drop", "POST"),
     ):  # fmt: skip
         answer = http.put(address)
         problem(answer, 405, "method-not-allowed")

@@ -149,7 +149,7 @@ def test_both_ways_to_publish_are_described(http: httpx.Client) -> None:
 
 def test_a_wrong_method_lists_those_of_the_address(http: httpx.Client) -> None:
     assert problem(http.put(MESSAGES), 405, "method-not-allowed")
-    assert http.put(MESSAGES).headers["allow"] == "GET, POST"
+    assert http.put(MESSAGES).headers["allow"] == "GET, HEAD, POST"
     assert http.get(f"{MESSAGES}:batch").headers["allow"] == "POST"
 
 

@@ -1,0 +1,30 @@
+"""Counts the requests of this process: by route and status, and the refusals by kind of problem."""
+
+from collections import Counter
+
+from starlette.types import Scope
+
+#: For requests that no route takes; their paths are the clients', and there is no end of them.
+NO_ROUTE = "none"
+#: Methods are the clients' own words, too.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class HttpFigures:
+    """The counters of one process."""
+
+    def __init__(self) -> None:
+        #: (method, route, status) -> answers.
+        self.requests: Counter[tuple[str, str, int]] = Counter()
+        #: Kind of problem -> answers.
+        self.refusals: Counter[str] = Counter()
+
+    def answered(self, scope: Scope, status: int) -> None:
+        """Count the answer to the request of `scope`, after its route was found."""
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        route = scope.get("route")
+        self.requests[method, getattr(route, "path_format", NO_ROUTE), status] += 1
+
+    def refused(self, kind: str) -> None:
+        """Count an answer with a problem of this kind."""
+        self.refusals[kind] += 1

@@ -1,0 +1,142 @@
+"""What /metrics prints is what Prometheus reads and its linter accepts, and the alert rules ask for what there is.
+
+The rules are those of `promtool check metrics`.
+"""
+
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from api.http_figures import HttpFigures
+from api.metrics import render
+from supervisor.arbiter.pool_figures import document
+from supervisor.shared_figures import FigureField
+from supervisor.shared_state import SharedState, SlotField
+
+ALERTS = Path(__file__).parents[2] / "docs" / "alerts.yaml"
+SAMPLE = re.compile(r'([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{((?:[a-z_]+="(?:[^"\\\n]|\\["\\n])*",?)+)\})? (\S+)')
+LABEL = re.compile(r'([a-z_]+)="((?:[^"\\\n]|\\["\\n])*)"')
+#: Words that promtool does not want in a name: types, and units other than the base units.
+TYPES = {"gauge", "counter", "histogram", "summary"}
+UNITS = {"ms", "milliseconds", "microseconds", "us", "minutes", "hours", "days", "s", "secs", "sec", "kb", "mb"}
+UNITS |= {"kilobytes", "megabytes", "percent", "percentage", "bits"}
+ODD_STREAM = 'events:"odd"\\\nname'
+
+
+class Spec:
+    stream, group, name = ODD_STREAM, "mail", "handlers.mail.send"
+
+
+def figures() -> dict[str, Any]:
+    shared = SharedState()
+    slot = shared.slot(0)
+    slot.set(SlotField.SPAWN_NS, 1)
+    slot.add(SlotField.RESTARTS_HUNG, 2)
+    slot.add(SlotField.RECLAIMED_IDLE, 3)
+    counted = slot.figures(Spec.stream, Spec.group)
+    assert counted is not None
+    counted.ran_quickly(7, 0.01)
+    for process_s in (0.3, 11.0):
+        counted.ran(process_s)
+    counted.add(FigureField.SETTLED_DONE, 8)
+    counted.add(FigureField.SETTLED_LOST_CLAIM)
+    return document(shared, [Spec], [0])  # type: ignore[list-item]
+
+
+def text(redis: dict[str, Any] | None = None) -> str:
+    """/metrics of a pool with one of everything."""
+    worker = dict.fromkeys(("rss_bytes", "beat_age_s", "loop_lag_ms_max", "in_flight", "reconnects", "trimmed"), 1)
+    group = dict.fromkeys(("lag", "pending", "replaying", "retrying", "oldest_s", "dead", "trimmed_unread"), 1)
+    names = {"stream": ODD_STREAM, "group": "mail"}
+    state: dict[str, Any] = {
+        "state": "healthy", "uptime_s": 1.5, "redis": {"version": "8.0"} if redis is None else redis,
+        "workers": [{"slot": 0, "state": "READY", **worker}],
+        "groups": [{**names, "lag_at_least": False, **group}],
+        "cut_off": [{**names, "workers": 1}], "circuits": [],
+    }  # fmt: skip
+    http = HttpFigures()
+    http.answered({"method": "GET"}, 404)
+    http.refused("not-found")
+    return render(state, figures(), http, 2)
+
+
+def families() -> tuple[dict[str, str], dict[str, list[tuple[str, dict[str, str], float]]]]:
+    """(Name -> type, name -> its samples), read as Prometheus reads it."""
+    kinds: dict[str, str] = {}
+    samples: dict[str, list[tuple[str, dict[str, str], float]]] = defaultdict(list)
+    helped = ""
+    for line in text().splitlines():
+        if line.startswith("# HELP "):
+            helped, words = line.split(" ", 3)[2:]
+            assert words.strip() and helped not in kinds, line
+        elif line.startswith("# TYPE "):
+            name, kind = line.split()[2:]
+            assert name == helped, "each type follows its help"
+            kinds[name] = kind
+        else:
+            found = SAMPLE.fullmatch(line)
+            assert found, line
+            assert found[1].removesuffix("_bucket").removesuffix("_sum").removesuffix("_count") == helped or (
+                kinds[helped] != "histogram" and found[1] == helped
+            ), f"{line}: not of the family above it"
+            samples[helped].append((found[1], dict(LABEL.findall(found[2] or "")), float(found[3])))
+    return kinds, samples
+
+
+def test_names_follow_the_rules_of_promtool() -> None:
+    kinds, samples = families()
+    assert len(kinds) > 25 and set(kinds) == set(samples)
+    for name, kind in kinds.items():
+        words = name.split("_")
+        assert re.fullmatch(r"supervisor_[a-z_]+", name)
+        assert not TYPES & set(words), f"{name}: a type in the name"
+        assert not UNITS & set(words), f"{name}: not a base unit"
+        assert (words[-1] == "total") == (kind == "counter"), name
+        assert words[-1] not in ("bucket", "sum", "count", "info") or name == "supervisor_build_info"
+        for series, labels, _ in samples[name]:
+            assert ("le" in labels) == series.endswith("_bucket"), series
+            assert all(re.fullmatch(r"[a-z_]+", label) and not label.startswith("__") for label in labels)
+            assert not {"pid", "id"} & set(labels), "there would be no end of series"
+
+
+def test_no_series_occurs_twice() -> None:
+    _, samples = families()
+    series = [(name, *sorted(labels.items())) for rows in samples.values() for name, labels, _ in rows]
+    assert len(series) == len(set(series))
+
+
+def test_histograms_are_cumulative_and_whole() -> None:
+    kinds, samples = families()
+    histograms = [name for name, kind in kinds.items() if kind == "histogram"]
+    assert histograms == ["supervisor_process_duration_seconds", "supervisor_message_wait_seconds"]
+    for name in histograms:
+        buckets = [(labels["le"], value) for series, labels, value in samples[name] if series == f"{name}_bucket"]
+        others = {series: value for series, _, value in samples[name] if not series.endswith("_bucket")}
+        counts = [count for _, count in buckets]
+        assert counts == sorted(counts) and [float(le) for le, _ in buckets] == sorted(float(le) for le, _ in buckets)
+        assert buckets[-1] == ("+Inf", others[f"{name}_count"])
+    found = {labels["le"]: value for _, labels, value in samples[histograms[0]] if "le" in labels}
+    assert (found["0.005"], found["0.25"], found["0.5"], found["+Inf"]) == (7, 7, 8, 9)
+
+
+def test_names_of_streams_are_escaped() -> None:
+    _, samples = families()
+    [(_, labels, value)] = [row for row in samples["supervisor_messages_settled_total"] if row[1]["outcome"] == "done"]
+    assert labels["stream"] == ODD_STREAM.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    assert (labels["group"], labels["handler"], value) == ("mail", "handlers.mail.send", 8)
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    assert "supervisor_redis_up 1" in text()
+    assert "supervisor_redis_up 0" in text({"version": None, "error": "no answer in time"})
+    assert "supervisor_redis_up" not in text({"version": None})
+
+
+def test_the_alerts_ask_for_metrics_that_exist() -> None:
+    kinds, samples = families()
+    series = {name for rows in samples.values() for name, _, _ in rows} | set(kinds)
+    used = re.findall(
+        r"supervisor_[a-z_]+", " ".join(line for line in ALERTS.read_text().splitlines() if "#" not in line)
+    )
+    assert len(set(used)) > 10 and set(used) <= series
