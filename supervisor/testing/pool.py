@@ -19,7 +19,7 @@ from supervisor.core.dead_letter import Letter
 from supervisor.core.replayed_copy import origin_of
 from supervisor.errors import SupervisorError, UsageError
 from supervisor.handling.middleware import Middleware, NextBatch
-from supervisor.keys import replay_key
+from supervisor.keys import TURNS_CONSUMER, replay_key
 from supervisor.log import FaultLog, logger
 from supervisor.messages import Message
 from supervisor.publisher import Published, Publisher
@@ -48,6 +48,8 @@ class _Delivered(NamedTuple):
     #: Entries that were not delivered yet.
     lag: int
     pending: int
+    #: The part of `pending` that waits for its turn.
+    waiting_turn: int
 
 
 class TestPool:
@@ -226,7 +228,7 @@ class TestPool:
     # What is left
 
     async def _is_settled(self) -> bool:
-        """Whether nothing is left but retries that are not due.
+        """Whether nothing is left but retries that are not due, and what waits for its turn behind them.
 
         The groups are looked at in one step, and nothing may have been started meanwhile: a handler may have published.
         """
@@ -241,7 +243,7 @@ class TestPool:
             calls == self._calls
             and not any(settler.backlog for settler in settlers)
             and not any(group.lag for group in groups)
-            and sum(group.pending for group in groups) == waiting
+            and sum(group.pending - group.waiting_turn for group in groups) == waiting
         )
 
     async def _groups(self) -> list[_Delivered]:
@@ -249,15 +251,20 @@ class TestPool:
         sources = [(spec.stream, spec.group) for spec in self._specs]
         sources += [(replay_key(stream, group), group) for stream, group in sources]
         async with self.redis.pipeline(transaction=True) as pipe:
-            for stream, _ in sources:
+            for stream, group in sources:
                 pipe.xinfo_groups(stream)
                 pipe.xrevrange(stream, count=1)
+                pipe.xinfo_consumers(stream, group)
             replies = await pipe.execute()
         found = []
-        for (stream, group), groups, last in zip(sources, replies[::2], replies[1::2], strict=True):
+        for (stream, group), groups, last, consumers in zip(
+            sources, replies[::3], replies[1::3], replies[2::3], strict=True
+        ):
             (own,) = [one for one in groups if one["name"] == group.encode()]
             unread = bool(last) and _id(last[0][0]) > _id(own["last-delivered-id"])
-            found.append(_Delivered(stream, group, own.get("lag") or int(unread) if unread else 0, own["pending"]))
+            lag = own.get("lag") or int(unread) if unread else 0
+            turns = sum(one["pending"] for one in consumers if one["name"] == TURNS_CONSUMER.encode())
+            found.append(_Delivered(stream, group, lag, own["pending"], turns))
         return found
 
     async def _what_is_left(self) -> str:

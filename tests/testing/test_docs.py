@@ -22,7 +22,7 @@ print(len(load_handlers(loaded.settings, loaded.root, loaded.origins)))
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    for name in ("middleware.md", "testing.md", "tracing.md", "emit.md", "later.md", "outbox.md"):
+    for name in ("middleware.md", "testing.md", "tracing.md", "emit.md", "later.md", "outbox.md", "limits.md"):
         for file, text in FILE.findall((ROOT / "docs" / name).read_text()):
             path = tmp_path / file
             path.parent.mkdir(exist_ok=True)
@@ -45,7 +45,7 @@ def run(folder: Path, *words: str) -> str:
 
 
 def test_the_examples_load_with_their_middleware(project: Path) -> None:
-    assert run(project, "-c", LOAD).strip() == "8"
+    assert run(project, "-c", LOAD).strip() == "12"
 
 
 def test_the_tests_of_the_examples_pass(project: Path) -> None:

@@ -13,7 +13,7 @@
 -- include: ids turns
 local mode, upto = ARGV[5], ARGV[6]
 local at = mode == 'copies' and 2 or 1
-local admitted = redis.call('HGET', KEYS[3], 'admitted')
+local admitted = ask('HGET', KEYS[3], 'admitted')
 local names, rows = {}, {}
 for number = 7, #ARGV, 2 do
   names[#names + 1] = ARGV[number]
@@ -27,7 +27,7 @@ if mode == 'new' or mode == 'own' then
   end
   is_new = mode == 'new' and below(admitted, first)
   local to = is_new and '(' .. first or mode == 'own' and below(admitted, last) and last
-  if to and #redis.call('XRANGE', KEYS[1], '(' .. admitted, to, 'COUNT', 1) > 0 then
+  if to and #ask('XRANGE', KEYS[1], '(' .. admitted, to, 'COUNT', 1) > 0 then
     return {admitted}
   end
 end
@@ -39,7 +39,7 @@ if first and not is_new then
   local _, _, to = member_of(last)
   local words = {'XPENDING', KEYS[at], ARGV[1], from, to, 1000000}
   words[7] = mode ~= 'others' and ARGV[2] or nil
-  for _, row in ipairs(redis.call(unpack(words))) do
+  for _, row in ipairs(ask(unpack(words))) do
     held[row[1]] = true
   end
 end
@@ -51,54 +51,56 @@ end
 
 -- Gives a place in a row; whether it is known to have a turn.
 local function enter(row, limit, member, ms, own)
-  if is_new and redis.call('ZCARD', row) < limit then
-    redis.call('ZADD', row, HOLDS, member)
+  if is_new and ask('ZCARD', row) < limit then
+    ask('ZADD', row, HOLDS, member)
     return true
   end
-  if own ~= member and redis.call('ZREM', row, own) == 1 then -- its message has halted the key
-    redis.call('ZADD', row, HOLDS, member)
-  elseif redis.call('ZADD', row, 'NX', ms, member) == 0 and tonumber(redis.call('ZSCORE', row, member)) == HALTED then
-    redis.call('ZADD', row, HOLDS, member)
+  if own ~= member and ask('ZREM', row, own) == 1 then -- its message has halted the key
+    ask('ZADD', row, HOLDS, member)
+  elseif ask('ZADD', row, 'NX', ms, member) == 0 and tonumber(ask('ZSCORE', row, member)) == HALTED then
+    ask('ZADD', row, HOLDS, member)
   end
-  return not is_new and tonumber(redis.call('ZSCORE', row, member)) < 0
+  return not is_new and tonumber(ask('ZSCORE', row, member)) < 0
 end
 
-local members, runs = {}, {}
+local members, flags, waiting = {}, {}, {}
 for number, name in ipairs(names) do
   local member, ms, entry, own = member_of(name)
   if is_new or held[entry] then
-    members[number], given[member] = member, true
     local row, passed = rows[number], true
     if row then
       passed = enter(row, per_key, member, ms, own)
-      touched[row] = not is_new or nil
     end
     if passed and per_group > 0 then
       passed = enter(KEYS[4], per_group, member, ms, own)
     end
-    runs[number] = is_new and passed
+    if not is_new then
+      members[number], given[member] = member, true
+      touched[row or 0] = true
+    elseif passed then
+      flags[number] = '1'
+    else
+      waiting[#waiting + 1] = entry
+    end
   end
 end
 if not is_new then
+  touched[0] = nil
   give_all(touched, start)
 end
 
 if mode == 'new' and is_new or mode == 'others' and upto ~= '' and not (admitted and below(upto, admitted)) then
-  redis.call('HSET', KEYS[3], 'admitted', is_new and last or upto)
+  ask('HSET', KEYS[3], 'admitted', is_new and last or upto)
 elseif mode == 'new' and below(admitted, last) then
-  redis.call('HSET', KEYS[3], 'admitted', last)
+  ask('HSET', KEYS[3], 'admitted', last)
 end
 if mode == 'others' then
   return {'', '', taken}
 end
 
-local flags, waiting = {}, {}
 for number, member in pairs(members) do
   local row = per_group > 0 and KEYS[4] or rows[number]
-  if not is_new then
-    runs[number] = not row or tonumber(redis.call('ZSCORE', row, member) or 0) < 0
-  end
-  if runs[number] then
+  if not row or tonumber(ask('ZSCORE', row, member) or 0) < 0 then
     flags[number] = '1'
   else
     local _, entry = entry_of(member)
@@ -111,6 +113,6 @@ end
 if #waiting > 0 then
   local words = {'XCLAIM', KEYS[at], ARGV[1], WAITS, 0, unpack(waiting)}
   words[#words + 1] = 'JUSTID'
-  redis.call(unpack(words))
+  ask(unpack(words))
 end
 return {'', table.concat(flags), taken}

@@ -11,11 +11,14 @@ for number = 6, #ARGV, 2 do
   entries[#entries + 1] = entry
   members[#entries] = {member, KEYS[tonumber(ARGV[number + 1])]}
 end
-local acked = redis.call('XACK', KEYS[at], ARGV[1], unpack(entries))
-redis.call('HDEL', KEYS[5], unpack(entries))
-redis.call('HDEL', KEYS[6], unpack(entries))
+local acked = ask('XACK', KEYS[at], ARGV[1], unpack(entries))
+for number = 5, 6 do -- there is seldom such a record
+  if ask('EXISTS', KEYS[number]) == 1 then
+    ask('HDEL', KEYS[number], unpack(entries))
+  end
+end
 if at == 2 then
-  redis.call('XDEL', KEYS[2], unpack(entries))
+  ask('XDEL', KEYS[2], unpack(entries))
 end
 for _, one in ipairs(members) do
   leave(one[1], one[2])
