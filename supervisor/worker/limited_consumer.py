@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from redis.exceptions import RedisError
 
 from supervisor.worker.consumer import Consumer
-from supervisor.worker.rates import RateGate
+from supervisor.worker.rate_gate import RateGate
 from supervisor.worker.read_limit import ReadLimit
 from supervisor.worker.source import by_id
+from supervisor.worker.turn_gate import TurnGate
 from supervisor.worker.turn_settler import TurnSettler
-from supervisor.worker.turns import TurnGate
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine

@@ -99,10 +99,12 @@ class TurnGate:
             await self._fill(admission.missing_after, b"(" + places[0].name if new else places[-1].name)
             admission = await self._turns.admit(mode, places)
         self.take_over(admission.taken)
+        # Where another worker has given it its place, a settle may have taken it over meanwhile. All answers come by
+        # one connection, so what was taken over before this answer is still held.
         return [
             self._hold(source, message, place)
             for (message, place), may_run in zip(pairs, admission.flags, strict=True)
-            if may_run
+            if may_run and (source, message.entry) not in self._held
         ]
 
     async def again(self, messages: Sequence[Message]) -> list[Message]:
