@@ -38,6 +38,12 @@ _OF_POOL = (
     ("supervisor_group_cut_off_workers", "Workers that can't read the group.", "cut_off"),
     ("supervisor_group_circuit_open_workers", "Workers whose handler fails for nearly everything.", "circuits"),
 )
+#: name, type, help, key in `outbox`
+_OF_OUTBOX = (
+    ("supervisor_outbox_rows", "gauge", "Rows of the outbox that wait for the relay.", "rows"),
+    ("supervisor_outbox_oldest_seconds", "gauge", "Age of the oldest row.", "oldest_s"),
+    ("supervisor_outbox_published_total", "counter", "Rows that the relay has published.", "published"),
+)
 #: name, help, key in an entry of `later`
 _OF_LATER = (
     ("supervisor_later_messages", "Messages that are published later.", "waiting"),
@@ -88,6 +94,8 @@ def render(state: Mapping[str, Any], figures: Mapping[str, Any], http: HttpFigur
     for name, text, key in _OF_GROUP:
         labels = [({"stream": group["stream"], "group": group["group"]}, group.get(key)) for group in groups]
         lines += _family(name, "counter" if name.endswith("_total") else "gauge", text, labels)
+    for name, kind, text, key in _OF_OUTBOX:
+        lines += _family(name, kind, text, [({}, state["outbox"][key])] if state.get("outbox") else [])
     for name, text, key in _OF_LATER:
         lines += _family(name, "gauge", text, [({"stream": one["stream"]}, one[key]) for one in state.get("later", ())])
     for name, text, key in _OF_POOL:

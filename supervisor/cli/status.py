@@ -77,11 +77,22 @@ def head_lines(found: dict[str, Any]) -> list[str]:
     lines = [f"{state}  {about}", *(_line("", reason) for reason in found.get("degraded_reasons", ()))]
     lines.append(_line("redis", server))
     lines += [_line("services", ", ".join(map(_service, found["services"])))] if found.get("services") else []
+    lines += _outbox(found.get("outbox"))
     lines += _operations(found.get("operation"), found.get("last_operation"))
     if since := found.get("paused_since"):
         lines.append(_line("paused", f"since {since}: no message is started until `supervisor resume`"))
     lines += [*_late_acks(found["workers"]), *_trimmed(found["groups"]), *_later(found.get("later", ()))]
     return "\n".join(lines).split("\n")
+
+
+def _outbox(found: dict[str, Any] | None) -> list[str]:
+    """Report what the relay of the database's outbox does."""
+    if not found:
+        return []
+    text = found["state"].replace("_", " ")
+    if found["oldest_s"] is not None:
+        text += f", {counted(found['rows'], 'row')} waiting, the oldest for {duration_text(found['oldest_s'])}"
+    return [_line("outbox", text)]
 
 
 def _later(found: Sequence[dict[str, Any]]) -> list[str]:

@@ -78,5 +78,6 @@ def test_effects_and_events_are_there_once_whoever_is_killed(
         assert effects == list(range(MESSAGES))
         eventually(lambda: connection.scalar(select(func.count()).select_from(outbox)) == 0)
     eventually(lambda: pool.status()["outbox"]["state"] == "relaying")
+    assert "outbox    relaying" in pool.command("status").stdout
     assert relay(pool)["restarts"] >= 1
     assert pool.stop() == EXIT_OK

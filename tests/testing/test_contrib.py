@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind
 from pydantic import BaseModel
 
-from supervisor import BatchError, Message, Reject, Retry, context, handler
+from supervisor import BatchError, Emit, Message, Reject, Retry, context, handler
 from supervisor.contrib.opentelemetry import RequestContext, instrument_publishers, tracing
 from supervisor.contrib.sentry import errors
 from supervisor.publisher import trace_publishes
@@ -49,6 +49,11 @@ async def chain(event: Event) -> None:
     await context().publisher.publish("second", {"n": event.n})
 
 
+@handler("first", group="g", middleware=[tracing])
+async def emits(event: Event) -> Emit:
+    return Emit("second", {"n": event.n})
+
+
 @handler("second", group="g", middleware=[tracing], max_deliveries=1)
 def last(message: Message) -> None:
     assert message.fields["traceparent"]
@@ -59,8 +64,9 @@ def last(message: Message) -> None:
 async def batch(messages: list[Message]) -> None: ...
 
 
-async def test_a_trace_goes_through_publisher_message_and_handler(spans: Any) -> None:
-    async with TestPool(chain, last) as pool:
+@pytest.mark.parametrize("first", [chain, emits])
+async def test_a_trace_goes_through_publisher_message_and_handler(spans: Any, first: Any) -> None:
+    async with TestPool(first, last) as pool:
         with trace.get_tracer("test").start_as_current_span("request") as request:
             published = await pool.publish("first", {"n": 1})
         await pool.settled()
