@@ -54,6 +54,8 @@ def structured(event: Any) -> Event:
     given = [name for name in _DATA if event.get(name) is not None]
     if len(given) > 1:
         raise EventError("data", "an event has data or data_base64, not both")
+    if given == ["data_base64"] and not isinstance(event["data_base64"], str):
+        raise EventError("data_base64", "must be a string")
     data: dict[str, Any] = {}
     if given == ["data"] and _is_json(attributes.get("datacontenttype")) and isinstance(event["data"], dict):
         data = event["data"]

@@ -116,15 +116,19 @@ _PARAMETERS = [
     },
 ]
 _ATTRIBUTES = {name: {"type": "string", "minLength": 1} for name in ("id", "source", "type")}
+_EVENT_TIME = {"type": ["string", "null"], "format": "date-time"}
 _CLOUD_EVENT = {
     "type": "object",
     "required": ["specversion", "id", "source", "type"],
     "properties": {
         "specversion": {"const": "1.0"},
         **_ATTRIBUTES,
+        "time": _EVENT_TIME,
         "data": {},
         "data_base64": {"type": ["string", "null"]},
     },
+    "propertyNames": {"pattern": "^([a-z0-9]+|data_base64)$"},
+    "additionalProperties": {"type": ["string", "number", "boolean", "null"]},
     "not": {
         "required": ["data", "data_base64"],
         "properties": {"data": {"not": {"type": "null"}}, "data_base64": {"type": "string"}},

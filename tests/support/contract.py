@@ -16,6 +16,8 @@ from tests.support.servers import default_flavour, start_server
 ROOT = Path(__file__).parents[2]
 _TOOL = ROOT / ".venv" / "contract" / "bin" / "st"
 _HOOKS = "tests.support.contract_hooks"
+#: The shipped router, and room for bodies with more items than are allowed.
+_CONFIG = '[api]\nmax_body_bytes = 67108864\nrouters = ["handlers.http:router"]'
 _ENDLESS = "/tail$|/v1/board$|/v1/events$"
 
 
@@ -29,7 +31,7 @@ def main() -> int:
     with (
         tempfile.TemporaryDirectory() as folder,
         start_server(default_flavour()) as server,
-        Service(Path(folder), server.url, **example()) as service,
+        Service(Path(folder), server.url, **{**example(), "config": _CONFIG}) as service,
     ):
         for seed in range(1, options.seeds + 1):
             command = [

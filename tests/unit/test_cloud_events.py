@@ -36,6 +36,7 @@ def test_a_structured_event_is_a_message(more: dict[str, Any], fields: dict[str,
         ({"specversion": "0.3"}, "specversion"), ({"id": ""}, "id"), ({"id": 7}, "id"), ({"type": None}, "type"),
         ({"Subject": "x"}, "Subject"), ({"extra": {}}, "extra"), ({"time": "yesterday"}, "time"),
         ({"time": "2026-01-31T12:00:00"}, "time"), ({"data": 1, "data_base64": "AA=="}, "data"),
+        ({"data_base64": {}}, "data_base64"),
     ],
 )  # fmt: skip
 def test_an_event_that_breaks_the_specification_is_refused(change: dict[str, Any], member: str) -> None:
