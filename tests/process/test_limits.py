@@ -2,6 +2,7 @@
 
 import random
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -133,3 +134,18 @@ def test_each_key_runs_in_order_while_workers_and_a_pool_are_killed(
         eventually(lambda: len(run.ended()) == count, 300)
         eventually(lambda: not redis.xpending(STREAM, GROUP)["pending"] and not rows(redis), 30)
     run.check(published)
+
+
+@pytest.mark.long
+def test_a_rate_is_kept_by_two_pools_within_two_percent(
+    redis_server: AnyServer, tmp_path: Path, stack: ExitStack
+) -> None:
+    run = Run(tmp_path, redis_server.url, stack, workers=2, options=', rate="200/s"')
+    with redis_server.sync() as redis:
+        publish(redis, 3000, 100_000, random.Random(1))
+        run.start()
+        eventually(lambda: len(run.ended()) > 200, 60)
+        before, began_s = len(run.ended()), time.monotonic()
+        eventually(lambda: time.monotonic() - began_s > 10, 60, 0.001)
+        rate = (len(run.ended()) - before) / (time.monotonic() - began_s)
+    assert 196 <= rate <= 204

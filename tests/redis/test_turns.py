@@ -8,12 +8,16 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import structlog
 
 from supervisor import Message, Reject, handler
+from supervisor.broker.entry_lookup import collect
 from supervisor.broker.inspect import groups
 from supervisor.broker.replay import drop, replay
+from supervisor.core.entry_fate import Fate, TurnFact, explain
+from supervisor.keeper.reaper import Reaper
 from supervisor.keys import group_turn_key, turn_key
-from supervisor.shared_state import SharedState
+from supervisor.shared_state import HeaderField, SharedState, SlotField
 from tests.redis.test_worker import Worker
 from tests.support.letters import letters
 from tests.support.waiting import eventually_async
@@ -268,3 +272,52 @@ async def test_a_rate_counts_retries_and_survives_workers(redis: Any, redis_url:
         *((str(n), 1) for n in range(2, 6)),
     ]
     assert time.monotonic() - began_s > 0.5
+
+
+async def test_explain_says_whose_turn_it_is_and_until_when_a_rate_holds(redis: Any, redis_url: str) -> None:
+    go_on = asyncio.Event()
+
+    @handler(STREAM, group=GROUP, key="customer")
+    async def bill(message: Message) -> None:
+        await go_on.wait()
+
+    @handler("calls", group=GROUP, rate="1/h")
+    async def call(message: Message) -> None: ...
+
+    ids = [(await redis.xadd(STREAM, {"customer": "a"})).decode() for _ in range(4)]
+    calls = [(await redis.xadd("calls", {"n": n})).decode() for n in range(2)]
+    worker = Worker(redis_url, [bill, call], SharedState())
+    await eventually_async(lambda: is_held(redis, 3))
+    (one,) = explain(*await collect(redis, STREAM, ids[3])).groups
+    assert one.fate == Fate.WAITING_TURN and one.facts.turn == TurnFact("a", ((ids[0], "host:0"),), 2)
+
+    async def of_call() -> Any:
+        (one,) = explain(*await collect(redis, "calls", calls[1])).groups
+        return one if one.fate == Fate.WAITING_RATE else None
+
+    waits = await eventually_async(of_call)
+    now_ms = int((await redis.time())[0]) * 1000
+    assert 3_590_000 < waits.facts.next_due_ms - now_ms < 3_602_000
+    (info,) = await groups(redis, [("calls", GROUP)])
+    assert (info.waiting_rate, info.consumers) == (1, 1)
+    go_on.set()
+    await worker.stop()
+
+
+async def test_what_waited_is_given_to_workers_when_the_handler_has_no_key_any_more(redis: Any, redis_url: str) -> None:
+    @handler(STREAM, group=GROUP, key="customer")
+    async def bill(message: Message) -> None:
+        await asyncio.sleep(3600)
+
+    for _ in range(3):
+        await redis.xadd(STREAM, {"customer": "a"})
+    worker = Worker(redis_url, [bill], SharedState())
+    await eventually_async(lambda: is_held(redis, 2))
+    await worker.vanish()
+    shared = SharedState()
+    shared.set(HeaderField.WORKERS, 1)
+    shared.slot(0).set(SlotField.READY_NS, 1)
+    reaper = Reaper(redis, "host", "token", shared, [(STREAM, GROUP)], structlog.get_logger())
+    await reaper.look()
+    assert await is_held(redis, 0)
+    assert shared.slot(0).get(SlotField.RESCAN_PENDING) > 0
