@@ -19,9 +19,9 @@ if #own == 0 then
   return 0
 end
 for at = 4, #KEYS do
-  local kind = redis.call('TYPE', KEYS[at]).ok
-  if kind ~= 'stream' and kind ~= 'none' then
-    return redis.error_reply('WRONGTYPE ' .. KEYS[at] .. ' is a ' .. kind .. ' and not a stream')
+  local length = redis.pcall('XLEN', KEYS[at])
+  if type(length) == 'table' then
+    return redis.error_reply(length.err .. ': ' .. KEYS[at])
   end
 end
 local at = last + 1

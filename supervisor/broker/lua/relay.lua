@@ -21,5 +21,8 @@ end
 for forget = 3, 2 + ARGV[2] do
   redis.call('ZREM', KEYS[2], ARGV[forget])
 end
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[1])
+local old = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[1], 'LIMIT', 0, 1000)
+if #old > 0 then
+  redis.call('ZREM', KEYS[2], unpack(old))
+end
 return stored
