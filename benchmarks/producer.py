@@ -97,7 +97,8 @@ def peer(running: RedisServer) -> Iterator[Server]:
 @contextmanager
 def api(running: RedisServer) -> Iterator[Server]:
     """The API service of a pool without workers, with the router of the shipped handlers."""
-    routers = '[api]\nrouters = ["handlers.http:router"]\n'
+    # On a busy machine an answer may take longer than the default; it is measured, not refused.
+    routers = '[api]\nproduce_timeout_ms = 5000\nrouters = ["handlers.http:router"]\n'
     with project("", redis_url=running.url, workers=0, api=True, config=routers) as pool:
         shutil.copytree(SHIPPED, pool.folder / "handlers")  # a package comes before the module handlers.py
         pool.start(ready=False)

@@ -153,6 +153,20 @@ def test_a_wrong_method_lists_those_of_the_address(http: httpx.Client) -> None:
     assert http.get(f"{MESSAGES}:batch").headers["allow"] == "POST"
 
 
+def test_numbers_stay_as_written_and_a_name_occurs_once(http: httpx.Client, store: redis_py.Redis) -> None:
+    text = '{"n": 1e2, "list": [18446744073709551616, {"deep": 12345678901234567.89}]}'
+    as_json = {"content-type": "application/json"}
+    for address, content, headers in (
+        (MESSAGES, text, as_json), (f"{MESSAGES}:batch", f"[{text}]", as_json), (f"{MESSAGES}:batch", text, NDJSON),
+    ):  # fmt: skip
+        assert http.post(address, content=content, headers=headers).status_code == 202
+        twice = content.replace('"list"', '"n": 1, "list"')
+        found = problem(http.post(address, content=twice, headers=headers), 400, "malformed-json")
+        assert "two members 'n'" in found["detail"]
+    stored = {"n": "1e2", "list": '[18446744073709551616,{"deep":12345678901234567.89}]'}
+    assert [fields for _, fields in store.xrange(STREAM)] == [stored] * 3
+
+
 # Once
 
 
