@@ -4,8 +4,8 @@
     python -m benchmarks.turns --waiting 1000000 --keys 100000
 
 1. Two groups read the same entries, one after the other, with handlers that do nothing: one without `key`, one with.
-2. Handlers that never end hold the first message of each key, so that all others wait: the memory of Redis and of the
-   workers, the rate at which messages are put into their rows, and the time of one settle among them.
+2. Handlers that never end, with a limit for the group, so that all others wait: the memory of Redis and of the workers,
+   the rate at which messages are put into their rows, and the time of one settle among them.
 """
 
 import time
@@ -16,7 +16,7 @@ import psutil
 
 from benchmarks.tools import Report, arguments, project, say, server
 from supervisor.broker.scripts import SETTLE_TURNS
-from supervisor.keys import TURNS_CONSUMER, group_turn_key, replay_key, retries_key, turn_key, turns_key
+from supervisor.keys import TURNS_CONSUMER, crashes_key, group_turn_key, replay_key, retries_key, turn_key, turns_key
 from tests.support.servers import RedisServer
 from tests.support.waiting import eventually
 
@@ -31,7 +31,9 @@ from supervisor import Message, handler
 async def handle(message: Message) -> None:
     {work}
 """
-SETTLES = 1_000
+SETTLES = 500
+#: Messages that run while the others wait.
+RUNNING = 100
 
 
 def fill(client: Any, messages: int, keys: int) -> None:
@@ -75,37 +77,36 @@ def rates(running: RedisServer, messages: int, keys: int, workers: int, rounds: 
     return median(plain), median(keyed)
 
 
-def settle_us(client: Any, keys: int) -> float:
-    """Return the time of one settle at the server, round trip included, with as many messages as wait."""
-    keys_of = (STREAM, replay_key(STREAM, "held"), turns_key(STREAM, "held"), group_turn_key(STREAM, "held"))
-    hashes = (retries_key(STREAM, "held"), f"{STREAM}:none")
+def settle_us(client: Any) -> float:
+    """Return the time of one settle, round trip included, among the messages that wait."""
+    group_row = group_turn_key(STREAM, "held")
+    keys = (STREAM, replay_key(STREAM, "held"), turns_key(STREAM, "held"), group_row)
+    hashes = (retries_key(STREAM, "held"), crashes_key(STREAM, "held"))
+    sha = client.script_load(SETTLE_TURNS.text)
     took = []
-    for number in range(min(keys, SETTLES)):
-        row = turn_key(STREAM, "held", str(number))
-        (member,) = client.zrangebyscore(row, "-inf", "(0")
-        entry = member.decode().replace("-a", "-").encode() if b"-a" in member else _plain(member)
+    for _ in range(SETTLES):
+        (member,) = client.zrangebyscore(group_row, "-inf", "(0", start=0, num=1)
+        ms, _, sequence = member.partition(b"-")
+        entry = ms + b"-" + sequence[1:]
+        ((_, fields),) = client.xrange(STREAM, entry, entry)
+        row = turn_key(STREAM, "held", fields[b"customer_id"].decode())
+        arguments = ("held", "probe", 1, RUNNING, 1, entry, 7)
         began_s = time.perf_counter()
-        client.evalsha(SETTLE_TURNS.sha, 7, *keys_of, *hashes, row, "held", "probe", 1, 0, 1, entry, 7)
+        client.evalsha(sha, 7, *keys, *hashes, row, *arguments)
         took.append(time.perf_counter() - began_s)
     return median(took) * 1e6
 
 
-def _plain(member: bytes) -> bytes:
-    ms, _, sequence = member.partition(b"-")
-    return ms + b"-" + sequence[1:]
-
-
 def waiting(running: RedisServer, messages: int, keys: int, workers: int) -> list[list[object]]:
     """Return the figures of so many messages that wait."""
-    work = "await asyncio.sleep(3600)"
-    options = ', key="customer_id", concurrency=10_000, timeout_s=7200'
+    options = f', key="customer_id", group_concurrency={RUNNING}, timeout_s=7200'
+    code = HANDLER.format(group="held", options=options, work="await asyncio.sleep(3600)")
     with running.sync() as client:
         client.flushdb()
         fill(client, messages, keys)
+        client.xgroup_create(STREAM, "held", "0")
         before = client.info("memory")["used_memory"]
-        code = HANDLER.format(group="held", options=options, work=work)
         with project(code, redis_url=running.url, workers=workers) as pool:
-            client.xgroup_create(STREAM, "held", "0")
             pool.start()
             began_s = time.monotonic()
 
@@ -113,18 +114,15 @@ def waiting(running: RedisServer, messages: int, keys: int, workers: int) -> lis
                 rows = client.xinfo_consumers(STREAM, "held")
                 return sum(row["pending"] for row in rows if row["name"].decode() == TURNS_CONSUMER)
 
-            holds = min(keys, 10_000 * workers)
-            eventually(lambda: held() >= (messages - keys if holds == keys else 0), LIMIT_S, 0.1)
+            eventually(lambda: held() >= messages - RUNNING, LIMIT_S, 0.1)
             took_s = time.monotonic() - began_s
-            waits = held()
             used = client.info("memory")["used_memory"] - before
             sizes = [psutil.Process(pid).memory_info().rss / MIB for pid in pool.pids().values()]
-            client.script_load(SETTLE_TURNS.text)
-            settle = settle_us(client, keys)
+            settle = settle_us(client)
     return [
-        ["messages that wait", waits],
+        ["messages that wait", messages - RUNNING],
         ["put into their rows, per second", round(messages / took_s)],
-        ["Redis: bytes for each, beside its entry", round(used / max(1, waits))],
+        ["Redis: bytes for each, beside its entry", round(used / messages)],
         ["largest worker, MiB", max(sizes)],
         ["one settle, us", settle],
     ]

@@ -35,8 +35,8 @@ def field(flat: Sequence[bytes], name: bytes) -> bytes | None:
 
 def key_of(key: object) -> bytes | None:
     """Return the key as it is stored; None for None."""
-    if key is None:
-        return None
+    if key is None or (type(key) is bytes and key.isascii() and len(key) <= KEY_BYTES_MAX):
+        return key
     data = key if isinstance(key, bytes) else str(key).encode(errors="surrogateescape")
     try:
         if len(data) <= KEY_BYTES_MAX and data.decode():

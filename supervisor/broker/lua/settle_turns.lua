@@ -4,12 +4,11 @@
 -- Acks messages; the consumer takes over the next ones of their rows. Gives {number of acked messages, what was taken}.
 -- include: turns
 local at = tonumber(ARGV[5])
-local entries, touched = {}, {}
-local members = {}
+local entries, members, touched = {}, {}, {}
 for number = 6, #ARGV, 2 do
+  local count = #entries + 1
   local member, _, entry = member_of(ARGV[number])
-  entries[#entries + 1] = entry
-  members[#entries] = {member, KEYS[tonumber(ARGV[number + 1])]}
+  members[count], entries[count] = member, entry
 end
 local acked = ask('XACK', KEYS[at], ARGV[1], unpack(entries))
 for number = 5, 6 do -- there is seldom such a record
@@ -20,10 +19,11 @@ end
 if at == 2 then
   ask('XDEL', KEYS[2], unpack(entries))
 end
-for _, one in ipairs(members) do
-  leave(one[1], one[2])
-  if one[2] then
-    touched[one[2]] = true
+for number, member in ipairs(members) do
+  local row = KEYS[tonumber(ARGV[4 + 2 * number + 1])]
+  leave(member, row)
+  if row then
+    touched[row] = true
   end
 end
 give_all(touched, take)
