@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Emitted:
-    """A message that a handler has published."""
+    """A message that a handler has published, or returned as `Emit`."""
 
     stream: str
     id: str

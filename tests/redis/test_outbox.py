@@ -14,13 +14,15 @@ from sqlalchemy import create_engine, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-from supervisor import EncodeError, Message, UsageError
+from supervisor import ConfigError, EncodeError, Message, UsageError
 from supervisor.contrib.sqlalchemy import add, create_tables, once
 from supervisor.core.relay_state import RelayState
 from supervisor.keys import relayed_key
+from supervisor.outbox.check import check_outbox
 from supervisor.outbox.relay import Relay
 from supervisor.outbox.rows import row_fields, row_text
 from supervisor.outbox.tables import lease, outbox
+from supervisor.settings.load import load
 from supervisor.settings.model import Settings
 from supervisor.shared_state import HeaderField, SharedState
 from tests.support.postgres import PostgresServer, postgres_server
@@ -342,3 +344,25 @@ class TestPostgres:
                 add(session, STREAM, Event(n=2))
             await eventually_async(lambda: waiting(engine) == 0)
         assert await numbers(redis) == [1, 2]
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("url", "said"),
+        [
+            ("mysql://db/shop", "outbox.url: "),
+            ("sqlite+nothing:///shop.db", "outbox.url: "),
+            ("oracle+oracledb://db/shop", "outbox.url: "),
+        ],
+    )
+    def test_a_url_that_can_not_be_used_is_refused_at_the_start(self, url: str, said: str) -> None:
+        with pytest.raises(ConfigError, match=said):
+            check_outbox(Settings(outbox={"url": url}))
+
+    def test_a_relative_file_is_in_the_folder_of_the_configuration(self, tmp_path: Path) -> None:
+        config = tmp_path / "config.toml"
+        config.write_text('outbox.url = "sqlite+aiosqlite:///data/shop.db"\n')
+        assert load(config, environ={}).settings.outbox.url == f"sqlite+aiosqlite:///{tmp_path}/data/shop.db"
+        for url in ("sqlite:////var/shop.db", "postgresql+psycopg://app@db/shop"):
+            config.write_text(f'outbox.url = "{url}"\n')
+            assert load(config, environ={}).settings.outbox.url == url
