@@ -35,7 +35,7 @@ REDIS_MIN = (6, 2)
 OPEN_FILES_MIN = 1024
 OLDEST_WARN_S = 300.0
 #: For its turns, what is due, schedules, and hearing of changes.
-KEEPER_CONNECTIONS = 4
+KEEPER_CONNECTIONS = 5
 #: Any running pool publishes what is due within a second.
 OVERDUE_MAX_S = 10.0
 #: The server's connections are not for one pool alone.

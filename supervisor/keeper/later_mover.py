@@ -33,8 +33,6 @@ BITE = 200
 BITE_BYTES = 256 * 1024
 #: Pause between two looks where the server does not say that a set has changed.
 POLL_S = 0.25
-#: Changes are looked at together, at most so often.
-_CHANGES_S = 0.02
 #: Pause after an error.
 _RETRY_S = 0.5
 #: Pause before a server is asked again that refuses to say that keys change, or anything at all.
@@ -182,8 +180,8 @@ class LaterMover:
         """Hear of changes of the streams that are known now, until there are others. Raises redis-py's errors."""
         streams = {later_key(stream).encode(): stream for stream in list(self._look_s)[:_WATCHED_MAX]}
         known = set(self._look_s)
-        prefixes = [LATER_STREAMS_KEY, *(later_key(stream) for stream in streams.values())]
-        watch = KeyWatch(self._url, prefixes, connect_timeout_s=self._connect_timeout_s)
+        keys = [LATER_STREAMS_KEY, *(later_key(stream) for stream in streams.values())]
+        watch = KeyWatch(self._url, keys, connect_timeout_s=self._connect_timeout_s)
         try:
             await watch.connect()
             self._watched = frozenset(streams.values())
@@ -195,16 +193,15 @@ class LaterMover:
             await watch.close()
 
     def _note(self, changed: list[bytes] | None, streams: dict[bytes, str]) -> None:
-        """Look soon at the streams whose sets were changed."""
+        """Look at the streams whose sets were changed."""
         if changed is None:
             self._look_at_all()
             return
-        soon_s = time.monotonic() + _CHANGES_S
         for key in changed:
             if (stream := streams.get(key)) in self._look_s and stream is not None:
-                self._look_s[stream] = min(self._look_s[stream], soon_s)
+                self._look_s[stream] = 0.0
             elif key == LATER_STREAMS_KEY.encode():
-                self._streams_s = min(self._streams_s, soon_s)
+                self._streams_s = 0.0
         if changed:
             self._wake.set()
 
