@@ -74,7 +74,11 @@ class LimitedConsumer(Consumer):
         messages = source.new_messages(entries)
         if self._turns is not None:
             messages = await self._turns.admit(source, messages, new=True)
-        self._start(await self._reserve(messages))
+        starting = await self._reserve(messages)
+        pace = self._limit.pace
+        if len(starting) * 2 < len(entries):  # what waits is not held here: look further, for what may run
+            pace.count = min(pace.batch_size, 2 * pace.count)
+        self._start(starting)
 
     async def _start_found(self, messages: list[Message]) -> None:
         try:
