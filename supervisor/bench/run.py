@@ -123,6 +123,7 @@ async def run(redis: Redis, plan: Plan, say: Callable[[str], None]) -> Result:
         say(f"publishing {plan.messages:,} messages to {stream}")
         backlog = Backlog(redis, stream, plan.messages)
         await backlog.fill()
+        await backlog.require_counts(result.server)
         say(f"starting {plan.workers} worker(s)")
         async with bench_pool(plan.url, stream, host, plan.workers) as pool:
             for group in GROUPS:
@@ -172,6 +173,14 @@ class Backlog:
             await self._redis.xgroup_create(self.stream, group, id="$")
         await self._redis.xgroup_create(f"{self.stream}:latency", LATENCY_GROUP, id="$", mkstream=True)
         await self._redis.expire(f"{self.stream}:latency", EXPIRES_S)
+
+    async def require_counts(self, server: str) -> None:
+        """Raise SupervisorError when the server does not count what a group has read."""
+        [first, *_] = await self._redis.xinfo_groups(self.stream)
+        if "entries-read" not in first:
+            raise SupervisorError(
+                f"bench needs Redis 7.0 or newer, which counts what a group has read; this is {server}"
+            )
 
     async def set_back(self, group: str) -> None:
         """Have the group begin again, and wake those that wait."""

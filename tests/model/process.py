@@ -227,6 +227,9 @@ class Client:
     async def hmget(self, key: str, names: Sequence[str]) -> Any:
         return await self._ask("HMGET", key, *names)
 
+    async def hgetall(self, key: str) -> Any:
+        return await self._ask("HGETALL", key)
+
     async def hkeys(self, key: str) -> Any:
         return await self._ask("HKEYS", key)
 
