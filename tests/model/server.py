@@ -29,6 +29,7 @@ class Server(Commands):
             (scripts.TAKE_LEASE, self._take_lease),
             (scripts.DROP_LEASE, self._drop_lease),
             (scripts.TRIMMED_UNREAD, self._trimmed_unread),
+            (scripts.LATER_DUE, self._later_due),
         ):
             self._scripts[script.text.encode()] = self._scripts[script.sha.encode()] = does
 
@@ -74,6 +75,10 @@ class Server(Commands):
         for key in copies:
             self.cmd_xdel(key, entry)
         return letter_id
+
+    def _later_due(self, _: list[bytes], __: list[bytes]) -> list[Any]:
+        """No history publishes for later."""
+        return [-1, []]
 
     def _dead_letter_unreadable(self, _: list[bytes], __: list[bytes]) -> None:
         """The entries of the model are smaller than those that this is for."""
