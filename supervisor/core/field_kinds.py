@@ -34,6 +34,16 @@ _PLAIN = frozenset({
     "bool", "date", "datetime", "decimal", "enum", "float", "int", "literal", "str", "time", "timedelta", "uuid",
 })  # fmt: skip
 
+#: What a value may break that was assigned to a model, or given to `model_construct`, without being validated.
+_LIMITS = frozenset({
+    "decimal_places", "ge", "gt", "le", "lt", "max_digits", "max_length", "min_length", "multiple_of", "now_op",
+    "pattern", "strip_whitespace", "to_lower", "to_upper", "tz_constraint", "version",
+})  # fmt: skip
+#: The same in the configuration of a model.
+_CONFIGURED_LIMITS = ("str_max_length", "str_min_length", "str_strip_whitespace", "str_to_lower", "str_to_upper")
+#: Other forms of times, which lose microseconds or the time zone.
+_TIME_FORMS = ("ser_json_timedelta", "ser_json_temporal")
+
 _RECORDS = frozenset({"dataclass-args", "model-fields", "typed-dict"})
 _FUNCTIONS = frozenset({"function-after", "function-before", "function-wrap"})
 _WRAPPERS = _FUNCTIONS | {"dataclass", "default", "definitions", "model"}
@@ -61,8 +71,10 @@ class FieldKind:
     binary: bool
     #: Pydantic reads it from a string as from JSON, and it comes back as it was.
     plain: bool
-    #: It is plain, or a container of what is plain: whatever its value, it comes back as it was.
+    #: It is plain, or a container of what is plain: a valid value comes back as it was.
     sure: bool
+    #: Not all values of its type are valid or written exactly, so a message is decoded again before it is published.
+    limited: bool
 
     @property
     def hidden(self) -> bool:
@@ -91,6 +103,8 @@ def fields_of_schema(schema: Schema) -> list[Fields]:
 def has_hidden_fields(schema: object) -> bool:
     """Return whether any model in there stores a field where its own validation does not look for it."""
     for node in _nodes(schema):
+        if node.get("config", {}).get("validate_by_alias") is False:
+            return True
         if node.get("type") in ("model-fields", "typed-dict"):
             pairs: Iterable[tuple[str, Schema]] = node["fields"].items()
         elif node.get("type") == "dataclass-args":
@@ -156,19 +170,18 @@ class _Reader:
         others = Kind.TEXT
         if extra == "allow":
             others = self.kind(schema["extras_schema"]) if "extras_schema" in schema else Kind.JSON
-        by_name = bool(config.get("validate_by_name"))
-        strict = bool(config.get("strict"))
-        found = [self._field(name, one, by_name=by_name, strict=strict) for name, one in pairs]
+        found = [self._field(name, one, config) for name, one in pairs]
         computed = {
             one.get("alias") or one["property_name"]: one["property_name"] for one in schema.get("computed_fields", ())
         }
         return Fields(found, others, computed, plain=extra != "allow")
 
-    def _field(self, name: str, schema: Schema, *, by_name: bool, strict: bool) -> FieldKind:
+    def _field(self, name: str, schema: Schema, config: Mapping[str, Any]) -> FieldKind:
         inner: Schema = schema["schema"]
+        by_name, strict = bool(config.get("validate_by_name")), bool(config.get("strict"))
         kind, shapes = self.kind(inner), self._shapes(inner)
         required = inner["type"] != "default" and schema.get("required", True)
-        accepted = _accepted(name, schema)
+        accepted = (name,) if config.get("validate_by_alias") is False else _accepted(name, schema)
         lax = not strict and not schema.get("serialization_exclude")
         lax = lax and not schema.get("init_only") and schema.get("init", True)
         return FieldKind(
@@ -183,6 +196,7 @@ class _Reader:
             binary=self._is_binary(inner),
             plain=lax and self._is_plain(inner),
             sure=lax and self._is_sure(inner),
+            limited=_has_limits(config) or self._is_limited(inner),
         )
 
     def kind(self, schema: Schema) -> Kind:
@@ -251,10 +265,29 @@ class _Reader:
                 return keys.get("type") == "str" and _is_lax(keys) and values is not None and self._is_sure(values)
         return self._is_plain(schema)
 
+    def _is_limited(self, schema: Schema) -> bool:
+        for node in _nodes(schema):
+            kind = node["type"]
+            if kind == "definition-ref":  # of what is sure, only an enum is one
+                kind = self._definitions[node["schema_ref"]]["type"]
+            if kind == "literal" or any(node.get(limit) is not None for limit in _LIMITS):
+                return True
+            if node.get("allow_inf_nan", kind != "decimal") is False:
+                return True
+        return False
+
     def _unwrapped(self, schema: Schema) -> Schema:
         while schema["type"] in ("default", "nullable") and "serialization" not in schema:
             schema = schema["schema"]
         return self._definitions[schema["schema_ref"]] if schema["type"] == "definition-ref" else schema
+
+
+def _has_limits(config: Mapping[str, Any]) -> bool:
+    return (
+        any(config.get(limit) for limit in _CONFIGURED_LIMITS)
+        or config.get("allow_inf_nan") is False
+        or any(config.get(form, "iso8601") != "iso8601" for form in _TIME_FORMS)
+    )
 
 
 def _is_lax(schema: Schema) -> bool:

@@ -21,7 +21,7 @@ from supervisor.core.field_kinds import FieldKind, Fields, Kind, fields_of_schem
 from supervisor.core.field_text import Value, json_value_text, unicode_text
 from supervisor.core.json_text import nan_text, quote_decimals
 from supervisor.core.model_dump import dump, mend, reveal
-from supervisor.core.survival import changed_fields
+from supervisor.core.survival import changed_fields, equals
 from supervisor.errors import EncodeError
 
 #: How a JSON text may begin.
@@ -65,12 +65,14 @@ class ModelCodec:
         self._table = _is_table(annotation)
         regular = len(members) == 1 and not (self._mends_aliases or self._computed or self._table)
         regular = regular and self._others is Kind.TEXT
-        #: Whatever the values of a message are, they come back as they were.
-        self._sure = regular and members[0].plain and all(one.sure for one in members[0].fields)
+        #: Valid values come back as they were.
+        sure = regular and members[0].plain and all(one.sure for one in members[0].fields)
+        #: So do all values of the declared types.
+        self._sure = sure and not any(one.limited for one in members[0].fields)
         #: The fields whose text can't be given to pydantic as it is, and those that may say `null`.
         self._special = [(key, one.kind, one.decimal) for key, one in self._by_key.items() if not one.plain]
         self._nullable = [key for key, one in self._by_key.items() if one.nullable and one.plain]
-        self._decode_first = self._decode_sure if self._sure else self._decode_mixed if regular else self._validate
+        self._decode_first = self._decode_sure if sure else self._decode_mixed if regular else self._validate
         self._annotation = annotation
 
     def decode(self, fields: dict[str, str]) -> Any:
@@ -286,7 +288,10 @@ class ModelCodec:
         while True:
             try:
                 got = self._validate(fields)
-                break
+                altered = self._altered_defaults(message, got, fields)
+                if not altered:
+                    break
+                fields = {key: text for key, text in fields.items() if key not in altered}
             except ValidationError as error:
                 wrong = self._wrong_field(error)
                 unset = wrong in fields and wrong in self._by_key and _is_default(message, self._by_key[wrong].name)
@@ -310,6 +315,13 @@ class ModelCodec:
                 key,
             )
         return fields
+
+    def _altered_defaults(self, message: Any, got: Any, fields: Mapping[str, Value]) -> set[str]:
+        """Return the fields that were not given and whose default, which nobody validates, would arrive altered."""
+        if not isinstance(message, BaseModel) or type(message) is not type(got):
+            return set()
+        unset = [one for one in self._by_key.values() if one.key in fields and one.name not in message.model_fields_set]
+        return {one.key for one in unset if not equals(getattr(message, one.name, None), getattr(got, one.name, None))}
 
     def _wrong_field(self, error: ValidationError) -> str:
         for part in error.errors(include_url=False, include_input=False)[0]["loc"]:

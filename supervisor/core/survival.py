@@ -22,8 +22,9 @@ def same(given: Any, got: Any) -> bool:  # noqa: PLR0911 - one case for each kin
     if isinstance(given, list | tuple | deque):
         return isinstance(given, type(got)) and len(given) == len(got) and all(map(same, given, got))
     if isinstance(given, set | frozenset):
-        matched = len(given) == len(got) and all(any(same(one, other) for other in got) for one in given - got)
-        return isinstance(given, type(got)) and (given == got or matched)
+        if not isinstance(given, type(got)) or len(given) != len(got):
+            return False
+        return given == got or all(any(same(one, other) for other in got) for one in given - got)
     if dataclasses.is_dataclass(given):
         return type(given) is type(got) and not changed_fields(given, got)
     return _same_value(given, got)
@@ -43,12 +44,19 @@ def _field_names(value: Any) -> Iterable[str]:
     return [one.name for one in dataclasses.fields(value)]
 
 
-def _same_value(given: Any, got: Any) -> bool:
+def equals(given: Any, got: Any) -> bool:
+    """Return whether two values are equal, or both NaN. Values that can't be compared are if their types are."""
     try:
-        equal = bool(given == got) or (given != given and got != got)  # noqa: PLR0124 - NaN
-    except Exception:  # a type that can't be compared
-        equal = type(given) is type(got)
+        if type(given).__eq__ is _NOT_COMPARED:
+            return type(given) is type(got)
+        return bool(given == got) or (given != given and got != got)  # noqa: PLR0124 - NaN
+    except Exception:
+        return type(given) is type(got)
+
+
+def _same_value(given: Any, got: Any) -> bool:
+    equal = equals(given, got)
     if type(given) is type(got):
-        return equal or type(given).__eq__ is _NOT_COMPARED
+        return equal
     # A subclass (an enum of strings in a `str` field) or another type of number stands for the same value.
     return equal and bool not in (type(given), type(got))

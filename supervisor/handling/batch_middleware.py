@@ -4,6 +4,7 @@ Each message's middleware runs up to its `call_next`, one after another; then th
 its end, the last one first, as nested calls do. It gets the error of its own message.
 """
 
+import asyncio
 import types
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any
@@ -13,18 +14,23 @@ from supervisor.messages import BatchError, Message, Retry
 
 
 class _Gate:
-    """The `call_next` of one message: the first call waits until the batch was handled."""
+    """The `call_next` of one message: the first call waits until the batch was handled.
+
+    In a task of its own (`gather`, `wait_for`) the call can't wait for the batch, which waits for the middleware. Then
+    the message is handled without the others.
+    """
 
     def __init__(self, call_next: Callable[[list[Message]], Awaitable[Any]]) -> None:
         self._call_next = call_next
+        self._task = asyncio.current_task()
         #: What the middleware passed on; None until it did.
         self.message: Message | None = None
 
     async def __call__(self, message: Message) -> None:
-        if self.message is None:
+        if self.message is None and asyncio.current_task() is self._task:
             self.message = message
             await _Pause(self)
-        else:  # the middleware tries again
+        else:  # in another task, or once more
             await self._call_next([message])
 
 
@@ -112,17 +118,30 @@ async def each_of_batch(
     batch = _Batch(call_next)
     errors: dict[_Run, BaseException | None] = {}
     ended: BaseException | None = None
+    cancellations = _cancellations()
     try:
         await batch.begin(function, messages)
         errors = await batch.handle()
     except BaseException as error:  # the task was cancelled
         ended = error
-    await batch.end(errors, ended)
+    try:
+        await batch.end(errors, ended)
+    except asyncio.CancelledError:
+        timed_out = [run.error for run in batch.runs if isinstance(run.error, TimeoutError)]
+        if not timed_out or _cancellations() > cancellations:
+            raise
+        # The `asyncio.timeout` of one message has ended the batch, and taken the cancellation back.
+        raise timed_out[0] from None
     failed = {run.message.id: run.error for run in batch.runs if run.error is not None}
     if len(failed) == len(batch.runs) and len({id(error) for error in failed.values()}) == 1:
         raise failed.popitem()[1]
     if failed:
         raise BatchError(failed)
+
+
+def _cancellations() -> int:
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0
 
 
 def _own_errors(batch: list[Message], error: Exception) -> list[BaseException | None]:

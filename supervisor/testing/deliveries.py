@@ -148,9 +148,17 @@ async def _error_of(
         if limit.expired():
             return HandlerTimeoutError(f"not done within timeout_s = {spec.options.timeout_s:g}")
         return error
-    except Exception as error:
+    except BaseException as error:
+        # A worker retries whatever a handler raises, `sys.exit()` too; the test's own end is not the handler's.
+        if isinstance(error, KeyboardInterrupt | GeneratorExit) or _is_being_cancelled():
+            raise
         return error
     return None
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _outcome(spec: HandlerSpec, message: Message, error: BaseException | None, emitted: tuple[Emitted, ...]) -> Outcome:

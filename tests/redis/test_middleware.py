@@ -240,6 +240,34 @@ async def test_a_batch_that_is_cancelled_in_a_middleware_stays_cancelled() -> No
     assert "never" not in seen
 
 
+async def in_task(message: Message, call_next: Next) -> None:
+    await asyncio.gather(call_next(message))
+
+
+@pytest.mark.parametrize("error", [None, ValueError("all")])
+async def test_a_message_whose_middleware_goes_on_in_another_task_is_handled_alone(error: Exception | None) -> None:
+    @handler(STREAM, group=GROUP, middleware=[in_task])
+    async def sizes(messages: list[Message]) -> None:
+        seen.append(len(messages))
+        if error is not None:
+            raise error
+
+    assert await raised_by(sizes, 1, 2) is error
+    assert seen == [1, 1]
+
+
+async def test_a_timeout_of_a_batchs_middleware_is_a_timeout_of_the_batch() -> None:
+    async def limited(message: Message, call_next: Next) -> None:
+        async with asyncio.timeout(0.01):
+            await call_next(message)
+
+    @handler(STREAM, group=GROUP, middleware=[limited])
+    async def waits(messages: list[Message]) -> None:
+        await asyncio.Event().wait()
+
+    assert isinstance(await raised_by(waits, 1, 2, 3), TimeoutError)
+
+
 async def try_twice(message: Message, call_next: Next) -> None:
     try:
         await call_next(message)

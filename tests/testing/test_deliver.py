@@ -56,6 +56,32 @@ async def test_outcomes() -> None:
     assert isinstance(odd, Dead) and "number: Input should be a valid integer" in odd.reason
 
 
+@pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError()])
+async def test_what_ends_no_worker_ends_no_test(error: BaseException) -> None:
+    @handler("ends", group="g")
+    async def ends(event: Event) -> None:
+        raise error
+
+    outcome = await deliver(ends, {"number": 1})
+    assert isinstance(outcome, Retried)
+    assert outcome.error is error
+
+
+async def test_a_test_that_is_cancelled_ends() -> None:
+    started = asyncio.Event()
+
+    @handler("waits", group="g")
+    async def waits(event: Event) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    delivery = asyncio.create_task(deliver(waits, {"number": 1}))
+    await started.wait()
+    delivery.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await delivery
+
+
 async def test_plain_functions_run_in_threads() -> None:
     assert await deliver(plain, {"number": "0"}) == Done()
     assert isinstance(await deliver(plain, {"number": "1"}), Retried)

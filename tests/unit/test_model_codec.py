@@ -16,6 +16,7 @@ import typing_extensions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     AliasPath,
     AnyUrl,
@@ -35,6 +36,7 @@ from pydantic import (
     SecretBytes,
     SecretStr,
     SerializeAsAny,
+    StringConstraints,
     computed_field,
     field_serializer,
     field_validator,
@@ -522,6 +524,71 @@ def test_what_would_not_come_back_is_refused_with_the_name_of_its_field(model: A
         fields_of(model)
     assert caught.value.field in ("value", "data"), caught.value
     assert repr(caught.value.field) in str(caught.value)
+
+
+class Limited(BaseModel):
+    number: Annotated[int, Field(gt=0)] = 1
+    text: Annotated[str, StringConstraints(strip_whitespace=True)] = "a"
+    items: Annotated[list[int], Field(max_length=1)] = []
+    price: Decimal = Decimal(1)
+    kind: Literal["a"] = "a"
+
+
+class LimitedByConfig(BaseModel):
+    model_config = ConfigDict(str_to_lower=True, str_max_length=3, allow_inf_nan=False)
+    text: str = "a"
+    texts: list[str] = []
+    number: float = 1.0
+
+
+class Seconds(BaseModel):
+    model_config = ConfigDict(ser_json_timedelta="float")
+    span: timedelta
+
+
+class SetOrList(BaseModel):
+    items: list[int] | set[int] = []
+
+
+@pytest.mark.parametrize(
+    ("model", "field", "value"),
+    [
+        (Limited, "number", -5),
+        (Limited, "text", " a "),
+        (Limited, "items", [1, 2]),
+        (Limited, "price", Decimal("NaN")),
+        (Limited, "kind", "b"),
+        (LimitedByConfig, "text", "A"),
+        (LimitedByConfig, "texts", ["long"]),
+        (LimitedByConfig, "number", math.nan),
+        (Seconds, "span", timedelta(days=100_000, microseconds=1)),
+        (SetOrList, "items", {1}),
+    ],
+)
+def test_what_was_never_validated_is_refused_if_a_handler_could_not_get_it(
+    model: type[BaseModel], field: str, value: object
+) -> None:
+    with pytest.raises(EncodeError, match=f"field '{field}'"):
+        fields_of(model.model_construct(None, **{field: value}))
+
+
+def test_a_default_that_its_own_validation_alters_is_not_stored() -> None:
+    class Altered(BaseModel):
+        number: int
+        data: bytes | str = ""
+        text: Annotated[str, AfterValidator(lambda text: text + "!")] = "a"
+
+    assert fields_of(Altered(number=1)) == {"number": "1"}
+    check(Altered(number=1))
+
+
+def test_aliases_that_only_other_programs_use() -> None:
+    class Named(BaseModel):
+        model_config = ConfigDict(validate_by_name=True, validate_by_alias=False, extra="forbid")
+        number: int = Field(alias="No")
+        inner: "list[Named]" = []
+
+    check(Named(number=1, inner=[Named(number=2)]))  # type: ignore[call-arg]
 
 
 def test_a_root_that_is_no_object_is_refused_at_load_and_at_publish() -> None:
