@@ -288,7 +288,7 @@ class ModelCodec:
         while True:
             try:
                 got = self._validate(fields)
-                altered = self._altered_defaults(message, got, fields)
+                altered = self._altered_unset(message, got, fields)
                 if not altered:
                     break
                 fields = {key: text for key, text in fields.items() if key not in altered}
@@ -316,7 +316,7 @@ class ModelCodec:
             )
         return fields
 
-    def _altered_defaults(self, message: Any, got: Any, fields: Mapping[str, Value]) -> set[str]:
+    def _altered_unset(self, message: Any, got: Any, fields: Mapping[str, Value]) -> set[str]:
         """Return the fields that were not given and whose default, which nobody validates, would arrive altered."""
         if not isinstance(message, BaseModel) or type(message) is not type(got):
             return set()
