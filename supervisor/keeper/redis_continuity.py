@@ -11,8 +11,12 @@ from collections.abc import Callable
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from supervisor.keeper.lease import LEASE_MS, RENEW_S
+
 #: A server's clock that is off by more than this was set.
 STEP_MS = 500.0
+#: A keeper that made no look for longer may have missed an outage in which other pools lost their leases.
+LOOK_GAP_S = LEASE_MS / 1000 - RENEW_S
 
 
 def _monotonic_s() -> float:
@@ -24,7 +28,7 @@ class RedisContinuity:
 
     def __init__(self, clock: Callable[[], float] = _monotonic_s) -> None:
         self._clock = clock
-        self._since_s = clock()
+        self._since_s = self._looked_s = clock()
         self._is_lost = False
         #: Server's id -> bounds of how far its clock is ahead of ours, ms. One address may have several servers.
         self._ahead_ms: dict[str, tuple[float, float]] = {}
@@ -39,10 +43,14 @@ class RedisContinuity:
         self._since_s, self._is_lost = self._clock(), True
 
     async def look(self, redis: Redis) -> None:
-        """Note a break if the server is another one or its clock was set. Raises redis-py's errors."""
-        if self._is_lost:
-            self._since_s, self._is_lost = self._clock(), False
+        """Note a break if the server is another one, its clock was set, or no look was made for long.
+
+        Between two looks Redis may have been away, unseen by a process that was frozen. Raises redis-py's errors.
+        """
         asked_s = self._clock()
+        if self._is_lost or asked_s - self._looked_s > LOOK_GAP_S:
+            self._since_s, self._is_lost = asked_s, False
+        self._looked_s = asked_s
         try:
             info = await redis.info("server")
         except ResponseError:  # forbidden; that commands fail while the server is away still shows
