@@ -77,13 +77,14 @@ class Access:
         return tokens
 
 
-def audit(
+def audit(  # noqa: PLR0913 - what a line of the log may have
     request: Request,
     action: str,
     *,
     stream: str | None = None,
     group: str | None = None,
     id: str | None = None,  # noqa: A002 - Redis's own word for it
+    schedule: str | None = None,
     workers: int | None = None,
     before: int | None = None,
 ) -> None:
@@ -99,6 +100,7 @@ def audit(
         stream=stream,
         group=group,
         id=id,
+        schedule=schedule,
         workers=workers,
         before=before,
     )

@@ -16,6 +16,7 @@ from supervisor.errors import UsageError
 from supervisor.fastapi import RedisDep
 from supervisor.text import did_you_mean
 
+from .access import audit
 from .later_replies import LaterList, LaterMessage, Run, ScheduleList
 from .overview_routes import handled_groups
 from .problems import Problem
@@ -94,10 +95,11 @@ async def read_later(stream: Stream, later_id: str, redis: RedisDep) -> Response
     summary="Cancel a message for later",
     responses=problems("not-found", "invalid", "wrong-type", "redis-unavailable", "redis-refused", "outcome-unknown"),
 )
-async def cancel_later(stream: Stream, later_id: str, redis: RedisDep) -> Response:
+async def cancel_later(request: Request, stream: Stream, later_id: str, redis: RedisDep) -> Response:
     """404: it was published or cancelled, or never existed."""
     if not await later.cancel(redis, await _found(redis, stream, later_id)):
         raise _gone(stream, later_id)
+    audit(request, "later:cancel", stream=stream, id=later_id)
     return Response(status_code=204)
 
 
@@ -107,11 +109,12 @@ async def cancel_later(stream: Stream, later_id: str, redis: RedisDep) -> Respon
     summary="Publish a message for later now",
     responses=answers(Run, *_RUN, "invalid", status=202),
 )
-async def run_later(stream: Stream, later_id: str, redis: RedisDep) -> Response:
+async def run_later(request: Request, stream: Stream, later_id: str, redis: RedisDep) -> Response:
     """404: it was published or cancelled, is malformed, or never existed."""
     entry = await later.run_now(redis, await _found(redis, stream, later_id))
     if entry is None:
         raise _gone(stream, later_id)
+    audit(request, "later:run", stream=stream, id=later_id)
     return json_response({"id": entry, "stream": stream}, 202)
 
 
@@ -143,10 +146,11 @@ async def list_schedules(service: ServiceDep, redis: RedisDep) -> Response:
     summary="Publish the message of a schedule now",
     responses=answers(Run, *_RUN, status=202),
 )
-async def run_schedule(name: str, service: ServiceDep, redis: RedisDep) -> Response:
+async def run_schedule(request: Request, name: str, service: ServiceDep, redis: RedisDep) -> Response:
     """Its ticks stay as they are. A paused schedule stays paused."""
     found = {one.name: one for one in schedules_of(service.settings)}
     if name not in found:
         raise Problem("not-found", f"config.toml has no schedule {name!r}{did_you_mean(name, found)}")
-    entry = await schedules.run_now(redis, found[name])
-    return json_response({"id": entry, "stream": found[name].stream}, 202)
+    entry, stream = await schedules.run_now(redis, found[name]), found[name].stream
+    audit(request, "schedule:run", schedule=name, stream=stream, id=entry)
+    return json_response({"id": entry, "stream": stream}, 202)

@@ -1,5 +1,6 @@
 """Messages for later and schedules over HTTP."""
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -86,12 +87,23 @@ def test_a_message_is_published_before_its_time(http: httpx.Client, store: redis
     assert problem(http.post(f"/v1/streams/{STREAM}/later/{listed[1]['id']}:run"), 404, "not-found")
 
 
-def test_schedules(start_service: Callable[..., Service], redis_server: AnyServer) -> None:
-    web = start_service(redis_server.url, config=SCHEDULES).patient
+def test_schedules_and_who_changed_what(start_service: Callable[..., Service], redis_server: AnyServer) -> None:
+    service = start_service(redis_server.url, config=SCHEDULES + '[log]\nformat = "json"')
+    web = service.patient
     [nightly] = web.get("/v1/schedules").json()["schedules"]
     assert nightly["name"] == "nightly" and len(nightly["next"]) == 3 and nightly["last"] is None
-    answer: Any = web.post("/v1/schedules/nightly:run")
+    answer: Any = web.post("/v1/schedules/nightly:run", headers={"x-request-id": "why"})
     assert answer.status_code == 202
+    entry = answer.json()["id"]
     client = redis_server.sync(decode_responses=True)
-    assert client.xrange("reports") == [(answer.json()["id"], {"kind": "nightly"})]
+    assert client.xrange("reports") == [(entry, {"kind": "nightly"})]
     assert "did you mean 'nightly'" in problem(web.post("/v1/schedules/nightl:run"), 404, "not-found")["detail"]
+    first, second = web.post(f"{MESSAGES}:batch?after_s=60", json=[{"n": 1}, {"n": 2}]).json()["later"]
+    assert web.delete(f"/v1/streams/{STREAM}/later/{first}").status_code == 204
+    assert web.post(f"/v1/streams/{STREAM}/later/{second}:run").status_code == 202
+    problem(web.delete(f"/v1/streams/{STREAM}/later/{first}"), 404, "not-found")
+    lines = [line for line in map(json.loads, service.log.splitlines()) if line["event"] == "change over HTTP"]
+    assert [(line["action"], line["stream"], line["id"]) for line in lines] == [
+        ("schedule:run", "reports", entry), ("later:cancel", STREAM, first), ("later:run", STREAM, second),
+    ]  # fmt: skip
+    assert (lines[0]["schedule"], lines[0]["role"], lines[0]["request_id"]) == ("nightly", "local", "why")

@@ -177,5 +177,5 @@ def test_the_description_names_every_problem_that_a_route_answers_with(http: htt
 def test_the_log_of_a_service_that_was_used_is_short(service: Service) -> None:
     lines = [json.loads(line) for line in service.log.splitlines()]
     changes = [line for line in lines if line["event"] == "change over HTTP"]
-    assert {line["action"] for line in changes} <= {"dead:replay", "dead:drop"}
+    assert {line["action"] for line in changes} <= {"dead:replay", "dead:drop", "later:cancel", "later:run"}
     assert [line["event"] for line in lines if line not in changes] == ["listening"]
