@@ -89,6 +89,10 @@ class Context:
         """Close what was made."""
         import asyncio  # not at the top: no command needs it
 
+        global _entered_last  # noqa: PLW0603
+        if _entered_last is self:
+            _entered_last = None
+
         with self._lock:
             made, self._made = self._made, {}
         own = asyncio.get_running_loop()
@@ -122,16 +126,22 @@ class Held(NamedTuple):
 #: Whose messages are handled in this task or thread.
 in_hand: ContextVar[InHand | None] = ContextVar("supervisor_in_hand", default=None)
 _current: ContextVar[Context] = ContextVar("supervisor_context")
+#: For threads that a handler starts without its context variables (`Thread`, `run_in_executor`).
+_entered_last: Context | None = None
 
 
 def context() -> Context:
-    """Return the context of the running handler. Raises UsageError outside of one."""
-    try:
-        return _current.get()
-    except LookupError:
-        raise UsageError("supervisor.context() was called outside of a running handler") from None
+    """Return the context of the running handler, also in threads that it has started. Raises UsageError elsewhere."""
+    found = _current.get(None)
+    if found is None and threading.current_thread() is not threading.main_thread():
+        found = _entered_last
+    if found is None:
+        raise UsageError("supervisor.context() was called outside of a running handler")
+    return found
 
 
 def enter(entered: Context) -> None:
-    """Have `context()` return this one in the current task and in those it starts."""
+    """Have `context()` return this one in the current task, in those it starts, and in threads until it is closed."""
+    global _entered_last  # noqa: PLW0603 - of the process: a bare thread knows nothing else
     _current.set(entered)
+    _entered_last = entered

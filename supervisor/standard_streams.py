@@ -128,6 +128,23 @@ class _Raw(io.RawIOBase):
         return len(data)
 
 
+class _Buffer(io.BufferedWriter):
+    """A buffer that stays open: `with sys.stdout.buffer as file` would end the output of all other handlers."""
+
+    def close(self) -> None:
+        self.flush()
+
+
+class _Text(io.TextIOWrapper):
+    """A text stream that stays open, and that writes whatever it is given: nobody may set `errors` to "strict"."""
+
+    def close(self) -> None:
+        self.flush()
+
+    def reconfigure(self, *, encoding: str | None = None, errors: str | None = None, **options: Any) -> None:
+        super().reconfigure(**options)
+
+
 def replace_text_streams() -> None:
     """Replace `sys.stdout` and `sys.stderr` by streams that never wait, never fail, and write UTF-8.
 
@@ -137,9 +154,7 @@ def replace_text_streams() -> None:
         with contextlib.suppress(OSError, ValueError):
             getattr(sys, name).flush()
         raw: Any = _Raw(fd)
-        stream = io.TextIOWrapper(
-            io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True
-        )
+        stream = _Text(_Buffer(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True)
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
 

@@ -147,6 +147,10 @@ def test_lines_arrive_whole_with_the_name_of_their_worker(start_pool: StartPool,
     @handler("events", group="workers")
     async def handle(message: Message) -> None:
         n = message.fields["n"]
+        sys.stdout.reconfigure(encoding="ascii")  # as libraries do it
+        sys.stdout.buffer.close()
+        with sys.stdout:
+            pass
         print("printed", n, "\u20ac", end="")
         print(" to the end" + "." * 200)
         subprocess.run(["sh", "-c", f"printf 'from '; echo sh {n} >&2; echo sh {n}"], check=True)

@@ -37,6 +37,28 @@ async def test_tasks_and_threads_of_a_handler_know_its_message(redis: Any, redis
     assert all(own == known for own, known in seen)
 
 
+async def test_threads_without_context_variables_know_the_worker_while_it_runs(redis: Any, redis_url: str) -> None:
+    seen: list[str] = []
+
+    def note() -> None:
+        seen.append(context().worker)
+
+    @handler(STREAM, group=GROUP)
+    async def handle(message: Message) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, note)
+        thread = threading.Thread(target=note)
+        thread.start()
+        thread.join()
+
+    await redis.xadd(STREAM, {"number": 1})
+    async with working(redis_url, handle) as worker:
+        await eventually_async(lambda: worker.shared.get(SlotField.DONE) == 1)
+    assert len(seen) == 2
+    assert len(set(seen)) == 1
+    with pytest.raises(UsageError):
+        await asyncio.get_running_loop().run_in_executor(None, note)
+
+
 async def test_a_thread_beyond_its_time_limit_still_has_its_own_message(redis: Any, redis_url: str) -> None:
     gate, seen = threading.Event(), list[tuple[str, str]]()
 
