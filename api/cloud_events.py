@@ -1,6 +1,6 @@
 """Reads CloudEvents 1.0 of the HTTP binding as messages.
 
-The members of `data` become the fields of the message, so that a handler's model need not know of the envelope. The
+The members of `data` become the fields of the message, so that a handler's model need not know the envelope. The
 context attributes become the fields `ce_id`, `ce_source`, `ce_type` and so on, those of distributed tracing keep their
 names. Data that is not a JSON object becomes the field `data`, binary data the field `data_base64`.
 """

@@ -1,4 +1,4 @@
-"""The connections of a process: how many there may be, which one gives way, and when each one's time is over.
+"""The connections of a process: limits their number and their times.
 
 A connection beyond the limit takes the place of the one that has waited longest for a request. Where all are busy, it
 is served only if it is a probe. The limit follows the free descriptors, so that others who use them up take none of

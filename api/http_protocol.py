@@ -1,8 +1,7 @@
-"""The server's side of a connection: uvicorn's httptools protocol with limits, which it has none of.
+"""The server's side of a connection: uvicorn's httptools protocol, with limits.
 
-httptools stays, since h11 parses a request at a tenth of its speed. h11 limits only the size of an unfinished head:
-it also lacks all times, reads ahead without an end while replies are not taken, and joins what it has received once
-more with every packet. What is missing needs nothing of the parser: bytes are counted before it gets them.
+uvicorn's own protocols lack these limits. h11 limits only the size of an unfinished head, and parses a request at a
+tenth of the speed of httptools. The parser need not know of the limits: bytes are counted before it gets them.
 
 1. The parser gets the bytes of one request at a time. What follows is held, and not read from the socket, until the
    request is answered.
@@ -30,7 +29,7 @@ from .request_guard import PROBES
 _HEAD_END = b"\r\n\r\n"
 _HEAD_PIECE = 16 * 1024
 _BODY_PIECE = 64 * 1024
-#: Requests that the parser has found behind a chunked body, whose end only it knows.
+#: Requests that may follow a chunked body in one piece: only the parser knows where the body ends.
 _PIPELINE_MAX = 16
 #: Bytes of chunk sizes and the like for each byte of a body; a byte in a chunk of its own has five.
 _FRAMING = 8

@@ -67,7 +67,7 @@ def _array(body: bytes) -> Any:
 
 
 def _items(body: bytes, begin: int) -> Iterator[bytes]:
-    """Yield the JSON text of each item of the array that begins there. Raises Problem where it is none."""
+    """Yield the JSON text of each item of the array that begins there. Raises Problem if it is not an array."""
     has_many = _marks(body) > VALUES_MAX
     text = body.decode("latin-1")  # a character is a byte, and the marks of JSON are ASCII
     at, count = _skip(body, begin + 1), 0

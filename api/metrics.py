@@ -48,7 +48,7 @@ _OF_OUTBOX = (
 _OF_LATER = (
     ("supervisor_later_messages", "Messages that are published later.", "waiting"),
     ("supervisor_later_overdue_seconds", "How long the first of them has been due.", "overdue_s"),
-    ("supervisor_later_malformed_messages", "Members of the set that are no messages.", "malformed"),
+    ("supervisor_later_malformed_messages", "Malformed members of the set.", "malformed"),
 )
 _OF_WORKER = (
     ("supervisor_worker_resident_memory_bytes", "gauge", "Resident memory.", "rss_bytes"),

@@ -1,4 +1,4 @@
-"""Reads parts of streams that are bounded in bytes.
+"""Reads pages of a stream, each limited in bytes.
 
 Redis counts entries and not bytes, so the first read takes one entry, and the sizes of those that came say how many
 the next one takes. A page has at least one entry, however large.

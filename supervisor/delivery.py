@@ -62,7 +62,7 @@ class PythonDelivery:
         return self._fields
 
     def read_fields(self) -> dict[str, str]:
-        """Return the fields decoded anew, for a caller that changes or keeps them. Raises DecodeError."""
+        """Decode the fields again and return them, for a caller that changes or keeps them. Raises DecodeError."""
         try:
             parts = map(_decode, self.flat)
             return dict(zip(parts, parts, strict=False))  # a strict zip takes a fifth longer

@@ -133,7 +133,7 @@ class Publisher:
     """Publishes to the streams of one Redis. `async with Publisher(url) as publisher: await publisher.publish(...)`.
 
     All tasks of an event loop share one connection, in a cluster one to each node. In another event loop (a second
-    `asyncio.run`, a loop in a thread) it connects anew. Without one, use `SyncPublisher`. Errors are
+    `asyncio.run`, a loop in a thread) it connects again. Without one, use `SyncPublisher`. Errors are
     PublishRefusedError (not stored), PublishUnknownError (the answer was lost) and EncodeError (the message can't be
     stored as fields).
     """

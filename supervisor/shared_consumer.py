@@ -19,7 +19,7 @@ class ConsumerField(IntEnum):
     #: The message that runs in isolation after a crash; 0-0: none.
     ISOLATED_MS = 3
     ISOLATED_SEQ = 4
-    #: A `MarksOwner`: which worker the four fields above tell of.
+    #: A `MarksOwner`: whose marks the four fields above are.
     OWNER = 5
     #: Since when the worker can't read (0: it can), and the code of the error: ASCII, in two fields.
     CUT_OFF_NS = 8
@@ -53,7 +53,7 @@ class SharedConsumer:
 
     @property
     def owner(self) -> int:
-        """Which worker the marks tell of, a `MarksOwner`."""
+        """Whose marks these are, a `MarksOwner`."""
         return int(self._words[self._at + ConsumerField.OWNER])
 
     @owner.setter

@@ -1,4 +1,4 @@
-"""Notices that any program has changed one of some keys, without asking again and again: client-side caching.
+"""Watches keys for changes by any program, without polling: Redis's client-side caching.
 
 The server remembers which keys one connection has read, and tells another connection when one of them changes, once
 for each read. This costs the server nothing for other keys (its broadcasts would cost 0.2 µs for each write of any
@@ -18,12 +18,12 @@ from supervisor.broker.connect import connection
 _CHANNEL = "__redis__:invalidate"
 #: Connections that were silent for so long are tested.
 QUIET_S = 10.0
-#: Changes that come within this time are told together.
+#: Changes that come within this time are reported together.
 _TOGETHER_S = 0.02
 
 
 class KeyWatch:
-    """Two connections that hear of changes of some keys; used by one task."""
+    """Two connections over which the server reports changes of some keys; used by one task."""
 
     def __init__(self, url: str, keys: Sequence[str], *, connect_timeout_s: float = 5.0) -> None:
         self._reader, self._listener = (
@@ -41,9 +41,10 @@ class KeyWatch:
         await self._read(self._keys)
 
     async def changed(self) -> list[bytes] | None:
-        """Wait and return the keys that were changed, None for all; an empty list when nothing was for a while.
+        """Wait for changes and return their keys; None means all keys, an empty list that nothing changed for a while.
 
-        What changes after it has returned is told by the next call. Raises redis-py's errors when a connection is lost.
+        Changes that come after it has returned are reported by the next call. Raises redis-py's errors when a
+        connection is lost.
         """
         reply = await _receive(self._listener, QUIET_S)
         if reply is None:
@@ -62,7 +63,7 @@ class KeyWatch:
         await self._listener.disconnect(nowait=True)
 
     async def _read(self, keys: Sequence[str | bytes]) -> None:
-        """Have the server tell the next change of these keys."""
+        """Have the server report the next change of these keys."""
         await _ask(self._reader, "EXISTS", *keys)
 
 
@@ -75,5 +76,5 @@ async def _ask(asked: AbstractConnection, *words: str | bytes) -> Any:
 
 
 async def _receive(asked: AbstractConnection, limit_s: float) -> Any:
-    """Return what comes next; None when nothing does."""
+    """Return the next reply; None after the time limit."""
     return await asked.read_response(disable_decoding=True, timeout=limit_s)

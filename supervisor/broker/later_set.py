@@ -83,7 +83,7 @@ async def move(
 
 
 async def park(redis: Redis, stream: str, member: bytes) -> None:
-    """Let a member that is no message stay, without holding up others: its due time becomes infinite."""
+    """Give a malformed member an infinite due time, so that it stays and holds up no others."""
     await redis.zadd(later_key(stream), {member: inf}, xx=True)
 
 

@@ -1,6 +1,6 @@
 """Gives messages their turns in Redis: the scripts of `include/turns.lua` and their keys.
 
-It knows rows and names, not what a key means: who calls it has computed the row of each message.
+It knows rows and names, not what a key means: the caller computes the row of each message.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def key_of(key: object) -> bytes | None:
 
 
 def cost_reader(cost: FieldOrFunction) -> Callable[[Message], float]:
-    """Return the function that reads how much of its rate a message takes; it raises ValueError for what is no cost."""
+    """Return the function that reads how much of its rate a message takes; it may raise ValueError."""
     if not cost:
         return lambda _: 1.0
     if callable(cost):

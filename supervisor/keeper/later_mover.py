@@ -5,8 +5,8 @@
    `supervisor:later`.
 3. The server says when one of these sets changes (`broker/key_watch.py`), so nothing is asked while nothing is due.
    Where it can't, the keeper asks each `POLL_S`.
-4. A look moves at most `BITE` messages of a stream, then the next stream has its turn.
-5. A member that is no message is logged and stays, without a due time.
+4. A look moves at most `BATCH_MAX` messages of a stream, then the next stream has its turn.
+5. A malformed member is logged and stays, without a due time.
 """
 
 import asyncio
@@ -28,18 +28,18 @@ from supervisor.keys import LATER_STREAMS_KEY, later_key
 from supervisor.log import FaultLog
 
 #: Messages that are moved by one call of the script: about 1 ms of the server's time.
-BITE = 200
+BATCH_MAX = 200
 #: A call moves fewer when they are large.
-BITE_BYTES = 256 * 1024
-#: Pause between two looks where the server does not say that a set has changed.
+BATCH_BYTES = 256 * 1024
+#: Pause between two looks where the server does not report changes.
 POLL_S = 0.25
 #: Pause after an error.
 _RETRY_S = 0.5
-#: Pause before a server is asked again that refuses to say that keys change, or anything at all.
+#: Pause after the server has refused to report changes, or to move messages.
 _REFUSED_S = 60.0
 #: More streams than this are not watched but polled.
 _WATCHED_MAX = 1_000
-#: Pause between two looks at which streams publishers have noted, where the server says and does not say.
+#: Pause between two reads of the streams that publishers have noted: where the server reports changes, and elsewhere.
 _STREAMS_S = 3600.0
 _POLL_STREAMS_S = 2.0
 #: A stream that had no message for later for so long is forgotten; a publisher notes it again.
@@ -61,11 +61,11 @@ class LaterMover:
         #: Stream -> when to look at it, by `time.monotonic`.
         self._look_s: dict[str, float] = dict.fromkeys(streams, 0.0)
         #: Stream -> messages to ask for.
-        self._bite: dict[str, int] = {}
+        self._batch: dict[str, int] = {}
         self._own = frozenset(self._look_s)
         #: When to read which streams publishers have noted.
         self._streams_s = 0.0
-        #: The streams whose changes the server tells; the others are polled.
+        #: The streams whose changes the server reports; the others are polled.
         self._watched: frozenset[str] = frozenset()
         self._wake = asyncio.Event()
 
@@ -98,7 +98,7 @@ class LaterMover:
 
     async def _find_streams(self) -> None:
         """Add the streams that publishers have noted, and forget those that have had nothing for a day."""
-        self._streams_s = _NEVER_S  # a change that is told from now on counts
+        self._streams_s = _NEVER_S  # a change that is reported meanwhile sets it again
         noted = await later.noted_streams(self._redis)
         old_ms = time.time() * 1000 - _FORGOTTEN_AFTER_MS
         for stream, noted_ms in noted.items():
@@ -111,7 +111,7 @@ class LaterMover:
         self._streams_s = min(self._streams_s, time.monotonic() + pause_s)
 
     async def _look_at(self, stream: str) -> None:
-        self._look_s[stream] = _NEVER_S  # a change that is told from now on counts
+        self._look_s[stream] = _NEVER_S  # a change that is reported meanwhile sets it again
         try:
             next_s = await self._move_some(stream)
         except ResponseError as error:  # concerns one stream; the others go on
@@ -124,9 +124,9 @@ class LaterMover:
         self._look_s[stream] = min(self._look_s[stream], time.monotonic() + next_s)
 
     async def _move_some(self, stream: str) -> float:
-        """Move up to a bite; return the time until the next message is due."""
-        bite = self._bite.get(stream, BITE // 4)
-        due = await later.due(self._redis, stream, bite)
+        """Move up to a batch; return the time until the next message is due."""
+        batch = self._batch.get(stream, BATCH_MAX // 4)
+        due = await later.due(self._redis, stream, batch)
         if not due.members:
             return due.next_s
         messages: list[tuple[bytes, LaterMessage]] = []
@@ -145,8 +145,8 @@ class LaterMover:
                 )
         await later.move(self._redis, stream, messages)
         size = sum(map(len, due.members))
-        self._bite[stream] = max(1, min(BITE, bite * 2, bite * BITE_BYTES // max(1, size)))
-        return 0.0 if len(due.members) == bite else due.next_s
+        self._batch[stream] = max(1, min(BATCH_MAX, batch * 2, batch * BATCH_BYTES // max(1, size)))
+        return 0.0 if len(due.members) == batch else due.next_s
 
     async def _sleep(self) -> None:
         """Wait until a stream's time has come or a key was changed."""
@@ -161,8 +161,8 @@ class LaterMover:
     # Changes
 
     async def _watch_forever(self) -> None:
-        """Hear of changes; while the server does not tell them, the streams are polled."""
-        if cluster(self._url) is not None:  # a node tells changes of its own keys only
+        """Watch the sets for changes; without a watch, they are polled."""
+        if cluster(self._url) is not None:  # a node reports changes of its own keys only
             return
         while True:
             pause_s = _RETRY_S
@@ -177,7 +177,7 @@ class LaterMover:
             await asyncio.sleep(pause_s)
 
     async def _watch(self) -> None:
-        """Hear of changes of the streams that are known now, until there are others. Raises redis-py's errors."""
+        """Watch the sets of the known streams until a stream is added or forgotten. Raises redis-py's errors."""
         streams = {later_key(stream).encode(): stream for stream in list(self._look_s)[:_WATCHED_MAX]}
         known = set(self._look_s)
         keys = [LATER_STREAMS_KEY, *(later_key(stream) for stream in streams.values())]

@@ -20,7 +20,7 @@ from supervisor.keeper.later_mover import LaterMover
 from supervisor.log import FaultLog
 from supervisor.settings.model import Settings
 
-#: The clock is looked at so often, since it may be set.
+#: The clock is looked at this often, since somebody may set it.
 LOOK_S = 1.0
 #: Pause after an error.
 _RETRY_S = 0.5

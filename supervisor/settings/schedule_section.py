@@ -6,7 +6,7 @@ from supervisor.settings.section import FreeTable, Section, setting
 from supervisor.text import did_you_mean
 from supervisor.values import Choice, Duration, Kind, Text
 
-#: Shorter intervals are a loop's work.
+#: For shorter intervals, a program with a loop of its own is better.
 EVERY_MIN_S = 1
 
 
@@ -14,7 +14,7 @@ class Cron(Kind):
     """A cron expression."""
 
     def check(self, value: Any) -> str:
-        """The expression. Raises ValueError."""
+        """Return the expression. Raises ValueError."""
         allowed = (
             'must be five fields (minute, hour, day, month, weekday), such as "0 3 * * *" or "*/15 8-18 * * MON-FRI"'
         )
@@ -44,7 +44,7 @@ class Timezone(Kind):
     """The name of a timezone."""
 
     def check(self, value: Any) -> str:
-        """The name. Raises ValueError with a suggestion."""
+        """Return the name. Raises ValueError with a suggestion."""
         from zoneinfo import ZoneInfo, available_timezones
 
         try:
@@ -67,7 +67,7 @@ class ScheduleSettings(Section):
     timezone: str = setting(Timezone(), "UTC")
     #: The message; `{tick}` in a text stands for the time of the tick.
     fields: dict[str, Any] = setting(FreeTable(), factory=dict)
-    #: What becomes of ticks that no pool was there for: none is published, the last one, or all.
+    #: Which ticks are made up for that were missed while no pool ran: none, the last one, or all.
     missed: str = setting(Choice("skip", "once", "all"), "once")
 
     def contradictions(self) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from supervisor.core.schedule import schedules_of
 from supervisor.keeper.scheduler import Scheduler
 from supervisor.settings.model import Settings
 
-_BITE = 100
+_BATCH_MAX = 100
 
 
 class DueMessages:
@@ -29,10 +29,10 @@ class DueMessages:
         self._ahead_ms += round(seconds * 1000)
 
     async def publish(self) -> bool:
-        """Publish what is due; return whether something was. Raises ValueError for a member that is no message."""
+        """Publish what is due; return whether something was. Raises ValueError for a malformed member."""
         published = bool(await self._scheduler.turn())
         for stream in {*self._streams, *await later.noted_streams(self._redis)}:
-            while members := (await later.due(self._redis, stream, _BITE, self._ahead_ms)).members:
+            while members := (await later.due(self._redis, stream, _BATCH_MAX, self._ahead_ms)).members:
                 messages = [(member, parse_member(member)) for member in members]
                 await later.move(self._redis, stream, messages, self._ahead_ms)
                 published = True

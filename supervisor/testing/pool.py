@@ -30,7 +30,7 @@ from supervisor.testing.project import Handlers, settings_of, specs_among
 from supervisor.worker.lifespans import WorkerLifespans
 from supervisor.worker.runtime import Runtime
 
-#: How long `settled` waits, unless it is told otherwise.
+#: How long `settled` waits by default.
 SETTLE_LIMIT_S = 10.0
 _WORKER = "test:0"
 _POLL_S = 0.001

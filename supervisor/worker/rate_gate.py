@@ -1,4 +1,4 @@
-"""Has the messages of a handler with `rate` start in time.
+"""Starts the messages of a handler with `rate` when their rate allows it.
 
 1. Before a message starts, its time is reserved, once. When that is later, the message waits in Redis and is forgotten
    here, so that a value of `rate_key` at its limit holds up no other, however many of its messages wait.

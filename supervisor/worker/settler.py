@@ -165,7 +165,7 @@ class Settler:
                 self._idle.set()
 
     def _take(self) -> None:
-        """Move what was decided since the last turn to what is to be sent, without what was decided anew since."""
+        """Move what was decided since the last turn to what is to be sent, without what was decided again since."""
         self._sent = [command for command in (*self._sent, *self._decided) if not self._is_superseded(command)]
         self._decided = []
         for source in self._sources:

@@ -1,4 +1,4 @@
-"""The settler of a handler with turns: whoever settles a message takes over the next one of its key."""
+"""The settler of a handler with turns: settles a message and takes over the next one of its key."""
 
 from __future__ import annotations
 

@@ -151,14 +151,14 @@ async def test_it_goes_on_after_an_outage(redis_server: AnyServer, redis: Any, p
 
 async def test_malformed_members_stay_and_hold_up_nothing(redis_server: AnyServer, redis: Any) -> None:
     due, log = await now_ms(redis), Log()
-    await redis.zadd(KEY, {f"bad {n}".encode(): due - 1000 + n for n in range(later_mover.BITE + 5)})
+    await redis.zadd(KEY, {f"bad {n}".encode(): due - 1000 + n for n in range(later_mover.BATCH_MAX + 5)})
     await redis.zadd(KEY, {b'{"n":"1"}': due})
     async with moving(redis, redis_server.url, STREAM, log=log):
         await eventually_async(holds(redis, 1))
-    assert await redis.zcount(KEY, "+inf", "+inf") == later_mover.BITE + 5
+    assert await redis.zcount(KEY, "+inf", "+inf") == later_mover.BATCH_MAX + 5
     assert [event for event, _ in log.events] == ["malformed message for later"]
     [one] = await later.counts(redis, [STREAM])
-    assert one == later.LaterCount(STREAM, 0, None, later_mover.BITE + 5)
+    assert one == later.LaterCount(STREAM, 0, None, later_mover.BATCH_MAX + 5)
     async with moving(redis, redis_server.url, STREAM, log=log):
         await redis.zadd(KEY, {b'{"n":"2"}': due})
         await eventually_async(holds(redis, 2))
@@ -205,12 +205,12 @@ async def test_two_keepers_move_each_once_and_in_order(redis_server: AnyServer, 
     assert not await redis.exists(KEY)
 
 
-async def test_large_messages_are_moved_in_small_bites(redis_server: AnyServer, redis: Any) -> None:
+async def test_large_messages_are_moved_in_small_batches(redis_server: AnyServer, redis: Any) -> None:
     due = await now_ms(redis)
     await redis.zadd(KEY, {json.dumps({"n": str(n), "text": "x" * 100_000}): due + n for n in range(60)})
     async with moving(redis, redis_server.url, STREAM) as mover:
         await eventually_async(holds(redis, 60))
-        assert mover._bite[STREAM] < 10
+        assert mover._batch[STREAM] < 10
 
 
 async def test_what_was_cancelled_or_moved_since_it_was_read_does_not_enter(redis: Any) -> None:

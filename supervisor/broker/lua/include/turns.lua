@@ -39,7 +39,7 @@ local function is_missing(reply)
   return type(reply) == 'table' and reply.err and string.find(reply.err, 'NOGROUP', 1, true)
 end
 
--- Has the caller take over a message that has got its turn; false when there is none any more.
+-- Gives a message whose turn has come to the caller; false when the message no longer exists.
 local function take(member)
   local at, entry = entry_of(member)
   local claimed = redis.pcall('XCLAIM', KEYS[at], ARGV[1], ARGV[2], 0, entry, 'JUSTID')
