@@ -64,9 +64,10 @@ _MODULES = (
 )
 
 
-def create_app(loaded: Loaded) -> FastAPI:
+def create_app(loaded: Loaded, figures: HttpFigures | None = None) -> FastAPI:
     """Return the application for these settings. It starts while Redis is down, and answers 503 until Redis is up.
 
+    `figures` are those in which the connections count, too.
     Raises HandlerError for a router of the project that can't be used.
     """
 
@@ -98,8 +99,8 @@ def create_app(loaded: Loaded) -> FastAPI:
     for module in _MODULES:
         app.include_router(module.router)
     routers.mount(app, loaded)
-    log, figures = service_logger(loaded.settings, "api"), HttpFigures()
-    app.state.http = figures
+    log = service_logger(loaded.settings, "api")
+    app.state.http = figures = figures or HttpFigures()
     app.add_middleware(AnswerHead)
     app.add_middleware(RequestGuard, settings=loaded.settings, figures=figures, log=log)
     _describe(app, token=bool(loaded.settings.api.token or loaded.settings.api.token_file))

@@ -20,8 +20,8 @@ class HttpFigures:
         self.refusals: Counter[str] = Counter()
 
     def answered(self, scope: Scope, status: int) -> None:
-        """Count the answer to the request of `scope`, after its route was found."""
-        method = scope["method"] if scope["method"] in _METHODS else "other"
+        """Count the answer to the request of `scope`, after its route was found. The method may be unknown."""
+        method = scope["method"] if scope.get("method") in _METHODS else "other"
         route = scope.get("route")
         self.requests[method, getattr(route, "path_format", NO_ROUTE), status] += 1
 

@@ -23,6 +23,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from .connection_limits import LIMITS, TICK_S
 from .connections import Connections
+from .http_figures import HttpFigures
 from .problems import Problem, response
 from .request_guard import PROBES
 
@@ -77,12 +78,12 @@ class _Flow(FlowControl):
             self._transport.resume_reading()
 
 
-def protocol(log: Any) -> Callable[..., asyncio.Protocol]:
-    """Return what makes the protocol of each connection, for uvicorn's `http`."""
+def protocol(log: Any, figures: HttpFigures) -> Callable[..., asyncio.Protocol]:
+    """Return what makes the protocol of each connection, for uvicorn's `http`. Refusals are counted in `figures`."""
     connections = Connections(log)
 
     def make(**options: Any) -> BoundedProtocol:
-        return BoundedProtocol(connections, **options)
+        return BoundedProtocol(connections, figures, **options)
 
     return make
 
@@ -92,9 +93,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     flow: _Flow
 
-    def __init__(self, connections: Connections, **options: Any) -> None:
+    def __init__(self, connections: Connections, figures: HttpFigures, **options: Any) -> None:
         super().__init__(**options)
         self._connections = connections
+        self._figures = figures
         self._phase = _Phase.IDLE
         #: Beyond the limit: it serves only probes.
         self._is_spare = False
@@ -128,7 +130,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self._connections.add(self, self.loop):
             self._is_spare = True
             self._connections.refused("busy", "too many connections")
-            self.app = _probes_only(self.app)
+            self.app = _probes_only(self.app, self._figures)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
@@ -356,6 +358,7 @@ class BoundedProtocol(HttpToolsProtocol):
         path = getattr(self, "url", b"").partition(b"?")[0]
         scope = {"scheme": self.scheme, "server": self.server, "headers": self.headers or ()}
         answer = response({**scope, "path": path.decode("latin-1"), "raw_path": path}, problem)
+        _count(self._figures, {}, problem)
         headers = [*self.server_state.default_headers, *answer.raw_headers, (b"connection", b"close")]
         lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
         self.transport.write(STATUS_LINE[answer.status_code] + lines + b"\r\n" + bytes(answer.body))
@@ -372,7 +375,13 @@ def _reason(error: Exception) -> str:
     return str(error) if type(error) is not httptools.HttpParserCallbackError else "the address can't be read"
 
 
-def _probes_only(app: Any) -> Callable[[Scope, Receive, Send], Any]:
+def _count(figures: HttpFigures, scope: Scope, problem: Problem) -> None:
+    """Count an answer that the app does not see."""
+    figures.refused(problem.kind)
+    figures.answered(scope, problem.status_code)
+
+
+def _probes_only(app: Any, figures: HttpFigures) -> Callable[[Scope, Receive, Send], Any]:
     """Return the app of a connection beyond the limit."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -380,6 +389,7 @@ def _probes_only(app: Any) -> Callable[[Scope, Receive, Send], Any]:
             await app(scope, receive, send)
         else:
             problem = Problem("busy", "too many connections", headers={"Connection": "close"})
+            _count(figures, scope, problem)
             await response(scope, problem)(scope, receive, send)
 
     return answer

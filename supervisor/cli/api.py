@@ -64,8 +64,9 @@ def serve(loaded: Loaded) -> int:
     bind = loaded.settings.api.bind
     listening, report_ready = inherited_sockets() or (listen(bind), None)
     log = service_logger(loaded.settings, "api")
-    protocol = module_of("http_protocol").protocol(log)  # before the project's modules, as above
-    app = application().create_app(loaded)
+    figures = module_of("http_figures").HttpFigures()  # before the project's modules, as above
+    protocol = module_of("http_protocol").protocol(log, figures)
+    app = application().create_app(loaded, figures)
     configuration = uvicorn.Config(
         app,
         loop="uvloop",

@@ -14,6 +14,7 @@ from uvicorn.server import ServerState
 
 from api import connection_limits, connections
 from api.connection_limits import LIMITS
+from api.http_figures import HttpFigures
 from api.http_protocol import protocol
 
 GET = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -37,6 +38,7 @@ class Site:
 
     def __init__(self) -> None:
         self.log = Log()
+        self.figures = HttpFigures()
         self.state = ServerState()
         self.go = asyncio.Event()
         self.go.set()
@@ -93,7 +95,8 @@ async def _rest(reader: asyncio.StreamReader) -> bytes:
 @asynccontextmanager
 async def _site() -> AsyncIterator[Site]:
     site = Site()
-    config = uvicorn.Config(site.app, interface="asgi3", http=protocol(site.log), log_config=None)  # type: ignore[arg-type]
+    http: Any = protocol(site.log, site.figures)
+    config = uvicorn.Config(site.app, interface="asgi3", http=http, log_config=None)  # type: ignore[arg-type]
     config.load()
     make: Any = config.http_protocol_class
     loop = asyncio.get_running_loop()
@@ -163,6 +166,8 @@ def test_what_is_too_much_is_refused(on_site: Any, sent: bytes, status: int, kin
         assert b"application/problem+json" in answer and f"/problems/{kind}".encode() in answer
         assert kinds(site) == [kind]
         assert site.running == 0
+        assert site.figures.refusals == {kind: 1}
+        assert site.figures.requests == {("other", "none", status): 1}
 
     on_site(test)
 
@@ -336,6 +341,7 @@ def test_while_all_are_busy_only_probes_are_answered(on_site: Any) -> None:
         await until(lambda: site.running == 2)
         refused = await site.ask(b"GET /x HTTP/1.1\r\n\r\n")
         assert refused.startswith(b"HTTP/1.1 503") and b"too many connections" in refused
+        assert site.figures.refusals == {"busy": 1} and site.figures.requests == {("GET", "none", 503): 1}
         probe = asyncio.create_task(site.ask(GET))
         await until(lambda: site.running == 3)
         site.go.set()
