@@ -105,20 +105,20 @@ class Service:
         pulse, side, memory = await asyncio.gather(
             self.pulse.get(FIRST_LIMIT_S), self.redis_side.get(FIRST_LIMIT_S), self._memory.get(FIRST_LIMIT_S)
         )
-        told: dict[str, Any] = {"state": "down", "pid": None, "uptime_s": None, "workers": []}
+        pool: dict[str, Any] = {"state": "down", "pid": None, "uptime_s": None, "workers": []}
         if pulse is None:
-            told["state"] = "starting"  # nothing was found out yet
+            pool["state"] = "starting"  # nothing was found out yet
         if pulse is not None and pulse.pool is not None:
-            told = pulse.pool
+            pool = pulse.pool
         elif pulse is not None and pulse.arbiter.error:
-            told["reason"] = pulse.arbiter.error
+            pool["reason"] = pulse.arbiter.error
         side = side or RedisSide({"url": None, "version": None, "durability": None})
         # A Redis that is full or read-only still shows everything; slowness of our own says nothing of it.
         if pulse is not None and pulse.redis.error and not (pulse.redis.refuses or pulse.redis.unknown):
             side = RedisSide({**side.server, "error": pulse.redis.error})
         memory = memory or {}
-        workers = [{**worker, **memory.get(worker["pid"], NO_MEMORY)} for worker in told.get("workers", [])]
-        return document(told, side, workers)
+        workers = [{**worker, **memory.get(worker["pid"], NO_MEMORY)} for worker in pool.get("workers", [])]
+        return document(pool, side, workers)
 
     @property
     def confirming(self) -> Publisher:

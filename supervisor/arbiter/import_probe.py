@@ -78,23 +78,23 @@ def probe(loaded: Loaded) -> Probe:
     )
 
 
-def _outline(told: dict[str, Any]) -> HandlerSpec:
+def _outline(description: dict[str, Any]) -> HandlerSpec:
     """Return what is known of a handler without its code."""
-    options = Options(**told["options"])
-    lifespans = tuple(Lifespan(name, where, _not_here) for name, where in told["lifespans"])
+    options = Options(**description["options"])
+    lifespans = tuple(Lifespan(name, where, _not_here) for name, where in description["lifespans"])
     known = {"middleware": (), "options": options, "lifespans": lifespans, "function": _not_here, "decode": _not_here}
-    return HandlerSpec(**{**told, **known})
+    return HandlerSpec(**{**description, **known})
 
 
 def _not_here(*_: object) -> Any:
     raise HandlerError("the handlers are imported in the workers only")
 
 
-def _told(spec: HandlerSpec) -> dict[str, Any]:
-    told = {field.name: getattr(spec, field.name) for field in fields(spec)}
+def _described(spec: HandlerSpec) -> dict[str, Any]:
+    description = {field.name: getattr(spec, field.name) for field in fields(spec)}
     lifespans = [(lifespan.name, lifespan.where) for lifespan in spec.lifespans]
-    told["middleware"] = ()
-    return {**told, "options": asdict(spec.options), "lifespans": lifespans, "function": None, "decode": None}
+    description["middleware"] = ()
+    return {**description, "options": asdict(spec.options), "lifespans": lifespans, "function": None, "decode": None}
 
 
 def _run(loaded: Loaded, out_fd: int) -> NoReturn:
@@ -110,7 +110,7 @@ def _run(loaded: Loaded, out_fd: int) -> NoReturn:
         with trace:
             specs = load_handlers(loaded.settings, loaded.root, loaded.origins)
         report = {
-            "specs": [_told(spec) for spec in specs],
+            "specs": [_described(spec) for spec in specs],
             "causes": [asdict(cause) for cause in trace.causes()],
             "import_s": round(time.perf_counter() - began_s, 3),
             "memory_mb": max(0, _memory_kb() - before_kb) // 1024,

@@ -25,7 +25,7 @@ class LifespanWaits:
     log: Any
     limits: Limits
     #: (slot, incarnation, phase) that was logged.
-    _told: set[tuple[int, int, str]] = field(default_factory=set)
+    _logged: set[tuple[int, int, str]] = field(default_factory=set)
 
     def look(self) -> None:
         """Log each wait once, those of several workers together."""
@@ -39,11 +39,11 @@ class LifespanWaits:
             wait = slot.number, slot.incarnation, phase
             current.add(wait)
             since_s = (time.monotonic_ns() - fields.get(SlotField.STATE_SINCE_NS)) / NS
-            if since_s >= PATIENCE_S and wait not in self._told:
+            if since_s >= PATIENCE_S and wait not in self._logged:
                 waiting.setdefault(phase, []).append(wait)
-        self._told &= current
+        self._logged &= current
         for phase, waits in waiting.items():
-            self._told.update(waits)
+            self._logged.update(waits)
             names = dict.fromkeys(lifespan.name for spec in self.specs for lifespan in spec.lifespans)
             limit_s = self.limits.boot_s if phase == "start" else self.limits.drain_s
             slots = [number for number, _, _ in waits]

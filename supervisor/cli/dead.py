@@ -109,8 +109,8 @@ def show(loaded: Loaded, stream: str, group: str, id_: str, as_json: bool) -> in
         f"  {printable(field, keep=KEPT)} = {printable(text, keep=KEPT)}" for field, text in letter.fields.items()
     )
     click.echo("\n".join(["fields", *fields]))
-    if told := letter.traceback or letter.stack:
-        click.echo(f"\n{printable(told.rstrip(), keep=KEPT)}")
+    if where := letter.traceback or letter.stack:
+        click.echo(f"\n{printable(where.rstrip(), keep=KEPT)}")
     return EXIT_OK
 
 

@@ -50,8 +50,8 @@ async def handled_pairs(loaded: Loaded) -> list[tuple[str, str]]:
     from supervisor.status import configured_pairs
 
     try:
-        told = request(pool_paths(loaded.settings), "status")
-        return [(stream, group) for stream, group in told["consumers"]]
+        status = request(pool_paths(loaded.settings), "status")
+        return [(stream, group) for stream, group in status["consumers"]]
     except (SupervisorError, KeyError):
         return configured_pairs(loaded.settings, loaded.root)
 

@@ -43,8 +43,8 @@ def running_pools() -> list[RunningPool]:
     for state_dir in list(dict.fromkeys(_state_dirs()))[:POOLS_MAX]:
         paths = paths_in(state_dir)
         with contextlib.suppress(SupervisorError):
-            told = request(paths, "status", patience_s=PATIENCE_S)
-            found.append(RunningPool(told["pid"], told.get("config"), paths))
+            status = request(paths, "status", patience_s=PATIENCE_S)
+            found.append(RunningPool(status["pid"], status.get("config"), paths))
     return sorted(found, key=lambda pool: pool.pid)
 
 

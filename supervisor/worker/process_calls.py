@@ -175,7 +175,7 @@ class ProcessCalls:
     async def run(self, _: Callable[[Any], Any], argument: Any, began: Callable[[float], None]) -> Any:
         """Call the handler with a message or a batch in the first free process, and return what it returns."""
         messages: list[Message] = [argument] if isinstance(argument, Message) else argument
-        told = [(message.id, list(message.flat), message.failures) for message in messages]
+        sent = [(message.id, list(message.flat), message.failures) for message in messages]
         call = object()
 
         def note(now_s: float) -> None:
@@ -183,7 +183,7 @@ class ProcessCalls:
             began(now_s)
 
         try:
-            reply = await self._pool.call(pickle.dumps((self._stream, self._group, told)), note, self._max_tasks)
+            reply = await self._pool.call(pickle.dumps((self._stream, self._group, sent)), note, self._max_tasks)
         finally:
             self._began.pop(call, None)
         result, error, text = pickle.loads(reply)

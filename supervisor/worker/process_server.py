@@ -125,10 +125,10 @@ def _exactly(file: Any, size: int) -> bytes | None:
     return data
 
 
-def _answer(spec: HandlerSpec, told: list[tuple[str, list[bytes], int]]) -> tuple[Any, BaseException | None]:
+def _answer(spec: HandlerSpec, sent: list[tuple[str, list[bytes], int]]) -> tuple[Any, BaseException | None]:
     """Run the handler; return what it returned, and what it or the decoding raised."""
     messages, arguments, failed = [], [], {}
-    for message_id, flat, failures in told:
+    for message_id, flat, failures in sent:
         message = Message(message_id, spec.stream, spec.group, deliveries=failures + 1)
         message.flat = flat
         try:
@@ -161,6 +161,6 @@ def _encoded(answer: tuple[Any, BaseException | None]) -> bytes:
         data = pickle.dumps((result, error, text))
         pickle.loads(data)  # an exception may fail only there
     except Exception as refused:
-        told = error if error is not None else TypeError(f"the handler's result can't be sent to its worker: {refused}")
-        data = pickle.dumps((None, RuntimeError(f"{type(told).__name__}: {told}"), text))
+        why = error if error is not None else TypeError(f"the handler's result can't be sent to its worker: {refused}")
+        data = pickle.dumps((None, RuntimeError(f"{type(why).__name__}: {why}"), text))
     return data
