@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from supervisor.broker.scripts import REPLAY
 from supervisor.keys import dead_key, replay_key
 from tests.cli.run import COMMAND, environment, lines_of, run, run_on_terminal
 from tests.support.letters import add_dead_letter
@@ -39,7 +40,7 @@ def test_what_is_not_known_of_an_interrupted_replay_is_told_and_done_again(tmp_p
             pipe.xadd(KEY, {"id": f"{n + 1}-0", "field:n": n})
         pipe.execute()
         # What is sent is mostly the script, once a letter: this is in the midst of the second page.
-        proxy.set(reset_after=100_000, reset_in=REQUEST)
+        proxy.set(reset_after=60 * len(REPLAY.text), reset_in=REQUEST)
         cut = run("dead", "replay", *GROUP, "--yes", cwd=tmp_path, redis_url=proxy.url)
         assert proxy.did["reset in the middle"] == 1 and 10 < count - redis.xlen(KEY) < count
         assert cut.returncode == 3 and "10 replayed" in cut.stderr

@@ -75,10 +75,10 @@ def test_59_python311_signal_leak(start_pool: StartPool, redis_server: Any, boun
     assert pool.pids()[5] == before[5], "SIGTTOU is ignored"
     # Repeat the most common signal: SIGTERM to a loop that handles it.
     for count in range(1, ROUNDS + 1):
-        pids = {slot: pool.pids()[slot] for slot in (0, 1)}
-        for pid in (*pids.values(), pool.ask("status")["services"][0]["pid"]):
+        pids = [pool.pids()[0], pool.pids()[1], pool.ask("status")["services"][0]["pid"]]
+        for pid in pids:
             os.kill(pid, signal.SIGTERM)
-        eventually(lambda pids=pids: all(map(is_gone, pids.values())), 20)
+        eventually(lambda pids=pids: all(map(is_gone, pids)), 20)
         eventually(lambda count=count: [pool.worker(slot)["restarts"] for slot in (0, 1)] == [1 + count] * 2)
         pool.wait_ready()
     status = pool.ask("status")

@@ -12,7 +12,7 @@ from websockets.sync.client import connect
 
 from tests.cli.run import run
 from tests.http.service import HANDLERS, PROBLEM, Service, problem
-from tests.support.servers import RedisServer
+from tests.support.servers import RedisServer, free_port
 
 TOKEN = "s3cret"
 BODY_MAX = 2048
@@ -224,7 +224,7 @@ def project(folder: Path, router: str) -> None:
     if text:
         (folder / "web" / f"{router.partition(':')[0].partition('.')[2]}.py").write_text(text)
     (folder / "handlers.py").write_text(HANDLERS)
-    (folder / "config.toml").write_text(f'[api]\nrouters = ["{router}"]\n')
+    (folder / "config.toml").write_text(f'[api]\nrouters = ["{router}"]\nbind = "127.0.0.1:{free_port()}"\n')
 
 
 @pytest.mark.parametrize(
