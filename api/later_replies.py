@@ -91,7 +91,7 @@ class ScheduleState(BaseModel):
     missed: str
     fields: dict[str, Any]
     last: str | None
-    """Its last tick, or when it began."""
+    """Its last tick; null until its first one, also after a pause or a change."""
     next: list[str]
     """Its next ticks; empty while it is paused."""
     paused_since: str | None

@@ -61,6 +61,7 @@ async def overview(redis: Redis, schedules: Sequence[Schedule]) -> list[dict[str
     found = []
     for schedule in schedules:
         last: Any = await redis.hget(cron_key(schedule.stream), schedule.name)
+        last_ms = LastTick.parse(last.decode()).ms if last else None
         paused: Any = await redis.hget(cron_paused_key(schedule.stream), schedule.name)
         times = [_local(schedule, ms) for ms in islice(schedule.after(_now_ms()), SHOWN)]
         found.append(
@@ -72,12 +73,17 @@ async def overview(redis: Redis, schedules: Sequence[Schedule]) -> list[dict[str
                 "timezone": schedule.timezone,
                 "missed": schedule.missed,
                 "fields": dict(schedule.fields),
-                "last": _local(schedule, LastTick.parse(last.decode()).ms) if last else None,
+                "last": _local(schedule, last_ms) if last_ms is not None and _is_tick(schedule, last_ms) else None,
                 "next": [] if paused else times,
                 "paused_since": _local(schedule, int(paused)) if paused else None,
             }
         )
     return found
+
+
+def _is_tick(schedule: Schedule, ms: int) -> bool:
+    """Return whether this is a tick, and not the time at which the schedule began or was resumed."""
+    return next(schedule.until(ms), None) == ms
 
 
 def _local(schedule: Schedule, ms: int) -> str:

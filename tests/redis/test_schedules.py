@@ -68,6 +68,17 @@ async def test_a_paused_schedule_misses_nothing(redis: Any) -> None:
     assert len((await schedules.overview(redis, [schedule]))[0]["next"]) == schedules.SHOWN
 
 
+async def test_the_last_tick_is_shown_and_not_the_start(redis: Any) -> None:
+    clock, schedule = Clock(), minutely()
+    clock.ms += 500
+    keeper = Scheduler(redis, [schedule], Log(), clock)
+    await keeper.turn()
+    assert (await schedules.overview(redis, [schedule]))[0]["last"] is None
+    clock.ms += MINUTE_MS
+    await keeper.turn()
+    assert (await schedules.overview(redis, [schedule]))[0]["last"] == "2027-01-15T08:01:00+00:00"
+
+
 async def test_a_message_out_of_turn_changes_no_tick(redis: Any) -> None:
     entry = await schedules.run_now(redis, minutely())
     assert [one.decode() for one, _ in await redis.xrange(STREAM)] == [entry]
