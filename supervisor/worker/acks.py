@@ -2,8 +2,8 @@
 
 On one server, and for streams of the same slot in a cluster, the settler's script publishes and acks. A stream in
 another slot is published to first, under a key that names the message: the same message publishes it once, however
-often its handler runs. The messages are acked after that. So it is for a handler with turns, too, since its settler
-passes them on with the ack.
+often its handler runs. The messages are acked after that. A handler with turns publishes in the same way on one server,
+since its settler acks with a script of its own, which passes the turn on.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 2. A place may only be given behind those of earlier entries. Where another worker has read entries and not yet given
    them theirs (it is busy, or dead), this one reads them and does it.
 3. A script that settles a message hands back the next one of its key, which is run as a retry that is due at once.
-4. From time to time, rows are looked at whose turn is with a message that no longer exists: somebody has deleted it.
+4. From time to time, waiting rows are checked: a message that has the turn may have been deleted by another program.
 """
 
 from __future__ import annotations
