@@ -89,7 +89,9 @@ def examine(loaded: Loaded) -> LoadedHandlers:
             f"a socket is open before the workers are forked: {listed}. All workers would share it: connect in"
             " @worker_lifespan, which runs in each worker; what it yields is context().state in handlers"
         )
-    reason = "; ".join(f"{_by(cause)} {_does(cause)}" for cause in found.causes[:_CAUSES_SHOWN_MAX])
+    # A loop has several descriptors.
+    causes = dict.fromkeys(f"{_by(cause)} {_does(cause)}" for cause in found.causes)
+    reason = "; ".join(list(causes)[:_CAUSES_SHOWN_MAX])
     if preload is True and reason:
         threads = sum(cause.count for cause in found.causes)
         raise HandlerError(
