@@ -124,7 +124,7 @@ _CLOUD_EVENT = {
         "specversion": {"const": "1.0"},
         **_ATTRIBUTES,
         "time": _EVENT_TIME,
-        "data": {},
+        "data": {"propertyNames": {"minLength": 1}},
         "data_base64": {"type": ["string", "null"]},
     },
     "propertyNames": {"pattern": "^([a-z0-9]+|data_base64)$"},

@@ -11,21 +11,23 @@ The status code is the answer; `?verbose` prints the reasons.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from fastapi.responses import PlainTextResponse, Response
+from pydantic import WithJsonSchema
 
 from .schemas import NO_CACHE, problems, text_answer
 from .service import FIRST_LIMIT_S, Pulse, Service, ServiceDep
 from .snapshots import TOO_BUSY, Finding
 
 router = APIRouter()
-Verbose = Annotated[str | None, Query(description="Print a line with the reason for each part")]
-Exclude = Annotated[
-    Sequence[str],
-    Query(description="Parts that do not count: redis, workers, keeper, paused, reading; may be repeated"),
+#: It may have any value, or none, any number of times.
+Verbose = Annotated[
+    str | None, WithJsonSchema({}), Query(description="Print a line with the reason for each part, whatever its value")
 ]
+Part = Literal["redis", "workers", "keeper", "paused", "reading", "service"]
+Exclude = Annotated[Sequence[Part], Query(description="Parts that do not count; may be repeated")]
 _OK: dict[int | str, dict[str, Any]] = {200: text_answer("text/plain", "ok"), **problems()}
 _OK_OR_FAILED = {**_OK, 503: text_answer("text/plain", "failed", description="Not ready")}
 
@@ -117,7 +119,7 @@ async def livez(verbose: Verbose = None) -> Response:
     "/readyz",
     tags=["probes"],
     response_class=PlainTextResponse,
-    responses=_OK_OR_FAILED,
+    responses={**_OK_OR_FAILED, **problems("invalid")},
     summary="Can the service do its work?",
 )
 async def readyz(service: ServiceDep, verbose: Verbose = None, exclude: Exclude = ()) -> Response:

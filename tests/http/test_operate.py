@@ -63,7 +63,9 @@ def test_pause_resume_scale_and_restart(pool: Pool, web: httpx.Client) -> None:
     assert (paused.status_code, paused.json()) == (200, {"paused": True})
     assert paused.headers["cache-control"] == "no-store"
     eventually(lambda: "[-]paused failed: " in verbose(web))
-    assert web.get("/readyz?exclude=paused").status_code == 200
+    assert web.get("/readyz?exclude=paused&verbose=a&verbose=b").status_code == 200
+    told = problem(web.get("/readyz?exclude=redis&exclude=pausd"), 422, "invalid")
+    assert told["errors"][0]["parameter"] == "exclude.1" and "'paused'" in told["detail"]
     assert web.post("/v1/pool:resume").json() == {"paused": False}
     eventually(lambda: web.get("/readyz").status_code == 200)
     assert web.post("/v1/pool:scale", json={"workers": 0}).json() == {"workers": 0, "before": 2}

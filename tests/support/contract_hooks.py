@@ -22,7 +22,10 @@ def lines(context: Any, value: Any) -> bytes:
 
 @schemathesis.hook
 def before_call(context: Any, case: Any, kwargs: Any) -> None:
-    """Give each request a key of its own, since a key that comes again with another body is refused."""
+    """Give each request a key of its own, since a key that comes again with another body is refused.
+
+    The id of a CloudEvent is such a key, too.
+    """
     for name in [name for name in case.headers or () if name.lower() == "idempotency-key"]:
         if str(case.headers[name]).isprintable() and str(case.headers[name]).strip('" '):
             case.headers[name] = str(uuid.uuid4())
@@ -31,5 +34,8 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
         query.pop(name, None)
     if "after_s" in query:  # a description can't say that two parameters exclude each other
         query.pop("at", None)
+    for event in case.body if isinstance(case.body, list) else [case.body]:
+        if isinstance(event, dict) and "specversion" in event and isinstance(event.get("id"), str) and event["id"]:
+            event["id"] += f" {uuid.uuid4()}"
     if isinstance(case.body, dict) and isinstance(email := case.body.get("email"), str):
         case.body["email"] = _RESERVED.sub(".net", email)
