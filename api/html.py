@@ -12,7 +12,7 @@ h3, h4 { margin: 1rem 0 .25rem; font-size: 1rem }
 details { margin: .3rem 0 } summary { cursor: pointer }
 code, pre { font: .875rem/1.5 ui-monospace, monospace }
 pre { background: #8881; padding: .5rem .75rem; overflow-x: auto }
-b.method { display: inline-block; width: 4rem }
+b.method { display: inline-block; min-width: 4rem; margin-right: .25rem; white-space: nowrap }
 table { border-collapse: collapse } td { padding: .1rem 1rem .1rem 0; vertical-align: top }
 @media (max-width: 40rem) {
   td { display: block; padding: 0 } td:first-child { margin-top: .5rem } td:not(:first-child) { padding-left: 1rem }

@@ -13,7 +13,9 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 class HttpFigures:
     """The counters of one process."""
 
-    def __init__(self) -> None:
+    def __init__(self, process: str = "") -> None:
+        """`process` tells apart the processes of one address, each of which answers with its own counts."""
+        self.labels = {"process": process} if process else {}
         #: (method, route, status) -> answers.
         self.requests: Counter[tuple[str, str, int]] = Counter()
         #: Kind of problem -> answers.

@@ -175,7 +175,7 @@ def _of_http(http: HttpFigures, tails: int) -> list[str]:
             "counter",
             "Answers of the HTTP service.",
             [
-                ({"method": method, "route": route, "status": status}, count)
+                ({"method": method, "route": route, "status": status, **http.labels}, count)
                 for (method, route, status), count in sorted(http.requests.items())
             ],
         ),
@@ -183,9 +183,9 @@ def _of_http(http: HttpFigures, tails: int) -> list[str]:
             "supervisor_http_refusals_total",
             "counter",
             "Answers with a problem, by its kind.",
-            [({"kind": kind}, count) for kind, count in sorted(http.refusals.items())],
+            [({"kind": kind, **http.labels}, count) for kind, count in sorted(http.refusals.items())],
         ),
-        *_family("supervisor_http_tails", "gauge", "Clients that follow a stream now.", [({}, tails)]),
+        *_family("supervisor_http_tails", "gauge", "Clients that follow a stream now.", [(http.labels, tails)]),
     ]
 
 

@@ -166,12 +166,15 @@ class PortInUseError(ConfigError):
     """Another process listens on that address."""
 
 
-def inherited_sockets() -> tuple[list[socket.socket], Callable[[], object]] | None:
-    """Return the sockets that the arbiter passed to this process, if any, and what reports that they are served."""
+def inherited_sockets() -> tuple[list[socket.socket], Callable[[], object], int] | None:
+    """Return what the arbiter passed to this process, if anything: sockets, and the number of the process.
+
+    Between them is what reports that the sockets are served.
+    """
     text = os.environ.pop(HTTP_FDS_VARIABLE, None)
     if text is None:
         return None
     *fds, ready_fd, process = map(int, text.split(","))
     for one in (*fds, ready_fd):
         os.set_inheritable(one, False)
-    return [socket.socket(fileno=fd) for fd in fds], partial(os.pwrite, ready_fd, READY, process)
+    return [socket.socket(fileno=fd) for fd in fds], partial(os.pwrite, ready_fd, READY, process), process

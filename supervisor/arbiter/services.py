@@ -45,6 +45,8 @@ class ServiceGroup(ChildGroup):
         self._shared = shared
         self._spawns: dict[int, Callable[[], int]] = {}
         self._ready_checks: dict[int, Callable[[], bool]] = {}
+        #: Slot -> (pid of the child that a restart replaces, its time to finish).
+        self._to_replace: dict[int, tuple[int, float]] = {}
 
     def add(self, number: int, spawner: Spawner, slot: Slot | None = None) -> None:
         """Run the service of this slot from the next check on; `slot` continues one of an earlier image."""
@@ -103,13 +105,29 @@ class ServiceGroup(ChildGroup):
         """Return whether the service could not start with this configuration, and has never run."""
         return any(slot.state is State.FAILED and slot.incarnation == 1 for slot in self.all_of(name))
 
+    def check(self) -> None:
+        """Look at every slot, and continue a restart."""
+        super().check()
+        if not self._checking:
+            self._replace_next()
+
     def restart(self, name: str, drain_s: float) -> None:
-        """Replace the service's children, or start those that could not start last time."""
+        """Replace the service's children one after the other, or start those that could not start last time."""
         for slot in self.all_of(name):
             if slot.living:
-                self.drain(slot.number, time.monotonic() + drain_s)
+                self._to_replace[slot.number] = slot.pid, drain_s
             else:
                 self.start_now(slot.number)
+        self._replace_next()
+
+    def _replace_next(self) -> None:
+        """Drain the next child that a restart replaces, if all other processes of its service serve."""
+        for number, (pid, drain_s) in list(self._to_replace.items()):
+            slot = self.slots.get(number)
+            if slot is None or not slot.living or slot.pid != pid:
+                del self._to_replace[number]
+            elif all(other.state is State.READY for other in self.all_of(kind_of(number)) if other is not slot):
+                self.drain(number, time.monotonic() + drain_s)
 
     def stop_service(self, name: str, until_s: float, *, keep: int = 0) -> None:
         """Stop this service, but for its first `keep` processes; its children must have exited by `until_s`."""

@@ -62,9 +62,11 @@ def serve(loaded: Loaded) -> int:
 
     check_bind(loaded.settings)
     bind = loaded.settings.api.bind
-    listening, report_ready = inherited_sockets() or (listen(bind), None)
+    listening, report_ready, process = inherited_sockets() or (listen(bind), None, 0)
     log = service_logger(loaded.settings, "api")
-    figures = module_of("http_figures").HttpFigures()  # before the project's modules, as above
+    is_one_of_many = report_ready is not None and loaded.settings.api.processes > 1
+    # Before the project's modules, as above.
+    figures = module_of("http_figures").HttpFigures(str(process + 1) if is_one_of_many else "")
     protocol = module_of("http_protocol").protocol(log, figures)
     app = application().create_app(loaded, figures)
     configuration = uvicorn.Config(

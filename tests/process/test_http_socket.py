@@ -183,6 +183,19 @@ def browser(pool: Pool) -> httpx.Client:
     return httpx.Client(base_url=pool.base_url, timeout=30, trust_env=False, verify=False)
 
 
+def test_processes_share_the_socket_and_are_replaced_in_turn(start_pool: StartPool, redis_url: str) -> None:
+    pool = start_pool(HANDLERS, redis_url=redis_url, api=True, workers=1, config="[api]\nprocesses = 2")
+    before = serving(pool)
+    assert holders(pool.port) == {pool.pid, *before.values()}
+    assert pool.command("restart", "--wait", limit_s=60).returncode == 0
+    after = serving(pool)
+    assert after.keys() == before.keys() == {"api", "api 2"} and not set(after.values()) & set(before.values())
+    [ready] = [line for line in pool.events("service ready") if line["pid"] == after["api"]]
+    [left] = [line for line in pool.events("service exited") if line["pid"] == before["api 2"]]
+    assert ready["timestamp"] < left["timestamp"], "one of them serves at any time"
+
+
+@pytest.mark.long
 def test_processes_share_the_socket_and_restart_alone(start_pool: StartPool, redis_url: str) -> None:
     pool = start_pool(HANDLERS, redis_url=redis_url, api=True, workers=1, config="[api]\nprocesses = 2")
     before = serving(pool)

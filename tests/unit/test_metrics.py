@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from api.http_figures import HttpFigures
-from api.metrics import render
+from api.metrics import _of_http, render
 from supervisor.arbiter.pool_figures import document
 from supervisor.shared_figures import FigureField
 from supervisor.shared_state import SharedState, SlotField
@@ -98,6 +98,18 @@ def test_names_follow_the_rules_of_promtool() -> None:
             assert ("le" in labels) == series.endswith("_bucket"), series
             assert all(re.fullmatch(r"[a-z_]+", label) and not label.startswith("__") for label in labels)
             assert not {"pid", "id"} & set(labels), "there would be no end of series"
+
+
+def test_each_of_many_http_processes_has_series_of_its_own() -> None:
+    http = HttpFigures("2")
+    http.answered({"method": "GET"}, 404)
+    http.refused("not-found")
+    lines = [line for line in _of_http(http, 3) if not line.startswith("#")]
+    assert lines == [
+        'supervisor_http_requests_total{method="GET",route="none",status="404",process="2"} 1',
+        'supervisor_http_refusals_total{kind="not-found",process="2"} 1',
+        'supervisor_http_tails{process="2"} 3',
+    ]
 
 
 def test_no_series_occurs_twice() -> None:
