@@ -2,11 +2,14 @@
 
 import json
 from datetime import UTC, datetime, timedelta, timezone
+from math import inf
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from supervisor.broker.later_set import Waiting
+from supervisor.cli.later import _row
 from supervisor.core.encode import encode_fields
 from supervisor.core.later import When, moment, parse_member, to_member, when_of
 from supervisor.errors import UsageError
@@ -103,3 +106,8 @@ def test_when_a_message_is_due() -> None:
 def test_a_time_that_is_refused(after_s: float | None, at: datetime | None, why: str) -> None:
     with pytest.raises(UsageError, match=why):
         when_of(after_s, at)
+
+
+def test_the_list_shows_a_message_before_its_trace() -> None:
+    member = b'{"id": "1", "fields": {"traceparent": "00-1-2-03", "kind": "weekly"}}'
+    assert _row(Waiting("reports", inf, member, parse_member(member)))[-1] == "kind=weekly traceparent=00-1-2-03"
