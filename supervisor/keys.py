@@ -109,6 +109,11 @@ def due_key(stream: str, group: str) -> str:
     return f"{_stream_key(stream)}:{group}:due"
 
 
+def interval_key(stream: str, group: str) -> str:
+    """The interval of the rate by which the times of those messages were reserved, us (`change_rate.lua`)."""
+    return f"{_stream_key(stream)}:{group}:interval"
+
+
 def released_key(stream: str, group: str) -> str:
     """A set: rows in which a turn has become free while no worker was there to pass it on."""
     return f"{_stream_key(stream)}:{group}:released"

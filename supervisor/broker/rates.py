@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from supervisor.broker.scripts import RESERVE_RATE, TAKE_DUE
+from supervisor.broker.scripts import CHANGE_RATE, RESERVE_RATE, TAKE_DUE
 from supervisor.broker.turns import Taken
-from supervisor.keys import due_key, rate_key, replay_key, retries_key
+from supervisor.keys import due_key, interval_key, rate_key, replay_key, retries_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from supervisor.broker.command_connection import Argument, CommandConnection
     from supervisor.core.rate import Rate
+
+
+#: Keys of the server that are looked at with one command when the rate was changed.
+_SCAN_COUNT = 2_000
 
 
 class Request(NamedTuple):
@@ -46,6 +51,24 @@ class Rates:
         self._keys = (stream, copies, due_key(stream, group))
         self._retries = (retries_key(stream, group), retries_key(copies, group))
         self._prefix = rate_key(stream, group).encode()
+        self._interval = interval_key(stream, group)
+
+    async def begin(self) -> None:
+        """Have what waits start by this rate, where it was reserved by another one."""
+        keys = (self._keys[2], self._interval)
+        interval_us = repr(self._rate.interval_us)
+        now_ms, old = await self._commands.script(CHANGE_RATE, keys, interval_us)
+        if not old:
+            return
+        escaped = re.sub(rb"([*?\[\]^\\-])", rb"\\\1", self._prefix)
+        cursor: Any = b"0"
+        while True:
+            cursor, found = await self._commands.call("SCAN", cursor, "MATCH", escaped + b"*", "COUNT", _SCAN_COUNT)
+            rates = [key for key in found if key == self._prefix or key.startswith(self._prefix + b":")]
+            if rates:
+                await self._commands.script(CHANGE_RATE, (*keys, *rates), interval_us, now_ms, old)
+            if cursor == b"0":
+                return
 
     async def reserve(
         self, requests: Sequence[Request], *, replays: bool, at_once: bool = False

@@ -64,6 +64,7 @@ TURNS_CHECK = _script("turns_check", WAITS=TURNS_CONSUMER)
 # Rates.
 RESERVE_RATE = _script("reserve_rate", WAITS=RATES_CONSUMER)
 TAKE_DUE = _script("take_due")
+CHANGE_RATE = _script("change_rate")
 
 # Housekeeping.
 NOW = _script("now")

@@ -111,12 +111,15 @@ class LimitedConsumer(Consumer):
         readable = await super()._make_groups()
         if self._turns is not None:
             await self._turns.begin()
+        if self._rates is not None:
+            await self._rates.begin()
         return readable
 
     async def _scan(self) -> Adopted:
         adopted = await super()._scan()
         if self._rates is not None:  # it may have taken some of them over since, when they were due
             adopted.leave_out(message.entry for message in self._left())
+            self._control.notify()  # what is due may be taken over from now on
         return adopted
 
     async def _nothing_left(self) -> bool:

@@ -55,6 +55,10 @@ class RateGate:
         """Whether so many messages wait that nothing more is read."""
         return self.waiting >= WAITING_MAX
 
+    async def begin(self) -> None:
+        """Apply this rate to what waits. Raises redis-py's errors and OSError."""
+        await self._rates.begin()
+
     async def reserve(
         self, messages: Sequence[Message], *, at_once: bool = False
     ) -> tuple[list[Message], list[Message]]:

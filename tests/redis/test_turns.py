@@ -246,6 +246,34 @@ async def test_a_rate_holds_on_all_workers_and_one_key_at_its_limit_holds_up_no_
     assert took_s > 27 / 20  # 2 are the burst
 
 
+@pytest.mark.parametrize("rate_key", ["", "tenant"])
+async def test_what_waits_starts_by_the_rate_that_was_changed(redis: Any, redis_url: str, rate_key: str) -> None:
+    started: list[str] = []
+
+    def at(rate: str) -> Worker:
+        @handler(STREAM, group=GROUP, rate=rate, rate_key=rate_key)
+        async def call(message: Message) -> None:
+            started.append(message.fields["n"])
+
+        return Worker(redis_url, [call], SharedState())
+
+    async def is_reserved() -> bool:
+        (info,) = await groups(redis, [(STREAM, GROUP)])
+        return info.waiting_rate >= 29
+
+    for n in range(30):
+        await redis.xadd(STREAM, {"tenant": "a*", "n": n})
+    first = at("10/h")
+    await eventually_async(is_reserved)
+    await first.stop()
+    second = at("100/s")
+    await eventually_async(lambda: len(started) == 30, 8)  # no message that arrives has to wake the worker
+    await redis.xadd(STREAM, {"tenant": "a*", "n": 30})
+    await eventually_async(lambda: len(started) == 31)
+    await second.stop()
+    assert started == [str(n) for n in range(31)]
+
+
 async def test_a_rate_counts_retries_and_survives_workers(redis: Any, redis_url: str) -> None:
     started: list[tuple[str, int]] = []
 
