@@ -63,7 +63,7 @@ TURNS_CHECK = _script("turns_check", WAITS=TURNS_CONSUMER)
 
 # Rates.
 RESERVE_RATE = _script("reserve_rate", WAITS=RATES_CONSUMER)
-TAKE_DUE = _script("take_due")
+TAKE_DUE = _script("take_due", WAITS=RATES_CONSUMER)
 CHANGE_RATE = _script("change_rate")
 
 # Housekeeping.

@@ -274,6 +274,26 @@ async def test_what_waits_starts_by_the_rate_that_was_changed(redis: Any, redis_
     assert started == [str(n) for n in range(31)]
 
 
+async def test_a_worker_with_a_rate_takes_no_message_that_another_one_has_got(redis: Any, redis_url: str) -> None:
+    ran: list[str] = []
+
+    @handler(STREAM, group=GROUP, rate="1/s")
+    async def call(message: Message) -> None:
+        ran.append(message.fields["n"])
+
+    async def is_waiting() -> bool:
+        (info,) = await groups(redis, [(STREAM, GROUP)])
+        return info.waiting_rate == 2
+
+    ids = [await redis.xadd(STREAM, {"n": n}) for n in range(3)]
+    worker = Worker(redis_url, [call], SharedState())
+    await eventually_async(is_waiting)
+    await redis.xclaim(STREAM, GROUP, "host:9", 0, [ids[1]])  # as a keeper does after the option was removed
+    await eventually_async(lambda: ran[1:])
+    await worker.stop()
+    assert ran == ["0", "2"]
+
+
 async def test_a_rate_counts_retries_and_survives_workers(redis: Any, redis_url: str) -> None:
     started: list[tuple[str, int]] = []
 

@@ -8,7 +8,11 @@ local taken = {}
 for _, name in ipairs(due) do
   local copy = string.match(name, '@(.+)$')
   local at, entry = copy and 2 or 1, copy or name
-  local claimed = redis.pcall('XCLAIM', KEYS[at], ARGV[1], ARGV[2], 0, entry, 'JUSTID')
+  -- A message that WAITS no longer holds was given to a worker, which may be running it.
+  local claimed = redis.pcall('XPENDING', KEYS[at], ARGV[1], entry, entry, 1, WAITS)
+  if not claimed.err and #claimed > 0 then
+    claimed = redis.pcall('XCLAIM', KEYS[at], ARGV[1], ARGV[2], 0, entry, 'JUSTID')
+  end
   if claimed.err and not string.find(claimed.err, 'NOGROUP', 1, true) then
     return claimed
   end
