@@ -13,6 +13,7 @@ from http import HTTPStatus
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.utils import ClientDisconnected
 
 from supervisor.log import Limiter
 from supervisor.settings.model import Settings
@@ -135,11 +136,12 @@ def _routed(scope: Scope) -> Scope:
 
 async def _websocket(app: ASGIApp, refusal: Problem | None, scope: Scope, receive: Receive, send: Send) -> None:
     """Hand a WebSocket to the app. One that is refused before it is accepted is answered with a problem and 403."""
-    accepted = False
+    accepted = refused = False
 
     async def explained(message: Message) -> None:
-        nonlocal accepted
+        nonlocal accepted, refused
         if message["type"] == "websocket.close" and not accepted:
+            refused = True
             await response(scope, Problem("websocket-refused"))(scope, receive, send)
             return
         accepted = True
@@ -149,8 +151,12 @@ async def _websocket(app: ASGIApp, refusal: Problem | None, scope: Scope, receiv
         await app(scope, receive, explained)
     else:
         await receive()
+        refused = True
         refusal.status_code = HTTPStatus.FORBIDDEN
         await response(scope, refusal)(scope, receive, send)
+    if refused:
+        # uvicorn would log an error for each one, since it takes only an accepted WebSocket for complete.
+        raise ClientDisconnected
 
 
 def _is_open(path: str) -> bool:

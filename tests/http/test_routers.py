@@ -157,6 +157,8 @@ def test_a_websocket_without_a_route_is_refused_with_a_problem(shop: Service) ->
     with pytest.raises(InvalidStatus) as refused:
         connect(shop.base_url.replace("http", "ws") + "/nothing", proxy=None)
     assert json.loads(refused.value.response.body)["code"] == "websocket-refused"
+    assert shop.http.get("/livez").status_code == 200
+    assert "handshake" not in shop.log, "anybody could fill the log"
 
 
 def test_the_page_of_all_routes_and_the_description_show_them(shop: Service, store: redis_py.Redis) -> None:
