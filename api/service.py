@@ -194,7 +194,10 @@ class Service:
 
     async def _look_at_redis(self, before: RedisSide | None) -> RedisSide:
         pulse = await self.pulse.get(FIRST_LIMIT_S)
-        pairs = pairs_of((pulse and pulse.pool) or {}, self.settings, self.loaded.root)
+        answer = (pulse and pulse.pool) or {}
+        # An arbiter that does not answer now (it loads new code) has written down its groups: this process imports
+        # handlers only where no pool ever ran.
+        pairs = pairs_of(answer, self.settings, None) or pairs_of(answer, self.settings, self.loaded.root)
         side = await look_at_redis(self._patient, self.url, pairs)
         # The pulse says whether Redis can be used; while Redis is silent, the last figures stay.
         return before if "error" in side.server and before is not None else side
