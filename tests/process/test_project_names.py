@@ -38,7 +38,7 @@ def litter(folder: Path, names: Sequence[str]) -> None:
 @pytest.mark.parametrize(
     ("program", "names"),
     [
-        pytest.param(COMMAND, ["supervisor", *NAMES], id="command"),
+        pytest.param(COMMAND, ["supervisor", *NAMES], id="command", marks=pytest.mark.long),
         pytest.param(MODULE, NAMES, id="-m", marks=pytest.mark.long),
     ],
 )
