@@ -52,6 +52,8 @@ class Ghost:
     hangs: bool = False
     #: The workers whose handler has returned.
     done: list[Worker] = field(default_factory=list)
+    #: Done before its group was destroyed: a late ack of that may settle its second delivery.
+    was_done: bool = False
     #: How many attempts failed, and of how many Redis is known to keep the number, and until when it waits.
     failed: int = 0
     kept: int = 0
@@ -280,7 +282,7 @@ class Ghosts:
                 continue
             letters = self.letters(ghost)
             pending, unread = ghost.id in held.pending, ghost.id > held.last
-            if not (pending or unread or ghost.done or letters or ghost.deleted or ghost.dropped):
+            if not (pending or unread or ghost.done or ghost.was_done or letters or ghost.deleted or ghost.dropped):
                 raise BrokenRuleError(f"{ghost.place!r} is lost: neither pending, nor done, nor dead")
             self._forbid(len(letters) > ghost.letters_max, f"{ghost.place!r} has {len(letters)} letters")
             too_often = any(deliveries > self._world.options.max_deliveries for _, deliveries in letters)

@@ -255,6 +255,7 @@ class Moves(World):
                     old.key, place, old.poison, runners=old.runners, torn=True, deleted=old.deleted, hangs=old.hangs
                 )
                 new.forgiven, new.undecodable = 99, old.undecodable
+                new.was_done = bool(old.done) or old.was_done
                 self.ghosts.at[place] = new
                 new.letters_max = self.ghosts.of[old.key].letters_max = LETTERS_OF_BOTH
                 if self.ghosts.of[old.key] is old:
