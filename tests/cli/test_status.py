@@ -107,6 +107,7 @@ def test_what_degrades_the_pool_is_named(pool, redis_server) -> None:
     )
 
 
+@pytest.mark.long
 def test_a_failed_restart_is_shown_until_the_next(pool) -> None:
     (pool.folder / "handlers.py").write_text("1 / 0\n")
     assert run("restart", "--wait", cwd=pool.folder, redis_url=pool.url).returncode == 1

@@ -132,7 +132,8 @@ def mixed(_n: int, rng: random.Random) -> dict[str, Any]:
     return {"kind": kind}
 
 
-@pytest.mark.parametrize("kills", [0, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kills", [0, 2])
 def test_each_group_settles_for_itself(start_case: StartCase, kills: int) -> None:
     # Two groups of one stream with different rules: even with kills, exactly the planned messages become dead letters.
     case = start_case(body=MIXED, fields=mixed, groups=("workers", "batches"), load_s=3.0)

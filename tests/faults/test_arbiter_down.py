@@ -146,7 +146,8 @@ def left_lines(pool: Pool | Standins) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("frozen_s", [3, pytest.param(10, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("frozen_s", [3, 10])
 def test_23_freeze_tree_thaw_parent_first(
     start_pool: StartPool, standins: Callable[..., Standins], bound: Bounds, frozen_s: float
 ) -> None:

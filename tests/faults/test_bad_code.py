@@ -4,6 +4,8 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from supervisor.errors import EXIT_HANDLERS
 from tests.support.faults import Bounds
 from tests.support.pool import Pool
@@ -22,6 +24,7 @@ def test_12_import_error_first_boot(start_pool: StartPool, redis_server: Any, bo
     assert not pool.events("worker started")
 
 
+@pytest.mark.long
 def test_13_import_error_after_reload(start_pool: StartPool, redis_server: Any, bound: Bounds) -> None:
     pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=2)
     redis = redis_server.sync()

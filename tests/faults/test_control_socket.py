@@ -65,6 +65,7 @@ def stalled(path: Path, count: int, kinds: int) -> Iterator[list[socket.socket]]
         yield clients
 
 
+@pytest.mark.long
 def test_41_ctl_client_stalls(standins: Make, bound: Bounds) -> None:
     pool = standins(workers=4)
     shared, path = shared_state_of(pool.pid), pool.paths.control

@@ -237,6 +237,7 @@ def test_40_stderr_epipe(
     check_alive(pool, redis_server.sync(), bound, "pipes closed and restarted")
 
 
+@pytest.mark.long
 def test_an_outage_of_redis_has_a_headline(start_pool: StartPool, redis_server: Any) -> None:
     pool = start_pool(WORDS, redis_url=redis_server.url, workers=4)
     redis_server.kill()

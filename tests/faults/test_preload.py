@@ -63,7 +63,7 @@ def check_refused(pool: Pool, word: str, code: str, redis: Any, bound: Bounds) -
     eventually(lambda: seen(pool)["after"] == 1)
 
 
-@pytest.mark.parametrize("when", ["start", "restart"])
+@pytest.mark.parametrize("when", ["start", pytest.param("restart", marks=pytest.mark.long)])
 def test_57_thread_in_preload(start_pool: StartPool, redis_server: Any, bound: Bounds, when: str) -> None:
     if when == "restart":
         pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=1, config=PRELOAD)
@@ -73,7 +73,7 @@ def test_57_thread_in_preload(start_pool: StartPool, redis_server: Any, bound: B
         check_no_start(pool, "metrics-sender", bound)
 
 
-@pytest.mark.parametrize("when", ["start", "restart"])
+@pytest.mark.parametrize("when", ["start", pytest.param("restart", marks=pytest.mark.long)])
 def test_58_socket_open_in_preload(start_pool: StartPool, redis_server: Any, bound: Bounds, when: str) -> None:
     if when == "restart":
         pool = start_pool(SIMPLE, redis_url=redis_server.url, workers=1)

@@ -32,6 +32,7 @@ def lack(pool: Standins, until_s: float) -> float:
     return (sum(arbiter.cpu_times()[:2]) - before) / (now_s() - began_s)
 
 
+@pytest.mark.long
 def test_36_fork_eagain(cgroup: PidsGroup, standins: Make, bound: Bounds) -> None:
     pool = standins(workers=3)
     before = pool.pids()

@@ -160,6 +160,7 @@ def is_starting(pool: Standins) -> bool:
     return bool(int(lines["SigBlk"], 16) & term) and not int(lines["SigCgt"], 16) & term
 
 
+@pytest.mark.long
 def test_28_hup_storm(standins: Make, watch: Watch, bound: Bounds) -> None:
     pool = standins(workers=3)
     arbiter, before = pool.pid, pool.pids()

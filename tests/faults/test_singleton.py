@@ -23,6 +23,7 @@ from tests.support.waiting import eventually
 StartPool = Callable[..., Pool]
 
 
+@pytest.mark.long
 def test_45_second_supervisor_same_name(
     standins: Callable[..., Standins], start_pool: StartPool, redis_server: Any, bound: Bounds
 ) -> None:

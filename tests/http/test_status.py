@@ -176,6 +176,7 @@ def last_delivered(client: redis_py.Redis, group: str) -> bytes:
     return found
 
 
+@pytest.mark.long
 def test_an_arbiter_that_hangs_is_told_in_time(pool: Pool, web: httpx.Client) -> None:
     pool.send(signal.SIGSTOP)
     try:

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import pytest
+
 from tests.http.service import STREAM, browser
 from tests.support.pool import Pool
 from tests.support.servers import AnyServer
@@ -15,6 +17,7 @@ async def mail(message: dict[str, str]) -> None: ...
 """
 
 
+@pytest.mark.long
 def test_memory_is_shown_with_redis_and_without(start_pool: Callable[..., Pool], redis_server: AnyServer) -> None:
     pool = start_pool(HANDLERS, redis_url=redis_server.url, workers=2, api=True)
     assert not {"rss_bytes", "pss_bytes"} & set(pool.ask("status")["workers"][0]), "the arbiter reads no smaps"

@@ -15,7 +15,7 @@ import pytest
 from tests.model.histories import failures, history, shortened
 from tests.model.world import play
 
-HISTORIES = int(os.environ.get("MODEL_HISTORIES", "25"))
+HISTORIES = int(os.environ.get("MODEL_HISTORIES", "16"))
 _FILE = Path(__file__).parent / "corpus.jsonl"
 CORPUS = [json.loads(line) for line in _FILE.read_text().splitlines()]
 
@@ -36,7 +36,7 @@ def test_histories_break_no_rule() -> None:
 @pytest.mark.long
 def test_more_histories_break_no_rule() -> None:
     """The same ones each time, too: `python -m tests.model` plays others, for as long as it is left to."""
-    _play(HISTORIES, 4 * HISTORIES)
+    _play(HISTORIES, 6 * HISTORIES)
 
 
 def _play(seed: int, histories: int) -> None:

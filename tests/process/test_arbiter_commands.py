@@ -149,6 +149,7 @@ def test_a_restart_stops_at_the_first_worker_that_does_not_stay_up(standins: Mak
 # The socket
 
 
+@pytest.mark.long
 def test_misbehaving_clients_do_not_disturb_others(standins: Make) -> None:
     pool = standins(workers=1).start()
     before = pool.fds()

@@ -79,6 +79,7 @@ def holders(port: int) -> set[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc")
+@pytest.mark.long
 def test_only_arbiter_and_service_have_the_socket(start_pool: StartPool) -> None:
     pool = start_pool(HANDLERS, api=True)
     assert pool.command("publish", "events", "child=1").returncode == 0

@@ -96,6 +96,7 @@ async def test_two_processes_run_each_message_once_and_a_name_is_free_again(redi
     assert await redis.keys(host_key("*")) == []
 
 
+@pytest.mark.long
 async def test_one_that_has_lost_its_name_goes_on_under_another(redis: Any, redis_url: str) -> None:
     app = App(redis_url)
     async with app.process():

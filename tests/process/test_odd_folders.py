@@ -24,7 +24,7 @@ FOLDERS = [
 ]
 
 
-@pytest.mark.parametrize("name", FOLDERS, ids=["odd", "long"])
+@pytest.mark.parametrize("name", [FOLDERS[0], pytest.param(FOLDERS[1], marks=pytest.mark.long)], ids=["odd", "long"])
 def test_a_pool_lives_in_any_folder_and_is_found_from_any_environment(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,7 @@ def test_what_takes_the_whole_pool_with_it_is_found_too(start_pool: StartPool, r
     assert not redis.exists(isolated_key("events", "workers"))
 
 
+@pytest.mark.long
 def test_a_long_job_that_meets_many_stops_is_no_crash(start_pool: StartPool, redis_server: Any) -> None:
     pool = start_pool(
         RECORD

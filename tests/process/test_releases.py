@@ -105,6 +105,7 @@ def test_a_restart_takes_the_new_release_when_the_state_is_shared(
     assert last_operation(pool)["ok"] and releases.handled_by(redis, "d") == "2"
 
 
+@pytest.mark.long
 def test_a_restart_that_would_leave_the_state_behind_is_refused(
     start: Callable[..., Pool], releases: Releases, redis_server: AnyServer
 ) -> None:
@@ -131,7 +132,14 @@ def test_a_restart_that_would_leave_the_state_behind_is_refused(
     releases.switch("1")
 
 
-@pytest.mark.parametrize("text", [None, "", "  \n\n"], ids=["gone", "empty", "blank"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(None, id="gone"),
+        pytest.param("", id="empty", marks=pytest.mark.long),
+        pytest.param("  \n\n", id="blank", marks=pytest.mark.long),
+    ],
+)
 def test_a_reload_without_its_configuration_is_refused(
     start_pool: Callable[..., Pool], redis_server: AnyServer, text: str | None
 ) -> None:

@@ -46,6 +46,7 @@ def order(pool: Pool) -> None:
     assert answer.status_code == 200, answer.text
 
 
+@pytest.mark.long
 def test_workers_skip_the_module_with_the_router(
     tmp_path: Path, redis_url: str, start_pool: Callable[..., Pool], redis_server: object
 ) -> None:

@@ -127,6 +127,7 @@ BLOCKING = (
 )
 
 
+@pytest.mark.long
 def test_a_worker_that_a_thread_starves_is_kept_and_named(start_pool: StartPool, redis_server: Any) -> None:
     config = "[pool]\nbeat_limit_s = 1.0"
     pool = start_pool(STARVING, redis_url=redis_server.url, workers=1, config=config)

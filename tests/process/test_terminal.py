@@ -110,6 +110,7 @@ def test_closing_the_terminal_drains_the_pool(open_terminal: Open) -> None:
     assert json.loads(with_redis.stdout)[0]["groups"][0]["pending"] == 0, "running messages were finished"
 
 
+@pytest.mark.long
 def test_a_hangup_with_an_open_terminal_reloads_the_code(open_terminal: Open) -> None:
     pool = open_terminal().pool
     pool.wait_ready()

@@ -104,6 +104,7 @@ async def test_a_blocking_client_does_not_wait_for_a_forgotten_connection(
         assert await asyncio.to_thread(redis.ping)
 
 
+@pytest.mark.long
 async def test_a_paused_worker_notices_a_forgotten_connection(
     proxy: Proxy, redis: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
