@@ -6,7 +6,9 @@ The importing of each module is traced: what exists after a module's code has ru
 import importlib.machinery
 import json
 import os
+import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -53,18 +55,25 @@ class Probe:
 
 
 def probe(loaded: Loaded) -> Probe:
-    """Fork a process that imports the handlers, and wait for it. Raises HandlerError."""
+    """Fork a process that imports the handlers, and wait for it. Raises HandlerError.
+
+    It answers through a file: a process that a module starts (`multiprocessing.Manager`) would hold a pipe open. Such
+    processes end with it.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
-    in_fd, out_fd = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(in_fd)
-        _run(loaded, out_fd)
-    os.close(out_fd)
-    with os.fdopen(in_fd, "rb") as pipe:
-        answer = pipe.read()
-    _, status = os.waitpid(pid, 0)
+    with tempfile.TemporaryFile() as answer_file:
+        pid = os.fork()
+        if pid == 0:
+            os.setpgid(0, 0)
+            _run(loaded, answer_file.fileno())
+        try:
+            _, status = os.waitpid(pid, 0)
+        finally:
+            with suppress(OSError):
+                os.killpg(pid, signal.SIGKILL)
+        answer_file.seek(0)
+        answer = answer_file.read()
     code = os.waitstatus_to_exitcode(status)
     report = json.loads(answer) if answer else {}
     if code != EXIT_OK:

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.cli.run import data, environment, run, run_on_terminal, spawn
@@ -56,6 +57,16 @@ def test_check_names_the_handlers(tmp_path: Path) -> None:
     (tmp_path / "handlers.py").write_text(HANDLERS)
     found = data(run("config", "check", "--json", cwd=tmp_path))
     assert found == {"config": None, "handlers": [{"stream": "events:x", "group": "g", "handler": "handlers.handle"}]}
+
+
+def test_check_ends_what_a_module_starts_at_its_import(tmp_path: Path) -> None:
+    # The manager's process keeps all descriptors of the one that it was forked from.
+    code = "import multiprocessing\nmanager = multiprocessing.get_context('fork').Manager()\n"
+    code += "open('pid', 'w').write(str(manager._process.pid))\n"
+    (tmp_path / "handlers.py").write_text(code + HANDLERS)
+    done = run("config", "check", cwd=tmp_path)
+    assert "events:x" in done.stdout + done.stderr, done.stderr
+    eventually(lambda: not psutil.pid_exists(int((tmp_path / "pid").read_text())), what="the manager has left")
 
 
 def test_check_tells_all_that_is_wrong_at_once(tmp_path: Path) -> None:
