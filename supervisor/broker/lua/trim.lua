@@ -12,22 +12,8 @@
 --    Redis 6.2.5 cuts the distance of an id from its node's first one to 32 bits, and removes entries that are 25 days
 --    younger.
 -- 4. For a length, LIMIT is the excess; no entry is read to find where to cut but those of that one node.
---
--- Ids are compared as text: their parts have more digits than Lua's numbers hold.
--- include: xinfo clock
+-- include: ids xinfo clock
 local stream, age_ms, length, limit = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-
-local function below(a, b)
-  local ams, aseq = string.match(a, '^(%d+)-(%d+)$')
-  local bms, bseq = string.match(b, '^(%d+)-(%d+)$')
-  if ams == bms then
-    ams, bms = aseq, bseq
-  end
-  if #ams ~= #bms then
-    return #ams < #bms
-  end
-  return ams < bms
-end
 
 local function plus_one(digits)
   local head, nines = string.match('0' .. digits, '^(%d-)(9*)$')
