@@ -4,7 +4,7 @@ from collections import Counter
 
 from starlette.types import Scope
 
-#: For requests that no route takes; their paths are the clients', and there is no end of them.
+#: Stands for the paths that match no route: clients choose them, so their number has no bound.
 NO_ROUTE = "none"
 #: Methods are the clients' own words, too.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

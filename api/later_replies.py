@@ -52,7 +52,7 @@ class LaterMessage(BaseModel):
     """Null for a malformed member, which is never published."""
     fields: dict[str, str] | None = None
     error: str | None = None
-    """Why a member is no message."""
+    """Why a member is malformed."""
     member: str | None = None
     """The malformed member."""
 

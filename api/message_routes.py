@@ -83,7 +83,7 @@ _PARAMETERS = [
         "name": "after_s",
         "in": "query",
         "required": False,
-        "description": "Publish it later: in so many seconds; not together with `at`",
+        "description": "Publish it this many seconds from now; excludes `at`",
         "schema": {"type": "number", "minimum": 0, "maximum": SECONDS_MAX},
     },
     {

@@ -36,7 +36,7 @@ class NameConvertor(Convertor[str]):
 
 
 class IdConvertor(StringConvertor):
-    """An id, which a verb may follow: `/later/{later_id}:run` is no message with that id."""
+    """An id, which a verb may follow: `/later/{later_id}:run` does not name a message with that id."""
 
     regex = "[^/:]+"
 

@@ -98,7 +98,7 @@ def settle_us(client: Any) -> float:
 
 
 def waiting(running: RedisServer, messages: int, keys: int, workers: int) -> list[list[object]]:
-    """Return the figures of so many messages that wait."""
+    """Return the figures for this number of waiting messages."""
     options = f', key="customer_id", group_concurrency={RUNNING}, timeout_s=7200'
     code = HANDLER.format(group="held", options=options, work="await asyncio.sleep(3600)")
     with running.sync() as client:

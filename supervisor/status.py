@@ -41,7 +41,7 @@ class RedisSide:
     later: list[dict[str, Any]] = field(default_factory=list)
     #: Why the figures of some streams are missing.
     problems: list[str] = field(default_factory=list)
-    #: The share of `maxmemory` that is used; None: there is no limit, or it is not known.
+    #: The share of `maxmemory` in use; None without a limit, or where it is not known.
     memory_percent: float | None = None
 
 

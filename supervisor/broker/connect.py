@@ -59,7 +59,7 @@ class Server:
     version: str
     #: What a crash of the server or its machine may cost: none, rdb, everysec or always.
     durability: str
-    #: The share of `maxmemory` that is used; None: there is no limit.
+    #: The share of `maxmemory` in use; None without a limit.
     memory_percent: float | None = None
 
 

@@ -16,7 +16,7 @@ from supervisor.broker.command_connection import REPLY_SLACK_S, pack_command
 from supervisor.broker.connect import connection
 
 _CHANNEL = "__redis__:invalidate"
-#: Connections that were silent for so long are tested.
+#: A connection that was silent for longer is tested.
 QUIET_S = 10.0
 #: Changes that come within this time are reported together.
 _TOGETHER_S = 0.02
