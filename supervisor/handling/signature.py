@@ -38,7 +38,10 @@ def read_signature(function: Callable[..., Any], where: str) -> HandlerSignature
     try:
         parameters = _parameters(function)
     except (TypeError, ValueError) as error:
-        raise HandlerError(f"{where}: {name} has no signature that could be read: {error}") from None
+        raise HandlerError(
+            f"{where}: {name} has no signature that could be read: {error};"
+            f" write a function with an annotated parameter that calls {name}, and make that the handler"
+        ) from None
     first, others = next(iter(parameters), None), parameters[1:]
     if first is not None and first.kind in _VARIADIC:
         raise HandlerError(

@@ -1,6 +1,7 @@
 """Which handlers a module has: wrapped, partial and bound ones are found, and none is overlooked."""
 
 import asyncio
+import functools
 import sys
 import textwrap
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from supervisor import Message
 from supervisor.errors import HandlerError
 from supervisor.handling.loader import HandlerSpec, load_handlers
+from supervisor.handling.signature import read_signature
 from supervisor.settings.model import Settings
 
 HEAD = """
@@ -315,3 +317,8 @@ def test_a_proxy_that_has_every_attribute_is_no_handler(module: Any) -> None:
         async def handle(event: Event) -> None: ...
     """)
     assert spec.name.endswith(".handle")
+
+
+def test_a_function_without_a_signature_is_refused_with_what_to_write() -> None:
+    with pytest.raises(HandlerError, match=r"no signature .*; write a function with an annotated parameter that calls"):
+        read_signature(functools.lru_cache(lambda message: None), "handlers.py:3")
