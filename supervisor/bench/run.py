@@ -182,16 +182,19 @@ class Backlog:
                 f"bench needs Redis 7.0 or newer, which counts what a group has read; this is {server}"
             )
 
-    async def set_back(self, group: str) -> None:
-        """Have the group begin again, and wake those that wait."""
+    async def set_back(self, group: str) -> Look:
+        """Have the group begin again, and wake those that wait. Returns the moment before they were woken."""
         await self._redis.xgroup_setid(self.stream, group, id="0", entries_read=0)
-        await self._redis.xadd(self.stream, FIELDS)  # type: ignore[arg-type]
         self._messages += 1
+        # Read before the entry is sent: a short backlog may be drained before the reply has been seen here.
+        begin = Look(time.perf_counter(), 0)
+        await self._redis.xadd(self.stream, FIELDS)  # type: ignore[arg-type]
+        return begin
 
-    async def drained(self, group: str, alive: Callable[[], bool]) -> float:
-        """Messages a second. Raises SupervisorError when those that drain have left, or take too long."""
+    async def drained(self, group: str, begin: Look, alive: Callable[[], bool]) -> float:
+        """Messages a second since `begin`. Raises SupervisorError when those that drain have left, or take too long."""
         window, until_s = Window(self._messages), time.monotonic() + TURN_LIMIT_S
-        window.saw(Look(time.perf_counter(), 0))  # a short backlog may be drained before the first answer
+        window.saw(begin)
         while (done := await self._done(group)) < self._messages or not window.complete:
             window.saw(Look(time.perf_counter(), done))
             if time.monotonic() > until_s or (not alive() and await self._done(group) == done < self._messages):
@@ -210,8 +213,8 @@ async def _rates(backlog: Backlog, pool: BenchPool, group: str, plan: Plan, say:
     ours: list[float] = []
     theirs: list[float] = []
     for turn in range(plan.turns + 1):
-        await backlog.set_back(group)
-        one = await backlog.drained(group, lambda: pool.runs)
+        begin = await backlog.set_back(group)
+        one = await backlog.drained(group, begin, lambda: pool.runs)
         if not turn:  # it warms the pool up; the loop is a new process each time
             continue
         other = await _loop_turn(backlog, group, plan.url)
@@ -223,12 +226,12 @@ async def _rates(backlog: Backlog, pool: BenchPool, group: str, plan: Plan, say:
 
 
 async def _loop_turn(backlog: Backlog, work: str, url: str) -> float:
-    await backlog.set_back(LOOP_GROUP)
+    begin = await backlog.set_back(LOOP_GROUP)
     words = (sys.executable, "-m", "supervisor.bench.redis_py_loop", backlog.stream, LOOP_GROUP, work)
     environment = os.environ | {URL_VARIABLE: url}
     process = await asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.DEVNULL, env=environment)
     try:
-        return await backlog.drained(LOOP_GROUP, lambda: process.returncode is None)
+        return await backlog.drained(LOOP_GROUP, begin, lambda: process.returncode is None)
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
