@@ -1,22 +1,24 @@
 """What order by key costs: the rate with `key` beside that without, and a million messages that wait for their turns.
 
-    python -m benchmarks.turns --workers 4
-    python -m benchmarks.turns --waiting 1000000 --keys 100000
+    python -m benchmarks.turns
+    python -m benchmarks.turns --messages 0 --waiting 1000000 --keys 100000
 
 1. Two groups read the same entries, one after the other, with handlers that do nothing: one without `key`, one with.
+   They take turns, A B B A, with one worker and with two. The ratio is that of neighbours.
 2. Handlers that never end, with a limit for the group, so that all others wait: the memory of Redis and of the workers,
    the rate at which messages are put into their rows, and the time of one settle among them.
 """
 
 import time
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
+from benchmarks.contestants import cpu_s
 from benchmarks.tools import Report, arguments, project, say, server
 from supervisor.broker.scripts import SETTLE_TURNS
-from supervisor.keys import TURNS_CONSUMER, crashes_key, group_turn_key, replay_key, retries_key, turn_key, turns_key
+from supervisor.keys import TURNS_CONSUMER, crashes_key, group_turn_key, replay_key, retries_key, turn_field, turns_key
 from tests.support.servers import RedisServer
 from tests.support.waiting import eventually
 
@@ -45,43 +47,78 @@ def fill(client: Any, messages: int, keys: int) -> None:
         pipe.execute()
 
 
-def drained(running: RedisServer, group: str, options: str, workers: int, messages: int) -> float:
-    """Return how many messages a second a pool handles."""
+class Drain(NamedTuple):
+    """How a group was drained."""
+
+    rate: float
+    #: CPU us a message, of the server and of all workers.
+    server_us: float
+    workers_us: float
+
+
+def drained(running: RedisServer, group: str, options: str, workers: int, messages: int) -> Drain:
+    """Have a pool handle all messages."""
     code = HANDLER.format(group=group, options=options, work="pass")
     with running.sync() as client, project(code, redis_url=running.url, workers=workers) as pool:
-        began_s = time.monotonic()
-        pool.start()
+        client.xgroup_create(STREAM, group, "0")
+        last = client.xinfo_stream(STREAM)["last-generated-id"]
+
+        def row() -> dict[str, Any]:
+            return next(row for row in client.xinfo_groups(STREAM) if row["name"].decode() == group)
 
         def done() -> bool:
-            (row,) = [row for row in client.xinfo_groups(STREAM) if row["name"].decode() == group]
-            return row["pending"] == 0 and row["last-delivered-id"] == client.xinfo_stream(STREAM)["last-generated-id"]
+            found = row()
+            return bool(found["pending"] == 0 and found["last-delivered-id"] == last)
 
-        eventually(lambda: client.xinfo_groups(STREAM)[-1]["last-delivered-id"] != b"0-0", LIMIT_S, 0.001)
-        began_s = time.monotonic()
-        eventually(done, LIMIT_S, 0.01)
-        return messages / (time.monotonic() - began_s)
+        pool.start(ready=False)
+        eventually(lambda: row()["last-delivered-id"] != b"0-0", LIMIT_S, 0.001)
+        pids = list(pool.pids().values())
+        began_s, server_s, workers_s = time.monotonic(), cpu_s(running.pid), sum(map(cpu_s, pids))
+        left = messages - row()["entries-read"]
+        eventually(done, LIMIT_S, 0.005)
+        took_s = time.monotonic() - began_s
+        server_us = (cpu_s(running.pid) - server_s) / left * 1e6
+        workers_us = (sum(map(cpu_s, pids)) - workers_s) / left * 1e6
+        client.xgroup_destroy(STREAM, group)
+        for key in client.scan_iter("supervisor:{*"):
+            client.delete(key)
+    return Drain(left / took_s, server_us, workers_us)
 
 
-def rates(running: RedisServer, messages: int, keys: int, workers: int, rounds: int) -> tuple[float, float]:
-    """Return the rates without and with a key, the median of pairs."""
-    plain, keyed = [], []
+def drains(running: RedisServer, messages: int, workers: int, rounds: int) -> list[tuple[Drain, Drain]]:
+    """Return pairs, without and with a key."""
+    pairs = []
     for turn in range(rounds):
-        with running.sync() as client:
-            client.flushdb()
-            fill(client, messages, keys)
-            for found, group, options in ((plain, "plain", ""), (keyed, "keyed", ', key="customer_id"')):
-                client.xgroup_create(STREAM, group, "0")
-                found.append(drained(running, group, options, workers, messages))
-                client.xgroup_destroy(STREAM, group)
-        say(f"  turn {turn + 1} of {rounds}: {plain[-1]:,.0f}/s without a key, {keyed[-1]:,.0f}/s with")
-    return median(plain), median(keyed)
+        found: dict[str, Drain] = {}
+        cases = {"plain": "", "keyed": ', key="customer_id"'}
+        for group in sorted(cases, reverse=turn % 2 == 0):
+            found[group] = drained(running, group, cases[group], workers, messages)
+        plain, keyed = found["plain"], found["keyed"]
+        pairs.append((plain, keyed))
+        say(f"  {workers} workers, turn {turn + 1}: {plain.rate:,.0f}/s without a key, {keyed.rate:,.0f}/s with")
+    return pairs
+
+
+def compare(report: Report, workers: int, pairs: list[tuple[Drain, Drain]]) -> None:
+    """Add the rows of this number of workers."""
+    of = f"{workers} worker{'s' if workers > 1 else ''}"
+
+    def row(what: str, values: list[float]) -> None:
+        report.row(f"{of}: {what}", median(values), min(values), max(values))
+
+    row("without a key, per second", [plain.rate for plain, _ in pairs])
+    row("with a key, per second", [keyed.rate for _, keyed in pairs])
+    row("ratio", [keyed.rate / plain.rate for plain, keyed in pairs])
+    for at, name in enumerate(("without a key", "with a key")):
+        row(f"CPU of the server, us a message, {name}", [pair[at].server_us for pair in pairs])
+        row(f"CPU of the workers, us a message, {name}", [pair[at].workers_us for pair in pairs])
 
 
 def settle_us(client: Any) -> float:
     """Return the time of one settle, round trip included, among the messages that wait."""
     group_row = group_turn_key(STREAM, "held")
     keys = (STREAM, replay_key(STREAM, "held"), turns_key(STREAM, "held"), group_row)
-    hashes = (retries_key(STREAM, "held"), crashes_key(STREAM, "held"))
+    keys += (retries_key(STREAM, "held"), crashes_key(STREAM, "held"))
     sha = client.script_load(SETTLE_TURNS.text)
     took = []
     for _ in range(SETTLES):
@@ -89,10 +126,9 @@ def settle_us(client: Any) -> float:
         ms, _, sequence = member.partition(b"-")
         entry = ms + b"-" + sequence[1:]
         ((_, fields),) = client.xrange(STREAM, entry, entry)
-        row = turn_key(STREAM, "held", fields[b"customer_id"].decode())
-        arguments = ("held", "probe", 1, RUNNING, 1, entry, 7)
+        arguments = ("held", "probe", 1, RUNNING, 1, entry, turn_field(fields[b"customer_id"]))
         began_s = time.perf_counter()
-        client.evalsha(sha, 7, *keys, *hashes, row, *arguments)
+        client.evalsha(sha, len(keys), *keys, *arguments)
         took.append(time.perf_counter() - began_s)
     return median(took) * 1e6
 
@@ -120,32 +156,32 @@ def waiting(running: RedisServer, messages: int, keys: int, workers: int) -> lis
             sizes = [psutil.Process(pid).memory_info().rss / MIB for pid in pool.pids().values()]
             settle = settle_us(client)
     return [
-        ["messages that wait", messages - RUNNING],
-        ["put into their rows, per second", round(messages / took_s)],
-        ["Redis: bytes for each, beside its entry", round(used / messages)],
-        ["largest worker, MiB", max(sizes)],
-        ["one settle, us", settle],
+        ["messages that wait", messages - RUNNING, "", ""],
+        ["put into their rows, per second", round(messages / took_s), "", ""],
+        ["Redis: bytes for each, beside its entry", round(used / messages), "", ""],
+        ["largest worker, MiB", max(sizes), "", ""],
+        ["one settle, us", settle, "", ""],
     ]
 
 
 def main() -> None:
     """Measure and print."""
-    parser = arguments(str(__doc__), rounds=3)
-    parser.add_argument("--messages", type=int, default=200_000, help="for the rates (default: 200000)")
-    parser.add_argument("--waiting", type=int, default=1_000_000, help="that wait (default: 1000000; 0: skip)")
-    parser.add_argument("--keys", type=int, default=100_000, help="of those that wait (default: 100000)")
-    parser.add_argument("--workers", type=int, default=4, help="default: 4")
+    parser = arguments(str(__doc__), rounds=5)
+    parser.add_argument("--messages", type=int, default=400_000, help="for the rates (default: 400000; 0: skip)")
+    parser.add_argument("--waiting", type=int, default=0, help="also measure so many messages that wait (default: 0)")
+    parser.add_argument("--keys", type=int, default=20_000, help="of the messages, in turn (default: 20000)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="default: 1 2")
     options = parser.parse_args()
-    report = Report(f"Order by key, {options.workers} workers", ("", "value"))
+    report = Report(f"Order by key: {options.keys:,} keys, {options.rounds} turns", ("", "median", "min", "max"))
     with server(options) as running:
         report.measured_on(running)
         if options.messages:
-            plain, keyed = rates(running, options.messages, 20_000, options.workers, options.rounds)
-            report.row("without a key, per second", round(plain))
-            report.row("with a key of 20,000, per second", round(keyed))
-            report.row("ratio", keyed / plain)
+            with running.sync() as client:
+                fill(client, options.messages, options.keys)
+            for workers in options.workers:
+                compare(report, workers, drains(running, options.messages, workers, options.rounds))
         if options.waiting:
-            for row in waiting(running, options.waiting, options.keys, options.workers):
+            for row in waiting(running, options.waiting, options.keys, max(options.workers)):
                 report.row(*row)
     report.show(as_json=options.json)
 

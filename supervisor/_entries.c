@@ -17,7 +17,7 @@
 #include <structmember.h>
 
 /* The same as in `compiled.py`; raised in both when what Python calls here changes. */
-#define REVISION 1
+#define REVISION 2
 /* Names of fields repeat: so many are kept as str, each of at most so many bytes. A power of two. */
 #define NAMES 512
 #define NAME_BYTES_MAX 64
@@ -328,6 +328,27 @@ delivery_get_flat(Delivery *self, void *Py_UNUSED(closure))
     }
     const char *at = PyBytes_AS_STRING(self->slice);
     return texts_of(at, at + PyBytes_GET_SIZE(self->slice));
+}
+
+/* Return the value of the first field with that name; None when there is none. */
+static PyObject *
+delivery_value_of(Delivery *self, PyObject *name)
+{
+    if (!PyBytes_Check(name)) {
+        return PyErr_Format(PyExc_TypeError, "a field's name must be bytes, not %.100s", Py_TYPE(name)->tp_name);
+    }
+    if (self->slice == NULL) {
+        Py_RETURN_NONE;
+    }
+    const char *at = PyBytes_AS_STRING(self->slice), *end = at + PyBytes_GET_SIZE(self->slice);
+    const char *text, *value;
+    Py_ssize_t length, value_length;
+    while (read_text(&at, end, &text, &length) == COMPLETE && read_text(&at, end, &value, &value_length) == COMPLETE) {
+        if (length == PyBytes_GET_SIZE(name) && memcmp(text, PyBytes_AS_STRING(name), length) == 0) {
+            return PyBytes_FromStringAndSize(value, value_length);
+        }
+    }
+    Py_RETURN_NONE;
 }
 
 static int
@@ -972,6 +993,7 @@ static PyMethodDef delivery_methods[] = {
      "Make a message of each entry of a reply."},
     {"read_fields", (PyCFunction)(void (*)(void))delivery_read_fields, METH_METHOD | METH_FASTCALL | METH_KEYWORDS,
      "Return the fields decoded anew."},
+    {"value_of", (PyCFunction)delivery_value_of, METH_O, "Return the value of a field as bytes, or None."},
     {NULL},
 };
 

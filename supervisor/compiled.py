@@ -11,7 +11,7 @@ from typing import Any
 VARIABLE = "SUPERVISOR_PURE_PYTHON"
 _OFF = ("", "0")
 #: Of the interface of `_entries.c`, which has the same constant. A checkout may be newer than what was built in it.
-REVISION = 1
+REVISION = 2
 
 
 def _load() -> tuple[Any, str]:

@@ -69,6 +69,14 @@ class PythonDelivery:
         except UnicodeDecodeError:
             raise self._not_utf8() from None
 
+    def value_of(self, name: bytes) -> bytes | None:
+        """Return the value of the first field with that name; None when there is none."""
+        flat = self.flat
+        for at in range(0, len(flat) - 1, 2):
+            if flat[at] == name:
+                return flat[at + 1]
+        return None
+
     def _not_utf8(self) -> Exception:
         """Return the error for fields that are not UTF-8."""
         raise NotImplementedError

@@ -81,9 +81,14 @@ def retries_key(stream: str, group: str) -> str:
     return f"{_stream_key(stream)}:{group}:retries"
 
 
+def turn_field(key: bytes) -> bytes:
+    """The field of the hash `turns` that stands for the row of a key; the sorted set's name ends with it."""
+    return b":" + key
+
+
 def turn_key(stream: str, group: str, key: str) -> str:
-    """A sorted set: the unsettled messages with that key, in order (`include/turns.lua`)."""
-    return f"{_stream_key(stream)}:{group}:turn:{key}"
+    """A sorted set: the unsettled messages with that key, in order, where there are several (`include/turns.lua`)."""
+    return f"{group_turn_key(stream, group)}:{key}"
 
 
 def group_turn_key(stream: str, group: str) -> str:
@@ -92,7 +97,7 @@ def group_turn_key(stream: str, group: str) -> str:
 
 
 def turns_key(stream: str, group: str) -> str:
-    """A hash: up to which entry messages have been given their place in a row, and up to which rows were checked."""
+    """A hash: the message of each key that has one, and what `include/turns.lua` notes of the group."""
     return f"{_stream_key(stream)}:{group}:turns"
 
 
@@ -115,7 +120,7 @@ def interval_key(stream: str, group: str) -> str:
 
 
 def released_key(stream: str, group: str) -> str:
-    """A set: rows in which a turn has become free while no worker was there to pass it on."""
+    """A set: the fields of rows in which a turn has become free while no worker was there to pass it on."""
     return f"{_stream_key(stream)}:{group}:released"
 
 

@@ -27,7 +27,7 @@ from supervisor.keys import (
     group_turn_key,
     replay_key,
     retries_key,
-    turn_key,
+    turn_field,
     turns_key,
 )
 
@@ -108,9 +108,9 @@ async def _with_limits(redis: Redis, entry: Entry, facts: GroupFacts, name: str)
     field: Any = await redis.hget(turns_key(stream, group), "field")
     stored: Any = await redis.execute_command("XRANGE", stream, entry.id, entry.id) if field else None
     key = key_of(stored[0][1].get(field)) if stored else None
-    row = turn_key(stream, group, (key or b"").decode())
-    keys = [stream, replay_key(stream, group), row, group_turn_key(stream, group)]
-    before, *found = await redis.eval(TURN_FACTS.text, len(keys), *keys, group, name)
+    keys = [stream, replay_key(stream, group), turns_key(stream, group), group_turn_key(stream, group)]
+    row = b"" if key is None else turn_field(key)
+    before, *found = await redis.eval(TURN_FACTS.text, len(keys), *keys, group, name, row)
     pairs = iter(_text(part) for part in found)
     turn = TurnFact(None if key is None else key.decode(), tuple(zip(pairs, pairs, strict=True)), before)
     return replace(facts, turn=turn)

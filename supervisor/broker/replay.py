@@ -15,7 +15,7 @@ from supervisor.broker.redis_errors import code_of
 from supervisor.broker.scripts import DROP_HALTING, REPLAY
 from supervisor.core.dead_letter import Letter
 from supervisor.core.ids import normalize_id
-from supervisor.keys import crashes_key, dead_key, released_key, replay_key, retries_key, turn_key
+from supervisor.keys import crashes_key, dead_key, released_key, replay_key, retries_key, turn_field, turn_key
 
 REPLAYED, DROPPED = "replayed", "dropped"
 #: Texts for the other outcomes. The letter is kept in all of them but the first.
@@ -96,7 +96,8 @@ def _drop_command(letter: Letter, *, first: bool) -> tuple[Any, ...]:
     if not (letter.halts and _message_id(letter)):
         return ("XDEL", dead_key(stream, group), letter.letter_id)
     keys = dead_key(stream, group), turn_key(stream, group, letter.halts), released_key(stream, group)
-    return ("EVAL", DROP_HALTING.text, len(keys), *keys, letter.letter_id, _message_id(letter))
+    field = turn_field(letter.halts.encode())
+    return ("EVAL", DROP_HALTING.text, len(keys), *keys, letter.letter_id, _message_id(letter), field)
 
 
 def _outcome(letter: Letter, reply: Any) -> Outcome:

@@ -1,6 +1,6 @@
 """Gives messages their turns in Redis: the scripts of `include/turns.lua` and their keys.
 
-It knows rows and names, not what a key means: the caller computes the row of each message.
+It knows rows and names, not what a key means: the caller computes the key of each message.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from supervisor.broker.scripts import (
     TURNS_WAITING,
     Script,
 )
-from supervisor.keys import dead_key, group_turn_key, released_key, replay_key, turn_key, turns_key
+from supervisor.keys import dead_key, group_turn_key, released_key, replay_key, turns_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from supervisor.broker.command_connection import Argument, CommandConnection
 
@@ -33,9 +33,8 @@ class Place(NamedTuple):
 
     #: Its id; of a copy in the replay stream `<id of the message>@<id of the copy>`.
     name: bytes
-    #: None: it has no key.
-    row: bytes | None
-    key: bytes | None
+    #: The field that stands for the row; empty: the message has no key.
+    field: bytes
 
 
 class Taken(NamedTuple):
@@ -49,8 +48,8 @@ class Taken(NamedTuple):
 class Admission(NamedTuple):
     """The answer to `admit`."""
 
-    #: For each message, whether it may run now.
-    flags: list[bool]
+    #: The indexes of the messages that may not run now.
+    idle: list[int]
     taken: list[Taken]
     #: Entries beyond this id lack their places, and nothing was done; None when it was.
     missing_after: bytes | None = None
@@ -63,8 +62,8 @@ class Waiting(NamedTuple):
     #: Some of it, as [id, fields]: of the stream, and of the replay stream.
     entries: list[Any]
     copies: list[Any]
-    #: Rows whose turns were released while no worker was there to pass them on.
-    rows: list[bytes]
+    #: The fields of rows whose turns were released while no worker was there to pass them on.
+    released: list[bytes]
 
 
 class Turns:
@@ -81,12 +80,7 @@ class Turns:
         self._released = released_key(stream, group)
         self._keys = (stream, replay_key(stream, group), self._turns, group_turn_key(stream, group))
         self._arguments = (group, consumer, per_key, per_group)
-        self._row = turn_key(stream, group, "").encode()
         self._dead = dead_key(stream, group)
-
-    def place(self, name: bytes, key: bytes | None) -> Place:
-        """Return the place of a message with this key; None: it has no key."""
-        return Place(name, None if key is None else self._row + key, key)
 
     async def begin(self, field: str) -> bytes | None:
         """Note the field that is the key; return up to which id all that is pending lacks its place; None: nothing."""
@@ -107,28 +101,32 @@ class Turns:
         found: list[Any] = await self._commands.call("XRANGE", self._stream, b"(" + after, upto, "COUNT", PAGE)
         return found
 
+    async def admitted(self) -> bytes | None:
+        """Return up to which entry all have their places; None: there is no such record."""
+        found: bytes | None = await self._commands.call("HGET", self._turns, "admitted")
+        return found
+
     async def admit(self, mode: Mode, places: Sequence[Place], upto: bytes = b"") -> Admission:
         """Give messages their places; see `admit.lua`."""
-        rows, arguments = _numbered(places, len(self._keys))
-        keys: tuple[str | bytes, ...] = (*self._keys, *rows)
-        status, *rest = await self._commands.script(ADMIT, keys, *self._arguments, mode, upto, *arguments)
+        names = _names_and_fields(places)
+        status, *rest = await self._commands.script(ADMIT, self._keys, *self._arguments, mode, upto, *names)
         if status:
             return Admission([], [], b"" if status == b"none" else status)
-        flags, taken = rest
-        return Admission([flag == ord("1") for flag in flags], _taken(taken))
+        idle, taken = rest
+        return Admission([number - 1 for number in idle], _taken(taken))
 
     async def waiting(self, interval_ms: int, count: int, idle_ms: int) -> Waiting:
         """Return what waits: `count` of those that have waited for `idle_ms`, once in an interval for all workers."""
         keys = (*self._keys[:3], self._released)
         return Waiting(*await self._commands.script(TURNS_WAITING, keys, self._group, interval_ms, count, idle_ms))
 
-    async def check(self, rows: Iterable[bytes], free: Iterable[bytes] = ()) -> tuple[int, list[Taken]]:
+    async def check(self, fields: Collection[bytes], free: Iterable[bytes] = ()) -> tuple[int, list[Taken]]:
         """Pass on the turns of messages that no longer exist; return their number and what this consumer has to run.
 
-        `free` are the names of messages that wait and need no turn.
+        `fields` are those of the rows; `free` are the names of messages that wait and need no turn.
         """
-        keys: tuple[str | bytes, ...] = (*self._keys, self._released, *rows)
-        gone, taken = await self._commands.script(TURNS_CHECK, keys, *self._arguments, *free)
+        keys = (*self._keys, self._released)
+        gone, taken = await self._commands.script(TURNS_CHECK, keys, *self._arguments, len(fields), *fields, *free)
         return gone, _taken(taken)
 
     def settle(
@@ -136,16 +134,15 @@ class Turns:
     ) -> tuple[Script, tuple[Argument, ...]]:
         """Return the script and arguments that ack these messages and take over the next ones."""
         keys = (*self._keys, retries, crashes)
-        rows, arguments = _numbered(places, len(keys))
-        return SETTLE_TURNS, (len(keys) + len(rows), *keys, *rows, *self._arguments, 1 + replays, *arguments)
+        return SETTLE_TURNS, (len(keys), *keys, *self._arguments, 1 + replays, *_names_and_fields(places))
 
     def dead_letter(
         self, place: Place, retries: str, crashes: str, letter: Sequence[Argument], *, replays: bool, on_dead: str
     ) -> tuple[Script, tuple[Argument, ...]]:
         """Return the script and arguments that write a dead letter, settle its message and take over the next one."""
-        row: tuple[bytes, ...] = () if place.row is None else (place.row,)
-        keys: tuple[Argument, ...] = (*self._keys, retries, crashes, self._dead, *row)
-        return DEAD_LETTER_TURN, (len(keys), *keys, *self._arguments, 1 + replays, place.name, on_dead, *letter)
+        keys = (*self._keys, retries, crashes, self._dead)
+        arguments = (*self._arguments, 1 + replays, place.name, on_dead, place.field, *letter)
+        return DEAD_LETTER_TURN, (len(keys), *keys, *arguments)
 
 
 def taken_of(reply: Sequence[Any]) -> list[Taken]:
@@ -157,12 +154,8 @@ def _taken(found: Iterable[Any]) -> list[Taken]:
     return [Taken(at == 2, entry, flat) for at, entry, flat in found]  # noqa: PLR2004 - the replay stream's number
 
 
-def _numbered(places: Iterable[Place], before: int) -> tuple[list[bytes], list[Argument]]:
-    """Return the rows, each once, and for each message its name and the number of its row among the keys."""
-    numbers: dict[bytes, int] = {}
-    arguments: list[Argument] = []
-    for place in places:
-        arguments.append(place.name)
-        row = place.row
-        arguments.append(0 if row is None else numbers.setdefault(row, before + 1 + len(numbers)))
-    return list(numbers), arguments
+def _names_and_fields(places: Sequence[Place]) -> list[bytes]:
+    """Return the names of all messages, then their fields."""
+    found = [place.name for place in places]
+    found += [place.field for place in places]
+    return found

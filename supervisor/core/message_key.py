@@ -1,6 +1,6 @@
 """Reads a message's key, and its cost: the value of a field, or what a function of the message returns. Pure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any
 
@@ -22,15 +22,7 @@ def key_reader(key: FieldOrFunction) -> KeyReader:
         function = key
         return lambda message: key_of(function(message))
     name = key.encode()
-    return lambda message: key_of(field(message.flat, name))
-
-
-def field(flat: Sequence[bytes], name: bytes) -> bytes | None:
-    """Return the value of a field; None when the entry has no such field."""
-    for at in range(0, len(flat), 2):
-        if flat[at] == name:
-            return flat[at + 1]
-    return None
+    return lambda message: key_of(message.value_of(name))
 
 
 def key_of(key: object) -> bytes | None:
@@ -54,7 +46,7 @@ def cost_reader(cost: FieldOrFunction) -> Callable[[Message], float]:
         function = cost
         return lambda message: _checked(function(message), "what rate_cost returned")
     name = cost.encode()
-    return lambda message: _checked(field(message.flat, name), f"the field {cost!r}, which is the rate_cost,")
+    return lambda message: _checked(message.value_of(name), f"the field {cost!r}, which is the rate_cost,")
 
 
 def _checked(value: Any, what: str) -> float:

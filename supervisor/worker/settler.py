@@ -154,8 +154,8 @@ class Settler:
         failures = 0
         while True:
             await self._wakeup.wait()
-            self._wakeup.clear()
             self._take()
+            self._wakeup.clear()
             while self._sent:
                 failures = 0 if await self._send() else failures + 1
                 if failures:
@@ -166,17 +166,22 @@ class Settler:
 
     def _take(self) -> None:
         """Move what was decided since the last turn to what is to be sent, without what was decided again since."""
-        self._sent = [command for command in (*self._sent, *self._decided) if not self._is_superseded(command)]
-        self._decided = []
+        acks = []
         for source in self._sources:
             if source.done:
                 ids, source.done = source.done, []
                 self._shared.add(SlotField.DONE, len(ids))
                 source.figures.add(FigureField.SETTLED_DONE, len(ids))
                 self._shared.add(SlotField.BATCHES, 1)
+                if source.settle is not None:
+                    source.settle(ids)
+                    continue
                 for at in range(0, len(ids), _IDS_MAX):
                     part = tuple(ids[at : at + _IDS_MAX])
-                    self._sent.append(_Command(source, ("XACK", source.key, source.group, *part), part, is_ack=True))
+                    acks.append(_Command(source, ("XACK", source.key, source.group, *part), part, is_ack=True))
+        self._sent = [command for command in (*self._sent, *self._decided) if not self._is_superseded(command)]
+        self._sent += acks
+        self._decided = []
 
     async def _send(self) -> bool:
         """Send what fits into one pipeline; False when some of it must be sent again."""

@@ -13,7 +13,7 @@ from supervisor.shared_consumer import MarksOwner
 from supervisor.shared_figures import FigureField
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from supervisor.broker.group_reader import Entries
     from supervisor.shared_consumer import SharedConsumer
@@ -30,7 +30,7 @@ class Source:
 
     __slots__ = (
         "ack_keys", "crashes", "dead_letter_keys", "done", "figures", "group", "isolated", "key", "key_bytes", "marks",
-        "replays", "retries", "stream",
+        "replays", "retries", "settle", "stream",
     )  # fmt: skip
 
     def __init__(
@@ -54,6 +54,8 @@ class Source:
         self.figures = figures
         #: Ids that are handled and not yet with the settler.
         self.done: list[bytes] = []
+        #: Settles them in a way of its own; None: they are acked.
+        self.settle: Callable[[list[bytes]], None] | None = None
 
     def note_idle(self) -> None:
         """Note in shared memory that no message runs, once it is known what a predecessor has started."""

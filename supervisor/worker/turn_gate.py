@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
+from supervisor.broker.turns import Place
 from supervisor.core.message_key import key_reader
+from supervisor.keys import turn_field
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from supervisor.broker.turns import Mode, Place, Taken
+    from supervisor.broker.turns import Admission, Mode, Taken
     from supervisor.handling.loader import HandlerSpec
     from supervisor.messages import Message
     from supervisor.worker.retry_or_dead_letter import Failures
@@ -36,6 +38,9 @@ _LOOK_COUNT = 50
 _LOOK_IDLE_MS = 1_000
 #: While this many messages of a group wait for their turns, nothing more is read.
 WAITING_MAX = 1_000_000
+#: How long a worker waits for another one that has read earlier entries and not yet given them their places.
+_OTHERS_S = 0.006
+_OTHERS_POLL_S = 0.001
 
 
 class TurnGate:
@@ -55,14 +60,15 @@ class TurnGate:
         self._failures = failures
         self._retries = retries
         self._sources = sources
-        #: The messages in hand that have a turn.
+        #: The messages in hand that have a turn, or need none.
         self._held = settler.held
         key = spec.options.key
         self._key, self._field = key_reader(key), key if isinstance(key, str) else ""
         self._limited = spec.options.group_concurrency > 0
         settler.passed_on = self._passed_on
-        #: Rows whose next message was perhaps taken over by an answer that was lost.
+        #: Fields of rows whose next message was perhaps taken over by an answer that was lost.
         self._unsure: set[bytes] = set()
+        self._loop = asyncio.get_running_loop()
         self._look_now = asyncio.Event()
         #: Messages were removed from rows: there may be more of that kind.
         self._hurry = False
@@ -85,27 +91,39 @@ class TurnGate:
 
         `new`: they were just read; otherwise they were found in the pending list.
         """
-        pairs = [
-            (message, place)
-            for message in messages
-            if (source, message.entry) not in self._held and (place := self._place(source, message)) is not None
-        ]
-        if not pairs:
+        messages, places = self._places(source, messages)
+        if not places:
             return []
         mode: Mode = "copies" if source.replays else "new" if new else "own"
-        places = [place for _, place in pairs]
         admission = await self._turns.admit(mode, places)
+        if new and admission.missing_after:
+            admission = await self._when_others_have(mode, places, admission)
         while admission.missing_after is not None:
             await self._fill(admission.missing_after, b"(" + places[0].name if new else places[-1].name)
             admission = await self._turns.admit(mode, places)
         self.take_over(admission.taken)
+        for index in reversed(admission.idle):
+            del messages[index], places[index]
         # Where another worker has given it its place, a settle may have taken it over meanwhile. All answers come by
         # one connection, so what was taken over before this answer is still held.
-        return [
-            self._hold(source, message, place)
-            for (message, place), may_run in zip(pairs, admission.flags, strict=True)
-            if may_run and (source, message.entry) not in self._held
-        ]
+        held = self._held[source]
+        if not held.keys().isdisjoint([message.entry for message in messages]):
+            messages, places = self._places(source, messages)
+        held.update(zip([message.entry for message in messages], places, strict=True))
+        return messages
+
+    async def _when_others_have(self, mode: Mode, places: Sequence[Place], admission: Admission) -> Admission:
+        """Admit messages when another worker has given their places to those before, which it is about to do.
+
+        A worker that is dead or busy is not waited for: then places are still missing.
+        """
+        until_s = self._loop.time() + _OTHERS_S
+        while admission.missing_after and (left_s := until_s - self._loop.time()) > 0:
+            if await self._turns.admitted() != admission.missing_after:
+                admission = await self._turns.admit(mode, places)
+            elif left_s < _OTHERS_S / 2:
+                await asyncio.sleep(_OTHERS_POLL_S)
+        return admission
 
     async def again(self, messages: Sequence[Message]) -> list[Message]:
         """Return those of the messages, whose retry is due, that may run. Raises redis-py's errors and OSError.
@@ -115,8 +133,9 @@ class TurnGate:
         found = []
         for source in self._sources:
             own = [message for message in messages if message.origin is source]
-            found += [message for message in own if (source, message.entry) in self._held]
-            others = [message for message in own if (source, message.entry) not in self._held]
+            held = self._held[source]
+            found += [message for message in own if message.entry in held]
+            others = [message for message in own if message.entry not in held]
             found += await self.admit(source, others, new=False)
         return found
 
@@ -132,22 +151,22 @@ class TurnGate:
     def forget(self, messages: Iterable[Message]) -> None:
         """Forget messages that are no longer in hand; they keep their turns."""
         for message in messages:
-            self._held.pop((message.origin, message.entry), None)  # type: ignore[arg-type]
+            self._held[message.origin].pop(message.entry, None)  # type: ignore[index]
 
     def take_over(self, taken: Iterable[Taken]) -> None:
         """Run the messages whose turn has come, and which this consumer owns now."""
         for one in taken:
             source = self._sources[one.replays]
-            if (source, one.entry) in self._held or self._control.stopping:  # it stays pending, for the next process
+            if one.entry in self._held[source] or self._control.stopping:  # it stays pending, for the next process
                 continue
             (message,) = source.messages([[one.entry, one.flat]])
             if (place := self._place(source, message)) is not None:
                 self._retries.add(self._hold(source, message, place), 0)
 
-    def _passed_on(self, taken: list[Taken], unsure: set[bytes]) -> None:
+    def _passed_on(self, taken: list[Taken], unsure: Iterable[bytes]) -> None:
         self.take_over(taken)
         if unsure:
-            self._unsure |= unsure
+            self._unsure.update(unsure)
             self._look_now.set()
 
     async def run(self) -> None:
@@ -164,18 +183,18 @@ class TurnGate:
         interval_ms = 0 if self._hurry else int(LOOK_S * 1000)
         found = await self._turns.waiting(interval_ms, _LOOK_COUNT, _LOOK_IDLE_MS)
         self.full = found.number >= WAITING_MAX
-        rows, free = {*self._unsure, *found.rows}, []
+        fields, free = {*self._unsure, *found.released}, []
         for source, entries in zip(self._sources, (found.entries, found.copies), strict=True):
             for message in source.messages([entry for entry in entries if entry]):
                 place = self._place(source, message)
-                if place is not None and place.row is not None:
-                    rows.add(place.row)
+                if place is not None and place.field:
+                    fields.add(place.field)
                 elif place is not None and not self._limited:
                     free.append(place.name)
         self._hurry = False
-        if rows or free or (self._limited and (found.entries or found.copies)):
-            gone, taken = await self._turns.check(rows, free)
-            self._unsure -= rows
+        if fields or free or (self._limited and (found.entries or found.copies)):
+            gone, taken = await self._turns.check(fields, free)
+            self._unsure -= fields
             self.take_over(taken)
             if gone:
                 self._hurry = True
@@ -193,9 +212,20 @@ class TurnGate:
     async def _admit_others(self, entries: Sequence[Any], upto: bytes = b"") -> None:
         source = self._sources[0]
         messages = source.messages([entry for entry in entries if entry[1] is not None])
-        places = [place for message in messages if (place := self._place(source, message, fails=False)) is not None]
+        _, places = self._places(source, messages, fails=False)
         admission = await self._turns.admit("others", places, upto)
         self.take_over(admission.taken)
+
+    def _places(
+        self, source: Source, messages: Iterable[Message], *, fails: bool = True
+    ) -> tuple[list[Message], list[Place]]:
+        """Return those of the messages that are not held and have a place, and their places."""
+        held, found, places = self._held[source], [], []
+        for message in messages:
+            if message.entry not in held and (place := self._place(source, message, fails=fails)) is not None:
+                found.append(message)
+                places.append(place)
+        return found, places
 
     def _place(self, source: Source, message: Message, *, fails: bool = True) -> Place | None:
         """Return the place of a message; None when the function of its key raises, and then with `fails` it failed."""
@@ -206,10 +236,8 @@ class TurnGate:
                 self._failures.failed(message, error)
             return None
         name = message.id.encode() + b"@" + message.entry if source.replays else message.entry
-        return self._turns.place(name, key)
+        return Place(name, b"" if key is None else turn_field(key))
 
     def _hold(self, source: Source, message: Message, place: Place) -> Message:
-        if place.row is not None or self._limited:
-            message.recorded = True  # settled by a script, which passes its turn on
-            self._held[source, message.entry] = place
+        self._held[source][message.entry] = place
         return message

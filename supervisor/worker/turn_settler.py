@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from supervisor.broker.turns import Turns, taken_of
+from supervisor.broker.turns import Place, Turns, taken_of
 from supervisor.core.options import HALT
 from supervisor.shared_figures import FigureField
 from supervisor.shared_state import SlotField
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from supervisor.broker.command_connection import Argument, CommandConnection
     from supervisor.broker.scripts import Script
-    from supervisor.broker.turns import Place, Taken
+    from supervisor.broker.turns import Taken
     from supervisor.handling.loader import HandlerSpec
     from supervisor.shared_state import SharedSlot
     from supervisor.worker.settler import Settler
@@ -43,16 +44,21 @@ class TurnSettler:
             per_group=spec.options.group_concurrency,
         )
         self._loop = asyncio.get_running_loop()
-        #: The messages in hand that have a turn, until their outcome is confirmed.
-        self.held: dict[tuple[Source, bytes], Place] = {}
-        #: Gets the messages that were taken over, and the rows where an earlier answer was perhaps lost.
+        #: The messages in hand that have a turn or need none, by entry, until their outcome is confirmed.
+        self.held: dict[Source, dict[bytes, Place]] = {}
+        #: Gets the messages that were taken over, and the fields of rows where an earlier answer was perhaps lost.
         self.passed_on: Callable[[list[Taken], set[bytes]], None]
         #: Done and not yet with the settler.
-        self._done: dict[Source, list[tuple[bytes, Place]]] = {}
-        self.add = settler.add
+        self._done: dict[Source, list[bytes]] = {}
         self.wake = settler.wake
         self.retry_later = settler.retry_later
         self.unmark = settler.unmark
+
+    def add(self, source: Source) -> None:
+        """Settle what is done of `source`, too."""
+        self.held[source] = {}
+        source.settle = partial(self._settle_done, source)
+        self._settler.add(source)
 
     @property
     def backlog(self) -> int:
@@ -61,32 +67,32 @@ class TurnSettler:
 
     def unconfirmed(self, source: Source) -> set[bytes]:
         """Return the ids of `source` whose outcome is decided and not confirmed."""
-        return self._settler.unconfirmed(source).union(entry for entry, _ in self._done.get(source, ()))
+        return self._settler.unconfirmed(source).union(self._done.get(source, ()))
 
     def ack_recorded(self, source: Source, *ids: bytes) -> None:
         """Ack messages; those of one turn of the event loop together."""
         for entry in ids:
-            place = self.held.get((source, entry))
+            place = self.held[source].get(entry)
             if place is None:
                 self._settler.ack_recorded(source, entry)
                 continue
             if not self._done:
                 self._loop.call_soon(self._send)
-            self._done.setdefault(source, []).append((entry, place))
+            self._done.setdefault(source, []).append(entry)
 
     def dead_letter(self, source: Source, entry: bytes, letter: Sequence[Argument]) -> None:
         """Write the message's dead letter and ack it, in one script."""
-        place = self.held.get((source, entry))
+        place = self.held[source].get(entry)
         if place is None:
             self._settler.dead_letter(source, entry, letter)
             return
-        if self._on_dead == HALT and place.key is not None:
-            letter = [*letter[:2], "halts", place.key, *letter[2:]]
+        if self._on_dead == HALT and place.field:
+            letter = [*letter[:2], "halts", place.field[1:], *letter[2:]]
         script, arguments = self.turns.dead_letter(
             place, source.retries, source.crashes, letter, replays=source.replays, on_dead=self._on_dead
         )
 
-        self._run(source, [(entry, place)], script, arguments)
+        self._run(source, [entry], [place], script, arguments)
 
     async def flush(self) -> None:
         """Wait until everything decided so far is confirmed, except what the server refuses: that stays pending."""
@@ -95,26 +101,33 @@ class TurnSettler:
 
     def _send(self) -> None:
         done, self._done = self._done, {}
-        for source, settled in done.items():
-            for at in range(0, len(settled), _IDS_MAX):
-                self._settle(source, settled[at : at + _IDS_MAX])
+        for source, entries in done.items():
+            self._settle_done(source, entries)
 
-    def _settle(self, source: Source, settled: list[tuple[bytes, Place]]) -> None:
-        places = [place for _, place in settled]
-        script, arguments = self.turns.settle(places, source.retries, source.crashes, replays=source.replays)
-
-        self._run(source, settled, script, arguments)
+    def _settle_done(self, source: Source, entries: list[bytes]) -> None:
+        """Settle messages that are done. One that is not held has lost its place, with its turn."""
+        held = self.held[source]
+        for at in range(0, len(entries), _IDS_MAX):
+            part = entries[at : at + _IDS_MAX]
+            places = [held.get(entry) or Place(entry, b"") for entry in part]
+            script, arguments = self.turns.settle(places, source.retries, source.crashes, replays=source.replays)
+            self._run(source, part, places, script, arguments)
 
     def _run(
-        self, source: Source, settled: list[tuple[bytes, Place]], script: Script, arguments: Sequence[Argument]
+        self,
+        source: Source,
+        entries: Sequence[bytes],
+        places: Sequence[Place],
+        script: Script,
+        arguments: Sequence[Argument],
     ) -> None:
         def answered(reply: Any, repeated: bool) -> None:
-            for entry, _ in settled:
-                self.held.pop((source, entry), None)
-            if not repeated and reply[0] < len(settled):
-                self._shared.add(SlotField.LOST_CLAIM, len(settled) - reply[0])
-                source.figures.add(FigureField.SETTLED_LOST_CLAIM, len(settled) - reply[0])
-            rows = {place.row for _, place in settled if place.row is not None} if repeated else set()
-            self.passed_on(taken_of(reply), rows)
+            held = self.held[source]
+            for entry in entries:
+                held.pop(entry, None)
+            if not repeated and reply[0] < len(entries):
+                self._shared.add(SlotField.LOST_CLAIM, len(entries) - reply[0])
+                source.figures.add(FigureField.SETTLED_LOST_CLAIM, len(entries) - reply[0])
+            self.passed_on(taken_of(reply), {place.field for place in places if place.field} if repeated else set())
 
-        self._settler.run_script(source, script, arguments, tuple(entry for entry, _ in settled), answered)
+        self._settler.run_script(source, script, arguments, tuple(entries), answered)

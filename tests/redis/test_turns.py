@@ -16,7 +16,7 @@ from supervisor.broker.inspect import groups
 from supervisor.broker.replay import drop, replay
 from supervisor.core.entry_fate import Fate, TurnFact, explain
 from supervisor.keeper.reaper import Reaper
-from supervisor.keys import group_turn_key, turn_key
+from supervisor.keys import group_turn_key, turn_key, turns_key
 from supervisor.shared_state import HeaderField, SharedState, SlotField
 from tests.redis.test_worker import Worker
 from tests.support.letters import letters
@@ -64,10 +64,16 @@ def in_order(ids: list[str]) -> bool:
     return ids == sorted(ids, key=lambda one: tuple(map(int, one.split("-"))))
 
 
+async def fields(redis: Any) -> list[bytes]:
+    """The keys for which a message has a turn."""
+    return [name for name in await redis.hkeys(turns_key(STREAM, GROUP)) if name.startswith(b":")]
+
+
 async def nothing_left(redis: Any) -> bool:
     rows = [key async for key in redis.scan_iter(f"{ROW}*")]
     return (
         not rows
+        and not await fields(redis)
         and not await redis.exists(group_turn_key(STREAM, GROUP))
         and not (await redis.xpending(STREAM, GROUP))["pending"]
     )
@@ -91,6 +97,30 @@ async def test_messages_of_a_key_run_one_after_another_in_order_on_all_workers(e
         assert await nothing_left(redis)
     assert all(log.together[f"c{n}"] == 1 for n in range(20))
     assert all(in_order(log.started[f"c{n}"]) for n in range(20))
+
+
+async def test_a_key_for_which_nothing_waits_has_no_sorted_set(redis: Any, redis_url: str) -> None:
+    started: list[str] = []
+    go_on = asyncio.Event()
+
+    @handler(STREAM, group=GROUP, key="customer")
+    async def bill(message: Message) -> None:
+        started.append(message.fields.get("customer", ""))
+        await go_on.wait()
+
+    for n in range(40):
+        await redis.xadd(STREAM, {"customer": f"c{n}"})
+    await redis.xadd(STREAM, {"other": "no key"})
+    async with pools(redis_url, bill, count=2):
+        await eventually_async(lambda: len(started) == 41)
+        assert sorted(await fields(redis)) == sorted(f":c{n}".encode() for n in range(40))
+        assert not [key async for key in redis.scan_iter(f"{ROW}*")]
+        await redis.xadd(STREAM, {"customer": "c7"})
+        await eventually_async(lambda: is_held(redis, 1))
+        assert [key async for key in redis.scan_iter(f"{ROW}*")] == [f"{ROW}c7".encode()]
+        go_on.set()
+        await eventually_async(lambda: len(started) == 42)
+        await eventually_async(lambda: nothing_left(redis))
 
 
 async def test_more_of_a_key_run_at_once_with_per_key_and_never_more(redis: Any, redis_url: str) -> None:

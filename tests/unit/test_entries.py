@@ -221,6 +221,8 @@ def test_both_forms_hold_the_same(message_of: Any, flat: list[bytes]) -> None:
     assert message.flat == flat and message.raw == dict(zip(flat[::2], flat[1::2], strict=True))
     assert message.read_fields() == message.fields == fields
     assert message.fields is message.fields and message.read_fields() is not message.fields
+    first = dict(reversed([*zip(flat[::2], flat[1::2], strict=True)]))
+    assert [message.value_of(name) for name in first] == [*first.values()] and message.value_of(b"none at all") is None
     message.failures, message.recorded, message._id = 3, True, "2-2"
     assert (message.failures, message.recorded, message._id) == (3, True, "2-2")
 

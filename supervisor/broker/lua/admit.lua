@@ -1,6 +1,6 @@
--- KEYS stream, replay stream, turns, row of the group, then the rows of keys; ARGV group, consumer, turns per key, turns
--- of the group, mode, then (mode `others`) up to which entry all are given, else '', then for each message its name and
--- the number in KEYS of its row, or 0.
+-- KEYS stream, replay stream, turns, row of the group; ARGV group, consumer, turns per key, turns of the group, mode, then
+-- (mode `others`) up to which entry all are given, else '', then the names of the messages, then for each the field of
+-- its key, or ''.
 -- Gives messages their places in their rows, in the order of the stream, whoever reads first. Modes:
 --   new     what the consumer has just read: neighbours in the stream
 --   own     what the consumer found in its pending list
@@ -8,18 +8,13 @@
 --   others  entries of the stream that other consumers have read but not admitted
 -- The record `admitted` in turns says up to which entry all have their places. When others lack theirs before these
 -- messages, nothing is done: the caller has to look at these entries first. What may not run goes to the consumer WAITS.
--- Gives {'', a flag for each message: 1 when the consumer may run it, what else the consumer has to run}, or {the record
+-- Gives {'', the numbers of the messages that the consumer may not run, what else the consumer has to run}, or {the record
 -- from which on places are missing}, or {'none'} when there is no record.
 -- include: ids turns
-local mode, upto = ARGV[5], ARGV[6]
+local args, mode, upto, count = ARGV, ARGV[5], ARGV[6], (#ARGV - 6) / 2
 local at = mode == 'copies' and 2 or 1
 local admitted = ask('HGET', KEYS[3], 'admitted')
-local names, rows = {}, {}
-for number = 7, #ARGV, 2 do
-  names[#names + 1] = ARGV[number]
-  rows[#names] = KEYS[tonumber(ARGV[number + 1])]
-end
-local first, last = names[1], names[#names]
+local first, last = count > 0 and args[7], count > 0 and args[6 + count]
 local is_new = false
 if mode == 'new' or mode == 'own' then
   if not admitted then
@@ -32,87 +27,122 @@ if mode == 'new' or mode == 'own' then
   end
 end
 
--- What was read before: another worker may have taken it over since, and settled it.
-local held = {}
-if first and not is_new then
-  local _, _, from = member_of(first)
-  local _, _, to = member_of(last)
-  local words = {'XPENDING', KEYS[at], ARGV[1], from, to, 1000000}
-  words[7] = mode ~= 'others' and ARGV[2] or nil
-  for _, row in ipairs(ask(unpack(words))) do
-    held[row[1]] = true
+-- Those that may not run, and of these the ones that have to wait.
+local idle, waiting = {}, {}
+
+-- New messages come last in their rows.
+local function admit_new()
+  local held = ask('HMGET', KEYS[3], unpack(args, 7 + count))
+  local words, used, given, behind = {'HSET', KEYS[3], 'admitted', last}, 4, {}, {}
+  for number = 1, count do
+    local field = args[6 + count + number]
+    if field == '' then
+      given[number] = true
+    elseif held[number] or given[field] then
+      behind[#behind + 1] = number
+    else -- fields and numbers are in one table: fields are no numbers
+      given[number], given[field] = true, true
+      words[used + 1], words[used + 2] = field, args[6 + number]
+      used = used + 2
+    end
+  end
+  ask(unpack(words))
+  for _, number in ipairs(behind) do
+    local member, ms = member_of(args[6 + number])
+    local row = opened(args[6 + count + number])
+    given[number] = ask('ZCARD', row) < per_key
+    ask('ZADD', row, given[number] and HOLDS or ms, member)
+  end
+  local left = per_group > 0 and per_group - ask('ZCARD', KEYS[4])
+  for number = 1, left and count or 0 do
+    if given[number] then
+      local member, ms = member_of(args[6 + number])
+      given[number] = left > 0
+      ask('ZADD', KEYS[4], left > 0 and HOLDS or ms, member)
+      left = left - 1
+    end
+  end
+  for number = 1, (left or #behind > 0) and count or 0 do
+    if not given[number] then
+      idle[#idle + 1], waiting[#waiting + 1] = number, args[6 + number]
+    end
   end
 end
 
-local given, touched = {}, {}
-local function start(member)
-  return given[member] or take(member)
+-- Of messages that were read before, those that are still pending: another worker may have taken one over and settled it.
+local function still_held()
+  local held = {}
+  if first then
+    local _, _, from = member_of(first)
+    local _, _, to = member_of(last)
+    local words = {'XPENDING', KEYS[at], ARGV[1], from, to, 1000000}
+    words[7] = mode ~= 'others' and ARGV[2] or nil
+    for _, row in ipairs(ask(unpack(words))) do
+      held[row[1]] = true
+    end
+  end
+  return held
 end
 
 -- Gives a place in a row; whether it is known to have a turn.
-local function enter(row, limit, member, ms, own)
-  if is_new and ask('ZCARD', row) < limit then
-    ask('ZADD', row, HOLDS, member)
-    return true
-  end
+local function enter(row, member, ms, own)
   if own ~= member and ask('ZREM', row, own) == 1 then -- its message has halted the key
     ask('ZADD', row, HOLDS, member)
   elseif ask('ZADD', row, 'NX', ms, member) == 0 and tonumber(ask('ZSCORE', row, member)) == HALTED then
     ask('ZADD', row, HOLDS, member)
   end
-  return not is_new and tonumber(ask('ZSCORE', row, member)) < 0
+  return tonumber(ask('ZSCORE', row, member)) < 0
 end
 
-local members, flags, waiting = {}, {}, {}
-for number, name in ipairs(names) do
-  local member, ms, entry, own = member_of(name)
-  if is_new or held[entry] then
-    local row, passed = rows[number], true
-    if row then
-      passed = enter(row, per_key, member, ms, own)
-    end
-    if passed and per_group > 0 then
-      passed = enter(KEYS[4], per_group, member, ms, own)
-    end
-    if not is_new then
+local function admit_known()
+  local held, members, given, touched = still_held(), {}, {}, {}
+  for number = 1, count do
+    local member, ms, entry, own = member_of(args[6 + number])
+    local field = args[6 + count + number]
+    if held[entry] then
       members[number], given[member] = member, true
-      touched[row or 0] = true
-    elseif passed then
-      flags[number] = '1'
-    else
-      waiting[#waiting + 1] = entry
+      local passed = true
+      if field ~= '' then
+        passed = enter(opened(field), member, ms, own)
+        touched[field] = true
+      end
+      if passed and per_group > 0 then
+        enter(KEYS[4], member, ms, own)
+      end
+    end
+  end
+  give_all(touched, function(member)
+    return given[member] or take(member)
+  end)
+  if mode == 'others' then
+    return
+  end
+  for number = 1, count do
+    local member, field = members[number], args[6 + count + number]
+    local row = per_group > 0 and KEYS[4] or field ~= '' and KEYS[4] .. field
+    if not member or row and tonumber(ask('ZSCORE', row, member) or 0) >= 0 then
+      idle[#idle + 1] = number
+      if member then
+        local _, entry = entry_of(member)
+        waiting[#waiting + 1] = entry
+      end
     end
   end
 end
-if not is_new then
-  touched[0] = nil
-  give_all(touched, start)
-end
 
-if mode == 'new' and is_new or mode == 'others' and upto ~= '' and not (admitted and below(upto, admitted)) then
-  ask('HSET', KEYS[3], 'admitted', is_new and last or upto)
-elseif mode == 'new' and below(admitted, last) then
-  ask('HSET', KEYS[3], 'admitted', last)
-end
-if mode == 'others' then
-  return {'', '', taken}
-end
-
-for number, member in pairs(members) do
-  local row = per_group > 0 and KEYS[4] or rows[number]
-  if not row or tonumber(ask('ZSCORE', row, member) or 0) < 0 then
-    flags[number] = '1'
-  else
-    local _, entry = entry_of(member)
-    waiting[#waiting + 1] = entry
+if is_new then
+  admit_new()
+else
+  admit_known()
+  if mode == 'others' and upto ~= '' and not (admitted and below(upto, admitted)) then
+    ask('HSET', KEYS[3], 'admitted', upto)
+  elseif mode == 'new' and below(admitted, last) then
+    ask('HSET', KEYS[3], 'admitted', last)
   end
-end
-for number = 1, #names do
-  flags[number] = flags[number] or '0'
 end
 if #waiting > 0 then
   local words = {'XCLAIM', KEYS[at], ARGV[1], WAITS, 0, unpack(waiting)}
   words[#words + 1] = 'JUSTID'
   ask(unpack(words))
 end
-return {'', table.concat(flags), taken}
+return {'', idle, taken}

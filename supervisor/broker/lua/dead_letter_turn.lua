@@ -1,6 +1,6 @@
--- KEYS stream, replay stream, turns, row of the group, retries, crashes, dead letters[, row of its key]; ARGV group,
--- consumer, turns per key, turns of the group, 1 or 2 for the replay stream, the message's name, `skip` or `halt`, then
--- the letter's names and values.
+-- KEYS stream, replay stream, turns, row of the group, retries, crashes, dead letters; ARGV group, consumer, turns per
+-- key, turns of the group, 1 or 2 for the replay stream, the message's name, `skip` or `halt`, the field of its key or '',
+-- then the letter's names and values.
 -- Writes the dead letter, then settles the message. With `halt` it keeps its place, without a message, and its key
 -- stops. Does nothing for a message that is no longer pending. Gives {number of acked messages, what was taken over}.
 -- include: call turns
@@ -13,8 +13,8 @@ elseif pending.err or #pending == 0 then
   return {0, taken}
 end
 local words = {'XADD', KEYS[7], '*'}
-for number = 8, #ARGV do
-  words[number - 4] = ARGV[number]
+for number = 9, #ARGV do
+  words[number - 5] = ARGV[number]
 end
 call(words)
 local acked = redis.call('XACK', KEYS[at], ARGV[1], entry)
@@ -23,9 +23,10 @@ redis.call('HDEL', KEYS[6], entry)
 if at == 2 then
   redis.call('XDEL', KEYS[2], entry)
 end
-leave(member, KEYS[8])
-if ARGV[7] == 'halt' and KEYS[8] then
-  redis.call('ZADD', KEYS[8], HALTED, own)
+local row = ARGV[8] ~= '' and opened(ARGV[8])
+leave(member, row)
+if ARGV[7] == 'halt' and row then
+  redis.call('ZADD', row, HALTED, own)
 end
-give_all(KEYS[8] and {[KEYS[8]] = true} or {}, take)
+give_all(row and {[ARGV[8]] = true} or {}, take)
 return {acked, taken}

@@ -1,30 +1,36 @@
--- KEYS stream, replay stream, turns, row of the group, retries, crashes, then the rows of keys; ARGV group, consumer,
--- turns per key, turns of the group, 1 or 2 for the replay stream, then for each message its name and the number in KEYS
--- of its row, or 0.
+-- KEYS stream, replay stream, turns, row of the group, retries, crashes; ARGV group, consumer, turns per key, turns of the
+-- group, 1 or 2 for the replay stream, then the names of the messages, then for each the field of its key, or ''.
 -- Acks messages; the consumer takes over the next ones of their rows. Gives {number of acked messages, what was taken}.
 -- include: turns
-local at = tonumber(ARGV[5])
-local entries, members, touched = {}, {}, {}
-for number = 6, #ARGV, 2 do
-  local count = #entries + 1
-  local member, _, entry = member_of(ARGV[number])
-  members[count], entries[count] = member, entry
+local args, at, count = ARGV, tonumber(ARGV[5]), (#ARGV - 5) / 2
+local entries = {unpack(args, 6, 5 + count)}
+for number = 1, at == 2 and count or 0 do
+  local _, _, copy = member_of(entries[number])
+  entries[number] = copy
 end
 local acked = ask('XACK', KEYS[at], ARGV[1], unpack(entries))
-for number = 5, 6 do -- there is seldom such a record
-  if ask('EXISTS', KEYS[number]) == 1 then
-    ask('HDEL', KEYS[number], unpack(entries))
-  end
+if ask('EXISTS', KEYS[5], KEYS[6]) > 0 then -- there is seldom such a record
+  ask('HDEL', KEYS[5], unpack(entries))
+  ask('HDEL', KEYS[6], unpack(entries))
 end
 if at == 2 then
   ask('XDEL', KEYS[2], unpack(entries))
 end
-for number, member in ipairs(members) do
-  local row = KEYS[tonumber(ARGV[4 + 2 * number + 1])]
-  leave(member, row)
-  if row then
-    touched[row] = true
+local held = ask('HMGET', KEYS[3], unpack(args, 6 + count))
+local words, used, touched = {'HDEL', KEYS[3]}, 2, {}
+for number = 1, count do
+  local name, field, holder = args[5 + number], args[5 + count + number], held[number]
+  if holder == name then -- nothing waits for it
+    used = used + 1
+    words[used] = field
   end
+  if holder == ROW or per_group > 0 then
+    leave(member_of(name), holder == ROW and KEYS[4] .. field)
+    touched[field] = holder == ROW or nil
+  end
+end
+if used > 2 then
+  ask(unpack(words))
 end
 give_all(touched, take)
 return {acked, taken}

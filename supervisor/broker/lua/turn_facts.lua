@@ -1,9 +1,8 @@
--- KEYS stream, replay stream, row of the key, row of the group; ARGV group, the message's name.
+-- KEYS stream, replay stream, turns, row of the group; ARGV group, the message's name, the field of its key or ''.
 -- Gives {number of messages that wait before it, then of each that has a turn: its id, its consumer or ''}: in the row of
 -- its key, or of the group when it has the turn of its key. Of a dead letter that stops the key, the consumer is `halted`.
 -- include: turns
-local member = member_of(ARGV[2])
-local row = KEYS[3]
+local member, row = member_of(ARGV[2]), KEYS[4] .. ARGV[3]
 if tonumber(redis.call('ZSCORE', row, member) or -1) < 0 then
   row = KEYS[4]
 end

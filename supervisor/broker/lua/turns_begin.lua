@@ -4,7 +4,9 @@
 -- delivered: what is pending up to there has to be given its places. A record beyond that id is one of a group that was
 -- destroyed, or set back.
 -- include: ids xinfo
-redis.call('HSET', KEYS[2], 'field', ARGV[2])
+-- A value of more than 64 bytes makes it a hash table: many fields of a compact hash are found slowly.
+redis.call('HSET', KEYS[2], 'field', ARGV[2], 'about',
+  ':key -> the message that has its turn, or + when the sorted set of its row has it and those that wait')
 local admitted = redis.call('HGET', KEYS[2], 'admitted')
 for _, group in ipairs(groups_of(KEYS[1])) do
   local last = group['last-delivered-id']

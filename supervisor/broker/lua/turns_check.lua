@@ -1,9 +1,9 @@
--- KEYS stream, replay stream, turns, row of the group, released rows, then the rows of keys; ARGV group, consumer, turns
--- per key, turns of the group, then the names of messages that wait and need no turn.
+-- KEYS stream, replay stream, turns, row of the group, released rows; ARGV group, consumer, turns per key, turns of the
+-- group, number of rows, the rows' fields, then the names of messages that wait and need no turn.
 -- Takes turns from messages that no longer exist (deleted, or acked by another program) and passes them on. Gives
 -- {number of those, what the consumer has to run}: also what it holds already, since an answer may have been lost.
 -- include: turns
-local gone, touched = 0, {}
+local gone, touched, count = 0, {}, tonumber(ARGV[5])
 local function check(row, passed)
   for _, member in ipairs(redis.call('ZRANGEBYSCORE', row, HOLDS, HOLDS)) do
     local at, entry = entry_of(member)
@@ -18,15 +18,15 @@ local function check(row, passed)
     end
   end
 end
-for number = 6, #KEYS do
-  check(KEYS[number], per_group > 0 and enter_group or take)
-  touched[KEYS[number]] = true
-  redis.call('SREM', KEYS[5], KEYS[number])
+for number = 6, 5 + count do
+  check(opened(ARGV[number]), per_group > 0 and enter_group or take)
+  touched[ARGV[number]] = true
+  redis.call('SREM', KEYS[5], ARGV[number])
 end
 if per_group > 0 then
   check(KEYS[4], take)
 end
-for number = 5, #ARGV do
+for number = 6 + count, #ARGV do
   take((member_of(ARGV[number])))
 end
 give_all(touched, take)

@@ -11,8 +11,13 @@
 -- 3. The pending list says who has a message. One that waits belongs to the consumer WAITS, so that no worker finds it
 --    when it reads its own list. Whoever settles a message takes over the next one of its row, in the same script.
 -- 4. With a limit for the group, a message that has the turn of its key then waits in the row of the group.
+-- 5. Most rows have one message, which has the turn. Such a row is only a field of the hash `turns`: a colon and the key,
+--    with the plain form of the message as value. So the rows of a whole batch are read and written with one command
+--    each. When a second message comes, the row becomes a sorted set, and the field's value is ROW until it is empty.
+--    The sorted set is named after the field, behind the name of the group's row, so it is in the same slot.
 local ask = redis.call -- a local is found quicker
 local HOLDS, HALTED = -1, -2
+local ROW = '+'
 local MINUS = string.byte('-')
 -- Members without a message (it was deleted, or acked by another program) that one call removes from a row at most.
 local GONE_MAX = 1000
@@ -39,6 +44,18 @@ local function is_missing(reply)
   return type(reply) == 'table' and reply.err and string.find(reply.err, 'NOGROUP', 1, true)
 end
 
+-- The row of a key as a sorted set.
+local function opened(field)
+  local row, name = KEYS[4] .. field, ask('HGET', KEYS[3], field)
+  if name ~= ROW then
+    if name then
+      ask('ZADD', row, HOLDS, (member_of(name)))
+    end
+    ask('HSET', KEYS[3], field, ROW)
+  end
+  return row
+end
+
 -- Gives a message whose turn has come to the caller; false when the message no longer exists.
 local function take(member)
   local at, entry = entry_of(member)
@@ -57,21 +74,24 @@ local function take(member)
   return true
 end
 
--- The members that are next to get a turn. With few turns, one look at as many members is quicker than counting.
+-- The members that are next to get a turn, and whether the row is empty. With few turns, one look at as many members is
+-- quicker than counting.
 local function next_of(row, limit)
   if limit > 1 then
     local left = limit - ask('ZCOUNT', row, '-inf', '(0')
-    return left > 0 and ask('ZRANGEBYSCORE', row, 0, '+inf', 'LIMIT', 0, left) or {}
+    local found = left > 0 and ask('ZRANGEBYSCORE', row, 0, '+inf', 'LIMIT', 0, left) or {}
+    return found, left == limit and #found == 0
   end
   local first = ask('ZRANGE', row, 0, 0, 'WITHSCORES')
-  return first[2] and string.byte(first[2]) ~= MINUS and {first[1]} or {}
+  return first[2] and string.byte(first[2]) ~= MINUS and {first[1]} or {}, not first[2]
 end
 
 -- Gives turns to the first members of a row while it has some left; `start(member)` says whether its message exists.
+-- Gives whether the row is empty.
 local function give(row, limit, start)
   local gone = 0
   repeat
-    local next_ones = next_of(row, limit)
+    local next_ones, is_empty = next_of(row, limit)
     local gone_before = gone
     for _, member in ipairs(next_ones) do
       if start(member) then
@@ -81,7 +101,11 @@ local function give(row, limit, start)
         gone = gone + 1
       end
     end
+    if is_empty then
+      return true
+    end
   until gone == gone_before or gone > GONE_MAX
+  return false
 end
 
 -- Puts a message that has the turn of its key into the row of the group.
@@ -90,17 +114,19 @@ local function enter_group(member)
   return true
 end
 
--- Gives the free turns of these rows (a set), then those of the group.
-local function give_all(rows, start)
-  for row in pairs(rows) do
-    give(row, per_key, per_group > 0 and enter_group or start)
+-- Gives the free turns of the rows that are sorted sets, by their fields (a set), then those of the group.
+local function give_all(fields, start)
+  for field in pairs(fields) do
+    if give(KEYS[4] .. field, per_key, per_group > 0 and enter_group or start) then
+      ask('HDEL', KEYS[3], field)
+    end
   end
   if per_group > 0 then
     give(KEYS[4], per_group, start)
   end
 end
 
--- Removes a message from the row of its key and that of the group.
+-- Removes a message from the row of its key, a sorted set, and from that of the group.
 local function leave(member, row)
   if row then
     ask('ZREM', row, member)
