@@ -17,7 +17,7 @@ import psutil
 import redis as redis_py
 
 from benchmarks.reference import program
-from benchmarks.tools import project
+from benchmarks.tools import HOST, project
 from benchmarks.workloads import WORKLOADS, Workload
 from supervisor.bench.window import Look, Window
 from tests.support.servers import RedisServer
@@ -46,13 +46,18 @@ class Turn:
     rate: float
     #: Microseconds of CPU a message, of the processes that drain.
     cpu_us: float
+    #: The same of the server; 0 where it is not measured.
+    server_us: float = 0.0
 
 
 class Backlog:
     """A stream full of entries that all contestants drain, each in a group of its own."""
 
-    def __init__(self, redis: redis_py.Redis, stream: str, entries: int, fields: dict[str, str]) -> None:
+    def __init__(
+        self, redis: redis_py.Redis, stream: str, entries: int, fields: dict[str, str], *, server_pid: int = 0
+    ) -> None:
         self.redis, self.stream, self.entries = redis, stream, entries
+        self._server_pids = [server_pid] if server_pid else []
         self._fields = fields
         with redis.pipeline(transaction=False) as pipe:
             for number in range(entries):
@@ -79,17 +84,18 @@ class Backlog:
 
     def drain(self, group: str, pids: Sequence[int], alive: Callable[[], bool]) -> Turn:
         """Watch a group drain all. Raises RuntimeError when it does not."""
-        window, until = Window(self.entries), time.monotonic() + TURN_LIMIT_S
-        while (done := self.done(group)) < self.entries:
-            look = Look(time.perf_counter(), done, sum(map(cpu_s, pids)))
-            if not window.complete:
-                window.saw(look)
-            if time.monotonic() > until or (not alive() and self.done(group) == done):
-                raise RuntimeError(f"{group} stopped at {done:,} of {self.entries:,}")
-            time.sleep(POLL_S)
-        if not window.complete:
-            window.saw(Look(time.perf_counter(), done, sum(map(cpu_s, pids))))
-        return Turn(window.rate, window.cpu_us)
+        ours, server, until_s = Window(self.entries), Window(self.entries), time.monotonic() + TURN_LIMIT_S
+        done = 0
+        while not ours.complete or done < self.entries:
+            done, now_s = self.done(group), time.perf_counter()
+            if not ours.complete:
+                ours.saw(Look(now_s, done, sum(map(cpu_s, pids))))
+                server.saw(Look(now_s, done, sum(map(cpu_s, self._server_pids))))
+            if done < self.entries:
+                if time.monotonic() > until_s or (not alive() and self.done(group) == done):
+                    raise RuntimeError(f"{group} stopped at {done:,} of {self.entries:,}")
+                time.sleep(POLL_S)
+        return Turn(ours.rate, ours.cpu_us, server.cpu_us)
 
 
 def cpu_s(pid: int) -> float:
@@ -163,21 +169,25 @@ def in_c(backlog: Backlog, server: RedisServer, url: str, *, count: int = COUNT)
     return ProgramContestant("C", backlog, "c", [words])
 
 
-def loop(backlog: Backlog, url: str, workload: str, *, kind: str = "pipeline", processes: int = 1) -> ProgramContestant:
+def loop(
+    backlog: Backlog, url: str, workload: str, *, kind: str = "pipeline", processes: int = 1, title: str = "redis-py"
+) -> ProgramContestant:
     """A loop on redis-py, as of `benchmarks.loops`."""
     words = [sys.executable, "-m", "benchmarks.loops", kind, url, backlog.stream, kind, workload]
-    return ProgramContestant("redis-py", backlog, kind, [words] * processes)
+    return ProgramContestant(title, backlog, kind, [words] * processes)
 
 
 @contextmanager
-def pool(backlog: Backlog, url: str, workload: str, *, workers: int = 1) -> Iterator[PoolContestant]:
+def pool(
+    backlog: Backlog, url: str, workload: str, *, workers: int = 1, title: str = "pool"
+) -> Iterator[PoolContestant]:
     """`supervisor start`, READY, with a group that was at the end of the backlog when it began."""
     chosen: Workload = WORKLOADS[workload]
     group = f"pool-{workload}-{workers}"
     with contextlib.suppress(redis_py.ResponseError):
         backlog.redis.xgroup_create(backlog.stream, group, id="$")
     text = HANDLER.format(stream=backlog.stream, group=group, options=chosen.options, name=workload, root=str(ROOT))
-    with project(text, redis_url=url, workers=workers) as running:
+    with project(text, host=f"{HOST}-{workers}", redis_url=url, workers=workers) as running:
         running.start()
         pids = list(running.pids().values())
-        yield PoolContestant("pool", backlog, group, pids, lambda: running.exit_code() is None)
+        yield PoolContestant(title, backlog, group, pids, lambda: running.exit_code() is None)

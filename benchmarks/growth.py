@@ -1,9 +1,9 @@
 """Whether a worker grows: its memory after 1,000,000 messages beside that after the first 10,000.
 
-    python -m benchmarks.growth --turns 5
+    python -m benchmarks.growth --turns 5 --handler model
 
-The messages are `dict[str, str]` no-ops, 10,000 at a time. Each turn is a pool of its own. Private memory
-is what the worker shares with nobody.
+The handler does nothing; messages come 10,000 at a time. Each turn is a pool of its own. Private memory is
+what the worker shares with nobody.
 """
 
 from dataclasses import dataclass
@@ -28,13 +28,13 @@ class Sizes:
     private: list[float]
 
 
-def one_turn(running: RedisServer, messages: int) -> Sizes:
+def one_turn(running: RedisServer, messages: int, workload: str) -> Sizes:
     """Run a pool of one worker that handles `messages` messages."""
     with running.sync() as client:
         client.flushdb()
-        backlog = Backlog(client, STREAM, STEP - 1, WORKLOADS["dict"].fields)
+        backlog = Backlog(client, STREAM, STEP - 1, WORKLOADS[workload].fields)
         rss, private = [], []
-        with pool(backlog, running.url, "dict") as ours:
+        with pool(backlog, running.url, workload) as ours:
             worker = psutil.Process(ours.pids[0])
             for _ in range(messages // STEP):
                 ours.turn()
@@ -46,11 +46,11 @@ def one_turn(running: RedisServer, messages: int) -> Sizes:
     return Sizes(rss, private)
 
 
-def measure(running: RedisServer, messages: int, turns: int) -> list[Sizes]:
+def measure(running: RedisServer, messages: int, turns: int, workload: str = "dict") -> list[Sizes]:
     """All turns."""
     found = []
     for turn in range(1, turns + 1):
-        found.append(one_turn(running, messages))
+        found.append(one_turn(running, messages, workload))
         last = found[-1].private
         say(f"  turn {turn} of {turns}: {last[0]:.2f} MiB private, {last[-1]:.2f} MiB at the end")
     return found
@@ -70,12 +70,14 @@ def main() -> None:
     """Measure and print."""
     parser = arguments(str(__doc__), rounds=5)
     parser.add_argument("--turns", dest="rounds", type=int, help="the same as --rounds")
+    parser.add_argument("--handler", choices=[*WORKLOADS], default="dict", help="the workload (default: dict)")
     parser.add_argument("--messages", type=int, default=1_000_000, help="of a turn (default: 1000000)")
     options = parser.parse_args()
-    report = Report(f"A worker's memory over {options.messages:,} messages, {options.rounds} turns", COLUMNS)
+    title = f"A worker's memory over {options.messages:,} messages ({options.handler}), {options.rounds} turns"
+    report = Report(title, COLUMNS)
     with server(options) as running:
         report.measured_on(running)
-        for row in rows(measure(running, options.messages, options.rounds)):
+        for row in rows(measure(running, options.messages, options.rounds, options.handler)):
             report.row(*row)
     report.show(as_json=options.json)
 

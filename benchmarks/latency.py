@@ -2,9 +2,10 @@
 
     python -m benchmarks.latency --turns 5 --seconds 1.5
 
-The arrivals are an open loop at 1 %, 50 %, 80 % and 95 % of the pool's capacity, which is looked for first:
-the highest rate at which one worker keeps up with a publisher on the same machine. Pool and C program
-take turns. p50 and p99 are medians of the turns, p99.9 is that of all turns together.
+The arrivals are an open loop: 200 a second for an idle pool, then 1 %, 50 %, 80 % and 95 % of the pool's
+capacity, which is looked for first: the highest rate at which one worker keeps up with a publisher on the
+same machine. Pool and C program take turns. p50 and p99 are medians of the turns, p99.9 is that of all
+turns together.
 """
 
 import contextlib
@@ -20,12 +21,15 @@ from typing import Any
 
 from benchmarks.arrivals import publish, schedule
 from benchmarks.contestants import address
+from benchmarks.measure import spread
 from benchmarks.reference import program
 from benchmarks.tools import STREAM, Report, arguments, median, project, say, server
 from tests.support.servers import RedisServer
 from tests.support.waiting import eventually
 
 LOADS = (0.01, 0.5, 0.8, 0.95)
+#: Messages a second that leave the pool idle between any two, and how much longer they are measured.
+IDLE_RATE, IDLE_LONGER = 200.0, 1.5
 GROUP = "latency"
 #: What is kept up with must be handled this soon, but for one in a hundred.
 KEPT_UP_S = 0.05
@@ -77,11 +81,18 @@ class Samples:
 class Load:
     """One offered load."""
 
+    #: Of the capacity; 0 for an idle pool.
     share: float
     rate: float
     pool: Samples = field(default_factory=Samples)
     #: Empty where there is no C program.
     blocking: Samples = field(default_factory=Samples)
+
+    def ratios(self, percentile: float) -> list[float]:
+        """The pool's percentile beside the C program's, turn by turn; none where there is no such program."""
+        if not self.blocking.turns:
+            return []
+        return [a / b for a, b in zip(self.pool.each_us(percentile), self.blocking.each_us(percentile), strict=True)]
 
 
 def percentile_us(values: Sequence[int], share: float) -> float:
@@ -165,10 +176,10 @@ def measure_loads(running: RedisServer, client: Any, url: str, turns: int, secon
         ours = stack.enter_context(pool_reader(running, client, url))
         theirs = blocking_reader(running, client, url, built) if built else None
         most = capacity(ours)
-        loads = [Load(share, most * share) for share in LOADS]
+        loads = [Load(0.0, IDLE_RATE), *(Load(share, most * share) for share in LOADS)]
         for turn in range(1, turns + 1):
             for load in loads:
-                offsets = schedule(load.rate, seconds, seed=turn)
+                offsets = schedule(load.rate, seconds if load.share else IDLE_LONGER * seconds, seed=turn)
                 load.pool.turns.append(ours(offsets))
                 if theirs:
                     load.blocking.turns.append(theirs(offsets))
@@ -179,8 +190,8 @@ def measure_loads(running: RedisServer, client: Any, url: str, turns: int, secon
 def rows(loads: list[Load]) -> Iterator[list[object]]:
     """For a table: load, who, p50, p99, p99.9, the ratios of p50 and p99 with lowest and highest."""
     for load in loads:
-        name = f"{load.share:.0%}, {load.rate:,.0f}/s"
-        beside = [_ratio(load, 0.5), _ratio(load, 0.99)] if load.blocking.turns else ["not available"] * 2
+        name = f"{load.share:.0%}, {load.rate:,.0f}/s" if load.share else f"idle, {load.rate:,.0f}/s"
+        beside = [spread(load.ratios(p)) if load.blocking.turns else "not available" for p in (0.5, 0.99)]
         yield [name, "pool", *_percentiles(load.pool), *beside]
         if load.blocking.turns:
             yield [name, "C, blocking read", *_percentiles(load.blocking), "", ""]
@@ -188,11 +199,6 @@ def rows(loads: list[Load]) -> Iterator[list[object]]:
 
 def _percentiles(samples: Samples) -> list[float]:
     return [median(samples.each_us(0.5)), median(samples.each_us(0.99)), samples.all_us(0.999)]
-
-
-def _ratio(load: Load, share: float) -> str:
-    beside = [a / b for a, b in zip(load.pool.each_us(share), load.blocking.each_us(share), strict=True)]
-    return f"{median(beside):.2f} ({min(beside):.2f}-{max(beside):.2f})"
 
 
 COLUMNS = ("load", "", "p50 µs", "p99 µs", "p99.9 µs", "ratio of p50", "ratio of p99")

@@ -10,6 +10,8 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,20 +52,27 @@ def pool_sample(running: RedisServer, workers: int) -> Sample:
         return took_ms, *figures([worker["pid"] for worker in pool.wait_ready()["workers"]])
 
 
-def stand_in_sample(kind: str, running: RedisServer, workers: int) -> Sample:
-    """Start the stand-in, which prints one line when all of its children are ready."""
-    begun = time.perf_counter()
+@contextmanager
+def stand_in(kind: str, running: RedisServer, workers: int) -> Iterator[list[int]]:
+    """The pids of a stand-in's children, which are ready; ended at the end."""
     words = [sys.executable, "-m", "benchmarks.stand_ins", kind, str(workers)]
     environment = os.environ | {"STAND_IN_URL": running.url}
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as parent:
         assert parent.stdout is not None
-        line = parent.stdout.readline()
-        took_ms = (time.perf_counter() - begun) * 1000
+        line = parent.stdout.readline()  # when all of them are ready
         if not line:
             raise RuntimeError(f"the stand-in {kind} did not start")
-        found = figures([int(pid) for pid in line.split()])
-        parent.communicate("end\n")
-    return took_ms, *found
+        try:
+            yield [int(pid) for pid in line.split()]
+        finally:
+            parent.communicate("end\n")
+
+
+def stand_in_sample(kind: str, running: RedisServer, workers: int) -> Sample:
+    """Start the stand-in; ms until all of its children are ready."""
+    begun = time.perf_counter()
+    with stand_in(kind, running, workers) as pids:
+        return (time.perf_counter() - begun) * 1000, *figures(pids)
 
 
 def main() -> None:

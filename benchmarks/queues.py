@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ WORKERS = 2
 POLL_S = 0.01
 #: A queue that has not drained its backlog by then is measured no further.
 TURN_LIMIT_S = 60.0
+#: Its handler gets a list of messages; those of the others get one message.
+BATCH = "faststream-batch"
 Left = Callable[[Any], int]
 
 
@@ -73,7 +76,7 @@ def unread(stream: str, group: str) -> Left:
 
 
 QUEUES = {
-    "faststream-batch": Queue(
+    BATCH: Queue(
         "FastStream, batch",
         "faststream",
         "faststream_app",
@@ -328,6 +331,11 @@ class Found:
     theirs: list[Turn]
     ours: list[Turn]
 
+    @property
+    def ratios(self) -> list[float]:
+        """The pool's rate beside the queue's, turn by turn."""
+        return ratios(self.ours, self.theirs)
+
 
 def measure(name: str, report: Report, running: RedisServer, entries: int, turns: int) -> Found:
     """Turns of one queue and of the pool on a server of their own."""
@@ -350,18 +358,18 @@ def row(name: str, report: Report, running: RedisServer, entries: int, turns: in
         return None
     try:
         found = measure(name, report, running, entries, turns)
-    except (RuntimeError, redis_py.RedisError, subprocess.CalledProcessError) as error:
+    except Exception as error:  # of any kind: the others are still measured
+        traceback.print_exc()
         say("\n".join([str(error), *getattr(error, "__notes__", [])]))
         report.row(queue.title, installed, *["failed"] * (len(COLUMNS) - 2))
         return None
-    beside = ratios(found.ours, found.theirs)
     report.row(
         queue.title,
         installed,
         median([turn.rate for turn in found.theirs]),
         median([turn.cpu_us for turn in found.theirs]),
         median([turn.rate for turn in found.ours]),
-        spread(beside),
+        spread(found.ratios),
         queue.configuration,
     )
     return found

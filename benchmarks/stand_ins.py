@@ -1,4 +1,4 @@
-"""Process families to compare with: `python -m benchmarks.stand_ins fork|spawn N`.
+"""Process families to compare with: `python -m benchmarks.stand_ins fork|spawn|loops N`.
 
 The parent prints the pids of its children when all are ready, and ends them when stdin says so. It
 imports nothing of the benchmarks, which would count as the children's memory.
@@ -7,6 +7,9 @@ imports nothing of the benchmarks, which would count as the children's memory.
 import os
 import subprocess
 import sys
+
+#: As a handler's `block_ms`.
+BLOCK_MS = 5_000
 
 
 def stand_in(kind: str, workers: int) -> None:
@@ -23,7 +26,8 @@ def stand_in(kind: str, workers: int) -> None:
                 child(writer)
             children.append(pid)
     else:
-        text = f"from benchmarks.stand_ins import child; child({writer})"
+        function = {"spawn": "child", "loops": "reader"}[kind]
+        text = f"from benchmarks.stand_ins import {function}; {function}({writer})"
         spawned = [subprocess.Popen([sys.executable, "-c", text], pass_fds=[writer]) for _ in range(workers)]
         children = [process.pid for process in spawned]
     os.close(writer)
@@ -61,6 +65,27 @@ def child(writer: int) -> None:
         await asyncio.Event().wait()
 
     uvloop.run(live())
+
+
+def reader(writer: int) -> None:
+    """A user's own loop on redis-py: uvloop, hiredis, blocking reads of a group."""
+    import asyncio
+    import contextlib
+
+    import uvloop
+    from redis.asyncio import Redis
+    from redis.exceptions import ResponseError
+
+    async def read() -> None:
+        stream, group = "stand-in", "stand-in"
+        async with Redis.from_url(os.environ["STAND_IN_URL"], socket_timeout=None) as redis:
+            with contextlib.suppress(ResponseError):  # another one was first
+                await redis.xgroup_create(stream, group, mkstream=True)
+            asyncio.get_running_loop().call_later(0.1, os.write, writer, b"r")
+            while True:
+                await redis.xreadgroup(group, str(os.getpid()), {stream: ">"}, count=100, block=BLOCK_MS)
+
+    uvloop.run(read())
 
 
 if __name__ == "__main__":

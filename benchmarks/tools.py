@@ -28,7 +28,6 @@ from tests.support.servers import RedisServer
 STREAM = "events:bench"
 #: The host's name in consumer names, so that pending lists can be asked for by slot.
 HOST = "bench"
-CONFIG = f'[pool]\nhost = "{HOST}"\n'
 
 
 def arguments(description: str, *, rounds: int) -> argparse.ArgumentParser:
@@ -66,11 +65,11 @@ def server_of(binary: str | Flavour | None = None, fsync: str = "none") -> Redis
 
 
 @contextmanager
-def project(handlers: str, **options: Any) -> Iterator[Pool]:
+def project(handlers: str, *, host: str = HOST, config: str = "", **options: Any) -> Iterator[Pool]:
     """A pool on a project folder of its own, not yet started; ended and removed at the end."""
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     try:
-        with Pool(folder, handlers, config=CONFIG + options.pop("config", ""), **options) as pool:
+        with Pool(folder, handlers, config=f'[pool]\nhost = "{host}"\n{config}', **options) as pool:
             yield pool
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,7 +1,8 @@
 """The benchmark on a user's own Redis: what one pool drains beside a redis-py loop, and how soon an idle one starts.
 
 1. It touches its own keys only: a stream with a random name, what the pool keeps beside it, the pool's lease. All of
-   them are removed at the end, however it ends; the stream would expire by itself if this process were killed.
+   them are removed at the end, however it ends. If this process is killed, the next one removes them (`own_keys.py`);
+   the stream would also expire by itself.
 2. The backlog is written once. At each turn a group is set back to the beginning of the stream, and one more entry
    wakes those that wait: so the pool's start is in no figure.
 3. Pool and loop take turns, so that what else the server does hits both.
@@ -12,16 +13,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
 import statistics
 import sys
 import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
-from supervisor import keys
+from supervisor.bench.own_keys import LATENCY_GROUP, LOOP_GROUP, OwnKeys, own_keys
 from supervisor.bench.project import GROUPS, bench_pool
 from supervisor.bench.redis_py_loop import URL_VARIABLE
 from supervisor.bench.window import Look, Window
@@ -29,15 +29,12 @@ from supervisor.broker.connect import describe
 from supervisor.errors import SupervisorError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from redis.asyncio import Redis
 
-    from supervisor.bench.redis_py_loop import URL_VARIABLE
-from supervisor.bench.project import BenchPool
+    from supervisor.bench.project import BenchPool
 
-LOOP_GROUP = "redis-py"
-LATENCY_GROUP = "latency"
 TITLES = {"message": "Message", "dict": "dict[str, str]", "model": "pydantic model"}
 FIELDS: dict[str, str] = {
     "event_type": "user_created",
@@ -117,19 +114,17 @@ async def run(redis: Redis, plan: Plan, say: Callable[[str], None]) -> Result:
     """Measure all; `say` hears of the progress. Raises SupervisorError and redis-py's errors."""
     server = await describe(redis)
     result = Result(server.version, server.durability, plan.workers, plan.messages, plan.turns)
-    token = secrets.token_hex(4)
-    host, stream = f"bench-{token}", f"supervisor-bench:{token}"
-    async with _own_keys(redis, stream, host):
-        say(f"publishing {plan.messages:,} messages to {stream}")
-        backlog = Backlog(redis, stream, plan.messages)
+    async with own_keys(redis) as own:
+        say(f"publishing {plan.messages:,} messages to {own.stream}")
+        backlog = Backlog(redis, own, plan.messages)
         await backlog.fill()
         await backlog.require_counts(result.server)
         say(f"starting {plan.workers} worker(s)")
-        async with bench_pool(plan.url, stream, host, plan.workers) as pool:
+        async with bench_pool(plan.url, own.stream, own.host, plan.workers) as pool:
             for group in GROUPS:
                 result.rates.append(await _rates(backlog, pool, group, plan, say))
             say("an idle pool")
-            result.latency_ms = await _latency(redis, pool, f"{stream}:latency")
+            result.latency_ms = await _latency(redis, pool, own.latency_stream)
     return result
 
 
@@ -156,10 +151,11 @@ async def refuse_busy(redis: Redis, messages: int) -> None:
 class Backlog:
     """A stream full of entries that several groups drain in turn."""
 
-    def __init__(self, redis: Redis, stream: str, messages: int) -> None:
+    def __init__(self, redis: Redis, own: OwnKeys, messages: int) -> None:
         self._redis = redis
+        self._own = own
         self._messages = messages
-        self.stream = stream
+        self.stream = own.stream
 
     async def fill(self) -> None:
         """Publish it, and put each group at its end."""
@@ -167,12 +163,13 @@ class Backlog:
             async with self._redis.pipeline(transaction=False) as pipe:
                 for _ in range(min(_PAGE, self._messages - begin)):
                     pipe.xadd(self.stream, FIELDS)  # type: ignore[arg-type]  # dict is invariant
+                pipe.expire(self.stream, EXPIRES_S)
                 await pipe.execute()
-        await self._redis.expire(self.stream, EXPIRES_S)
         for group in (*GROUPS, LOOP_GROUP):
             await self._redis.xgroup_create(self.stream, group, id="$")
-        await self._redis.xgroup_create(f"{self.stream}:latency", LATENCY_GROUP, id="$", mkstream=True)
-        await self._redis.expire(f"{self.stream}:latency", EXPIRES_S)
+        latency = self._own.latency_stream
+        await self._redis.xgroup_create(latency, LATENCY_GROUP, id="$", mkstream=True)
+        await self._redis.expire(latency, EXPIRES_S)
 
     async def require_counts(self, server: str) -> None:
         """Raise SupervisorError when the server does not count what a group has read."""
@@ -252,31 +249,3 @@ async def _latency(redis: Redis, pool: BenchPool, stream: str) -> dict[str, floa
         found = pool.latencies_ns()
     cuts = statistics.quantiles(found, n=100)
     return {"p50": cuts[49] / 1e6, "p99": cuts[98] / 1e6, "messages": LATENCY_MESSAGES}
-
-
-@contextlib.asynccontextmanager
-async def _own_keys(redis: Redis, stream: str, host: str) -> AsyncIterator[None]:
-    # A keeper forgets pools that have been dead for a day and have left nothing in its own groups. This one has only
-    # the benchmark's groups, so what it forgets is put back.
-    pools: Any = await redis.hgetall(keys.POOLS_KEY)
-    try:
-        yield
-    finally:
-        # Also when Ctrl-C cancels what runs: it is shielded, and short.
-        await asyncio.shield(_remove(redis, stream, host, pools))
-
-
-async def _remove(redis: Redis, stream: str, host: str, pools: dict[bytes, bytes]) -> None:
-    pairs = [(stream, group) for group in (*GROUPS, LOOP_GROUP)] + [(f"{stream}:latency", LATENCY_GROUP)]
-    beside = (
-        keys.dead_key, keys.replay_key, keys.crashes_key, keys.isolated_key, keys.retries_key, keys.reaper_key,
-        keys.trimmed_key,
-    )  # fmt: skip
-    names = {key(of, group) for key in beside for of, group in pairs}
-    names |= {of for of, _ in pairs} | {keys.trimmer_key(of) for of, _ in pairs} | {keys.host_key(host)}
-    with contextlib.suppress(RedisError):
-        for name in names:
-            await redis.unlink(name)
-        await redis.hdel(keys.POOLS_KEY, host)
-        for pool, seen_ms in pools.items():
-            await redis.hsetnx(keys.POOLS_KEY, pool, seen_ms)

@@ -71,7 +71,9 @@ def test_interrupted_it_removes_its_keys_and_its_pool(
 
 
 @pytest.mark.long
-def test_its_pool_ends_with_it(tmp_path: Path, folder_for_sockets: Path, redis_server, monkeypatch) -> None:
+def test_killed_its_pool_ends_and_the_next_one_removes_its_keys(
+    tmp_path: Path, folder_for_sockets: Path, redis_server, monkeypatch
+) -> None:
     monkeypatch.setenv("TMPDIR", str(folder_for_sockets))
     with spawn("bench", "--messages", "1000", "--turns", "100", cwd=tmp_path, redis_url=redis_server.url) as process:
         with redis_server.sync() as redis:
@@ -80,6 +82,11 @@ def test_its_pool_ends_with_it(tmp_path: Path, folder_for_sockets: Path, redis_s
         process.kill()
         assert pools
         eventually(lambda: not any(pool.is_running() for pool in pools), 15, what="the pool is gone")
+    with redis_server.sync() as redis:
+        assert redis.keys("supervisor-bench:*")
+        done = run("bench", *SMALL, cwd=tmp_path, redis_url=redis_server.url)
+        assert done.returncode == 0, done.stderr
+        assert redis.keys("*") == []
 
 
 def test_it_refuses_a_server_that_would_evict_keys(tmp_path: Path, redis_server) -> None:

@@ -4,8 +4,11 @@ import pytest
 
 from benchmarks.arrivals import pack, replies, schedule
 from benchmarks.contestants import Turn
+from benchmarks.goals import Goal
 from benchmarks.latency import percentile_us
 from benchmarks.measure import ratios
+from benchmarks.sections import Outcome
+from benchmarks.suite import Results, section_text
 from benchmarks.tools import Report
 
 
@@ -42,3 +45,29 @@ def test_a_report_as_markdown():
     report.row("a", 1234.5)
     report.notes.append("A note.")
     assert report.markdown() == "| what | rate |\n| --- | --: |\n| a | 1,234 |\n\nA note."
+
+
+@pytest.mark.parametrize(
+    ("goal", "row"),
+    [
+        (Goal("a", 0.9, [0.8, 0.9, 1.2]), ["a", "at least 0.9", "**0.90** (0.80-1.20)", "yes"]),
+        (Goal("b", 0.9, [0.8, 0.8, 1.2]), ["b", "at least 0.9", "**0.80** (0.80-1.20)", "no"]),
+        (Goal("c", 2, [1.0, 2.0, 5.0], at_most=True), ["c", "at most 2", "**2.00** (1.00-5.00)", "yes"]),
+        (Goal("d", 2, [2.5], at_most=True), ["d", "at most 2", "**2.50** (2.50-2.50)", "no"]),
+        (Goal("e", 2, []), ["e", "at least 2", "not available", ""]),
+    ],
+)
+def test_the_median_decides_whether_a_goal_is_met(goal, row):
+    assert goal.row() == row
+
+
+def test_results_begin_with_the_goals_and_name_what_is_not_measured(tmp_path):
+    results = Results(tmp_path / "new", {"machine": "2 cores"}, ["idle"], [Goal("a", 1, [2.0])])
+    outcome = Outcome([Report("Memory", ("", "MiB"), rows=[["a", 1.5]])], {"memory.svg": lambda path: None})
+    results.texts.append(section_text("Memory", "Of a worker.", outcome, 12.3))
+    results.write()
+    text = results.path.read_text()
+    assert "- machine: 2 cores" in text
+    assert text.index("## What is wanted") < text.index("## Memory\n\nOf a worker. Measured in 12 s.")
+    assert "![Memory](results/memory.svg)" in text
+    assert text.endswith("Not measured: An idle pool.\n")
