@@ -16,6 +16,7 @@ from .access import audit
 from .dead_letter_query import (
     COUNT_MAX,
     CURSOR_SCHEMA,
+    SCAN_S,
     Cursor,
     GroupName,
     GroupSelection,
@@ -26,12 +27,20 @@ from .dead_letter_query import (
 )
 from .dead_letter_responses import Verb, change, delete, only, page, pairs_of, read
 from .overview_routes import handled_groups
+from .read_route import ReadRoute
 from .replies import EXAMPLE_LETTER, ChangedLetters, DeadLetterPage
 from .root_path import link
 from .schemas import Bound, EntryId, Group, Stream, answers, json_response, only_json, problems, stream_path
 from .service import ServiceDep
 
-router = APIRouter(prefix="/v1", tags=["dead letters"])
+
+class _ScanRoute(ReadRoute):
+    """A scan of letters ends by itself after SCAN_S, and says where to go on."""
+
+    extra_s = SCAN_S
+
+
+router = APIRouter(prefix="/v1", tags=["dead letters"], route_class=_ScanRoute)
 FilterDep = Annotated[Filter, Depends(filter_of_query)]
 Count = Annotated[int, Query(ge=1, le=COUNT_MAX, description="The greatest number, the oldest first")]
 CursorParam = Annotated[

@@ -1,6 +1,5 @@
 """Messages for later and schedules over HTTP: `supervisor later` and `supervisor schedule`."""
 
-import asyncio
 import re
 from datetime import datetime
 from typing import Annotated
@@ -20,10 +19,11 @@ from .access import audit
 from .later_replies import LaterList, LaterMessage, Run, ScheduleList
 from .overview_routes import handled_groups
 from .problems import Problem
+from .read_route import ReadRoute
 from .schemas import Stream, answers, json_response, problems
 from .service import ServiceDep
 
-router = APIRouter(prefix="/v1", tags=["later"])
+router = APIRouter(prefix="/v1", tags=["later"], route_class=ReadRoute)
 COUNT_MAX = 1_000
 _RUN = ("not-found", "wrong-type", "redis-unavailable", "redis-refused", "outcome-unknown")
 #: A plus sign in a query is a blank.
@@ -68,14 +68,13 @@ async def list_later(
     count: Annotated[int, Query(ge=1, le=COUNT_MAX, description="How many of each stream, the first due first")] = 100,
 ) -> Response:
     """`streams` says how many wait in each. A malformed member has an `error`, no `fields`, and a `due` of null."""
-    async with asyncio.timeout(service.limit_s):
-        if stream is not None:
-            names = [stream]
-        else:
-            handled = {group["stream"] for group in await handled_groups(service)}
-            names = sorted({*handled, *await later.noted_streams(redis)})
-        totals = await later.counts(redis, names)
-        found = [one.as_dict() for total in totals async for one in later.listed(redis, total.stream, count)]
+    if stream is not None:
+        names = [stream]
+    else:
+        handled = {group["stream"] for group in await handled_groups(service)}
+        names = sorted({*handled, *await later.noted_streams(redis)})
+    totals = await later.counts(redis, names)
+    found = [one.as_dict() for total in totals async for one in later.listed(redis, total.stream, count)]
     return json_response({"messages": found, "streams": [total._asdict() for total in totals]})
 
 
@@ -136,8 +135,7 @@ def _gone(stream: str, later_id: str) -> Problem:
 )
 async def list_schedules(service: ServiceDep, redis: RedisDep) -> Response:
     """When each came last, and when it comes next."""
-    async with asyncio.timeout(service.limit_s):
-        return json_response({"schedules": await schedules.overview(redis, schedules_of(service.settings))})
+    return json_response({"schedules": await schedules.overview(redis, schedules_of(service.settings))})
 
 
 @router.post(

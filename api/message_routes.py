@@ -26,6 +26,7 @@ from .message_input import NDJSON, Input, read_many, read_one
 from .pages import read_page
 from .plain_route import plain_post
 from .problems import Problem
+from .read_route import ReadRoute
 from .replies import MessagePage, Stored, StoredBatch, StoredMessage
 from .schemas import (
     STREAM_PARAMETER,
@@ -42,7 +43,7 @@ from .schemas import (
 from .service import Service
 from .tracing import trace_fields
 
-router = APIRouter(prefix="/v1/streams", tags=["streams"])
+router = APIRouter(prefix="/v1/streams", tags=["streams"], route_class=ReadRoute)
 COUNT_MAX = 1_000
 _EXAMPLE = {"user_id": 1, "email": "ada@example.com"}
 _MESSAGE = {

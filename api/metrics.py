@@ -10,9 +10,10 @@ from itertools import accumulate
 from typing import Any
 
 from supervisor._version import __version__
-from supervisor.shared_figures import PROCESS_BOUNDS_S, WAIT_BOUNDS_S
+from supervisor.shared_figures import PROCESS_BOUNDS_S, RECLAIM_BOUNDS_S, REDIS_BOUNDS_S, WAIT_BOUNDS_S
 
 from .http_figures import HttpFigures
+from .produced import Produced
 
 STATES = ("healthy", "starting", "paused", "degraded", "draining", "down")
 Sample = tuple[Mapping[str, object], float | int | bool | None]
@@ -64,7 +65,9 @@ _OF_WORKER = (
 _REASONS = ("exit", "signal", "oom", "hung", "recycle")
 
 
-def render(state: Mapping[str, Any], figures: Mapping[str, Any], http: HttpFigures, tails: int) -> str:
+def render(
+    state: Mapping[str, Any], figures: Mapping[str, Any], http: HttpFigures, produced: Produced, tails: int
+) -> str:
     """Return the text of /metrics. Unknown values are left out, never shown as 0."""
     redis, groups = state["redis"], state["groups"]
     workers = [{**worker, "loop_lag_s_max": _seconds(worker.get("loop_lag_ms_max"))} for worker in state["workers"]]
@@ -85,7 +88,9 @@ def render(state: Mapping[str, Any], figures: Mapping[str, Any], http: HttpFigur
             "Workers by state.",
             [({"state": name}, count) for name, count in sorted(Counter(w["state"] for w in workers).items())],
         ),
+        *_of_publishes(produced, http.labels),
         *_of_handlers(figures.get("handlers", ())),
+        *_of_redis(figures, produced, http.labels),
         *_of_slots(figures),
         *_of_http(http, tails),
     ]
@@ -111,6 +116,25 @@ def _is_up(redis: Mapping[str, Any]) -> bool | None:
     if "error" in redis:
         return False
     return True if redis.get("version") is not None else None
+
+
+def _of_publishes(produced: Produced, process: Mapping[str, object]) -> list[str]:
+    counts = sorted(produced.messages.items())
+    return _family(
+        "supervisor_messages_produced_total",
+        "counter",
+        "Messages that the HTTP service has published, by outcome.",
+        [({"stream": stream, "outcome": outcome, **process}, count) for (stream, outcome), count in counts],
+    )
+
+
+def _of_redis(figures: Mapping[str, Any], produced: Produced, process: Mapping[str, object]) -> list[str]:
+    rows: list[tuple[Mapping[str, object], Sequence[int], float]] = []
+    if settle := figures.get("settle"):
+        rows.append(({"operation": "xack"}, settle["buckets"], settle["sum_s"]))
+    rows.append(({"operation": "xadd", **process}, produced.buckets, produced.sum_s))
+    text = "Duration of pipelines that Redis has carried out."
+    return _histogram("supervisor_redis_operation_duration_seconds", text, REDIS_BOUNDS_S, rows)
 
 
 def _of_handlers(handlers: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -164,6 +188,12 @@ def _of_slots(figures: Mapping[str, Any]) -> list[str]:
             "counter",
             "Messages that changed hands, by why their owner lost them.",
             [({"cause": cause}, count) for cause, count in figures.get("reclaimed", {}).items()],
+        ),
+        *_histogram(
+            "supervisor_reclaim_delay_seconds",
+            "Time from the end of a worker to the adoption of its messages.",
+            RECLAIM_BOUNDS_S,
+            [({}, one["buckets"], one["sum_s"]) for one in [figures.get("reclaim_delay")] if one],
         ),
     ]
 

@@ -1,6 +1,5 @@
 """The figures of the streams and groups that have handlers: `supervisor streams` over HTTP."""
 
-import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -13,11 +12,12 @@ from supervisor.fastapi import RedisDep
 from supervisor.overview import overview
 
 from .pool_replies import PendingList, PendingOfGroup
+from .read_route import ReadRoute
 from .replies import GroupList, StreamList
 from .schemas import Group, Stream, answers, json_response
 from .service import ServiceDep, refuse_without_redis
 
-router = APIRouter(prefix="/v1", tags=["status"])
+router = APIRouter(prefix="/v1", tags=["status"], route_class=ReadRoute)
 PendingCount = Annotated[int, Query(ge=1, le=10_000, description="The greatest number, the oldest first")]
 
 
@@ -28,10 +28,9 @@ PendingCount = Annotated[int, Query(ge=1, le=10_000, description="The greatest n
 )
 async def list_streams(service: ServiceDep, redis: RedisDep) -> Response:
     """What `supervisor streams --json` prints: each stream with all its groups, including those of other programs."""
-    async with asyncio.timeout(service.limit_s):
-        own = [(group["stream"], group["group"]) for group in await handled_groups(service)]
-        names = sorted({stream for stream, _ in own})
-        return json_response({"streams": await overview(redis, service.settings, names, own)})
+    own = [(group["stream"], group["group"]) for group in await handled_groups(service)]
+    names = sorted({stream for stream, _ in own})
+    return json_response({"streams": await overview(redis, service.settings, names, own)})
 
 
 @router.get(
@@ -51,9 +50,8 @@ async def list_groups(service: ServiceDep) -> Response:
 )
 async def list_pending(service: ServiceDep, redis: RedisDep, count: PendingCount = 100) -> Response:
     """`count` is for each group."""
-    async with asyncio.timeout(service.limit_s):
-        pairs = [(group["stream"], group["group"]) for group in await handled_groups(service)]
-        return json_response({"groups": [await _pending(redis, *pair, count) for pair in pairs]})
+    pairs = [(group["stream"], group["group"]) for group in await handled_groups(service)]
+    return json_response({"groups": [await _pending(redis, *pair, count) for pair in pairs]})
 
 
 @router.get(
@@ -61,12 +59,9 @@ async def list_pending(service: ServiceDep, redis: RedisDep, count: PendingCount
     summary="Unsettled messages of a group",
     responses=answers(PendingOfGroup, "invalid", "wrong-type", "redis-unavailable"),
 )
-async def list_pending_of_group(
-    stream: Stream, group: Group, service: ServiceDep, redis: RedisDep, count: PendingCount = 100
-) -> Response:
+async def list_pending_of_group(stream: Stream, group: Group, redis: RedisDep, count: PendingCount = 100) -> Response:
     """What `supervisor pending --json` prints: which consumer holds each message, and when its next run is due."""
-    async with asyncio.timeout(service.limit_s):
-        return json_response(await _pending(redis, stream, group, count))
+    return json_response(await _pending(redis, stream, group, count))
 
 
 async def _pending(redis: Redis, stream: str, group: str, count: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from fastapi.responses import PlainTextResponse, Response
 from pydantic import WithJsonSchema
 
 from .schemas import NO_CACHE, problems, text_answer
-from .service import FIRST_LIMIT_S, Pulse, Service, ServiceDep
+from .service import PROBE_LIMIT_S, Pulse, Service, ServiceDep
 from .snapshots import TOO_BUSY, Finding
 
 router = APIRouter()
@@ -88,7 +88,7 @@ def _check(name: str, finding: Finding) -> Check:
 
 
 async def _ready(service: Service) -> list[Check]:
-    checks = _checks(await service.pulse.get(FIRST_LIMIT_S))
+    checks = _checks(await service.pulse.get(PROBE_LIMIT_S))
     if service.stopping.is_set():
         checks.append(Check("service", "the service is stopping"))
     service.started = service.started or not any(check.trouble for check in checks)

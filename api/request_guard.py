@@ -32,8 +32,8 @@ WRONG_TOKEN_S = 0.5
 _WRONG_TOKEN = "unauthorized"
 _LOOKING = frozenset({"GET", "HEAD"})
 _SAFE_METHODS = _LOOKING | {"OPTIONS"}
-#: Where messages and the state of the pool are: nothing may keep a copy.
-_DATA = "/v1/"
+#: The same for everybody. Everything else is data, of which nothing may keep a copy unless its route says so.
+_CACHEABLE = ("/docs", "/openapi.json", PROBLEM_PAGES)
 #: What a browser sends for a request that the user or a page of this service made.
 _OWN_SITE = frozenset({b"same-origin", b"none"})
 _HOST = re.compile(r"(\[[^\[\]]+\]|[^:\[\]]+)(?::\d*)?")
@@ -124,7 +124,7 @@ def _mark(headers: list[tuple[bytes, bytes]], scope: Scope) -> None:
     names = {name.lower() for name, _ in headers}
     if b"x-request-id" not in names:
         headers.append((b"x-request-id", scope["request_id"].encode()))
-    if b"cache-control" not in names and path_below(scope).startswith(_DATA):
+    if b"cache-control" not in names and not path_below(scope).startswith(_CACHEABLE):
         headers.append((b"cache-control", b"no-store"))
 
 

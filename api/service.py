@@ -26,6 +26,7 @@ from supervisor.settings.paths import PoolPaths, pool_paths, redis_url
 from supervisor.status import RedisSide, document, look_at_redis, pairs_of, with_memory
 
 from .problems import Problem
+from .produced import CountingPublisher, Produced
 from .snapshots import NO_ANSWER, Finding, LoopWatch, Snapshot, is_pressed, judge
 from .validation import HandlerModels
 
@@ -39,6 +40,8 @@ PULSE_LIMIT_S = 0.75
 SNAPSHOT_LIMIT_S = 5.0
 #: A request waits at most this long while nothing is known yet.
 FIRST_LIMIT_S = 0.2
+#: A probe and a scrape wait less: they answer within 100 ms.
+PROBE_LIMIT_S = 0.07
 NO_MEMORY: dict[str, Any] = {"rss_bytes": None, "pss_bytes": None}
 #: Redis refuses a script that may write wherever it refuses a write (out of memory, read-only, a failing disk).
 _WRITES_NOTHING = "#!lua\nreturn 1"
@@ -67,6 +70,7 @@ class Service:
 
     def __init__(self, loaded: Loaded) -> None:
         self.loaded = loaded
+        self.produced = Produced()
         self.settings: Settings = loaded.settings
         self.paths: PoolPaths = pool_paths(self.settings)
         self.url = redis_url(self.settings)
@@ -74,7 +78,7 @@ class Service:
         self.redis: Redis = client(self.url, timeout_s=self.limit_s, connect_timeout_s=self.limit_s)
         #: For the snapshots, which may wait longer than a request.
         self._patient: Redis = client(self.url, timeout_s=SNAPSHOT_LIMIT_S, connect_timeout_s=SNAPSHOT_LIMIT_S)
-        self.publisher = Publisher(self.url, timeout_s=self.limit_s)
+        self.publisher: Publisher = CountingPublisher(self.url, self.produced, timeout_s=self.limit_s)
         self.models = HandlerModels(loaded)
         #: For publishes that wait for replicas or the disk, which must not hold up the others; see `confirming`.
         self._confirming: Publisher | None = None
@@ -98,12 +102,15 @@ class Service:
 
     async def figures(self) -> dict[str, Any]:
         """Return what the workers of this host's pool have counted; empty where that is not known."""
-        return await self._figures.get(FIRST_LIMIT_S) or {}
+        return await self._figures.get(PROBE_LIMIT_S) or {}
 
-    async def state(self) -> dict[str, Any]:
-        """Return the document of `supervisor status --json` as last known, without the parts that are not known."""
+    async def state(self, limit_s: float = FIRST_LIMIT_S) -> dict[str, Any]:
+        """Return the document of `supervisor status --json` as last known, without the parts that are not known.
+
+        Waits at most `limit_s` for a part of which nothing is known yet.
+        """
         pulse, side, memory = await asyncio.gather(
-            self.pulse.get(FIRST_LIMIT_S), self.redis_side.get(FIRST_LIMIT_S), self._memory.get(FIRST_LIMIT_S)
+            self.pulse.get(limit_s), self.redis_side.get(limit_s), self._memory.get(limit_s)
         )
         pool: dict[str, Any] = {"state": "down", "pid": None, "uptime_s": None, "workers": []}
         if pulse is None:
@@ -125,7 +132,9 @@ class Service:
         """The publisher for publishes that wait for a confirmation."""
         if self._confirming is None:
             limit_s = self.limit_s + self.settings.api.wait_timeout_ms / 1000
-            self._confirming = Publisher(self.url, timeout_s=limit_s, connect_timeout_s=self.limit_s)
+            self._confirming = CountingPublisher(
+                self.url, self.produced, timeout_s=limit_s, connect_timeout_s=self.limit_s
+            )
         return self._confirming
 
     async def close(self) -> None:

@@ -1,5 +1,6 @@
 """The state of the pool for people and dashboards, and pages about kinds of problems."""
 
+import asyncio
 from html import escape
 from typing import Any
 
@@ -11,7 +12,7 @@ from .metrics import render
 from .problems import KINDS, Problem
 from .replies import PoolState, WorkerList
 from .schemas import NO_CACHE, answers, json_response, problems, text_answer
-from .service import Service, ServiceDep
+from .service import PROBE_LIMIT_S, Service, ServiceDep
 
 router = APIRouter()
 
@@ -33,7 +34,7 @@ async def health(service: ServiceDep) -> Response:
 
     Where no pool runs on this host, the state is that of the service alone.
     """
-    state = _seen_from_here(service, await service.state())
+    state = _seen_from_here(service, await service.state(PROBE_LIMIT_S))
     down = state["state"] == "down" or "error" in state["redis"]
     return json_response(state, 503 if down else 200, NO_CACHE)
 
@@ -47,8 +48,9 @@ async def health(service: ServiceDep) -> Response:
 )
 async def metrics(request: Request, service: ServiceDep) -> Response:
     """Text format 0.0.4."""
-    state, figures = _seen_from_here(service, await service.state()), await service.figures()
-    return _Metrics(render(state, figures, request.app.state.http, service.tails), 200, NO_CACHE)
+    state, figures = await asyncio.gather(service.state(PROBE_LIMIT_S), service.figures())
+    text = render(_seen_from_here(service, state), figures, request.app.state.http, service.produced, service.tails)
+    return _Metrics(text, 200, NO_CACHE)
 
 
 @router.get(

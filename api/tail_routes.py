@@ -25,10 +25,11 @@ from supervisor.fastapi import RedisDep
 from .message_routes import as_message
 from .pages import Stride
 from .problems import Problem
+from .read_route import ReadRoute
 from .schemas import EntryId, Stream, problems, text_answer
 from .service import Service, ServiceDep
 
-router = APIRouter(prefix="/v1/streams", tags=["streams"])
+router = APIRouter(prefix="/v1/streams", tags=["streams"], route_class=ReadRoute)
 #: Each tail has a connection to Redis.
 TAILS_MAX = 100
 BLOCK_MS = 5_000

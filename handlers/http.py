@@ -13,7 +13,7 @@ The e-mail address is not unique: posting one twice makes two users.
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, HTTPException, Path, Query, Response
+from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, EmailStr, Field
 
 from handlers.analytics import COUNTS
@@ -99,7 +99,9 @@ class Users(BaseModel):
 
 
 @router.post("", status_code=201)
-async def create_user(new: NewUser, publisher: PublisherDep, response: Response, key: IdempotencyKeyDep) -> CreatedUser:
+async def create_user(
+    new: NewUser, publisher: PublisherDep, request: Request, response: Response, key: IdempotencyKeyDep
+) -> CreatedUser:
     """Store a user and publish `events:user_created`: both are stored, or neither."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     keys = [STREAM, LAST_ID_KEY, USERS_KEY] + ([f"{KEY_PREFIX}{key}"] if key else [])
@@ -111,12 +113,13 @@ async def create_user(new: NewUser, publisher: PublisherDep, response: Response,
         raise IdempotencyError(f"the key {key!r} was used for another user", "CONFLICT")
     if known == "same":
         response.headers["Idempotency-Replayed"] = "true"
-    response.headers["Location"] = f"/users/{user_id}"
+    response.headers["Location"] = _link(request, f"/users/{user_id}")
     return CreatedUser(user_id=user_id, email=new.email, name=new.name, created_at=created_at, event_id=event_id)
 
 
 @router.get("")
 async def list_users(
+    request: Request,
     redis: RedisDep,
     count: Annotated[int, Query(ge=1, le=COUNT_MAX)] = 100,
     before: Annotated[int | None, Query(ge=1, le=USER_ID_MAX, description="Only users with a lower id")] = None,
@@ -130,7 +133,7 @@ async def list_users(
     ids = range(newest, max(0, newest - count), -1)
     records: list[bytes | None] = await redis.execute_command("HMGET", USERS_KEY, *ids) if ids else []
     users = [User.model_validate_json(record) for record in records if record is not None]
-    following = f"/users?count={count}&before={ids[-1]}" if ids and ids[-1] > 1 else None
+    following = _link(request, f"/users?count={count}&before={ids[-1]}") if ids and ids[-1] > 1 else None
     return Users(total=total, users=users, next=following)
 
 
@@ -148,3 +151,9 @@ async def read_user(user_id: Annotated[int, Path(ge=1, le=USER_ID_MAX)], redis: 
     if record is None:
         raise HTTPException(404, f"there is no user {user_id}")
     return User.model_validate_json(record)
+
+
+def _link(request: Request, path: str) -> str:
+    """Return the address of a path, below the one under which a proxy serves the app."""
+    root: str = request.scope.get("root_path", "")
+    return root + path

@@ -172,9 +172,7 @@ class Publisher:
         fields = fields_of(message)
         if _tracer is None and key is None and key_ttl_s is None and after_s is None and at is None:
             self._check(stream)
-            flat = tuple(chain.from_iterable(fields.items()))
-            entry: bytes = await self._router.send(stream, lambda node: node.command("XADD", stream, "*", *flat))
-            return Published(entry.decode())
+            return await self._store_one(stream, fields)
         ids, replayed, due = await self.publish_batch(
             stream, [fields], key=key, key_ttl_s=key_ttl_s, after_s=after_s, at=at
         )
@@ -217,6 +215,11 @@ class Publisher:
             stored = await self._store(stream, sending.messages, options)
             sending.ids = stored.ids
             return stored
+
+    async def _store_one(self, stream: str, fields: Mapping[str, Value]) -> Published:
+        flat = tuple(chain.from_iterable(fields.items()))
+        entry: bytes = await self._router.send(stream, lambda node: node.command("XADD", stream, "*", *flat))
+        return Published(entry.decode())
 
     async def _store(self, stream: str, messages: Sequence[Mapping[str, Value]], options: _Options) -> PublishedBatch:
         if options.when is not None:

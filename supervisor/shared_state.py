@@ -11,7 +11,8 @@ The layout does not depend on the handlers, so an arbiter that execs itself can 
 import hashlib
 import json
 import mmap
-from collections.abc import Collection, Iterable
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Sequence
 from enum import IntEnum
 
 from supervisor import shared_figures
@@ -27,7 +28,7 @@ CONSUMERS_MAX = 2 * HANDLERS_MAX
 FIELD_BYTES = 8
 FIELD_MAX = 2**64 - 1
 HEADER_FIELDS = 64
-SLOT_FIELDS = 64
+SLOT_FIELDS = 80
 _NO_CONSUMER = memoryview(bytes(CONSUMER_FIELDS * FIELD_BYTES)).cast("Q")
 #: In each slot: its fields, its consumers, its figures.
 FIGURES_AT = SLOT_FIELDS + CONSUMERS_MAX * CONSUMER_FIELDS
@@ -68,7 +69,7 @@ class HeaderField(IntEnum):
 
 
 class SlotField(IntEnum):
-    """Fields of a slot. The arbiter writes the first eight and the last ones, the worker the others."""
+    """Fields of a slot. docs/architecture.md has the writer of each."""
 
     PID = 0
     INCARNATION = 1
@@ -80,6 +81,8 @@ class SlotField(IntEnum):
     #: 1 + the slot that takes over the pending messages; set before a slot is removed. A worker that starts with it
     #: only hands over, because its predecessor could not.
     HANDOVER_TO = 5
+    #: When the slot's last process had ended (CLOCK_MONOTONIC); 0: it is the first.
+    EXITED_NS = 6
 
     BEAT_NS = 8
     STATE = 9
@@ -121,6 +124,10 @@ class SlotField(IntEnum):
     #: What the worker lacks, a `core.lacks.Lack`; 0: nothing.
     LACK = 33
 
+    #: Pipelines that settle messages: the sum of their durations in microseconds, and the first of 14 buckets.
+    SETTLE_US = 34
+    SETTLE_BUCKETS = 35
+
     #: Why workers of this slot were started again.
     RESTARTS_EXIT = 56
     RESTARTS_SIGNAL = 57
@@ -130,6 +137,10 @@ class SlotField(IntEnum):
     #: Messages that the keeper gave to this slot's worker: a dead host's, and those of a consumer of another program.
     RECLAIMED_HOST = 61
     RECLAIMED_IDLE = 62
+    #: Pending messages of the slot's last process: the time from its end to their adoption, in microseconds, and the
+    #: first of 14 buckets.
+    RECLAIM_DELAY_US = 64
+    RECLAIM_DELAY_BUCKETS = 65
 
 
 class WorkerState(IntEnum):
@@ -198,6 +209,18 @@ class SharedSlot:
     def add(self, field: SlotField, amount: int) -> None:
         """Add to the field; only for its one writer. Wraps around instead of raising if it holds garbage."""
         self._words[self._base + field] = (self._words[self._base + field] + amount) & FIELD_MAX
+
+    def observe(self, total: SlotField, bounds_s: Sequence[float], duration_s: float, count: int = 1) -> None:
+        """Add durations to a histogram: its sum in microseconds is the field `total`, its buckets follow."""
+        self.add(total, int(duration_s * 1e6) * count)
+        bucket = self._base + total + 1 + bisect_left(bounds_s, duration_s)
+        self._words[bucket] = (self._words[bucket] + count) & FIELD_MAX
+
+    def histogram(self, total: SlotField, bounds_s: Sequence[float]) -> list[int]:
+        """Return the sum in microseconds and the counts of all buckets."""
+        at = self._base + total
+        found: list[int] = self._words[at : at + len(bounds_s) + 2].tolist()
+        return found
 
     def reset_for_new_worker(self) -> None:
         """Reset the fields of the last incarnation, before the fork.

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from supervisor.handling.loader import HandlerSpec
-from supervisor.shared_figures import PROCESS_BOUNDS_S, WAIT_BOUNDS_S, FigureField
+from supervisor.shared_figures import PROCESS_BOUNDS_S, RECLAIM_BOUNDS_S, REDIS_BOUNDS_S, WAIT_BOUNDS_S, FigureField
 from supervisor.shared_state import SharedState, SlotField, consumer_key
 
 _OUTCOMES = {
@@ -24,6 +24,7 @@ _RESTARTS = {
 
 def document(shared: SharedState, specs: Iterable[HandlerSpec], slots: Iterable[int]) -> dict[str, Any]:
     """Return the figures of the handlers, of these slots, and of what was taken over."""
+    slots = list(slots)
     keys = {consumer_key(spec.stream, spec.group): spec for spec in specs}
     rows = shared.figures(keys)
     empty = [0] * (FigureField.WAIT_BUCKETS + len(WAIT_BOUNDS_S) + 1)
@@ -42,6 +43,8 @@ def document(shared: SharedState, specs: Iterable[HandlerSpec], slots: Iterable[
             "host": shared.total(SlotField.RECLAIMED_HOST),
             "idle": shared.total(SlotField.RECLAIMED_IDLE),
         },
+        "settle": _histogram(shared, slots, SlotField.SETTLE_US, REDIS_BOUNDS_S),
+        "reclaim_delay": _histogram(shared, slots, SlotField.RECLAIM_DELAY_US, RECLAIM_BOUNDS_S),
     }
 
 
@@ -55,6 +58,15 @@ def _figures(row: Sequence[int]) -> dict[str, Any]:
         "wait_s": row[FigureField.WAIT_MS] / 1e3,
         "wait_buckets": _buckets(row, FigureField.WAIT_BUCKETS, WAIT_BOUNDS_S),
     }
+
+
+def _histogram(
+    shared: SharedState, slots: Iterable[int], total: SlotField, bounds_s: Sequence[float]
+) -> dict[str, Any]:
+    """Return a histogram of the slots, added up."""
+    rows = [shared.slot(slot).histogram(total, bounds_s) for slot in slots]
+    sum_us, *buckets = map(sum, zip([0] * (len(bounds_s) + 2), *rows, strict=True))
+    return {"sum_s": sum_us / 1e6, "buckets": buckets}
 
 
 def _buckets(row: Sequence[int], first: int, bounds_s: Sequence[float]) -> list[int]:

@@ -157,6 +157,7 @@ class WorkerGroup(ChildGroup):
         self._gil.forget(before.pid)
         self._starved.discard(before.pid)
         fields.set(SlotField.PID, 0)
+        fields.set(SlotField.EXITED_NS, time.monotonic_ns())
         crashed = last_exit is not None and last_exit.kind is ExitKind.CRASH
         if crashed and not self.stopping:
             self._count_crash(before.number)

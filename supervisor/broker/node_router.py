@@ -22,6 +22,8 @@ T = TypeVar("T")
 _WRONG_NODE = frozenset({"MOVED", "ASK", "TRYAGAIN"})
 #: Pause before the next try while a slot migrates.
 _RETRY_S = 0.02
+#: A lookup that takes no longer has cost its publish no time.
+_NOTHING_S = 0.001
 
 
 class NodeRouter:
@@ -48,11 +50,13 @@ class NodeRouter:
         if self._only is not None:
             return await publish(self._only)
         loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + self._timeout_s
+        began_s = loop.time()
+        deadline_s = began_s + self._timeout_s
         while True:
-            node = await self._find(key)
+            node = await self._find(key, deadline_s)
+            spent_s = loop.time() - began_s
             try:
-                return await publish(node)
+                return await publish(node.after(spent_s) if spent_s > _NOTHING_S else node)
             except PublishRefusedError as error:
                 if error.code in _WRONG_NODE or error.code == UNREACHABLE:
                     self._slots = None
@@ -65,10 +69,10 @@ class NodeRouter:
         nodes = [self._only] if self._only else self._nodes.values()
         await asyncio.gather(*(node.close() for node in nodes))
 
-    async def _find(self, key: str) -> PublishPipeline:
+    async def _find(self, key: str, deadline_s: float) -> PublishPipeline:
         assert self._cluster is not None
         try:
-            async with asyncio.timeout(self._timeout_s), self._lookup:
+            async with asyncio.timeout_at(deadline_s), self._lookup:
                 self._slots = slots = self._slots or await self._cluster.slots()
             address = slot_owner(slots, key)
         except REDIS_FAULTS as error:

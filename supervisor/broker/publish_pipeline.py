@@ -15,9 +15,10 @@ It knows nothing of streams.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from redis.exceptions import NoScriptError
 
@@ -81,10 +82,15 @@ class PublishPipeline:
     """The way to one server; belongs to one event loop."""
 
     def __init__(self, connection: PipelineConnection, *, timeout_s: float) -> None:
-        self._connection = connection
-        self._timeout_s = timeout_s
         self._small = JobQueue(connection, timeout_s=timeout_s)
-        self._large: JobQueue | None = None
+        self._large = JobQueue(connection.twin(), timeout_s=timeout_s, bytes_per_s=_LARGE_BYTES_PER_S)
+        self._spent_s = 0.0
+
+    def after(self, spent_s: float) -> Self:
+        """Return the same way for a caller that has waited for `spent_s` already and is answered that much earlier."""
+        made = copy(self)
+        made._spent_s = spent_s
+        return made
 
     async def command(self, *arguments: str | bytes | int) -> Any:
         """Return the reply of one command. Raises PublishRefusedError or PublishUnknownError."""
@@ -126,8 +132,7 @@ class PublishPipeline:
     async def close(self) -> None:
         """Wait for the jobs under way, each of which has its deadline, then disconnect."""
         await self._small.close()
-        if self._large is not None:
-            await self._large.close()
+        await self._large.close()
 
     async def _submit(
         self,
@@ -140,15 +145,18 @@ class PublishPipeline:
         size = sum(map(len, commands))
         queue = self._small
         if size > SMALL_BYTES_MAX or len(commands) > COMMANDS_MAX:
-            if self._large is None:
-                self._large = JobQueue(
-                    self._connection.twin(), timeout_s=self._timeout_s, bytes_per_s=_LARGE_BYTES_PER_S
-                )
             queue = self._large
             size += len(commands) * _COMMAND_BYTES
-        done = asyncio.get_running_loop().create_future()
-        queue.add(Job(commands, size, done, pack_text=pack_text, repeatable=repeatable, wait=wait))
-        return await done
+        loop = asyncio.get_running_loop()
+        job = Job(commands, size, loop.create_future(), pack_text=pack_text, repeatable=repeatable, wait=wait)
+        queue.add(job)
+        if not self._spent_s:
+            return await job.done
+        timer = loop.call_later(max(0.0, job.limit_s - self._spent_s), give_up, job)
+        try:
+            return await job.done
+        finally:
+            timer.cancel()
 
 
 class JobQueue:
@@ -340,7 +348,7 @@ class JobQueue:
             if job.deadline_s > now_s:
                 waiting.append(job)
             else:
-                job.done.set_exception(_failure(job, f"no answer within {job.limit_s:.3g} s", UNREACHABLE))
+                give_up(job)
         return waiting
 
     def _expire(self) -> None:
@@ -353,6 +361,12 @@ class JobQueue:
         self._timer = None
         if waiting:
             self._timer = asyncio.get_running_loop().call_at(waiting[0].deadline_s, self._expire)
+
+
+def give_up(job: Job) -> None:
+    """Answer a job whose time is over; it is not sent afterwards."""
+    if not job.done.done():
+        job.done.set_exception(_failure(job, f"no answer within {job.limit_s:.3g} s", UNREACHABLE))
 
 
 def _waits(batch: Iterable[Job]) -> list[bytes]:

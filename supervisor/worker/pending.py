@@ -25,7 +25,7 @@ from supervisor.core.blame import after_crash, marked
 from supervisor.core.ids import parse_id, parse_number
 from supervisor.errors import SupervisorError
 from supervisor.shared_consumer import MarksOwner
-from supervisor.shared_figures import FigureField
+from supervisor.shared_figures import RECLAIM_BOUNDS_S, FigureField
 from supervisor.shared_state import SlotField
 from supervisor.worker.adopted import Adopted, classify
 
@@ -99,7 +99,7 @@ class PendingList:
         often = await self._delivered_often(found) if self._is_memory_new else frozenset()
         self._resources.shared.add(SlotField.ADOPTED, len(found))
         if not self.opened:
-            self._source.figures.add(FigureField.RECLAIMED_CHILD_EXIT, len(found))
+            self._note_reclaimed(len(found))
         retries = await self._records(self._source.retries, found)
         crashes = await self._records(self._source.crashes, found)
         kept: list[Message] = []
@@ -174,6 +174,14 @@ class PendingList:
             start = "(" + ids[-1].decode()
         await self._commands.script(DELETE_CONSUMER, [key], group, consumer)
         self._source.marks.clear()  # they tell nothing of what this consumer is given later
+
+    def _note_reclaimed(self, messages: int) -> None:
+        """Count what a predecessor left, with the time since its end where that is known."""
+        self._source.figures.add(FigureField.RECLAIMED_CHILD_EXIT, messages)
+        shared = self._resources.shared
+        if messages and (exited_ns := shared.get(SlotField.EXITED_NS)):
+            delay_s = (time.monotonic_ns() - exited_ns) / 1e9
+            shared.observe(SlotField.RECLAIM_DELAY_US, RECLAIM_BOUNDS_S, max(0.0, delay_s), messages)
 
     def _give_up_if_due(self, message: Message, crashes: int) -> bool:
         dead = after_crash(crashes, self._spec.options)

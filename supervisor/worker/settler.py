@@ -22,7 +22,7 @@ from supervisor.broker.redis_errors import is_transient
 from supervisor.broker.scripts import ACK_RETRIED, DEAD_LETTER, RECORD_RETRY
 from supervisor.core.backoff import backoff_s
 from supervisor.core.retry_record import RetryRecord
-from supervisor.shared_figures import FigureField
+from supervisor.shared_figures import REDIS_BOUNDS_S, FigureField
 from supervisor.shared_state import SharedSlot, SlotField
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ class Settler:
             size += len(packed[-1])
             if size >= _PIPELINE_BYTES_MAX:
                 break
-        sent = self._sent[: len(packed)]
+        sent, began_ns = self._sent[: len(packed)], monotonic_ns()
         try:
             replies = await self._connection.pipeline(packed)
         except (RedisError, OSError) as error:
@@ -202,7 +202,9 @@ class Settler:
             return False
         again = self._judge(sent, replies)
         self._sent[: len(sent)] = again
-        self._shared.set(SlotField.SETTLE_NS, monotonic_ns())
+        now_ns = monotonic_ns()
+        self._shared.set(SlotField.SETTLE_NS, now_ns)
+        self._shared.observe(SlotField.SETTLE_US, REDIS_BOUNDS_S, (now_ns - began_ns) / 1e9)
         self._control.notify()
         if not self._sent and not self._refused:
             self._faults.resolved(_EVENT)

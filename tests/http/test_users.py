@@ -43,6 +43,16 @@ def test_a_user_is_stored_and_the_event_published(http: httpx.Client, store: red
     assert http.get("/users/1").json() == made
 
 
+def test_links_begin_with_the_path_of_the_proxy_and_nothing_keeps_a_copy(http: httpx.Client) -> None:
+    headers = {"x-forwarded-prefix": "/shop"}
+    for _ in range(2):
+        made = http.post("/users", json={"email": "ada@example.com"}, headers=headers)
+    assert (made.headers["location"], made.headers["cache-control"]) == ("/shop/users/2", "no-store")
+    page = http.get("/users?count=1", headers=headers)
+    assert (page.json()["next"], page.headers["cache-control"]) == ("/shop/users?count=1&before=2", "no-store")
+    assert "cache-control" not in http.get("/problems/invalid").headers
+
+
 def test_each_user_has_a_number_of_its_own(http: httpx.Client, store: redis_py.Redis) -> None:
     numbers = [http.post("/users", json={"email": "ada@example.com"}).json()["user_id"] for _ in range(3)]
     assert numbers == [1, 2, 3]

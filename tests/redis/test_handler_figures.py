@@ -1,13 +1,14 @@
 """What a worker counts for its handlers, on a real server."""
 
 import asyncio
+import time
 from typing import Any
 
 from redis.asyncio import Redis
 
 from supervisor import Message, Reject, handler
-from supervisor.shared_figures import PROCESS_BOUNDS_S, FigureField
-from supervisor.shared_state import SharedState
+from supervisor.shared_figures import PROCESS_BOUNDS_S, RECLAIM_BOUNDS_S, REDIS_BOUNDS_S, FigureField
+from supervisor.shared_state import SharedState, SlotField
 from tests.redis.test_worker import GROUP, STREAM, Worker, pending, working
 from tests.support.waiting import eventually_async
 
@@ -88,7 +89,10 @@ async def test_what_a_predecessor_left_is_a_reclaim_and_another_delivery(redis_u
     await asyncio.wait_for(started.wait(), 10)
     await first.vanish()
     left = await pending(redis)
+    shared.slot(0).set(SlotField.EXITED_NS, time.monotonic_ns())
     second = Worker(redis_url, [works], shared)
     await eventually_async(lambda: counted(second, FigureField.SETTLED_DONE) == 2)
     await second.stop()
     assert counted(second, FigureField.RECLAIMED_CHILD_EXIT) == counted(second, FigureField.REDELIVERED) == left
+    assert sum(shared.slot(0).histogram(SlotField.RECLAIM_DELAY_US, RECLAIM_BOUNDS_S)[1:]) == left
+    assert sum(shared.slot(0).histogram(SlotField.SETTLE_US, REDIS_BOUNDS_S)[1:]) >= 1

@@ -8,6 +8,8 @@ import pytest
 from redis.exceptions import BusyLoadingError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from supervisor.broker.node_router import NodeRouter
+from supervisor.broker.routes import Address, SlotRange
 from supervisor.errors import PublishRefusedError, PublishUnknownError
 from supervisor.publisher import BATCH_MAX, Publisher
 from tests.support.servers import RedisServer, default_binary
@@ -133,3 +135,24 @@ async def test_a_server_that_loads_its_data_refuses(slow_loader: SlowLoader) -> 
             with pytest.raises(PublishRefusedError) as caught:
                 await attempt
             assert caught.value.code == "LOADING"
+
+
+async def test_a_slow_lookup_in_a_cluster_leaves_the_publish_less_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1") as node:
+        address = Address(*node.sockets[0].getsockname())
+        router = NodeRouter(f"redis+cluster://{address.host}:{address.port}", timeout_s=LIMIT_S)
+
+        async def slots() -> list[SlotRange]:
+            await asyncio.sleep(LIMIT_S * 0.8)
+            return [SlotRange(0, 16383, address)]
+
+        monkeypatch.setattr(router._cluster, "slots", slots)
+        began_s = asyncio.get_running_loop().time()
+        with pytest.raises(PublishRefusedError, match="no answer within"):
+            await router.send(STREAM, lambda node: node.command("XADD", STREAM, "*", "n", 1))
+        assert asyncio.get_running_loop().time() - began_s < LIMIT_S * 1.5
+        await router.close()

@@ -4,6 +4,7 @@ Each seed has thousands of requests, valid and invalid ones, on all routes but t
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,10 @@ _TOOL = ROOT / ".venv" / "contract" / "bin" / "st"
 _HOOKS = "tests.support.contract_hooks"
 #: The shipped router, and room for bodies with more items than are allowed.
 _CONFIG = '[api]\nmax_body_bytes = 67108864\nrouters = ["handlers.http:router"]'
+#: Each run has bodies of all these types.
+_MEDIA_TYPES = {
+    "application/json", "application/x-ndjson", "application/cloudevents+json", "application/cloudevents-batch+json",
+}  # fmt: skip
 #: Streams without an end, and the operations of a pool, which is not there.
 _LEFT_OUT = "/tail$|/v1/board$|/v1/events$|/v1/pool:"
 
@@ -25,7 +30,8 @@ _LEFT_OUT = "/tail$|/v1/board$|/v1/events$|/v1/pool:"
 def main() -> int:
     """Run all seeds; return 1 when one of them has found something."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=1, help="how many (default: 1)")
+    parser.add_argument("--first-seed", type=int, default=1, help="the number of the first one (default: 1)")
     parser.add_argument("--examples", type=int, default=100, help="for each route (default: 100)")
     options = parser.parse_args()
     failed = False
@@ -34,14 +40,22 @@ def main() -> int:
         start_server(default_flavour()) as server,
         Service(Path(folder), server.url, **{**example(), "config": _CONFIG}) as service,
     ):
-        for seed in range(1, options.seeds + 1):
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
             command = [
                 str(_TOOL), "run", f"{service.base_url}/openapi.json", "--checks", "all", "--mode", "all",
                 "--exclude-path-regex", _LEFT_OUT, "--max-examples", str(options.examples), "--seed", str(seed),
                 "--generation-database", "none", "--no-color",
             ]  # fmt: skip
-            environment = {**os.environ, "SCHEMATHESIS_HOOKS": _HOOKS, "PYTHONPATH": str(ROOT)}
+            bodies = Path(folder) / f"bodies-{seed}.json"
+            environment = {
+                **os.environ, "SCHEMATHESIS_HOOKS": _HOOKS, "PYTHONPATH": str(ROOT), "CONTRACT_BODIES": str(bodies),
+            }  # fmt: skip
             failed |= subprocess.run(command, env=environment, cwd=folder, check=False).returncode != 0
+            sent = json.loads(bodies.read_text())
+            print(f"seed {seed}, bodies:", ", ".join(f"{number} {kind}" for kind, number in sorted(sent.items())))
+            if lacking := _MEDIA_TYPES - sent.keys():
+                print(f"seed {seed}: no body of type {', '.join(sorted(lacking))} was sent", file=sys.stderr)
+                failed = True
     return int(failed)
 
 

@@ -1,8 +1,12 @@
 """What Schemathesis can't know of the service; imported by it alone."""
 
+import atexit
 import json
+import os
 import re
 import uuid
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import schemathesis
@@ -10,6 +14,7 @@ import schemathesis
 #: What they ask for depends on the server and the handlers of the tests.
 _RESERVED = re.compile(r"\.(test|example|invalid|localhost|local|onion|arpa)$")
 _MARK = " no. "
+_BODIES: Counter[str] = Counter()
 _OF_THE_TESTS = ("wait_replicas", "wait_aof", "validate")
 
 
@@ -19,6 +24,13 @@ def lines(context: Any, value: Any) -> bytes:
     if isinstance(value, list):
         return b"".join(json.dumps(item).encode() + b"\n" for item in value)
     return value.encode() if isinstance(value, str) else json.dumps(value).encode()
+
+
+@schemathesis.hook
+def after_call(context: Any, case: Any, response: Any) -> None:
+    """Count the bodies by their media type."""
+    if case.media_type:
+        _BODIES[case.media_type] += 1
 
 
 @schemathesis.hook
@@ -41,3 +53,9 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
             event["id"] = f"{event['id'].partition(_MARK)[0]}{_MARK}{uuid.uuid4()}"
     if isinstance(case.body, dict) and isinstance(email := case.body.get("email"), str):
         case.body["email"] = _RESERVED.sub(".net", email)
+
+
+@atexit.register
+def report() -> None:
+    """Tell the caller how many bodies of each media type were sent."""
+    Path(os.environ["CONTRACT_BODIES"]).write_text(json.dumps(_BODIES))

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from api.http_figures import HttpFigures
-from api.metrics import _of_http, render
+from api.metrics import _of_http, _of_publishes, _of_redis, render
+from api.produced import OTHER, STREAMS_MAX, Produced
 from supervisor.arbiter.pool_figures import document
-from supervisor.shared_figures import FigureField
+from supervisor.shared_figures import RECLAIM_BOUNDS_S, REDIS_BOUNDS_S, FigureField
 from supervisor.shared_state import SharedState, SlotField
 
 ALERTS = Path(__file__).parents[2] / "docs" / "alerts.yaml"
@@ -34,6 +35,9 @@ def figures() -> dict[str, Any]:
     slot.set(SlotField.SPAWN_NS, 1)
     slot.add(SlotField.RESTARTS_HUNG, 2)
     slot.add(SlotField.RECLAIMED_IDLE, 3)
+    slot.observe(SlotField.SETTLE_US, REDIS_BOUNDS_S, 0.002)
+    slot.observe(SlotField.RECLAIM_DELAY_US, RECLAIM_BOUNDS_S, 0.03, 5)
+    slot.observe(SlotField.RECLAIM_DELAY_US, RECLAIM_BOUNDS_S, 400.0)
     counted = slot.figures(Spec.stream, Spec.group)
     assert counted is not None
     counted.ran_quickly(7, 0.01)
@@ -58,7 +62,10 @@ def text(redis: dict[str, Any] | None = None) -> str:
     http = HttpFigures()
     http.answered({"method": "GET"}, 404)
     http.refused("not-found")
-    return render(state, figures(), http, 2)
+    produced = Produced()
+    produced.count(ODD_STREAM, "stored", 3)
+    produced.took(0.02)
+    return render(state, figures(), http, produced, 2)
 
 
 def families() -> tuple[dict[str, str], dict[str, list[tuple[str, dict[str, str], float]]]]:
@@ -110,6 +117,19 @@ def test_each_of_many_http_processes_has_series_of_its_own() -> None:
         'supervisor_http_refusals_total{kind="not-found",process="2"} 1',
         'supervisor_http_tails{process="2"} 3',
     ]
+    produced = Produced()
+    produced.count("events", "stored", 4)
+    [line] = [line for line in _of_publishes(produced, http.labels) if not line.startswith("#")]
+    assert line == 'supervisor_messages_produced_total{stream="events",outcome="stored",process="2"} 4'
+    assert any('{operation="xadd",process="2",le="+Inf"} 0' in line for line in _of_redis({}, produced, http.labels))
+
+
+def test_streams_that_clients_name_make_no_series_without_end() -> None:
+    produced = Produced()
+    for number in range(2 * STREAMS_MAX):
+        produced.count(f"stream {number}", "stored", 1)
+    assert len(produced.messages) == STREAMS_MAX + 1
+    assert produced.messages[OTHER, "stored"] == STREAMS_MAX
 
 
 def test_no_series_occurs_twice() -> None:
@@ -121,15 +141,31 @@ def test_no_series_occurs_twice() -> None:
 def test_histograms_are_cumulative_and_whole() -> None:
     kinds, samples = families()
     histograms = [name for name, kind in kinds.items() if kind == "histogram"]
-    assert histograms == ["supervisor_process_duration_seconds", "supervisor_message_wait_seconds"]
+    assert set(histograms) == {
+        "supervisor_process_duration_seconds", "supervisor_message_wait_seconds",
+        "supervisor_redis_operation_duration_seconds", "supervisor_reclaim_delay_seconds",
+    }  # fmt: skip
     for name in histograms:
-        buckets = [(labels["le"], value) for series, labels, value in samples[name] if series == f"{name}_bucket"]
-        others = {series: value for series, _, value in samples[name] if not series.endswith("_bucket")}
-        counts = [count for _, count in buckets]
-        assert counts == sorted(counts) and [float(le) for le, _ in buckets] == sorted(float(le) for le, _ in buckets)
-        assert buckets[-1] == ("+Inf", others[f"{name}_count"])
-    found = {labels["le"]: value for _, labels, value in samples[histograms[0]] if "le" in labels}
-    assert (found["0.005"], found["0.25"], found["0.5"], found["+Inf"]) == (7, 7, 8, 9)
+        rows: dict[str | None, list[tuple[str, dict[str, str], float]]] = defaultdict(list)
+        for sample in samples[name]:
+            rows[sample[1].get("operation")].append(sample)
+        for row in rows.values():
+            buckets = [(labels["le"], value) for series, labels, value in row if series == f"{name}_bucket"]
+            others = {series: value for series, _, value in row if not series.endswith("_bucket")}
+            counts, bounds = [count for _, count in buckets], [float(le) for le, _ in buckets]
+            assert (counts, bounds) == (sorted(counts), sorted(bounds))
+            assert buckets[-1] == ("+Inf", others[f"{name}_count"])
+    assert of_bounds(samples["supervisor_process_duration_seconds"], "0.005", "0.25", "0.5", "+Inf") == [7, 7, 8, 9]
+    assert of_bounds(samples["supervisor_reclaim_delay_seconds"], "0.025", "0.05", "300", "+Inf") == [0, 5, 5, 6]
+    redis = samples["supervisor_redis_operation_duration_seconds"]
+    for operation, expected in (("xack", [0, 1, 1]), ("xadd", [0, 0, 1])):
+        row = [sample for sample in redis if sample[1]["operation"] == operation]
+        assert of_bounds(row, "0.001", "0.0025", "0.025") == expected
+
+
+def of_bounds(samples: list[tuple[str, dict[str, str], float]], *bounds: str) -> list[float]:
+    found = {labels["le"]: value for _, labels, value in samples if "le" in labels}
+    return [found[bound] for bound in bounds]
 
 
 def test_names_of_streams_are_escaped() -> None:
