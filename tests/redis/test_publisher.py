@@ -110,7 +110,7 @@ async def test_publishes_mappings_models_and_nested_values(publisher: Publisher,
 async def test_a_turn_is_one_pipeline_in_order(publisher: Publisher, redis: Any) -> None:
     await publisher.publish(STREAM, {"n": "warm"})
     sent: list[int] = []
-    link = publisher._router._only._connection
+    link = publisher._router._only._small._connection
     original = link.send
 
     async def counted(packed: Any) -> None:
