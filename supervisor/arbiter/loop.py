@@ -59,7 +59,7 @@ class Loop:
         self._wakeup_read, self._wakeup_write = os.pipe()
         os.set_blocking(self._wakeup_read, False)
         os.set_blocking(self._wakeup_write, False)
-        self.watch(self._wakeup_read, selectors.EVENT_READ, self._woken)
+        self.watch(self._wakeup_read, selectors.EVENT_READ, self._dispatch_signals)
 
     def fds(self) -> list[int]:
         """Return the loop's own descriptors; a forked child closes them."""
@@ -119,7 +119,11 @@ class Loop:
     def run(self) -> None:
         """Run until `stop` is called."""
         while not self._stopped:
-            for key, events in self._selector.select(self._timeout_s()):
+            ready = self._selector.select(self._timeout_s())
+            # A stop that was sent to all processes comes before the exits that it caused: those are no crashes.
+            # A signal that ends the wait is in the pipe only after it.
+            self._dispatch_signals()
+            for key, events in ready:
                 # An earlier callback may have closed this descriptor, and its number may have been reused.
                 if self._selector.get_map().get(key.fd) is key:
                     self._call(key.data, events)
@@ -178,11 +182,11 @@ class Loop:
             if code <= 0:  # SI_USER, SI_QUEUE, SI_TKILL; the kernel's own codes are positive
                 self._call(self._sent[number])
 
-    def _woken(self, _events: int) -> None:
+    def _dispatch_signals(self, _events: int = 0) -> None:
         numbers = self.take_signals()
-        # One call is enough, however many SIGCHLD have arrived.
+        # Last, for the same reason as in `run`; one call is enough, however many have arrived.
         children = {signal.SIGCHLD} & set(numbers)
-        for number in [*children, *(n for n in numbers if n != signal.SIGCHLD)]:
+        for number in [*(n for n in numbers if n != signal.SIGCHLD), *children]:
             callback = self._signals.get(number)
             if callback is not None:
                 self._call(callback)

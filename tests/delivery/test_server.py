@@ -19,6 +19,7 @@ MakeCase = Callable[..., Case]
 QUIET_S = 5.0
 DOWN_S = 10.0
 REFUSED_S = 1.5
+LIMITS = "[redis]\nconnect_timeout_s = 1.0\n[api]\nproduce_timeout_ms = 200\n"
 REFUSED = ("oom", "misconf", "noreplicas", "readonly", "masterdown", "busy", "loading", "too many clients", "password")
 
 
@@ -71,7 +72,7 @@ def test_19_redis_killed_and_restarted(start_case: StartCase) -> None:
 def test_20_redis_down(make_case: MakeCase, load_s: float) -> None:
     # A minute was asked for: `--load-s 60` has it.
     down_s = max(DOWN_S, load_s)
-    case = make_case(appendonly=True, api=True, load_s=down_s + 6, more="[redis]\nconnect_timeout_s = 1.0\n").start()
+    case = make_case(appendonly=True, api=True, load_s=down_s + 6, more=LIMITS).start()
     before = case.pool.pids()
     with httpx.Client(base_url=case.pool.base_url, timeout=5, trust_env=False, verify=False) as http:
         eventually(lambda: http.get("/readyz").status_code == 200)
@@ -103,7 +104,7 @@ def test_20_redis_down(make_case: MakeCase, load_s: float) -> None:
 def test_21_redis_refuses(make_case: MakeCase) -> None:
     case = make_case(
         api=True, server_options=SERVER_OPTIONS, load_s=len(REFUSED) * 6.0, rate=300.0,
-        more="[redis]\nconnect_timeout_s = 1.0\n",
+        more=LIMITS,
     ).start()  # fmt: skip
     before, began_s = case.pool.pids(), time.monotonic()
     names = list(REFUSED)

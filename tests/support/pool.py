@@ -69,6 +69,9 @@ class Pool:
         # In the environment, so that every command finds the same Redis.
         self.redis_url = redis_url
         self._env = clean_environment() | ({"SUPERVISOR_REDIS__URL": redis_url} if redis_url else {}) | (env or {})
+        if api and "SUPERVISOR_API__PRODUCE_TIMEOUT_MS" not in self._env and "produce_timeout_ms =" not in config:
+            # On a machine with much to do, Redis is not quick. Tests of refusals configure the limit that they need.
+            self._env["SUPERVISOR_API__PRODUCE_TIMEOUT_MS"] = "5000"
         self.process: subprocess.Popen[bytes] | None = None
         #: How long the longest start took until all were READY; 0: none was waited for.
         self.started_ms = 0.0
