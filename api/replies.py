@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from supervisor.broker.inspect import GroupInfo
 from supervisor.core.dead_letter import Letter
-from supervisor.core.entry_fate import Fate, GroupFacts, Presence
+from supervisor.core.entry_fate import Fate, GroupFacts, LaterFact, Presence
+from supervisor.core.origin import Origin
 
 EXAMPLE_ID = "1764000000000-0"
 EXAMPLE_STREAM = "events:user_created"
@@ -111,17 +112,19 @@ class Explanation(BaseModel):
     model_config = described(
         {
             "stream": EXAMPLE_STREAM, "id": EXAMPLE_ID, "first_id": EXAMPLE_ID, "last_id": EXAMPLE_ID,
-            "presence": "stored", "known": True, "now_ms": 1764000001200,
+            "presence": "stored", "known": True, "now_ms": 1764000001200, "origin": None, "later": None,
             "groups": [{
                 "group": "email_workers", "fate": "waiting for a retry", "last_delivered": EXAMPLE_ID, "before": 0,
                 "before_at_least": False, "consumer": "web-1:0", "idle_ms": 1200, "foreign": False, "deliveries": 1,
-                "attempts": 1, "next_due_ms": 1764000002000, "crashes": 0, "letter": None, "letters_left": 0,
+                "attempts": 1, "next_due_ms": 1764000002000, "crashes": 0, "turn": None, "emitted": [], "letter": None,
+                "letters_left": 0,
             }],
         }
     )  # fmt: skip
 
     stream: str
-    id: EntryIdText
+    id: str
+    """Of the message; of a message for later that is not in its stream, that one's."""
     first_id: EntryIdText | None
     """Of the stream; null when it is empty."""
     last_id: EntryIdText | None
@@ -130,6 +133,10 @@ class Explanation(BaseModel):
     """Redis holds the message, or something about it."""
     now_ms: int
     """The clock of Redis."""
+    origin: Origin | None
+    """What published it; null for a producer, or when it is not known any more."""
+    later: LaterFact | None
+    """Of a message for later that is not in its stream."""
     groups: list[GroupFate]
 
 

@@ -73,7 +73,7 @@ def _end_begins(segments: list[str]) -> int:
     """Return where the names end; 0 where there are none."""
     if segments[-1] in _ENDS:
         return len(segments) - 1
-    if segments[-1] == "explain" and segments[-3:-2] == ["messages"]:
+    if segments[-1] == "explain" and segments[-3:-2] in (["messages"], ["later"]):
         return len(segments) - 3
     return len(segments) - 2 if segments[-2:-1] and segments[-2] in _BEFORE_ID else 0
 

@@ -102,7 +102,7 @@ def turns_key(stream: str, group: str) -> str:
 
 
 def rate_key(stream: str, group: str) -> str:
-    """When the next message of the group may start (GCRA), Unix us; it expires.
+    """When the next message of the group may start (GCRA), us of the rates' clock; it expires.
 
     With `:<key>` behind it, the same for one value of the handler's `rate_key`.
     """
@@ -110,8 +110,13 @@ def rate_key(stream: str, group: str) -> str:
 
 
 def due_key(stream: str, group: str) -> str:
-    """A sorted set: messages that wait for their rate, by the time at which they are due, Unix ms."""
+    """A sorted set: messages that wait for their rate, by the time at which they are due, ms of the rates' clock."""
     return f"{_stream_key(stream)}:{group}:due"
+
+
+def behind_key(stream: str, group: str) -> str:
+    """How far the clock of the group's rates is behind the server's, ms (`include/rate_clock.lua`)."""
+    return f"{_stream_key(stream)}:{group}:behind"
 
 
 def interval_key(stream: str, group: str) -> str:
@@ -147,6 +152,26 @@ def cron_paused_key(stream: str) -> str:
 def relayed_key(stream: str) -> str:
     """A sorted set: keys of outbox rows that were published to `stream` and may not be deleted yet -> Unix ms."""
     return f"{_stream_key(stream)}:relayed"
+
+
+def origins_key(stream: str) -> str:
+    """A stream: id of an entry -> what published it, where that was not a producer (`include/origin.lua`)."""
+    return f"{_stream_key(stream)}:origins"
+
+
+def cancelled_key(stream: str) -> str:
+    """A sorted set: ids of the messages for later that were cancelled lately -> when, Unix ms."""
+    return f"{_stream_key(stream)}:cancelled"
+
+
+def emits_key(stream: str, group: str) -> str:
+    """A sorted set: the streams to which the group's handler has returned `Emit` lately, by Unix ms."""
+    return f"{_stream_key(stream)}:{group}:emits"
+
+
+def message_keys_key(stream: str, group: str) -> str:
+    """A hash: unsettled message -> its key, where the handler's key is a function; for `explain`."""
+    return f"{_stream_key(stream)}:{group}:keys"
 
 
 def reaper_key(stream: str, group: str) -> str:

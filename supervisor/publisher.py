@@ -28,7 +28,7 @@ from supervisor.core.encode import fields_of
 from supervisor.core.field_text import Value
 from supervisor.core.later import When, moment, to_member, when_of
 from supervisor.errors import IdempotencyError, NotConfirmedError, UsageError
-from supervisor.keys import LATER_STREAMS_KEY, idempotency_key, later_key
+from supervisor.keys import LATER_STREAMS_KEY, idempotency_key, later_key, origins_key
 from supervisor.values import SECONDS_MAX
 
 #: How long a key is remembered unless `key_ttl_s` says otherwise.
@@ -98,6 +98,8 @@ class _Options(NamedTuple):
     key_ttl_s: float
     when: When | None
     confirmation: Confirmation | None = None
+    #: The stream, the group and the ids of the messages whose handler has returned it as `Emit`.
+    emitted_by: tuple[str, str, str] | None = None
 
 
 class Sending:
@@ -186,7 +188,7 @@ class Publisher:
         """
         return (await self.publish_batch(stream, [fields_of(message) for message in messages], **options)).ids
 
-    async def publish_batch(
+    async def publish_batch(  # noqa: PLR0913 - how a message may be stored
         self,
         stream: str,
         messages: Sequence[Mapping[str, Value]],
@@ -196,13 +198,14 @@ class Publisher:
         after_s: float | None = None,
         at: datetime | None = None,
         confirmation: Confirmation | None = None,
+        emitted_by: tuple[str, str, str] | None = None,
     ) -> PublishedBatch:
         """Store messages that are encoded already, like `publish_many`; report whether the key was used before.
 
         With `confirmation`, raises NotConfirmedError when it does not come: the messages are stored then.
         """
         self._check(stream)
-        options = _Options(key, _key_ttl_s(key, key_ttl_s), when_of(after_s, at), confirmation)
+        options = _Options(key, _key_ttl_s(key, key_ttl_s), when_of(after_s, at), confirmation, emitted_by)
         if confirmation and options.when:
             raise UsageError("a message for later can't be confirmed")
         if len(messages) > BATCH_MAX:
@@ -285,6 +288,9 @@ class Publisher:
             values.append(2 * len(fields))
             values += chain.from_iterable(fields.items())
         keys = [idempotency_key(stream, key), stream]
+        if options.emitted_by is not None:
+            keys.append(origins_key(stream))
+            values[:0] = options.emitted_by
         arguments = (await _fingerprint(messages), _ms(options.key_ttl_s), *values)
         confirmation = options.confirmation
         wait = confirmation.command if confirmation else ()

@@ -1,7 +1,8 @@
-"""The shutdown: one monotonic deadline; workers, HTTP service and relay stop first, then the keeper, then Redis.
+"""The shutdown: one monotonic deadline; workers and HTTP service stop first, then relay and keeper, then Redis.
 
 The keeper holds the pool's lease. No other pool may take the name while a worker still works on pending
-messages, so the keeper stops after the last worker.
+messages, so the keeper stops after the last worker. So does the relay: it publishes what the workers have left in the
+outbox.
 """
 
 import time
@@ -35,6 +36,8 @@ class Shutdown:
         self._loop = loop
         self._log = log
         self._until_s = 0.0
+        #: What of it belongs to the server.
+        self._reserve_s = 0.0
         self._draining: list[int] = []
         self.begun = False
 
@@ -53,10 +56,9 @@ class Shutdown:
             self._draining = [slot.number for slot in self._workers.living]
         self.begun = True
         self._workers.shared.set(HeaderField.SHUTDOWN, 1)
-        reserve_s = min(SERVER_S, drain_s * SERVER_SHARE) if self._services.any_living(REDIS) else 0.0
-        for name in (API, RELAY):
-            self._services.stop_service(name, self._until_s - reserve_s)
-        self._workers.stop(self._until_s - reserve_s)
+        self._reserve_s = min(SERVER_S, drain_s * SERVER_SHARE) if self._services.any_living(REDIS) else 0.0
+        self._services.stop_service(API, self._until_s - self._reserve_s)
+        self._workers.stop(self._until_s - self._reserve_s)
         self._check()
 
     def kill(self) -> None:
@@ -70,9 +72,10 @@ class Shutdown:
         self._check()
 
     def is_over(self) -> bool:
-        """Return whether no child is left; stops keeper and server when it is their turn."""
+        """Return whether no child is left; stops relay, keeper and server when it is their turn."""
         if not self.begun or self._workers.living:
             return False
+        self._services.stop_service(RELAY, max(self._until_s - self._reserve_s, time.monotonic() + LAST_S))
         for name in (KEEPER, REDIS):
             self._services.stop_service(name, max(self._until_s, time.monotonic() + LAST_S))
             self._services.check()

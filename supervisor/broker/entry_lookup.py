@@ -7,14 +7,15 @@ the letter was written by then.
 
 from collections.abc import Iterable
 from dataclasses import replace
+from math import isinf
 from typing import Any
 
 from redis.asyncio import Redis
 
-from supervisor.broker import inspect
+from supervisor.broker import inspect, later_set, origins
 from supervisor.broker.dead_letters import by_ids, extent
 from supervisor.broker.scripts import ENTRY_FACTS, TURN_FACTS
-from supervisor.core.entry_fate import Entry, GroupFacts, LetterFact, TurnFact
+from supervisor.core.entry_fate import Entry, GroupFacts, LaterFact, LetterFact, TurnFact
 from supervisor.core.ids import parse_id, parse_number
 from supervisor.core.message_key import key_of
 from supervisor.core.retry_record import parse_retry
@@ -22,9 +23,11 @@ from supervisor.keys import (
     RATES_CONSUMER,
     REPLAY_CONSUMER,
     TURNS_CONSUMER,
+    behind_key,
     crashes_key,
     due_key,
     group_turn_key,
+    message_keys_key,
     replay_key,
     retries_key,
     turn_field,
@@ -57,6 +60,7 @@ async def collect(
         first_id=info.first_id,
         last_id=info.last_id,
         now_ms=await inspect.server_time_ms(redis),
+        origin=await origins.origin_of(redis, stream, entry_id),
     )
     names = sorted({*groups, *info.groups})
     found = [await _facts(redis, entry, name, letters_max) for name in names]
@@ -64,7 +68,28 @@ async def collect(
     return entry, [replace(facts, foreign=facts.consumer in strangers) for facts in found]
 
 
+async def collect_later(
+    redis: Redis, stream: str, later_id: str, groups: Iterable[str] = (), *, letters_max: int = LETTERS_MAX
+) -> tuple[Entry, list[GroupFacts]]:
+    """Return the facts of a message for later; when it has entered its stream, those of the entry. As `collect`."""
+    waiting = await later_set.find(redis, stream, later_id)
+    entered = None if waiting else await origins.entry_of_later(redis, stream, later_id)
+    if entered is not None:
+        return await collect(redis, stream, entered, groups, letters_max=letters_max)
+    if waiting:
+        fact = LaterFact(None if isinf(waiting.due_ms) else int(waiting.due_ms), None, waiting.error)
+    else:
+        fact = LaterFact(cancelled_ms=await origins.cancelled_ms(redis, stream, later_id))
+    now_ms = await inspect.server_time_ms(redis)
+    return Entry(stream, later_id, exists=True, stored=False, first_id="", last_id="", now_ms=now_ms, later=fact), []
+
+
 async def _facts(redis: Redis, entry: Entry, group: str, letters_max: int) -> GroupFacts:
+    facts = await _facts_of_message(redis, entry, group, letters_max)
+    return replace(facts, emitted=await origins.emitted(redis, entry.stream, group, entry.id))
+
+
+async def _facts_of_message(redis: Redis, entry: Entry, group: str, letters_max: int) -> GroupFacts:
     facts = await _held(redis, entry.stream, group, entry.id, stored=entry.stored)
     if facts.consumer:
         return await _with_limits(redis, entry, facts, entry.id)
@@ -101,13 +126,18 @@ async def _with_limits(redis: Redis, entry: Entry, facts: GroupFacts, name: str)
     """Add whom a message waits for, or until when; `name` is that of `broker.turns.Place`."""
     if facts.consumer == RATES_CONSUMER:
         due_ms: Any = await redis.zscore(due_key(entry.stream, facts.group), name)
-        return replace(facts, next_due_ms=None if due_ms is None else int(due_ms))
+        behind_ms: Any = await redis.get(behind_key(entry.stream, facts.group))
+        return replace(facts, next_due_ms=None if due_ms is None else int(due_ms) + (parse_number(behind_ms) or 0))
     if facts.consumer != TURNS_CONSUMER:
         return facts
     stream, group = entry.stream, facts.group
     field: Any = await redis.hget(turns_key(stream, group), "field")
-    stored: Any = await redis.execute_command("XRANGE", stream, entry.id, entry.id) if field else None
-    key = key_of(stored[0][1].get(field)) if stored else None
+    key: Any
+    if field:
+        stored: Any = await redis.execute_command("XRANGE", stream, entry.id, entry.id)
+        key = key_of(stored[0][1].get(field)) if stored else None
+    else:
+        key = await redis.hget(message_keys_key(stream, group), name)
     keys = [stream, replay_key(stream, group), turns_key(stream, group), group_turn_key(stream, group)]
     row = b"" if key is None else turn_field(key)
     before, *found = await redis.eval(TURN_FACTS.text, len(keys), *keys, group, name, row)

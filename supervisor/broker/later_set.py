@@ -1,19 +1,25 @@
 """Messages that are published later: finds, moves, cancels and counts them in the sorted sets beside the streams."""
 
+import contextlib
+import time
 from collections.abc import AsyncIterator, Iterable
 from math import inf, isinf
 from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from supervisor.broker.scripts import FORGET_STREAM, LATER_COUNT, LATER_DUE, MOVE_LATER
 from supervisor.core.field_text import Value
 from supervisor.core.later import LaterMessage, digest_of, moment, parse_member
-from supervisor.keys import LATER_STREAMS_KEY, later_key
+from supervisor.keys import LATER_STREAMS_KEY, cancelled_key, later_key, origins_key
 
 #: Further than any due time.
 _ALWAYS_MS = 10**18
 _PAGE = 500
+#: Cancelled messages that are remembered, and for how long after the last one.
+_CANCELLED_MAX = 1_000
+_CANCELLED_S = 7 * 24 * 3600
 
 
 class Due(NamedTuple):
@@ -74,11 +80,12 @@ async def move(
     """Publish the messages that are due and still there, each once; return their ids. Raises redis-py's errors."""
     arguments: list[Value | int] = []
     for member, message in messages:
-        arguments += [member, 2 * len(message.fields)]
+        arguments += [member, message.id, 2 * len(message.fields)]
         arguments += [text for pair in message.fields.items() for text in pair]
     if not arguments:
         return []
-    ids: Any = await redis.eval(MOVE_LATER.text, 2, later_key(stream), stream, ahead_ms, *arguments)
+    keys = later_key(stream), stream, origins_key(stream)
+    ids: Any = await redis.eval(MOVE_LATER.text, len(keys), *keys, ahead_ms, *arguments)
     return [entry.decode() for entry in ids]
 
 
@@ -97,7 +104,16 @@ async def run_now(redis: Redis, waiting: Waiting) -> str | None:
 
 async def cancel(redis: Redis, waiting: Waiting) -> bool:
     """Remove the message; return False when it is gone: published or cancelled."""
-    return bool(await redis.zrem(later_key(waiting.stream), waiting.member))
+    if not await redis.zrem(later_key(waiting.stream), waiting.member):
+        return False
+    key = cancelled_key(waiting.stream)
+    pipe = redis.pipeline(transaction=False)
+    pipe.zadd(key, {waiting.id: time.time() * 1000})
+    pipe.zremrangebyrank(key, 0, -_CANCELLED_MAX - 1)
+    pipe.expire(key, _CANCELLED_S)
+    with contextlib.suppress(RedisError):  # only `explain` needs it
+        await pipe.execute()
+    return True
 
 
 async def listed(redis: Redis, stream: str, count: int | None = None) -> AsyncIterator[Waiting]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from supervisor.broker.scripts import CHANGE_RATE, RESERVE_RATE, TAKE_DUE
 from supervisor.broker.turns import Taken
-from supervisor.keys import due_key, interval_key, rate_key, replay_key, retries_key
+from supervisor.keys import behind_key, due_key, interval_key, rate_key, replay_key, retries_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,14 +48,15 @@ class Rates:
         self._consumer = consumer
         self._rate = rate
         copies = replay_key(stream, group)
-        self._keys = (stream, copies, due_key(stream, group))
+        self._behind = behind_key(stream, group)
+        self._keys = (stream, copies, due_key(stream, group), self._behind)
         self._retries = (retries_key(stream, group), retries_key(copies, group))
         self._prefix = rate_key(stream, group).encode()
         self._interval = interval_key(stream, group)
 
     async def begin(self) -> None:
         """Have what waits start by this rate, where it was reserved by another one."""
-        keys = (self._keys[2], self._interval)
+        keys = (self._keys[2], self._interval, self._behind)
         interval_us = repr(self._rate.interval_us)
         now_ms, old = await self._commands.script(CHANGE_RATE, keys, interval_us)
         if not old:

@@ -9,9 +9,9 @@ from zoneinfo import ZoneInfo
 
 from redis.asyncio import Redis
 
-from supervisor.broker.scripts import PUBLISH_TICKS, RESUME_SCHEDULE
+from supervisor.broker.scripts import PUBLISH_TICKS, RESUME_SCHEDULE, RUN_SCHEDULE
 from supervisor.core.schedule import LastTick, Schedule
-from supervisor.keys import cron_key, cron_paused_key
+from supervisor.keys import cron_key, cron_paused_key, origins_key
 
 #: Next times that are shown.
 SHOWN = 3
@@ -33,15 +33,18 @@ async def publish_ticks(redis: Redis, schedule: Schedule, ticks: Sequence[int]) 
     for tick in ticks:
         fields = schedule.message(tick)
         arguments += [tick, 2 * len(fields), *(text for pair in fields.items() for text in pair)]
-    keys = schedule.stream, cron_key(schedule.stream), cron_paused_key(schedule.stream)
-    ids: Any = await redis.eval(PUBLISH_TICKS.text, 3, *keys, schedule.name, schedule.when, *arguments)
+    stream = schedule.stream
+    keys = stream, cron_key(stream), cron_paused_key(stream), origins_key(stream)
+    ids: Any = await redis.eval(PUBLISH_TICKS.text, len(keys), *keys, schedule.name, schedule.when, *arguments)
     return [entry.decode() for entry in ids]
 
 
 async def run_now(redis: Redis, schedule: Schedule) -> str:
     """Publish the schedule's message beside its ticks; return the id. Raises redis-py's errors."""
-    fields: Any = schedule.message(_now_ms())
-    entry: Any = await redis.xadd(schedule.stream, fields)
+    fields = schedule.message(_now_ms())
+    flat = [text for pair in fields.items() for text in pair]
+    keys = schedule.stream, origins_key(schedule.stream)
+    entry: Any = await redis.eval(RUN_SCHEDULE.text, len(keys), *keys, schedule.name, *flat)
     return entry.decode()  # type: ignore[no-any-return]
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from supervisor.core.dead_letter import FIELD_PREFIX
+from supervisor.core.rate import BURST_S
 from supervisor.core.replayed_copy import ORIGIN
 from supervisor.keys import RATES_CONSUMER, TURNS_CONSUMER
 
@@ -48,6 +49,7 @@ def _included(name: str) -> str:
 ACK_RETRIED = _script("ack_retried")
 RECORD_RETRY = _script("record_retry")
 EMIT = _script("emit")
+NOTE_EMITS = _script("note_emits")
 DEAD_LETTER = _script("dead_letter")
 DEAD_LETTER_UNREADABLE = _script("dead_letter_unreadable", ORIGIN=ORIGIN, FIELD_PREFIX=FIELD_PREFIX.decode())
 
@@ -63,7 +65,7 @@ TURNS_CHECK = _script("turns_check", WAITS=TURNS_CONSUMER)
 
 # Rates.
 RESERVE_RATE = _script("reserve_rate", WAITS=RATES_CONSUMER)
-TAKE_DUE = _script("take_due", WAITS=RATES_CONSUMER)
+TAKE_DUE = _script("take_due", WAITS=RATES_CONSUMER, LATE_MS=str(round(BURST_S * 1000)))
 CHANGE_RATE = _script("change_rate")
 
 # Housekeeping.
@@ -82,6 +84,7 @@ MOVE_LATER = _script("move_later")
 FORGET_STREAM = _script("forget_stream")
 PUBLISH_TICKS = _script("publish_ticks")
 RESUME_SCHEDULE = _script("resume_schedule")
+RUN_SCHEDULE = _script("run_schedule")
 RELAY = _script("relay")
 REPLAY = _script("replay", ORIGIN=ORIGIN, FIELD_PREFIX=FIELD_PREFIX.decode())
 

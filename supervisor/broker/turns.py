@@ -16,7 +16,7 @@ from supervisor.broker.scripts import (
     TURNS_WAITING,
     Script,
 )
-from supervisor.keys import dead_key, group_turn_key, released_key, replay_key, turns_key
+from supervisor.keys import dead_key, group_turn_key, message_keys_key, released_key, replay_key, turns_key
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -81,6 +81,7 @@ class Turns:
         self._keys = (stream, replay_key(stream, group), self._turns, group_turn_key(stream, group))
         self._arguments = (group, consumer, per_key, per_group)
         self._dead = dead_key(stream, group)
+        self._message_keys = message_keys_key(stream, group)
 
     async def begin(self, field: str) -> bytes | None:
         """Note the field that is the key; return up to which id all that is pending lacks its place; None: nothing."""
@@ -114,6 +115,12 @@ class Turns:
             return Admission([], [], b"" if status == b"none" else status)
         idle, taken = rest
         return Admission([number - 1 for number in idle], _taken(taken))
+
+    async def note_keys(self, places: Sequence[Place]) -> None:
+        """Note the keys of messages, for those who explain whose turn it is."""
+        pairs = [word for place in places if place.field for word in (place.name, place.field[1:])]
+        if pairs:
+            await self._commands.call("HSET", self._message_keys, *pairs)
 
     async def waiting(self, interval_ms: int, count: int, idle_ms: int) -> Waiting:
         """Return what waits: `count` of those that have waited for `idle_ms`, once in an interval for all workers."""

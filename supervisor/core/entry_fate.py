@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from supervisor.core.ids import parse_id
+from supervisor.core.origin import Origin
 from supervisor.keys import REPLAY_CONSUMER, TURNS_CONSUMER, WAITING_CONSUMERS
 
 
@@ -19,6 +20,12 @@ class Presence(StrEnum):
     STORED = "stored"
     #: Trimmed, deleted, or never there: its id is not after the last one.
     GONE = "gone"
+    #: It is a message for later, which is not in the stream yet.
+    LATER = "waiting until it is due"
+    #: It was a message for later.
+    CANCELLED = "cancelled"
+    #: No message for later has this id, and none that was published or cancelled lately.
+    NO_LATER = "no such message for later"
     #: Its id is after the last one.
     NOT_PUBLISHED = "not published yet"
     #: There is no such stream.
@@ -47,10 +54,22 @@ class Fate(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class LaterFact:
+    """A message for later that is not in its stream."""
+
+    #: None: never, because it is malformed, cancelled or not there.
+    due_ms: int | None = None
+    cancelled_ms: int | None = None
+    #: Why it is malformed.
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """The entry and its stream."""
 
     stream: str
+    #: Of the entry, or with `later` of the message for later.
     id: str
     exists: bool
     stored: bool
@@ -59,6 +78,9 @@ class Entry:
     last_id: str
     #: The server's clock.
     now_ms: int
+    #: What published it, if not a producer, or that is not known any more.
+    origin: Origin | None = None
+    later: LaterFact | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +98,7 @@ class LetterFact:
 class TurnFact:
     """Whom a message waits for."""
 
-    #: None where a function of the handler's makes the keys.
+    #: None: it has none, and waits for a turn of the group.
     key: str | None
     #: (id, consumer) of those that run, or are about to; a dead letter that stops the key has the consumer `halted`.
     holders: tuple[tuple[str, str], ...]
@@ -107,6 +129,8 @@ class GroupFacts:
     crashes: int = 0
     #: Where it waits for its turn.
     turn: TurnFact | None = None
+    #: (stream, id) of what the handler has published by `Emit`, up to a limit.
+    emitted: tuple[tuple[str, str], ...] = ()
     letter: LetterFact | None = None
     #: Dead letters that were not searched.
     letters_left: int = 0
@@ -135,8 +159,9 @@ class Verdict:
     @property
     def known(self) -> bool:
         """Whether Redis holds the entry or anything about it."""
-        held = any(one.facts.consumer or one.facts.letter for one in self.groups)
-        return self.presence is Presence.STORED or held
+        held = any(one.facts.consumer or one.facts.letter or one.facts.emitted for one in self.groups)
+        there = self.presence in (Presence.STORED, Presence.LATER, Presence.CANCELLED)
+        return there or held or self.entry.origin is not None
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
@@ -146,6 +171,8 @@ class Verdict:
             "presence": self.presence.value,
             "known": self.known,
             "now_ms": self.entry.now_ms,
+            "origin": about["origin"],
+            "later": about["later"],
             "groups": [one.as_dict() for one in self.groups],
         }
 
@@ -157,6 +184,10 @@ def explain(entry: Entry, groups: Sequence[GroupFacts]) -> Verdict:
 
 
 def _presence(entry: Entry) -> Presence:
+    if entry.later is not None:
+        if entry.later.cancelled_ms is not None:
+            return Presence.CANCELLED
+        return Presence.LATER if entry.later.due_ms is not None or entry.later.error else Presence.NO_LATER
     if entry.stored:
         return Presence.STORED
     if not entry.exists:

@@ -5,6 +5,7 @@
    with one script for each stream, which remembers the key of each row: a row whose deletion was lost is not stored
    twice.
 3. A key is forgotten some time after its row was deleted, when no relay can have it in hand any more.
+4. When the pool stops, the relay publishes what the workers have left in the outbox, then it exits.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from supervisor.broker.scripts import RELAY
 from supervisor.core.backoff import backoff_s
 from supervisor.core.relay_state import RelayState
 from supervisor.errors import EXIT_OK, PublishError
-from supervisor.keys import relayed_key
+from supervisor.keys import origins_key, relayed_key
 from supervisor.log import FaultLog, outage_turn, service_logger
 from supervisor.outbox.database import (
     DATABASE_FAULTS,
     LEASE_S,
+    ROWS_MAX,
     Database,
     count_waiting,
     delete_rows,
@@ -69,7 +71,7 @@ _CANT_PUBLISH = "can't publish from the outbox"
 
 
 def run(settings: Settings, shared: SharedState, token: str) -> int:
-    """Publish until SIGTERM or SIGINT; return the exit code."""
+    """Publish until SIGTERM or SIGINT, then what is there at that moment; return the exit code."""
     return uvloop.run(_main(settings, shared, token))
 
 
@@ -86,6 +88,8 @@ async def _main(settings: Settings, shared: SharedState, token: str) -> int:
             await asyncio.wait_for(stop.wait(), pause_s)
         except TimeoutError:
             continue
+    if stop.is_set():
+        await relay.finish()
     await relay.close()
     return EXIT_OK
 
@@ -104,6 +108,8 @@ class Relay:
         self._failures = 0
         #: Rows that are published and not deleted.
         self._published: list[Row] = []
+        #: There may be rows behind those that were read.
+        self._more = False
         #: Streams that refuse a row: until when, and how often they have.
         self._refusing: dict[str, tuple[float, int]] = {}
         #: Rows that are not in the form of `row_text`.
@@ -126,11 +132,17 @@ class Relay:
             self._note(RelayState.STANDBY)
             return STANDBY_S
         complete = await self._publish(rows, began_s)
+        self._more = len(rows) == ROWS_MAX or len(self._published) < len(rows)
         if not complete:
             return self._failed(RelayState.NO_REDIS)
         self._failures = 0
         self._note(RelayState.RELAYING)
         return 0 if self._published else POLL_S
+
+    async def finish(self) -> None:
+        """Publish what is in the outbox; stop where nothing can be published, and don't wait for rows to come."""
+        while await self.once() == 0 and self._more:
+            pass
 
     def _turn(self, connection: Connection) -> list[Row] | None:
         """Delete what is published; return the next rows, or None while another relay publishes."""
@@ -166,7 +178,8 @@ class Relay:
             return True
         values = (_KEPT_MS, len(forget), *forget, *arguments)
         try:
-            stored = await self._publisher.evaluate(RELAY.text, (stream, relayed_key(stream)), *values, repeatable=True)
+            keys = stream, relayed_key(stream), origins_key(stream)
+            stored = await self._publisher.evaluate(RELAY.text, keys, *values, repeatable=True)
         except PublishError as error:
             self._faults.redis(_CANT_PUBLISH, error, stream=stream)
             if error.code == UNREACHABLE:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from redis.crc import key_slot
@@ -19,7 +20,9 @@ from supervisor.broker.scripts import EMIT
 from supervisor.context import context
 from supervisor.core.backoff import backoff_s
 from supervisor.core.emit import emits_in
+from supervisor.core.origin import EMITS_STREAMS_MAX, ids_text
 from supervisor.errors import IdempotencyError, PublishError
+from supervisor.keys import origins_key
 from supervisor.publisher import KEY_BYTES_MAX, traced
 from supervisor.settings.redis_url import is_cluster
 from supervisor.shared_figures import FigureField
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
 
 _RETRY_BASE_S = 0.1
 _RETRY_MAX_S = 5.0
+#: Between two notes that a handler publishes to a stream.
+_NOTE_S = 60.0
 #: Refusals that waiting does not mend: they are a failure of the handler, which names the stream.
 _LASTING = frozenset({"ERR", "WRONGTYPE", "NOPERM", "NOAUTH"})
 
@@ -54,6 +59,8 @@ class Acks:
         self._consumer = resources.consumer
         #: None for a handler with turns, which are passed on by a script of their own.
         self._scripts = resources.settler if isinstance(resources.settler, Settler) else None
+        #: When it was noted that the handler publishes to a stream.
+        self._noted_s: dict[str, float] = {}
         self._publishes_first = self._scripts is None or is_cluster(resources.redis_url)
 
     async def take(self, result: object) -> None:
@@ -65,8 +72,9 @@ class Acks:
         if not emits:
             return
         runner = current_runner()
+        self._note(runner.messages[0].origin, emits)  # type: ignore[arg-type]
         if self._publishes_first:
-            emits = await self._publish_elsewhere(runner.messages[0], emits)
+            emits = await self._publish_elsewhere(runner.messages, emits)
         for message in runner.messages:
             message.recorded = True  # settled by a script, which also publishes
         runner.emits += [(emit.stream, traced(emit.stream, emit.fields)) for emit in emits]
@@ -86,24 +94,25 @@ class Acks:
                 message.origin.done.append(message.entry)  # type: ignore[attr-defined]
 
     def _emit(self, messages: Sequence[Message], emits: Sequence[Entry]) -> None:
-        by_source: dict[Source, list[bytes]] = {}
+        by_source: dict[Source, list[Message]] = {}
         for message in messages:
-            by_source.setdefault(message.origin, []).append(message.entry)  # type: ignore[arg-type]
-        for source, ids in by_source.items():  # two when a batch has replayed messages: the first one publishes
-            self._run_script(source, tuple(ids), emits)
+            by_source.setdefault(message.origin, []).append(message)  # type: ignore[arg-type]
+        for source, own in by_source.items():  # two when a batch has replayed messages: the first one publishes
+            self._run_script(source, own, ids_text([message.id for message in messages]), emits)
             emits = ()
         self._shared.add(SlotField.DONE, len(messages))
         self._figures.add(FigureField.SETTLED_DONE, len(messages))
 
-    def _run_script(self, source: Source, ids: tuple[bytes, ...], emits: Sequence[Entry]) -> None:
-        """Have the script publish, and ack the messages that this consumer still has."""
+    def _run_script(self, source: Source, messages: Sequence[Message], by: str, emits: Sequence[Entry]) -> None:
+        """Have the script publish, and ack the messages that this consumer still has; `by` is what is noted of them."""
+        ids = tuple(message.entry for message in messages)
         keys = [source.key, source.retries, source.crashes]
         number_of: dict[str, int] = {}
         more: list[Argument] = []
         for stream, fields in emits:
             if stream not in number_of:
-                keys.append(stream)
-                number_of[stream] = len(keys)
+                number_of[stream] = len(keys) + 1
+                keys += stream, origins_key(stream)
             more += number_of[stream], 2 * len(fields)
             for pair in fields.items():
                 more += pair
@@ -113,27 +122,39 @@ class Acks:
                 self._shared.add(SlotField.LOST_CLAIM, len(ids) - acked)
                 self._figures.add(FigureField.SETTLED_LOST_CLAIM, len(ids) - acked)
 
-        arguments = [len(keys), *keys, source.group, self._consumer, int(source.replays), len(ids), *ids, *more]
+        arguments: list[Argument] = [len(keys), *keys, source.group, self._consumer, int(source.replays), len(ids)]
         assert self._scripts is not None
-        self._scripts.run_script(source, EMIT, arguments, ids, answered)
+        self._scripts.run_script(source, EMIT, [*arguments, *ids, source.stream, by, *more], ids, answered)
 
-    async def _publish_elsewhere(self, message: Message, emits: Sequence[Emit]) -> list[Emit]:
+    def _note(self, source: Source, emits: Sequence[Emit]) -> None:
+        """Have it noted to which streams the handler publishes, for `explain`."""
+        now_s = monotonic()
+        streams = {emit.stream for emit in emits if now_s - self._noted_s.get(emit.stream, -_NOTE_S) >= _NOTE_S}
+        if streams:
+            if len(self._noted_s) >= EMITS_STREAMS_MAX:
+                self._noted_s.clear()
+            self._noted_s.update(dict.fromkeys(streams, now_s))
+            self._settler.note_emits(source, sorted(streams))
+
+    async def _publish_elsewhere(self, messages: Sequence[Message], emits: Sequence[Emit]) -> list[Emit]:
         """Publish what the script can't; return the rest."""
+        message = messages[0]
         own = key_slot(message.stream.encode())
+        by = message.stream, message.group, ids_text([one.id for one in messages])
         here = []
         for number, emit in enumerate(emits):
             if self._scripts is not None and key_slot(emit.stream.encode()) == own:
                 here.append(emit)
             else:
-                await self._publish(emit, _key(message, number))
+                await self._publish(emit, _key(message, number), by)
         return here
 
-    async def _publish(self, emit: Emit, key: str) -> None:
+    async def _publish(self, emit: Emit, key: str, by: tuple[str, str, str]) -> None:
         """Publish under `key`, waiting while Redis is away: the handler's time limit ends it."""
         failures = 0
         while True:
             try:
-                await context().publisher.publish_batch(emit.stream, [emit.fields], key=key)
+                await context().publisher.publish_batch(emit.stream, [emit.fields], key=key, emitted_by=by)
                 return
             except IdempotencyError:  # an earlier attempt has published it, with other fields
                 return

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from dataclasses import dataclass
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
@@ -19,9 +20,11 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from supervisor.broker.command_connection import pack_command
 from supervisor.broker.redis_errors import is_transient
-from supervisor.broker.scripts import ACK_RETRIED, DEAD_LETTER, RECORD_RETRY
+from supervisor.broker.scripts import ACK_RETRIED, DEAD_LETTER, NOTE_EMITS, RECORD_RETRY
 from supervisor.core.backoff import backoff_s
+from supervisor.core.origin import EMITS_STREAMS_MAX, ORIGINS_S
 from supervisor.core.retry_record import RetryRecord
+from supervisor.keys import message_keys_key
 from supervisor.shared_figures import REDIS_BOUNDS_S, FigureField
 from supervisor.shared_state import SharedSlot, SlotField
 
@@ -119,6 +122,15 @@ class Settler:
         arguments = (RECORD_RETRY.text, 2, source.key, source.retries, source.group, entry, record)
         command = self._retries[source, entry] = _Command(source, ("EVAL", *arguments), retried=entry)
         self._decide(command)
+
+    def note_emits(self, source: Source, streams: Sequence[str]) -> None:
+        """Record to which streams the group's handler returns `Emit`."""
+        values: tuple[Argument, ...] = (int(time.time() * 1000), EMITS_STREAMS_MAX, ORIGINS_S, *streams)
+        self._decide(_Command(source, ("EVAL", NOTE_EMITS.text, 1, source.emits, *values)))
+
+    def forget_keys(self, source: Source, names: Sequence[bytes]) -> None:
+        """Forget the keys of settled messages; `names` are those of `broker.turns.Place`."""
+        self._decide(_Command(source, ("HDEL", message_keys_key(source.stream, source.group), *names)))
 
     def unmark(self, source: Source, consumer: str) -> None:
         """Record that this consumer runs no message alone any more."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from supervisor.core.ids import parse_id
 from supervisor.core.replayed_copy import original
-from supervisor.keys import crashes_key, dead_key, isolated_key, replay_key, retries_key
+from supervisor.keys import crashes_key, dead_key, emits_key, isolated_key, replay_key, retries_key
 from supervisor.messages import Message
 from supervisor.shared_consumer import MarksOwner
 from supervisor.shared_figures import FigureField
@@ -29,8 +29,8 @@ class Source:
     """
 
     __slots__ = (
-        "ack_keys", "crashes", "dead_letter_keys", "done", "figures", "group", "isolated", "key", "key_bytes", "marks",
-        "replays", "retries", "settle", "stream",
+        "ack_keys", "crashes", "dead_letter_keys", "done", "emits", "figures", "group", "isolated", "key", "key_bytes",
+        "marks", "replays", "retries", "settle", "stream",
     )  # fmt: skip
 
     def __init__(
@@ -46,6 +46,7 @@ class Source:
         self.retries = retries_key(self.key, group)
         self.crashes = crashes_key(self.key, group)
         self.isolated = isolated_key(self.key, group)
+        self.emits = emits_key(stream, group)
         #: The keys of the scripts that ack a message, and of those that write its dead letter.
         copies = (self.key,) if replays else ()
         self.ack_keys = (self.key, self.retries, self.crashes, *copies)

@@ -64,6 +64,7 @@ class TurnGate:
         self._held = settler.held
         key = spec.options.key
         self._key, self._field = key_reader(key), key if isinstance(key, str) else ""
+        self._notes_keys = callable(key)
         self._limited = spec.options.group_concurrency > 0
         settler.passed_on = self._passed_on
         #: Fields of rows whose next message was perhaps taken over by an answer that was lost.
@@ -95,6 +96,8 @@ class TurnGate:
         if not places:
             return []
         mode: Mode = "copies" if source.replays else "new" if new else "own"
+        if self._notes_keys:
+            await self._turns.note_keys(places)
         admission = await self._turns.admit(mode, places)
         if new and admission.missing_after:
             admission = await self._when_others_have(mode, places, admission)

@@ -35,6 +35,7 @@ class TurnSettler:
         self._settler = settler
         self._shared = shared
         self._on_dead = spec.options.on_dead
+        self._notes_keys = callable(spec.options.key)
         self.turns = Turns(
             commands,
             spec.stream,
@@ -53,6 +54,7 @@ class TurnSettler:
         self.wake = settler.wake
         self.retry_later = settler.retry_later
         self.unmark = settler.unmark
+        self.note_emits = settler.note_emits
 
     def add(self, source: Source) -> None:
         """Settle what is done of `source`, too."""
@@ -131,3 +133,5 @@ class TurnSettler:
             self.passed_on(taken_of(reply), {place.field for place in places if place.field} if repeated else set())
 
         self._settler.run_script(source, script, arguments, tuple(entries), answered)
+        if self._notes_keys:
+            self._settler.forget_keys(source, [place.name for place in places])

@@ -36,7 +36,13 @@ def test_a_message_for_later_is_listed_and_cancelled(http: httpx.Client, store: 
     counted = {"stream": STREAM, "waiting": 1, "overdue_s": None, "malformed": 0}
     assert http.get("/v1/later").json() == {"messages": [waiting], "streams": [counted]}
     assert http.get("/v1/later", params={"stream": "other"}).json() == {"messages": [], "streams": []}
+    explained = http.get(f"{answer.headers['location']}/explain").json()
+    assert explained["presence"] == "waiting until it is due" and explained["known"] is True
+    assert explained["later"]["due_ms"] == int(datetime.fromisoformat(told["due"]).timestamp() * 1000)
     assert http.delete(answer.headers["location"]).status_code == 204
+    explained = http.get(f"{answer.headers['location']}/explain").json()
+    assert explained["presence"] == "cancelled" and explained["later"]["cancelled_ms"]
+    problem(http.get(f"/v1/streams/{STREAM}/later/unknown/explain"), 404, "not-found")
     assert problem(http.delete(answer.headers["location"]), 404, "not-found")
     assert not store.exists(later_key(STREAM))
 

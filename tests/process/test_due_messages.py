@@ -125,9 +125,14 @@ def test_commands_and_status_of_what_is_published_later(start_pool: StartPool, r
     assert "1 message of events" in cli("status").stdout
     entry = cli("later", "run", "events", waits.stdout.strip()).stdout.strip()
     assert [name.decode() for name, _ in redis.xrange("events")] == [entry]
+    later_id = waits.stdout.strip()
+    for words in ((later_id, "events"), (later_id,), (entry,)):
+        assert cli("explain", *words).stdout.splitlines()[1] == f"published later, as {later_id}"
+    assert "waiting until it is due: 2099-01-01" in cli("explain", first.stdout.strip()).stdout
     assert cli("later", "cancel", "other", first.stdout.strip()).stdout == first.stdout
     gone = cli("later", "cancel", "other", first.stdout.strip())
     assert gone.returncode == 1 and "not there" in gone.stderr
+    assert "a message for later, cancelled " in cli("explain", first.stdout.strip(), "other").stdout
     assert "nothing is to be published later" in cli("later", "list").stderr
     assert cli("schedule", "pause", "ticking").stdout == "ticking is paused\n"
     assert "paused since" in cli("schedule", "list").stdout

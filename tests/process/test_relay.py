@@ -17,6 +17,7 @@ from tests.support.waiting import eventually
 
 StartPool = Callable[..., Pool]
 HANDLERS = """
+    import time
     from sqlalchemy import create_engine, text
     from sqlalchemy.orm import Session
     from supervisor import Message, handler
@@ -30,6 +31,7 @@ HANDLERS = """
             if not once(session, message):
                 return
             session.execute(text("INSERT INTO reserved VALUES (:n)"), {"n": int(fields["n"])})
+            time.sleep(float(fields.get("work_s", 0)))
             add(session, "reserved", {"n": int(fields["n"])})
 """
 MESSAGES = 200
@@ -80,4 +82,7 @@ def test_effects_and_events_are_there_once_whoever_is_killed(
     eventually(lambda: pool.status()["outbox"]["state"] == "relaying")
     assert "outbox    relaying" in pool.command("status").stdout
     assert relay(pool)["restarts"] >= 1
+    redis.xadd("orders", {"n": MESSAGES + 1, "work_s": 0.5})
+    eventually(lambda: redis.xpending("orders", "stock")["pending"])
     assert pool.stop() == EXIT_OK
+    assert redis.xrevrange("reserved", count=1)[0][1] == {b"n": str(MESSAGES + 1).encode()}, "it was added at the end"

@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 from supervisor import BatchError, Emit, EncodeError, Message, Next, Retry, UsageError, handler
 from supervisor.broker.scripts import EMIT
 from supervisor.handling.middleware import NextBatch
-from supervisor.keys import crashes_key, dead_key, retries_key
+from supervisor.keys import crashes_key, dead_key, origins_key, retries_key
 from supervisor.shared_state import SlotField
 from tests.redis.test_worker import GROUP, STREAM, pending, working
 from tests.support.waiting import eventually_async
@@ -211,13 +211,13 @@ class TestScript:
         return entries
 
     def emit(self, sync: Any, ids: list[bytes], streams: list[str], *values: object) -> Any:
-        keys = (*self.KEYS, *streams)
-        return sync.eval(EMIT.text, len(keys), *keys, GROUP, "host:0", 0, len(ids), *ids, *values)
+        keys = (*self.KEYS, *(key for stream in streams for key in (stream, origins_key(stream))))
+        return sync.eval(EMIT.text, len(keys), *keys, GROUP, "host:0", 0, len(ids), *ids, STREAM, "1-0", *values)
 
     def test_it_publishes_and_acks_once(self, sync: Any) -> None:
         ids = self.deliver(sync, 2500)
         large = [f"f{n}" for n in range(20_000)]
-        values = (4, 2, "a", "b", 5, len(large), *large)
+        values = (4, 2, "a", "b", 6, len(large), *large)
         assert self.emit(sync, ids, [OUT, "other"], *values) == 2500
         assert self.emit(sync, ids, [OUT, "other"], *values) == 0
         assert [fields for _, fields in sync.xrange(OUT)] == [{b"a": b"b"}]
@@ -227,7 +227,7 @@ class TestScript:
         ids = self.deliver(sync, 1)
         sync.set("other", "text")
         with pytest.raises(ResponseError, match="wrong kind of value: other"):
-            self.emit(sync, ids, [OUT, "other"], 4, 2, "a", "b", 5, 2, "a", "b")
+            self.emit(sync, ids, [OUT, "other"], 4, 2, "a", "b", 6, 2, "a", "b")
         assert not sync.exists(OUT) and sync.xpending(STREAM, GROUP)["pending"] == 1
 
 

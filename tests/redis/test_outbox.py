@@ -15,10 +15,13 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from supervisor import ConfigError, EncodeError, Message, UsageError
+from supervisor.broker.entry_lookup import collect
 from supervisor.contrib.sqlalchemy import add, create_tables, once
+from supervisor.core.origin import OriginKind
 from supervisor.core.relay_state import RelayState
 from supervisor.keys import relayed_key
 from supervisor.outbox.check import check_outbox
+from supervisor.outbox.database import ROWS_MAX
 from supervisor.outbox.relay import Relay
 from supervisor.outbox.rows import row_fields, row_text
 from supervisor.outbox.tables import lease, outbox
@@ -193,6 +196,18 @@ class TestRelay:
             assert shared.get(HeaderField.RELAY_STATE) == RelayState.RELAYING
         assert await numbers(redis) == list(range(1, 1200, 2))
         assert await numbers(redis, "other") == list(range(0, 1200, 2))
+        entries = await redis.xrange(STREAM, count=1)
+        found, _ = await collect(redis, STREAM, entries[0][0].decode())
+        assert found.origin is not None and found.origin.kind is OriginKind.OUTBOX and found.origin.row
+
+    async def test_the_end_publishes_what_is_there(self, place: Place, engine: Any, redis: Any, redis_url: str) -> None:
+        with Session(engine) as session, session.begin():
+            for n in range(2 * ROWS_MAX + 1):
+                add(session, STREAM, Event(n=n))
+        relay, _ = relay_of(redis_url, place.sync)
+        await relay.finish()
+        await relay.close()
+        assert await numbers(redis) == list(range(2 * ROWS_MAX + 1)) and waiting(engine) == 0
 
     async def test_a_row_whose_deletion_was_lost_is_published_once(
         self, place: Place, engine: Any, redis: Any, redis_url: str

@@ -16,7 +16,7 @@ from supervisor.broker.inspect import groups
 from supervisor.broker.replay import drop, replay
 from supervisor.core.entry_fate import Fate, TurnFact, explain
 from supervisor.keeper.reaper import Reaper
-from supervisor.keys import group_turn_key, turn_key, turns_key
+from supervisor.keys import due_key, group_turn_key, message_keys_key, turn_key, turns_key
 from supervisor.shared_state import HeaderField, SharedState, SlotField
 from tests.redis.test_worker import Worker
 from tests.support.letters import letters
@@ -352,6 +352,31 @@ async def test_a_rate_counts_retries_and_survives_workers(redis: Any, redis_url:
     assert time.monotonic() - began_s > 0.5
 
 
+async def test_what_became_due_while_nobody_took_it_does_not_start_at_once(redis: Any, redis_url: str) -> None:
+    started: list[float] = []
+
+    @handler(STREAM, group=GROUP, rate="20/s")
+    async def call(message: Message) -> None:
+        started.append(time.monotonic())
+
+    async def is_reserved() -> bool:
+        (info,) = await groups(redis, [(STREAM, GROUP)])
+        return info.waiting_rate > 20
+
+    for n in range(30):
+        await redis.xadd(STREAM, {"n": n})
+    first = Worker(redis_url, [call], SharedState())
+    await eventually_async(is_reserved)
+    await first.stop()
+    before = len(started)
+    for name, due_ms in await redis.zrange(due_key(STREAM, GROUP), 0, -1, withscores=True):  # an hour passes
+        await redis.zadd(due_key(STREAM, GROUP), {name: due_ms - 3_600_000})
+    second = Worker(redis_url, [call], SharedState())
+    await eventually_async(lambda: len(started) == 30)
+    await second.stop()
+    assert started[-1] - started[before] > (30 - before - 3) / 20, "2 are the burst"
+
+
 async def test_explain_says_whose_turn_it_is_and_until_when_a_rate_holds(redis: Any, redis_url: str) -> None:
     go_on = asyncio.Event()
 
@@ -380,6 +405,27 @@ async def test_explain_says_whose_turn_it_is_and_until_when_a_rate_holds(redis: 
     assert (info.waiting_rate, info.consumers) == (1, 1)
     go_on.set()
     await worker.stop()
+
+
+async def test_explain_names_the_holder_where_a_function_makes_the_keys(redis: Any, redis_url: str) -> None:
+    go_on = asyncio.Event()
+
+    @handler(STREAM, group=GROUP, key=lambda message: message.fields["customer"].lower())
+    async def bill(message: Message) -> None:
+        await go_on.wait()
+
+    ids = [(await redis.xadd(STREAM, {"customer": name})).decode() for name in ("A", "b", "a", "A")]
+    async with pools(redis_url, bill, count=1):
+        await eventually_async(lambda: is_held(redis, 2))
+        (one,) = explain(*await collect(redis, STREAM, ids[3])).groups
+        assert one.fate == Fate.WAITING_TURN and one.facts.turn == TurnFact("a", ((ids[0], "host0:0"),), 1)
+        go_on.set()
+        await eventually_async(lambda: nothing_left(redis))
+        await eventually_async(lambda: _is_missing(redis, message_keys_key(STREAM, GROUP)))
+
+
+async def _is_missing(redis: Any, key: str) -> bool:
+    return not await redis.exists(key)
 
 
 async def test_what_waited_is_given_to_workers_when_the_handler_has_no_key_any_more(redis: Any, redis_url: str) -> None:

@@ -11,7 +11,8 @@ COMMANDS = """
     +xreadgroup +xack +xadd +xgroup +xpending +xclaim +xinfo +xlen +xrange +xrevrange +xread +xdel +xtrim
     +eval +evalsha +multi +exec
     +hget +hset +hsetnx +hdel +hmget +hgetall +hlen +hkeys +hincrby +get +set +del +exists
-    +zadd +zrem +zrange +zrangebyscore +zscore +zcard +zcount +zscan
+    +zadd +zrem +zrange +zrangebyscore +zscore +zcard +zcount +zscan +zrank +zremrangebyrank
+    +sadd +srem +srandmember +scan +expire
 """
 #: Without these a drain waits for reads to end by themselves, a lost connection may keep a message for some seconds,
 #: the keeper polls for messages for later, and how durable the server is can only be guessed.

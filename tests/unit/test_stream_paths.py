@@ -23,6 +23,7 @@ def split(encoded: str, root_path: str = "") -> str:
         ("100%25/messages/1-0", "100%25/messages/1-0"),
         ("%252F/messages", "%252F/messages"),
         ("a/messages/b/messages/1-0/explain", "a%2Fmessages%2Fb/messages/1-0/explain"),
+        ("a/later/b/later/x/explain", "a%2Flater%2Fb/later/x/explain"),
         ("a/groups/g/dead", "a/groups/g/dead"),
         ("a%2Fgroups%2Fg/dead", "a%2Fgroups%2Fg/dead"),
         ("a/groups/b/groups/g/dead/1-0", "a%2Fgroups%2Fb/groups/g/dead/1-0"),

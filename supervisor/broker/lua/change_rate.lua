@@ -1,12 +1,12 @@
--- KEYS due messages, interval, then rates; ARGV new interval in us[, ms by the server's clock, old interval in us].
+-- KEYS due messages, interval, behind, then rates; ARGV new interval in us[, ms by the rates' clock, old interval in us].
 -- Notes the interval of the group's rate. When it was another one, the times that are reserved come closer together or
 -- further apart, as if all had been reserved with the new one. Gives {now in ms, the old interval, '' when it is the same
 -- or nothing waits}. Called again with these, and with rates, it does the same to their theoretical arrival times.
--- include: clock
-local now = tonumber(ARGV[2]) or now_ms()
+-- include: rate_clock
+local now = tonumber(ARGV[2]) or math.floor(rate_now_us(KEYS[3]) / 1000)
 local old = ARGV[3] or redis.call('GET', KEYS[2])
 local times = old and tonumber(ARGV[1]) / tonumber(old)
-for number = 3, #KEYS do
+for number = 4, #KEYS do
   local next_us = redis.call('GET', KEYS[number])
   local ahead_us = next_us and (tonumber(next_us) - now * 1000) * times or 0
   if ahead_us > 0 then

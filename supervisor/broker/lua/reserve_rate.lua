@@ -1,11 +1,11 @@
--- KEYS stream, replay stream, due messages, then the rates; ARGV group, interval in us, tolerance in us, 1 or 2 for the
+-- KEYS stream, replay stream, due messages, behind, then the rates; ARGV group, interval in us, tolerance in us, 1 or 2 for the
 -- replay stream, 1 to start all now, then for each message its name, the number in KEYS of its rate, and its cost.
 -- Reserves the time of each message's start (GCRA, as `core/rate.py`). What may not start now goes to the consumer WAITS
--- and into `due` (a sorted set by Unix ms). Gives {a flag for each message: 1 when it starts now, ms until the first one
+-- and into `due` (a sorted set by Unix ms of the rates' clock). Gives {a flag for each message: 1 when it starts now, ms until the first one
 -- is due or -1}.
+-- include: rate_clock
 local at, interval_us, tolerance_us = tonumber(ARGV[4]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local time = redis.call('TIME')
-local now_us = time[1] * 1000000 + time[2]
+local now_us = rate_now_us(KEYS[4])
 local flags, waiting, next_us = {}, {}, {}
 for number = 6, #ARGV, 3 do
   local name, rate = ARGV[number], KEYS[tonumber(ARGV[number + 1])]

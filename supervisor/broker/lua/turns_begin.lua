@@ -1,5 +1,5 @@
 -- KEYS stream, turns; ARGV group, the field that is the key or ''.
--- Notes the field, for those who explain whose turn it is.
+-- Notes the field, for those who explain whose turn it is. (Of a function, `keys.message_keys_key` has the keys.)
 -- Gives '' when the record of what was admitted can be used; else removes it and gives the id up to which all was
 -- delivered: what is pending up to there has to be given its places. A record beyond that id is one of a group that was
 -- destroyed, or set back.
