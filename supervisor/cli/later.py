@@ -20,7 +20,8 @@ from supervisor.cli.common import (
     with_settings,
 )
 from supervisor.errors import EXIT_FAILED, EXIT_OK
-from supervisor.text import counted, duration_text
+from supervisor.keys import later_key
+from supervisor.text import counted, did_you_mean, duration_text
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -108,22 +109,33 @@ def _row(waiting: Waiting) -> list[str]:
     return [due, waiting.stream, waiting.id, text[:FIELDS_CHARACTERS]]
 
 
-def _change(verb: str, short: str, text: str, change: Callable[..., Awaitable[str]]) -> click.Command:
-    """Make `cancel` or `run`: they take the same arguments. `change` returns what to print, empty if it failed."""
+def _change(verb: str, short: str, text: str, change: Callable[..., Awaitable[dict[str, str]]]) -> click.Command:
+    """Make `cancel` or `run`: they take the same arguments. `change` returns the outcome, empty if it failed."""
 
     @click.argument("stream")
     @click.argument("ids", nargs=-1, required=True, metavar="ID...")
     @with_settings
-    def changed(loaded: Loaded, stream: str, ids: tuple[str, ...]) -> int:
+    @json_lines_option
+    def changed(loaded: Loaded, stream: str, ids: tuple[str, ...], as_json: bool) -> int:
         import asyncio
 
-        return asyncio.run(_change_all(loaded, stream, ids, change))
+        return asyncio.run(_change_all(loaded, stream, ids, change, as_json=as_json))
 
     changed.__doc__ = text
-    return command(f"supervisor later {verb} reports 3f0c8a52b1d94e6f7a0b1c2d", short_help=short, name=verb)(changed)
+    examples = f"""\
+    supervisor later {verb} reports 3f0c8a52b1d94e6f7a0b1c2d
+    supervisor later {verb} reports weekly-5 weekly-6 --json"""
+    return command(examples, short_help=short, name=verb)(changed)
 
 
-async def _change_all(loaded: Loaded, stream: str, ids: tuple[str, ...], change: Callable[..., Awaitable[str]]) -> int:
+async def _change_all(
+    loaded: Loaded,
+    stream: str,
+    ids: tuple[str, ...],
+    change: Callable[..., Awaitable[dict[str, str]]],
+    *,
+    as_json: bool,
+) -> int:
     from supervisor.broker.later_set import find
     from supervisor.cli.redis_client import open_redis
 
@@ -131,29 +143,47 @@ async def _change_all(loaded: Loaded, stream: str, ids: tuple[str, ...], change:
     async with open_redis(loaded.settings) as redis:
         for message_id in ids:
             found = await find(redis, stream, message_id)
-            done = await change(redis, found) if found is not None else ""
+            done = await change(redis, found) if found is not None else {}
             missing += not done
-            if done:
-                click.echo(done)
-            elif found is not None and found.message is None:
-                talk(f"{message_id}: malformed: {found.error}")
-            else:
-                talk(f"{message_id}: not there: it was published or cancelled, or never existed")
+            if not done:
+                done = await _why_not(loaded, redis, stream, message_id, found)
+                talk(f"{message_id}: {done['error']}")
+            elif not as_json:
+                click.echo(done.get("entry_id", message_id))
+            if as_json:
+                click.echo(dumps({"stream": stream, "id": message_id, **done}))
     if missing:
         talk(f"{counted(len(ids) - missing, 'message')} of {len(ids)}")
     return EXIT_FAILED if missing else EXIT_OK
 
 
-async def _cancel(redis: Redis, waiting: Waiting) -> str:
+async def _why_not(loaded: Loaded, redis: Redis, stream: str, message_id: str, found: Waiting | None) -> dict[str, str]:
+    """Return the outcome for a message that could not be changed."""
+    from supervisor.broker.origins import cancelled_ms, entry_of_later
+
+    if found is not None and found.message is None:
+        return {"outcome": "malformed", "error": f"malformed: {found.error}"}
+    if entry := await entry_of_later(redis, stream, message_id):
+        return {"outcome": "not there", "error": f"not there: it was published as {entry}", "entry_id": entry}
+    if await cancelled_ms(redis, stream, message_id) is not None:
+        return {"outcome": "not there", "error": "not there: it was cancelled"}
+    near = did_you_mean(stream, set(await _streams(loaded, redis)) - {stream})
+    if near and not await redis.exists(later_key(stream)):
+        return {"outcome": "not there", "error": f"nothing waits for the stream {stream!r}{near}"}
+    return {"outcome": "not there", "error": "not there: it was published or cancelled long ago, or never existed"}
+
+
+async def _cancel(redis: Redis, waiting: Waiting) -> dict[str, str]:
     from supervisor.broker.later_set import cancel
 
-    return waiting.id if await cancel(redis, waiting) else ""
+    return {"outcome": "cancelled"} if await cancel(redis, waiting) else {}
 
 
-async def _run(redis: Redis, waiting: Waiting) -> str:
+async def _run(redis: Redis, waiting: Waiting) -> dict[str, str]:
     from supervisor.broker.later_set import run_now
 
-    return await run_now(redis, waiting) or ""
+    entry = await run_now(redis, waiting)
+    return {"outcome": "published", "entry_id": entry} if entry else {}
 
 
 CANCEL = """Cancel messages that are published later, and print their ids.

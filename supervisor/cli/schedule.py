@@ -32,7 +32,12 @@ def schedule() -> None:
     """Schedules: messages that running pools publish at the times that config.toml gives."""
 
 
-@command("supervisor schedule list", short_help="List schedules and their next times.")
+@command(
+    """\
+    supervisor schedule list
+    supervisor schedule list --json""",
+    short_help="List schedules and their next times.",
+)
 @with_settings
 @json_option
 def list_(loaded: Loaded, as_json: bool) -> None:
@@ -66,21 +71,28 @@ def _row(one: dict[str, Any]) -> list[str]:
     return [one["name"], one["stream"], when, one["last"] or "-", next_]
 
 
-def _change(verb: str, text: str, change: Callable[..., Awaitable[str]]) -> click.Command:
-    """Make a command that changes one schedule. `change` returns what to print."""
+def _change(verb: str, text: str, change: Callable[..., Awaitable[tuple[str, dict[str, str]]]]) -> click.Command:
+    """Make a command that changes one schedule. `change` returns what to print, as text and for JSON."""
 
     @click.argument("name")
     @with_settings
-    def changed(loaded: Loaded, name: str) -> None:
+    @json_option
+    def changed(loaded: Loaded, name: str, as_json: bool) -> None:
         import asyncio
 
-        click.echo(asyncio.run(_change_one(loaded, name, change)))
+        said, outcome = asyncio.run(_change_one(loaded, name, change))
+        click.echo(dumps({"name": name, **outcome}, pretty=True) if as_json else said)
 
     changed.__doc__ = text
-    return command(f"supervisor schedule {verb} nightly", name=verb)(changed)
+    examples = f"""\
+    supervisor schedule {verb} nightly
+    supervisor schedule {verb} nightly --json"""
+    return command(examples, name=verb)(changed)
 
 
-async def _change_one(loaded: Loaded, name: str, change: Callable[..., Awaitable[str]]) -> str:
+async def _change_one(
+    loaded: Loaded, name: str, change: Callable[..., Awaitable[tuple[str, dict[str, str]]]]
+) -> tuple[str, dict[str, str]]:
     from supervisor.cli.redis_client import open_redis
     from supervisor.core.schedule import schedules_of
 
@@ -92,22 +104,25 @@ async def _change_one(loaded: Loaded, name: str, change: Callable[..., Awaitable
         return await change(redis, found[name])
 
 
-async def _run(redis: Redis, one: Schedule) -> str:
+async def _run(redis: Redis, one: Schedule) -> tuple[str, dict[str, str]]:
     from supervisor.broker.schedules import run_now
 
-    return await run_now(redis, one)
+    entry = await run_now(redis, one)
+    return entry, {"outcome": "published", "stream": one.stream, "id": entry}
 
 
-async def _pause(redis: Redis, one: Schedule) -> str:
+async def _pause(redis: Redis, one: Schedule) -> tuple[str, dict[str, str]]:
     from supervisor.broker.schedules import pause
 
-    return f"{one.name} is paused" if await pause(redis, one) else f"{one.name} was paused already"
+    said = "is paused" if await pause(redis, one) else "was paused already"
+    return f"{one.name} {said}", {"outcome": said}
 
 
-async def _resume(redis: Redis, one: Schedule) -> str:
+async def _resume(redis: Redis, one: Schedule) -> tuple[str, dict[str, str]]:
     from supervisor.broker.schedules import resume
 
-    return f"{one.name} goes on" if await resume(redis, one) else f"{one.name} was not paused"
+    said = "goes on" if await resume(redis, one) else "was not paused"
+    return f"{one.name} {said}", {"outcome": said}
 
 
 RUN = """Publish the message of a schedule now, beside its ticks, and print its id. A paused one stays paused."""

@@ -1,12 +1,11 @@
-"""Emit, `once` and the outbox of two pools while workers, relays and Redis are killed: everything once."""
+"""Emit, `once`, outbox, later, schedules and a rate of two pools while any of their processes and Redis are killed."""
 
-import contextlib
-import os
+import json
 import random
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ import redis as redis_py
 from sqlalchemy import create_engine, text
 
 from supervisor.contrib.sqlalchemy import create_tables
+from supervisor.keys import LATER_STREAMS_KEY, later_key
+from tests.delivery.kills import KEEPER, REDIS, RELAY, WORKER, Kills
 from tests.support.pool import Pool
 from tests.support.servers import RedisServer
 from tests.support.waiting import eventually
@@ -37,6 +38,10 @@ HANDLERS = """
     @handler("orders", group="emits")
     async def emit(fields: dict[str, str]) -> Emit:
         return Emit("emitted", fields)
+
+    @handler("orders", group="limited", rate="100/s")
+    async def limited(fields: dict[str, str]) -> Emit:
+        return Emit("limited", fields)
 """
 CONFIG = """
     pool.name = "NAME"
@@ -44,9 +49,17 @@ CONFIG = """
     retry.retry_base_s = 0.05
     consumer.max_crashes = 100
     outbox.url = "sqlite+aiosqlite:///FOLDER/shop.db"
+    [schedule."ticking"]
+    stream = "ticks"
+    every = "1s"
+    fields = { at = "{tick}" }
+    missed = "all"
 """
 BATCH = 20
-REDIS_KILLS_MAX = 3
+#: Messages for later are due within this time.
+SPREAD_S = 2.0
+#: So many are added before each kill.
+LATER = 200
 
 
 class Shop:
@@ -69,7 +82,7 @@ class Shop:
             for name in ("first", "second")
         ]  # fmt: skip
         self.sent = 0
-        self.kills: Counter[str] = Counter()
+        self.kills = Kills(self.random, self.pools, self.server)
 
     def publish(self) -> None:
         """Publish some numbers; after a lost answer, look for what was stored."""
@@ -82,28 +95,28 @@ class Shop:
         except redis_py.RedisError:
             self.sent = eventually(lambda: len(self.numbers("orders")) + 1) - 1
 
+    def publish_later(self, first: int, count: int) -> None:
+        """Add messages that are due soon, as another program does."""
+        seconds, micros = self.redis.time()
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        due = {
+            json.dumps({"id": str(n), "fields": {"n": n}}): now_ms + self.random.random() * SPREAD_S * 1000
+            for n in range(first, first + count)
+        }
+        self.redis.zadd(later_key("due"), due)
+
     def numbers(self, stream: str) -> list[int]:
         return [int(fields[b"n"]) for _, fields in self.redis.xrange(stream)]
-
-    def kill_one(self) -> None:
-        """Kill a worker or a relay, or Redis, which is started again."""
-        pool = self.random.choice(self.pools)
-        what = self.random.choice(["worker", "worker", "relay", "relay", "redis"])
-        if what == "redis" and self.kills[what] < REDIS_KILLS_MAX:
-            self.server.kill()
-            self.server.start()
-        else:
-            services = {one["name"]: one["pid"] for one in pool.status()["services"]}
-            pid = services["relay"] if what == "relay" else pool.pids().get(self.random.randrange(2))
-            with contextlib.suppress(ProcessLookupError, TypeError):  # it is being replaced
-                os.kill(pid, signal.SIGKILL)  # type: ignore[arg-type]
-        self.kills[what] += 1
 
     def is_settled(self) -> bool:
         groups: list[dict[str, Any]] = self.redis.xinfo_groups("orders")
         with self.engine.connect() as connection:
             left = connection.scalar(text("SELECT count(*) FROM supervisor_outbox"))
-        return not left and not any(group["pending"] or group["lag"] for group in groups)
+        return (
+            not left
+            and not self.redis.exists(later_key("due"))
+            and not any(group["pending"] or group["lag"] for group in groups)
+        )
 
     def close(self) -> None:
         for pool in self.pools:
@@ -126,20 +139,29 @@ def make_shop(tmp_path: Path) -> Iterator[Callable[[int], Shop]]:
         shop.close()
 
 
+def ticks(redis: redis_py.Redis) -> list[datetime]:
+    return [datetime.fromisoformat(fields[b"at"].decode()) for _, fields in redis.xrange("ticks")]
+
+
 @pytest.mark.long
 def test_effects_and_events_are_there_once(make_shop: Callable[[int], Shop], seed: int, load_s: float) -> None:
     shop = make_shop(seed)
     for pool in shop.pools:
         pool.start()
-    until_s = time.monotonic() + load_s
-    while time.monotonic() < until_s:
+    shop.redis.hset(LATER_STREAMS_KEY, "due", 0)
+    kills = shop.kills.plan((WORKER, WORKER, KEEPER, RELAY, REDIS), round(4 * load_s), 3)
+    for number, what in enumerate(kills):
         shop.publish()
-        shop.kill_one()
+        shop.publish_later(number * LATER, LATER)
         time.sleep(shop.random.random() * 0.2)  # the load
+        shop.kills.kill(what)
     eventually(shop.is_settled, 60)
     once = Counter(range(shop.sent))
     with shop.engine.connect() as connection:
         assert Counter(connection.scalars(text("SELECT n FROM effects"))) == once
-    assert Counter(shop.numbers("added")) == once
-    assert Counter(shop.numbers("emitted")) == once
-    assert shop.kills["relay"] and shop.kills["worker"]
+    for stream in ("added", "emitted", "limited"):
+        assert Counter(shop.numbers(stream)) == once, stream
+    assert Counter(shop.numbers("due")) == Counter(range(len(kills) * LATER))
+    came = ticks(shop.redis)
+    assert came == [came[0] + timedelta(seconds=number) for number in range(len(came))], "each tick once, in order"
+    assert set(shop.kills.done) == {WORKER, KEEPER, RELAY, REDIS}

@@ -1,5 +1,6 @@
 """A cluster: streams on different nodes work; moving slots and dying nodes lose no message."""
 
+import asyncio
 import contextlib
 import json
 import signal
@@ -10,9 +11,15 @@ from pathlib import Path
 import pytest
 
 from supervisor import Emit, Message, Next, Retry, handler
+from supervisor.broker.connect import client
+from supervisor.broker.entry_lookup import collect
+from supervisor.broker.schedules import publish_ticks
+from supervisor.core.schedule import Schedule
 from supervisor.errors import EXIT_REDIS, EXIT_USAGE
+from supervisor.publisher import Publisher
 from supervisor.shared_state import SlotField
 from tests.cli.run import spawn
+from tests.redis.test_later import moving
 from tests.redis.test_worker import working
 from tests.support.pool import Pool
 from tests.support.recording import RECORD, seen
@@ -72,6 +79,48 @@ async def test_what_a_handler_returns_reaches_every_slot_once(cluster: Cluster) 
         found = {name: [fields for _, fields in redis.xrange(name)] for name in (elsewhere, beside)}
         assert found == {elsewhere: [{"attempt": "1"}], beside: [{"attempt": "2"}]}
         assert redis.xpending(source, "emits")["pending"] == 0
+
+
+async def test_turns_rates_later_and_schedules_stay_in_the_slot_of_their_stream(cluster: Cluster) -> None:
+    source = "limited"
+    elsewhere = next(cluster.stream_of(node) for node in cluster.servers if node is not cluster.owner(source))
+    beside = f"out:{{{source}}}"
+    order: dict[str, list[int]] = {"a": [], "b": []}
+    starts: list[float] = []
+
+    @handler(source, group="turns", key=lambda message: message.fields["k"])
+    async def in_order(message: Message) -> Emit:
+        order[message.fields["k"]].append(int(message.fields["n"]))
+        await asyncio.sleep(0.002)
+        return Emit(beside, message.fields)
+
+    @handler(source, group="rates", rate="50/s")
+    async def at_a_rate(message: Message) -> Emit:
+        starts.append(time.monotonic())
+        return Emit(elsewhere, message.fields)
+
+    schedule = Schedule("daily", source, "0 0 * * *", 0, "UTC", {"k": "a", "n": 99}, "once")
+    async with (
+        client(cluster.url) as redis,
+        moving(redis, cluster.url, source),
+        Publisher(cluster.url) as publisher,
+        working(cluster.url, in_order, at_a_rate) as worker,
+    ):
+        for n in range(20):
+            await publisher.publish(source, {"k": "ab"[n % 2], "n": n}, after_s=0.1 + n / 100)
+        await eventually_async(lambda: worker.shared.get(SlotField.DONE) == 40)
+        await publish_ticks(redis, schedule, [86_400_000])
+        await eventually_async(lambda: worker.shared.get(SlotField.DONE) == 42)
+        found, groups = await collect(redis, source, (await redis.xrevrange(source, count=1))[0][0].decode())
+    assert order == {"a": [*range(0, 20, 2), 99], "b": list(range(1, 20, 2))}
+    assert starts[19] - starts[0] > (20 - 6) / 50, "5 are the burst"
+    assert found.origin is not None and found.origin.schedule == "daily"
+    emitted = {facts.group: [stream for stream, _ in facts.emitted] for facts in groups}
+    assert emitted == {"turns": [beside], "rates": [elsewhere]}
+    for node in cluster.servers:
+        with bare(node) as admin:
+            names = [key for key in admin.scan_iter("supervisor:*") if f"{{{source}}}" in key]
+        assert not names or node is cluster.owner(source), names
 
 
 #: Two streams; of the first, each tenth message fails once, so that retries are written and scripts run too.
