@@ -6,6 +6,7 @@ No I/O. docs/metrics.md describes every family.
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from itertools import accumulate
 from typing import Any
 
@@ -50,6 +51,11 @@ _OF_LATER = (
     ("supervisor_later_messages", "Messages that are published later.", "waiting"),
     ("supervisor_later_overdue_seconds", "How long the first of them has been due.", "overdue_s"),
     ("supervisor_later_malformed_messages", "Malformed members of the set.", "malformed"),
+)
+#: name, help, key in an entry of `schedules`: a time
+_OF_SCHEDULE = (
+    ("supervisor_schedule_last_tick_timestamp_seconds", "The last tick that was published.", "last"),
+    ("supervisor_schedule_next_tick_timestamp_seconds", "The next tick.", "next"),
 )
 _OF_WORKER = (
     ("supervisor_worker_resident_memory_bytes", "gauge", "Resident memory.", "rss_bytes"),
@@ -103,6 +109,7 @@ def render(
         lines += _family(name, kind, text, [({}, state["outbox"][key])] if state.get("outbox") else [])
     for name, text, key in _OF_LATER:
         lines += _family(name, "gauge", text, [({"stream": one["stream"]}, one[key]) for one in state.get("later", ())])
+    lines += _of_schedules(state.get("schedules", ()))
     for name, text, key in _OF_POOL:
         counts = {(one["stream"], one["group"]): one["workers"] for one in state.get(key, ())}
         pairs = [(group["stream"], group["group"]) for group in groups] if key in state else []
@@ -135,6 +142,16 @@ def _of_redis(figures: Mapping[str, Any], produced: Produced, process: Mapping[s
     rows.append(({"operation": "xadd", **process}, produced.buckets, produced.sum_s))
     text = "Duration of pipelines that Redis has carried out."
     return _histogram("supervisor_redis_operation_duration_seconds", text, REDIS_BOUNDS_S, rows)
+
+
+def _of_schedules(schedules: Sequence[Mapping[str, Any]]) -> list[str]:
+    each = [({"schedule": one["name"], "stream": one["stream"]}, one) for one in schedules]
+    lines: list[str] = []
+    for name, text, key in _OF_SCHEDULE:
+        times = [(labels, datetime.fromisoformat(one[key]).timestamp() if one[key] else None) for labels, one in each]
+        lines += _family(name, "gauge", text, times)
+    paused = [(labels, one["paused_since"] is not None) for labels, one in each]
+    return [*lines, *_family("supervisor_schedule_paused", "gauge", "1: no tick is published.", paused)]
 
 
 def _of_handlers(handlers: Iterable[Mapping[str, Any]]) -> list[str]:

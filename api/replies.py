@@ -263,6 +263,19 @@ class LaterCount(BaseModel):
     malformed: int
 
 
+class ScheduleTicks(BaseModel):
+    """When a schedule came last, and when it comes next."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    name: str
+    stream: str
+    last: str | None
+    next: str | None
+    """Null while it is paused."""
+    paused_since: str | None
+
+
 class PoolState(BaseModel):
     """What `supervisor status --json` prints; docs/status.md describes every field."""
 
@@ -272,7 +285,7 @@ class PoolState(BaseModel):
             "example": {
                 "state": "healthy", "pid": 4711, "uptime_s": 3600.5,
                 "redis": {"url": "redis://127.0.0.1:6379/0", "version": "7.0.15", "durability": "everysec"},
-                "workers": [], "groups": [_EXAMPLE_GROUP], "later": [],
+                "workers": [], "groups": [_EXAMPLE_GROUP], "later": [], "schedules": [],
             }
         },
     )  # fmt: skip
@@ -284,6 +297,7 @@ class PoolState(BaseModel):
     workers: list[WorkerState]
     groups: list[GroupInfo]
     later: list[LaterCount]
+    schedules: list[ScheduleTicks]
     services: list[ServiceState] = []
     reason: str | None = None
     """Why it is down, or why no pool is here."""

@@ -39,6 +39,8 @@ class RedisSide:
     groups: list[dict[str, Any]] = field(default_factory=list)
     #: What is to be published later, of each stream that has some.
     later: list[dict[str, Any]] = field(default_factory=list)
+    #: The schedules of the configuration: their last and next ticks, and which are paused.
+    schedules: list[dict[str, Any]] = field(default_factory=list)
     #: Why the figures of some streams are missing.
     problems: list[str] = field(default_factory=list)
     #: The share of `maxmemory` in use; None without a limit, or where it is not known.
@@ -55,13 +57,13 @@ async def collect(settings: Settings, root: Path | None = None) -> dict[str, Any
     url = answer.get("redis_url") or redis_url(settings)
     redis = client(url, timeout_s=REDIS_LIMIT_S, connect_timeout_s=REDIS_LIMIT_S)
     try:
-        side = await look_at_redis(redis, url, pairs_of(answer, settings, root))
+        side = await look_at_redis(redis, url, pairs_of(answer, settings, root), settings)
     finally:
         await redis.aclose()
     return document(answer, side, await with_memory(answer.get("workers", [])))
 
 
-async def look_at_redis(redis: Redis, url: str, pairs: Sequence[tuple[str, str]]) -> RedisSide:
+async def look_at_redis(redis: Redis, url: str, pairs: Sequence[tuple[str, str]], settings: Settings) -> RedisSide:
     """Ask Redis about itself and the groups. The result names what it refuses or does not answer."""
     server: dict[str, Any] = {"url": masked(url), "version": None, "durability": None}
     try:
@@ -69,9 +71,10 @@ async def look_at_redis(redis: Redis, url: str, pairs: Sequence[tuple[str, str]]
         server |= {"version": described.version, "durability": described.durability}
         groups, problems = await _readable_groups(redis, pairs)
         later = await _later(redis, pairs)
+        schedules = await _schedules(redis, settings) if settings.schedule else []
     except REDIS_FAULTS as error:
         return RedisSide({**server, "error": str(error) or type(error).__name__})
-    return RedisSide(server, groups, later, problems, described.memory_percent)
+    return RedisSide(server, groups, later, schedules, problems, described.memory_percent)
 
 
 async def _later(redis: Redis, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
@@ -81,6 +84,19 @@ async def _later(redis: Redis, pairs: Sequence[tuple[str, str]]) -> list[dict[st
         return [count._asdict() for count in await counts(redis, streams)]
     except ResponseError:
         return []
+
+
+async def _schedules(redis: Redis, settings: Settings) -> list[dict[str, Any]]:
+    """Return the ticks of the schedules; nothing where a user may not read them."""
+    from supervisor.broker.schedules import overview
+    from supervisor.core.schedule import schedules_of
+
+    try:
+        found = await overview(redis, schedules_of(settings))
+    except ResponseError:
+        return []
+    shown = ("name", "stream", "last", "paused_since")
+    return [{**{name: one[name] for name in shown}, "next": next(iter(one["next"]), None)} for one in found]
 
 
 async def _readable_groups(redis: Redis, pairs: Sequence[tuple[str, str]]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -110,7 +126,7 @@ def document(answer: dict[str, Any], side: RedisSide, workers: list[dict[str, An
     rest = {k: v for k, v in answer.items() if k not in ("redis", "redis_url", "consumers", "workers", *head)}
     if answer["pid"]:
         rest["degraded_reasons"] = reasons
-    return {**head, "workers": workers, "groups": side.groups, "later": side.later, **rest}
+    return {**head, "workers": workers, "groups": side.groups, "later": side.later, "schedules": side.schedules, **rest}
 
 
 def configured_pairs(settings: Settings, root: Path) -> list[tuple[str, str]]:

@@ -61,11 +61,15 @@ async def resume(redis: Redis, schedule: Schedule) -> bool:
 
 async def overview(redis: Redis, schedules: Sequence[Schedule]) -> list[dict[str, Any]]:
     """Return each schedule for JSON, with its next times. Raises redis-py's errors."""
+    pipe = redis.pipeline(transaction=False)
+    for schedule in schedules:
+        pipe.hget(cron_key(schedule.stream), schedule.name)
+        pipe.hget(cron_paused_key(schedule.stream), schedule.name)
+    replies = iter(await pipe.execute() if schedules else [])
     found = []
     for schedule in schedules:
-        last: Any = await redis.hget(cron_key(schedule.stream), schedule.name)
+        last, paused = next(replies), next(replies)
         last_ms = LastTick.parse(last.decode()).ms if last else None
-        paused: Any = await redis.hget(cron_paused_key(schedule.stream), schedule.name)
         times = [_local(schedule, ms) for ms in islice(schedule.after(_now_ms()), SHOWN)]
         found.append(
             {

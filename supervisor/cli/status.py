@@ -1,6 +1,8 @@
 """`supervisor status`: prints the state of the pool and its groups once."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from supervisor.text import counted, duration_text, exit_text
 _LABEL = 8
 #: A message that is due is moved within half a second by any pool.
 OVERDUE_S = 1.0
+#: `supervisor schedule list` shows all.
+_SCHEDULES_MAX = 3
 _COLOURS = {
     "healthy": "green",
     "starting": "yellow",
@@ -82,6 +86,7 @@ def head_lines(found: dict[str, Any]) -> list[str]:
     if since := found.get("paused_since"):
         lines.append(_line("paused", f"since {since}: no message is started until `supervisor resume`"))
     lines += [*_late_acks(found["workers"]), *_trimmed(found["groups"]), *_later(found.get("later", ()))]
+    lines += _schedules(found.get("schedules", ()))
     return "\n".join(lines).split("\n")
 
 
@@ -106,6 +111,17 @@ def _later(found: Sequence[dict[str, Any]]) -> list[str]:
             text += f"; {one['malformed']:,} malformed, see `supervisor later list {one['stream']}`"
         lines.append(_line("later", text))
     return lines
+
+
+def _schedules(found: Sequence[dict[str, Any]]) -> list[str]:
+    """Report the schedules that come next, and those that are paused."""
+    coming = sorted(found, key=lambda one: datetime.fromisoformat(one["next"]).timestamp() if one["next"] else inf)
+    lines = []
+    for one in coming[:_SCHEDULES_MAX]:
+        when = f"next {one['next']}" if one["next"] else f"paused since {one['paused_since']}"
+        lines.append(_line("schedule", f"{one['name']}: {when}"))
+    more = len(found) - _SCHEDULES_MAX
+    return [*lines, _line("", f"{more} more: `supervisor schedule list`")] if more > 0 else lines
 
 
 def _trimmed(groups: Sequence[dict[str, Any]]) -> list[str]:

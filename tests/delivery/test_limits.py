@@ -57,15 +57,25 @@ class Line(NamedTuple):
 class Run:
     """Two pools that write what they do to one file."""
 
-    def __init__(self, folder: Path, stack: ExitStack, seed: int, *, workers: int, options: str) -> None:
+    def __init__(
+        self, folder: Path, stack: ExitStack, seed: int, *, is_short: bool, workers: tuple[int, int], options: str
+    ) -> None:
+        """`workers` of each pool, in the short form and in the long one."""
         self.file = folder / "lines"
+        self.is_short = is_short
         self.chance = random.Random(seed)
         self.server = stack.enter_context(RedisServer(appendonly=True))
         self.redis = stack.enter_context(self.server.sync())
         code = HANDLERS.format(file=str(self.file), options=options)
         self.pools = [
             stack.enter_context(
-                Pool(folder / name, code, redis_url=self.server.url, workers=workers, config=CONFIG.format(name=name))
+                Pool(
+                    folder / name,
+                    code,
+                    redis_url=self.server.url,
+                    workers=workers[not is_short],
+                    config=CONFIG.format(name=name),
+                )
             )
             for name in ("a", "b")
         ]
@@ -137,18 +147,17 @@ def most_in(starts: list[float], window_s: float) -> int:
 
 
 @pytest.fixture
-def make_run(tmp_path: Path, seed: int) -> Iterator[Callable[..., Run]]:
+def make_run(tmp_path: Path, seed: int, load_s: float) -> Iterator[Callable[..., Run]]:
     with ExitStack() as stack:
-        yield lambda **options: Run(tmp_path, stack, seed, **options)
+        yield lambda **options: Run(tmp_path, stack, seed, is_short=load_s < SHORT_S, **options)
 
 
-def test_each_key_runs_in_order_whatever_is_killed(make_run: Callable[..., Run], load_s: float) -> None:
-    is_short = load_s < SHORT_S
-    count, keys, workers, kills = (600, 20, 2, 4) if is_short else (20_000, 200, 4, 30)
-    run = make_run(workers=workers, options=', key="customer"')
+def test_each_key_runs_in_order_whatever_is_killed(make_run: Callable[..., Run]) -> None:
+    run = make_run(workers=(2, 4), options=', key="customer"')
+    count, keys, kills = (600, 20, 4) if run.is_short else (20_000, 200, 30)
     run.publish(count, keys)
     run.start()
-    for number, what in enumerate(run.kills.plan((WORKER, KEEPER, REDIS), kills, 2 if is_short else 4), 1):
+    for number, what in enumerate(run.kills.plan((WORKER, KEEPER, REDIS), kills, 2 if run.is_short else 4), 1):
         eventually(lambda: run.ended() >= count * number / (kills + 3), 300, 0.02)  # noqa: B023
         time.sleep(run.chance.random() * 0.02)  # at any moment of what the workers do
         run.kills.kill(what)
@@ -165,7 +174,7 @@ LATE_S = 0.2
 
 @pytest.mark.long
 def test_a_rate_is_kept_by_two_pools_within_two_percent(make_run: Callable[..., Run]) -> None:
-    run = make_run(workers=2, options=f', rate="{RATE}/s"')
+    run = make_run(workers=(2, 2), options=f', rate="{RATE}/s"')
     run.publish(RATE * 20, 100_000)
     run.start()
     eventually(lambda: run.ended() > RATE, 60)
@@ -177,17 +186,16 @@ def test_a_rate_is_kept_by_two_pools_within_two_percent(make_run: Callable[..., 
     assert most_in(starts, 1.0) <= RATE * (1 + LATE_S) + BURST
 
 
-def test_a_rate_is_kept_whatever_is_killed(make_run: Callable[..., Run], load_s: float) -> None:
+def test_a_rate_is_kept_whatever_is_killed(make_run: Callable[..., Run]) -> None:
     """What became due while Redis was away, or a pool was dead, does not start at once."""
-    is_short = load_s < SHORT_S
-    count, kills = (RATE * 2, 3) if is_short else (RATE * 15, 8)
-    run = make_run(workers=1 if is_short else 2, options=f', rate="{RATE}/s"')
+    run = make_run(workers=(1, 2), options=f', rate="{RATE}/s"')
+    count, kills = (RATE * 2, 3) if run.is_short else (RATE * 15, 8)
     run.publish(count, 100_000)
     run.start()
     for number, what in enumerate(run.kills.plan((WORKER, KEEPER, REDIS), kills, 2), 1):
         eventually(lambda: run.ended() >= count * number / (kills + 3), 60, 0.02)  # noqa: B023
         run.kills.kill(what)
-    if not is_short:
+    if not run.is_short:
         run.kills.kill_pool(run.pools[1])
     run.finish()
     starts = sorted(line.at_s for line in run.lines() if line.what == "start")

@@ -108,6 +108,7 @@ def test_commands_and_status_of_what_is_published_later(start_pool: StartPool, r
     assert "nothing is to be published later" in cli("later", "list").stderr
     assert cli("schedule", "pause", "ticking").stdout == "ticking is paused\n"
     assert "paused since" in cli("schedule", "list").stdout
+    assert "schedule  ticking: paused since 20" in cli("status").stdout
     assert cli("schedule", "resume", "ticking").stdout == "ticking goes on\n"
     [shown] = json.loads(cli("schedule", "list", "--json").stdout)
     assert (shown["name"], shown["every_s"], len(shown["next"])) == ("ticking", 1, 3)
