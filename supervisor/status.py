@@ -95,8 +95,16 @@ async def _schedules(redis: Redis, settings: Settings) -> list[dict[str, Any]]:
         found = await overview(redis, schedules_of(settings))
     except ResponseError:
         return []
-    shown = ("name", "stream", "last", "paused_since")
-    return [{**{name: one[name] for name in shown}, "next": next(iter(one["next"]), None)} for one in found]
+    return [
+        {
+            "name": one["name"],
+            "stream": one["stream"],
+            "last": one["last"],
+            "next": next(iter(one["next"]), None),
+            "paused_since": one["paused_since"],
+        }
+        for one in found
+    ]
 
 
 async def _readable_groups(redis: Redis, pairs: Sequence[tuple[str, str]]) -> tuple[list[dict[str, Any]], list[str]]:

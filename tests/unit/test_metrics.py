@@ -22,6 +22,7 @@ LABEL = re.compile(r'([a-z_]+)="((?:[^"\\\n]|\\["\\n])*)"')
 TYPES = {"gauge", "counter", "histogram", "summary"}
 UNITS = {"ms", "milliseconds", "microseconds", "us", "minutes", "hours", "days", "s", "secs", "sec", "kb", "mb"}
 UNITS |= {"kilobytes", "megabytes", "percent", "percentage", "bits"}
+_TICK = "2030-01-31T03:00:00+01:00"
 ODD_STREAM = 'events:"odd"\\\nname'
 
 
@@ -58,6 +59,7 @@ def text(redis: dict[str, Any] | None = None) -> str:
         "workers": [{"slot": 0, "state": "READY", **worker}],
         "groups": [{**names, "lag_at_least": False, **group}],
         "cut_off": [{**names, "workers": 1}], "circuits": [],
+        "schedules": [{"name": "n", "stream": "s", "last": _TICK, "next": _TICK, "paused_since": None}],
     }  # fmt: skip
     http = HttpFigures()
     http.answered({"method": "GET"}, 404)
