@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from math import isfinite
 from typing import Any, NamedTuple
 
 from supervisor.core.encode import encode_fields
@@ -18,6 +17,7 @@ from supervisor.core.json_text import DECODER
 from supervisor.errors import EncodeError, UsageError
 from supervisor.values import SECONDS_MAX
 
+_EXAMPLE = "for example datetime(2030, 1, 31, 8, tzinfo=timezone.utc)"
 _WRAPPED = frozenset({"id", "fields"})
 
 
@@ -44,16 +44,19 @@ def when_of(after_s: float | None, at: datetime | None) -> When | None:
     if after_s is not None:
         return When(round(check_delay(after_s) * 1000), is_delay=True)
     if at is not None:
+        if not isinstance(at, datetime):
+            raise UsageError(f"at: {at!r} must be a datetime, {_EXAMPLE}")
         if at.tzinfo is None:
-            raise UsageError(f"at: {at} has no timezone; for example datetime(2030, 1, 31, 8, tzinfo=timezone.utc)")
+            raise UsageError(f"at: {at} has no timezone; {_EXAMPLE}")
         return When(max(0, round(at.timestamp() * 1000)), is_delay=False)
     return None
 
 
 def check_delay(after_s: float) -> float:
     """Return the delay. Raises UsageError."""
-    if isinstance(after_s, bool) or not isfinite(after_s) or not 0 <= after_s <= SECONDS_MAX:
-        raise UsageError(f"after_s: {after_s!r} must be between 0 and {SECONDS_MAX:,} seconds")
+    is_number = isinstance(after_s, int | float) and not isinstance(after_s, bool)
+    if not is_number or not 0 <= after_s <= SECONDS_MAX:
+        raise UsageError(f"after_s: {after_s!r} must be a number of seconds between 0 and {SECONDS_MAX:,}")
     return after_s
 
 

@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime, timedelta, timezone
 from math import inf
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -100,10 +101,13 @@ def test_when_a_message_is_due() -> None:
         (-1, None, "between 0 and"),
         (float("nan"), None, "between 0 and"),
         (float("inf"), None, "between 0 and"),
+        ("5", None, "'5' must be a number of seconds"),
+        (10**400, None, "between 0 and"),
         (None, datetime(2030, 1, 1), "has no timezone"),
+        (None, "tomorrow", "'tomorrow' must be a datetime"),
     ],
 )
-def test_a_time_that_is_refused(after_s: float | None, at: datetime | None, why: str) -> None:
+def test_a_time_that_is_refused(after_s: Any, at: Any, why: str) -> None:
     with pytest.raises(UsageError, match=why):
         when_of(after_s, at)
 
