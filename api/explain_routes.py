@@ -51,9 +51,8 @@ async def explain_later(stream: Stream, later_id: str, service: ServiceDep, redi
 
     404: no message for later has this id, and none that was published or cancelled lately.
     """
-    async with asyncio.timeout(service.limit_s):
-        own = [group["group"] for group in await handled_groups(service) if group["stream"] == stream]
-        found = judge(*await collect_later(redis, stream, later_id, own, letters_max=LETTERS_MAX))
+    own = [group["group"] for group in await handled_groups(service) if group["stream"] == stream]
+    found = judge(*await collect_later(redis, stream, later_id, own, letters_max=LETTERS_MAX))
     if not found.known:
         raise Problem("not-found", f"stream {stream!r} has no message for later {later_id!r}, and had none lately")
     return json_response(found.as_dict())

@@ -291,7 +291,7 @@ class Publisher:
         if options.emitted_by is not None:
             keys.append(origins_key(stream))
             values[:0] = options.emitted_by
-        arguments = (await _fingerprint(messages), _ms(options.key_ttl_s), *values)
+        arguments = (await _fingerprint(messages), int(options.key_ttl_s * 1000), *values)
         confirmation = options.confirmation
         wait = confirmation.command if confirmation else ()
         found = await self._router.send(
@@ -314,7 +314,7 @@ class Publisher:
         arguments: list[str | int] = [when.ms, "after" if when.is_delay else "at"]
         # A key stands for a message that is published later or for one that is not.
         fingerprint = "" if key is None else f"later:{await _fingerprint(messages)}"
-        arguments += [fingerprint, _ms(options.key_ttl_s)]
+        arguments += [fingerprint, int(options.key_ttl_s * 1000)]
         for number, fields in enumerate(messages, 1):
             if number % AT_ONCE == 0:
                 await asyncio.sleep(0)
@@ -379,10 +379,6 @@ def _key_ttl_s(key: str | None, ttl_s: float | None) -> float:
     if isinstance(ttl_s, bool) or not 1 <= ttl_s * 1000 <= SECONDS_MAX * 1000:
         raise UsageError(f"key_ttl_s: {ttl_s!r} must be more than 0 and at most {SECONDS_MAX:,} seconds")
     return ttl_s
-
-
-def _ms(seconds: float) -> int:
-    return int(seconds * 1000)
 
 
 def _refuse_conflict(status: int, stream: str, key: str | None) -> None:
