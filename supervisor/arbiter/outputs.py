@@ -143,22 +143,24 @@ class Outputs:
             for text in texts:
                 yield f"{origin.name} | {text}\n".encode()
             return
-        own = json.dumps({**origin.fields, "to": _NAMES[origin.to]})[1:-1]
+        fields = {**origin.fields, "to": _NAMES[origin.to]}
+        own = json.dumps(fields)[1:-1]
         at = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         for text in texts:
             line = f'{{"timestamp": "{at}", "level": "info", "event": "output", "text": {json.dumps(text)}, {own}}}'
-            yield (_with_fields(text, own) or line).encode() + b"\n"
+            yield (_with_fields(text, fields) or line).encode() + b"\n"
 
 
-def _with_fields(text: str, own: str) -> str:
-    """Add fields to a line that is a JSON object, as a project's own logging may write it; empty for other lines."""
+def _with_fields(text: str, fields: dict[str, Any]) -> str:
+    """Add the fields that a JSON object lacks, as a service or a project's logging writes it; empty for other lines."""
     if not (text.startswith("{") and text.endswith("}") and text[1:-1].strip()):
         return ""
     try:
-        json.loads(text)
+        known = json.loads(text)
     except (ValueError, RecursionError):
         return ""
-    return f"{text[:-1]}, {own}}}"
+    lacking = {name: value for name, value in fields.items() if name not in known}
+    return f"{text[:-1]}, {json.dumps(lacking)[1:-1]}}}" if lacking else text
 
 
 class _Sink:

@@ -104,7 +104,7 @@ class PendingInfo:
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in self.__slots__}  # `asdict` takes six times as long
 
 
 async def streams(redis: Redis, names: Sequence[str]) -> list[StreamInfo]:
@@ -199,7 +199,7 @@ async def pending(redis: Redis, stream: str, group: str, count: int = 100) -> li
     retries = await _retries(redis, stream, group, [row["message_id"] for row in rows])
     found = [*(_pending(row, retry) for row, retry in zip(rows, retries, strict=True)), *copies][:count]
     strangers = await foreign_consumers(redis, (one.consumer for one in found))
-    return [replace(one, foreign=one.consumer in strangers) for one in found]
+    return [replace(one, foreign=True) if one.consumer in strangers else one for one in found]
 
 
 async def copies_of(redis: Redis, stream: str, group: str, count: int) -> list[tuple[bytes, bytes]]:

@@ -1,4 +1,4 @@
-"""Small parts of the arbiter: systemd notifications, the out-of-memory counter, the slot locks."""
+"""Small parts of the arbiter: systemd notifications, the out-of-memory counter, the slot locks, children's lines."""
 
 import itertools
 import os
@@ -15,6 +15,7 @@ import pytest
 
 from supervisor.arbiter import oom_kills
 from supervisor.arbiter.oom_kills import OomKills
+from supervisor.arbiter.outputs import _with_fields
 from supervisor.arbiter.systemd import SystemdNotifier
 from tests.support.waiting import eventually
 
@@ -288,3 +289,21 @@ def test_a_living_grandchild_does_not_hold_the_slot(holders: ExitStack, tmp_path
     first.process.stdin.write(b"are you there\n")
     first.process.stdin.flush()
     first.says("are you there")
+
+
+# Lines of children
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ('{"event": "listening"}', '{"event": "listening", "service": "api", "pid": 7}'),
+        ('{"service": "mine", "n": 1e2}', '{"service": "mine", "n": 1e2, "pid": 7}'),
+        ('{"pid": 8, "service": "api"}', '{"pid": 8, "service": "api"}'),
+        ("{}", ""),
+        ("{no}", ""),
+        ("[1]", ""),
+    ],
+)
+def test_a_json_line_of_a_child_gets_the_fields_that_it_lacks(line: str, expected: str) -> None:
+    assert _with_fields(line, {"service": "api", "pid": 7}) == expected
