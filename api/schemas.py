@@ -68,7 +68,13 @@ register_url_convertor("id", IdConvertor())
 _NAME = Path(description="The stream's name")
 _GROUP = Path(description="The group's name")
 #: The rules of `check_name`, for the description.
-_NAMES = {"type": "string", "minLength": 1, "maxLength": STREAM_CHARACTERS_MAX, "pattern": "^[^\\x00-\\x1f\\x7f]*$"}
+_NAMES: dict[str, Any] = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": STREAM_CHARACTERS_MAX,
+    "pattern": "^[^\\x00-\\x1f\\x7f]*$",
+    "not": {"pattern": r"(^|/)\.{1,2}(/|$)"},
+}
 NAME_SCHEMA = WithJsonSchema(_NAMES)
 _STREAM_NAMES = _NAMES | {"examples": ["events:user_created"]}
 _STREAM_SCHEMA = WithJsonSchema(_STREAM_NAMES)
