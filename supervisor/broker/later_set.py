@@ -1,6 +1,7 @@
 """Messages that are published later: finds, moves, cancels and counts them in the sorted sets beside the streams."""
 
 import contextlib
+import re
 import time
 from collections.abc import AsyncIterator, Iterable
 from math import inf, isinf
@@ -20,6 +21,12 @@ _PAGE = 500
 #: Cancelled messages that are remembered, and for how long after the last one.
 _CANCELLED_MAX = 1_000
 _CANCELLED_S = 7 * 24 * 3600
+#: Members that Redis compares with a pattern in one step: about a millisecond of its time.
+_MATCHED_AT_ONCE = 5_000
+#: Ids that JSON writes in one way, and that have no special characters of patterns.
+_PLAIN = re.compile("[A-Za-z0-9_.:-]+")
+#: What `digest_of` returns.
+_DIGEST = re.compile("[0-9a-f]{16}")
 
 
 class Due(NamedTuple):
@@ -130,17 +137,36 @@ async def listed(redis: Redis, stream: str, count: int | None = None) -> AsyncIt
 
 
 async def find(redis: Redis, stream: str, message_id: str) -> Waiting | None:
-    """Return the message with this id, None when there is none. Looks at every message of the stream."""
-    cursor: Any = 0
-    page: Any
-    while True:
-        cursor, page = await redis.zscan(later_key(stream), cursor, count=_PAGE)
-        for member, score in page:
-            found = _waiting(stream, member, score)
-            if found.id == message_id:
+    """Return the message with this id, None when there is none.
+
+    Redis looks at every message of the stream. Only the members that have the id in their text are sent here, unless
+    JSON may write it in other ways, or it may be a digest.
+    """
+    if _PLAIN.fullmatch(message_id):
+        async for member, score in _scan(redis, stream, f"*{message_id}*"):
+            if (found := _waiting(stream, member, score)).id == message_id:
                 return found
-        if not cursor:
+        if not _DIGEST.fullmatch(message_id):
             return None
+    async for member, score in _scan(redis, stream):
+        if _DIGEST.fullmatch(message_id) and digest_of(member) != message_id:
+            continue
+        if (found := _waiting(stream, member, score)).id == message_id:
+            return found
+    return None
+
+
+async def _scan(redis: Redis, stream: str, pattern: str | None = None) -> AsyncIterator[tuple[bytes, float]]:
+    """Yield all members of the set, or those that match the pattern, with their due times in Unix ms."""
+    cursor: Any = 0
+    while True:
+        page: Any
+        count = _PAGE if pattern is None else _MATCHED_AT_ONCE
+        cursor, page = await redis.zscan(later_key(stream), cursor, match=pattern, count=count)
+        for member, score in page:
+            yield member, score
+        if not cursor:
+            return
 
 
 async def noted_streams(redis: Redis) -> dict[str, int]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from supervisor.broker import later_set as later
+from supervisor.core.later import LaterMessage, digest_of, parse_member, to_member
 from supervisor.errors import IdempotencyError, UsageError
 from supervisor.keeper import later_mover
 from supervisor.keeper.cancelling import cancel
@@ -233,6 +234,37 @@ async def test_a_message_is_found_by_its_id(redis: Any, publisher: Publisher) ->
     [one] = [one async for one in later.listed(redis, STREAM, 1)]
     assert one.id == ids[0] and one.as_dict()["fields"] == {"n": "0"}
     assert len([one async for one in later.listed(redis, STREAM, 550)]) == 550
+
+
+async def test_an_id_is_found_in_every_way_to_write_it(redis: Any) -> None:
+    plain = b'{"user_id": "7"}'
+    members = {
+        "u1": b'{ "fields": {"n": "2"}, "id" : "u1" }', "17": b'{"id": 17, "fields": {"n": "3"}}',
+        "a/b": rb'{"id": "a\/b", "fields": {"n": "4"}}', "\u00e9": rb'{"id": "\u00e9", "fields": {"n": "5"}}',
+        "*": b'{"id": "*", "fields": {"n": "6"}}', digest_of(plain): plain,
+    }  # fmt: skip
+    due = await now_ms(redis)
+    await redis.zadd(KEY, dict.fromkeys(members.values(), due + 3_600_000))
+    for message_id, member in members.items():
+        found = await later.find(redis, STREAM, message_id)
+        assert found is not None and found.member == member, message_id
+    assert await later.find(redis, STREAM, "0123456789abcdef") is None
+
+
+async def test_one_of_many_is_found_without_reading_the_others(redis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[bytes] = []
+
+    def parsed(member: bytes) -> LaterMessage:
+        read.append(member)
+        return parse_member(member)
+
+    monkeypatch.setattr(later, "parse_member", parsed)
+    due = await now_ms(redis)
+    await redis.zadd(KEY, {to_member(f"u{number}", {"n": str(number)}): due + 3_600_000 for number in range(10_000)})
+    found = await later.find(redis, STREAM, "u9999")
+    assert found is not None and found.member == to_member("u9999", {"n": "9999"}).encode()
+    assert await later.find(redis, STREAM, "nobody") is None
+    assert len(read) == 1
 
 
 async def test_counts_of_what_waits(redis: Any) -> None:
