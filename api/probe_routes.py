@@ -17,6 +17,8 @@ from fastapi import APIRouter, Query
 from fastapi.responses import PlainTextResponse, Response
 from pydantic import WithJsonSchema
 
+from supervisor.core.cut_off import SETTLED
+
 from .schemas import NO_CACHE, problems, text_answer
 from .service import PROBE_LIMIT_S, Pulse, Service, ServiceDep
 from .snapshots import TOO_BUSY, Finding
@@ -65,7 +67,8 @@ def _checks(pulse: Pulse | None) -> list[Check]:
         found.append(Check("paused", f"no message is started since {since}, until `supervisor resume`"))
     for one in pulse.pool.get("cut_off", ()):
         if one["workers"] == one["of"] and not pulse.redis.error:
-            found.append(Check("reading", f"{one['stream']} / {one['group']} is not read: {one['reason']}"))
+            what = "is not settled" if SETTLED in one["reason"] else "is not read"
+            found.append(Check("reading", f"{one['stream']} / {one['group']} {what}: {one['reason']}"))
     return found
 
 

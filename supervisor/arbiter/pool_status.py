@@ -13,7 +13,7 @@ from supervisor.arbiter.services import BEATS, ServiceGroup, name_of
 from supervisor.arbiter.shutdown import Shutdown
 from supervisor.arbiter.spawn import RELAY, Specs
 from supervisor.arbiter.worker_group import WorkerGroup
-from supervisor.core.cut_off import CUT_OFF_S, reason_of, unpack_code
+from supervisor.core.cut_off import CUT_OFF_S, SETTLED, reason_of, unpack_code
 from supervisor.core.lacks import REMEDIES, Lack
 from supervisor.core.liveness import NS
 from supervisor.core.relay_state import RelayState
@@ -226,7 +226,8 @@ class PoolStatus:
             who = f"worker {numbers[0]} lacks" if len(numbers) == 1 else f"{len(numbers)} workers lack"
             reasons.append(f"{who} {lack.name.lower()}: {REMEDIES[lack]}")
         for one in self._cut_off():
-            reasons.append(f"{_who(one)} can't read {one['stream']} / {one['group']}: {one['reason']}")
+            verb = "settle messages of" if SETTLED in one["reason"] else "read"
+            reasons.append(f"{_who(one)} can't {verb} {one['stream']} / {one['group']}: {one['reason']}")
         for one in self._circuits():
             verb = "start" if 1 < one["workers"] < one["of"] else "starts"
             reasons.append(

@@ -48,6 +48,8 @@ class GroupReader:
         self._handshake_s = _HANDSHAKE_TIMEOUTS * connect_timeout_s
         #: The server's number for this connection; 0 when an ACL hides it.
         self.client_id = 0
+        #: CLIENT UNBLOCK may end its reads.
+        self._can_unblock = False
         #: The server that `client_id` belongs to.
         self.server: Server = None
         #: Connections before this one that a server may still have: the server, and its number for them.
@@ -72,8 +74,12 @@ class GroupReader:
             if self.client_id:
                 self._replaced.add((self.server, self.client_id))
             self.server, self.client_id = server_of(self._connection), 0
-            with contextlib.suppress(ResponseError):  # forbidden by an ACL; a later scan finds what went astray
+            self._can_unblock = False
+            with contextlib.suppress(ResponseError):  # forbidden by an ACL
                 self.client_id = int(await self._ask("CLIENT", "ID"))
+                await self._ask("CLIENT", "UNBLOCK", self.client_id)
+                self._can_unblock = True
+            with contextlib.suppress(ResponseError):  # a later scan finds what went astray
                 for server, client_id in self._replaced:
                     if server == self.server and client_id != self.client_id:
                         await self._kill(client_id)
@@ -89,7 +95,7 @@ class GroupReader:
 
         Reads that do not wait may be several at a time, each answered on its own, and behind others of their kind.
         """
-        if block_ms is not None and not self.client_id:
+        if block_ms is not None and not self._can_unblock:
             block_ms = min(block_ms, _BLOCK_MS_MAX)
         packed = self._packed.get((count, block_ms))
         if packed is None:

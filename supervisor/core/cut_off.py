@@ -1,9 +1,13 @@
-"""What it means for people that a worker can't read a group. Pure."""
+"""What it means for people that a worker can't read a group, or can't settle its messages. Pure."""
 
 import struct
 
-#: A consumer that can't read for this long is reported.
+#: A consumer that can't read or settle for this long is reported.
 CUT_OFF_S = 3.0
+#: Codes of errors are in capitals.
+_SETTLING = "s"
+#: What a reason names that is about settling.
+SETTLED = "for acks, retries or dead letters"
 _MEANINGS = {
     "UNREACHABLE": "Redis does not answer",
     "WRONGTYPE": "the key is not a stream",
@@ -31,6 +35,16 @@ def unpack_code(first: int, rest: int) -> str:
     return text.decode() if text.isalnum() and text.isascii() else "ERR"
 
 
+def settling(code: str) -> str:
+    """Return the code of an error for which nothing can be settled."""
+    return _SETTLING + code
+
+
 def reason_of(code: str) -> str:
     """Return the code of a Redis error with its meaning."""
+    if code.startswith(_SETTLING):
+        code = code.removeprefix(_SETTLING)
+        named = {**_MEANINGS, "WRONGTYPE": "one of the pool's keys has another type; the log names it"}
+        meaning = named.get(code, "Redis refuses them; the log has its words")
+        return f"{code} {SETTLED}: {meaning}"
     return f"{code}: {_MEANINGS.get(code, 'Redis refuses the read; the log has its words')}"

@@ -1,6 +1,7 @@
 """`Emit`: a message that a handler returns, to be published together with the ack of the message in hand. Pure."""
 
 from collections.abc import Mapping
+from inspect import isawaitable, iscoroutine
 from typing import Any
 
 from supervisor.core.encode import fields_of
@@ -59,8 +60,12 @@ def fields_for(stream: object, message: Any, what: str) -> Mapping[str, Value]:
 def emits_in(result: object) -> list[Emit]:
     """Return what a handler's result publishes; nothing for a result of another kind, which is ignored.
 
-    Raises UsageError for a list that mixes `Emit` with other things, and for too many.
+    Raises UsageError for a list that mixes `Emit` with other things, for too many, and for what nobody has awaited.
     """
+    if isawaitable(result):
+        if iscoroutine(result):
+            result.close()
+        raise UsageError(f"the handler returned a {type(result).__name__} that nobody awaits: write `await`")
     if isinstance(result, Emit):
         return [result]
     if not isinstance(result, list | tuple):

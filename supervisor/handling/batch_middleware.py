@@ -5,11 +5,14 @@ its end, the last one first, as nested calls do. It gets the error of its own me
 """
 
 import asyncio
+import inspect
 import types
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
 from supervisor.core.batch_results import batch_results, unreadable
+from supervisor.errors import UsageError
+from supervisor.handling.signature import name_of
 from supervisor.messages import BatchError, Message, Retry
 
 
@@ -25,8 +28,14 @@ class _Gate:
         self._task = asyncio.current_task()
         #: What the middleware passed on; None until it did.
         self.message: Message | None = None
+        #: What it has to await.
+        self.made: Awaitable[None] | None = None
 
-    async def __call__(self, message: Message) -> None:
+    def __call__(self, message: Message) -> Awaitable[None]:
+        self.made = self._pass_on(message)
+        return self.made
+
+    async def _pass_on(self, message: Message) -> None:
         if self.message is None and asyncio.current_task() is self._task:
             self.message = message
             await _Pause(self)
@@ -50,6 +59,7 @@ class _Run:
     def __init__(self, function: Callable[[Any, Any], Awaitable[Any]], message: Message, gate: _Gate) -> None:
         self.message = message
         self.gate = gate
+        self._function = function
         self._steps = function(message, gate).__await__()
         #: What the middleware raised.
         self.error: BaseException | None = None
@@ -60,7 +70,9 @@ class _Run:
         Raises only what ends the task, such as its cancellation.
         """
         try:
-            return await _until_gate(self._steps, self.gate, error)
+            if await _until_gate(self._steps, self.gate, error):
+                return True
+            check_awaited(self.gate.made, self._function)
         except Exception as raised:
             self.error = raised
         except BaseException as raised:
@@ -137,6 +149,17 @@ async def each_of_batch(
         raise failed.popitem()[1]
     if failed:
         raise BatchError(failed)
+
+
+def check_awaited(made: Awaitable[Any] | None, function: Callable[..., Any]) -> None:
+    """Raise UsageError if the middleware `function` has ended before what its last `call_next` returned."""
+    if made is not None and getattr(made, "cr_frame", None) is not None:
+        if inspect.iscoroutine(made) and inspect.getcoroutinestate(made) == inspect.CORO_CREATED:
+            made.close()
+        raise UsageError(
+            f"middleware {name_of(function)} ended before the handler: write `await call_next(message)`, since the"
+            " message is settled when the middleware ends"
+        )
 
 
 def _cancellations() -> int:

@@ -16,7 +16,7 @@ from typing import Any
 
 from supervisor.core.batch_results import batch_results
 from supervisor.errors import HandlerError
-from supervisor.handling.batch_middleware import each_of_batch
+from supervisor.handling.batch_middleware import check_awaited, each_of_batch
 from supervisor.handling.decode import Decoder, as_message
 from supervisor.handling.imports import file_of, import_module_of
 from supervisor.handling.signature import annotation_of, is_coroutine_function, name_of, positional
@@ -96,15 +96,23 @@ def compose(chain: Sequence[Middleware], decode: Decoder, function: Handle, *, b
 
 def _around(middleware: Middleware, call_next: Handle, *, batch: bool) -> Handle:
     function = middleware.function
-    if middleware.takes_list and not batch:
-
-        def next_of_list(messages: list[Message]) -> Awaitable[Any]:
-            return call_next(messages[0])
-
-        return lambda message: function([message], next_of_list)
     if batch and not middleware.takes_list:
         return lambda messages: each_of_batch(function, messages, call_next)
-    return lambda messages: function(messages, call_next)
+    in_list = middleware.takes_list and not batch
+
+    async def call(given: Any) -> Any:
+        made: Awaitable[Any] | None = None
+
+        def go_on(passed: Any) -> Awaitable[Any]:
+            nonlocal made
+            made = call_next(passed[0] if in_list else passed)
+            return made
+
+        result = await function([given] if in_list else given, go_on)
+        check_awaited(made, function)
+        return result
+
+    return call
 
 
 def _decoded_batch(decode: Decoder, function: Handle) -> Handle:

@@ -20,7 +20,6 @@ from redis.exceptions import RedisError
 
 from supervisor.broker.group_reader import GroupReader
 from supervisor.core.backoff import backoff_s
-from supervisor.core.ids import parse_id
 from supervisor.core.lacks import lack_of
 from supervisor.shared_figures import FigureField
 from supervisor.shared_state import SlotField
@@ -35,7 +34,7 @@ from supervisor.worker.retry_queue import RetryQueue
 from supervisor.worker.source import by_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from supervisor.broker.group_reader import Entries
     from supervisor.handling.loader import HandlerSpec
@@ -154,6 +153,10 @@ class Consumer:
             self.executor.figures.add(FigureField.REDELIVERED, len(due))
             await self._start_found(due)
 
+    def note_refusals(self, refused: Mapping[Source, Exception]) -> None:
+        """Note what Redis refuses to settle, by source."""
+        self.cut_off.refused(next((refused[source] for source in self._pending if source in refused), None))
+
     async def charge(self, message: Message) -> bool:
         """Count a crash against a suspect; True when it was one too many and it became a dead letter."""
         return await self._pending_of(message).charge(message)
@@ -178,6 +181,12 @@ class Consumer:
         for pending in self._pending.values():
             pending.note_cleared()
         self.executor.note_idle()
+
+    def note_failing(self) -> None:
+        """Note in shared memory that what ran may have ended this process, and cancel it."""
+        self.executor.cancel()  # runners have taken a cancellation, or a stop of the loop, for a failed message
+        for source in self._pending:
+            source.note_failing()
 
     async def idle(self) -> None:
         """Wait until nothing is in hand."""
@@ -217,7 +226,7 @@ class Consumer:
         await self._reader.close()
         if self.opened:  # otherwise the marks are a predecessor's, and its successor will need them
             self.executor.note_idle()  # what is pending now was not running: no successor needs to suspect it
-        await self.executor.abort()
+        await asyncio.gather(*self.executor.cancel(), return_exceptions=True)
         for pending in self._pending.values():
             if not crashed:
                 await pending.clear_mark()
@@ -305,8 +314,7 @@ class Consumer:
         Shared memory notes one id per batch: at worst, a crash has a few more of them run one at a time.
         """
         for last in messages[-1:] if of_one_source else {message.origin: message for message in messages}.values():
-            marks = last.origin.marks  # type: ignore[attr-defined]
-            marks.set_started(*max(parse_id(last.entry), marks.started()))
+            last.origin.note_started(last.entry)  # type: ignore[attr-defined]
         self.executor.submit(messages)
 
     async def _nothing_left(self) -> bool:

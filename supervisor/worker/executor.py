@@ -185,15 +185,15 @@ class Executor:
         self._ready.clear()
         self._held.clear()
 
-    async def abort(self) -> None:
-        """Cancel what runs; it stays pending."""
+    def cancel(self) -> list[asyncio.Task[None]]:
+        """Cancel what runs, which stays pending; start and note nothing more. Return the tasks to wait for."""
         self._aborting = True
+        self._time_limit.cancel()
         self.give_back()
         tasks = [runner.task for runner in (*self._active, *self._idle)]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._time_limit.cancel()
+        return tasks
 
     async def _run(self, runner: Runner) -> None:
         run_ready = self._run_messages if self._spec.is_async and not self._spec.batch else self._run_units

@@ -74,6 +74,10 @@ def run(
     except LifespanFailedError as error:
         worker_logger(settings, slot).error("worker lifespan failed", error=str(error), exc_info=error.__cause__)
         code = EXIT_FAILED
+    except asyncio.CancelledError:
+        hint = "cancel only tasks that the handler has started; asyncio.all_tasks() has the worker's own, too"
+        worker_logger(settings, slot).error("worker cancelled by a handler", hint=hint)
+        code = EXIT_FAILED
     shared.slot(slot).set(SlotField.EXIT_CODE, 1 + code)
     return code
 
@@ -97,17 +101,19 @@ async def _main(
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, beat.drain)
     handover_to = fields.get(SlotField.HANDOVER_TO)
-    if handover_to:
-        beat()
-    else:
-        lifespans = WorkerLifespans(specs)
-        if await _enter(lifespans, runtime, beat):
+    try:
+        if handover_to:
             beat()
-            await runtime.run(beat.ready)
-            await _leave(lifespans, runtime, beat)
-        handover_to = fields.get(SlotField.HANDOVER_TO)
-    await runtime.close(consumer_name(pool, handover_to - 1) if handover_to else None)
-    beat.stop()
+        else:
+            lifespans = WorkerLifespans(specs)
+            if await _enter(lifespans, runtime, beat):
+                beat()
+                await runtime.run(beat.ready)
+                await _leave(lifespans, runtime, beat)
+            handover_to = fields.get(SlotField.HANDOVER_TO)
+        await runtime.close(consumer_name(pool, handover_to - 1) if handover_to else None)
+    finally:
+        beat.stop()  # a handler that can't be cancelled may keep the process: the arbiter ends it then
     return EXIT_OK
 
 

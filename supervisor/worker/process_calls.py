@@ -52,9 +52,10 @@ class _Child:
 class ProcessPool:
     """The processes of one worker, for all its handlers that run in processes."""
 
-    def __init__(self, control: socket.socket, size: int) -> None:
-        """`control` is the server's socket."""
+    def __init__(self, control: socket.socket, size: int, bug: asyncio.Future[None]) -> None:
+        """`control` is the server's socket. When the server has ended, `bug` fails: no process can be started then."""
         self._control = control
+        self._bug = bug
         self._loop = asyncio.get_running_loop()
         self._free = asyncio.Semaphore(size)
         self._idle: list[_Child] = []
@@ -98,7 +99,10 @@ class ProcessPool:
         own.setblocking(False)
         started: asyncio.Future[int] = self._loop.create_future()
         try:
-            socket.send_fds(self._control, [b"+"], [its.fileno()])
+            try:
+                socket.send_fds(self._control, [b"+"], [its.fileno()])
+            except ConnectionError:
+                self._server_ended()  # the call ends with the worker
             self._starts.append(started)
             return _Child(own, await started)
         except BaseException:
@@ -114,13 +118,13 @@ class ProcessPool:
                 os.kill(child.pid, signal.SIGKILL)
 
     async def _receive(self, calls: socket.socket, size: int) -> bytes:
-        data = b""
+        data = bytearray()
         while len(data) < size:
             part = await self._loop.sock_recv(calls, min(size - len(data), 1 << 20))
             if not part:
                 raise EOFError
             data += part
-        return data
+        return bytes(data)
 
     async def _how_it_ended(self, child: _Child) -> str:
         ended = self._ends.setdefault(child.pid, self._loop.create_future())
@@ -132,10 +136,19 @@ class ProcessPool:
         return f"the handler's process {how}"
 
     def _news(self) -> None:
-        with contextlib.suppress(BlockingIOError):
+        try:
             while data := self._control.recv(PACKET_BYTES_MAX):
                 self._note(json.loads(data))
-            self._loop.remove_reader(self._control.fileno())
+        except BlockingIOError:
+            return
+        except ConnectionError:  # it has ended before it read all that it was asked
+            pass
+        self._loop.remove_reader(self._control.fileno())
+        self._server_ended()
+
+    def _server_ended(self) -> None:
+        if not self._bug.done():
+            self._bug.set_exception(HandlerProcessError("the process that forks the handlers' processes has ended"))
 
     def _note(self, said: dict[str, Any]) -> None:
         if "ended" in said:

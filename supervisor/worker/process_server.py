@@ -19,6 +19,7 @@ import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from supervisor.context import Context, enter
+from supervisor.core.emit import emits_in
 from supervisor.messages import BatchError, Message
 from supervisor.settings.paths import redis_url
 from supervisor.worker.thread_calls import require_done
@@ -126,7 +127,7 @@ def _exactly(file: Any, size: int) -> bytes | None:
 
 
 def _answer(spec: HandlerSpec, sent: list[tuple[str, list[bytes], int]]) -> tuple[Any, BaseException | None]:
-    """Run the handler; return what it returned, and what it or the decoding raised."""
+    """Run the handler; return the list of `Emit` that it returned, if any, and what it or the decoding raised."""
     messages, arguments, failed = [], [], {}
     for message_id, flat, failures in sent:
         message = Message(message_id, spec.stream, spec.group, deliveries=failures + 1)
@@ -139,7 +140,8 @@ def _answer(spec: HandlerSpec, sent: list[tuple[str, list[bytes], int]]) -> tupl
     if failed and not spec.batch:
         return None, failed.popitem()[1]
     try:
-        result = require_done(spec.function(arguments if spec.batch else arguments[0])) if arguments else None
+        returned = require_done(spec.function(arguments if spec.batch else arguments[0])) if arguments else None
+        result = emits_in(returned) or None  # nothing else is used, however large it is or whether it can be sent
     except BatchError as error:
         return None, BatchError({**failed, **error.failed})
     except BaseException as error:
@@ -161,6 +163,6 @@ def _encoded(answer: tuple[Any, BaseException | None]) -> bytes:
         data = pickle.dumps((result, error, text))
         pickle.loads(data)  # an exception may fail only there
     except Exception as refused:
-        why = error if error is not None else TypeError(f"the handler's result can't be sent to its worker: {refused}")
+        why = error if error is not None else refused
         data = pickle.dumps((None, RuntimeError(f"{type(why).__name__}: {why}"), text))
     return data

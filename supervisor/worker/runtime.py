@@ -72,8 +72,8 @@ class Runtime:
         self.lacks = WorkerLacks(shared, faults)
         self._threads = HandlerThreads(settings.consumer.threads, shared, self.lacks)
         size = settings.consumer.processes
-        self._processes = None if process_server is None else ProcessPool(process_server, size)
         self._bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._processes = None if process_server is None else ProcessPool(process_server, size, self._bug)
         #: The number of suspects of all consumers: messages that may have been running when the predecessor crashed.
         self._suspects = 0
         #: Consumers with suspects that did not run yet.
@@ -115,8 +115,16 @@ class Runtime:
         `ready` is called once, when everything is connected and adopted. Raises what a consumer's own code raises:
         that is a bug and must end the process, never leave it idle.
         """
-        owner = asyncio.current_task()
         self._ready = ready
+        try:
+            await self._run_tasks()
+        except BaseException:
+            for consumer in self.consumers:
+                consumer.note_failing()
+            raise
+
+    async def _run_tasks(self) -> None:
+        owner = asyncio.current_task()
         async with asyncio.TaskGroup() as group:
 
             def start(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -192,6 +200,9 @@ class Runtime:
     def report(self) -> None:
         """Write state and figures to shared memory."""
         self.lacks.look()
+        refused = {source: error for settler in self.settlers for source, error in settler.refused().items()}
+        for consumer in self.consumers:
+            consumer.note_refusals(refused)
         in_flight = sum(consumer.executor.in_hand for consumer in self.consumers)
         self._shared.set(SlotField.IN_FLIGHT, in_flight)
         self._shared.set(SlotField.RUNNING, sum(consumer.executor.started for consumer in self.consumers))

@@ -61,6 +61,8 @@ class _Command:
     repeated: bool = False
     #: How often the server refused it.
     refusals: int = 0
+    #: What it said the last time.
+    refusal: Exception | None = None
     #: The message whose retry it records; empty for other commands.
     retried: bytes = b""
     #: A script that is called by its digest.
@@ -105,6 +107,11 @@ class Settler:
         """Return the ids of `source` whose outcome is decided and not confirmed."""
         commands = (*self._decided, *self._sent, *self._refused)
         return set(source.done).union(*(command.ids for command in commands if command.source is source))
+
+    def refused(self) -> dict[Source, Exception]:
+        """Return the sources of which the server has refused something that it is sent again, with its last error."""
+        commands = (*self._refused, *self._sent, *self._decided)
+        return {command.source: command.refusal for command in commands if command.refusal is not None}
 
     def wake(self) -> None:
         """Send what was decided, including all that is `done`."""
@@ -234,6 +241,7 @@ class Settler:
                 again.append(command)
                 continue
             self._faults.redis(_EVENT, reply)
+            command.refusal = reply
             if isinstance(reply, ResponseError) and is_transient(reply):
                 again.append(command)
             else:

@@ -29,8 +29,8 @@ class Source:
     """
 
     __slots__ = (
-        "ack_keys", "crashes", "dead_letter_keys", "done", "emits", "figures", "group", "isolated", "key", "key_bytes",
-        "marks", "replays", "retries", "settle", "stream",
+        "_started", "ack_keys", "crashes", "dead_letter_keys", "done", "emits", "figures", "group", "isolated", "key",
+        "key_bytes", "marks", "replays", "retries", "settle", "stream",
     )  # fmt: skip
 
     def __init__(
@@ -57,6 +57,18 @@ class Source:
         self.done: list[bytes] = []
         #: Settles them in a way of its own; None: they are acked.
         self.settle: Callable[[list[bytes]], None] | None = None
+        #: The highest id that was started.
+        self._started = (0, 0)
+
+    def note_started(self, entry: bytes) -> None:
+        """Note in shared memory that messages up to `entry` are started."""
+        started = parse_id(entry)
+        self._started = max(started, self._started)
+        self.marks.set_started(*max(started, self.marks.started()))
+
+    def note_failing(self) -> None:
+        """Note in shared memory that all that was started and is not settled may be what ends this process."""
+        self.marks.set_started(*max(self._started, self.marks.started()))
 
     def note_idle(self) -> None:
         """Note in shared memory that no message runs, once it is known what a predecessor has started."""

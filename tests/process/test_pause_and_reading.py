@@ -110,6 +110,24 @@ def test_a_group_that_is_not_read_is_named_with_the_reason(start_pool: StartPool
     eventually(lambda: pool.status()["state"] == "healthy")
 
 
+def test_a_group_whose_acks_are_refused_is_named_with_the_reason(start_pool: StartPool, hosted: RedisServer) -> None:
+    pool = start_pool(SIMPLE, redis_url=hosted.url, workers=1, api=True)
+    with hosted.sync() as redis:
+        redis.execute_command("ACL", "SETUSER", "default", "-xack")
+        redis.xadd("events", {"n": "1"})
+        status = eventually(lambda: status if (status := pool.status())["cut_off"] else None)
+        reason = "every worker can't settle messages of events / mail: NOPERM for acks, retries or dead letters"
+        assert status["state"] == "degraded" and status["degraded_reasons"][0].startswith(reason)
+        ready = eventually(
+            lambda: a if (a := httpx.get(f"{pool.base_url}/readyz?verbose")).status_code == 503 else None
+        )
+        assert "events / mail is not settled: NOPERM" in ready.text
+        redis.execute_command("ACL", "SETUSER", "default", "+xack")
+        eventually(lambda: redis.xpending("events", "mail")["pending"] == 0, 40)
+        eventually(lambda: pool.status()["state"] == "healthy")
+    assert seen(pool)["1"] == 1
+
+
 @pytest.fixture
 def hosted() -> Iterator[RedisServer]:
     """A server whose CLIENT commands have another name."""

@@ -207,6 +207,60 @@ def test_one_message_in_a_hundred_that_kills_costs_no_other_and_not_the_pool(
     pool.wait_ready()
 
 
+ENDINGS = {
+    "cancels all tasks": "[task.cancel() for task in asyncio.all_tasks()]",
+    "cancels all tasks and waits": "[task.cancel() for task in asyncio.all_tasks()]; await asyncio.sleep(60)",
+    "cancels the others": "[task.cancel() for task in asyncio.all_tasks() - {asyncio.current_task()}]",
+    "stops the loop and waits": "asyncio.get_running_loop().stop(); await asyncio.sleep(60)",
+    "can't be cancelled": """asyncio.get_running_loop().stop()
+            while True:
+                try:
+                    await asyncio.sleep(60)
+                except asyncio.CancelledError:
+                    pass""",
+    "raises in a callback": "asyncio.get_running_loop().call_soon(sys.exit, 3); await asyncio.sleep(60)",
+}
+
+
+@pytest.mark.parametrize(
+    "ending", [name if name == "cancels all tasks" else pytest.param(name, marks=pytest.mark.long) for name in ENDINGS]
+)
+def test_a_message_that_ends_the_workers_own_tasks_becomes_a_dead_letter(
+    start_pool: StartPool, redis_server: Any, ending: str
+) -> None:
+    redis = redis_server.sync()
+    pool = start_pool(
+        RECORD
+        + f"""
+    import asyncio, sys
+    @handler("events", group="workers", retry_base_s=0.1)
+    async def handle(message: Message) -> None:
+        if message.fields["n"] == "5":
+            record("death")
+            {ENDINGS[ending]}
+        else:
+            await asyncio.sleep(0.01)
+            record(message.fields["n"])
+""",
+        redis_url=redis_server.url,
+        workers=1,
+        config="pool.beat_limit_s = 1",
+    )
+    pipe = redis.pipeline()
+    for n in range(10):
+        pipe.xadd("events", {"n": n})
+    pipe.execute()
+    dead = dead_key("events", "workers")
+    eventually(lambda: redis.xlen(dead), 30)
+    ((_, letter),) = redis.xrange(dead)
+    assert (letter[b"field:n"], letter[b"reason"]) == (b"5", b"crashed the worker")
+    eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)
+    eventually(lambda: set(seen(pool)) == {"death", *(str(n) for n in range(10) if n != 5)})
+    assert seen(pool)["death"] <= 4, "once among others, three times alone"
+    if ending.startswith("cancels all"):
+        assert pool.events("worker cancelled by a handler")
+
+
 @pytest.mark.parametrize("code", [0, 78, 80])
 def test_an_exit_code_that_a_handler_chose_means_a_crash(start_pool: StartPool, redis_server: Any, code: int) -> None:
     """78 would say that the worker can never start, 0 in a burst that all is done, 80 that it was recycled."""

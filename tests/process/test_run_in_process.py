@@ -100,6 +100,39 @@ def test_a_process_that_dies_or_takes_too_long_costs_its_message_one_attempt(
     eventually(lambda: not any(child.is_running() for child in children), what="the processes end with their worker")
 
 
+RETURNS = """
+    import threading
+    from supervisor import Message, handler
+
+    @handler("events", group="workers", run_in="process")
+    def handle(message: Message) -> object:
+        return {"lock": threading.Lock(), "large": bytes(1 << 28), "function": lambda: None}[message.fields["n"]]
+"""
+
+
+def test_what_it_returns_otherwise_is_ignored(start_pool: StartPool, redis_server: Any) -> None:
+    pool = start_pool(RETURNS, redis_url=redis_server.url, workers=1)
+    redis = redis_server.sync()
+    for n in ("lock", "function", "large"):
+        redis.xadd("events", {"n": n})
+    eventually(lambda: pool.worker(0)["done"] == 3)
+    assert psutil.Process(pool.pids()[0]).memory_info().rss < 1 << 28
+
+
+def test_a_worker_whose_server_of_processes_is_killed_is_replaced(start_pool: StartPool, redis_server: Any) -> None:
+    pool = start_pool(COMPUTES.replace("OPTION", "60"), redis_url=redis_server.url, workers=1)
+    redis = redis_server.sync()
+    redis.xadd("events", {"n": 1})
+    eventually(lambda: seen(pool)["1/1"])
+    (server,) = psutil.Process(pool.pids()[0]).children()
+    server.kill()
+    redis.xadd("events", {"n": 2})
+    redis.xadd("events", {"n": 3})
+    eventually(lambda: pool.worker(0)["restarts"] == 1 and all(seen(pool)[f"{n}/1"] for n in (2, 3)))
+    eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)
+    assert "the process that forks the handlers' processes has ended" in pool.output
+
+
 STARVING = (
     RECORD
     + """

@@ -10,10 +10,13 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from supervisor import Message, handler
+from supervisor import Message, SyncPublisher, context, handler
+from supervisor.broker.blocking import blocking_client
 from supervisor.broker.connect import client
 from supervisor.fastapi import lifespan
 from supervisor.publisher import Publisher
+from supervisor.shared_state import SlotField
+from tests.redis.test_worker import working
 from tests.support.pool import Pool
 from tests.support.recording import RECORD, seen
 from tests.support.waiting import eventually, eventually_async
@@ -210,3 +213,41 @@ async def an_app_works(url: str) -> None:
         for stream in ("signups", "logins"):
             await publisher.publish_many(stream, [{"n": f"{stream}-{number}"} for number in range(20)])
         await eventually_async(lambda: len(found) == 40, what="handled")
+
+
+async def blocking_clients_work(url: str) -> None:
+    """A SyncPublisher in a thread, and what a plain handler gets: a publisher and a client that block."""
+
+    @handler("requests", group="plain")
+    def answer(message: Message) -> None:
+        n = message.fields["n"]
+        context().publisher.publish("answers", {"n": f"published {n}"})  # type: ignore[unused-coroutine]
+        client: Any = context().redis
+        client.xadd("answers", {"n": f"added {n}"})
+        with client.pipeline(transaction=False) as pipe:
+            pipe.incr("{answers}:count")
+            pipe.expire("{answers}:count", 60)
+            pipe.execute()
+
+    def request() -> None:
+        with SyncPublisher(url) as publisher:
+            publisher.publish("requests", {"n": 1}, key="once")
+            publisher.publish("requests", {"n": 1}, key="once")
+            publisher.publish_many("requests", [{"n": 2}, {"n": 3}])
+            publisher.publish("requests", {"n": 4}, after_s=0.1)
+            assert publisher.evaluate("return redis.call('XLEN', KEYS[1])", ["requests"]) == 3
+
+    def answers() -> list[str]:
+        with blocking_client(url) as redis:
+            assert redis.get("{answers}:count") == b"3"
+            found = [fields[b"n"].decode() for _, fields in redis.xrange("answers")]
+            redis.delete("requests", "supervisor:{requests}:later")
+            redis.delete("answers", "{answers}:count")
+            return found
+
+    await asyncio.to_thread(request)
+    async with working(url, answer) as worker:
+        await eventually_async(lambda: worker.shared.get(SlotField.DONE) == 3)
+    expected = {f"{what} {n}" for n in (1, 2, 3) for what in ("published", "added")}
+    found = await asyncio.to_thread(answers)
+    assert len(found) == 6 and set(found) == expected

@@ -26,7 +26,7 @@ from tests.support.recording import RECORD, seen
 from tests.support.servers import RedisServer
 from tests.support.topologies import Cluster, bare
 from tests.support.waiting import eventually, eventually_async
-from tests.topologies.everything import CONFIG, HANDLERS, STREAMS, an_app_works, everything_works
+from tests.topologies.everything import CONFIG, HANDLERS, STREAMS, an_app_works, blocking_clients_work, everything_works
 from tests.topologies.flow import Flow, flowing
 from tests.topologies.rights import CLUSTER, COMMANDS, EXAMPLE, KEYS, OPTIONAL, PASSWORD, grant, refusals
 
@@ -53,6 +53,10 @@ def test_a_pool_works_in_a_cluster(cluster: Cluster, start_pool: Callable[..., P
 
 async def test_the_consumers_of_an_app(cluster: Cluster) -> None:
     await an_app_works(cluster.url)
+
+
+async def test_blocking_clients(cluster: Cluster) -> None:
+    await blocking_clients_work(cluster.url)
 
 
 async def test_what_a_handler_returns_reaches_every_slot_once(cluster: Cluster) -> None:

@@ -6,16 +6,20 @@ handled.
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+from redis.exceptions import RedisError
 
-from supervisor.errors import PublishRefusedError
+from supervisor import SyncPublisher
+from supervisor.broker.blocking import blocking_client
+from supervisor.errors import PublishError, PublishRefusedError
 from supervisor.publisher import Publisher
 from tests.support.pool import Pool
 from tests.support.recording import SIMPLE, seen
 from tests.support.topologies import Sentinels, bare
 from tests.support.waiting import eventually
-from tests.topologies.everything import CONFIG, HANDLERS, an_app_works, everything_works
+from tests.topologies.everything import CONFIG, HANDLERS, an_app_works, blocking_clients_work, everything_works
 from tests.topologies.flow import Flow, flowing
 
 #: Sentinel demotes an old master after ten seconds; by then it has been left for long.
@@ -97,6 +101,30 @@ def test_a_forced_failover_is_followed_at_once(sentinels: Sentinels, start_pool:
 
 async def test_the_consumers_of_an_app(sentinels: Sentinels) -> None:
     await an_app_works(sentinels.url)
+
+
+async def test_blocking_clients(sentinels: Sentinels) -> None:
+    await blocking_clients_work(sentinels.url)
+
+
+@pytest.mark.long
+def test_blocking_clients_follow_a_failover(sentinels: Sentinels) -> None:
+    sentinels.in_sync()
+    with SyncPublisher(sentinels.url) as publisher, blocking_client(sentinels.url) as redis:
+        publisher.publish("moves", {"n": "before"})
+        assert redis.xlen("moves") == 1
+        sentinels.in_sync()
+        sentinels.fail_over()
+
+        def writes(write: Callable[[], Any]) -> bool:
+            try:
+                write()
+            except (PublishError, RedisError):
+                return False
+            return True
+
+        eventually(lambda: writes(lambda: publisher.publish("moves", {"n": "after"})), what="the publisher follows")
+        eventually(lambda: writes(lambda: redis.xadd("moves", {"n": "after"})), what="the client follows")
 
 
 async def test_sentinels_have_a_password_of_their_own(sentinels: Sentinels) -> None:

@@ -12,7 +12,7 @@ from tests.support.pool import Pool
 from tests.support.recording import SIMPLE
 from tests.support.servers import RedisServer, free_port
 from tests.support.topologies import Sentinel, tls_options, tls_server
-from tests.topologies.everything import CONFIG, HANDLERS, an_app_works, everything_works
+from tests.topologies.everything import CONFIG, HANDLERS, an_app_works, blocking_clients_work, everything_works
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,11 @@ async def test_the_sentinels_speak_tls_too(certificates: Certificates) -> None:
         with Sentinel(master.flavour, "mymaster", ours, options=tls_options(certificates, port)):
             url = f"rediss+sentinel://127.0.0.1:{port}/mymaster?ssl_ca_certs={certificates.ca}"
             await an_app_works(url)
+            await blocking_clients_work(url)
             with pytest.raises(PublishRefusedError, match="certificate verify failed"):
                 async with Publisher(url.partition("?")[0]) as publisher:
                     await publisher.publish("events", {"n": "1"})
+
+
+async def test_blocking_clients(server: RedisServer, certificates: Certificates) -> None:
+    await blocking_clients_work(f"{server.tcp_url}?ssl_ca_certs={certificates.ca}")
