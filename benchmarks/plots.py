@@ -87,7 +87,7 @@ def queues(path: Path, rates: Mapping[str, float]) -> None:
     for row, name in enumerate(names):
         axes.text(rates[name] * 1.1, row, f"{rates[name]:,.0f}", va="center", fontsize=9)
     axes.set_xscale("log")
-    axes.set_xlim(right=max(rates.values()) * 6)
+    axes.set_xlim(left=10, right=max(rates.values()) * 6)
     axes.grid(visible=False, axis="y")
     _save(figure, axes, path, legend=False)
 
