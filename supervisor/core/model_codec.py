@@ -134,7 +134,7 @@ class ModelCodec:
             if text is None:
                 if key in self._optional:
                     given[key] = None
-            elif _reads_as_json(kind, text):
+            elif (kind is Kind.JSON and _is_document(text)) or _reads_as_json(kind, text):
                 given[key] = orjson.Fragment(quote_decimals(text) if decimal else text)
         try:
             return self._adapter.validator.validate_json(orjson.dumps(given))
@@ -364,6 +364,17 @@ def _reads_as_json(kind: Kind, text: str) -> bool:
         return False
     try:
         from_json(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_document(text: str) -> bool:
+    """Return whether the text is a JSON object or list; quicker than `from_json`, but NaN and deep nesting are not."""
+    if not text.startswith(("{", "[")):
+        return False
+    try:
+        orjson.loads(text)
     except ValueError:
         return False
     return True

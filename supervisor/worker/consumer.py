@@ -256,11 +256,18 @@ class Consumer:
                 continue
             if self._control.isolating:
                 await self._control.until(lambda: not self._control.isolating)
+            await self._hand_over(reply, got, is_backlog=got >= asked)
+
+    async def _hand_over(self, reply: list[tuple[bytes, Entries]], got: int, *, is_backlog: bool) -> None:
+        """Hand a batch to the executor, and send the next read: in a backlog before the batch is handled."""
+        if is_backlog:
             await self._read_ahead(got)
-            for key, entries in reply:
-                await self._received(self._sources[key], entries)
-            if self._reader.outstanding > 1:  # the next reply may be there already; this batch is handled before it
-                await asyncio.sleep(0)
+        for key, entries in reply:
+            await self._received(self._sources[key], entries)
+        if not is_backlog or self._reader.outstanding > 1:
+            await asyncio.sleep(0)  # the handler starts before the next read, or before the next reply is looked at
+        if not is_backlog:
+            await self._read_ahead(0)
 
     async def _received(self, source: Source, entries: Entries) -> None:
         """Have new entries handled."""
@@ -291,7 +298,7 @@ class Consumer:
         return False
 
     async def _read_ahead(self, coming: int) -> None:
-        """Send the next read before the batch that has come is handled, where pace allows; two in a deep backlog.
+        """Send the next read before the `coming` messages are handled, where pace allows; two in a deep backlog.
 
         Where two are on the wire, none waits at the server: CLIENT UNBLOCK would end only the first of them.
         """

@@ -253,6 +253,21 @@ async def test_concurrency_is_a_limit(redis: Any, redis_url: str) -> None:
     assert most == 3
 
 
+async def test_without_a_backlog_the_handler_starts_before_the_next_read_is_sent(redis: Any, redis_url: str) -> None:
+    reads: list[int] = []
+
+    @handler(STREAM, group=GROUP)
+    async def look(message: Message) -> None:
+        reads.append(consumer._reader.outstanding)
+
+    async with working(redis_url, look) as worker:
+        (consumer,) = worker.runtime.consumers
+        for n in range(1, 4):
+            await redis.xadd(STREAM, {"n": n})
+            await eventually_async(lambda n=n: len(reads) == n and consumer._reader.outstanding == 1)
+    assert reads[1:] == [0, 0]  # the first read asks for one message only, which may be the first of many
+
+
 async def test_of_a_deep_backlog_two_batches_are_read_ahead_and_no_more(redis: Any, redis_url: str) -> None:
     done, goes_on = 0, asyncio.Event()
 
