@@ -8,6 +8,8 @@ from typing import Any
 _MINUTE_S = 60
 _HOUR_S = 3600
 _DAY_S = 86400
+#: The text of an error may quote a whole body; of a longer one, the beginning and the end are kept.
+TEXT_CHARS_MAX = 16_000
 
 
 def counted(number: int, noun: str) -> str:
@@ -60,24 +62,40 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
 
 
 def error_summary(error: BaseException) -> str:
-    """Return an exception as one line, for logs and dead letters."""
+    """Return an exception as one line of limited length, for logs and dead letters."""
+    return shortened(_summary(error))
+
+
+def _summary(error: BaseException) -> str:
     text = " ".join(error_text(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def shortened(text: str) -> str:
+    """Return the beginning and the end of a text that is too long for a line of the log or a dead letter's reason."""
+    left_out = len(text) - TEXT_CHARS_MAX
+    if left_out <= 0:
+        return text
+    half = TEXT_CHARS_MAX // 2
+    return f"{text[:half]} ... ({left_out:,} characters are left out) ... {text[-half:]}"
+
+
 def public_summary(error: BaseException) -> str:
     """Return an exception as one line without the content of a message, which may be private: for the log."""
-    return _without_content(error_summary(error), error)
+    return shortened(_without_content(_summary(error), error))
 
 
 def public_text(text: str, error: BaseException) -> str:
     """Return a text that quotes the exception's, without the content of a message."""
-    return text.replace(error_summary(error), public_summary(error)).replace(error_text(error), _public(error))
+    own, public = error_text(error), _public(error)
+    return (
+        text.replace(error_summary(error), public_summary(error)).replace(shortened(own), public).replace(own, public)
+    )
 
 
 def public_traceback(error: BaseException) -> str:
     """Return an exception's traceback without the content of a message."""
-    return _without_content("".join(traceback.format_exception(error)).rstrip(), error)
+    return shortened(_without_content("".join(traceback.format_exception(error)).rstrip(), error))
 
 
 def _without_content(text: str, error: BaseException) -> str:

@@ -83,6 +83,7 @@ def _load_again(loaded: Loaded, inherited: ReloadState, started_from: StartedFro
 
 def _run_and_report(arbiter: Arbiter, paths: PoolPaths) -> int:
     """Run the arbiter and write the exit report for `supervisor stop`."""
+    exit_report.reserve(paths)
     try:
         code = arbiter.run()
     except SupervisorError as error:

@@ -42,6 +42,8 @@ def status(config: Path | None, as_json: bool) -> int:
     """Show the workers and the groups. Exits with 6 when the pool is degraded, with 8 when none is running."""
     import asyncio
 
+    from supervisor.control.client import stopped_pid
+    from supervisor.settings.paths import pool_paths
     from supervisor.status import collect
 
     loaded = load_settings_anyway(config)
@@ -53,7 +55,8 @@ def status(config: Path | None, as_json: bool) -> int:
         if found["pid"] is None:
             if not found["groups"] and found["redis"]["version"]:
                 talk("no pool has run here yet; `supervisor streams` loads the handlers and shows their groups")
-            talk(down_hint(loaded))
+            if stopped_pid(pool_paths(loaded.settings)) is None:  # else another start would be refused
+                talk(down_hint(loaded))
     if found["pid"] is None:
         return EXIT_DOWN
     return EXIT_DEGRADED if found["state"] in ("degraded", "down") else EXIT_OK

@@ -4,6 +4,7 @@ import contextlib
 import json
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 from supervisor.control.protocol import ANSWER_BYTES_MAX, encode
@@ -92,14 +93,25 @@ def _other_user(paths: PoolPaths) -> OtherUserError:
 
 
 def _not_running(paths: PoolPaths, error: Exception) -> NotRunningError:
-    return NotRunningError(f"no supervisor answers on {path_text(paths.control)}: {_why(error)}")
+    return NotRunningError(f"no supervisor answers on {path_text(paths.control)}: {_why(paths, error)}")
 
 
-def _why(error: Exception) -> str:
+def stopped_pid(paths: PoolPaths) -> int | None:
+    """Return the pid of the pool's process if it is stopped, as by Ctrl-Z; None where that can't be seen."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        pid = int(paths.lock.read_text())
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return pid if state in "Tt" else None
+    return None
+
+
+def _why(paths: PoolPaths, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "the socket does not exist"
     if isinstance(error, ConnectionRefusedError):
         return "its supervisor is gone"
     if isinstance(error, TimeoutError):
-        return "no answer in time"
+        pid = stopped_pid(paths)
+        hint = f"; its process {pid} is stopped: `fg` in its terminal, or `kill -CONT {pid}`, lets it go on"
+        return f"no answer in time{hint if pid else ''}"
     return str(error)

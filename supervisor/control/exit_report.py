@@ -8,9 +8,12 @@ import json
 import os
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from supervisor.settings.paths import PoolPaths
 
+_REASON_CHARS_MAX = 500
+_RESERVED_BYTES = 4096
 #: The wall clock may be adjusted by this much in between.
 CLOCK_SLACK_S = 1.0
 
@@ -28,10 +31,30 @@ class ExitReport:
 
 def write(paths: PoolPaths, exit_code: int, reason: str) -> None:
     """Write the report; errors are ignored, because a full disk must not change how the pool ends."""
-    draft = paths.exit_report.with_suffix(".new")
+    report = ExitReport(os.getpid(), exit_code, reason[:_REASON_CHARS_MAX], time.time())
+    draft = _draft(paths)
     with contextlib.suppress(OSError):
-        draft.write_text(json.dumps(asdict(ExitReport(os.getpid(), exit_code, reason, time.time()))))
+        _overwrite(draft, json.dumps(asdict(report)).encode())
         draft.replace(paths.exit_report)
+
+
+def reserve(paths: PoolPaths) -> None:
+    """Take the room of a report now: when the pool ends, the disk may be full. Errors are ignored."""
+    with contextlib.suppress(OSError):
+        _overwrite(_draft(paths), b"")
+
+
+def _draft(paths: PoolPaths) -> Path:
+    return paths.exit_report.with_suffix(".new")
+
+
+def _overwrite(path: Path, data: bytes) -> None:
+    """Write over what the file has, so that nothing new is needed on the disk; JSON may end with blanks."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, data.ljust(_RESERVED_BYTES))
+    finally:
+        os.close(fd)
 
 
 def read(paths: PoolPaths, pid: int, since_s: float) -> ExitReport | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from supervisor.core.backoff import backoff_s
 from supervisor.core.options import Options
 from supervisor.messages import Reject, Retry
-from supervisor.text import error_summary, error_text
+from supervisor.text import error_summary, error_text, shortened
 
 #: The reason of a dead letter whose message ended the processes that ran it.
 CRASHED = "crashed the worker"
@@ -56,7 +56,7 @@ def outcome_of(error: BaseException, failed_before: int, options: Options, rando
     """Return the outcome of a handler's exception, given how often the message failed before."""
     attempts = failed_before + 1
     if isinstance(error, Reject):
-        return Dead(error_text(error), attempts)
+        return Dead(shortened(error_text(error)), attempts)
     if attempts >= options.max_deliveries:
         often = "once," if attempts == 1 else f"{attempts} times, the last time"
         return Dead(f"failed {often} with {error_summary(error)}", attempts)

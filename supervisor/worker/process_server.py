@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -60,15 +61,19 @@ def start_server(settings: Settings, specs: Sequence[HandlerSpec], worker: str) 
 
 
 def _serve(settings: Settings, specs: Sequence[HandlerSpec], worker: str, control: socket.socket) -> NoReturn:
+    woken, wakes = os.pipe()
+    os.set_blocking(woken, False)
+    os.set_blocking(wakes, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wakes)
     selector = selectors.DefaultSelector()
     selector.register(control, selectors.EVENT_READ)
+    selector.register(woken, selectors.EVENT_READ)
     while True:
         for key, _ in selector.select():
             if key.fileobj is not control:
-                selector.unregister(key.fileobj)
-                os.close(key.fd)
-                _, status = os.waitpid(key.data, 0)
-                _tell(control, pid=key.data, ended=os.waitstatus_to_exitcode(status))
+                os.read(woken, 4096)
+                _tell_ended(control)
                 continue
             data, fds, _, _ = socket.recv_fds(control, 1, 1)
             if not data:
@@ -80,11 +85,21 @@ def _serve(settings: Settings, specs: Sequence[HandlerSpec], worker: str, contro
                 _tell(control, error=error.errno)
                 continue
             if pid == 0:
-                control.close()
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                selector.close()
+                for fd in (woken, wakes, control.detach()):
+                    os.close(fd)
                 _run_child(settings, specs, worker, socket.socket(fileno=fds[0]))
             os.close(fds[0])
-            selector.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
             _tell(control, pid=pid)
+
+
+def _tell_ended(control: socket.socket) -> None:
+    """Tell which children have ended."""
+    with contextlib.suppress(ChildProcessError):  # none is left
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            _tell(control, pid=ended[0], ended=os.waitstatus_to_exitcode(ended[1]))
 
 
 def _tell(control: socket.socket, **said: Any) -> None:

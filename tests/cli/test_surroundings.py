@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from supervisor.control import exit_report
 from supervisor.errors import EXIT_DOWN, EXIT_FAILED, EXIT_OK, EXIT_USAGE
+from supervisor.settings.paths import paths_in
 from tests.cli.run import COMMAND, environment, run
 from tests.support.pool import Pool
 from tests.support.servers import AnyServer
@@ -131,6 +134,30 @@ def test_a_full_disk_below_the_state_is_named(project: Path, full_disk: Path, re
     done = run("start", "--no-api", cwd=project, redis_url=redis_url, env=env)
     assert done.returncode == EXIT_USAGE and "Traceback" not in done.stderr
     assert "No space left on device" in done.stderr and "make room" in done.stderr
+
+
+def test_a_pool_reports_its_end_on_a_full_disk(full_disk: Path) -> None:
+    paths = paths_in(full_disk)
+    exit_report.reserve(paths)
+    with pytest.raises(OSError, match="No space left"):
+        (full_disk / "filler").write_bytes(bytes(8192))
+    exit_report.write(paths, 7, "work left")
+    report = exit_report.read(paths, os.getpid(), 0)
+    assert report is not None and (report.exit_code, report.reason) == (7, "work left")
+
+
+@pytest.mark.long
+def test_a_pool_whose_process_is_stopped_is_named(tmp_path: Path) -> None:
+    with Standins(tmp_path, workers=1) as pool:
+        pool.start()
+        os.kill(pool.pid, signal.SIGSTOP)
+        try:
+            done = run("status", "--config", str(pool.config), cwd=tmp_path)
+        finally:
+            os.kill(pool.pid, signal.SIGCONT)
+        text = done.stdout + done.stderr
+        assert f"its process {pool.pid} is stopped" in text and f"kill -CONT {pool.pid}" in text
+        assert "supervisor start" not in text
 
 
 ASK = """

@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -10,6 +11,7 @@ import pytest
 
 from supervisor.errors import EXIT_OK
 from supervisor.keys import dead_key
+from tests.cli.test_surroundings import refuse
 from tests.support.pool import Pool
 from tests.support.recording import RECORD, records, seen
 from tests.support.waiting import eventually
@@ -131,6 +133,35 @@ def test_a_worker_whose_server_of_processes_is_killed_is_replaced(start_pool: St
     eventually(lambda: pool.worker(0)["restarts"] == 1 and all(seen(pool)[f"{n}/1"] for n in (2, 3)))
     eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)
     assert "the process that forks the handlers' processes has ended" in pool.output
+
+
+def test_a_long_error_ends_no_worker(start_pool: StartPool, redis_server: Any) -> None:
+    handlers = """
+    from supervisor import Message, handler
+    @handler("events", group="workers", run_in="process", max_deliveries=1)
+    def handle(message: Message) -> None:
+        raise ValueError("begins" + "x" * 30_000_000 + "ends")
+    """
+    pool = start_pool(handlers, redis_url=redis_server.url, workers=1)
+    redis = redis_server.sync()
+    redis.xadd("events", {"n": 1})
+    ((_, letter),) = eventually(lambda: redis.xrange(dead_key("events", "workers")), 20)
+    assert letter[b"reason"].startswith(b"failed once, with ValueError: begins") and letter[b"reason"].endswith(b"ends")
+    assert len(letter[b"reason"]) + len(letter[b"error"]) < 50_000
+    assert pool.worker(0)["restarts"] == 0
+    assert len(pool.output) < 200_000
+
+
+def test_it_needs_no_pidfd(tmp_path: Path, start_pool: StartPool, redis_server: Any) -> None:
+    """Some sandboxes and systems have none."""
+    env = refuse(tmp_path / "site", os__pidfd_open="EPERM")
+    pool = start_pool(COMPUTES.replace("OPTION", "60"), redis_url=redis_server.url, workers=1, env=env)
+    redis = redis_server.sync()
+    for n in (1, 11):
+        redis.xadd("events", {"n": n})
+    eventually(lambda: seen(pool)["1/1"] and seen(pool)["11/2"])
+    assert "SIGKILL" in " ".join(line["error"] for line in pool.events("handler failed"))
+    assert pool.worker(0)["restarts"] == 0
 
 
 STARVING = (
