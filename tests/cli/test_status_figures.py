@@ -63,6 +63,8 @@ def test_every_figure_of_a_worker_is_shown(start_pool: Callable[..., Pool], redi
         text = eventually(lambda: text if wanted.search(text := web.get("/metrics").text) else None)
     values = dict(re.findall(r'^(\S+)\{slot="0"\} (\S+)$', text, re.MULTILINE))
     assert 'supervisor_reclaimed_total{cause="child_exit"} 1' in text.splitlines()
+    assert "supervisor_reclaim_delay_seconds_count 1" in text.splitlines()
+    assert re.search(r'^supervisor_redis_operation_duration_seconds_count{operation="xack"} [1-9]', text, re.MULTILINE)
     assert 'supervisor_worker_restarts_total{slot="0",reason="signal"} 1' in text.splitlines()
     assert float(values["supervisor_trimmed_messages_total"]) == 1
     assert float(values["supervisor_worker_reconnects_total"]) >= 1

@@ -135,6 +135,8 @@ def test_groups_streams_and_metrics_follow_what_happens(pool: Pool, server: Any,
 
     now = eventually(lambda: now if settled_total(now := metrics(web)) == 20 + settled_total(before) else None)
     assert (settled("done"), settled("retry"), settled("dead")) == (19, 1, 0)
+    stored = f'supervisor_messages_produced_total{{stream="{STREAM}",outcome="stored"}}'
+    assert now[stored] - before.get(stored, 0) == 10
     assert now['supervisor_workers{state="READY"}'] == 2
     assert now['supervisor_state{state="healthy"}'] == now["supervisor_redis_up"] == 1
     assert now[f'supervisor_stream_pending_messages{{stream="{STREAM}",group="mail"}}'] == 1
