@@ -19,8 +19,10 @@ _TOOL = ROOT / ".venv" / "contract" / "bin" / "st"
 _HOOKS = "tests.support.contract_hooks"
 #: The shipped router, room for bodies with more items than are allowed, and time: a busy machine is no fault.
 _CONFIG = '[api]\nmax_body_bytes = 67108864\nproduce_timeout_ms = 10000\nrouters = ["handlers.http:router"]'
-#: For Schemathesis: what was cancelled can be explained all the same.
+#: For Schemathesis: all checks, but what was cancelled can be explained all the same. Options would override this.
 _SETTINGS = """
+[checks]
+enabled = true
 [[operations]]
 include-path-regex = "/explain$"
 [operations.checks]
@@ -50,7 +52,7 @@ def main() -> int:
         (Path(folder) / "schemathesis.toml").write_text(_SETTINGS)
         for seed in range(options.first_seed, options.first_seed + options.seeds):
             command = [
-                str(_TOOL), "run", f"{service.base_url}/openapi.json", "--checks", "all", "--mode", "all",
+                str(_TOOL), "run", f"{service.base_url}/openapi.json", "--mode", "all",
                 "--exclude-path-regex", _LEFT_OUT, "--max-examples", str(options.examples), "--seed", str(seed),
                 "--generation-database", "none", "--no-color",
             ]  # fmt: skip
