@@ -48,6 +48,8 @@ ENTRY_BYTES = 200
 MEMORY_SHARE_MAX = 0.8
 #: A server that answers more commands a second than this has other work.
 BUSY_COMMANDS = 500
+#: Redis counts over the last 1.6 s, which may be those of a benchmark that has just ended.
+BUSY_AGAIN_S = 2.0
 EXPIRES_S = 3600
 TURN_LIMIT_S = 120.0
 LATENCY_MESSAGES = 400
@@ -141,6 +143,9 @@ async def refuse_busy(redis: Redis, messages: int) -> None:
             f"Redis uses {used:,} of {limit:,} bytes (maxmemory), and {messages:,} messages need some {need:,}:"
             " others would lose theirs; ask for fewer with --messages"
         )
+    if int(info.get("instantaneous_ops_per_sec", 0)) > BUSY_COMMANDS:
+        await asyncio.sleep(BUSY_AGAIN_S)
+        info = await redis.info("stats")
     if (busy := int(info.get("instantaneous_ops_per_sec", 0))) > BUSY_COMMANDS:
         raise SupervisorError(
             f"Redis answers {busy:,} commands a second for others: the benchmark would slow them down, and they the"

@@ -1,8 +1,8 @@
 """The life of one consumer: one (stream, group) in one worker, from its connection to its end.
 
 The way of a message is read from top to bottom in `_fetch`: a batch is received, the next reads are sent, and the batch
-is handed to the executor, which calls the handler for each message. What is done is noted at its source, and the
-settler acks it; what failed goes to `Failures`.
+is handed to the executor, which calls the handler for each message. Without a backlog the handler comes first. What is
+done is noted at its source, and the settler acks it; what failed goes to `Failures`.
 
 The consumer reads its own pending list when it starts, after every lost connection, and when it is asked to. It never
 ends for a fault of Redis.
