@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from supervisor.broker.scripts import FIRST_COPIES, TRIMMED_UNREAD, UNREAD
-from supervisor.core.ids import parse_id
+from supervisor.core.ids import parse_id, parse_number
 from supervisor.core.reclaim import foreign, owner_of
 from supervisor.core.replayed_copy import origin_of
 from supervisor.core.retry_record import parse_retry
@@ -24,7 +24,9 @@ from supervisor.keys import (
     REPLAY_CONSUMER,
     TURNS_CONSUMER,
     WAITING_CONSUMERS,
+    behind_key,
     dead_key,
+    due_key,
     host_key,
     replay_key,
     retries_key,
@@ -97,7 +99,7 @@ class PendingInfo:
     deliveries: int
     #: Handler runs that failed.
     attempts: int
-    #: When the next run is due, Unix ms; None when no retry waits.
+    #: When the next run is due, Unix ms; None when it waits for no retry and no rate.
     next_due_ms: int | None
     #: Its consumer belongs to no pool.
     foreign: bool = False
@@ -198,8 +200,27 @@ async def pending(redis: Redis, stream: str, group: str, count: int = 100) -> li
         raise UsageError(f"stream {stream!r} has no group {group!r}{hint}") from None
     retries = await _retries(redis, stream, group, [row["message_id"] for row in rows])
     found = [*(_pending(row, retry) for row, retry in zip(rows, retries, strict=True)), *copies][:count]
+    found = await _with_rates(redis, stream, group, found)
     strangers = await foreign_consumers(redis, (one.consumer for one in found))
     return [replace(one, foreign=True) if one.consumer in strangers else one for one in found]
+
+
+async def _with_rates(redis: Redis, stream: str, group: str, found: list[PendingInfo]) -> list[PendingInfo]:
+    """Add when those that wait for their rate are due."""
+    waiting = [one.id for one in found if one.consumer == RATES_CONSUMER]
+    if not waiting:
+        return found
+    pipe = redis.pipeline(transaction=False)
+    pipe.get(behind_key(stream, group))
+    for message_id in waiting:
+        pipe.zscore(due_key(stream, group), message_id)
+    behind_ms, *times = await pipe.execute()
+    due_ms = {
+        message_id: int(ms) + (parse_number(behind_ms) or 0)
+        for message_id, ms in zip(waiting, times, strict=True)
+        if ms is not None
+    }
+    return [replace(one, next_due_ms=due_ms.get(one.id, one.next_due_ms)) for one in found]
 
 
 async def copies_of(redis: Redis, stream: str, group: str, count: int) -> list[tuple[bytes, bytes]]:

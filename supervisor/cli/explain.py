@@ -83,7 +83,8 @@ async def _explain(loaded: Loaded, id_: str, stream: str | None) -> list[Verdict
         try:
             entry_id = normalize_id(id_)
         except ValueError:
-            return await _explain_later(redis, id_, groups, everywhere=stream is None)
+            later = await _explain_later(redis, id_, groups, everywhere=stream is None)
+            return [verdict for verdict in later if verdict.known] or later
         if stream:
             await require_stream(loaded, redis, stream)
         found = await _explain_entry(redis, entry_id, groups)

@@ -152,7 +152,7 @@ async def _change_all(
                 click.echo(done.get("entry_id", message_id))
             if as_json:
                 click.echo(dumps({"stream": stream, "id": message_id, **done}))
-    if missing:
+    if missing and len(ids) > 1:
         talk(f"{counted(len(ids) - missing, 'message')} of {len(ids)}")
     return EXIT_FAILED if missing else EXIT_OK
 

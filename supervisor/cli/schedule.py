@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -66,12 +67,19 @@ async def _overview(loaded: Loaded) -> list[dict[str, Any]]:
 
 
 def _row(one: dict[str, Any]) -> list[str]:
-    when = f"{one['cron']} {one['timezone']}" if one["cron"] else f"every {duration_text(one['every_s'])}"
+    when = f"{one['cron']} {one['timezone']}" if one["cron"] else f"every {_interval(one['every_s'])}"
     next_ = f"paused since {one['paused_since']}" if one["paused_since"] else one["next"][0]
     return [one["name"], one["stream"], when, one["last"] or "-", next_]
 
 
-def _change(verb: str, text: str, change: Callable[..., Awaitable[tuple[str, dict[str, str]]]]) -> click.Command:
+def _interval(seconds: float) -> str:
+    """Return `15 m` for 900, and `1 h 30 m` for 5400."""
+    return re.sub(r" 0 [hms]$", "", duration_text(seconds).replace(".0 s", " s"))
+
+
+def _change(
+    verb: str, short: str, text: str, change: Callable[..., Awaitable[tuple[str, dict[str, str]]]]
+) -> click.Command:
     """Make a command that changes one schedule. `change` returns what to print, as text and for JSON."""
 
     @click.argument("name")
@@ -87,7 +95,7 @@ def _change(verb: str, text: str, change: Callable[..., Awaitable[tuple[str, dic
     examples = f"""\
     supervisor schedule {verb} nightly
     supervisor schedule {verb} nightly --json"""
-    return command(examples, name=verb)(changed)
+    return command(examples, short_help=short, name=verb)(changed)
 
 
 async def _change_one(
@@ -129,6 +137,6 @@ RUN = """Publish the message of a schedule now, beside its ticks, and print its 
 PAUSE = """Publish no message of a schedule, in no pool, until `supervisor schedule resume`."""
 RESUME = """Let a paused schedule go on with its next tick. Ticks of the pause are not published."""
 schedule.add_command(list_, "list")
-schedule.add_command(_change("run", RUN, _run))
-schedule.add_command(_change("pause", PAUSE, _pause))
-schedule.add_command(_change("resume", RESUME, _resume))
+schedule.add_command(_change("run", "Publish the message of a schedule now.", RUN, _run))
+schedule.add_command(_change("pause", "Publish no tick until `resume`, in no pool.", PAUSE, _pause))
+schedule.add_command(_change("resume", "Go on with the next tick.", RESUME, _resume))

@@ -77,8 +77,10 @@ class ScheduleSettings(Section):
             found.append(("stream", "must be the name of a stream"))
         if not self.fields:
             found.append(("fields", 'must have at least one field, such as { kind = "nightly" }'))
-        if bool(self.cron) == bool(self.every):
-            found.append(("cron" if self.cron else "every", "must be one of cron and every"))
+        if self.cron and self.every:
+            found.append(("cron", "must be left out where every is given"))
+        elif not self.cron and not self.every:
+            found.append(("every", 'must be given where cron is not, such as "15m"'))
         elif self.every and self.every < EVERY_MIN_S:
             found.append(("every", f"must be at least {EVERY_MIN_S} s"))
         elif self.every and self.timezone != "UTC":

@@ -12,7 +12,7 @@ import structlog
 
 from supervisor import Message, Reject, handler
 from supervisor.broker.entry_lookup import collect
-from supervisor.broker.inspect import groups
+from supervisor.broker.inspect import groups, pending
 from supervisor.broker.replay import drop, replay
 from supervisor.core.entry_fate import Fate, TurnFact, explain
 from supervisor.keeper.reaper import Reaper
@@ -403,6 +403,7 @@ async def test_explain_says_whose_turn_it_is_and_until_when_a_rate_holds(redis: 
     assert 3_590_000 < waits.facts.next_due_ms - now_ms < 3_602_000
     (info,) = await groups(redis, [("calls", GROUP)])
     assert (info.waiting_rate, info.consumers) == (1, 1)
+    assert [one.next_due_ms for one in await pending(redis, "calls", GROUP)] == [waits.facts.next_due_ms]
     go_on.set()
     await worker.stop()
 
