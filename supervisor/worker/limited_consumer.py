@@ -39,7 +39,9 @@ class LimitedConsumer(Consumer):
         if isinstance(resources.settler, TurnSettler):
             self._turns = TurnGate(spec, resources.settler, resources.control, self._failures, self.retries, sources)
             for source, pending in self._pending.items():
-                pending.admit = partial(self._turns.admit, source, new=False)
+                pending.admit = partial(self._admit_found, source)
+        #: What the scan under way has been given turns for.
+        self._admitted: list[Message] = []
         self._rates = RateGate(spec, resources, self._failures, sources) if spec.options.rate else None
         self._limit = _ReadLimit(spec, resources, self.executor, self.retries, self.circuit)
         self._limit.gates = [gate for gate in (self._turns, self._rates) if gate is not None]
@@ -101,7 +103,12 @@ class LimitedConsumer(Consumer):
         """Return those of the messages whose rate lets them start now. Raises redis-py's errors and OSError."""
         if self._rates is None:
             return messages
-        starting, waiting = await self._rates.reserve(messages)
+        try:
+            starting, waiting = await self._rates.reserve(messages)
+        except (RedisError, OSError):
+            if self._turns is not None:
+                self._turns.forget(messages)
+            raise
         if self._turns is not None:
             self._turns.forget(waiting)
         return by_id(starting)
@@ -120,8 +127,20 @@ class LimitedConsumer(Consumer):
             await self._rates.begin()
         return readable
 
+    async def _admit_found(self, source: Source, messages: list[Message]) -> list[Message]:
+        assert self._turns is not None
+        admitted = await self._turns.admit(source, messages, new=False)
+        self._admitted += admitted
+        return admitted
+
     async def _scan(self) -> Adopted:
-        adopted = await super()._scan()
+        self._admitted = []
+        try:
+            adopted = await super()._scan()
+        except (RedisError, OSError, TimeoutError):  # the next scan has to find these again
+            if self._turns is not None:
+                self._turns.forget(self._admitted)
+            raise
         if self._rates is not None:  # it may have taken some of them over since, when they were due
             adopted.leave_out(message.entry for message in self._left())
             self._control.notify()  # what is due may be taken over from now on

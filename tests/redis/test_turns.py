@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import structlog
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from supervisor import Message, Reject, handler
 from supervisor.broker.entry_lookup import collect
@@ -18,6 +19,7 @@ from supervisor.core.entry_fate import Fate, TurnFact, explain
 from supervisor.keeper.reaper import Reaper
 from supervisor.keys import due_key, group_turn_key, message_keys_key, turn_key, turns_key
 from supervisor.shared_state import HeaderField, SharedState, SlotField
+from supervisor.worker.pending import PendingList
 from tests.redis.test_worker import Worker
 from tests.support.letters import letters
 from tests.support.waiting import eventually_async
@@ -350,6 +352,34 @@ async def test_a_rate_counts_retries_and_survives_workers(redis: Any, redis_url:
         *((str(n), 1) for n in range(2, 6)),
     ]
     assert time.monotonic() - began_s > 0.5
+
+
+async def test_what_a_scan_has_found_is_found_again_when_the_scan_fails(
+    redis: Any, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    failed: list[str] = []
+    records = PendingList._records
+
+    async def fails_once(self: PendingList, key: str, found: list[Message]) -> list[bytes | None]:
+        if found and not failed:
+            failed.append(key)
+            raise RedisConnectionError("lost after the messages were given their turns")
+        return await records(self, key, found)
+
+    monkeypatch.setattr(PendingList, "_records", fails_once)
+
+    @handler(STREAM, group=GROUP, key="customer")
+    async def bill(message: Message) -> None:
+        started.append(message.fields["n"])
+
+    for n in range(4):
+        await redis.xadd(STREAM, {"customer": f"c{n % 2}", "n": n})
+    await redis.xgroup_create(STREAM, GROUP, "0")
+    await redis.xreadgroup(GROUP, "host0:0", {STREAM: ">"})
+    async with pools(redis_url, bill, count=1):
+        await eventually_async(lambda: nothing_left(redis))
+    assert failed and sorted(started) == ["0", "1", "2", "3"]
 
 
 async def test_what_became_due_while_nobody_took_it_does_not_start_at_once(redis: Any, redis_url: str) -> None:
