@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from supervisor.broker import later_set as later
+from supervisor.broker.connect import client
 from supervisor.core.later import LaterMessage, digest_of, parse_member, to_member
 from supervisor.errors import IdempotencyError, UsageError
 from supervisor.keeper import later_mover
@@ -144,7 +145,7 @@ async def test_a_server_that_tells_no_changes_is_polled(
 
 async def test_it_goes_on_after_an_outage(redis_server: AnyServer, redis: Any, publisher: Publisher) -> None:
     log = Log()
-    async with moving(redis, redis_server.url, STREAM, log=log):
+    async with client(redis_server.url) as own, moving(own, redis_server.url, STREAM, log=log):
         await redis_server.down() if hasattr(redis_server, "down") else await redis.client_kill_filter(skipme=True)
         await publisher.publish(STREAM, {"n": "1"}, after_s=0.1)
         await eventually_async(holds(redis, 1))
