@@ -55,6 +55,16 @@ class Admission(NamedTuple):
     missing_after: bytes | None = None
 
 
+class Checked(NamedTuple):
+    """The answer to `turns_check`."""
+
+    #: Messages that no longer exist, whose turns were passed on.
+    gone: int
+    taken: list[Taken]
+    #: What has a turn and was this consumer's before: whether it is of the replay stream, and its id.
+    own: list[tuple[bool, bytes]]
+
+
 class Waiting(NamedTuple):
     """What waits for its turn."""
 
@@ -127,14 +137,15 @@ class Turns:
         keys = (*self._keys[:3], self._released)
         return Waiting(*await self._commands.script(TURNS_WAITING, keys, self._group, interval_ms, count, idle_ms))
 
-    async def check(self, fields: Collection[bytes], free: Iterable[bytes] = ()) -> tuple[int, list[Taken]]:
-        """Pass on the turns of messages that no longer exist; return their number and what this consumer has to run.
+    async def check(self, fields: Collection[bytes], free: Iterable[bytes] = ()) -> Checked:
+        """Pass on the turns of messages that no longer exist; see `turns_check.lua`.
 
         `fields` are those of the rows; `free` are the names of messages that wait and need no turn.
         """
         keys = (*self._keys, self._released)
-        gone, taken = await self._commands.script(TURNS_CHECK, keys, *self._arguments, len(fields), *fields, *free)
-        return gone, _taken(taken)
+        reply = await self._commands.script(TURNS_CHECK, keys, *self._arguments, len(fields), *fields, *free)
+        gone, taken, own = reply
+        return Checked(gone, _taken(taken), [(_is_replayed(at), entry) for at, entry in own])
 
     def settle(
         self, places: Sequence[Place], retries: str, crashes: str, *, replays: bool
@@ -158,7 +169,12 @@ def taken_of(reply: Sequence[Any]) -> list[Taken]:
 
 
 def _taken(found: Iterable[Any]) -> list[Taken]:
-    return [Taken(at == 2, entry, flat) for at, entry, flat in found]  # noqa: PLR2004 - the replay stream's number
+    return [Taken(_is_replayed(at), entry, flat) for at, entry, flat in found]
+
+
+def _is_replayed(at: int) -> bool:
+    """Return whether this number of a key is the replay stream's."""
+    return at == 2  # noqa: PLR2004
 
 
 def _names_and_fields(places: Sequence[Place]) -> list[bytes]:

@@ -48,7 +48,7 @@ class LimitedConsumer(Consumer):
 
     def tasks(self) -> list[Coroutine[None, None, None]]:
         """Return what runs beside the consumer."""
-        found = [self._turns.run()] if self._turns is not None else []
+        found = [self._turns.run(self._find_again)] if self._turns is not None else []
         return [*found, self._run_due(self._rates)] if self._rates is not None else found
 
     async def run_isolated(self, message: Message) -> None:
@@ -70,7 +70,7 @@ class LimitedConsumer(Consumer):
             except (RedisError, OSError):
                 await self._find_again()
             else:
-                self._start(by_id(due if self._turns is None else self._turns.hold(due)))
+                self._start_soon(by_id(due if self._turns is None else self._turns.hold(due)))
 
     async def _received(self, source: Source, entries: Entries) -> None:
         messages = source.new_messages(entries)
@@ -85,19 +85,27 @@ class LimitedConsumer(Consumer):
         pace = self._limit.pace
         if len(starting) * 2 < len(entries):  # what waits is not held here: look further, for what may run
             pace.count = min(pace.batch_size, 2 * pace.count)
-        self._start(starting)
+        self._start_soon(starting)
 
     async def _start_found(self, messages: list[Message]) -> None:
         try:
             if self._turns is not None:
-                messages = await self._turns.again(messages)
+                messages = by_id(await self._turns.again(messages))
             messages = await self._reserve(messages)
         except (RedisError, OSError):  # some of them may wait in Redis now: a scan shows which ones
             if self._turns is not None:
                 self._turns.forget(messages)
             await self._find_again()
         else:
+            self._start_soon(messages)
+
+    def _start_soon(self, messages: list[Message]) -> None:
+        """Have messages handled: when a suspect runs alone, which may have begun while Redis was asked, after it."""
+        if not self._control.isolating:
             self._start(messages)
+            return
+        for message in messages:
+            self.retries.add(message, 0)
 
     async def _reserve(self, messages: list[Message]) -> list[Message]:
         """Return those of the messages whose rate lets them start now. Raises redis-py's errors and OSError."""

@@ -21,7 +21,7 @@ from supervisor.core.message_key import key_reader
 from supervisor.keys import turn_field
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from supervisor.broker.turns import Admission, Mode, Taken
     from supervisor.handling.loader import HandlerSpec
@@ -172,17 +172,22 @@ class TurnGate:
             self._unsure.update(unsure)
             self._look_now.set()
 
-    async def run(self) -> None:
-        """Look at rows that wait, until cancelled."""
+    async def run(self, find_again: Callable[[], Awaitable[None]]) -> None:
+        """Look at rows that wait, until cancelled; `find_again` has the pending lists read."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._look_now.wait()
             self._look_now.clear()
             with contextlib.suppress(RedisError, OSError):  # others report it
-                await self._look()
+                if await self._look():
+                    await find_again()
 
-    async def _look(self) -> None:
+    async def _look(self) -> bool:
+        """Look at rows that wait; return whether something has its turn here and is not in hand.
+
+        A predecessor may have run it, and it may have to wait for a retry: only a scan shows that.
+        """
         interval_ms = 0 if self._hurry else int(LOOK_S * 1000)
         found = await self._turns.waiting(interval_ms, _LOOK_COUNT, _LOOK_IDLE_MS)
         self.full = found.number >= WAITING_MAX
@@ -194,15 +199,17 @@ class TurnGate:
                     fields.add(place.field)
                 elif place is not None and not self._limited:
                     free.append(place.name)
-        self._hurry = False
+        self._hurry = is_missing = False
         if fields or free or (self._limited and (found.entries or found.copies)):
-            gone, taken = await self._turns.check(fields, free)
+            checked = await self._turns.check(fields, free)
             self._unsure -= fields
-            self.take_over(taken)
-            if gone:
+            self.take_over(checked.taken)
+            is_missing = any(entry not in self._held[self._sources[replays]] for replays, entry in checked.own)
+            if checked.gone:
                 self._hurry = True
                 self._look_now.set()
         self._control.notify()
+        return is_missing
 
     async def _fill(self, after: bytes, upto: bytes) -> None:
         """Give their places to entries that others have read."""

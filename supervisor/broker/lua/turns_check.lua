@@ -1,9 +1,10 @@
 -- KEYS stream, replay stream, turns, row of the group, released rows; ARGV group, consumer, turns per key, turns of the
 -- group, number of rows, the rows' fields, then the names of messages that wait and need no turn.
 -- Takes turns from messages that no longer exist (deleted, or acked by another program) and passes them on. Gives
--- {number of those, what the consumer has to run}: also what it holds already, since an answer may have been lost.
+-- {number of those, what the consumer has to run, what has a turn and was the consumer's before}. The answer that gave it
+-- the last of these may have been lost. A predecessor may have run them, too.
 -- include: turns
-local gone, touched, count = 0, {}, tonumber(ARGV[5])
+local gone, touched, own, count = 0, {}, {}, tonumber(ARGV[5])
 local function check(row, passed)
   for _, member in ipairs(redis.call('ZRANGEBYSCORE', row, HOLDS, HOLDS)) do
     local at, entry = entry_of(member)
@@ -12,7 +13,9 @@ local function check(row, passed)
       error(pending.err, 0)
     end
     local owner = not pending.err and pending[1] and pending[1][2]
-    if not owner or (owner == WAITS or owner == ARGV[2]) and not passed(member) then
+    if owner == ARGV[2] and passed == take then
+      own[#own + 1] = {at, entry}
+    elseif not owner or (owner == WAITS or owner == ARGV[2]) and not passed(member) then
       leave(member, row)
       gone = gone + 1
     end
@@ -30,4 +33,4 @@ for number = 6 + count, #ARGV do
   take((member_of(ARGV[number])))
 end
 give_all(touched, take)
-return {gone, taken}
+return {gone, taken, own}
