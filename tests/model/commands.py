@@ -11,6 +11,7 @@ from redis.exceptions import ResponseError
 
 from supervisor.core.ids import parse_id
 from tests.model.group import Stream, bound, written
+from tests.model.sets import SetCommands
 
 Argument = bytes | str | int | float
 
@@ -20,11 +21,12 @@ def flat(argument: Argument) -> bytes:
     return argument if isinstance(argument, bytes) else str(argument).encode()
 
 
-class Commands:
+class Commands(SetCommands):
     """All keys, the clock, and the commands."""
 
     def __init__(self, *, eager: bool = True) -> None:
         """`eager`: see `Stream`."""
+        super().__init__()
         self.now_ms = 1_000_000
         self.calls = 0
         self.streams: dict[bytes, Stream] = {}
@@ -39,7 +41,9 @@ class Commands:
     def call(self, *command: Argument) -> Any:
         """The reply. Raises ResponseError as a client would."""
         self.calls += 1
-        name, *arguments = map(flat, command)
+        return self._do(*map(flat, command))
+
+    def _do(self, name: bytes, *arguments: bytes) -> Any:
         assert name in self._commands, f"the model does not know {name.decode()}"
         return self._commands[name](*arguments)
 
@@ -53,6 +57,8 @@ class Commands:
 
     def cmd_xadd(self, key: bytes, entry: bytes, *pairs: bytes) -> bytes:
         stream = self.streams.setdefault(key, Stream(eager=self._eager))
+        if entry == b"MAXLEN":  # approximate: no history has so many
+            entry, pairs = pairs[2], pairs[3:]
         if entry == b"*":
             ms, seq = stream.last
             return stream.add((self.now_ms, 0) if self.now_ms > ms else (ms, seq + 1), list(pairs))
@@ -154,7 +160,7 @@ class Commands:
         counts = [[name, flat(len(group.of(name)))] for name in sorted(group.consumers) if group.of(name)]
         return [len(group.pending), written(group.pending.order[0]), written(group.pending.order[-1]), counts]
 
-    def cmd_xinfo(self, what: bytes, key: bytes, *name: bytes) -> list[Any]:
+    def cmd_xinfo(self, what: bytes, key: bytes, *name: bytes) -> Any:
         """As dicts; of what the supervisor looks at, and no idle times (see `test_conformance.py`)."""
         if key not in self.streams:
             raise ResponseError("no such key")
@@ -162,6 +168,8 @@ class Commands:
         if what == b"CONSUMERS":
             group = stream.group(name[0])
             return [{b"name": of, b"pending": len(group.of(of))} for of in sorted(group.consumers)]
+        if what == b"STREAM":  # as before Redis 7.0, which does not say how many entries were added
+            return {b"length": len(stream.entries), b"last-generated-id": written(stream.last)}
         assert what == b"GROUPS", what
         return [
             {
@@ -212,8 +220,19 @@ class Commands:
         self.strings[key] = value, self.now_ms + int(how[how.index(b"PX") + 1]) if b"PX" in how else float("inf")
         return b"OK"
 
-    def cmd_exists(self, key: bytes) -> int:
-        return int(self.cmd_get(key) is not None or key in self.streams or bool(self.hashes.get(key)))
+    def cmd_exists(self, *keys: bytes) -> int:
+        return sum(self._is_there(key) for key in keys)
+
+    def _is_there(self, key: bytes) -> bool:
+        held = (self.streams, self.sorted_sets, self.sets)
+        return self.cmd_get(key) is not None or bool(self.hashes.get(key)) or any(key in kind for kind in held)
+
+    def cmd_expire(self, key: bytes, _: bytes) -> int:
+        """No history is so long."""
+        return self.cmd_exists(key)
+
+    def cmd_time(self) -> list[bytes]:
+        return [flat(self.now_ms // 1000), flat(self.now_ms % 1000 * 1000)]
 
     def cmd_ping(self) -> bytes:
         return b"PONG"
@@ -223,6 +242,6 @@ class Commands:
 
     def cmd_del(self, key: bytes) -> int:
         found = self.cmd_exists(key)
-        for kind in (self.strings, self.streams, self.hashes):
+        for kind in (self.strings, self.streams, self.hashes, self.sorted_sets, self.sets):
             kind.pop(key, None)  # type: ignore[attr-defined]
         return found

@@ -46,6 +46,9 @@ class Ghost:
     key: Key
     place: Place
     poison: bool
+    #: The number that it was published with, and its handler's key for it; None: it has none.
+    number: int = 0
+    turn: bytes | None = None
     #: Its handler is never called: its first delivery is its last.
     undecodable: bool = False
     #: Its handler runs and ignores its end, so that its worker has to be killed.
@@ -86,10 +89,24 @@ class Ghost:
     dropped: bool = False
     #: Letters that it may have: more than one when its group was lost after the first.
     letters_max: int = 1
+    #: Its handler was called; its letter was dropped by hand.
+    begun: bool = False
+    letter_dropped: bool = False
+    #: What its handler returns is published before it is acked, and the time limit may end that.
+    publishes_first: bool = False
+    #: Its group was destroyed, and it was read again.
+    read_again: bool = False
+    #: It was in a batch whose handler has raised, for another one.
+    failed_in_batch: bool = False
 
     @property
     def id(self) -> Id:
         return parse_id(self.place[2])
+
+    @property
+    def may_run_twice(self) -> bool:
+        """So others of its key may run beside it."""
+        return self.torn or self.deleted
 
 
 class Ghosts:
@@ -113,7 +130,8 @@ class Ghosts:
         name, entry, torn = worker.name, ghost.place, ghost.torn
         self._forbid(ghost.undecodable, f"{entry!r} runs, and can't be decoded")
         self._forbid(worker in ghost.runners and not torn, f"{entry!r} runs twice in {name}")
-        self._forbid(worker in ghost.done and not torn, f"{entry!r} runs again in {name}, which has done it")
+        again = worker in ghost.done and not ghost.publishes_first
+        self._forbid(again and not torn, f"{entry!r} runs again in {name}, which has done it")
         self._forbid(ghost.runners and not torn, f"{entry!r} runs in two workers at once")
         self._forbid(message.failures >= self._world.options.max_deliveries, f"{entry!r} is tried too often")
         self._forbid(message.failures > ghost.failed and not torn, f"{entry!r}: an attempt was counted twice")
@@ -129,6 +147,8 @@ class Ghosts:
         obeys = worker.words.get(SlotField.PAUSED)
         self._forbid(obeys, f"{entry!r} is started by a worker that says that it starts nothing")
         self._check_marks(worker, message, ghost)
+        self._world.limits.check_start(ghost)
+        ghost.begun = True
         ghost.runners.append(worker)
         ghost.suspected_by = ""
         here = [other for other in self.running_in(worker) if other.key[0] == ghost.key[0]]
@@ -157,6 +177,7 @@ class Ghosts:
             ghost.runners.remove(worker)
         if error is None:
             ghost.done.append(worker)
+            ghost.failed += ghost.publishes_first  # if its time limit ends the publishing
         elif counts:
             ghost.failed += 1
             ghost.failed_in = worker, message.failures + 1
@@ -203,7 +224,9 @@ class Ghosts:
             self._forbid(worker in ghost.runners, f"{worker.name} left with {ghost.place!r} running")
             if ghost.torn or self.owner(ghost) != worker.name:
                 continue
-            self._forbid(worker in ghost.done, f"{worker.name} left without acking {ghost.place!r}")
+            refused = self._world.has_refused and self._world.handlers.returns(ghost.key[0])  # it would publish, too
+            done = worker in ghost.done and not ghost.publishes_first and not refused
+            self._forbid(done, f"{worker.name} left without acking {ghost.place!r}")
             record = self._world.server.call("HGET", retries_key(*ghost.place[:2]), ghost.place[2])
             recorded = int(record.split(b":")[0]) if record else 0
             failed = ghost.failed_in[1] if ghost.failed_in and ghost.failed_in[0] is worker else 0
@@ -282,7 +305,8 @@ class Ghosts:
                 continue
             letters = self.letters(ghost)
             pending, unread = ghost.id in held.pending, ghost.id > held.last
-            if not (pending or unread or ghost.done or ghost.was_done or letters or ghost.deleted or ghost.dropped):
+            settled = ghost.done or ghost.was_done or letters or ghost.letter_dropped or ghost.deleted or ghost.dropped
+            if not (pending or unread or settled):
                 raise BrokenRuleError(f"{ghost.place!r} is lost: neither pending, nor done, nor dead")
             self._forbid(len(letters) > ghost.letters_max, f"{ghost.place!r} has {len(letters)} letters")
             too_often = any(deliveries > self._world.options.max_deliveries for _, deliveries in letters)
@@ -310,7 +334,8 @@ class Ghosts:
                 continue
             self._forbid(held.pending, f"{dict(held.pending)} are still pending in {stream}")
             self._forbid(self._world.unread(stream, group), f"not all of {stream} was read")
-            self._forbid(held.consumers - living, f"stale consumers: {held.consumers - living}")
+            stale = held.consumers - living - self._world.waiting_consumers(group)
+            self._forbid(stale, f"stale consumers: {stale}")
             ours = [ghost for ghost in self.at.values() if ghost.place[:2] == (stream, group)]
             # What a host that was wrongly declared dead says of a retry may come after another's ack, and stays.
             # So does what is recorded before a dead process's ack arrives.
@@ -323,7 +348,8 @@ class Ghosts:
                 marked = row is not None and (row.started() != (0, 0) or row.isolated())
                 self._forbid(marked, f"{worker.name} is idle, and marked as running something")
         for ghost in self.of.values():
-            missed = (ghost.poison or ghost.undecodable) and not ghost.deleted and not self.letters(ghost)
+            given_up = ghost.letter_dropped or self.letters(ghost)
+            missed = (ghost.poison or ghost.undecodable) and not ghost.deleted and not given_up
             self._forbid(missed, f"{ghost.place!r} can't be handled and is not dead")
 
     def check_waiting(self, worker: Worker) -> None:
@@ -343,7 +369,8 @@ class Ghosts:
         for ghost in self.at.values():
             if self.owner(ghost) != worker.name or ghost.torn or ghost.deleted:
                 continue
-            had = worker in ghost.done or (ghost.failed_in and ghost.failed_in[0] is worker)
+            done = worker in ghost.done and not ghost.publishes_first
+            had = done or (ghost.failed_in and ghost.failed_in[0] is worker)
             scanned = ghost.scanned_by is worker and now_s - max(ghost.scanned_s, since_s) > _OBEYS_S
             self._forbid(had or scanned, f"{worker.name} is idle, and has {ghost.place!r} pending")
 

@@ -5,17 +5,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from supervisor.core.emit import Emit
 from supervisor.handling.decode import as_message
 from supervisor.handling.loader import HandlerSpec
 from supervisor.messages import BatchError, DecodeError, Message, Reject, Retry
+from tests.model.limits import OUT, emits
 from tests.model.process import Worker, this_process
 
 if TYPE_CHECKING:
     from tests.model.world import World
 
-Kind = Literal["async", "batch", "thread"]
+Kind = Literal[
+    "async", "batch", "thread",  # these return nothing, the others return `Emit`
+    "emit", "emit batch",
+    "key", "key batch", "key thread", "key halt", "limit", "key limit",
+]  # fmt: skip
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "key": {"key": "k"},
+    "halt": {"key": "k", "on_dead": "halt"},
+    "limit": {"group_concurrency": 2},
+}
 
 FOREVER_S = 1e6
 _left_behind: ContextVar[int] = ContextVar("left_behind", default=0)
@@ -44,18 +56,25 @@ class Handlers:
         self._chance = world.chance
 
     def spec(self, group: str, kind: Kind) -> HandlerSpec:
-        function = {"async": self._one, "batch": self._batch, "thread": self._plain}[kind]
+        words = kind.split()
+        batch, thread = "batch" in words, "thread" in words
+        function = self._batch if batch else self._plain if thread else self._one
+        options = {name: value for word in words for name, value in _OPTIONS.get(word, {}).items()}
         return HandlerSpec(
             self._world.stream,
             group,
             f"handlers.{group}",
             function,
             self._decode if group == "h" else as_message,
-            batch=kind == "batch",
-            is_async=kind != "thread",
-            options=self._world.options,
+            batch=batch,
+            is_async=not thread,
+            options=replace(self._world.options, **options),
             where="here",
         )
+
+    def returns(self, group: str) -> bool:
+        """Whether the handler of that group returns `Emit` for some messages."""
+        return self._world.kinds[group] not in ("async", "batch", "thread")
 
     def _decode(self, message: Message) -> Message:
         if self._world.ghosts.of_message(message).undecodable:
@@ -64,19 +83,28 @@ class Handlers:
             raise error
         return message
 
-    async def _one(self, message: Message) -> None:
-        await self._handle([message])
+    async def _one(self, message: Message) -> list[Emit] | None:
+        return await self._handle([message])
 
-    async def _batch(self, messages: list[Message]) -> None:
-        await self._handle(messages)
+    async def _batch(self, messages: list[Message]) -> list[Emit] | None:
+        return await self._handle(messages)
 
-    def _plain(self, message: Message) -> None:
+    def _plain(self, message: Message) -> list[Emit] | None:
         try:
             self._handle([message]).send(None)
-        except StopIteration:
-            return
+        except StopIteration as ended:
+            found: list[Emit] | None = ended.value
+            return found
+        return None
 
-    async def _handle(self, messages: Sequence[Message]) -> None:
+    def _result(self, messages: Sequence[Message]) -> list[Emit] | None:
+        group, numbers = messages[0].group, [self._world.ghosts.of_message(message).number for message in messages]
+        if not self.returns(group):
+            return None
+        pairs = zip(messages, numbers, strict=True)
+        return [Emit(OUT, {"group": group, "of": message.id}) for message, number in pairs if emits(number)]
+
+    async def _handle(self, messages: Sequence[Message]) -> list[Emit] | None:
         worker: Worker = this_process()
         try:
             for message in messages:
@@ -87,6 +115,7 @@ class Handlers:
         error: BaseException | None = None
         try:
             await self._act(worker, messages)
+            return self._result(messages)
         except BaseException as raised:
             error = raised
             raise
@@ -99,6 +128,7 @@ class Handlers:
         left = isinstance(error, asyncio.CancelledError) and worker.leaves_its_work
         for message in messages:
             own = error.failed.get(message.id) if isinstance(error, BatchError) else error
+            self._world.ghosts.of_message(message).failed_in_batch |= own is not error
             self._world.ghosts.ended(worker, message, own, counts=not left)
 
     async def _act(self, worker: Worker, messages: Sequence[Message]) -> None:

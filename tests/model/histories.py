@@ -15,6 +15,9 @@ MOVES = 60
 WEIGHTS = {
     "publish": 10,
     "flood": 2,
+    "later": 3,
+    "commit": 1,
+    "kill_relay": 1,
     "step": 50,
     "tick": 12,
     "lose": 6,
@@ -39,10 +42,14 @@ WEIGHTS = {
     "recover": 3,
     "kill_keeper": 1,
     "replay": 3,
+    "release": 1,
     "delete": 1,
 }
 #: What kinds of handlers there are, each of a group of its own.
-HANDLERS: list[list[Kind]] = [["async"], ["batch"], ["async", "batch"], ["async", "thread"], ["thread"]]
+HANDLERS: list[list[Kind]] = [
+    *(["async"], ["batch"], ["async", "batch"], ["async", "thread"], ["thread"]),
+    *(["emit"], ["emit batch", "key"], ["key"], ["key batch"], ["key halt"], ["limit"], ["key limit", "key thread"]),
+]
 
 
 def history(seed: int) -> dict[str, Any]:

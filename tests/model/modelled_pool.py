@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from supervisor.core.outcome import Crash
 from supervisor.keeper import keeper
 from supervisor.keeper.lease import take
+from supervisor.outbox import relay
 from supervisor.settings.model import Settings
 from supervisor.shared_state import HEADER_FIELDS, SLOT_STRIDE, HeaderField, SharedSlot, SlotField
 from tests.model.process import SLOTS, Client, Process, Worker
@@ -59,6 +60,8 @@ class Pool:
         self.workers: dict[int, Worker | None] = {}
         self.arbiter: Process | None = None
         self.keeper: Process | None = None
+        #: It runs when there is an outbox.
+        self.relay: Process | None = None
         #: Slots that crashed or were not started yet, and are to be started; how each ended last.
         self.due: set[int] = set()
         self.keeper_told = False
@@ -132,6 +135,16 @@ class Pool:
         body = keeper._main(self.settings, self.world.specs, shared, self.token)
         self.world.begin(self.keeper, body)
 
+    def start_relay(self) -> None:
+        """A relay begins, in place of one that is killed."""
+        if self.relay is not None:
+            self.relay.end()
+        shared: Any = self.shared
+        self.relay = Process(self, f"{self.name}: relay")
+        token = f"{self.token} {self.world.chance.random()}"
+        body = relay._main(self.settings, shared, token)
+        self.world.begin(self.relay, body)
+
     def _check(self) -> None:
         now_s = self.world.clock.now_s
         if now_s - self._checked_s > _LATE_S:  # it was frozen: the workers get time to go on
@@ -145,12 +158,17 @@ class Pool:
             elif 0 < deadline_s < now_s and now_s > self._patient_until_s:
                 self.world.ghosts.overdue(worker)
                 self.gone(worker, crashed=True)
-        if self.due:
-            self._spawn(min(self.due))
+        self._start_due()
         if self.burst and not self.stopping and not self.living and not self.due:
             self.stop()
         if self.stopping and not self.living:
             self._end_keeper()
+
+    def _start_due(self) -> None:
+        if self.due:
+            self._spawn(min(self.due))
+        elif self.world.has_outbox and self.relay is None and not self.stopping:
+            self.start_relay()
 
     def _end_keeper(self) -> None:
         if self.keeper is None or self.keeper.left:
@@ -161,6 +179,7 @@ class Pool:
 
     def _down(self) -> None:
         self.up, self.keeper = False, None
+        self._end_relay()
         self.world.ghosts.forgive()
         if self.world.has_refused:  # the keeper could not remove the marks of a worker that was killed
             self.world.ghosts.marks_stay(self)
@@ -230,6 +249,12 @@ class Pool:
             if process is not None:
                 process.end(with_host=with_host)
         self.up, self.keeper = False, None
+        self._end_relay(with_host=with_host)
+
+    def _end_relay(self, *, with_host: bool = False) -> None:
+        if self.relay is not None:
+            self.relay.end(with_host=with_host)
+            self.relay = None
 
     def _successor(self, slot: int) -> int | None:
         return min((other.slot for other in self.living if other.slot < self.size and other.slot != slot), default=None)

@@ -8,7 +8,7 @@ import asyncio
 import heapq
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from itertools import count
 from typing import Any
@@ -17,10 +17,9 @@ import hiredis
 from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as LostError
 
-from supervisor.broker import scripts
 from tests.model.commands import Argument, flat
 from tests.model.ghosts import BrokenRuleError
-from tests.model.server import Server
+from tests.model.server import READS, Server
 from tests.model.stepped_loop import Clock
 
 #: A server does not notice at once that a client is gone whose host is.
@@ -29,11 +28,8 @@ _REFUSED_S = 0.05
 _UNREACHABLE_S = 0.5
 #: Longer than anybody waits for an answer.
 _STALLED_S = 6.0
-#: What a full server refuses; a script does so at its first write.
-_NEED_MEMORY = {b"XADD", b"HSET", b"HINCRBY", b"XGROUP CREATE"} | {
-    script.text.encode() for script in (scripts.DEAD_LETTER, scripts.RECORD_RETRY, scripts.REPLAY)
-}
-_READS = {b"XRANGE", b"XPENDING", b"XINFO", b"HGET", b"HMGET", b"HKEYS", b"GET", b"EXISTS", b"INFO", b"PING"}
+#: What a full server refuses; in a script only until it has written something.
+_NEED_MEMORY = frozenset({b"XADD", b"HSET", b"HINCRBY", b"SADD", b"SET", b"ZADD"})
 
 
 class Loss(Enum):
@@ -64,6 +60,7 @@ class Network:
     def __init__(self, clock: Clock, server: Server, chance: random.Random) -> None:
         self.clock = clock
         self.server = server
+        self.server.refuse = self._refuse_write
         self.chance = chance
         self.mode = Mode.NOTHING
         self.links: dict[int, Link] = {}
@@ -94,6 +91,7 @@ class Network:
         """The server starts again with its data; it counts its clients from 1."""
         for link in list(self.links.values()):
             link.end()
+        self.server.known.clear()
         self._numbers = count(1)
 
     async def dial(self, process: Any, name: str) -> "Link":
@@ -115,14 +113,19 @@ class Network:
                 link.look()
 
     def _refuse(self, command: tuple[Argument, ...]) -> None:
-        name = flat(command[0])
+        name, *rest = map(flat, command)
         if self.mode is Mode.LOADING and name != b"PING":
             raise BusyLoadingError("Redis is loading the dataset in memory")
         if name == b"HINCRBY" and self.mode in (Mode.OOM, Mode.READONLY):
             self.sender.pool.world.ghosts.forgive()  # a crash is not charged
-        if self.mode is Mode.READONLY and name not in _READS:
+        if name not in (b"EVAL", b"EVALSHA"):
+            self._refuse_write((name, *rest), False)
+
+    def _refuse_write(self, words: Sequence[bytes], has_written: bool) -> None:
+        if self.mode is Mode.READONLY and words[0] not in READS:
             raise ReadOnlyError("You can't write against a read only replica.")
-        if self.mode is Mode.OOM and (name in _NEED_MEMORY or _words(command) & _NEED_MEMORY):
+        needs_memory = words[0] in _NEED_MEMORY or words[:2] == (b"XGROUP", b"CREATE")
+        if self.mode is Mode.OOM and needs_memory and not has_written:
             raise OutOfMemoryError("command not allowed when used memory > 'maxmemory'.")
 
 
@@ -340,6 +343,8 @@ class Connection:
     """As redis-py's `AbstractConnection`, as far as the product drives one by hand."""
 
     host, port = "model", 6379
+    #: It shows a loss when something is sent, and not before.
+    _reader = _writer = None
 
     def __init__(self, network: Network, process: Any, name: str) -> None:
         self._network = network
@@ -365,22 +370,19 @@ class Connection:
             raise LostError("not connected")
         self._link.send(packed)
 
-    async def read_response(self, disable_decoding: bool = False) -> Any:
+    async def read_response(
+        self, disable_decoding: bool = False, timeout: float | None = None, disconnect_on_error: bool = True
+    ) -> Any:
         if self._link is None:
             raise LostError("not connected")
         try:
             reply = await self._link.receive()
         except BaseException:
-            await self.disconnect()
+            if disconnect_on_error:
+                await self.disconnect()
             raise
         if isinstance(reply, LostError):  # so it takes LOADING
             await self.disconnect()
         if isinstance(reply, Exception):
             raise reply
         return reply
-
-
-def _words(command: tuple[Argument, ...]) -> set[bytes]:
-    """What a command is known by: its script, or its first two words."""
-    first = [flat(word) for word in command[:2]]
-    return {first[-1], b" ".join(first)}

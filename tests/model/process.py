@@ -12,16 +12,19 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import supervisor.broker
 import supervisor.keeper
+import supervisor.outbox
 import supervisor.worker
-from supervisor.broker import command_connection, group_reader
+from supervisor import publisher
+from supervisor.broker import command_connection, group_reader, pipeline_connection
 from supervisor.broker.command_connection import CommandConnection
 from supervisor.keeper import keeper, reaper
+from supervisor.outbox import relay
 from supervisor.shared_consumer import SharedConsumer
 from supervisor.shared_state import SlotField
 from supervisor.worker import process as worker_process
@@ -160,6 +163,8 @@ class Worker(Process):
     @property
     def is_confirmed(self) -> bool:
         """All that was decided is written."""
+        if any(of._settler.backlog for of in self._consumers):  # one with turns keeps some of it itself
+            return False
         return all(settler._idle.is_set() and not settler._refused for settler in self.runtime.settlers)
 
     @property
@@ -263,6 +268,15 @@ def _connection(*_: Any, name: str = "", **__: Any) -> Connection:
     return Connection(process.pool.world.network, process, name)
 
 
+async def _never_closed(_: Any) -> AsyncIterator[None]:
+    """A process that is killed closes nothing."""
+    yield
+
+
+def _database(_: str) -> Any:
+    return this_process().pool.world.outbox
+
+
 def _runtime(*arguments: Any, **named: Any) -> Runtime:
     process = this_process()
     process.runtime = Runtime(*arguments, **named)
@@ -271,7 +285,7 @@ def _runtime(*arguments: Any, **named: Any) -> Runtime:
 
 def _modules() -> list[Any]:
     names = []
-    for package in (supervisor.broker, supervisor.keeper, supervisor.worker):
+    for package in (supervisor.broker, supervisor.keeper, supervisor.outbox, supervisor.worker):
         names += [f"{package.__name__}.{found.name}" for found in pkgutil.iter_modules(package.__path__)]
     for name in names:
         importlib.import_module(name)
@@ -297,10 +311,13 @@ def in_this_world(clock: Clock, chance: random.Random) -> Iterator[None]:
             put.append((module, name, getattr(clock, value.__name__)))
         else:
             put.append((module, name, clock if value is time else chance))
-    put += [(group_reader, "connection", _connection), (command_connection, "connection", _connection)]
+    put += [(module, "connection", _connection) for module in (group_reader, command_connection, pipeline_connection)]
     put += [(worker_process, "Runtime", _runtime), (worker_process, "FaultLog", Silent)]
     put += [(worker_process, "worker_logger", Silent), (keeper, "service_logger", Silent), (keeper, "client", Client)]
     put += [(keeper, "FaultLog", Silent), (reaper, "SLOTS_MAX", SLOTS)]
+    put += [(relay, "Database", _database), (relay, "FaultLog", Silent), (relay, "service_logger", Silent)]
+    put += [(relay, "POLL_S", 0.5)]  # fewer callbacks
+    put += [(publisher, "_closed_with_its_loop", _never_closed)]
     before = [(module, name, getattr(module, name)) for module, name, _ in put]
     for module, name, value in put:
         setattr(module, name, value)

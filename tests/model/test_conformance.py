@@ -5,7 +5,8 @@ that were set an hour back (XCLAIM IDLE), so that no test is slow enough to make
 lag, which servers count differently, and wrongly (redis#13338), and which the supervisor counts for itself.
 """
 
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -23,7 +24,20 @@ from redis.exceptions import ResponseError
 
 from supervisor.broker import scripts
 from supervisor.broker.redis_errors import code_of
-from supervisor.keys import crashes_key, dead_key, host_key, replay_key, retries_key
+from supervisor.broker.turns import Place, Turns
+from supervisor.keys import (
+    crashes_key,
+    dead_key,
+    group_turn_key,
+    host_key,
+    later_key,
+    origins_key,
+    replay_key,
+    retries_key,
+    turn_field,
+    turn_key,
+    turns_key,
+)
 from tests.model.commands import Argument
 from tests.model.group import written
 from tests.model.server import Server
@@ -248,6 +262,65 @@ class Conformance(RuleBasedStateMachine):
         ]
         assert answers[0] == answers[1]
 
+    def turns(self, group: str, consumer: str, per_group: int) -> Turns:
+        """The turns of a group, whose scripts are run by both."""
+        return Turns(_Both(self), STREAM, group, consumer, per_key=1, per_group=per_group)  # type: ignore[arg-type]
+
+    def places(self, ids: list[bytes]) -> list[Place]:
+        """Of messages whose number tells which of two keys they have."""
+        return [Place(entry, turn_field(b"ab"[entry[-1] % 2 :][:1])) for entry in ids]
+
+    @rule(group=groups, consumer=consumers, count=counts, per_group=st.integers(0, 2), own=st.booleans())
+    def admit(self, group: str, consumer: str, count: int, per_group: int, own: bool) -> None:
+        start = "0" if own else ">"
+        reply = self.both("XREADGROUP", "GROUP", group, consumer, "COUNT", count, "STREAMS", STREAM, start)
+        ids = [row[0] for row in reply[0][1] if row[1]] if isinstance(reply, list) and reply else []
+        turns, modes = self.turns(group, consumer, per_group), ("own" if own else "new", "others")
+        with suppress(ResponseError):  # there is no such group
+            finished(turns.begin("k"))
+            for mode in modes if ids else modes[1:]:
+                finished(turns.admit(mode, self.places(ids), ids[-1] if ids else b""))  # type: ignore[arg-type]
+
+    @rule(group=groups, consumer=consumers, per_group=st.integers(0, 2), ids=st.lists(numbers, min_size=1, max_size=2))
+    def settle_turns(self, group: str, consumer: str, per_group: int, ids: list[int]) -> None:
+        places = self.places([self.id(number) for number in sorted(set(ids))])
+        keys = retries_key(STREAM, group), crashes_key(STREAM, group)
+        script, arguments = self.turns(group, consumer, per_group).settle(places, *keys, replays=False)
+        self.both("EVAL", script.text, *arguments)
+
+    @rule(group=groups, consumer=consumers, per_group=st.integers(0, 2), keys=st.sets(st.sampled_from([b"a", b"b"])))
+    def check_turns(self, group: str, consumer: str, per_group: int, keys: set[bytes]) -> None:
+        with suppress(ResponseError):
+            finished(self.turns(group, consumer, per_group).check([turn_field(key) for key in sorted(keys)]))
+
+    @rule(members=st.lists(st.sampled_from("xyz"), min_size=1, max_size=3, unique=True), score=st.integers(-2, 3))
+    def add_for_later(self, members: list[str], score: int) -> None:
+        self.both(
+            "ZADD",
+            later_key(STREAM),
+            *(word for number, member in enumerate(members) for word in (score + number, member)),
+        )
+
+    @rule(
+        low=st.sampled_from(["-inf", "0", "(1", "2.5"]),
+        high=st.sampled_from(["+inf", "(2", "1e0"]),
+        member=st.sampled_from("xyz"),
+    )
+    def look_at_later(self, low: str, high: str, member: str) -> None:
+        key = later_key(STREAM)
+        self.both("ZRANGEBYSCORE", key, low, high, "WITHSCORES", "LIMIT", 0, 2)
+        self.both("ZCOUNT", key, low, high)
+        self.both("ZRANGE", key, -2, -1)
+        self.both("ZRANK", key, member)
+        self.both("ZREM", key, member)
+
+    @rule(member=st.sampled_from("xyz"), due=st.booleans())
+    def move_later(self, member: str, due: bool) -> None:
+        keys = (later_key(STREAM), "out", origins_key("out"))
+        self.both("ZADD", keys[0], "XX", 1 if due else 1e15, member)
+        command = ("EVAL", scripts.MOVE_LATER.text, 3, *keys, 0, member, "id", 2, "n", member)
+        assert [len(said(by, command)) for by in (self.model, self.real)] in ([0, 0], [1, 1])
+
     @rule(token=st.sampled_from(["x", "y"]), drop=st.booleans())
     def lease(self, token: str, drop: bool) -> None:
         if drop:
@@ -268,13 +341,37 @@ class Conformance(RuleBasedStateMachine):
         for group in GROUPS:
             commands += [("XPENDING", STREAM, group), ("XPENDING", STREAM, group, "-", "+", 100)]
             commands += [("XINFO", "CONSUMERS", STREAM, group)]
-            commands += [("HGETALL", key(STREAM, group)) for key in (retries_key, crashes_key)]
+            commands += [("HGETALL", key(STREAM, group)) for key in (retries_key, crashes_key, turns_key)]
+            rows = (*(turn_key(STREAM, group, key) for key in "ab"), group_turn_key(STREAM, group))
+            commands += [("ZRANGE", row, 0, -1, "WITHSCORES") for row in rows]
             commands += [("XRANGE", key(STREAM, group), "-", "+") for key in (dead_key, replay_key)]
             commands += [("XINFO", "GROUPS", replay_key(STREAM, group))]
         replies = self.real.call_all(commands)
         for command, found in zip(commands, replies, strict=True):
             expected = comparable(command, said(self.model, command))
             assert expected == comparable(command, found), command
+
+
+class _Both:
+    """Of `CommandConnection`, what `Turns` uses."""
+
+    def __init__(self, test: Conformance) -> None:
+        self._test = test
+
+    async def script(self, script: scripts.Script, keys: tuple[str, ...], *arguments: Argument) -> Any:
+        reply = self._test.script(script, keys, *arguments)
+        if isinstance(reply, str):
+            raise ResponseError(reply)
+        return reply
+
+
+def finished(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run what waits for nothing."""
+    try:
+        work.send(None)
+    except StopIteration as ended:
+        return ended.value
+    raise AssertionError("it waits")
 
 
 def without_idle(rows: Any) -> Any:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from supervisor.broker import scripts
 from supervisor.keeper.lease import LEASE_MS
-from supervisor.keys import host_key
+from supervisor.keys import WAITING_CONSUMERS, host_key
 from tests.model.ghosts import BrokenRuleError, Ghost
 from tests.model.group import written
 from tests.model.server import Server
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     from tests.model.modelled_pool import Pool
     from tests.model.process import Worker
     from tests.model.world import World
+
+_TAKE_LEASE, _RECORD_RETRY, _DEAD_LETTER, _DEAD_LETTER_TURN = (
+    one.text.encode()
+    for one in (scripts.TAKE_LEASE, scripts.RECORD_RETRY, scripts.DEAD_LETTER, scripts.DEAD_LETTER_TURN)
+)
 
 
 class WatchedServer(Server):
@@ -64,34 +70,44 @@ class WatchedServer(Server):
                     self._world.ghosts.blur(ghost.suspected_by)  # its successor does not see that it ran
         return super().cmd_xack(key, group, *ids)
 
-    def _retry_later(self, keys: list[bytes], arguments: list[bytes]) -> int:
-        is_stored = super()._retry_later(keys, arguments)
-        ghost = self._ghost(keys, arguments)
-        attempts, due_ms, _ = map(int, arguments[2].split(b":"))
+    def cmd_xadd(self, key: bytes, entry: bytes, *pairs: bytes) -> bytes:
+        added = super().cmd_xadd(key, entry, *pairs)
+        self._world.added(key.decode(), added, pairs)
+        return added
+
+    def run_script(self, script: bytes, keys: list[bytes], arguments: list[bytes]) -> Any:
+        if script == _TAKE_LEASE:
+            self._lease_taken(keys[0])
+        reply = super().run_script(script, keys, arguments)
+        if script == _RECORD_RETRY:
+            self._retry_recorded(self._ghost(keys[0], arguments[0], arguments[1]), arguments[2], stored=bool(reply))
+        elif script == _DEAD_LETTER and reply:
+            self._given_up(self._ghost(keys[0], arguments[0], arguments[1]))
+        elif script == _DEAD_LETTER_TURN and reply[0]:
+            name = arguments[5].rpartition(b"@")[2]
+            self._given_up(self._ghost(keys[int(arguments[4]) - 1], arguments[0], name))
+        return reply
+
+    def _retry_recorded(self, ghost: Ghost, record: bytes, *, stored: bool) -> None:
+        attempts, due_ms, _ = map(int, record.split(b":"))
         if attempts > ghost.failed and not ghost.torn:
             raise BrokenRuleError(f"{ghost.place!r}: {attempts} attempts recorded of {ghost.failed}")
-        if is_stored and attempts < ghost.kept and self._world.network.sender.alive and not ghost.torn:
+        if stored and attempts < ghost.kept and self._world.network.sender.alive and not ghost.torn:
             raise BrokenRuleError(f"{ghost.place!r}: {attempts} attempts recorded after {ghost.kept}")
-        if is_stored:
+        if stored:
             ghost.kept, ghost.due_ms = attempts, due_ms
             ghost.recorded_late |= not self._world.network.sender.alive
-        return is_stored
 
-    def _dead_letter(self, keys: list[bytes], arguments: list[bytes]) -> bytes | None:
-        letter = super()._dead_letter(keys, arguments)
-        if letter:
-            ghost = self._ghost(keys, arguments)
-            ghost.given_up_by, ghost.given_up_s = self._world.network.sender, self._world.clock.now_s
-        return letter
+    def _given_up(self, ghost: Ghost) -> None:
+        ghost.given_up_by, ghost.given_up_s = self._world.network.sender, self._world.clock.now_s
 
-    def _take_lease(self, keys: list[bytes], arguments: list[bytes]) -> int:
+    def _lease_taken(self, key: bytes) -> None:
         for pool in self._world.pools:
-            if keys[0] == host_key(pool.name).encode() and self.cmd_get(keys[0]) is None:
+            if key == host_key(pool.name).encode() and self.cmd_get(key) is None:
                 pool.leased_s = self._world.clock.now_s
-        return super()._take_lease(keys, arguments)
 
-    def _ghost(self, keys: list[bytes], arguments: list[bytes]) -> Ghost:
-        return self._world.ghosts.at[keys[0].decode(), arguments[0].decode(), arguments[1]]
+    def _ghost(self, key: bytes, group: bytes, entry: bytes) -> Ghost:
+        return self._world.ghosts.at[key.decode(), group.decode(), entry]
 
     @staticmethod
     def _deleted(_: bytes, consumer: bytes, lost: int) -> None:
@@ -103,13 +119,23 @@ class WatchedServer(Server):
         if ghost.suspected_by == owner:
             ghost.suspected_by = ""
             ghost.forgiven += ghost.poison  # nor is the next, which has it beside others
+        if heir in WAITING_CONSUMERS:
+            if ghost.runners and not ghost.may_run_twice:
+                raise BrokenRuleError(f"{ghost.place!r} is put back to wait while it runs")
+            return
         taker = next(pool for pool in self._world.pools if heir.startswith(pool.name + ":"))
         for pool in self._world.pools:
             if pool.up and owner.startswith(pool.name + ":") and pool is not taker:
                 self._world.ghosts.blur(owner)  # its next incarnation may find only a part of what the dead one had
             for worker in pool.living:
-                if worker.name == owner:
+                if worker.name == owner and not self._waits_unknown(ghost, worker):
                     self._check_taken(ghost, worker, taker)
+
+    def _waits_unknown(self, ghost: Ghost, worker: Worker) -> bool:
+        """It waits for its turn, and the worker that has read it has not looked at it yet, or has forgotten it."""
+        waits = self._world.specs_of[ghost.key[0]].options.is_limited
+        in_hand = [*worker.in_hand, *(place for place, _ in worker.waiting)]
+        return waits and ghost.place not in in_hand
 
     def _check_taken(self, ghost: Ghost, worker: Worker, taker: Pool) -> None:
         """A message may be taken from a living worker only when its host had no lease for a time since it has it."""

@@ -7,17 +7,32 @@ that broke a rule, and leaving moves out makes one short.
 
 import random
 from collections.abc import Coroutine, Sequence
+from functools import cached_property
 from typing import Any
 
-from supervisor.broker.scripts import REPLAY
-from supervisor.core.options import Options
+from supervisor.broker.scripts import DROP_HALTING, PUBLISH_LATER, REPLAY
+from supervisor.core.later import to_member
+from supervisor.core.options import HALT, Options
 from supervisor.keeper.lease import LEASE_MS
-from supervisor.keys import crashes_key, dead_key, replay_key, retries_key
+from supervisor.keys import (
+    RATES_CONSUMER,
+    TURNS_CONSUMER,
+    crashes_key,
+    dead_key,
+    later_key,
+    released_key,
+    replay_key,
+    retries_key,
+    turn_field,
+    turn_key,
+)
 from tests.model.ghosts import LETTERS_OF_BOTH, BrokenRuleError, Ghost, Ghosts
 from tests.model.group import Group, written
 from tests.model.handlers import Handlers, Kind
+from tests.model.limits import OUT, Limits, emits
 from tests.model.modelled_pool import Pool
 from tests.model.network import Loss, Mode, Network
+from tests.model.outbox import Outbox
 from tests.model.process import SLOTS, Process, Worker, in_this_world
 from tests.model.stepped_loop import Clock
 from tests.model.watch import WatchedServer
@@ -68,13 +83,21 @@ class World:
         self.graves: list[Process] = []
         self._newborn: list[tuple[Process, Coroutine[Any, Any, Any]]] = []
         self.ghosts = Ghosts(self)
+        self.limits = Limits(self)
         self.kinds = dict(zip(self.groups, kinds, strict=True))
-        handlers = Handlers(self)
-        self.specs = [handlers.spec(group, kind) for group, kind in self.kinds.items()]
+        self.handlers = Handlers(self)
+        self.specs_of = {group: self.handlers.spec(group, kind) for group, kind in self.kinds.items()}
+        self.specs = list(self.specs_of.values())
         #: (stream, group) of all that is read.
         self.sources = [(key, group) for group in self.groups for key in (self.stream, replay_key(self.stream, group))]
         self.pools = [Pool(self, "a"), Pool(self, "b")]
         self.published = 0
+        #: Number of a message -> whether it is poison, and whether it can't be decoded.
+        self._planned: dict[int, tuple[bool, bool]] = {}
+        #: Number of a message for later -> its member in Redis.
+        self._members: dict[int, str] = {}
+        #: A message was committed to the outbox: pools have relays from then on.
+        self.has_outbox = False
         #: The server has refused something, and it may not have been repeated yet.
         self.has_refused = False
         #: What went wrong where the product catches all that is raised.
@@ -88,9 +111,20 @@ class World:
     def workers(self) -> list[Worker]:
         return [worker for pool in self.pools for worker in pool.living]
 
+    @cached_property
+    def outbox(self) -> Outbox:
+        """The database of both pools."""
+        return Outbox(self.clock, self.chance)
+
     def waits(self, group: str) -> bool:
         """Whether handlers of that group can wait for something: a thread's work is one callback here."""
-        return self.kinds[group] != "thread"
+        return self.specs_of[group].is_async
+
+    def waiting_consumers(self, group: str) -> set[bytes]:
+        """The consumers that hold what waits for the limits of that group's handler."""
+        options = self.specs_of[group].options
+        names = {TURNS_CONSUMER: options.has_turns, RATES_CONSUMER: bool(options.rate)}
+        return {name.encode() for name, is_used in names.items() if is_used}
 
     def group(self, stream: str, group: str) -> Group | None:
         held = self.server.streams.get(stream.encode())
@@ -104,11 +138,37 @@ class World:
     def publish(self, *, poison: bool = False, undecodable: bool = False) -> None:
         """One message; `undecodable`: for the group whose handler decodes."""
         if self.published < MESSAGES_MAX and self.network.mode is Mode.NOTHING:
-            self.published += 1
-            entry = self.network.do("XADD", self.stream, "*", "n", self.published)
-            for group in self.groups:
-                place = self.stream, group, entry
-                self.ghosts.add(Ghost((group, entry), place, poison, undecodable=undecodable and group == "h"))
+            fields = self._next_fields(poison=poison, undecodable=undecodable)
+            self.network.do("XADD", self.stream, "*", *(word for pair in fields.items() for word in pair))
+
+    def _next_fields(self, *, poison: bool, undecodable: bool) -> dict[str, str]:
+        """The next message's: its number, and for four of five a key."""
+        self.published += 1
+        self._planned[self.published] = poison, undecodable
+        key = "aabc"[self.published % 5 :][:1]
+        return {"n": str(self.published), **({"k": key} if key else {})}
+
+    def added(self, key: str, entry: bytes, pairs: Sequence[bytes]) -> None:
+        """An entry was added to a stream. Raises BrokenRuleError."""
+        if key not in (OUT, self.stream):
+            return
+        fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
+        if key == OUT:
+            self.limits.emitted(fields)
+            return
+        number = int(fields[b"n"])
+        self.limits.published(number)
+        poison, undecodable = self._planned[number]
+        for group in self.groups:
+            ghost = Ghost((group, entry), (key, group, entry), poison, number, fields.get(b"k"))
+            ghost.undecodable = undecodable and group == "h"
+            self.ghosts.add(ghost)
+            self._note_publishing(ghost)
+
+    def _note_publishing(self, ghost: Ghost) -> None:
+        spec = self.specs_of[ghost.key[0]]
+        returns = self.handlers.returns(ghost.key[0]) and (spec.batch or emits(ghost.number))
+        ghost.publishes_first = spec.options.has_turns and returns
 
     # One thing after the other
 
@@ -179,6 +239,41 @@ class Moves(World):
         """A backlog of several batches."""
         for _ in range(4):
             self.move_publish(which, how)
+
+    def move_later(self, which: int, how: int) -> None:
+        """A message for later; or one that waits is cancelled or put off."""
+        if self.network.mode is not Mode.NOTHING:
+            return
+        if self.limits.later and which % 3 == 0:
+            number = sorted(self.limits.later)[how % len(self.limits.later)]
+            if how % 2:
+                if self.network.do("ZREM", later_key(self.stream), self._members[number]):
+                    del self.limits.later[number]
+                return
+        elif self.published < MESSAGES_MAX:
+            fields = self._next_fields(poison=how % 9 == 0, undecodable=how % 11 == 0)
+            number = self.published
+            self._members[number] = to_member(f"m{number}", fields)
+        else:
+            return
+        after_ms = int(TICKS_S[how % 4] * 1000)
+        self.limits.later[number] = self.clock.now_ms + after_ms
+        arguments = (after_ms, "after", "", 0, f"m{number}", self._members[number])
+        self.network.do("EVAL", PUBLISH_LATER.text, 1, later_key(self.stream), *arguments)
+
+    def move_commit(self, _: int, how: int) -> None:
+        """Transactions commit that have a message each."""
+        for _ in range(1 + how % 4):
+            if self.published < MESSAGES_MAX:
+                fields = self._next_fields(poison=False, undecodable=False)
+                self.limits.committed.append(self.published)
+                self.outbox.add(self.published, self.stream, fields)
+                self.has_outbox = True
+
+    def move_kill_relay(self, which: int, _: int) -> None:
+        pool = self.pools[which % 2]
+        if pool.obeys and pool.relay is not None:
+            pool.start_relay()
 
     def move_step(self, which: int, how: int) -> None:
         """A few callbacks."""
@@ -251,10 +346,10 @@ class Moves(World):
         entries = self.server.streams[stream.encode()].entries
         for place, old in list(self.ghosts.at.items()):
             if place[:2] == (stream, group) and old.id in entries:  # a copy that is settled is deleted
-                new = Ghost(
-                    old.key, place, old.poison, runners=old.runners, torn=True, deleted=old.deleted, hangs=old.hangs
-                )
-                new.forgiven, new.undecodable = 99, old.undecodable
+                new = Ghost(old.key, place, old.poison, old.number, old.turn, runners=old.runners)
+                new.torn, new.deleted, new.hangs = True, old.deleted, old.hangs
+                new.forgiven, new.undecodable, new.read_again = 99, old.undecodable, True
+                new.publishes_first, new.letter_dropped = old.publishes_first, old.letter_dropped
                 new.was_done = bool(old.done) or old.was_done
                 self.ghosts.at[place] = new
                 new.letters_max = self.ghosts.of[old.key].letters_max = LETTERS_OF_BOTH
@@ -373,9 +468,25 @@ class Moves(World):
             before = self.ghosts.of[group, entry]
             place = copies, group, written(self.server.streams[copies.encode()].last)
             letters_max = max(before.letters_max, 1 + len(self.ghosts.letters(before)))
-            ghost = Ghost((group, entry), place, before.poison, torn=before.torn, letters_max=letters_max)
-            ghost.undecodable = before.undecodable
+            ghost = Ghost((group, entry), place, before.poison, before.number, before.turn)
+            ghost.torn, ghost.letters_max, ghost.undecodable = before.torn, letters_max, before.undecodable
+            ghost.read_again, ghost.publishes_first = before.read_again, before.publishes_first
             self.ghosts.add(ghost)
+
+    def move_release(self, which: int, how: int) -> None:
+        """A dead letter that halts its key is dropped by hand, or all of them."""
+        if self.network.mode is not Mode.NOTHING:
+            return
+        for group, spec in self.specs_of.items():
+            dead, released = dead_key(self.stream, group), released_key(self.stream, group)
+            letters = self.server.call("XRANGE", dead, "-", "+") if spec.options.on_dead == HALT else []
+            for letter, flat in letters if how % 2 else letters[which : which + 1]:
+                fields = dict(zip(flat[::2], flat[1::2], strict=True))
+                if key := fields.get(b"halts"):
+                    keys = dead, turn_key(self.stream, group, key.decode()), released
+                    self.network.do("EVAL", DROP_HALTING.text, 3, *keys, letter, fields[b"id"], turn_field(key))
+                    for ghost in self.ghosts.at.values():
+                        ghost.letter_dropped |= ghost.key == (group, fields[b"id"])
 
     def move_delete(self, which: int, _: int) -> None:
         """An entry is deleted by hand."""
@@ -402,9 +513,11 @@ class Moves(World):
         until_s = self.clock.now_s + SETTLE_S
         while self.clock.now_s < until_s and not self._quiet():
             self.run(2.0)
+            self.move_release(0, 1)
             if not any(pool.up for pool in self.pools):
                 self.pools[0].start(2)
         self.ghosts.check_end()
+        self.limits.check_end()
 
     def _quiet(self) -> bool:
         """Nothing is open, and consumers without an owner are gone."""
@@ -413,8 +526,11 @@ class Moves(World):
             held = self.group(stream, group)
             if held is None and stream == self.stream:
                 return False
-            if held is not None and (held.pending or self.unread(stream, group) or held.consumers - names):
+            stale = held.consumers - names - self.waiting_consumers(group) if held is not None else ()
+            if held is not None and (held.pending or self.unread(stream, group) or stale):
                 return False
+        if self.limits.later or self.limits.committed or (self.has_outbox and self.outbox.rows):
+            return False
         return bool(names) and all(worker.is_idle for worker in self.workers)
 
     def bury(self) -> None:
