@@ -210,6 +210,21 @@ def test_resets_of_resting_connections_are_no_errors(redis_server: Any, start_se
         assert proxy.did["reset"] >= 16
 
 
+def test_a_page_that_takes_many_commands_has_one_limit(
+    redis_server: Any, start_service: Callable[..., Service]
+) -> None:
+    with Proxy(redis_server.url) as proxy, redis_server.sync() as client:
+        service = start_service(proxy.url, config="[api]\nproduce_timeout_ms = 1000")
+        for n in range(300):
+            client.xadd(STREAM, {"n": n})
+        eventually(lambda: len(service.http.get(f"{MESSAGES}?count=1000").json()["messages"]) == 300)
+        proxy.set(latency_s=0.3)
+        took_ms, answer = timed(service.http, "GET", f"{MESSAGES}?count=1000")
+        assert problem(answer, 503, "redis-unavailable")["detail"] == "no answer in time"
+        assert took_ms < 2_000
+        proxy.set(latency_s=0)
+
+
 def test_tails_whose_clients_leave_at_any_moment_leave_no_connection(
     redis_server: Any, start_service: Callable[..., Service]
 ) -> None:
