@@ -285,7 +285,7 @@ def test_version_names_what_matters(tmp_path: Path) -> None:
 
 
 def test_json_is_one_document_or_one_object_per_line() -> None:
-    lines = {"top", "tail", "read", "dead list", "dead replay", "dead drop", "later list"}
+    lines = {"top", "tail", "read", "dead list", "dead replay", "dead drop", "later list", "later cancel", "later run"}
     context, found = click.Context(cli), {}
     for name in COMMANDS:
         group = cli.get_command(context, name)
