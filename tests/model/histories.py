@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.model.ghosts import BrokenRuleError
 from tests.model.handlers import Kind
-from tests.model.world import Move, play
+from tests.model.moves import Move, play
 
 MOVES = 60
 

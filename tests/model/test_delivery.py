@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.model.histories import failures, history, shortened
-from tests.model.world import play
+from tests.model.moves import play
 
 HISTORIES = int(os.environ.get("MODEL_HISTORIES", "16"))
 _FILE = Path(__file__).parent / "corpus.jsonl"
