@@ -131,3 +131,14 @@ def nan_text(value: float) -> str:
 
 def _holds(value: float, text: str) -> bool:
     return math.isfinite(value) and Decimal(repr(value)) == Decimal(text)
+
+
+def is_document(text: str) -> bool:
+    """Return whether the text is a JSON object or list; quicker than `from_json`, but NaN and deep nesting are not."""
+    if not text.startswith(("{", "[")):
+        return False
+    try:
+        orjson.loads(text)
+    except ValueError:
+        return False
+    return True

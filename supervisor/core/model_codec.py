@@ -19,7 +19,7 @@ from pydantic_core import PydanticSerializationError, PydanticUndefined, from_js
 
 from supervisor.core.field_kinds import FieldKind, Fields, Kind, fields_of_schema, has_hidden_fields
 from supervisor.core.field_text import Value, json_value_text, unicode_text
-from supervisor.core.json_text import nan_text, quote_decimals
+from supervisor.core.json_text import is_document, nan_text, quote_decimals
 from supervisor.core.model_dump import dump, mend, reveal
 from supervisor.core.survival import changed_fields, equals
 from supervisor.errors import EncodeError
@@ -134,7 +134,7 @@ class ModelCodec:
             if text is None:
                 if key in self._optional:
                     given[key] = None
-            elif (kind is Kind.JSON and _is_document(text)) or _reads_as_json(kind, text):
+            elif (kind is Kind.JSON and is_document(text)) or _reads_as_json(kind, text):
                 given[key] = orjson.Fragment(quote_decimals(text) if decimal else text)
         try:
             return self._adapter.validator.validate_json(orjson.dumps(given))
@@ -364,17 +364,6 @@ def _reads_as_json(kind: Kind, text: str) -> bool:
         return False
     try:
         from_json(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_document(text: str) -> bool:
-    """Return whether the text is a JSON object or list; quicker than `from_json`, but NaN and deep nesting are not."""
-    if not text.startswith(("{", "[")):
-        return False
-    try:
-        orjson.loads(text)
     except ValueError:
         return False
     return True
