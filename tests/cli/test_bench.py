@@ -84,6 +84,7 @@ def test_killed_its_pool_ends_and_the_next_one_removes_its_keys(
         eventually(lambda: not any(pool.is_running() for pool in pools), 15, what="the pool is gone")
     with redis_server.sync() as redis:
         assert redis.keys("supervisor-bench:*")
+        eventually(lambda: not redis.keys("supervisor:host:*"), 15, what="its pool's lease has ended")
         done = run("bench", *SMALL, cwd=tmp_path, redis_url=redis_server.url)
         assert done.returncode == 0, done.stderr
         assert redis.keys("*") == []
