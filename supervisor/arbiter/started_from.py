@@ -24,7 +24,7 @@ class StartedFrom:
     working_dir: str
     #: None: the pool was started without a file.
     config: str | None
-    #: There was something in the file.
+    #: There was more than comments in the file.
     had_content: bool
     #: `--reload`: a change of a file restarts the pool.
     reloads: bool = False
@@ -58,7 +58,7 @@ class StartedFrom:
         if not path.is_file():
             raise ConfigError(f"{path_text(path)}: the file that the pool was started with is gone")
         if self.had_content and not _has_content(path):
-            raise ConfigError(f"{path_text(path)}: the file is empty, and it was not when the pool was started")
+            raise ConfigError(f"{path_text(path)}: the file has no settings, and it had some when the pool was started")
         return path
 
 
@@ -70,6 +70,7 @@ def inherited() -> StartedFrom | None:
 
 def _has_content(path: Path) -> bool:
     try:
-        return bool(path.read_bytes().strip())
+        lines = [line.strip() for line in path.read_bytes().splitlines()]
     except OSError:  # the loader says why it can't be read
         return True
+    return any(line and not line.startswith(b"#") for line in lines)

@@ -98,18 +98,26 @@ def _around(middleware: Middleware, call_next: Handle, *, batch: bool) -> Handle
     function = middleware.function
     if batch and not middleware.takes_list:
         return lambda messages: each_of_batch(function, messages, call_next)
-    in_list = middleware.takes_list and not batch
+    if middleware.takes_list and not batch:
+        call_in_list = _checked(function, lambda messages: call_next(messages[0]))
+        return lambda message: call_in_list([message])
+    return _checked(function, call_next)
+
+
+def _checked(function: Callable[[Any, Any], Awaitable[Any]], call_next: Handle) -> Handle:
+    """Return a call of the middleware that raises UsageError if it ends before its `call_next` has."""
 
     async def call(given: Any) -> Any:
-        made: Awaitable[Any] | None = None
+        made: Any = None
 
-        def go_on(passed: Any) -> Awaitable[Any]:
+        def go_on(passed):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - they would be evaluated each time
             nonlocal made
-            made = call_next(passed[0] if in_list else passed)
+            made = call_next(passed)
             return made
 
-        result = await function([given] if in_list else given, go_on)
-        check_awaited(made, function)
+        result = await function(given, go_on)
+        if made is not None and made.cr_frame is not None:  # not a function: this is the hot path
+            check_awaited(made, function)
         return result
 
     return call

@@ -138,6 +138,7 @@ def test_a_restart_that_would_leave_the_state_behind_is_refused(
         pytest.param(None, id="gone"),
         pytest.param("", id="empty", marks=pytest.mark.long),
         pytest.param("  \n\n", id="blank", marks=pytest.mark.long),
+        pytest.param("# nothing but this\n", id="comment", marks=pytest.mark.long),
     ],
 )
 def test_a_reload_without_its_configuration_is_refused(
@@ -152,7 +153,7 @@ def test_a_reload_without_its_configuration_is_refused(
         pool.config.write_text(text)
     pool.send(signal.SIGHUP)
     assert last_operation(pool)["ok"] is False
-    words = "is gone" if text is None else "the file is empty, and it was not when the pool was started"
+    words = "is gone" if text is None else "the file has no settings, and it had some when the pool was started"
     assert words in last_operation(pool)["error"] and str(pool.config) in last_operation(pool)["error"]
     assert pool.pids() == before and paths.control.exists()
     pool.config.write_text(config)
