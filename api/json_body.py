@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from supervisor.core.json_text import DECODER
 from supervisor.publisher import BATCH_MAX
 
 from .problems import Problem
@@ -23,6 +24,8 @@ AT_ONCE_BYTES = 64 * 1024
 VALUES_MAX = 250_000
 #: The first part of a message in which values are counted; each further part is larger, up to the second number.
 _WINDOWS = 256, 256 * 1024
+#: The marks of a body are counted in parts.
+_PART_BYTES = 1024 * 1024
 _BACKSLASH = ord("\\")
 _SPACE = b" \t\n\r"
 _OPEN = b"[{"
@@ -63,13 +66,14 @@ def _value(body: bytes, place: str) -> Any:
 def _array(body: bytes) -> Any:
     if body[(begin := _skip(body, 0)) : begin + 1] != b"[":
         return _value(body, "")
-    return [_parsed(item, f"message {at}: ") for at, item in enumerate(_items(body, begin))]
+    return list(_items(body, begin))
 
 
-def _items(body: bytes, begin: int) -> Iterator[bytes]:
-    """Yield the JSON text of each item of the array that begins there. Raises Problem if it is not an array."""
+def _items(body: bytes, begin: int) -> Iterator[Any]:
+    """Yield each item of the array that begins there. Raises Problem if it is not an array."""
     has_many = _marks(body) > VALUES_MAX
     text = body.decode("latin-1")  # a character is a byte, and the marks of JSON are ASCII
+    parse = _parse_ascii if body.isascii() and b"\\u" not in body else _parse_any
     at, count = _skip(body, begin + 1), 0
     closed = body[at : at + 1] == b"]"
     while not closed:
@@ -77,8 +81,8 @@ def _items(body: bytes, begin: int) -> Iterator[bytes]:
         place = f"message {count}: "
         if has_many:
             _check_values(body, at, place)
-        end = _end_of_item(body, text, at, place)
-        yield body[at:end]
+        item, end = parse(body, text, at, place)
+        yield item
         count += 1
         at = _skip(body, end)
         closed = body[at : at + 1] == b"]"
@@ -88,6 +92,20 @@ def _items(body: bytes, begin: int) -> Iterator[bytes]:
             at = _skip(body, at + 1)
     if (rest := _skip(body, at + 1)) < len(body):
         raise _malformed(body, rest, "text after the array")
+
+
+def _parse_ascii(body: bytes, text: str, at: int, place: str) -> tuple[Any, int]:
+    """Return the item that begins there, and its end. Raises Problem."""
+    try:
+        return DECODER.raw_decode(text, at)
+    except (ValueError, RecursionError):
+        return _parse_any(body, text, at, place)  # which says what is wrong with it
+
+
+def _parse_any(body: bytes, text: str, at: int, place: str) -> tuple[Any, int]:
+    """Do the same where a character may have more than one byte: find the end first."""
+    end = _end_of_item(body, text, at, place)
+    return _parsed(body[at:end], place), end
 
 
 def _end_of_item(body: bytes, text: str, at: int, place: str) -> int:
@@ -120,7 +138,9 @@ def _check_values(body: bytes, begin: int, place: str) -> None:
 
 
 def _marks(text: bytes) -> int:
-    return text.count(b",") + text.count(b"[") + text.count(b"{")
+    """Return the number of marks that come with a value; counted part by part, since a count is one call."""
+    parts = range(0, len(text), _PART_BYTES)
+    return sum(text.count(mark, begin, begin + _PART_BYTES) for begin in parts for mark in (b",", b"[", b"{"))
 
 
 def _values(body: bytes, begin: int) -> int:

@@ -30,7 +30,8 @@ JSON = {"Content-Type": "application/json"}
 USER = orjson.dumps({"email": "ada@example.com"})
 EVENT = orjson.dumps({"fields": {"user_id": "1", "email": "ada@example.com"}})
 EVENTS = orjson.dumps([{"user_id": str(number), "email": "ada@example.com"} for number in range(BATCH)])
-MESSAGES = "/v1/streams/events:user_created/messages"
+STREAM = "events:user_created"
+MESSAGES = f"/v1/streams/{STREAM}/messages"
 SHIPPED = Path(__file__).parents[1] / "handlers"
 
 

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import lru_cache, partial
@@ -21,8 +21,9 @@ from typing import Any, NamedTuple, Self
 
 from redis.asyncio import Redis
 
+from supervisor.broker.command_pieces import AT_ONCE
 from supervisor.broker.node_router import NodeRouter
-from supervisor.broker.publish_pipeline import AT_ONCE
+from supervisor.broker.publish_pipeline import PublishPipeline
 from supervisor.broker.scripts import PUBLISH_LATER, PUBLISH_ONCE, Script
 from supervisor.core.encode import fields_of
 from supervisor.core.field_text import Value
@@ -210,10 +211,8 @@ class Publisher:
             raise UsageError("a message for later can't be confirmed")
         if len(messages) > BATCH_MAX:
             raise UsageError(f"{len(messages)} messages at once: at most {BATCH_MAX} are allowed")
-        if not messages:
-            return PublishedBatch([])
-        if _tracer is None:
-            return await self._store(stream, messages, options)
+        if not messages or _tracer is None:
+            return await self._store(stream, messages, options) if messages else PublishedBatch([])
         with _tracer(stream, messages) as sending:
             stored = await self._store(stream, sending.messages, options)
             sending.ids = stored.ids
@@ -229,10 +228,14 @@ class Publisher:
             return await self._later(stream, messages, options, options.when)
         if options.key is not None:
             return await self._once(stream, messages, options.key, options)
-        commands = [("XADD", stream, "*", *chain.from_iterable(fields.items())) for fields in messages]
         confirmation = options.confirmation
         wait = confirmation.command if confirmation else ()
-        found = await self._router.send(stream, lambda node: node.transaction(commands, wait=wait))
+
+        def store(node: PublishPipeline) -> Awaitable[Any]:
+            commands = (("XADD", stream, "*", *chain.from_iterable(fields.items())) for fields in messages)
+            return node.transaction(commands, wait=wait)
+
+        found = await self._router.send(stream, store)
         ids = [entry.decode() for entry in (found[0] if confirmation else found)]
         if confirmation:
             _check_confirmed(confirmation, found[1], ids)
@@ -284,7 +287,9 @@ class Publisher:
         self, stream: str, messages: Sequence[Mapping[str, Value]], key: str, options: _Options
     ) -> PublishedBatch:
         values: list[Value | int] = []
-        for fields in messages:
+        for number, fields in enumerate(messages, 1):
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(0)
             values.append(2 * len(fields))
             values += chain.from_iterable(fields.items())
         keys = [idempotency_key(stream, key), stream]

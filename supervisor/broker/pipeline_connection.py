@@ -22,7 +22,7 @@ from supervisor.errors import UsageError
 #: A connection that was idle for longer is tested before it is used.
 QUIET_S = 1.0
 #: Other tasks run after so many replies, which may all have arrived at once.
-REPLIES_AT_ONCE = 500
+REPLIES_AT_ONCE = 200
 #: What a server answers instead of doing what it was asked for. redis-py derives the last three from ConnectionError.
 REFUSALS = (ResponseError, BusyLoadingError, AuthenticationError, AuthorizationError)
 

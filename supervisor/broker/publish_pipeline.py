@@ -14,7 +14,7 @@ It knows nothing of streams.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,7 @@ from typing import Any, Self
 from redis.exceptions import NoScriptError
 
 from supervisor.broker.command_connection import pack_command
+from supervisor.broker.command_pieces import AT_ONCE, pack_arguments, script_call, slices
 from supervisor.broker.pipeline_connection import PipelineConnection
 from supervisor.broker.redis_errors import REDIS_FAULTS, UNREACHABLE, code_of
 from supervisor.broker.scripts import Script
@@ -36,13 +37,9 @@ QUEUED_BYTES_MAX = 64 * 1024 * 1024
 PIPELINE_BYTES_MAX = 1024 * 1024
 #: A job with more bytes, or with more than COMMANDS_MAX commands, is a large one.
 SMALL_BYTES_MAX = 64 * 1024
-#: A large job is written in slices of about this size, and other tasks run in between.
-_SLICE_BYTES = 256 * 1024
 #: How fast a slow machine stores large jobs. A command costs as much as that many bytes more.
 _LARGE_BYTES_PER_S = 4 * 1024 * 1024
 _COMMAND_BYTES = 200
-#: Other tasks run after so many messages of a large job.
-AT_ONCE = 500
 FULL = "FULL"
 #: The share of the time limit that the test of an idle connection may take.
 _PROBE_SHARE = 0.25
@@ -54,15 +51,17 @@ _DOUBT_SHARE = 0.5
 class Job:
     """Commands that belong together, and the caller that waits for them."""
 
-    commands: list[bytes]
+    #: The packed commands; a large one is in several pieces.
+    pieces: list[bytes]
+    commands: int
     size: int
     #: Resolves to the reply of the last command.
     done: asyncio.Future[Any]
     #: How long its caller waits, and until when by the loop's clock.
     limit_s: float = 0.0
     deadline_s: float = 0.0
-    #: Packs the same with the script's text, for a server that does not know the script.
-    pack_text: Callable[[], bytes] | None = None
+    #: Returns the pieces of the same with the script's text, for a server that does not know the script.
+    pack_text: Callable[[], list[bytes]] | None = None
     #: Sending it twice does no harm.
     repeatable: bool = False
     #: A command whose reply says how safe the write is; `done` then resolves to both replies.
@@ -75,7 +74,7 @@ class Job:
     def use_text(self) -> None:
         """From now on send the script's text."""
         if self.pack_text is not None:
-            self.commands, self.pack_text = [self.pack_text()], None
+            self.pieces, self.pack_text = self.pack_text(), None
 
 
 class PublishPipeline:
@@ -94,10 +93,10 @@ class PublishPipeline:
 
     async def command(self, *arguments: str | bytes | int) -> Any:
         """Return the reply of one command. Raises PublishRefusedError or PublishUnknownError."""
-        return await self._submit([pack_command(arguments)])
+        return await self._submit([pack_command(arguments)], 1)
 
     async def transaction(
-        self, commands: Sequence[Sequence[str | bytes | int]], *, wait: Sequence[str | int] = ()
+        self, commands: Iterable[Sequence[str | bytes | int]], *, wait: Sequence[str | int] = ()
     ) -> Any:
         """Run all of the commands or none; return their replies. Raises as `command` does.
 
@@ -109,7 +108,7 @@ class PublishPipeline:
             if number % AT_ONCE == 0:
                 await asyncio.sleep(0)
         packed.append(pack_command(("EXEC",)))
-        return await self._submit(packed, wait=pack_command(tuple(wait)) if wait else b"")
+        return await self._submit(packed, len(packed), wait=pack_command(tuple(wait)) if wait else b"")
 
     async def script(
         self,
@@ -124,10 +123,15 @@ class PublishPipeline:
         `wait` is that of `transaction`.
         """
         tail = (len(keys), *keys, *arguments)
-        pack_text = partial(pack_command, ("EVAL", script.text, *tail))
-        packed = [pack_command(("EVALSHA", script.sha, *tail))]
+        values = await pack_arguments(tail)
         packed_wait = pack_command(tuple(wait)) if wait else b""
-        return await self._submit(packed, pack_text, repeatable=repeatable, wait=packed_wait)
+        return await self._submit(
+            script_call("EVALSHA", script.sha, len(tail), values),
+            1,
+            partial(script_call, "EVAL", script.text, len(tail), values),
+            repeatable=repeatable,
+            wait=packed_wait,
+        )
 
     async def close(self) -> None:
         """Wait for the jobs under way, each of which has its deadline, then disconnect."""
@@ -136,19 +140,21 @@ class PublishPipeline:
 
     async def _submit(
         self,
-        commands: list[bytes],
-        pack_text: Callable[[], bytes] | None = None,
+        pieces: list[bytes],
+        commands: int,
+        pack_text: Callable[[], list[bytes]] | None = None,
         *,
         repeatable: bool = False,
         wait: bytes = b"",
     ) -> Any:
-        size = sum(map(len, commands))
+        size = sum(map(len, pieces))
         queue = self._small
-        if size > SMALL_BYTES_MAX or len(commands) > COMMANDS_MAX:
+        if size > SMALL_BYTES_MAX or commands > COMMANDS_MAX:
             queue = self._large
-            size += len(commands) * _COMMAND_BYTES
+            size += commands * _COMMAND_BYTES
         loop = asyncio.get_running_loop()
-        job = Job(commands, size, loop.create_future(), pack_text=pack_text, repeatable=repeatable, wait=wait)
+        done = loop.create_future()
+        job = Job(pieces, commands, size, done, pack_text=pack_text, repeatable=repeatable, wait=wait)
         queue.add(job)
         if not self._spent_s:
             return await job.done
@@ -220,12 +226,12 @@ class JobQueue:
         commands = size = 0
         while self._queue and commands < COMMANDS_MAX and size < PIPELINE_BYTES_MAX:
             job = self._queue[0]
-            if batch and commands + len(job.commands) > COMMANDS_MAX:
+            if batch and commands + job.commands > COMMANDS_MAX:
                 break
             self._pop()
             if not job.done.done():  # its caller was cancelled
                 batch.append(job)
-                commands += len(job.commands)
+                commands += job.commands
                 size += job.size
         return batch
 
@@ -288,15 +294,15 @@ class JobQueue:
     async def _write(self, batch: list[Job], connection: PipelineConnection) -> None:
         """Write the commands of small jobs at once, those of a large one in slices."""
         if len(batch) == 1:
-            *first, last = _slices(batch[0].commands)
-            for commands in first:
-                await connection.send(commands)
+            *first, last = slices(batch[0].pieces)
+            for pieces in first:
+                await connection.send(pieces)
                 await asyncio.sleep(0)
             if first and not self._unanswered(batch):
-                # Redis runs a transaction at its last command, which it does not get.
+                # Redis runs a transaction at its last command, and a command at its last byte; it gets neither.
                 raise TimeoutError(f"not written within {batch[0].limit_s:.3g} s")
         else:
-            last = [command for job in batch for command in job.commands]
+            last = [piece for job in batch for piece in job.pieces]
         for job in batch:
             job.sent = True
         await connection.send([*last, *_waits(batch)])
@@ -306,7 +312,7 @@ class JobQueue:
         waiting: list[tuple[Job, Any]] = []
         waits = _waits(batch)
         for job in batch:
-            reply, error = await connection.replies(len(job.commands))
+            reply, error = await connection.replies(job.commands)
             if job.done.done():
                 continue
             if isinstance(error, NoScriptError) and job.pack_text is not None:
@@ -372,17 +378,6 @@ def give_up(job: Job) -> None:
 def _waits(batch: Iterable[Job]) -> list[bytes]:
     """Return the commands that wait for the safety of the writes; one for all jobs that have the same."""
     return list(dict.fromkeys(job.wait for job in batch if job.wait))
-
-
-def _slices(commands: list[bytes]) -> Iterator[list[bytes]]:
-    """Yield the commands in slices of about _SLICE_BYTES."""
-    size = start = 0
-    for end, command in enumerate(commands[:-1], 1):
-        size += len(command)
-        if size >= _SLICE_BYTES:
-            yield commands[start:end]
-            start, size = end, 0
-    yield commands[start:]
 
 
 def _failure(job: Job, reason: str, code: str) -> PublishError:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 PACKAGE = "supervisor_api"
 #: Open event streams are closed after this; uvicorn alone would wait for them forever.
 GRACE_S = 2
+#: How long the thread that reads a large body may hold the interpreter while the event loop waits for it.
+_SWITCH_S = 0.001
 #: Requests on open connections are still answered for this long.
 LAST_S = 0.1
 
@@ -105,6 +107,7 @@ def _server(configuration: uvicorn.Config, report_ready: Callable[[], object] | 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
+            _prepare_interpreter()
             if self.started and report_ready is not None:
                 report_ready()
 
@@ -116,6 +119,16 @@ def _server(configuration: uvicorn.Config, report_ready: Callable[[], object] | 
             await super().shutdown(sockets)
 
     return Server(configuration)
+
+
+def _prepare_interpreter() -> None:
+    """Keep the pauses of the event loop short: those of the garbage collector, and those for another thread."""
+    import gc
+
+    # A full collection looks at everything that was imported, for about 60 ms, and large batches cause one a second.
+    gc.collect()
+    gc.freeze()
+    sys.setswitchinterval(_SWITCH_S)
 
 
 def application() -> Any:

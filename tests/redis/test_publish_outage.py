@@ -63,10 +63,11 @@ async def test_a_publish_that_was_written_before_its_time_was_over_is_unknown(re
     assert set(await numbers(redis)) == {"before", "written", "after"}
 
 
+@pytest.mark.parametrize("key", [None, "17"])
 async def test_a_large_batch_that_is_not_written_to_its_end_stores_nothing(
-    redis_server: Any, redis: Any, monkeypatch: pytest.MonkeyPatch
+    redis_server: Any, redis: Any, monkeypatch: pytest.MonkeyPatch, key: str | None
 ) -> None:
-    """A transaction runs at its last command, so it is refused as long as that was not written."""
+    """A transaction runs at its last command and a script at its last byte: until that is written, it is refused."""
     monkeypatch.setattr("supervisor.broker.publish_pipeline._LARGE_BYTES_PER_S", 1e12)
     async with Publisher(redis_server.url, timeout_s=LIMIT_S / 4) as publisher:
         warm = [{"n": "warm", "data": "x" * 100}] * 600
@@ -74,7 +75,7 @@ async def test_a_large_batch_that_is_not_written_to_its_end_stores_nothing(
         redis_server.pause()
         try:
             with pytest.raises(PublishRefusedError):
-                await publisher.publish_many(STREAM, [{"n": "large", "data": "x" * 100_000}] * 100)
+                await publisher.publish_many(STREAM, [{"n": "large", "data": "x" * 100_000}] * 100, key=key)
         finally:
             redis_server.resume()
         await publisher.publish_many(STREAM, warm)

@@ -52,11 +52,20 @@ def test_bytes_that_are_not_utf8_are_refused() -> None:
         assert refusal(text).kind == refusal(PADDING.encode() + text).kind == "malformed-json"
 
 
-def test_messages_are_counted_before_the_rest_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("value", "parser"), [("x", "_parse_ascii"), ("é", "_parse_any")])
+def test_messages_are_counted_before_the_rest_is_parsed(
+    monkeypatch: pytest.MonkeyPatch, value: str, parser: str
+) -> None:
     parsed: list[str] = []
-    monkeypatch.setattr(json_body, "_parsed", lambda text, place: parsed.append(place))
+    original = getattr(json_body, parser)
+
+    def counted(body: bytes, text: str, at: int, place: str) -> object:
+        parsed.append(place)
+        return original(body, text, at, place)
+
+    monkeypatch.setattr(json_body, parser, counted)
     monkeypatch.setattr(json_body, "BATCH_MAX", 500)
-    many = "[" + '{"a":1},' * 1_000 + "1]"
+    many = "[" + f'{{"a":"{value}"}},' * 1_000 + "1]"
     assert "1001 messages; at most 500" in refusal(many).detail
     assert "at most 500" in refusal(PADDING + many).detail
     assert len(parsed) == 500
