@@ -119,6 +119,7 @@ class BoundedProtocol(HttpToolsProtocol):
         #: The size of the answers that the client does not take, and since when.
         self._unread_bytes = 0
         self._unread_since_s = 0.0
+        self._unread_limit_s = LIMITS.unread_s
 
     # Of the transport
 
@@ -321,10 +322,14 @@ class BoundedProtocol(HttpToolsProtocol):
                 self._refuse(Problem("too-slow", f"a body needs {LIMITS.body_bytes_per_s:g} bytes a second"))
 
     def _is_unread(self, now_s: float) -> bool:
-        size = self.transport.get_write_buffer_size()
-        if size != self._unread_bytes:
+        if (size := self.transport.get_write_buffer_size()) != self._unread_bytes:
             self._unread_bytes, self._unread_since_s = size, now_s
-        return size > 0 and now_s - self._unread_since_s > LIMITS.unread_s
+        return size > 0 and now_s - self._unread_since_s > self._unread_limit_s
+
+    def shutdown(self) -> None:
+        """End the connection after its answer. A client that does not take the answer must not delay the end."""
+        self._unread_limit_s = LIMITS.linger_s
+        super().shutdown()
 
     def give_way(self) -> None:
         """End the connection at once."""

@@ -14,7 +14,7 @@ from fastapi.responses import Response
 
 from supervisor.core.encode import FIELDS_MAX
 from supervisor.core.ids import time_of_id
-from supervisor.fastapi import IDEMPOTENCY_KEY_PATTERN, RedisDep, get_idempotency_key
+from supervisor.fastapi import IDEMPOTENCY_KEY_PATTERN, get_idempotency_key
 from supervisor.publisher import BATCH_MAX, KEY_BYTES_MAX, Confirmation, Publisher
 from supervisor.values import SECONDS_MAX
 
@@ -26,7 +26,6 @@ from .message_input import NDJSON, Input, read_many, read_one
 from .pages import read_page
 from .plain_route import plain_post
 from .problems import Problem
-from .read_route import ReadRoute
 from .replies import MessagePage, Stored, StoredBatch, StoredMessage
 from .schemas import (
     STREAM_PARAMETER,
@@ -40,10 +39,10 @@ from .schemas import (
     stream_path,
     writable_stream,
 )
-from .service import Service
+from .service import Service, ServiceDep
 from .tracing import trace_fields
 
-router = APIRouter(prefix="/v1/streams", tags=["streams"], route_class=ReadRoute)
+router = APIRouter(prefix="/v1/streams", tags=["streams"])
 COUNT_MAX = 1_000
 _EXAMPLE = {"user_id": 1, "email": "ada@example.com"}
 _MESSAGE = {
@@ -246,7 +245,7 @@ plain_routes = (
 )
 async def read_messages(
     stream: Stream,
-    redis: RedisDep,
+    service: ServiceDep,
     start: Annotated[Bound, Query(description="First id; `(` before it excludes it")] = "-",
     end: Annotated[Bound, Query(description="Last id; `(` before it excludes it")] = "+",
     count: Annotated[int, Query(ge=1, le=COUNT_MAX)] = 100,
@@ -256,7 +255,7 @@ async def read_messages(
 
     A page of large messages has fewer than `count`: it ends at about 2 MB.
     """
-    rows, more = await read_page(redis, stream, start, end, count, reverse=reverse)
+    rows, more = await service.read(lambda redis: read_page(redis, stream, start, end, count, reverse=reverse))
     messages = [as_message(entry, fields) for entry, fields in rows]
     following = None
     if more:
@@ -272,9 +271,9 @@ async def read_messages(
     summary="Read one message",
     responses=answers(StoredMessage, "not-found", "invalid", "wrong-type", "redis-unavailable"),
 )
-async def read_message(stream: Stream, entry_id: EntryId, redis: RedisDep) -> Response:
+async def read_message(stream: Stream, entry_id: EntryId, service: ServiceDep) -> Response:
     """`entry_id` is the id that publishing returned."""
-    rows: Any = await redis.xrange(stream, min=entry_id, max=entry_id)
+    rows: Any = await service.read(lambda redis: redis.xrange(stream, min=entry_id, max=entry_id))
     if not rows:
         raise Problem("not-found", f"stream {stream!r} has no entry {entry_id}")
     return json_response(as_message(*rows[0]))

@@ -5,8 +5,9 @@ The service starts and answers without Redis. Its routes answer with snapshots o
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 from redis.asyncio import Redis
@@ -38,11 +39,13 @@ FIGURES_EVERY_S = 2.0
 #: Redis or an arbiter that takes longer counts as silent, unless the machine is too busy to tell.
 PULSE_LIMIT_S = 0.75
 SNAPSHOT_LIMIT_S = 5.0
+TAIL_STARTS_MAX = 32
 #: A request waits at most this long while nothing is known yet.
 FIRST_LIMIT_S = 0.2
 #: A probe and a scrape wait less: they answer within 100 ms.
 PROBE_LIMIT_S = 0.07
 NO_MEMORY: dict[str, Any] = {"rss_bytes": None, "pss_bytes": None}
+T = TypeVar("T")
 #: Redis refuses a script that may write wherever it refuses a write (out of memory, read-only, a failing disk).
 _WRITES_NOTHING = "#!lua\nreturn 1"
 
@@ -76,7 +79,7 @@ class Service:
         self.url = redis_url(self.settings)
         self.limit_s = self.settings.api.produce_timeout_ms / 1000
         self.redis: Redis = client(self.url, timeout_s=self.limit_s, connect_timeout_s=self.limit_s)
-        #: For the snapshots, which may wait longer than a request.
+        #: For the snapshots, which may wait longer than a request, and for large reads.
         self._patient: Redis = client(self.url, timeout_s=SNAPSHOT_LIMIT_S, connect_timeout_s=SNAPSHOT_LIMIT_S)
         self.publisher: Publisher = CountingPublisher(self.url, self.produced, timeout_s=self.limit_s)
         self.models = HandlerModels(loaded)
@@ -86,6 +89,8 @@ class Service:
         self.started = False
         #: The number of clients that follow a stream now.
         self.tails = 0
+        #: Clients that come at once, as after a restart, do not each need a connection to begin.
+        self.tail_starts = asyncio.Semaphore(TAIL_STARTS_MAX)
         self.pulse: Snapshot[Pulse] = Snapshot(self._measure_pulse, every_s=PULSE_EVERY_S)
         self.redis_side: Snapshot[RedisSide] = Snapshot(self._look_at_redis, every_s=GROUPS_EVERY_S)
         self._memory: Snapshot[dict[int, dict[str, Any]]] = Snapshot(self._measure_memory, every_s=MEMORY_EVERY_S)
@@ -136,6 +141,22 @@ class Service:
                 self.url, self.produced, timeout_s=limit_s, connect_timeout_s=self.limit_s
             )
         return self._confirming
+
+    async def read(self, read: Callable[[Redis], Awaitable[T]]) -> T:
+        """Return the result of a read that may be of many megabytes. It may take seconds while Redis answers others.
+
+        Raises redis-py's errors, and TimeoutError when Redis is silent.
+        """
+        reading = asyncio.ensure_future(read(self._patient))
+        reading.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            await asyncio.wait([reading], timeout=self.limit_s / 2)
+            if not reading.done():
+                async with asyncio.timeout(self.limit_s / 2):
+                    await self.redis.ping()
+            return await reading
+        finally:
+            reading.cancel()
 
     async def close(self) -> None:
         """Cancel what is running and disconnect."""

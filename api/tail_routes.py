@@ -3,12 +3,13 @@
 Each tail has its own connection. It survives an outage of Redis and ends when the service stops, so that an open
 browser never delays a shutdown.
 
-It is one coroutine that writes to the socket. FastAPI's own event streams use a task group, which logs a traceback
+Only one task writes to the socket at a time. FastAPI's own event streams use a task group, which logs a traceback
 whenever a client leaves while data is being sent to it.
 """
 
 import asyncio
 import time
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 import orjson
@@ -20,20 +21,28 @@ from starlette.types import Receive, Scope, Send
 
 from supervisor.broker.connect import client
 from supervisor.broker.redis_errors import REDIS_FAULTS
-from supervisor.fastapi import RedisDep
 
 from .message_routes import as_message
-from .pages import Stride
+from .pages import Row, read_page
 from .problems import Problem
 from .read_route import ReadRoute
 from .schemas import EntryId, Stream, problems, text_answer
 from .service import Service, ServiceDep
 
-router = APIRouter(prefix="/v1/streams", tags=["streams"], route_class=ReadRoute)
-#: Each tail has a connection to Redis.
-TAILS_MAX = 100
+
+class _BeginRoute(ReadRoute):
+    """Clients that come at once begin one after another."""
+
+    extra_s = 2.0
+
+
+router = APIRouter(prefix="/v1/streams", tags=["streams"], route_class=_BeginRoute)
 BLOCK_MS = 5_000
-COUNT = 100
+#: Entries that a blocking read takes: few, since each may be as large as a body.
+NEW_MAX = 4
+#: Entries of one page of what is there already.
+PAGE_MAX = 100
+_PIECE_BYTES = 64 * 1024
 #: How long a browser waits before it reconnects, and this service before it reconnects to Redis.
 RETRY_MS = 2_000
 BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
@@ -49,14 +58,15 @@ _EXAMPLE = 'id: 1764000000000-0\ndata: {"id":"1764000000000-0","fields":{"user_i
 
 async def _begin(
     stream: Stream,
-    redis: RedisDep,
+    service: ServiceDep,
     last_event_id: Annotated[EntryId | None, Header(description="Continue after this entry")] = None,
 ) -> str:
     """Return the entry to begin after. It is read before the answer begins, so that an outage of Redis is a 503."""
     if last_event_id is not None:
         return last_event_id
     try:
-        info = await redis.xinfo_stream(stream)
+        async with service.tail_starts:
+            info = await service.redis.xinfo_stream(stream)
     except ResponseError as error:
         if "no such key" not in str(error):
             raise
@@ -77,8 +87,9 @@ async def _begin(
 async def tail(stream: Stream, service: ServiceDep, after: Annotated[str, Depends(_begin)]) -> StreamingResponse:
     """Server-sent events with the data `{"id", "fields"}`: messages published from now on, or after Last-Event-ID."""
     # Nothing may be awaited between this check and the count.
-    if service.tails >= TAILS_MAX:
-        raise Problem("busy", f"{TAILS_MAX} clients already follow streams")
+    limit = service.settings.api.max_tails
+    if service.tails >= limit:
+        raise Problem("busy", f"{service.tails} clients already follow streams; [api] max_tails = {limit}")
     return _Tail(service, stream, after)
 
 
@@ -95,45 +106,63 @@ class _Tail(StreamingResponse):
         service = self._service
         ends = [asyncio.create_task(_left(receive)), asyncio.create_task(service.stopping.wait())]
         redis = client(service.url, timeout_s=_CLIENT_LIMIT_S, connect_timeout_s=service.limit_s)
+        following: asyncio.Task[None] | None = None
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await _write(send, f"retry: {RETRY_MS}\n: following\n\n")
-            await self._follow(redis, send, ends)
+            await _write(send, b"retry: %d\n: following\n\n" % RETRY_MS)
+            following = asyncio.create_task(self._follow(redis, send))
+            await asyncio.wait([following, *ends], return_when=asyncio.FIRST_COMPLETED)
+            await _cancel(following)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             service.tails -= 1
-            for end in ends:
-                end.cancel()
+            for task in (*ends, *([following] if following else [])):
+                task.cancel()
             await redis.aclose()
 
-    async def _follow(self, redis: Redis, send: Send, ends: list[asyncio.Task[Any]]) -> None:
+    async def _follow(self, redis: Redis, send: Send) -> None:
+        """Send events until it is cancelled. A read may be cancelled, since it claims no message."""
         failures = 0
-        stride = Stride(COUNT)
+        behind = True
         sent_s = time.monotonic()
-        while not any(end.done() for end in ends):
-            rows: list[Any] = []
+        while True:
+            rows: list[Row] = []
             try:
-                rows = await _read(redis, self._stream, self._after, stride.count, ends)
+                if behind:
+                    rows, behind = await read_page(redis, self._stream, f"({self._after}", "+", PAGE_MAX)
+                else:
+                    rows = await _new(redis, self._stream, self._after)
+                    behind = len(rows) == NEW_MAX
                 failures = 0
             except REDIS_FAULTS:
-                await asyncio.wait(
-                    ends, timeout=BACKOFF_S[min(failures, len(BACKOFF_S) - 1)], return_when=asyncio.FIRST_COMPLETED
-                )
+                await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
                 failures += 1
             if rows:
-                stride.adapt(rows)
-                messages = [as_message(entry, fields) for entry, fields in rows]
-                await _write(send, "".join(f"id: {m['id']}\ndata: {orjson.dumps(m).decode()}\n\n" for m in messages))
-                self._after = messages[-1]["id"]
+                for events in _events(rows):
+                    await _write(send, events)
+                    await asyncio.sleep(0)
+                self._after = rows[-1][0].decode()
             elif time.monotonic() - sent_s >= PING_S:
-                await _write(send, ": ping\n\n")
+                await _write(send, b": ping\n\n")
             else:
                 continue
             sent_s = time.monotonic()
 
 
-async def _write(send: Send, text: str) -> None:
-    await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+async def _write(send: Send, data: bytes) -> None:
+    await send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+def _events(rows: Iterable[Row]) -> Iterator[bytes]:
+    """Yield the events of entries, in pieces of moderate size where the entries allow it."""
+    piece = b""
+    for entry, fields in rows:
+        piece += b"id: %b\ndata: %b\n\n" % (entry, orjson.dumps(as_message(entry, fields)))
+        if len(piece) > _PIECE_BYTES:
+            yield piece
+            piece = b""
+    if piece:
+        yield piece
 
 
 async def _left(receive: Receive) -> None:
@@ -142,19 +171,17 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-async def _read(redis: Redis, stream: str, after: str, count: int, ends: list[asyncio.Task[Any]]) -> list[Any]:
-    """Read the next entries; none on a timeout or at the end. XREAD may be cancelled, since it claims no message."""
-    reads: Any = redis.xread({stream: after}, count=count, block=BLOCK_MS)
-    reading: asyncio.Task[Any] = asyncio.create_task(reads)
-    try:
-        await asyncio.wait([reading, *ends], return_when=asyncio.FIRST_COMPLETED)
-        if not reading.done():
-            return []
-        reply = reading.result()
-        return reply[0][1] if reply else []
-    finally:
-        while not reading.done():  # redis-py may swallow a cancellation while it connects
-            reading.cancel()
-            await asyncio.wait([reading], timeout=_CANCEL_AGAIN_S)
-        if not reading.cancelled():
-            reading.exception()
+async def _new(redis: Redis, stream: str, after: str) -> list[Row]:
+    """Wait for the next entries and return them; none on a timeout."""
+    reply: Any = await redis.xread({stream: after}, count=NEW_MAX, block=BLOCK_MS)
+    rows: list[Row] = reply[0][1] if reply else []
+    return rows
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    """Cancel a task that may be reading. Raises what it has failed with."""
+    while not task.done():  # redis-py may swallow a cancellation while it connects
+        task.cancel()
+        await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
+    if not task.cancelled():
+        task.result()

@@ -89,6 +89,7 @@ RELAY = _script("relay")
 REPLAY = _script("replay", ORIGIN=ORIGIN, FIELD_PREFIX=FIELD_PREFIX.decode())
 
 # Looking.
+READ_PAGE = _script("read_page")
 ENTRY_FACTS = _script("entry_facts")
 UNREAD = _script("unread")
 LATER_COUNT = _script("later_count")

@@ -202,6 +202,8 @@ class ApiSettings(Section):
     produce_timeout_ms: int = setting(Whole(10, 60_000), 200)
     #: The largest request body.
     max_body_bytes: int = setting(Whole(1024), 16 * 1024 * 1024)
+    #: Clients that may follow streams at once, in each process; each has a connection to Redis.
+    max_tails: int = setting(Whole(0, 10_000), 200)
     #: The streams that clients may publish to, as names or patterns such as "events:*"; empty: any.
     streams: list[str] = setting(ListOf(Text(), '["events:*"]'), factory=list)
     #: Check messages against the model of the stream's handlers before they are stored.

@@ -4,10 +4,12 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -16,12 +18,15 @@ import redis as redis_py
 from api import tail_routes
 from api.problems import Problem
 from tests.http.service import STREAM, Service, browser, problem
+from tests.support.servers import RedisServer
 from tests.support.waiting import eventually
 
 TAIL = f"/v1/streams/{STREAM}/tail"
 #: What uvicorn says when it cuts what is still open after its limit.
 CUT = "timeout graceful shutdown exceeded"
 NDJSON = {"content-type": "application/x-ndjson"}
+#: The default of `[api] max_tails`.
+TAILS_MAX = 200
 
 
 class Events:
@@ -178,8 +183,64 @@ def test_a_tail_that_has_just_begun_ends_with_the_service(
 
 async def test_clients_that_come_at_once_are_not_too_many() -> None:
     """A client counts from the check on, and not only when its answer begins."""
-    service: Any = SimpleNamespace(tails=tail_routes.TAILS_MAX - 1)
+    settings = SimpleNamespace(api=SimpleNamespace(max_tails=200))
+    service: Any = SimpleNamespace(tails=199, settings=settings)
     await tail_routes.tail("events", service, "0-0")
     with pytest.raises(Problem, match="already follow"):
         await tail_routes.tail("events", service, "0-0")
-    assert service.tails == tail_routes.TAILS_MAX
+    assert service.tails == 200
+
+
+def test_as_many_clients_follow_as_the_setting_allows_and_end_with_the_service(
+    redis_server: RedisServer, start_service: Callable[..., Service]
+) -> None:
+    """Two hundred by default. They do not delay the end of the service."""
+    service = start_service(redis_server.url)
+    parts = urlsplit(service.base_url)
+    request = f"GET {TAIL} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode()
+    with contextlib.ExitStack() as stack:
+        clients = [
+            stack.enter_context(socket.create_connection((parts.hostname, parts.port), 30)) for _ in range(TAILS_MAX)
+        ]
+        for client in clients:
+            client.sendall(request)
+        for client in clients:
+            assert b": following" in read_until(client, b": following")
+        refused = problem(service.http.get(TAIL), 503, "busy")
+        assert f"max_tails = {TAILS_MAX}" in refused["detail"]
+        assert service.http.post(f"/v1/streams/{STREAM}/messages", json={"n": 1}).status_code == 202
+        for client in clients:
+            assert b'"n":"1"' in read_until(client, b'"n":"1"')
+
+        began_s = time.monotonic()
+        assert service.stop() == 0
+        took_s = time.monotonic() - began_s
+        assert took_s < max(2.0, 2 * service.started_ms / 1000)
+        for client in clients:  # the last chunk: the stream has ended, and was not cut
+            assert read_until(client, b"0\r\n\r\n").endswith(b"0\r\n\r\n")
+    assert CUT not in service.log and "Traceback" not in service.log
+
+
+def read_until(client: socket.socket, mark: bytes) -> bytes:
+    """Return what comes up to the mark, or to the end."""
+    found = b""
+    while mark not in found and (part := client.recv(65536)):
+        found += part
+    return found
+
+
+def test_a_client_that_does_not_read_does_not_delay_the_end_of_the_service(
+    redis_server: RedisServer, start_service: Callable[..., Service]
+) -> None:
+    service = start_service(redis_server.url)
+    parts = urlsplit(service.base_url)
+    with redis_server.sync() as redis, socket.create_connection((parts.hostname, parts.port), 30) as client:
+        client.sendall(f"GET {TAIL} HTTP/1.1\r\nhost: localhost\r\nlast-event-id: 0-1\r\n\r\n".encode())
+        for n in range(10):
+            redis.xadd(STREAM, {"n": n, "data": "x" * 1_000_000})
+        assert read_until(client, b"xxx")
+
+        began_s = time.monotonic()
+        assert service.stop() == 0
+        assert time.monotonic() - began_s < max(2.0, 2 * service.started_ms / 1000)
+    assert [json.loads(line)["event"] for line in service.log.splitlines()] == ["listening"]
