@@ -162,16 +162,15 @@ def test_a_service_without_a_pool_operates_nothing(http: httpx.Client) -> None:
     problem(http.post("/v1/pool:scale", json={"workers": 1}), 503, "no-pool")
 
 
-@pytest.mark.long
-def test_an_idle_pool_of_many_workers_is_always_up(tmp_path: Path, redis_server: AnyServer) -> None:
+@pytest.mark.parametrize(("workers", "rounds"), [(2, 4), pytest.param(128, 60, marks=pytest.mark.long)])
+def test_an_idle_pool_is_always_up(tmp_path: Path, redis_server: AnyServer, workers: int, rounds: int) -> None:
     """Each scrape and each probe is right, and quick while Redis is frozen."""
-    workers = 128
     with (
         Pool(tmp_path / "many", HANDLERS, redis_url=redis_server.url, workers=workers, api=True).start() as pool,
         browser(pool.base_url) as web,
     ):
         eventually(lambda: web.get("/readyz").status_code == 200, 120)
-        for _ in range(60):
+        for _ in range(rounds):
             text = web.get("/metrics").text
             assert "supervisor_redis_up 1" in text
             assert f'supervisor_workers{{state="READY"}} {workers}' in text
