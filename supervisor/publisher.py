@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import lru_cache, partial
@@ -23,7 +23,6 @@ from redis.asyncio import Redis
 
 from supervisor.broker.command_pieces import AT_ONCE
 from supervisor.broker.node_router import NodeRouter
-from supervisor.broker.publish_pipeline import PublishPipeline
 from supervisor.broker.scripts import PUBLISH_LATER, PUBLISH_ONCE, Script
 from supervisor.core.encode import fields_of
 from supervisor.core.field_text import Value
@@ -230,12 +229,7 @@ class Publisher:
             return await self._once(stream, messages, options.key, options)
         confirmation = options.confirmation
         wait = confirmation.command if confirmation else ()
-
-        def store(node: PublishPipeline) -> Awaitable[Any]:
-            commands = (("XADD", stream, "*", *chain.from_iterable(fields.items())) for fields in messages)
-            return node.transaction(commands, wait=wait)
-
-        found = await self._router.send(stream, store)
+        found = await self._router.send(stream, lambda node: node.transaction(_additions(stream, messages), wait=wait))
         ids = [entry.decode() for entry in (found[0] if confirmation else found)]
         if confirmation:
             _check_confirmed(confirmation, found[1], ids)
@@ -287,9 +281,7 @@ class Publisher:
         self, stream: str, messages: Sequence[Mapping[str, Value]], key: str, options: _Options
     ) -> PublishedBatch:
         values: list[Value | int] = []
-        for number, fields in enumerate(messages, 1):
-            if number % AT_ONCE == 0:
-                await asyncio.sleep(0)
+        for fields in messages:
             values.append(2 * len(fields))
             values += chain.from_iterable(fields.items())
         keys = [idempotency_key(stream, key), stream]
@@ -360,6 +352,10 @@ async def _closed_with_its_loop(router: NodeRouter) -> AsyncGenerator[None, None
         yield
     finally:
         await router.close()
+
+
+def _additions(stream: str, messages: Iterable[Mapping[str, Value]]) -> Iterator[tuple[Value, ...]]:
+    return (("XADD", stream, "*", *chain.from_iterable(fields.items())) for fields in messages)
 
 
 def _check_confirmed(confirmation: Confirmation, reply: Any, ids: list[str]) -> None:
