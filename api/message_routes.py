@@ -4,6 +4,7 @@ A message is a flat JSON object. Its members become the fields of the entry: str
 JSON text. In an object with the single member `fields`, that member is the message.
 """
 
+import asyncio
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
@@ -22,7 +23,7 @@ from . import cloud_events
 from .admission import check_allowed, check_limits, has_limits
 from .later_replies import StoredLater, StoredLaterBatch
 from .later_routes import parse_time
-from .message_input import NDJSON, Input, read_many, read_one
+from .message_input import NDJSON, SLICE, Input, read_many, read_one
 from .pages import read_page
 from .plain_route import plain_post
 from .problems import Problem
@@ -181,6 +182,8 @@ async def publish_batch(request: Request) -> Response:
     ids, replayed, due = await publisher.publish_batch(
         stream, fields, key=key or given.key, after_s=after_s, at=at, confirmation=confirmation
     )
+    if len(ids) > SLICE:
+        await asyncio.sleep(0)
     headers = {"Idempotency-Replayed": "true"} if replayed else {}
     if due is not None:
         return json_response({"later": ids, "due": _text(due), "stream": stream, "count": len(ids)}, 202, headers)
