@@ -210,17 +210,15 @@ def test_resets_of_resting_connections_are_no_errors(redis_server: Any, start_se
         assert proxy.did["reset"] >= 16
 
 
-def test_a_page_that_takes_many_commands_has_one_limit(
-    redis_server: Any, start_service: Callable[..., Service]
-) -> None:
+def test_a_page_takes_one_command(redis_server: Any, start_service: Callable[..., Service]) -> None:
+    """A slow way to Redis is paid once for each page."""
     with Proxy(redis_server.url) as proxy, redis_server.sync() as client:
         service = start_service(proxy.url, config="[api]\nproduce_timeout_ms = 1000")
-        for n in range(300):
-            client.xadd(STREAM, {"n": n})
+        ids = [client.xadd(STREAM, {"n": n}).decode() for n in range(300)]
         eventually(lambda: len(service.http.get(f"{MESSAGES}?count=1000").json()["messages"]) == 300)
-        proxy.set(latency_s=0.3)
+        proxy.set(latency_s=0.1)
         took_ms, answer = timed(service.http, "GET", f"{MESSAGES}?count=1000")
-        assert problem(answer, 503, "redis-unavailable")["detail"] == "no answer in time"
+        assert [message["id"] for message in answer.json()["messages"]] == ids
         assert took_ms < 2_000
         proxy.set(latency_s=0)
 
