@@ -64,9 +64,10 @@ DROP_HALTING = _script("drop_halting")
 TURNS_CHECK = _script("turns_check", WAITS=TURNS_CONSUMER)
 
 # Rates.
-RESERVE_RATE = _script("reserve_rate", WAITS=RATES_CONSUMER)
-TAKE_DUE = _script("take_due", WAITS=RATES_CONSUMER, LATE_MS=str(round(BURST_S * 1000)))
-CHANGE_RATE = _script("change_rate")
+_LATE_MS = str(round(BURST_S * 1000))
+RESERVE_RATE = _script("reserve_rate", WAITS=RATES_CONSUMER, LATE_MS=_LATE_MS)
+TAKE_DUE = _script("take_due", WAITS=RATES_CONSUMER, LATE_MS=_LATE_MS)
+CHANGE_RATE = _script("change_rate", LATE_MS=_LATE_MS)
 
 # Housekeeping.
 NOW = _script("now")

@@ -3,7 +3,7 @@
 -- further apart, as if all had been reserved with the new one. Gives {now in ms, the old interval, '' when it is the same
 -- or nothing waits}. Called again with these, and with rates, it does the same to their theoretical arrival times.
 -- include: rate_clock
-local now = tonumber(ARGV[2]) or math.floor(rate_now_us(KEYS[3]) / 1000)
+local now = tonumber(ARGV[2]) or math.floor(rate_now_us(KEYS[3], KEYS[1]) / 1000)
 local old = ARGV[3] or redis.call('GET', KEYS[2])
 local times = old and tonumber(ARGV[1]) / tonumber(old)
 for number = 4, #KEYS do

@@ -5,7 +5,7 @@
 -- is due or -1}.
 -- include: rate_clock
 local at, interval_us, tolerance_us = tonumber(ARGV[4]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local now_us = rate_now_us(KEYS[4])
+local now_us = rate_now_us(KEYS[4], KEYS[3])
 local flags, waiting, next_us = {}, {}, {}
 for number = 6, #ARGV, 3 do
   local name, rate = ARGV[number], KEYS[tonumber(ARGV[number + 1])]
