@@ -369,6 +369,8 @@ class Ghosts:
         for ghost in self.at.values():
             if self.owner(ghost) != worker.name or ghost.torn or ghost.deleted:
                 continue
+            if self._world.specs_of[ghost.key[0]].options.rate:  # it is in no queue while its rate is asked for
+                continue
             done = worker in ghost.done and not ghost.publishes_first
             had = done or (ghost.failed_in and ghost.failed_in[0] is worker)
             scanned = ghost.scanned_by is worker and now_s - max(ghost.scanned_s, since_s) > _OBEYS_S

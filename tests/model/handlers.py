@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 Kind = Literal[
     "async", "batch", "thread",  # these return nothing, the others return `Emit`
     "emit", "emit batch",
-    "key", "key batch", "key thread", "key halt", "limit", "key limit",
+    "key", "key batch", "key thread", "key halt", "limit", "key limit", "rate", "key rate",
 ]  # fmt: skip
 _OPTIONS: dict[str, dict[str, Any]] = {
     "key": {"key": "k"},
     "halt": {"key": "k", "on_dead": "halt"},
     "limit": {"group_concurrency": 2},
+    "rate": {"rate": "5/s"},
 }
 
 FOREVER_S = 1e6

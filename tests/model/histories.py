@@ -49,6 +49,7 @@ WEIGHTS = {
 HANDLERS: list[list[Kind]] = [
     *(["async"], ["batch"], ["async", "batch"], ["async", "thread"], ["thread"]),
     *(["emit"], ["emit batch", "key"], ["key"], ["key batch"], ["key halt"], ["limit"], ["key limit", "key thread"]),
+    *(["rate"], ["key rate"]),
 ]
 
 
