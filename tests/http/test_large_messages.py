@@ -53,6 +53,7 @@ def test_large_messages_are_read_to_the_end(
     assert tail(service, ids[0], count - 1) == ids[1:]
 
 
+@pytest.mark.long
 def test_large_messages_after_many_small_ones_are_read_to_the_end(
     redis_server: RedisServer, start_service: Callable[..., Service]
 ) -> None:
