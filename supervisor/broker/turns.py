@@ -26,15 +26,9 @@ if TYPE_CHECKING:
 #: Entries that are looked at or given their places with one command.
 PAGE = 500
 Mode = Literal["new", "own", "copies", "others"]
-
-
-class Place(NamedTuple):
-    """A message and the row that it stands in (`include/turns.lua`)."""
-
-    #: Its id; of a copy in the replay stream `<id of the message>@<id of the copy>`.
-    name: bytes
-    #: The field that stands for the row; empty: the message has no key.
-    field: bytes
+#: A place in a row: the name of the message, and the field that stands for the row (`include/turns.lua`), empty for one
+#: without a key. The name is the id; of a copy in the replay stream `<id of the message>@<id of the copy>`.
+Place = tuple[bytes, bytes]
 
 
 class Taken(NamedTuple):
@@ -159,7 +153,8 @@ class Turns:
     ) -> tuple[Script, tuple[Argument, ...]]:
         """Return the script and arguments that write a dead letter, settle its message and take over the next one."""
         keys = (*self._keys, retries, crashes, self._dead)
-        arguments = (*self._arguments, 1 + replays, place.name, on_dead, place.field, *letter)
+        name, field = place
+        arguments = (*self._arguments, 1 + replays, name, on_dead, field, *letter)
         return DEAD_LETTER_TURN, (len(keys), *keys, *arguments)
 
 
@@ -179,6 +174,6 @@ def _is_replayed(at: int) -> bool:
 
 def _names_and_fields(places: Sequence[Place]) -> list[bytes]:
     """Return the names of all messages, then their fields."""
-    found = [place.name for place in places]
-    found += [place.field for place in places]
+    found = [name for name, _ in places]
+    found += [field for _, field in places]
     return found

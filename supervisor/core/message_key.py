@@ -22,7 +22,14 @@ def key_reader(key: FieldOrFunction) -> KeyReader:
         function = key
         return lambda message: key_of(function(message))
     name = key.encode()
-    return lambda message: key_of(message.value_of(name))
+
+    def read(message: Message) -> bytes | None:
+        value = message.value_of(name)
+        if value is None or (value.isascii() and len(value) <= KEY_BYTES_MAX):
+            return value
+        return key_of(value)
+
+    return read
 
 
 def key_of(key: object) -> bytes | None:

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
-from supervisor.broker.turns import Place
 from supervisor.core.message_key import key_reader
 from supervisor.keys import turn_field
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-    from supervisor.broker.turns import Admission, Mode, Taken
+    from supervisor.broker.turns import Admission, Mode, Place, Taken
     from supervisor.handling.loader import HandlerSpec
     from supervisor.messages import Message
     from supervisor.worker.retry_or_dead_letter import Failures
@@ -38,6 +37,8 @@ _LOOK_COUNT = 50
 _LOOK_IDLE_MS = 1_000
 #: While this many messages of a group wait for their turns, nothing more is read.
 WAITING_MAX = 1_000_000
+#: Messages that one script admits at most: Lua's unpack takes about 8,000 arguments, and there are two for each.
+_ADMITTED_MAX = 2_000
 #: How long a worker waits for another one that has read earlier entries and not yet given them their places.
 _OTHERS_S = 0.006
 _OTHERS_POLL_S = 0.001
@@ -92,7 +93,18 @@ class TurnGate:
 
         `new`: they were just read; otherwise they were found in the pending list.
         """
-        messages, places = self._places(source, messages)
+        admitted: list[Message] = []
+        try:
+            for at in range(0, len(messages), _ADMITTED_MAX):
+                admitted += await self._admit(source, messages[at : at + _ADMITTED_MAX], new=new)
+        except (RedisError, OSError):  # a scan will find them
+            self.forget(admitted)
+            raise
+        return admitted
+
+    async def _admit(self, source: Source, messages: Sequence[Message], *, new: bool) -> list[Message]:
+        held = self._held[source]
+        messages, places = self._places(source, [one for one in messages if one.entry not in held])
         if not places:
             return []
         mode: Mode = "copies" if source.replays else "new" if new else "own"
@@ -102,16 +114,15 @@ class TurnGate:
         if new and admission.missing_after:
             admission = await self._when_others_have(mode, places, admission)
         while admission.missing_after is not None:
-            await self._fill(admission.missing_after, b"(" + places[0].name if new else places[-1].name)
+            await self._fill(admission.missing_after, b"(" + places[0][0] if new else places[-1][0])
             admission = await self._turns.admit(mode, places)
         self.take_over(admission.taken)
         for index in reversed(admission.idle):
             del messages[index], places[index]
         # Where another worker has given it its place, a settle may have taken it over meanwhile. All answers come by
         # one connection, so what was taken over before this answer is still held.
-        held = self._held[source]
         if not held.keys().isdisjoint([message.entry for message in messages]):
-            messages, places = self._places(source, messages)
+            messages, places = self._places(source, [one for one in messages if one.entry not in held])
         held.update(zip([message.entry for message in messages], places, strict=True))
         return messages
 
@@ -195,10 +206,13 @@ class TurnGate:
         for source, entries in zip(self._sources, (found.entries, found.copies), strict=True):
             for message in source.messages([entry for entry in entries if entry]):
                 place = self._place(source, message)
-                if place is not None and place.field:
-                    fields.add(place.field)
-                elif place is not None and not self._limited:
-                    free.append(place.name)
+                if place is None:
+                    continue
+                name, field = place
+                if field:
+                    fields.add(field)
+                elif not self._limited:
+                    free.append(name)
         self._hurry = is_missing = False
         if fields or free or (self._limited and (found.entries or found.copies)):
             checked = await self._turns.check(fields, free)
@@ -229,24 +243,27 @@ class TurnGate:
     def _places(
         self, source: Source, messages: Iterable[Message], *, fails: bool = True
     ) -> tuple[list[Message], list[Place]]:
-        """Return those of the messages that are not held and have a place, and their places."""
-        held, found, places = self._held[source], [], []
+        """Return those of the messages that have a place, and their places.
+
+        One has none when the function of its key raises, and then with `fails` it failed.
+        """
+        read, replays, found, places = self._key, source.replays, [], []
         for message in messages:
-            if message.entry not in held and (place := self._place(source, message, fails=fails)) is not None:
-                found.append(message)
-                places.append(place)
+            try:
+                key = read(message)
+            except Exception as error:
+                if fails:
+                    self._failures.failed(message, error)
+                continue
+            found.append(message)
+            name = message.id.encode() + b"@" + message.entry if replays else message.entry
+            places.append((name, b"" if key is None else turn_field(key)))
         return found, places
 
-    def _place(self, source: Source, message: Message, *, fails: bool = True) -> Place | None:
-        """Return the place of a message; None when the function of its key raises, and then with `fails` it failed."""
-        try:
-            key = self._key(message)
-        except Exception as error:
-            if fails:
-                self._failures.failed(message, error)
-            return None
-        name = message.id.encode() + b"@" + message.entry if source.replays else message.entry
-        return Place(name, b"" if key is None else turn_field(key))
+    def _place(self, source: Source, message: Message) -> Place | None:
+        """Return the place of a message, if it has one."""
+        _, places = self._places(source, [message])
+        return places[0] if places else None
 
     def _hold(self, source: Source, message: Message, place: Place) -> Message:
         self._held[source][message.entry] = place

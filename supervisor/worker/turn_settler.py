@@ -6,7 +6,7 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from supervisor.broker.turns import Place, Turns, taken_of
+from supervisor.broker.turns import Turns, taken_of
 from supervisor.core.options import HALT
 from supervisor.shared_figures import FigureField
 from supervisor.shared_state import SlotField
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from supervisor.broker.command_connection import Argument, CommandConnection
     from supervisor.broker.scripts import Script
-    from supervisor.broker.turns import Taken
+    from supervisor.broker.turns import Place, Taken
     from supervisor.handling.loader import HandlerSpec
     from supervisor.shared_state import SharedSlot
     from supervisor.worker.settler import Settler
@@ -88,8 +88,9 @@ class TurnSettler:
         if place is None:
             self._settler.dead_letter(source, entry, letter)
             return
-        if self._on_dead == HALT and place.field:
-            letter = [*letter[:2], "halts", place.field[1:], *letter[2:]]
+        _, field = place
+        if self._on_dead == HALT and field:
+            letter = [*letter[:2], "halts", field[1:], *letter[2:]]
         script, arguments = self.turns.dead_letter(
             place, source.retries, source.crashes, letter, replays=source.replays, on_dead=self._on_dead
         )
@@ -111,7 +112,7 @@ class TurnSettler:
         held = self.held[source]
         for at in range(0, len(entries), _IDS_MAX):
             part = entries[at : at + _IDS_MAX]
-            places = [held.get(entry) or Place(entry, b"") for entry in part]
+            places = [held.get(entry) or (entry, b"") for entry in part]
             script, arguments = self.turns.settle(places, source.retries, source.crashes, replays=source.replays)
             self._run(source, part, places, script, arguments)
 
@@ -130,7 +131,7 @@ class TurnSettler:
             if not repeated and reply[0] < len(entries):
                 self._shared.add(SlotField.LOST_CLAIM, len(entries) - reply[0])
                 source.figures.add(FigureField.SETTLED_LOST_CLAIM, len(entries) - reply[0])
-            self.passed_on(taken_of(reply), {place.field for place in places if place.field} if repeated else set())
+            self.passed_on(taken_of(reply), {field for _, field in places if field} if repeated else set())
 
         self._settler.run_script(source, script, arguments, tuple(entries), answered)
         if self._notes_keys:

@@ -268,7 +268,7 @@ class Conformance(RuleBasedStateMachine):
 
     def places(self, ids: list[bytes]) -> list[Place]:
         """Of messages whose number tells which of two keys they have."""
-        return [Place(entry, turn_field(b"ab"[entry[-1] % 2 :][:1])) for entry in ids]
+        return [(entry, turn_field(b"ab"[entry[-1] % 2 :][:1])) for entry in ids]
 
     @rule(group=groups, consumer=consumers, count=counts, per_group=st.integers(0, 2), own=st.booleans())
     def admit(self, group: str, consumer: str, count: int, per_group: int, own: bool) -> None:
