@@ -101,12 +101,12 @@ def turns_key(stream: str, group: str) -> str:
     return f"{_stream_key(stream)}:{group}:turns"
 
 
-def rate_key(stream: str, group: str) -> str:
-    """When the next message of the group may start (GCRA), us of the rates' clock; it expires.
+def rates_key(stream: str, group: str) -> str:
+    """A sorted set: when the next message of each rate may start (GCRA), us of the rates' clock; it expires.
 
-    With `:<key>` behind it, the same for one value of the handler's `rate_key`.
+    The member is empty for the whole group, and a colon and the value of the handler's `rate_key`.
     """
-    return f"{_stream_key(stream)}:{group}:rate"
+    return f"{_stream_key(stream)}:{group}:rates"
 
 
 def due_key(stream: str, group: str) -> str:
@@ -119,8 +119,13 @@ def behind_key(stream: str, group: str) -> str:
     return f"{_stream_key(stream)}:{group}:behind"
 
 
+def before_change(key: str) -> str:
+    """What is left of `key` from before the rate was changed (`change_rate.lua`)."""
+    return f"{key}:before"
+
+
 def interval_key(stream: str, group: str) -> str:
-    """The interval of the rate by which the times of those messages were reserved, us (`change_rate.lua`)."""
+    """The interval of the rate by which those times were reserved, us, and its last change (`change_rate.lua`)."""
     return f"{_stream_key(stream)}:{group}:interval"
 
 

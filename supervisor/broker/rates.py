@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from supervisor.broker.scripts import CHANGE_RATE, RESERVE_RATE, TAKE_DUE
 from supervisor.broker.turns import Taken
-from supervisor.keys import behind_key, due_key, interval_key, rate_key, replay_key, retries_key
+from supervisor.keys import before_change, behind_key, due_key, interval_key, rates_key, replay_key, retries_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,8 +15,10 @@ if TYPE_CHECKING:
     from supervisor.core.rate import Rate
 
 
-#: Keys of the server that are looked at with one command when the rate was changed.
-_SCAN_COUNT = 2_000
+#: Times that one call of the script changes when the rate was changed: one or two ms of the server.
+_CHANGED = 1_000
+#: Messages that one call of the script takes: Lua's unpack takes about 8,000 arguments.
+_RESERVED_MAX = 2_000
 
 
 class Request(NamedTuple):
@@ -51,25 +52,20 @@ class Rates:
         self._behind = behind_key(stream, group)
         self._keys = (stream, copies, due_key(stream, group), self._behind)
         self._retries = (retries_key(stream, group), retries_key(copies, group))
-        self._prefix = rate_key(stream, group).encode()
         self._interval = interval_key(stream, group)
+        self._rates = rates_key(stream, group)
 
     async def begin(self) -> None:
         """Have what waits start by this rate, where it was reserved by another one."""
-        keys = (self._keys[2], self._interval, self._behind)
-        interval_us = repr(self._rate.interval_us)
-        now_ms, old = await self._commands.script(CHANGE_RATE, keys, interval_us)
-        if not old:
-            return
-        escaped = re.sub(rb"([*?\[\]^\\-])", rb"\\\1", self._prefix)
-        cursor: Any = b"0"
-        while True:
-            cursor, found = await self._commands.call("SCAN", cursor, "MATCH", escaped + b"*", "COUNT", _SCAN_COUNT)
-            rates = [key for key in found if key == self._prefix or key.startswith(self._prefix + b":")]
-            if rates:
-                await self._commands.script(CHANGE_RATE, (*keys, *rates), interval_us, now_ms, old)
-            if cursor == b"0":
-                return
+        while await self.change(_CHANGED):
+            pass
+
+    async def change(self, count: int) -> int:
+        """Apply this rate to so many of the times that were reserved by another one; return 0 when all have it."""
+        due = self._keys[2]
+        keys = (due, self._rates, before_change(due), before_change(self._rates), self._interval, self._behind)
+        left: int = await self._commands.script(CHANGE_RATE, keys, repr(self._rate.interval_us), count)
+        return left
 
     async def reserve(
         self, requests: Sequence[Request], *, replays: bool, at_once: bool = False
@@ -78,14 +74,16 @@ class Rates:
 
         `at_once`: all start now, and the following ones wait for it.
         """
-        numbers: dict[bytes, int] = {}
+        if len(requests) > _RESERVED_MAX:
+            first, _ = await self.reserve(requests[:_RESERVED_MAX], replays=replays, at_once=at_once)
+            rest, next_ms = await self.reserve(requests[_RESERVED_MAX:], replays=replays, at_once=at_once)
+            return first + rest, next_ms
         arguments: list[Argument] = []
         for request in requests:
-            rate = self._prefix if request.key is None else b"%b:%b" % (self._prefix, request.key)
-            number = numbers.setdefault(rate, len(self._keys) + 1 + len(numbers))
-            arguments += [request.name, number, request.cost]
+            arguments += [request.name, b"" if request.key is None else b":" + request.key, request.cost]
+        keys = (*self._keys, self._rates, before_change(self._rates), self._interval)
         head = (self._group, self._rate.interval_us, self._rate.tolerance_us, 1 + replays, int(at_once))
-        flags, next_ms = await self._commands.script(RESERVE_RATE, (*self._keys, *numbers), *head, *arguments)
+        flags, next_ms = await self._commands.script(RESERVE_RATE, keys, *head, *arguments)
         return [flag == ord("1") for flag in flags], _ms(next_ms)
 
     async def take_due(self, count: int) -> Due:

@@ -122,7 +122,7 @@ class Turns:
 
     async def note_keys(self, places: Sequence[Place]) -> None:
         """Note the keys of messages, for those who explain whose turn it is."""
-        pairs = [word for place in places if place.field for word in (place.name, place.field[1:])]
+        pairs = [word for name, field in places if field for word in (name, field[1:])]
         if pairs:
             await self._commands.call("HSET", self._message_keys, *pairs)
 

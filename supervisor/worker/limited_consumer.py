@@ -76,12 +76,7 @@ class LimitedConsumer(Consumer):
         messages = source.new_messages(entries)
         if self._turns is not None:
             messages = await self._turns.admit(source, messages, new=True)
-        try:
-            starting = await self._reserve(messages)
-        except (RedisError, OSError):  # the scan that follows must find them
-            if self._turns is not None:
-                self._turns.forget(messages)
-            raise
+        starting = await self._reserve(messages)
         pace = self._limit.pace
         if len(starting) * 2 < len(entries):  # what waits is not held here: look further, for what may run
             pace.count = min(pace.batch_size, 2 * pace.count)

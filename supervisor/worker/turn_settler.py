@@ -135,4 +135,4 @@ class TurnSettler:
 
         self._settler.run_script(source, script, arguments, tuple(entries), answered)
         if self._notes_keys:
-            self._settler.forget_keys(source, [place.name for place in places])
+            self._settler.forget_keys(source, [name for name, _ in places])

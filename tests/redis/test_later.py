@@ -268,6 +268,63 @@ async def test_one_of_many_is_found_without_reading_the_others(redis: Any, monke
     assert len(read) == 1
 
 
+async def waiting(redis: Any, count: int, due: int) -> None:
+    """Store messages that are due then."""
+    for first in range(0, count, 10_000):
+        numbers = range(first, min(count, first + 10_000))
+        await redis.zadd(KEY, {to_member(f"id-{n}", {"n": str(n), "text": "x" * 100}): due for n in numbers})
+
+
+async def took_us(redis: Any, *names: bytes) -> list[int]:
+    """How long each of these commands took the server since its slow log was emptied."""
+    return [one["duration"] for one in await redis.slowlog_get(20_000) if one["command"].split()[0].upper() in names]
+
+
+async def note_all(redis: Any) -> None:
+    """Have the server note how long each command takes."""
+    await redis.config_set("slowlog-log-slower-than", 0)
+    await redis.config_set("slowlog-max-len", 20_000)
+    await redis.slowlog_reset()
+
+
+@pytest.mark.parametrize("count", [5_000, pytest.param(100_000, marks=pytest.mark.long)])
+async def test_cancelling_one_of_many_holds_up_the_server_for_a_short_time_only(redis: Any, count: int) -> None:
+    await waiting(redis, count, await now_ms(redis) + 3_600_000)
+    await redis.zadd(KEY, {b'{"a":"b"}': "+inf"})
+    await note_all(redis)
+    for wanted in (f"id-{count - 1}", digest_of(b'{"a":"b"}')):
+        found = await later.find(redis, STREAM, wanted)
+        assert found is not None and await later.cancel(redis, found)
+    assert await later.find(redis, STREAM, "id-none") is None
+    assert await redis.zcard(KEY) == count - 1
+    took = await took_us(redis, b"ZSCAN")
+    assert len(took) > count / 5_000 and sorted(took)[len(took) * 9 // 10] < sum(took) / (10 if count >= 100_000 else 1)
+
+
+@pytest.mark.parametrize("count", [4_000, pytest.param(100_000, marks=pytest.mark.long)])
+async def test_many_that_are_due_at_once_enter_in_bites_and_hold_up_no_other(
+    redis_server: AnyServer, redis: Any, publisher: Publisher, count: int
+) -> None:
+    await waiting(redis, count, await now_ms(redis))
+    passed, slowest_s, probes = 0, 0.0, 0
+    began_s = time.monotonic()
+    async with moving(redis, redis_server.url, STREAM):
+        while (before := await redis.xlen(STREAM)) < count + probes:
+            sent_s = time.monotonic()
+            await publisher.publish(STREAM, {"n": "probe"})
+            slowest_s = max(slowest_s, time.monotonic() - sent_s)
+            probes += 1
+            passed = max(passed, await redis.xlen(STREAM) - before - 1)
+            await asyncio.sleep(0.001)
+    took_s = time.monotonic() - began_s
+    moved = [fields[b"n"] for fields in await messages(redis) if fields[b"n"] != b"probe"]
+    assert len(moved) == len(set(moved)) == count and probes > 3
+    assert passed <= 10 * later_mover.BATCH_MAX, "a publish waits for a few bites at most"
+    stats = await redis.info("commandstats")
+    assert stats["cmdstat_eval"]["calls"] > count / later_mover.BATCH_MAX
+    assert slowest_s < took_s / (5 if count >= 100_000 else 1)
+
+
 async def test_counts_of_what_waits(redis: Any) -> None:
     due = await now_ms(redis)
     await redis.zadd(KEY, {b"1": due - 5_000, b"2": due + 50_000, b"3": "+inf"})

@@ -12,13 +12,17 @@ import structlog
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from supervisor import Message, Reject, handler
+from supervisor.broker.command_connection import CommandConnection
 from supervisor.broker.entry_lookup import collect
 from supervisor.broker.inspect import groups, pending
+from supervisor.broker.rates import Rates, Request
 from supervisor.broker.replay import drop, replay
 from supervisor.core.entry_fate import Fate, TurnFact, explain
+from supervisor.core.rate import parse_rate
 from supervisor.keeper.reaper import Reaper
-from supervisor.keys import due_key, group_turn_key, message_keys_key, turn_key, turns_key
+from supervisor.keys import before_change, due_key, group_turn_key, message_keys_key, rates_key, turn_key, turns_key
 from supervisor.shared_state import HeaderField, SharedState, SlotField
+from supervisor.worker import turn_gate
 from supervisor.worker.pending import PendingList
 from tests.redis.test_worker import Worker
 from tests.support.letters import letters
@@ -140,7 +144,10 @@ async def test_more_of_a_key_run_at_once_with_per_key_and_never_more(redis: Any,
 
 
 @pytest.mark.parametrize("key", ["", "customer"])
-async def test_group_concurrency_limits_all_workers_together(redis: Any, redis_url: str, key: str) -> None:
+async def test_group_concurrency_limits_all_workers_together(
+    redis: Any, redis_url: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turn_gate, "_ADMITTED_MAX", 7)  # a batch is admitted in parts
     log = Log()
 
     @handler(STREAM, group=GROUP, key=key, group_concurrency=4)
@@ -276,6 +283,53 @@ async def test_a_rate_holds_on_all_workers_and_one_key_at_its_limit_holds_up_no_
     assert len(starts["b"]) == 1 and starts["b"][0] < starts["a"][10]
     took_s = starts["a"][-1] - starts["a"][0]
     assert took_s > 27 / 20  # 2 are the burst
+
+
+@pytest.fixture
+async def commands(redis_url: str) -> AsyncIterator[CommandConnection]:
+    made = CommandConnection(redis_url)
+    yield made
+    await made.close()
+
+
+async def calls_us(redis: Any, *names: bytes) -> tuple[int, int, int]:
+    """How often these commands ran since the slow log was emptied, and the us that a slow one and all of them took.
+
+    A slow one is slower than nine in ten: the slowest may have met another process.
+    """
+    rows = await redis.slowlog_get(10_000)
+    took = sorted(row["duration"] for row in rows if row["command"].split()[0].upper() in names)
+    return len(took), took[len(took) * 9 // 10], sum(took)
+
+
+@pytest.mark.parametrize("count", [5_000, pytest.param(100_000, marks=pytest.mark.long)])
+async def test_a_changed_rate_holds_up_the_server_for_a_short_time_only(
+    redis: Any, commands: CommandConnection, count: int
+) -> None:
+    due, kept = due_key(STREAM, GROUP), rates_key(STREAM, GROUP)
+    await redis.xgroup_create(STREAM, GROUP, "0", mkstream=True)
+    now_ms = int((await redis.time())[0]) * 1000
+    for first in range(0, count, 1_000):
+        numbers = range(first, first + 1_000)
+        await redis.zadd(due, {f"{n}-0": now_ms + 1_000_000 + 10 * n for n in numbers})
+        await redis.zadd(kept, {f":tenant {n}": (now_ms + 1_000_000 + 10 * n) * 1000 for n in numbers})
+    await Rates(commands, STREAM, GROUP, "host:0", parse_rate("10/s")).begin()
+    await redis.config_set("slowlog-log-slower-than", 0)
+    await redis.config_set("slowlog-max-len", 10_000)
+    await redis.slowlog_reset()
+    faster = Rates(commands, STREAM, GROUP, "host:0", parse_rate("100/s"))
+    assert await faster.change(1_000) == 2 * (count - 1_000)
+    assert 0 < await redis.zcard(due) < count, "a process that dies now leaves the rest"
+    flags, _ = await faster.reserve([Request(b"1-1", b"tenant 4999", 1)], replays=False)
+    assert flags == [False], "what is not changed yet is known as well"
+    await redis.zrem(due, "1-1")
+    await faster.begin()
+    calls, slow_us, every_us = await calls_us(redis, b"EVAL", b"EVALSHA")
+    assert calls > count / 1_000 and slow_us < every_us / (20 if count >= 100_000 else 2)
+    scores = [score for _, score in await redis.zrange(due, 0, -1, withscores=True)]
+    assert len(scores) == count and await redis.zcard(kept) == count
+    assert scores[0] - now_ms < 200_000 and scores[-1] - scores[0] == pytest.approx(count - 1, abs=200)
+    assert not await redis.exists(before_change(due), before_change(kept))
 
 
 @pytest.mark.parametrize("rate_key", ["", "tenant"])

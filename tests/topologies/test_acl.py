@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.errors import EXIT_REDIS
+from supervisor.keys import turns_key
 from tests.support.pool import Pool
 from tests.support.recording import SIMPLE
 from tests.support.servers import RedisServer
@@ -41,6 +42,34 @@ def test_these_rights_are_enough_for_all_that_a_pool_does(
     everything_works(pool)
     assert not refusals(admin)
     assert PASSWORD not in pool.output
+
+
+LIMITED = """
+from supervisor import Message, handler
+
+@handler("events", group="workers", key="n", group_concurrency=5, rate="100/s")
+async def handle(message: Message) -> None: ...
+"""
+
+
+def test_these_rights_are_enough_for_handlers_with_limits(
+    server: RedisServer, admin: Admin, start_pool: Callable[..., Pool]
+) -> None:
+    grant(admin, KEYS, COMMANDS, OPTIONAL)
+    for _ in range(30):
+        admin.xadd("events", {"n": "1"})
+    pool = start_pool(LIMITED, redis_url=url_of(server), workers=1)
+
+    def done() -> bool:
+        group = admin.xinfo_groups("events")[0]
+        return (
+            group["lag"] == 0
+            and group["pending"] == 0
+            and bool(admin.hget(turns_key("events", "workers"), "looked_ms"))
+        )
+
+    eventually(done)
+    assert pool.stop() == 0 and not refusals(admin)
 
 
 def test_without_the_optional_rights_a_pool_works_and_drains(

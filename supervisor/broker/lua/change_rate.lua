@@ -1,35 +1,42 @@
--- KEYS due messages, interval, behind, then rates; ARGV new interval in us[, ms by the rates' clock, old interval in us].
--- Notes the interval of the group's rate. When it was another one, the times that are reserved come closer together or
--- further apart, as if all had been reserved with the new one. Gives {now in ms, the old interval, '' when it is the same
--- or nothing waits}. Called again with these, and with rates, it does the same to their theoretical arrival times.
--- include: rate_clock
-local now = tonumber(ARGV[2]) or math.floor(rate_now_us(KEYS[3], KEYS[1]) / 1000)
-local old = ARGV[3] or redis.call('GET', KEYS[2])
-local times = old and tonumber(ARGV[1]) / tonumber(old)
-for number = 4, #KEYS do
-  local next_us = redis.call('GET', KEYS[number])
-  local ahead_us = next_us and (tonumber(next_us) - now * 1000) * times or 0
-  if ahead_us > 0 then
-    local ttl_ms = string.format('%.0f', math.ceil(ahead_us / 1000) + 1000)
-    redis.call('SET', KEYS[number], string.format('%.0f', now * 1000 + ahead_us), 'PX', ttl_ms)
+-- KEYS due messages, rates, the same two of before the change, interval, behind; ARGV interval in us, how many to change.
+-- Applies the interval of the group's rate. When it was another one, the times that are reserved come closer together or
+-- further apart, as if all had been reserved with the new one. They are set aside at once and brought back changed, so
+-- many in each call; the interval says what is under way, so any caller can go on. Gives 0 when nothing is left to do.
+-- include: changed_rate rate_clock
+local is_changing = redis.call('EXISTS', KEYS[3], KEYS[4]) > 0
+local change = redis.call('GET', KEYS[5]) or ''
+local interval = string.match(change, '^%S*')
+if not is_changing and interval ~= ARGV[1] then
+  is_changing = interval ~= '' and redis.call('EXISTS', KEYS[1], KEYS[2]) > 0
+  change = ARGV[1]
+  if is_changing then
+    change = string.format('%s %s %.0f', ARGV[1], interval, rate_now_us(KEYS[6], KEYS[1]))
+  end
+  interval = ARGV[1]
+  redis.call('SET', KEYS[5], change)
+  for at = 1, is_changing and 2 or 0 do
+    if redis.call('EXISTS', KEYS[at]) == 1 then
+      redis.call('RENAME', KEYS[at], KEYS[at + 2])
+      redis.call('PERSIST', KEYS[at + 2])
+    end
   end
 end
-if ARGV[2] then
-  return {}
+if not is_changing then
+  return 0
 end
-if old ~= ARGV[1] then
-  redis.call('SET', KEYS[2], ARGV[1])
-end
-if not old or times == 1 or redis.call('EXISTS', KEYS[1]) == 0 then
-  return {0, ''}
-end
-local waiting = redis.call('ZRANGEBYSCORE', KEYS[1], string.format('(%.0f', now), '+inf', 'WITHSCORES')
-for first = 1, #waiting, 2000 do
-  local words = {'ZADD', KEYS[1]}
-  for number = first, math.min(first + 1998, #waiting - 1), 2 do
-    words[#words + 1] = string.format('%.0f', now + (tonumber(waiting[number + 1]) - now) * times)
-    words[#words + 1] = waiting[number]
+local left = 0
+for at, unit_us in ipairs({1000, 1}) do
+  local found = redis.call('ZRANGE', KEYS[at + 2], 0, ARGV[2] - 1, 'WITHSCORES')
+  local words, names = {'ZADD', KEYS[at], 'NX'}, {'ZREM', KEYS[at + 2]} -- NX: it was reserved again since
+  for number = 1, #found, 2 do
+    words[number + 3] = string.format('%.0f', changed(change, found[number + 1] * unit_us) / unit_us)
+    words[number + 4] = found[number]
+    names[#names + 1] = found[number]
   end
-  redis.call(unpack(words))
+  if #found > 0 then
+    redis.call(unpack(words))
+    redis.call(unpack(names))
+  end
+  left = left + redis.call('ZCARD', KEYS[at + 2])
 end
-return {now, old}
+return left == 0 and interval ~= ARGV[1] and 1 or left

@@ -1,15 +1,25 @@
--- KEYS stream, replay stream, due messages, behind, then the rates; ARGV group, interval in us, tolerance in us, 1 or 2 for the
--- replay stream, 1 to start all now, then for each message its name, the number in KEYS of its rate, and its cost.
--- Reserves the time of each message's start (GCRA, as `core/rate.py`). What may not start now goes to the consumer WAITS
--- and into `due` (a sorted set by Unix ms of the rates' clock). Gives {a flag for each message: 1 when it starts now, ms until the first one
--- is due or -1}.
--- include: rate_clock
+-- KEYS stream, replay stream, due messages, behind, rates, rates of before a change that is under way, interval; ARGV
+-- group, interval in us, tolerance in us, 1 or 2 for the replay stream, 1 to start all now, then for each message its
+-- name, its rate, and its cost.
+-- Reserves the time of each message's start (GCRA, as `core/rate.py`). `rates` is a sorted set of the times at which the
+-- next message of each rate may start, us. What may not start now goes to the consumer WAITS and into `due` (a sorted set
+-- by ms). Both are of the rates' clock. Gives {a flag for each message: 1 when it starts now, ms until the first one is
+-- due or -1}.
+-- include: changed_rate rate_clock
 local at, interval_us, tolerance_us = tonumber(ARGV[4]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local now_us = rate_now_us(KEYS[4], KEYS[3])
-local flags, waiting, next_us = {}, {}, {}
+local change = redis.call('EXISTS', KEYS[6]) == 1 and redis.call('GET', KEYS[7])
+local flags, waiting, next_us, changes = {}, {}, {}, {'ZADD', KEYS[5]}
+
+local function next_of(rate)
+  local us = redis.call('ZSCORE', KEYS[5], rate)
+  local before_us = not us and change and redis.call('ZSCORE', KEYS[6], rate)
+  return before_us and changed(change, tonumber(before_us)) or tonumber(us or 0)
+end
+
 for number = 6, #ARGV, 3 do
-  local name, rate = ARGV[number], KEYS[tonumber(ARGV[number + 1])]
-  local next_one = next_us[rate] or math.max(now_us, tonumber(redis.call('GET', rate) or 0))
+  local name, rate = ARGV[number], ARGV[number + 1]
+  local next_one = next_us[rate] or math.max(now_us, next_of(rate))
   local due_us = math.max(now_us, next_one - tolerance_us)
   next_us[rate] = next_one + interval_us * tonumber(ARGV[number + 2])
   local starts = ARGV[5] == '1' or due_us == now_us
@@ -20,9 +30,17 @@ for number = 6, #ARGV, 3 do
   end
 end
 for rate, us in pairs(next_us) do
-  local ttl_ms = math.ceil((us - now_us) / 1000) + 1000
-  redis.call('SET', rate, string.format('%.0f', us), 'PX', string.format('%.0f', ttl_ms))
+  changes[#changes + 1] = string.format('%.0f', us)
+  changes[#changes + 1] = rate
 end
+-- Twice as many go as come, so none of those that are over is kept for long.
+local over = redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', string.format('%.0f', now_us), 'LIMIT', 0, #changes)
+if #over > 0 then
+  redis.call('ZREM', KEYS[5], unpack(over))
+end
+redis.call(unpack(changes))
+local last_us = redis.call('ZRANGE', KEYS[5], -1, -1, 'WITHSCORES')[2]
+redis.call('EXPIRE', KEYS[5], string.format('%.0f', math.ceil(math.max(0, last_us - now_us) / 1000000) + 1))
 if #waiting > 0 then
   local words = {'XCLAIM', KEYS[at], ARGV[1], WAITS, 0, unpack(waiting)}
   words[#words + 1] = 'JUSTID'
