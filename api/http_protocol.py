@@ -119,7 +119,7 @@ class BoundedProtocol(HttpToolsProtocol):
         #: The size of the answers that the client does not take, and since when.
         self._unread_bytes = 0
         self._unread_since_s = 0.0
-        self._unread_limit_s = LIMITS.unread_s
+        self._leaving = False
 
     # Of the transport
 
@@ -324,11 +324,12 @@ class BoundedProtocol(HttpToolsProtocol):
     def _is_unread(self, now_s: float) -> bool:
         if (size := self.transport.get_write_buffer_size()) != self._unread_bytes:
             self._unread_bytes, self._unread_since_s = size, now_s
-        return size > 0 and now_s - self._unread_since_s > self._unread_limit_s
+        limit_s = LIMITS.linger_s if self._leaving else LIMITS.unread_s
+        return size > 0 and now_s - self._unread_since_s > limit_s
 
     def shutdown(self) -> None:
         """End the connection after its answer. A client that does not take the answer must not delay the end."""
-        self._unread_limit_s = LIMITS.linger_s
+        self._leaving = True
         super().shutdown()
 
     def give_way(self) -> None:

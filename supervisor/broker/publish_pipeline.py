@@ -205,7 +205,7 @@ class JobQueue:
                 await asyncio.wait([task])
         if self._timer is not None:
             self._timer.cancel()
-        await self._connection.drop()
+        await self._connection.close()
 
     async def _send_all(self) -> None:
         try:
