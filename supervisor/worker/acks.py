@@ -1,9 +1,9 @@
 """Settles what is done: acks the messages, and publishes what their handler returned as `Emit`.
 
 On one server, and for streams of the same slot in a cluster, the settler's script publishes and acks. A stream in
-another slot is published to first, under a key that names the message: the same message publishes it once, however
-often its handler runs. The messages are acked after that. A handler with turns publishes in the same way on one server,
-since its settler acks with a script of its own, which passes the turn on.
+another slot is published to first, under a key that names the message, or all messages of the batch: the same messages
+publish it once, however often their handler runs. The messages are acked after that. A handler with turns publishes in
+the same way on one server, since its settler acks with a script of its own, which passes the turn on.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Acks:
             if self._scripts is not None and key_slot(emit.stream.encode()) == own:
                 here.append(emit)
             else:
-                await self._publish(emit, _key(message, number), by)
+                await self._publish(emit, _key(messages, number), by)
         return here
 
     async def _publish(self, emit: Emit, key: str, by: tuple[str, str, str]) -> None:
@@ -156,7 +156,7 @@ class Acks:
             try:
                 await context().publisher.publish_batch(emit.stream, [emit.fields], key=key, emitted_by=by)
                 return
-            except IdempotencyError:  # an earlier attempt has published it, with other fields
+            except IdempotencyError:  # an earlier attempt with the same messages has published it, with other fields
                 return
             except PublishError as error:
                 if error.code in _LASTING:
@@ -165,8 +165,16 @@ class Acks:
             await asyncio.sleep(backoff_s(failures, _RETRY_BASE_S, _RETRY_MAX_S, random.random))
 
 
-def _key(message: Message, number: int) -> str:
-    """Return what stands for one `Emit` of a message; a digest where the names are too long for a key."""
-    key = f"{message.stream}/{message.group}/{message.id}/{number}"
-    data = key.encode(errors="surrogatepass")
-    return key if len(data) <= KEY_BYTES_MAX else hashlib.blake2b(data, digest_size=32).hexdigest()
+def _key(messages: Sequence[Message], number: int) -> str:
+    """Return what stands for one `Emit` of a message, or of a batch; a digest where the names are too long for a key.
+
+    Of a batch, it stands for all messages: when the first one is handled again with others, the result is another one.
+    """
+    first = messages[0]
+    ids = first.id if len(messages) == 1 else _digest(" ".join(one.id for one in messages).encode())
+    data = f"{first.stream}/{first.group}/{ids}/{number}".encode(errors="surrogatepass")
+    return data.decode(errors="surrogatepass") if len(data) <= KEY_BYTES_MAX else _digest(data)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=32).hexdigest()

@@ -12,8 +12,8 @@ from supervisor import BatchError, Emit, EncodeError, Message, Next, Retry, Usag
 from supervisor.broker.scripts import EMIT
 from supervisor.handling.middleware import NextBatch
 from supervisor.keys import crashes_key, dead_key, origins_key, retries_key
-from supervisor.shared_state import SlotField
-from tests.redis.test_worker import GROUP, STREAM, pending, working
+from supervisor.shared_state import SharedState, SlotField
+from tests.redis.test_worker import GROUP, STREAM, Worker, pending, working
 from tests.support.waiting import eventually_async
 
 OUT = "out"
@@ -192,6 +192,37 @@ async def test_a_handler_with_turns_publishes_before_it_passes_them_on(redis: An
         await eventually_async(lambda: worker.shared.get(SlotField.DONE) == 10)
     assert await numbers(redis) == list(range(10))
     assert await pending(redis) == 0
+
+
+async def test_a_message_that_is_handled_again_in_another_batch_publishes_again(redis: Any, redis_url: str) -> None:
+    published = asyncio.Event()
+
+    async def hangs_first(messages: list[Message], call_next: NextBatch) -> None:
+        await call_next(messages)
+        if not published.is_set():
+            published.set()
+            await asyncio.sleep(3600)
+
+    @handler(STREAM, group=GROUP, key="n", middleware=[hangs_first])
+    async def handle(events: list[Number]) -> Emit:
+        return Emit(OUT, {"sum": sum(event.n for event in events)})
+
+    async def read_one_more(n: int) -> bytes:
+        entry = await redis.xadd(STREAM, {"n": n})
+        await redis.xreadgroup(GROUP, "host:0", {STREAM: ">"})
+        return bytes(entry)
+
+    await redis.xgroup_create(STREAM, GROUP, "0", mkstream=True)
+    await read_one_more(1)
+    second = await read_one_more(2)
+    worker = Worker(redis_url, [handle], SharedState())
+    await asyncio.wait_for(published.wait(), 10)
+    await worker.vanish()
+    await redis.xack(STREAM, GROUP, second)
+    await read_one_more(4)
+    async with working(redis_url, handle) as worker:
+        await eventually_async(lambda: worker.shared.get(SlotField.DONE) == 2)
+    assert sorted(await numbers(redis, name=b"sum")) == [1, 3, 4], "the suspect runs alone"
 
 
 class TestScript:
