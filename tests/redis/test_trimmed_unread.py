@@ -58,6 +58,21 @@ async def test_each_entry_that_was_lost_is_counted_once(counting_server: AnyServ
         assert await redis.keys(f"{trimmed_key(STREAM, GROUP)}:*") == []
 
 
+async def test_a_stream_that_is_deleted_and_made_again_is_counted_too(counting_server: AnyServer) -> None:
+    async with counting_server.client() as redis:
+        await redis.xgroup_create(STREAM, GROUP, "0", mkstream=True)
+        await trimmed(redis)
+        await add(redis, 20, maxlen=10)
+        assert await trimmed(redis) == (10, 10)
+        await redis.delete(STREAM)
+        assert await trimmed(redis) == (10, 10)
+        await add(redis, 15, maxlen=5)
+        await redis.xgroup_create(STREAM, GROUP, "0")
+        assert await trimmed(redis) == (20, 20) == await trimmed(redis)
+        await add(redis, 4, maxlen=5)
+        assert await trimmed(redis) == (24, 24)
+
+
 async def test_entries_that_were_read_may_go(counting_server: AnyServer) -> None:
     async with counting_server.client() as redis:
         await redis.xgroup_create(STREAM, GROUP, "0", mkstream=True)

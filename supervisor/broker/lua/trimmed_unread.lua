@@ -1,8 +1,9 @@
 -- KEYS stream, the group's record of lost entries, a key that is not used; ARGV group, '1' to keep the record up to date.
 -- Counts the entries that were removed from the stream before the group read them. Gives that number, or -1 when the
 -- server can't tell (before Redis 7.0).
--- The record has `count`, `upto` (the ordinal up to which removed entries were looked at) and `ordinal`: whether
--- `entries-read` is the ordinal of the last delivered entry on this server, or the number of delivered ones.
+-- The record has `count`, `upto` (the ordinal up to which removed entries were looked at), `added` (how many entries the
+-- stream had ever had), `before` (the count of an earlier stream of this name) and `ordinal`: whether `entries-read` is
+-- the ordinal of the last delivered entry on this server, or the number of delivered ones.
 -- include: xinfo
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return tonumber(redis.call('HGET', KEYS[2], 'count') or 0)
@@ -38,8 +39,12 @@ local function is_ordinal()
   redis.call('DEL', key)
   return found == 3
 end
-local kept = redis.call('HMGET', KEYS[2], 'count', 'upto', 'ordinal')
+local kept = redis.call('HMGET', KEYS[2], 'count', 'upto', 'ordinal', 'added', 'before')
 local count, upto, ordinal = tonumber(kept[1] or 0), tonumber(kept[2] or -1), kept[3]
+local earlier = tonumber(kept[5] or 0)
+if added < tonumber(kept[4] or 0) then -- the stream was deleted, and this is another one
+  upto, earlier = 0, count
+end
 if not ordinal and ARGV[2] == '1' then
   ordinal = is_ordinal() and '1' or '0'
 end
@@ -55,14 +60,15 @@ if upto < 0 then -- what was removed before anybody looked counts only where the
 end
 if unread and (read or last == '0-0') then
   if ordinal == '0' and read then
-    count = math.max(count, removed - read)
+    count = math.max(count, earlier + removed - read)
   else
     count = count + math.max(0, removed - math.max(upto, read or 0))
   end
 elseif not unread and ordinal == '0' and read and not before(last, info['last-generated-id']) then
-  count = math.max(count, added - read)
+  count = math.max(count, earlier + added - read)
 end
 if ARGV[2] == '1' then
-  redis.call('HSET', KEYS[2], 'count', count, 'upto', math.max(upto, removed), 'ordinal', ordinal)
+  redis.call('HSET', KEYS[2], 'count', count, 'upto', math.max(upto, removed), 'ordinal', ordinal,
+    'added', added, 'before', earlier)
 end
 return count
