@@ -10,13 +10,13 @@ from redis.asyncio import Redis
 
 from supervisor.broker import inspect
 from supervisor.broker.dead_letters import by_ids
-from supervisor.broker.redis_errors import CONNECTION_LOST, UNREACHABLE, code_of
+from supervisor.broker.redis_errors import code_of
 from supervisor.broker.replay import Outcome, drop, replay
 from supervisor.core.dead_letter import Filter, Letter
 
 from .dead_letter_query import SCAN_MAX, Pair, ScanResult, Selection, parse_cursor, scan
 from .overview_routes import handled_groups
-from .problems import Problem, of_code, pointer_of
+from .problems import Problem, of_code, pointer_of, unknown_when_lost
 from .schemas import json_response
 from .service import Service
 
@@ -116,12 +116,8 @@ async def change(redis: Redis, verb: Verb, pairs: Sequence[Pair], selection: Sel
 
 async def _carry_out(redis: Redis, verb: Verb, letters: Sequence[Letter]) -> list[Outcome]:
     """Raise Problem when the connection is lost: what was done until then is not known."""
-    try:
+    with unknown_when_lost("some may be done. Repeat the request for those that are still listed"):
         return await _ACTIONS[verb](redis, letters)
-    except CONNECTION_LOST as error:
-        said = str(error) or "no answer in time"
-        detail = f"{said}; some may be done. Repeat the request for those that are still listed"
-        raise Problem("outcome-unknown", detail, code=UNREACHABLE) from None
 
 
 async def _named(redis: Redis, pairs: Sequence[Pair], ids: Sequence[str]) -> tuple[ScanResult, list[str]]:

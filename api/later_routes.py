@@ -18,7 +18,7 @@ from supervisor.text import did_you_mean
 from .access import audit
 from .later_replies import LaterList, LaterMessage, Run, ScheduleList
 from .overview_routes import handled_groups
-from .problems import Problem
+from .problems import Problem, unknown_when_lost
 from .read_route import ReadRoute
 from .schemas import Stream, answers, json_response, problems
 from .service import ServiceDep
@@ -26,6 +26,7 @@ from .service import ServiceDep
 router = APIRouter(prefix="/v1", tags=["later"], route_class=ReadRoute)
 COUNT_MAX = 1_000
 _RUN = ("not-found", "wrong-type", "redis-unavailable", "redis-refused", "outcome-unknown")
+_ONCE = "it may be done. Repeat the request: it can be done only once, and 404 says that it is done"
 #: A plus sign in a query is a blank.
 _LOST_PLUS = re.compile(r" (?=\d\d:?\d\d$)")
 
@@ -96,7 +97,10 @@ async def read_later(stream: Stream, later_id: str, redis: RedisDep) -> Response
 )
 async def cancel_later(request: Request, stream: Stream, later_id: str, redis: RedisDep) -> Response:
     """404: it was published or cancelled, or never existed."""
-    if not await later.cancel(redis, await _found(redis, stream, later_id)):
+    found = await _found(redis, stream, later_id)
+    with unknown_when_lost(_ONCE):
+        cancelled = await later.cancel(redis, found)
+    if not cancelled:
         raise _gone(stream, later_id)
     audit(request, "later:cancel", stream=stream, id=later_id)
     return Response(status_code=204)
@@ -110,7 +114,9 @@ async def cancel_later(request: Request, stream: Stream, later_id: str, redis: R
 )
 async def run_later(request: Request, stream: Stream, later_id: str, redis: RedisDep) -> Response:
     """404: it was published or cancelled, is malformed, or never existed."""
-    entry = await later.run_now(redis, await _found(redis, stream, later_id))
+    found = await _found(redis, stream, later_id)
+    with unknown_when_lost(_ONCE):
+        entry = await later.run_now(redis, found)
     if entry is None:
         raise _gone(stream, later_id)
     audit(request, "later:run", stream=stream, id=later_id)
@@ -149,6 +155,8 @@ async def run_schedule(request: Request, name: str, service: ServiceDep, redis: 
     found = {one.name: one for one in schedules_of(service.settings)}
     if name not in found:
         raise Problem("not-found", f"config.toml has no schedule {name!r}{did_you_mean(name, found)}")
-    entry, stream = await schedules.run_now(redis, found[name]), found[name].stream
+    stream = found[name].stream
+    with unknown_when_lost("the message may be published. Look at the stream before you repeat the request"):
+        entry = await schedules.run_now(redis, found[name])
     audit(request, "schedule:run", schedule=name, stream=stream, id=entry)
     return json_response({"id": entry, "stream": stream}, 202)

@@ -5,7 +5,8 @@ One table lists the kinds of problems. Each has a page at the address that `type
 
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -22,7 +23,7 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from supervisor.broker.publish_pipeline import FULL
-from supervisor.broker.redis_errors import UNREACHABLE, code_of
+from supervisor.broker.redis_errors import CONNECTION_LOST, UNREACHABLE, code_of
 from supervisor.errors import (
     IdempotencyError,
     NotConfirmedError,
@@ -109,8 +110,8 @@ KINDS = {
     "outcome-unknown": Kind(
         503,
         "The answer of Redis was lost",
-        "Redis may have done what was asked for. Repeat a publish only with the same Idempotency-Key; dead letters may"
-        " be replayed or removed again.",
+        "Redis may have done what was asked for. Repeat a publish only with the same Idempotency-Key. `detail` says"
+        " what to do after other changes.",
     ),
     "not-confirmed": Kind(
         503,
@@ -221,6 +222,18 @@ def of_code(code: str, detail: str) -> Problem:
     if detail.startswith(_NO_INTERVAL):
         return Problem("invalid", "no id comes before the first possible one or after the last possible one")
     return Problem("redis-refused", detail, code=code)
+
+
+@contextmanager
+def unknown_when_lost(advice: str) -> Iterator[None]:
+    """Raise the Problem `outcome-unknown` when the connection is lost: Redis may have carried out the change."""
+    try:
+        yield
+    except CONNECTION_LOST as error:
+        if code_of(error) != UNREACHABLE:  # a refusal, for which redis-py has a subclass of ConnectionError
+            raise
+        said = str(error) or "no answer in time"
+        raise Problem("outcome-unknown", f"{said}; {advice}", code=UNREACHABLE) from None
 
 
 def of_error(error: Exception) -> Problem:

@@ -8,8 +8,8 @@ from math import inf, isinf
 from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
+from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.broker.scripts import FORGET_STREAM, LATER_COUNT, LATER_DUE, MOVE_LATER
 from supervisor.core.field_text import Value
 from supervisor.core.later import LaterMessage, digest_of, moment, parse_member
@@ -118,7 +118,7 @@ async def cancel(redis: Redis, waiting: Waiting) -> bool:
     pipe.zadd(key, {waiting.id: time.time() * 1000})
     pipe.zremrangebyrank(key, 0, -_CANCELLED_MAX - 1)
     pipe.expire(key, _CANCELLED_S)
-    with contextlib.suppress(RedisError):  # only `explain` needs it
+    with contextlib.suppress(*REDIS_FAULTS):  # only `explain` needs it
         await pipe.execute()
     return True
 

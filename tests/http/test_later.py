@@ -1,7 +1,8 @@
 """Messages for later and schedules over HTTP."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,6 +22,25 @@ cron = "0 3 * * *"
 timezone = "Europe/Vienna"
 fields = { kind = "nightly" }
 """
+
+
+@contextmanager
+def writes_paused(client: redis_py.Redis) -> Iterator[None]:
+    """Let Redis answer reads only."""
+    client.client_pause(10_000, all=False)
+    try:
+        yield
+    finally:
+        client.client_unpause()
+
+
+def test_a_change_whose_answer_is_lost_may_be_done(service: Service, store: redis_py.Redis) -> None:
+    store.zadd(later_key(STREAM), {'{"id":"u1","fields":{"n":"1"}}': 4e12})
+    address = f"/v1/streams/{STREAM}/later/u1"
+    with writes_paused(store):
+        for answer in (service.http.delete(address), service.http.post(f"{address}:run")):
+            found = problem(answer, 503, "outcome-unknown")
+            assert found["code"] == "UNREACHABLE" and "404 says that it is done" in found["detail"]
 
 
 def test_a_message_for_later_is_listed_and_cancelled(http: httpx.Client, store: redis_py.Redis) -> None:
@@ -108,6 +128,9 @@ def test_schedules_and_who_changed_what(start_service: Callable[..., Service], r
     assert web.delete(f"/v1/streams/{STREAM}/later/{first}").status_code == 204
     assert web.post(f"/v1/streams/{STREAM}/later/{second}:run").status_code == 202
     problem(web.delete(f"/v1/streams/{STREAM}/later/{first}"), 404, "not-found")
+    with writes_paused(client):
+        found = problem(service.http.post("/v1/schedules/nightly:run"), 503, "outcome-unknown")
+        assert found["code"] == "UNREACHABLE" and "Look at the stream" in found["detail"]
     lines = [line for line in map(json.loads, service.log.splitlines()) if line["event"] == "change over HTTP"]
     assert [(line["action"], line["stream"], line["id"]) for line in lines] == [
         ("schedule:run", "reports", entry), ("later:cancel", STREAM, first), ("later:run", STREAM, second),

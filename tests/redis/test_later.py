@@ -227,6 +227,18 @@ async def test_what_was_cancelled_or_moved_since_it_was_read_does_not_enter(redi
     assert await messages(redis) == [{b"n": b"3"}, {b"n": b"2"}]
 
 
+async def test_a_cancelled_message_is_cancelled_whatever_becomes_of_its_note(
+    redis: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: Any, **__: Any) -> Any:
+        raise OSError("the connection is lost")
+
+    await redis.zadd(KEY, {b'{"n":"1"}': 4e12})
+    [found] = [waiting async for waiting in later.listed(redis, STREAM)]
+    monkeypatch.setattr("redis.asyncio.client.Pipeline.execute", lost)
+    assert await later.cancel(redis, found) and not await redis.exists(KEY)
+
+
 async def test_a_message_is_found_by_its_id(redis: Any, publisher: Publisher) -> None:
     ids = [(await publisher.publish(STREAM, {"n": n}, after_s=60 + n)).id for n in range(600)]
     found = await later.find(redis, STREAM, ids[321])
