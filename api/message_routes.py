@@ -13,10 +13,11 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
+from supervisor.core.confirmation import Confirmation
 from supervisor.core.encode import FIELDS_MAX
 from supervisor.core.ids import time_of_id
 from supervisor.fastapi import IDEMPOTENCY_KEY_PATTERN, get_idempotency_key
-from supervisor.publisher import BATCH_MAX, KEY_BYTES_MAX, Confirmation, Publisher
+from supervisor.publisher import BATCH_MAX, KEY_BYTES_MAX, Publisher
 from supervisor.values import SECONDS_MAX
 
 from . import cloud_events

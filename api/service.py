@@ -40,6 +40,8 @@ FIGURES_EVERY_S = 2.0
 PULSE_LIMIT_S = 0.75
 SNAPSHOT_LIMIT_S = 5.0
 TAIL_STARTS_MAX = 32
+#: Large reads at once; the others wait. redis-py refuses more than 100 connections.
+READS_MAX = 32
 #: A request waits at most this long while nothing is known yet.
 FIRST_LIMIT_S = 0.2
 #: A probe and a scrape wait less: they answer within 100 ms.
@@ -79,8 +81,11 @@ class Service:
         self.url = redis_url(self.settings)
         self.limit_s = self.settings.api.produce_timeout_ms / 1000
         self.redis: Redis = client(self.url, timeout_s=self.limit_s, connect_timeout_s=self.limit_s)
-        #: For the snapshots, which may wait longer than a request, and for large reads.
+        #: For the snapshots, which may wait longer than a request.
         self._patient: Redis = client(self.url, timeout_s=SNAPSHOT_LIMIT_S, connect_timeout_s=SNAPSHOT_LIMIT_S)
+        #: For large reads. They must not take the connections of the snapshots, which say whether Redis works.
+        self._reading: Redis = client(self.url, timeout_s=SNAPSHOT_LIMIT_S, connect_timeout_s=SNAPSHOT_LIMIT_S)
+        self._reads = asyncio.Semaphore(READS_MAX)
         self.publisher: Publisher = CountingPublisher(self.url, self.produced, timeout_s=self.limit_s)
         self.models = HandlerModels(loaded)
         #: For publishes that wait for replicas or the disk, which must not hold up the others; see `confirming`.
@@ -89,7 +94,7 @@ class Service:
         self.started = False
         #: The number of clients that follow a stream now.
         self.tails = 0
-        #: Clients that come at once, as after a restart, do not each need a connection to begin.
+        #: At most so many tails ask Redis at once where to begin: the pool has 100 connections.
         self.tail_starts = asyncio.Semaphore(TAIL_STARTS_MAX)
         self.pulse: Snapshot[Pulse] = Snapshot(self._measure_pulse, every_s=PULSE_EVERY_S)
         self.redis_side: Snapshot[RedisSide] = Snapshot(self._look_at_redis, every_s=GROUPS_EVERY_S)
@@ -147,7 +152,12 @@ class Service:
 
         Raises redis-py's errors, and TimeoutError when Redis is silent.
         """
-        reading = asyncio.ensure_future(read(self._patient))
+
+        async def read_in_turn() -> T:
+            async with self._reads:
+                return await read(self._reading)
+
+        reading = asyncio.create_task(read_in_turn())
         reading.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             await asyncio.wait([reading], timeout=self.limit_s / 2)
@@ -168,6 +178,7 @@ class Service:
             await self._confirming.aclose()
         await self.redis.aclose()
         await self._patient.aclose()
+        await self._reading.aclose()
 
     async def _measure_pulse(self, before: Pulse | None) -> Pulse:
         with LoopWatch() as watch:

@@ -24,10 +24,11 @@ from redis.asyncio import Redis
 from supervisor.broker.command_pieces import AT_ONCE
 from supervisor.broker.node_router import NodeRouter
 from supervisor.broker.scripts import PUBLISH_LATER, PUBLISH_ONCE, Script
+from supervisor.core.confirmation import Confirmation
 from supervisor.core.encode import fields_of
 from supervisor.core.field_text import Value
 from supervisor.core.later import When, moment, to_member, when_of
-from supervisor.errors import IdempotencyError, NotConfirmedError, UsageError
+from supervisor.errors import IdempotencyError, NotConfirmedError, PublishRefusedError, PublishUnknownError, UsageError
 from supervisor.keys import LATER_STREAMS_KEY, idempotency_key, later_key, origins_key
 from supervisor.values import SECONDS_MAX
 
@@ -61,34 +62,6 @@ class PublishedBatch(NamedTuple):
     ids: list[str]
     replayed: bool = False
     due: datetime | None = None
-
-
-class Confirmation(NamedTuple):
-    """What has to confirm a write before a publish is answered (WAIT; with `aof` WAITAOF, since Redis 7.2)."""
-
-    #: The number of replicas.
-    replicas: int = 0
-    #: The append-only file is synced to disk, here and on these replicas.
-    aof: bool = False
-    limit_ms: int = 1_000
-
-    @property
-    def command(self) -> tuple[str | int, ...]:
-        """The command that waits for it."""
-        if self.aof:
-            return ("WAITAOF", 1, self.replicas, self.limit_ms)
-        return ("WAIT", self.replicas, self.limit_ms)
-
-    def missing(self, reply: Any) -> str:
-        """Return what the reply to `command` says is missing; empty: nothing."""
-        if isinstance(reply, Exception):
-            return f"Redis can't confirm it: {reply}"
-        synced, replicas = reply if self.aof else (1, reply)
-        if not synced:
-            return f"its file was not synced within {self.limit_ms} ms"
-        if replicas < self.replicas:
-            return f"{replicas} of {self.replicas} replicas have it after {self.limit_ms} ms"
-        return ""
 
 
 class _Options(NamedTuple):
@@ -304,6 +277,7 @@ class Publisher:
     async def _later(
         self, stream: str, messages: Sequence[Mapping[str, Value]], options: _Options, when: When
     ) -> PublishedBatch:
+        began_s = asyncio.get_running_loop().time()
         await self._note_later(stream)
         key, keys = options.key, [later_key(stream)]
         if key is not None:
@@ -318,7 +292,9 @@ class Publisher:
             message_id = os.urandom(12).hex()
             arguments += [message_id, to_member(message_id, fields)]
         status, *rest = await self._router.send(
-            stream, lambda node: node.script(PUBLISH_LATER, keys, *arguments, repeatable=key is not None)
+            stream,
+            lambda node: node.script(PUBLISH_LATER, keys, *arguments, repeatable=key is not None),
+            began_s=began_s,
         )
         _refuse_conflict(status, stream, key)
         due, *ids = rest
@@ -330,7 +306,12 @@ class Publisher:
         if now_s - self._noted_s.get(stream, -_NOTE_S) < _NOTE_S:
             return
         command = ("HSET", LATER_STREAMS_KEY, stream, int(time.time() * 1000))
-        await self._router.send(LATER_STREAMS_KEY, lambda node: node.command(*command))
+        try:
+            await self._router.send(LATER_STREAMS_KEY, lambda node: node.command(*command))
+        except PublishUnknownError as error:  # nothing of the message was sent
+            raise PublishRefusedError(
+                f"Redis can't be reached: no answer in time for stream {stream!r}", error.code
+            ) from error
         if len(self._noted_s) >= _NOTED_MAX:
             self._noted_s.clear()
         self._noted_s[stream] = now_s

@@ -42,21 +42,25 @@ class NodeRouter:
         #: Lets one task look the slots up for all that wait.
         self._lookup = asyncio.Lock()
 
-    async def send(self, key: str, publish: Callable[[PublishPipeline], Awaitable[T]]) -> T:
+    async def send(
+        self, key: str, publish: Callable[[PublishPipeline], Awaitable[T]], *, began_s: float | None = None
+    ) -> T:
         """Return the result of `publish` on the server of `key`.
 
-        Raises what `publish` raises, and PublishRefusedError when no server is found.
+        The time limit counts from `began_s`, by the loop's clock, or from now on. Raises what `publish` raises, and
+        PublishRefusedError when no server is found.
         """
-        if self._only is not None:
+        if self._only is not None and began_s is None:
             return await publish(self._only)
         loop = asyncio.get_running_loop()
-        began_s = loop.time()
+        began_s = loop.time() if began_s is None else began_s
+        if self._only is not None:
+            return await publish(_after(self._only, loop.time() - began_s))
         deadline_s = began_s + self._timeout_s
         while True:
             node = await self._find(key, deadline_s)
-            spent_s = loop.time() - began_s
             try:
-                return await publish(node.after(spent_s) if spent_s > _NOTHING_S else node)
+                return await publish(_after(node, loop.time() - began_s))
             except PublishRefusedError as error:
                 if error.code in _WRONG_NODE or error.code == UNREACHABLE:
                     self._slots = None
@@ -86,3 +90,7 @@ class NodeRouter:
     def _pipeline(self, at: Address | None) -> PublishPipeline:
         connection = PipelineConnection(self._source, at=at, connect_timeout_s=self._connect_timeout_s)
         return PublishPipeline(connection, timeout_s=self._timeout_s)
+
+
+def _after(node: PublishPipeline, spent_s: float) -> PublishPipeline:
+    return node.after(spent_s) if spent_s > _NOTHING_S else node

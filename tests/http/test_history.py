@@ -1,12 +1,17 @@
 """Reading history over HTTP: ranges, pages, single messages."""
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import redis as redis_py
 
+from api import service as api_service
+from supervisor.settings.load import load
 from tests.http.service import STREAM, problem
+from tests.support.waiting import eventually_async
 
 MESSAGES = f"/v1/streams/{STREAM}/messages"
 
@@ -91,3 +96,22 @@ def test_a_range_that_can_not_be_meant_is_refused(http: httpx.Client, query: dic
 @pytest.mark.parametrize("entry", ["latest", "1-", "-1", "1-18446744073709551616", "1_000", "٣"])
 def test_an_id_that_is_none_is_refused(http: httpx.Client, entry: str) -> None:
     problem(http.get(f"{MESSAGES}/{entry}"), 422, "invalid")
+
+
+async def test_many_reads_leave_connections_for_the_state_of_redis(
+    redis: Any, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUPERVISOR_REDIS__URL", redis_url)
+    (tmp_path / "config.toml").write_text("[api]\nproduce_timeout_ms = 10000\n")
+    service = api_service.Service(load(tmp_path / "config.toml"))
+    reads = [asyncio.create_task(service.read(lambda client: client.blpop("list", 4))) for _ in range(150)]
+
+    async def blocked() -> bool:
+        return int((await redis.info("clients"))["blocked_clients"]) >= api_service.READS_MAX
+
+    await eventually_async(blocked)
+    finding, late = await service._would_write()
+    assert (finding.error, late) == ("", False)
+    await redis.rpush("list", *range(len(reads)))
+    assert all(await asyncio.gather(*reads))
+    await service.close()

@@ -10,7 +10,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from supervisor.broker.node_router import NodeRouter
 from supervisor.broker.routes import Address, SlotRange
-from supervisor.errors import PublishRefusedError, PublishUnknownError
+from supervisor.errors import PublishError, PublishRefusedError, PublishUnknownError
+from supervisor.keys import later_key
 from supervisor.publisher import BATCH_MAX, Publisher
 from tests.support.servers import RedisServer, default_binary
 
@@ -61,6 +62,33 @@ async def test_a_publish_that_was_written_before_its_time_was_over_is_unknown(re
             redis_server.resume()
         await publisher.publish(STREAM, {"n": "after"})
     assert set(await numbers(redis)) == {"before", "written", "after"}
+
+
+async def test_a_publish_for_later_that_was_not_sent_is_refused(redis_server: Any, redis: Any) -> None:
+    """The stream is noted first; without an answer to that, the message is not sent."""
+    async with Publisher(redis_server.url, timeout_s=LIMIT_S / 4) as publisher:
+        await publisher.publish(STREAM, {"n": "before"})
+        redis_server.pause()
+        try:
+            with pytest.raises(PublishRefusedError):
+                await publisher.publish(STREAM, {"n": "later"}, after_s=60)
+        finally:
+            redis_server.resume()
+        await publisher.publish(STREAM, {"n": "after"})
+    assert not await redis.exists(later_key(STREAM))
+
+
+async def test_the_time_limit_counts_from_the_beginning(redis_server: Any) -> None:
+    router = NodeRouter(redis_server.url, timeout_s=60)
+    loop = asyncio.get_running_loop()
+    redis_server.pause()
+    try:
+        with pytest.raises(PublishError):
+            async with asyncio.timeout(30):
+                await router.send(STREAM, lambda node: node.command("PING"), began_s=loop.time() - 59.9)
+    finally:
+        redis_server.resume()
+    await router.close()
 
 
 @pytest.mark.parametrize("key", [None, "17"])
