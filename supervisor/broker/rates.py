@@ -88,7 +88,7 @@ class Rates:
 
     async def take_due(self, count: int) -> Due:
         """Take over at most `count` messages that are due."""
-        keys = (*self._keys, *self._retries)
+        keys = (*self._keys, *self._retries, self._rates)
         found, next_ms, waiting = await self._commands.script(TAKE_DUE, keys, self._group, self._consumer, count)
         return Due([_due(*one) for one in found], _ms(next_ms), waiting)
 

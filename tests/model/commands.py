@@ -35,6 +35,8 @@ class Commands(SetCommands):
         self.strings: dict[bytes, tuple[bytes, float]] = {}
         #: Called for each deleted consumer: group, consumer, how much it still had pending.
         self.deleted: Callable[[bytes, bytes, int], None] = lambda group, consumer, lost: None
+        #: Sorted sets that expire, by key: when, and which one it was.
+        self.expiring: dict[bytes, tuple[float, dict[bytes, float]]] = {}
         self._eager = eager
         self._commands = {name[4:].upper().encode(): getattr(self, name) for name in dir(self) if name[:4] == "cmd_"}
 
@@ -45,6 +47,8 @@ class Commands(SetCommands):
 
     def _do(self, name: bytes, *arguments: bytes) -> Any:
         assert name in self._commands, f"the model does not know {name.decode()}"
+        if self.expiring:
+            self._expire()
         return self._commands[name](*arguments)
 
     # Streams
@@ -227,9 +231,21 @@ class Commands(SetCommands):
         held = (self.streams, self.sorted_sets, self.sets)
         return self.cmd_get(key) is not None or bool(self.hashes.get(key)) or any(key in kind for kind in held)
 
-    def cmd_expire(self, key: bytes, _: bytes) -> int:
-        """No history is so long."""
+    def cmd_expire(self, key: bytes, seconds: bytes) -> int:
+        """Only sorted sets expire: no history is as long as what the supervisor asks for other keys."""
+        if key in self.sorted_sets:
+            self.expiring[key] = self.now_ms + 1000 * int(seconds), self.sorted_sets[key]
         return self.cmd_exists(key)
+
+    def cmd_persist(self, key: bytes) -> int:
+        return int(self.expiring.pop(key, None) is not None)
+
+    def _expire(self) -> None:
+        for key, (expires_ms, members) in list(self.expiring.items()):
+            if self.now_ms >= expires_ms:
+                del self.expiring[key]
+                if self.sorted_sets.get(key) is members:  # else it was removed, and made again without an end
+                    del self.sorted_sets[key]
 
     def cmd_time(self) -> list[bytes]:
         return [flat(self.now_ms // 1000), flat(self.now_ms % 1000 * 1000)]

@@ -461,6 +461,24 @@ async def test_what_became_due_while_nobody_took_it_does_not_start_at_once(redis
     assert started[-1] - started[before] > (30 - before - 3) / 20, "2 are the burst"
 
 
+async def test_the_times_of_a_rate_are_kept_while_messages_wait(redis: Any, commands: CommandConnection) -> None:
+    due, kept = due_key(STREAM, GROUP), rates_key(STREAM, GROUP)
+    await redis.xgroup_create(STREAM, GROUP, "0", mkstream=True)
+    rates = Rates(commands, STREAM, GROUP, "host:0", parse_rate("1/m"))
+    await rates.begin()
+    flags, _ = await rates.reserve([Request(b"%d-1" % n, None, 1) for n in range(3)], replays=False)
+    assert flags == [True, False, False] and await redis.ttl(kept) == -1, "an outage may last longer than they do"
+    slower = Rates(commands, STREAM, GROUP, "host:0", parse_rate("1/h"))
+    await slower.begin()
+    assert await redis.ttl(kept) == -1
+    for name in await redis.zrange(due, 0, -1):
+        await redis.zadd(due, {name: int((await redis.time())[0]) * 1000})
+    assert not (await slower.take_due(9)).taken and not await redis.exists(due)
+    assert 7_000 < await redis.ttl(kept) < 11_000
+    await rates.begin()
+    assert 0 < await redis.ttl(kept) < 200
+
+
 async def test_explain_says_whose_turn_it_is_and_until_when_a_rate_holds(redis: Any, redis_url: str) -> None:
     go_on = asyncio.Event()
 

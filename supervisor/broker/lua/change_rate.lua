@@ -2,7 +2,7 @@
 -- Applies the interval of the group's rate. When it was another one, the times that are reserved come closer together or
 -- further apart, as if all had been reserved with the new one. They are set aside at once and brought back changed, so
 -- many in each call; the interval says what is under way, so any caller can go on. Gives 0 when nothing is left to do.
--- include: changed_rate rate_clock
+-- include: changed_rate rate_clock expire_rates
 local is_changing = redis.call('EXISTS', KEYS[3], KEYS[4]) > 0
 local change = redis.call('GET', KEYS[5]) or ''
 local interval = string.match(change, '^%S*')
@@ -38,5 +38,8 @@ for at, unit_us in ipairs({1000, 1}) do
     redis.call(unpack(names))
   end
   left = left + redis.call('ZCARD', KEYS[at + 2])
+end
+if left == 0 then
+  expire_rates(KEYS[2], KEYS[1], rate_now_us(KEYS[6], KEYS[1]))
 end
 return left == 0 and interval ~= ARGV[1] and 1 or left

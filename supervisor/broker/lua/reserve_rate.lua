@@ -5,7 +5,7 @@
 -- next message of each rate may start, us. What may not start now goes to the consumer WAITS and into `due` (a sorted set
 -- by ms). Both are of the rates' clock. Gives {a flag for each message: 1 when it starts now, ms until the first one is
 -- due or -1}.
--- include: changed_rate rate_clock
+-- include: changed_rate rate_clock expire_rates
 local at, interval_us, tolerance_us = tonumber(ARGV[4]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local now_us = rate_now_us(KEYS[4], KEYS[3])
 local change = redis.call('EXISTS', KEYS[6]) == 1 and redis.call('GET', KEYS[7])
@@ -39,8 +39,7 @@ if #over > 0 then
   redis.call('ZREM', KEYS[5], unpack(over))
 end
 redis.call(unpack(changes))
-local last_us = redis.call('ZRANGE', KEYS[5], -1, -1, 'WITHSCORES')[2]
-redis.call('EXPIRE', KEYS[5], string.format('%.0f', math.ceil(math.max(0, last_us - now_us) / 1000000) + 1))
+expire_rates(KEYS[5], KEYS[3], now_us)
 if #waiting > 0 then
   local words = {'XCLAIM', KEYS[at], ARGV[1], WAITS, 0, unpack(waiting)}
   words[#words + 1] = 'JUSTID'

@@ -1,8 +1,10 @@
--- KEYS stream, replay stream, due messages, behind, retries, retries of the replay stream; ARGV group, consumer, how many.
+-- KEYS stream, replay stream, due messages, behind, retries, retries of the replay stream, rates; ARGV group, consumer,
+-- how many.
 -- Has the consumer take over messages whose time has come. Gives {{1 or 2 for the replay stream, id, fields, retry record
 -- or ''} of each, ms until the next one is due or -1, number of those that wait}.
--- include: rate_clock
-local now = math.floor(rate_now_us(KEYS[4], KEYS[3]) / 1000)
+-- include: rate_clock expire_rates
+local now_us = rate_now_us(KEYS[4], KEYS[3])
+local now = math.floor(now_us / 1000)
 local due = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', string.format('%.0f', now), 'LIMIT', 0, ARGV[3])
 local taken = {}
 for _, name in ipairs(due) do
@@ -25,6 +27,9 @@ for _, name in ipairs(due) do
       redis.call('XACK', KEYS[at], ARGV[1], entry)
     end
   end
+end
+if #due > 0 then
+  expire_rates(KEYS[7], KEYS[3], now_us)
 end
 local first = redis.call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')[2]
 return {taken, first and math.max(0, tonumber(first) - now) or -1, redis.call('ZCARD', KEYS[3])}
