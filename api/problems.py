@@ -110,8 +110,8 @@ KINDS = {
     "outcome-unknown": Kind(
         503,
         "The answer of Redis was lost",
-        "Redis may have done what was asked for. Repeat a publish only with the same Idempotency-Key. `detail` says"
-        " what to do after other changes.",
+        "Redis may have done what was asked for. Repeat a publish only with the same Idempotency-Key; dead letters may"
+        " be replayed or removed again. `detail` says what to do after other changes.",
     ),
     "not-confirmed": Kind(
         503,

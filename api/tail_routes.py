@@ -38,8 +38,6 @@ class _BeginRoute(ReadRoute):
 
 router = APIRouter(prefix="/v1/streams", tags=["streams"], route_class=_BeginRoute)
 BLOCK_MS = 5_000
-#: Entries that a blocking read takes: few, since each may be as large as a body.
-NEW_MAX = 4
 #: Entries of one page of what is there already.
 PAGE_MAX = 100
 _PIECE_BYTES = 64 * 1024
@@ -132,7 +130,7 @@ class _Tail(StreamingResponse):
                     rows, behind = await read_page(redis, self._stream, f"({self._after}", "+", PAGE_MAX)
                 else:
                     rows = await _new(redis, self._stream, self._after)
-                    behind = len(rows) == NEW_MAX
+                    behind = bool(rows)
                 failures = 0
             except REDIS_FAULTS:
                 await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
@@ -172,8 +170,8 @@ async def _left(receive: Receive) -> None:
 
 
 async def _new(redis: Redis, stream: str, after: str) -> list[Row]:
-    """Wait for the next entries and return them; none on a timeout."""
-    reply: Any = await redis.xread({stream: after}, count=NEW_MAX, block=BLOCK_MS)
+    """Wait for the next entry and return it; none on a timeout. Only a page limits the bytes of several."""
+    reply: Any = await redis.xread({stream: after}, count=1, block=BLOCK_MS)
     rows: list[Row] = reply[0][1] if reply else []
     return rows
 

@@ -14,6 +14,7 @@ from tests.http.service import STREAM, problem
 from tests.support.waiting import eventually_async
 
 MESSAGES = f"/v1/streams/{STREAM}/messages"
+HIGHEST = "18446744073709551615-18446744073709551615"
 
 
 @pytest.fixture
@@ -73,6 +74,13 @@ def test_one_message_by_its_id(http: httpx.Client, history: list[str]) -> None:
     found = problem(http.get(f"{MESSAGES}/3-2"), 404, "not-found")
     assert "3-2" in found["detail"]
     problem(http.get("/v1/streams/other/messages/3-0"), 404, "not-found")
+
+
+def test_nothing_follows_the_highest_id(http: httpx.Client, history: list[str], store: redis_py.Redis) -> None:
+    store.xadd(STREAM, {"n": "last"}, id=HIGHEST)
+    assert http.get(MESSAGES, params={"start": f"({HIGHEST}"}).json() == {"messages": [], "next": None}
+    assert ids(http.get(MESSAGES)) == [*history, HIGHEST]
+    assert ids(http.get(MESSAGES, params={"end": f"({HIGHEST}", "reverse": "true"})) == history[::-1]
 
 
 def test_a_stream_that_does_not_exist_is_empty(http: httpx.Client, store: redis_py.Redis) -> None:

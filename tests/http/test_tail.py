@@ -117,6 +117,26 @@ def test_last_event_id_goes_on_where_the_client_was(service: Service, store: red
     assert events.numbers == [str(n) for n in range(10, 251)]
 
 
+def test_a_tail_after_the_highest_id_waits(service: Service, store: redis_py.Redis) -> None:
+    """Nothing can come; without a stop at the end, each look is refused by Redis and repeated."""
+    highest = "18446744073709551615-18446744073709551615"
+    store.xadd(STREAM, {"n": 1}, id=highest)
+    with following(service, highest) as events:
+        eventually(lambda: any(client["cmd"].startswith("xread") for client in store.client_list()))
+        assert not events.messages
+
+
+def test_a_blocking_read_takes_one_entry(service: Service, store: redis_py.Redis) -> None:
+    """Each may be as large as a body; what comes with it is read in pages that are limited in bytes."""
+    with store.monitor() as monitor, following(service) as events:
+        for n in range(5):
+            service.http.post(f"/v1/streams/{STREAM}/messages", json={"n": n})
+        eventually(lambda: len(events.messages) == 5)
+        read = next(said["command"] for said in monitor.listen() if said["command"].startswith("XREAD"))
+        assert "COUNT 1 " in read
+    assert events.numbers == [str(n) for n in range(5)]
+
+
 def test_each_client_gets_everything(service: Service, store: redis_py.Redis) -> None:
     with following(service) as one, following(service) as other:
         for n in range(20):

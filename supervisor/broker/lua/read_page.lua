@@ -2,11 +2,14 @@
 -- Gives {more, entries}: at most `count` entries and about `bytes`, but at least one entry where there is one; `more`
 -- is 1 when others follow.
 -- Redis counts entries and not bytes, and the next ones may be far larger than those before. So it reads few at once,
--- and only the last of them may be read in vain.
+-- and only the last ones, up to four, may be read in vain.
 local command = ARGV[5] == '1' and 'XREVRANGE' or 'XRANGE'
 local from, count, left = ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4])
 local rows, step = {}, 1
 while true do
+  if command == 'XRANGE' and from == '(18446744073709551615-18446744073709551615' then
+    return {0, rows}  -- nothing comes after the highest id: Redis refuses the range
+  end
   local found = redis.pcall(command, KEYS[1], from, ARGV[2], 'COUNT', step)
   if found.err then
     return found
