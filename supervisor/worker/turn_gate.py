@@ -195,7 +195,7 @@ class TurnGate:
                     await find_again()
 
     async def _look(self) -> bool:
-        """Look at rows that wait; return whether something has its turn here and is not in hand.
+        """Look at rows that wait; return whether something has its turn here, or may have it, and is not in hand.
 
         A predecessor may have run it, and it may have to wait for a retry: only a scan shows that.
         """
@@ -215,15 +215,22 @@ class TurnGate:
                     free.append(name)
         self._hurry = is_missing = False
         if fields or free or (self._limited and (found.entries or found.copies)):
-            checked = await self._turns.check(fields, free)
-            self._unsure -= fields
-            self.take_over(checked.taken)
-            is_missing = any(entry not in self._held[self._sources[replays]] for replays, entry in checked.own)
-            if checked.gone:
-                self._hurry = True
-                self._look_now.set()
+            is_missing = await self._check(fields, free)
         self._control.notify()
         return is_missing
+
+    async def _check(self, fields: set[bytes], free: Sequence[bytes]) -> bool:
+        """Check these rows and messages; return what `_look` does."""
+        try:
+            checked = await self._turns.check(fields, free)
+        except (RedisError, OSError):  # a lost answer may have said what this consumer has to run
+            return True
+        self._unsure -= fields
+        self.take_over(checked.taken)
+        if checked.gone:
+            self._hurry = True
+            self._look_now.set()
+        return any(entry not in self._held[self._sources[replays]] for replays, entry in checked.own)
 
     async def _fill(self, after: bytes, upto: bytes) -> None:
         """Give their places to entries that others have read."""

@@ -17,6 +17,7 @@ from supervisor.broker.entry_lookup import collect
 from supervisor.broker.inspect import groups, pending
 from supervisor.broker.rates import Rates, Request
 from supervisor.broker.replay import drop, replay
+from supervisor.broker.turns import Checked, Turns
 from supervisor.core.entry_fate import Fate, TurnFact, explain
 from supervisor.core.rate import parse_rate
 from supervisor.keeper.reaper import Reaper
@@ -260,6 +261,40 @@ async def test_a_turn_of_a_deleted_or_foreign_acked_message_is_passed_on(redis: 
     await eventually_async(lambda: seen == ["0", "3", "4"])
     await eventually_async(lambda: nothing_left(redis))
     await second.stop()
+
+
+async def test_a_turn_that_a_lost_answer_passed_on_is_not_lost(
+    redis: Any, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    lost: list[Checked] = []
+    go_on = asyncio.Event()
+    check = Turns.check
+
+    async def loses_one(self: Turns, *arguments: Any) -> Checked:
+        checked = await check(self, *arguments)
+        if checked.taken and not lost:
+            lost.append(checked)
+            raise RedisConnectionError("lost after the script ran")
+        return checked
+
+    monkeypatch.setattr(Turns, "check", loses_one)
+    monkeypatch.setattr(turn_gate, "LOOK_S", 0.02)
+    monkeypatch.setattr(turn_gate, "_LOOK_IDLE_MS", 0)
+
+    @handler(STREAM, group=GROUP, key="customer")
+    async def bill(message: Message) -> None:
+        seen.append(message.fields["n"])
+        await go_on.wait()
+
+    ids = [await redis.xadd(STREAM, {"customer": "a", "n": n}) for n in range(2)]
+    async with pools(redis_url, bill, count=1):
+        await eventually_async(lambda: is_held(redis, 1))
+        await redis.xack(STREAM, GROUP, ids[0])
+        await eventually_async(lambda: seen == ["0", "1"], 5)  # a later scan finds it in any case
+        go_on.set()
+        await eventually_async(lambda: nothing_left(redis))
+    assert lost
 
 
 async def test_a_rate_holds_on_all_workers_and_one_key_at_its_limit_holds_up_no_other(
