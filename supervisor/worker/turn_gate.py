@@ -68,7 +68,8 @@ class TurnGate:
         self._notes_keys = callable(key)
         self._limited = spec.options.group_concurrency > 0
         settler.passed_on = self._passed_on
-        #: Fields of rows whose next message was perhaps taken over by an answer that was lost.
+        #: Fields of rows whose next message was perhaps taken over by an answer that was lost. The empty one stands for
+        #: messages without a key, of which the row of the group may have been passed on.
         self._unsure: set[bytes] = set()
         self._loop = asyncio.get_running_loop()
         self._look_now = asyncio.Event()
@@ -202,7 +203,7 @@ class TurnGate:
         interval_ms = 0 if self._hurry else int(LOOK_S * 1000)
         found = await self._turns.waiting(interval_ms, _LOOK_COUNT, _LOOK_IDLE_MS)
         self.full = found.number >= WAITING_MAX
-        fields, free = {*self._unsure, *found.released}, []
+        fields, free = {*self._unsure, *found.released} - {b""}, []
         for source, entries in zip(self._sources, (found.entries, found.copies), strict=True):
             for message in source.messages([entry for entry in entries if entry]):
                 place = self._place(source, message)
@@ -214,18 +215,19 @@ class TurnGate:
                 elif not self._limited:
                     free.append(name)
         self._hurry = is_missing = False
-        if fields or free or (self._limited and (found.entries or found.copies)):
+        if fields or free or (self._limited and (found.entries or found.copies or self._unsure)):
             is_missing = await self._check(fields, free)
         self._control.notify()
         return is_missing
 
     async def _check(self, fields: set[bytes], free: Sequence[bytes]) -> bool:
         """Check these rows and messages; return what `_look` does."""
+        unsure = self._unsure.copy()
         try:
             checked = await self._turns.check(fields, free)
         except (RedisError, OSError):  # a lost answer may have said what this consumer has to run
             return True
-        self._unsure -= fields
+        self._unsure -= unsure
         self.take_over(checked.taken)
         if checked.gone:
             self._hurry = True

@@ -131,7 +131,7 @@ class TurnSettler:
             if not repeated and reply[0] < len(entries):
                 self._shared.add(SlotField.LOST_CLAIM, len(entries) - reply[0])
                 source.figures.add(FigureField.SETTLED_LOST_CLAIM, len(entries) - reply[0])
-            self.passed_on(taken_of(reply), {field for _, field in places if field} if repeated else set())
+            self.passed_on(taken_of(reply), {field for _, field in places} if repeated else set())
 
         self._settler.run_script(source, script, arguments, tuple(entries), answered)
         if self._notes_keys:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from supervisor.broker.entry_lookup import collect
 from supervisor.broker.inspect import groups, pending
 from supervisor.broker.rates import Rates, Request
 from supervisor.broker.replay import drop, replay
+from supervisor.broker.scripts import SETTLE_TURNS
 from supervisor.broker.turns import Checked, Turns
 from supervisor.core.entry_fate import Fate, TurnFact, explain
 from supervisor.core.rate import parse_rate
@@ -294,6 +295,37 @@ async def test_a_turn_that_a_lost_answer_passed_on_is_not_lost(
         await eventually_async(lambda: seen == ["0", "1"], 5)  # a later scan finds it in any case
         go_on.set()
         await eventually_async(lambda: nothing_left(redis))
+    assert lost
+
+
+async def test_a_turn_of_the_group_that_a_lost_answer_passed_on_is_not_lost(
+    redis: Any, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    lost: list[bytes] = []
+    pipeline = CommandConnection.pipeline
+
+    async def loses_one(self: CommandConnection, packed: Sequence[bytes]) -> list[Any]:
+        replies = await pipeline(self, packed)
+        if not lost and (found := [one for one in packed if SETTLE_TURNS.text.encode() in one]):
+            lost.extend(found)
+            raise RedisConnectionError("lost after the script ran")
+        return replies
+
+    monkeypatch.setattr(CommandConnection, "pipeline", loses_one)
+    go_on = asyncio.Event()
+
+    @handler(STREAM, group=GROUP, group_concurrency=1)
+    async def bill(message: Message) -> None:
+        seen.append(message.fields["n"])
+        await go_on.wait()
+
+    for n in range(2):
+        await redis.xadd(STREAM, {"n": n})
+    async with pools(redis_url, bill, count=1):
+        await eventually_async(lambda: is_held(redis, 1))
+        go_on.set()
+        await eventually_async(lambda: seen == ["0", "1"], 5)  # a later scan finds it in any case
     assert lost
 
 
