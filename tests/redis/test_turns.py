@@ -22,7 +22,16 @@ from supervisor.broker.turns import Checked, Turns
 from supervisor.core.entry_fate import Fate, TurnFact, explain
 from supervisor.core.rate import parse_rate
 from supervisor.keeper.reaper import Reaper
-from supervisor.keys import before_change, due_key, group_turn_key, message_keys_key, rates_key, turn_key, turns_key
+from supervisor.keys import (
+    TURNS_CONSUMER,
+    before_change,
+    due_key,
+    group_turn_key,
+    message_keys_key,
+    rates_key,
+    turn_key,
+    turns_key,
+)
 from supervisor.shared_state import HeaderField, SharedState, SlotField
 from supervisor.worker import turn_gate
 from supervisor.worker.pending import PendingList
@@ -327,6 +336,18 @@ async def test_a_turn_of_the_group_that_a_lost_answer_passed_on_is_not_lost(
         go_on.set()
         await eventually_async(lambda: seen == ["0", "1"], 5)  # a later scan finds it in any case
     assert lost
+
+
+async def test_a_check_takes_no_message_without_a_key_that_another_worker_has_got(
+    redis: Any, commands: CommandConnection
+) -> None:
+    ids = [await redis.xadd(STREAM, {"n": n}) for n in range(2)]
+    await redis.xgroup_create(STREAM, GROUP, "0")
+    await redis.xreadgroup(GROUP, TURNS_CONSUMER, {STREAM: ">"})
+    first, second = (Turns(commands, STREAM, GROUP, f"host:{n}", per_key=1, per_group=0) for n in range(2))
+    assert [one.entry for one in (await first.check([], [ids[0]])).taken] == ids[:1]
+    assert [one.entry for one in (await second.check([], ids)).taken] == ids[1:]
+    assert (await redis.xpending_range(STREAM, GROUP, ids[0], ids[0], 1))[0]["consumer"] == b"host:0"
 
 
 async def test_a_rate_holds_on_all_workers_and_one_key_at_its_limit_holds_up_no_other(

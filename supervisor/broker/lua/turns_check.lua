@@ -30,7 +30,13 @@ if per_group > 0 then
   check(KEYS[4], take)
 end
 for number = 6 + count, #ARGV do
-  take((member_of(ARGV[number])))
+  local member = member_of(ARGV[number])
+  local at, entry = entry_of(member)
+  -- No row says who may run it: one that WAITS no longer holds was given to a worker, which may be running it.
+  local waits = redis.pcall('XPENDING', KEYS[at], ARGV[1], entry, entry, 1, WAITS)
+  if waits.err or #waits > 0 then
+    take(member)
+  end
 end
 give_all(touched, take)
 return {gone, taken, own}
