@@ -140,7 +140,7 @@ def _of_redis(figures: Mapping[str, Any], produced: Produced, process: Mapping[s
     if settle := figures.get("settle"):
         rows.append(({"operation": "xack"}, settle["buckets"], settle["sum_s"]))
     rows.append(({"operation": "xadd", **process}, produced.buckets, produced.sum_s))
-    text = "Duration of pipelines that Redis has carried out."
+    text = "Duration of pipelines with acks (xack), and of publishes from the call to the answer of Redis (xadd)."
     return _histogram("supervisor_redis_operation_duration_seconds", text, REDIS_BOUNDS_S, rows)
 
 

@@ -239,6 +239,7 @@ class Service:
         # An arbiter that does not answer now (it loads new code) has written down its groups: this process imports
         # handlers only where no pool ever ran.
         pairs = pairs_of(answer, self.settings, None) or pairs_of(answer, self.settings, self.loaded.root)
+        self.produced.handled.update(stream for stream, _ in pairs)
         side = await look_at_redis(self._patient, self.url, pairs, self.settings)
         # The pulse says whether Redis can be used; while Redis is silent, the last figures stay.
         return before if "error" in side.server and before is not None else side

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from api.produced import CountingPublisher, Produced
 from supervisor.broker.publish_pipeline import COMMANDS_MAX, QUEUED_JOBS_MAX
+from supervisor.core.confirmation import Confirmation
 from supervisor.errors import (
     EncodeError,
     IdempotencyError,
@@ -320,3 +322,14 @@ async def test_closed_means_closed(publisher: Publisher, redis: Any) -> None:
     assert (await last).id
     with pytest.raises(UsageError, match="closed"):
         await publisher.publish(STREAM, {"n": 2})
+
+
+async def test_only_plain_publishes_are_measured(redis_server: Any) -> None:
+    produced = Produced()
+    async with CountingPublisher(redis_server.url, produced) as publisher:
+        await publisher.publish(STREAM, {"n": 1})
+        await publisher.publish(STREAM, {"n": 2}, key="k")
+        await publisher.publish(STREAM, {"n": 3}, after_s=60)
+        await publisher.publish_batch(STREAM, [{"n": "4"}], confirmation=Confirmation())
+    assert produced.messages == {(STREAM, "stored"): 3, (STREAM, "later"): 1}
+    assert sum(produced.buckets) == 2

@@ -134,6 +134,17 @@ def test_streams_that_clients_name_make_no_series_without_end() -> None:
     assert produced.messages[OTHER, "stored"] == STREAMS_MAX
 
 
+def test_streams_that_have_handlers_always_have_series() -> None:
+    produced = Produced()
+    for number in range(2 * STREAMS_MAX):
+        produced.count(f"stream {number}", "stored", 1)
+    produced.handled.add("events")
+    produced.count("events", "stored", 1)
+    produced.count("more", "stored", 1)
+    assert produced.messages["events", "stored"] == 1
+    assert produced.messages[OTHER, "stored"] == STREAMS_MAX + 1
+
+
 def test_no_series_occurs_twice() -> None:
     _, samples = families()
     series = [(name, *sorted(labels.items())) for rows in samples.values() for name, labels, _ in rows]
