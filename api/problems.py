@@ -195,7 +195,7 @@ def response(scope: Scope, problem: Problem) -> Response:
     }
     if problem.errors:
         body["errors"] = problem.errors
-    headers = dict(problem.headers or {})
+    headers = {"Cache-Control": "no-store", **(problem.headers or {})}
     headers["X-Request-Id"] = body["request_id"]
     return Response(_json(body), problem.status_code, headers, MEDIA_TYPE)
 

@@ -33,7 +33,8 @@ _WRONG_TOKEN = "unauthorized"
 _LOOKING = frozenset({"GET", "HEAD"})
 _SAFE_METHODS = _LOOKING | {"OPTIONS"}
 #: The same for everybody. Everything else is data, of which nothing may keep a copy unless its route says so.
-_CACHEABLE = ("/docs", "/openapi.json", PROBLEM_PAGES)
+_CACHEABLE = frozenset({"/docs", "/openapi.json"})
+_CACHEABLE_BELOW = ("/docs/", PROBLEM_PAGES)
 #: What a browser sends for a request that the user or a page of this service made.
 _OWN_SITE = frozenset({b"same-origin", b"none"})
 _HOST = re.compile(r"(\[[^\[\]]+\]|[^:\[\]]+)(?::\d*)?")
@@ -124,8 +125,12 @@ def _mark(headers: list[tuple[bytes, bytes]], scope: Scope) -> None:
     names = {name.lower() for name, _ in headers}
     if b"x-request-id" not in names:
         headers.append((b"x-request-id", scope["request_id"].encode()))
-    if b"cache-control" not in names and not path_below(scope).startswith(_CACHEABLE):
+    if b"cache-control" not in names and not _is_cacheable(path_below(scope)):
         headers.append((b"cache-control", b"no-store"))
+
+
+def _is_cacheable(path: str) -> bool:
+    return path in _CACHEABLE or path.startswith(_CACHEABLE_BELOW)
 
 
 def _routed(scope: Scope) -> Scope:

@@ -10,6 +10,7 @@ import httpx
 import pytest
 import redis as redis_py
 
+from api.request_guard import _is_cacheable
 from tests.cli.run import run
 from tests.http.service import HANDLERS, STREAM, Service, problem
 from tests.support.servers import free_port
@@ -43,6 +44,17 @@ def test_a_port_that_is_taken_is_one_clear_line(tmp_path: Path, redis_url: str) 
     assert done.returncode in {1, 2}
     [line] = done.stderr.splitlines()
     assert line.startswith("error: ") and bind in line
+
+
+@pytest.mark.parametrize(
+    ("path", "cacheable"),
+    [
+        ("/docs", True), ("/docs/interactive", True), ("/openapi.json", True), ("/problems/invalid", True),
+        ("/docs-of-customers", False), ("/openapi.json-of-customers", False), (MESSAGES, False),
+    ],
+)  # fmt: skip
+def test_only_the_documentation_may_be_kept(path: str, cacheable: bool) -> None:
+    assert _is_cacheable(path) is cacheable
 
 
 @pytest.fixture(scope="module")

@@ -164,6 +164,7 @@ def test_what_is_too_much_is_refused(on_site: Any, sent: bytes, status: int, kin
         answer = await site.ask(sent)
         assert answer.startswith(b"HTTP/1.1 %d " % status), answer[:300]
         assert b"application/problem+json" in answer and f"/problems/{kind}".encode() in answer
+        assert b"cache-control: no-store" in answer
         assert kinds(site) == [kind]
         assert site.running == 0
         assert site.figures.refusals == {kind: 1}
@@ -341,6 +342,7 @@ def test_while_all_are_busy_only_probes_are_answered(on_site: Any) -> None:
         await until(lambda: site.running == 2)
         refused = await site.ask(b"GET /x HTTP/1.1\r\n\r\n")
         assert refused.startswith(b"HTTP/1.1 503") and b"too many connections" in refused
+        assert b"cache-control: no-store" in refused
         assert site.figures.refusals == {"busy": 1} and site.figures.requests == {("GET", "none", 503): 1}
         probe = asyncio.create_task(site.ask(GET))
         await until(lambda: site.running == 3)
