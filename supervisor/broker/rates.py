@@ -87,9 +87,11 @@ class Rates:
         return [flag == ord("1") for flag in flags], _ms(next_ms)
 
     async def take_due(self, count: int) -> Due:
-        """Take over at most `count` messages that are due."""
+        """Take over at most `count` messages that are due; none where it is 0 or less."""
         keys = (*self._keys, *self._retries, self._rates)
-        found, next_ms, waiting = await self._commands.script(TAKE_DUE, keys, self._group, self._consumer, count)
+        found, next_ms, waiting = await self._commands.script(
+            TAKE_DUE, keys, self._group, self._consumer, max(0, count)
+        )
         return Due([_due(*one) for one in found], _ms(next_ms), waiting)
 
 
