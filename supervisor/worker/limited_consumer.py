@@ -42,6 +42,10 @@ class LimitedConsumer(Consumer):
                 pending.admit = partial(self._admit_found, source)
         #: What the scan under way has been given turns for.
         self._admitted: list[Message] = []
+        #: Entries that `_start_found` is about to start.
+        self._starting: set[bytes] = set()
+        #: Entries that were started since the scan under way began; None when there is none.
+        self._started: set[bytes] | None = None
         self._rates = RateGate(spec, resources, self._failures, sources) if spec.options.rate else None
         self._limit = _ReadLimit(spec, resources, self.executor, self.retries, self.circuit)
         self._limit.gates = [gate for gate in (self._turns, self._rates) if gate is not None]
@@ -83,6 +87,8 @@ class LimitedConsumer(Consumer):
         self._start_soon(starting)
 
     async def _start_found(self, messages: list[Message]) -> None:
+        found = messages
+        self._starting.update(message.entry for message in found)
         try:
             if self._turns is not None:
                 messages = by_id(await self._turns.again(messages))
@@ -92,15 +98,23 @@ class LimitedConsumer(Consumer):
                 self._turns.forget(messages)
             await self._find_again()
         else:
+            self._note_started(found)
             self._start_soon(messages)
+        finally:
+            self._starting.difference_update(message.entry for message in found)
 
     def _start_soon(self, messages: list[Message]) -> None:
         """Have messages handled: when a suspect runs alone, which may have begun while Redis was asked, after it."""
+        self._note_started(messages)
         if not self._control.isolating:
             self._start(messages)
             return
         for message in messages:
             self.retries.add(message, 0)
+
+    def _note_started(self, messages: list[Message]) -> None:
+        if self._started is not None:
+            self._started.update(message.entry for message in messages)
 
     async def _reserve(self, messages: list[Message]) -> list[Message]:
         """Return those of the messages whose rate lets them start now. Raises redis-py's errors and OSError."""
@@ -137,15 +151,17 @@ class LimitedConsumer(Consumer):
         return admitted
 
     async def _scan(self) -> Adopted:
-        self._admitted = []
+        self._admitted, self._started = [], set()
         try:
             adopted = await super()._scan()
         except (RedisError, OSError, TimeoutError):  # the next scan has to find these again
             if self._turns is not None:
                 self._turns.forget(self._admitted)
             raise
-        if self._rates is not None:  # it may have taken some of them over since, when they were due
-            adopted.leave_out(message.entry for message in self._left())
+        finally:
+            started, self._started = self._started, None
+        if self._rates is not None:  # some may have been started since, and even have ended
+            adopted.leave_out({*started, *self._starting, *(message.entry for message in self._left())})
             self._control.notify()  # what is due may be taken over from now on
         return adopted
 

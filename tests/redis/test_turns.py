@@ -524,6 +524,49 @@ async def test_what_a_scan_has_found_is_found_again_when_the_scan_fails(
     assert failed and sorted(started) == ["0", "1", "2", "3"]
 
 
+async def test_what_starts_and_ends_during_a_scan_is_not_run_again(
+    redis: Any, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    scans: list[Any] = []
+    may_end = asyncio.Event()
+    read_all, records = PendingList._read_all, PendingList._records
+
+    @handler(STREAM, group=GROUP, rate="10/s")
+    async def call(message: Message) -> None:
+        started.append(message.fields["n"])
+        await may_end.wait()
+
+    async def reads_later(self: PendingList, *arguments: Any) -> list[Message]:
+        if self.opened:
+            await eventually_async(lambda: len(started) == 2)
+        found = await read_all(self, *arguments)
+        if self.opened:
+            may_end.set()
+            scans.append(found)
+        return found
+
+    async def looks_later(self: PendingList, key: str, found: list[Message]) -> list[bytes | None]:
+        if found:
+            await eventually_async(lambda: nothing_left(redis))
+            await redis.delete(rates_key(STREAM, GROUP))  # the rate would let it start again by now
+        return await records(self, key, found)
+
+    monkeypatch.setattr(PendingList, "_read_all", reads_later)
+    monkeypatch.setattr(PendingList, "_records", looks_later)
+    worker = Worker(redis_url, [call], SharedState())
+    await asyncio.wait_for(worker.ready.wait(), 5)
+    for n in range(2):
+        await redis.xadd(STREAM, {"n": n})
+    await eventually_async(lambda: redis.exists(due_key(STREAM, GROUP)))
+    await worker.runtime.consumers[0]._find_again()  # type: ignore[attr-defined]
+    await eventually_async(lambda: len(scans) == 2)
+    await redis.xadd(STREAM, {"n": 2})
+    await eventually_async(lambda: "2" in started)
+    await worker.stop()
+    assert any(scans) and started == ["0", "1", "2"]
+
+
 async def test_what_became_due_while_nobody_took_it_does_not_start_at_once(redis: Any, redis_url: str) -> None:
     started: list[float] = []
 
@@ -561,6 +604,7 @@ async def test_the_times_of_a_rate_are_kept_while_messages_wait(redis: Any, comm
     assert await redis.ttl(kept) == -1
     for name in await redis.zrange(due, 0, -1):
         await redis.zadd(due, {name: int((await redis.time())[0]) * 1000})
+    assert (await slower.take_due(-1)).waiting == 2, "a paused worker has more in hand than it may"
     assert not (await slower.take_due(9)).taken and not await redis.exists(due)
     assert 7_000 < await redis.ttl(kept) < 11_000
     await rates.begin()
