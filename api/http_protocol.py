@@ -324,8 +324,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _is_unread(self, now_s: float) -> bool:
         if (size := self.transport.get_write_buffer_size()) != self._unread_bytes:
             self._unread_bytes, self._unread_since_s = size, now_s
-        limit_s = LIMITS.linger_s if self._leaving else LIMITS.unread_s
-        return size > 0 and now_s - self._unread_since_s > limit_s
+        return size > 0 and now_s - self._unread_since_s > (LIMITS.linger_s if self._leaving else LIMITS.unread_s)
 
     def shutdown(self) -> None:
         """End the connection after its answer. A client that does not take the answer must not delay the end."""

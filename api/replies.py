@@ -124,7 +124,7 @@ class Explanation(BaseModel):
 
     stream: str
     id: str
-    """Of the message; of a message for later that is not in its stream, that one's."""
+    """The message's id. For a message that has not entered its stream: its id until then."""
     first_id: EntryIdText | None
     """Of the stream; null when it is empty."""
     last_id: EntryIdText | None

@@ -1,8 +1,8 @@
 """Public helpers for FastAPI: consumers inside an app, and dependencies for routers.
 
 `PublisherDep` and `RedisDep` give a route the publisher and a Redis client, `IdempotencyKeyDep` the key in the header
-Idempotency-Key. They work in a router that the HTTP
-service mounts (`[api] routers`) and in your own app with the `lifespan` of this module:
+Idempotency-Key. They work in a router that the HTTP service mounts (`[api] routers`) and in your own app with the
+`lifespan` of this module:
 
     @router.post("/orders", status_code=201)
     async def create(order: Order, publisher: PublisherDep) -> dict[str, str]:
