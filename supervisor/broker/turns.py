@@ -5,7 +5,10 @@ It knows rows and names, not what a key means: the caller computes the key of ea
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from redis.exceptions import OutOfMemoryError
 
 from supervisor.broker.scripts import (
     ADMIT,
@@ -121,10 +124,11 @@ class Turns:
         return Admission([number - 1 for number in idle], _taken(taken))
 
     async def note_keys(self, places: Sequence[Place]) -> None:
-        """Note the keys of messages, for those who explain whose turn it is."""
+        """Note the keys of messages, for those who explain whose turn it is; a full server keeps none."""
         pairs = [word for name, field in places if field for word in (name, field[1:])]
         if pairs:
-            await self._commands.call("HSET", self._message_keys, *pairs)
+            with contextlib.suppress(OutOfMemoryError):
+                await self._commands.call("HSET", self._message_keys, *pairs)
 
     async def waiting(self, interval_ms: int, count: int, idle_ms: int) -> Waiting:
         """Return what waits: `count` of those that have waited for `idle_ms`, once in an interval for all workers."""

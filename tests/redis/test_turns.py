@@ -611,6 +611,25 @@ async def test_the_times_of_a_rate_are_kept_while_messages_wait(redis: Any, comm
     assert 0 < await redis.ttl(kept) < 200
 
 
+async def test_a_full_server_is_drained_by_a_handler_with_turns(every_server: Any) -> None:
+    seen: list[str] = []
+
+    @handler(STREAM, group=GROUP, key=lambda message: message.fields["customer"], group_concurrency=1)
+    async def bill(message: Message) -> None:
+        seen.append(message.fields["n"])
+
+    async with every_server.client() as redis:
+        for n in range(20):
+            await redis.xadd(STREAM, {"customer": n % 3, "n": n})
+        await redis.xgroup_create(STREAM, GROUP, "0")
+        await redis.xreadgroup(GROUP, "host0:0", {STREAM: ">"}, count=5)
+        await redis.config_set("maxmemory", 1)
+        async with pools(every_server.url, bill, count=2):
+            await eventually_async(lambda: len(seen) == 20)
+            await eventually_async(lambda: nothing_left(redis))
+        await redis.config_set("maxmemory", 0)
+
+
 async def test_explain_says_whose_turn_it_is_and_until_when_a_rate_holds(redis: Any, redis_url: str) -> None:
     go_on = asyncio.Event()
 

@@ -10,7 +10,8 @@
 -- messages, nothing is done: the caller has to look at these entries first. What may not run goes to the consumer WAITS.
 -- Gives {'', the numbers of the messages that the consumer may not run, what else the consumer has to run}, or {the record
 -- from which on places are missing}, or {'none'} when there is no record.
--- include: ids turns
+-- include: ids turns allow_full
+allow_full(KEYS[3])
 local args, mode, upto, count = ARGV, ARGV[5], ARGV[6], (#ARGV - 6) / 2
 local at = mode == 'copies' and 2 or 1
 local admitted = ask('HGET', KEYS[3], 'admitted')

@@ -3,7 +3,8 @@
 -- Gives '' when the record of what was admitted can be used; else removes it and gives the id up to which all was
 -- delivered: what is pending up to there has to be given its places. A record beyond that id is one of a group that was
 -- destroyed, or set back.
--- include: ids xinfo
+-- include: ids xinfo allow_full
+allow_full(KEYS[2])
 -- A value of more than 64 bytes makes it a hash table: many fields of a compact hash are found slowly.
 redis.call('HSET', KEYS[2], 'field', ARGV[2], 'about',
   ':key -> the message that has its turn, or + when the sorted set of its row has it and those that wait')

@@ -3,7 +3,8 @@
 -- Takes turns from messages that no longer exist (deleted, or acked by another program) and passes them on. Gives
 -- {number of those, what the consumer has to run, what has a turn and was the consumer's before}. The answer that gave it
 -- the last of these may have been lost. A predecessor may have run them, too.
--- include: turns
+-- include: turns allow_full
+allow_full(KEYS[3])
 local gone, touched, own, count = 0, {}, {}, tonumber(ARGV[5])
 local function check(row, passed)
   for _, member in ipairs(redis.call('ZRANGEBYSCORE', row, HOLDS, HOLDS)) do

@@ -1,7 +1,8 @@
 -- KEYS stream, replay stream, turns, released rows; ARGV group, interval in ms, count, least ms of waiting.
 -- Gives {number of waiting messages, some of them, some of the replay stream, rows whose turns were released}. Rows are
 -- looked at in pages: one page in each interval, whichever worker asks.
--- include: clock
+-- include: clock allow_full
+allow_full(KEYS[3])
 local waiting, pages = 0, {{}, {}}
 local now = now_ms()
 local due = now - tonumber(redis.call('HGET', KEYS[3], 'looked_ms') or 0) >= tonumber(ARGV[2])
