@@ -38,6 +38,8 @@ class Due(NamedTuple):
     #: ms until the next one is due; None when none waits.
     next_ms: int | None
     waiting: int
+    #: Whether a change of the rate is under way.
+    changing: bool
 
 
 class Rates:
@@ -60,11 +62,19 @@ class Rates:
         while await self.change(_CHANGED):
             pass
 
+    async def end_change(self) -> None:
+        """End a change of the rate, to whichever rate, that a worker has begun and may have left."""
+        while await self._change("", _CHANGED):
+            pass
+
     async def change(self, count: int) -> int:
         """Apply this rate to so many of the times that were reserved by another one; return 0 when all have it."""
+        return await self._change(repr(self._rate.interval_us), count)
+
+    async def _change(self, interval_us: str, count: int) -> int:
         due = self._keys[2]
         keys = (due, self._rates, before_change(due), before_change(self._rates), self._interval, self._behind)
-        left: int = await self._commands.script(CHANGE_RATE, keys, repr(self._rate.interval_us), count)
+        left: int = await self._commands.script(CHANGE_RATE, keys, interval_us, count)
         return left
 
     async def reserve(
@@ -88,11 +98,11 @@ class Rates:
 
     async def take_due(self, count: int) -> Due:
         """Take over at most `count` messages that are due; none where it is 0 or less."""
-        keys = (*self._keys, *self._retries, self._rates)
-        found, next_ms, waiting = await self._commands.script(
-            TAKE_DUE, keys, self._group, self._consumer, max(0, count)
-        )
-        return Due([_due(*one) for one in found], _ms(next_ms), waiting)
+        before = (before_change(self._keys[2]), before_change(self._rates))
+        keys = (*self._keys, *self._retries, self._rates, *before)
+        arguments = (self._group, self._consumer, max(0, count))
+        found, next_ms, waiting, changing = await self._commands.script(TAKE_DUE, keys, *arguments)
+        return Due([_due(*one) for one in found], _ms(next_ms), waiting, bool(changing))
 
 
 def _ms(number: int) -> int | None:

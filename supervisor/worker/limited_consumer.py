@@ -71,10 +71,10 @@ class LimitedConsumer(Consumer):
                 return
             try:
                 due = await rates.take_due(self.executor.limit - self.executor.in_hand)
+                self._start_soon(by_id(due if self._turns is None else self._turns.hold(due)))
+                await rates.end_change()
             except (RedisError, OSError):
                 await self._find_again()
-            else:
-                self._start_soon(by_id(due if self._turns is None else self._turns.hold(due)))
 
     async def _received(self, source: Source, entries: Entries) -> None:
         messages = source.new_messages(entries)

@@ -49,6 +49,8 @@ class RateGate:
         self._sooner = asyncio.Event()
         #: Messages of the group that wait, as far as this worker knows.
         self.waiting = 0
+        #: A change of the rate is under way.
+        self.is_changing = False
 
     @property
     def full(self) -> bool:
@@ -84,6 +86,11 @@ class RateGate:
         self.waiting += len(waiting)
         return starting, waiting
 
+    async def end_change(self) -> None:
+        """End a change of the rate that another worker has left half way. Raises redis-py's errors and OSError."""
+        if self.is_changing:
+            await self._rates.end_change()
+
     async def wait_due(self) -> None:
         """Wait until some message may be due."""
         while (wait_s := self._due_s - self._loop.time()) > 0:
@@ -98,6 +105,7 @@ class RateGate:
         due = await self._rates.take_due(count)
         self.waiting = due.waiting
         self._note_due(due.next_ms)
+        self.is_changing = due.changing
         found = []
         for taken, record in due.taken:
             source = self._sources[taken.replays]

@@ -33,7 +33,7 @@ from supervisor.keys import (
     turns_key,
 )
 from supervisor.shared_state import HeaderField, SharedState, SlotField
-from supervisor.worker import turn_gate
+from supervisor.worker import rate_gate, turn_gate
 from supervisor.worker.pending import PendingList
 from tests.redis.test_worker import Worker
 from tests.support.letters import letters
@@ -446,6 +446,30 @@ async def test_what_waits_starts_by_the_rate_that_was_changed(redis: Any, redis_
     await eventually_async(lambda: len(started) == 31)
     await second.stop()
     assert started == [str(n) for n in range(31)]
+
+
+async def test_a_change_of_a_rate_that_stopped_half_way_is_ended_by_any_worker(
+    redis: Any, redis_url: str, commands: CommandConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rate_gate, "_LOOK_S", 0.05)
+    started: list[str] = []
+    due = due_key(STREAM, GROUP)
+
+    @handler(STREAM, group=GROUP, rate="1/h")
+    async def call(message: Message) -> None:
+        started.append(message.fields["n"])
+
+    async def all_wait() -> bool:
+        return int(await redis.zcard(due)) == 4
+
+    for n in range(5):
+        await redis.xadd(STREAM, {"n": n})
+    async with pools(redis_url, call, count=1):
+        await eventually_async(all_wait)
+        monkeypatch.delattr(Rates, "begin")  # no scan does it
+        assert await Rates(commands, STREAM, GROUP, "host9:0", parse_rate("100/s")).change(1) == 3
+        await eventually_async(lambda: len(started) == 5)
+        assert not await redis.exists(before_change(due))
 
 
 async def test_a_worker_with_a_rate_takes_no_message_that_another_one_has_got(redis: Any, redis_url: str) -> None:

@@ -1,18 +1,20 @@
 -- KEYS due messages, rates, the same two of before the change, interval, behind; ARGV interval in us, how many to change.
 -- Applies the interval of the group's rate. When it was another one, the times that are reserved come closer together or
 -- further apart, as if all had been reserved with the new one. They are set aside at once and brought back changed, so
--- many in each call; the interval says what is under way, so any caller can go on. Gives 0 when nothing is left to do.
+-- many in each call; the interval says what is under way, so any caller can go on: with '' as interval it does no more
+-- than this. Gives 0 when nothing is left to do.
 -- include: changed_rate rate_clock expire_rates
 local is_changing = redis.call('EXISTS', KEYS[3], KEYS[4]) > 0
 local change = redis.call('GET', KEYS[5]) or ''
 local interval = string.match(change, '^%S*')
-if not is_changing and interval ~= ARGV[1] then
+local is_other = ARGV[1] ~= '' and interval ~= ARGV[1]
+if not is_changing and is_other then
   is_changing = interval ~= '' and redis.call('EXISTS', KEYS[1], KEYS[2]) > 0
   change = ARGV[1]
   if is_changing then
     change = string.format('%s %s %.0f', ARGV[1], interval, rate_now_us(KEYS[6], KEYS[1]))
   end
-  interval = ARGV[1]
+  is_other = false
   redis.call('SET', KEYS[5], change)
   for at = 1, is_changing and 2 or 0 do
     if redis.call('EXISTS', KEYS[at]) == 1 then
@@ -42,4 +44,4 @@ end
 if left == 0 then
   expire_rates(KEYS[2], KEYS[1], rate_now_us(KEYS[6], KEYS[1]))
 end
-return left == 0 and interval ~= ARGV[1] and 1 or left
+return left == 0 and is_other and 1 or left

@@ -1,7 +1,7 @@
--- KEYS stream, replay stream, due messages, behind, retries, retries of the replay stream, rates; ARGV group, consumer,
--- how many.
+-- KEYS stream, replay stream, due messages, behind, retries, retries of the replay stream, rates, due messages and
+-- rates of before a change that is under way; ARGV group, consumer, how many.
 -- Has the consumer take over messages whose time has come. Gives {{1 or 2 for the replay stream, id, fields, retry record
--- or ''} of each, ms until the next one is due or -1, number of those that wait}.
+-- or ''} of each, ms until the next one is due or -1, number of those that wait, 1 when a change is under way}.
 -- include: rate_clock expire_rates
 local now_us = rate_now_us(KEYS[4], KEYS[3])
 local now = math.floor(now_us / 1000)
@@ -32,4 +32,5 @@ if #due > 0 then
   expire_rates(KEYS[7], KEYS[3], now_us)
 end
 local first = redis.call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')[2]
-return {taken, first and math.max(0, tonumber(first) - now) or -1, redis.call('ZCARD', KEYS[3])}
+return {taken, first and math.max(0, tonumber(first) - now) or -1, redis.call('ZCARD', KEYS[3]),
+  redis.call('EXISTS', KEYS[8], KEYS[9]) > 0 and 1 or 0}
