@@ -245,7 +245,7 @@ plain_routes = (
 @router.get(
     "/{stream:name}/messages",
     summary="Read a range of history",
-    responses=answers(MessagePage, "invalid", "wrong-type", "redis-unavailable"),
+    responses=answers(MessagePage, "invalid", "wrong-type", "redis-unavailable", "busy"),
 )
 async def read_messages(
     stream: Stream,
@@ -273,7 +273,7 @@ async def read_messages(
 @router.get(
     "/{stream:name}/messages/{entry_id}",
     summary="Read one message",
-    responses=answers(StoredMessage, "not-found", "invalid", "wrong-type", "redis-unavailable"),
+    responses=answers(StoredMessage, "not-found", "invalid", "wrong-type", "redis-unavailable", "busy"),
 )
 async def read_message(stream: Stream, entry_id: EntryId, service: ServiceDep) -> Response:
     """`entry_id` is the id that publishing returned."""

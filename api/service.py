@@ -42,6 +42,7 @@ SNAPSHOT_LIMIT_S = 5.0
 TAIL_STARTS_MAX = 32
 #: Large reads at once; the others wait. redis-py refuses more than 100 connections.
 READS_MAX = 32
+READ_WAIT_S = 5.0
 #: A request waits at most this long while nothing is known yet.
 FIRST_LIMIT_S = 0.2
 #: A probe and a scrape wait less: they answer within 100 ms.
@@ -150,12 +151,18 @@ class Service:
     async def read(self, read: Callable[[Redis], Awaitable[T]]) -> T:
         """Return the result of a read that may be of many megabytes. It may take seconds while Redis answers others.
 
-        Raises redis-py's errors, and TimeoutError when Redis is silent.
+        Raises redis-py's errors, TimeoutError when Redis is silent, and Problem when too many others read.
         """
 
         async def read_in_turn() -> T:
-            async with self._reads:
+            try:
+                await asyncio.wait_for(self._reads.acquire(), READ_WAIT_S)
+            except TimeoutError:
+                raise Problem("busy", f"{READS_MAX} reads of history are under way") from None
+            try:
                 return await read(self._reading)
+            finally:
+                self._reads.release()
 
         reading = asyncio.create_task(read_in_turn())
         reading.add_done_callback(lambda done: done.cancelled() or done.exception())

@@ -9,6 +9,7 @@ import pytest
 import redis as redis_py
 
 from api import service as api_service
+from api.problems import Problem
 from supervisor.settings.load import load
 from tests.http.service import STREAM, problem
 from tests.support.waiting import eventually_async
@@ -120,6 +121,9 @@ async def test_many_reads_leave_connections_for_the_state_of_redis(
     await eventually_async(blocked)
     finding, late = await service._would_write()
     assert (finding.error, late) == ("", False)
+    monkeypatch.setattr(api_service, "READ_WAIT_S", 0.05)
+    with pytest.raises(Problem, match="32 reads of history"):
+        await service.read(lambda client: client.ping())
     await redis.rpush("list", *range(len(reads)))
     assert all(await asyncio.gather(*reads))
     await service.close()
