@@ -69,8 +69,8 @@ class Waiting(NamedTuple):
     #: Some of it, as [id, fields]: of the stream, and of the replay stream.
     entries: list[Any]
     copies: list[Any]
-    #: The fields of rows whose turns were released while no worker was there to pass them on.
-    released: list[bytes]
+    #: The fields of rows to check: turns were released while no worker was there to pass them on, or a message is gone.
+    rows: list[bytes]
 
 
 class Turns:
@@ -132,7 +132,7 @@ class Turns:
 
     async def waiting(self, interval_ms: int, count: int, idle_ms: int) -> Waiting:
         """Return what waits: `count` of those that have waited for `idle_ms`, once in an interval for all workers."""
-        keys = (*self._keys[:3], self._released)
+        keys = (*self._keys[:3], self._released, self._message_keys)
         return Waiting(*await self._commands.script(TURNS_WAITING, keys, self._group, interval_ms, count, idle_ms))
 
     async def check(self, fields: Collection[bytes], free: Iterable[bytes] = ()) -> Checked:

@@ -203,7 +203,7 @@ class TurnGate:
         interval_ms = 0 if self._hurry else int(LOOK_S * 1000)
         found = await self._turns.waiting(interval_ms, _LOOK_COUNT, _LOOK_IDLE_MS)
         self.full = found.number >= WAITING_MAX
-        fields, free = {*self._unsure, *found.released} - {b""}, []
+        fields, free = {*self._unsure, *found.rows} - {b""}, []
         for source, entries in zip(self._sources, (found.entries, found.copies), strict=True):
             for message in source.messages([entry for entry in entries if entry]):
                 place = self._place(source, message)

@@ -196,6 +196,11 @@ class Commands(SetCommands):
     def cmd_hget(self, key: bytes, name: bytes) -> bytes | None:
         return self.hashes.get(key, {}).get(name)
 
+    def cmd_hrandfield(self, key: bytes, count: bytes, *how: bytes) -> list[bytes]:
+        """The first ones: a history is the same each time."""
+        found = sorted(self.hashes.get(key, {}).items())[: int(count)]
+        return [word for field, value in found for word in ([field, value] if how else [field])]
+
     def cmd_hmget(self, key: bytes, *names: bytes) -> list[bytes | None]:
         return [self.hashes.get(key, {}).get(name) for name in names]
 

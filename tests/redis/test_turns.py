@@ -350,6 +350,30 @@ async def test_a_check_takes_no_message_without_a_key_that_another_worker_has_go
     assert (await redis.xpending_range(STREAM, GROUP, ids[0], ids[0], 1))[0]["consumer"] == b"host:0"
 
 
+@pytest.mark.parametrize("key", ["customer", lambda message: message.fields["customer"]])
+async def test_nothing_is_kept_about_messages_that_another_program_acked(
+    redis: Any, redis_url: str, key: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turn_gate, "LOOK_S", 0.05)
+    started = asyncio.Event()
+
+    @handler(STREAM, group=GROUP, key=key)
+    async def bill(message: Message) -> None:
+        started.set()
+        await asyncio.sleep(3600)
+
+    ids = [await redis.xadd(STREAM, {"customer": name}) for name in "abb"]
+    first = Worker(redis_url, [bill], SharedState())
+    await eventually_async(lambda: is_held(redis, 1))
+    await asyncio.wait_for(started.wait(), 5)
+    await first.vanish()
+    await redis.xack(STREAM, GROUP, *ids)
+    assert await fields(redis)
+    async with pools(redis_url, bill, count=1):
+        await eventually_async(lambda: nothing_left(redis))
+        await eventually_async(lambda: _is_missing(redis, message_keys_key(STREAM, GROUP)))
+
+
 async def test_a_rate_holds_on_all_workers_and_one_key_at_its_limit_holds_up_no_other(
     redis: Any, redis_url: str
 ) -> None:
