@@ -172,7 +172,8 @@ class TurnGate:
         """Run the messages whose turn has come, and which this consumer owns now."""
         for one in taken:
             source = self._sources[one.replays]
-            if one.entry in self._held[source] or self._control.stopping:  # it stays pending, for the next process
+            # What comes while the worker stops stays pending, for the next process.
+            if one.entry in self._held[source] or self._control.stopping:
                 continue
             (message,) = source.messages([[one.entry, one.flat]])
             if (place := self._place(source, message)) is not None:

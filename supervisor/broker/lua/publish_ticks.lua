@@ -1,5 +1,5 @@
--- KEYS stream, last ticks, paused schedules, origins; ARGV name of the schedule, when it comes, then for each tick its Unix ms,
--- the number of names and values of its message, and these.
+-- KEYS stream, last ticks, paused schedules, origins; ARGV name of the schedule, when it comes, then for each tick its
+-- Unix ms, the number of names and values of its message, and these.
 -- Publishes the ticks after the last one, each once whoever calls it, and notes them. Gives the new ids; none while
 -- the schedule is paused.
 -- XADD comes first: out of memory, read only or a wrong type then stop the script while the tick is not noted.
