@@ -15,7 +15,7 @@ import pytest
 from tests.model.histories import failures, history, shortened
 from tests.model.moves import play
 
-HISTORIES = int(os.environ.get("MODEL_HISTORIES", "7"))
+HISTORIES = int(os.environ.get("MODEL_HISTORIES", "6"))
 _MORE_HISTORIES = 96
 _FILE = Path(__file__).parent / "corpus.jsonl"
 CORPUS = [json.loads(line) for line in _FILE.read_text().splitlines()]
