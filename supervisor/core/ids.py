@@ -2,6 +2,7 @@
 
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
 
 _ID = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
 _PART_MAX = 2**64 - 1
@@ -27,10 +28,19 @@ def normalize_id(text: str) -> str:
 def time_of_id(entry_id: str) -> str | None:
     """Return the time in an id, as RFC 3339 has it; None for one beyond the year 9999."""
     try:
-        time = datetime.fromtimestamp(parse_id(entry_id)[0] / 1000, UTC)
+        seconds, ms = divmod(parse_id(entry_id)[0], 1000)
+    except ValueError:
+        return None
+    second = _second(seconds)
+    return None if second is None else f"{second}.{ms:03}Z"
+
+
+@lru_cache(maxsize=64)  # ids that are made one after another share their second
+def _second(seconds: int) -> str | None:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").removesuffix("+00:00")
     except (ValueError, OverflowError, OSError):
         return None
-    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def parse_number(text: bytes | str | None) -> int | None:
