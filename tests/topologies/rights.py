@@ -12,7 +12,7 @@ COMMANDS = """
     +eval +evalsha +multi +exec
     +hget +hset +hsetnx +hdel +hmget +hgetall +hlen +hkeys +hincrby +get +set +del +exists
     +zadd +zrem +zrange +zrangebyscore +zscore +zcard +zcount +zscan +zrank +zremrangebyrank
-    +sadd +srem +srandmember +expire +rename +persist
+    +sadd +srem +srandmember +hrandfield +expire +rename +persist
 """
 #: Without these a drain waits for reads to end by themselves, a lost connection may keep a message for some seconds,
 #: the keeper polls for messages for later, and how durable the server is can only be guessed.
