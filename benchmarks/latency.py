@@ -89,7 +89,7 @@ class Load:
     blocking: Samples = field(default_factory=Samples)
 
     def ratios(self, percentile: float) -> list[float]:
-        """The pool's percentile beside the C program's, turn by turn; none where there is no such program."""
+        """Return the pool's percentile divided by the C program's for each turn, empty if that was not built."""
         if not self.blocking.turns:
             return []
         return [a / b for a, b in zip(self.pool.each_us(percentile), self.blocking.each_us(percentile), strict=True)]

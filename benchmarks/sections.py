@@ -67,7 +67,7 @@ class Drain:
         return min(limit, no_op or limit)
 
     def beside_c(self) -> list[float]:
-        """The ratio of each turn to the C program's; none where there is no such program."""
+        """Return the ratio of each turn to the C program's, or an empty list if the program was not built."""
         return ratios(self.pool, self.c) if self.c else []
 
 

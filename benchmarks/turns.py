@@ -168,7 +168,9 @@ def main() -> None:
     """Measure and print."""
     parser = arguments(str(__doc__), rounds=5)
     parser.add_argument("--messages", type=int, default=400_000, help="for the rates (default: 400000; 0: skip)")
-    parser.add_argument("--waiting", type=int, default=0, help="also measure so many messages that wait (default: 0)")
+    parser.add_argument(
+        "--waiting", type=int, default=0, help="also measure this number of waiting messages (default: 0)"
+    )
     parser.add_argument("--keys", type=int, default=20_000, help="of the messages, in turn (default: 20000)")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="default: 1 2")
     options = parser.parse_args()

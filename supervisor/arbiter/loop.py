@@ -59,7 +59,7 @@ class Loop:
         self._wakeup_read, self._wakeup_write = os.pipe()
         os.set_blocking(self._wakeup_read, False)
         os.set_blocking(self._wakeup_write, False)
-        self.watch(self._wakeup_read, selectors.EVENT_READ, self._dispatch_signals)
+        self.watch(self._wakeup_read, selectors.EVENT_READ, lambda _events: None)  # `run` reads it after each wait
 
     def fds(self) -> list[int]:
         """Return the loop's own descriptors; a forked child closes them."""
@@ -120,8 +120,8 @@ class Loop:
         """Run until `stop` is called."""
         while not self._stopped:
             ready = self._selector.select(self._timeout_s())
-            # A stop that was sent to all processes comes before the exits that it caused: those are no crashes.
-            # A signal that ends the wait is in the pipe only after it.
+            # Handle a stop before the exits that it caused, so that these do not count as crashes. A signal that ends
+            # the wait is in the pipe only after it.
             self._dispatch_signals()
             for key, events in ready:
                 # An earlier callback may have closed this descriptor, and its number may have been reused.
@@ -182,7 +182,7 @@ class Loop:
             if code <= 0:  # SI_USER, SI_QUEUE, SI_TKILL; the kernel's own codes are positive
                 self._call(self._sent[number])
 
-    def _dispatch_signals(self, _events: int = 0) -> None:
+    def _dispatch_signals(self) -> None:
         numbers = self.take_signals()
         # Last, for the same reason as in `run`; one call is enough, however many have arrived.
         children = {signal.SIGCHLD} & set(numbers)

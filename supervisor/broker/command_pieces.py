@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from supervisor.broker.command_connection import pack_command
 
-#: Other tasks run after so many messages, or arguments of a command.
+#: Other tasks get a turn after this many messages or arguments of a command.
 AT_ONCE = 200
 #: About the size of a piece or a slice.
 _SLICE_BYTES = 256 * 1024

@@ -110,7 +110,7 @@ class Turns:
         return found
 
     async def admitted(self) -> bytes | None:
-        """Return up to which entry all have their places; None: there is no such record."""
+        """Return the last entry up to which all entries have places, or None if nothing is recorded."""
         found: bytes | None = await self._commands.call("HGET", self._turns, "admitted")
         return found
 

@@ -66,7 +66,7 @@ def test_large_messages_after_many_small_ones_are_read_to_the_end(
 
 
 def tail(service: Service, after: str, count: int) -> list[str]:
-    """Follow the stream from that entry on; return the ids of so many messages."""
+    """Follow the stream from that entry on and return the ids of the first `count` messages."""
     parts = urlsplit(service.base_url)
     client = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
     client.request("GET", f"/v1/streams/{STREAM}/tail", headers={"last-event-id": after})

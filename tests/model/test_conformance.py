@@ -276,7 +276,7 @@ class Conformance(RuleBasedStateMachine):
         reply = self.both("XREADGROUP", "GROUP", group, consumer, "COUNT", count, "STREAMS", STREAM, start)
         ids = [row[0] for row in reply[0][1] if row[1]] if isinstance(reply, list) and reply else []
         turns, modes = self.turns(group, consumer, per_group), ("own" if own else "new", "others")
-        with suppress(ResponseError):  # there is no such group
+        with suppress(ResponseError):  # the group does not exist
             finished(turns.begin("k"))
             for mode in modes if ids else modes[1:]:
                 finished(turns.admit(mode, self.places(ids), ids[-1] if ids else b""))  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from tests.support.servers import default_flavour, start_server
 ROOT = Path(__file__).parents[2]
 _TOOL = ROOT / ".venv" / "contract" / "bin" / "st"
 _HOOKS = "tests.support.contract_hooks"
-#: The shipped router, room for bodies with more items than are allowed, and time: a busy machine is no fault.
+#: The shipped router, a body limit that lets batches with too many items through, and time limits for a busy machine.
 _CONFIG = '[api]\nmax_body_bytes = 67108864\nproduce_timeout_ms = 10000\nrouters = ["handlers.http:router"]'
 #: For Schemathesis: all checks, but what was cancelled can be explained all the same. Options would override this.
 _SETTINGS = """
