@@ -47,6 +47,14 @@ from supervisor.errors import ConfigError
 from supervisor.settings.masking import masked
 from supervisor.settings.redis_url import parse
 
+try:
+    from redis.driver_info import DriverInfo
+except ImportError:  # an older redis-py, which finds its version when it is imported
+    _DRIVER: dict[str, Any] = {}
+else:
+    # Found once, before workers are forked: else each connection looks for redis-py's version among all packages.
+    _DRIVER = {"driver_info": DriverInfo()}
+
 _UNREADABLE = "it can't be taken apart; in user and password, write @ : / ? # as %40 %3A %2F %3F %23"
 _UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
 
@@ -172,6 +180,8 @@ def _target(url: str, connect_timeout_s: float, _loop: asyncio.AbstractEventLoop
     plain = options.pop("connection_class", Connection)
     options.setdefault("socket_connect_timeout", connect_timeout_s)
     options.update(protocol=2, decode_responses=False, retry=Retry(NoBackoff(), 0))
+    if not options.keys() & {"lib_name", "lib_version"}:
+        options.update(_DRIVER)
     _check(url, plain, options)
     if not issubclass(plain, Connection):  # a unix socket
         if "path" in options:  # redis-py replaces bytes that are not UTF-8

@@ -10,6 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from supervisor import Message, handler
+from supervisor.broker.command_connection import CommandConnection
 from supervisor.broker.dead_letters import pages
 from supervisor.broker.replay import REPLAYED, replay
 from supervisor.errors import PublishRefusedError
@@ -221,3 +222,17 @@ async def test_a_server_that_was_replaced_behind_its_address(proxy: Proxy, redis
                 await eventually_async(lambda: settled(after))
                 assert any("read only" in str(error) for _, error, _ in worker.faults)
             assert seen == {"before": 1, "after": 1} and "cut" not in proxy.did
+
+
+async def test_no_connection_looks_for_the_version_of_redis_py(
+    monkeypatch: pytest.MonkeyPatch, redis_server: Any
+) -> None:
+    """It would search all packages, which took a third of a worker's start."""
+
+    def find(_package: str) -> str:
+        raise AssertionError("a search for a package")
+
+    monkeypatch.setattr("importlib.metadata.version", find)
+    commands = CommandConnection(redis_server.url)
+    assert await commands.call("PING") == b"PONG"
+    await commands.close()
