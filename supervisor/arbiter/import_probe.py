@@ -11,8 +11,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -55,26 +55,51 @@ class Probe:
 
 
 def probe(loaded: Loaded) -> Probe:
-    """Fork a process that imports the handlers, and wait for it. Raises HandlerError.
+    """Fork a process that imports the handlers, and wait for it. Raises HandlerError."""
+    with standby(loaded) as ask:
+        return ask()
 
-    It answers through a file: a process that a module starts (`multiprocessing.Manager`) would hold a pipe open. Such
-    processes end with it.
+
+@contextmanager
+def standby(loaded: Loaded) -> Iterator[Callable[[], Probe]]:
+    """Fork a process, and yield a function that has it import the handlers and waits. That raises HandlerError.
+
+    It knows nothing of what this process imports meanwhile. It answers through a file: a process that a module starts
+    (`multiprocessing.Manager`) would hold a pipe open. Such processes end with it.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     with tempfile.TemporaryFile() as answer_file:
+        order_in, order_out = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.setpgid(0, 0)
+            os.close(order_out)
+            if not os.read(order_in, 1):
+                os._exit(EXIT_OK)
+            os.close(order_in)
             _run(loaded, answer_file.fileno())
+        os.close(order_in)
+        status: list[int] = []
+
+        def ask() -> Probe:
+            os.write(order_out, b"1")
+            status.append(os.waitpid(pid, 0)[1])
+            answer_file.seek(0)
+            return _understood(answer_file.read(), os.waitstatus_to_exitcode(status[0]))
+
         try:
-            _, status = os.waitpid(pid, 0)
+            yield ask
         finally:
+            os.close(order_out)
             with suppress(OSError):
                 os.killpg(pid, signal.SIGKILL)
-        answer_file.seek(0)
-        answer = answer_file.read()
-    code = os.waitstatus_to_exitcode(status)
+            if not status:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+
+
+def _understood(answer: bytes, code: int) -> Probe:
     report = json.loads(answer) if answer else {}
     if code != EXIT_OK:
         how = f"was ended by {signal_name(-code)}" if code < 0 else f"left with exit code {code}"

@@ -1,7 +1,8 @@
 """Decides where handlers are imported: once in the arbiter, before the workers are forked, or in each worker.
 
 1. `auto` imports them in the arbiter. When that started threads or an event loop, the process execs itself, and the
-   workers import. Only a process of its own, which traces the import, can say which module did it.
+   workers import. Only a process of its own, which traces the import, can say which module did it. It is forked before
+   the import, so that a start that is refused says why without a second start.
 2. What is connected at import can't be shared by workers and is an error: `@worker_lifespan` is its place.
 3. An arbiter without the code knows the handlers from that process: stream, group, name and options of each.
 """
@@ -13,7 +14,7 @@ from typing import Any, NoReturn
 
 from supervisor.arbiter import fork
 from supervisor.arbiter.fork_hazards import CONNECTION, THREADS
-from supervisor.arbiter.import_probe import UNSAFE_VARIABLE, Cause, probe
+from supervisor.arbiter.import_probe import UNSAFE_VARIABLE, Cause, Probe, probe, standby
 from supervisor.errors import HandlerError
 from supervisor.handling.loader import HandlerSpec, load_handlers
 from supervisor.settings.load import Loaded
@@ -68,20 +69,35 @@ def load(
         decided = examine(loaded)
         if not decided.preloaded:
             return decided
-    specs = load_handlers(loaded.settings, loaded.root, loaded.origins)
-    try:
-        fork.check_safe(own_sockets)
-        fork.check_no_event_loop()
-    except fork.ForkUnsafeError as error:
-        if again or begin_again is None:
+    if again or begin_again is None:
+        try:
+            return LoadedHandlers(_import(loaded, own_sockets))
+        except fork.ForkUnsafeError as error:
             raise HandlerError(str(error)) from None
-        begin_again()
-    return LoadedHandlers(specs)
+    with standby(loaded) as ask:
+        try:
+            return LoadedHandlers(_import(loaded, own_sockets))
+        except fork.ForkUnsafeError:
+            found = ask()
+    _decide(found, preload)
+    begin_again()
+
+
+def _import(loaded: Loaded, own_sockets: Iterable[int]) -> list[HandlerSpec]:
+    """Import the handlers in this process. Raises HandlerError and ForkUnsafeError."""
+    specs = load_handlers(loaded.settings, loaded.root, loaded.origins)
+    fork.check_safe(own_sockets)
+    fork.check_no_event_loop()
+    return specs
 
 
 def examine(loaded: Loaded) -> LoadedHandlers:
     """Import the handlers in a process of its own, and return what a start would do. Raises HandlerError."""
-    found, preload = probe(loaded), loaded.settings.pool.preload
+    return _decide(probe(loaded), loaded.settings.pool.preload)
+
+
+def _decide(found: Probe, preload: Any) -> LoadedHandlers:
+    """Return what a start does after an import in a process of its own has `found` that. Raises HandlerError."""
     connected = [cause for cause in found.causes if cause.kind == CONNECTION]
     if preload is not False and connected:
         listed = "; ".join(f"{_by(cause)} has a socket {cause.detail}" for cause in connected[:_CAUSES_SHOWN_MAX])

@@ -7,6 +7,8 @@ connections are refused.
 import os
 import signal
 import socket
+import subprocess
+import sys
 import textwrap
 import time
 from collections.abc import Callable
@@ -80,6 +82,28 @@ def test_58_socket_open_in_preload(start_pool: StartPool, redis_server: Any, bou
         check_refused(pool, "a socket is open", SOCKET, redis_server.sync(), bound)
     else:
         check_no_start(start_pool(SOCKET + SIMPLE, redis_url=redis_server.url, ready=False), "a socket is open", bound)
+
+
+def test_a_refusal_needs_no_second_start(tmp_path: Path) -> None:
+    (tmp_path / "handlers.py").write_text(textwrap.dedent(THREAD + SIMPLE))
+    (tmp_path / "config.toml").write_text(PRELOAD)
+    code = """
+        from pathlib import Path
+        from supervisor.arbiter import preload
+        from supervisor.settings.load import load
+
+        def begin_again():
+            print("begins again")
+            raise SystemExit
+
+        try:
+            preload.load(load(Path("config.toml")), begin_again=begin_again)
+        except Exception as error:
+            print(type(error).__name__, error)
+    """
+    command = [sys.executable, "-P", "-c", textwrap.dedent(code)]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout.startswith("HandlerError 2 threads") and "(metrics-sender)" in found.stdout
 
 
 def write_library(tmp_path: Path, code: str) -> None:
