@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from supervisor.settings.load import Loaded
 from supervisor.settings.model import Settings
 from supervisor.shared_state import SharedState, SlotField
 from supervisor.standard_streams import STDERR, STDOUT
+from supervisor.text import path_text
 
 REDIS = "redis"
 KEEPER = "keeper"
@@ -67,15 +69,21 @@ class EntryPoints:
 
 def real_entry_points() -> EntryPoints:
     """Return the supervisor's own; importing them here lets the forked children share the modules."""
+    from supervisor.control.discovery import pool_with_token
     from supervisor.keeper import keeper, preflight
     from supervisor.worker import process as worker
+
+    def where_runs(token: str) -> str:
+        found = pool_with_token(token)
+        return f"pid {found.pid}, state directory {path_text(found.paths.state_dir)}" if found else ""
 
     def run_worker(
         settings: Settings, specs: Specs, shared: SharedState, slot: int, burst: bool, crash: Crash | None
     ) -> int:
         return worker.run(settings, specs, shared, slot, burst=burst, crash=crash)
 
-    return EntryPoints(boot=preflight.run, worker=run_worker, keeper=keeper.run, api=_api_command)
+    boot = partial(preflight.run, where_runs=where_runs)
+    return EntryPoints(boot=boot, worker=run_worker, keeper=keeper.run, api=_api_command)
 
 
 @dataclass(frozen=True, slots=True)

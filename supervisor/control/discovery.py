@@ -39,13 +39,25 @@ class RunningPool:
 
 def running_pools() -> list[RunningPool]:
     """Return the pools of this user, by their pids."""
-    found = []
-    for state_dir in list(dict.fromkeys(_state_dirs()))[:POOLS_MAX]:
-        paths = paths_in(state_dir)
-        with contextlib.suppress(SupervisorError):
-            status = request(paths, "status", patience_s=PATIENCE_S)
-            found.append(RunningPool(status["pid"], status.get("config"), paths))
-    return sorted(found, key=lambda pool: pool.pid)
+    asked = map(_asked, list(dict.fromkeys(_state_dirs()))[:POOLS_MAX])
+    return sorted((pool for pool in asked if pool is not None), key=lambda pool: pool.pid)
+
+
+def pool_with_token(token: str) -> RunningPool | None:
+    """Return the running pool of this user that keeps `token` in its state directory; None if none is found."""
+    for state_dir in dict.fromkeys(_state_dirs()):
+        with contextlib.suppress(OSError, ValueError):
+            if paths_in(state_dir).token.read_text().strip() == token and (pool := _asked(state_dir)):
+                return pool
+    return None
+
+
+def _asked(state_dir: Path) -> RunningPool | None:
+    paths = paths_in(state_dir)
+    with contextlib.suppress(SupervisorError):
+        status = request(paths, "status", patience_s=PATIENCE_S)
+        return RunningPool(status["pid"], status.get("config"), paths)
+    return None
 
 
 def _state_dirs() -> Iterator[Path]:

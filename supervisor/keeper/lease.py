@@ -1,8 +1,8 @@
 """The pool's lease in Redis, which proves that the pool is alive.
 
 The lease is named after the pool and carries a token that is kept in the state directory. A pool that is started
-again from there takes it over at once. Any other pool of the same name waits for its end, and is refused when somebody
-renews it: two live pools of one name would share consumers, and so each other's pending messages.
+again from there takes it over at once. Any other pool of the same name is refused when the holder is seen alive, and
+else waits for the lease's end: two live pools of one name would share consumers, and so each other's pending messages.
 """
 
 import asyncio
@@ -38,11 +38,11 @@ async def take(redis: Redis, pool: str, token: str) -> bool:
     return bool(taken)
 
 
-async def take_when_free(redis: Redis, pool: str, token: str, waiting: Callable[[float], None]) -> bool:
+async def take_when_free(redis: Redis, pool: str, token: str, waiting: Callable[[str, float], None]) -> bool:
     """Take the lease, after its end if another token holds it; return False when its holder renews it.
 
     A pool that was killed can't give its lease up, and in a new container it is started with a new token. `waiting` is
-    called once, with the seconds until the end, before the wait begins.
+    called once, with the holder's token and the seconds until the end, before the wait begins; it raises to refuse.
     """
     holder, left_ms = None, 0
     while not await take(redis, pool, token):
@@ -53,7 +53,7 @@ async def take_when_free(redis: Redis, pool: str, token: str, waiting: Callable[
         if now_holder is None:  # it has just ended
             continue
         if holder is None:
-            waiting(now_left_ms / 1000)
+            waiting(now_holder.decode(), now_left_ms / 1000)
         elif now_holder != holder or now_left_ms > left_ms:
             return False
         holder, left_ms = now_holder, now_left_ms

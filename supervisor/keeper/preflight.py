@@ -8,7 +8,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -46,18 +46,33 @@ PATIENCE_S = 1.0
 _LAST_ID = b"18446744073709551615-18446744073709551614"
 
 
-def run(settings: Settings, specs: Sequence[HandlerSpec], token: str, out_fd: int) -> int:
-    """Run the checks, write the report to `out_fd` and return the exit code."""
+def _nowhere(_token: str) -> str:
+    return ""
+
+
+def run(
+    settings: Settings,
+    specs: Sequence[HandlerSpec],
+    token: str,
+    out_fd: int,
+    where_runs: Callable[[str], str] = _nowhere,
+) -> int:
+    """Run the checks, write the report to `out_fd` and return the exit code.
+
+    `where_runs` tells where on this machine the pool with a token runs; empty when that is not known.
+    """
     code: int = EXIT_OK
     try:
-        report = asyncio.run(check(settings, specs, token))
+        report = asyncio.run(check(settings, specs, token, where_runs))
     except SupervisorError as error:
         report, code = {"error": str(error)}, error.exit_code
     os.write(out_fd, json.dumps(report).encode() + b"\n")
     return code
 
 
-async def check(settings: Settings, specs: Sequence[HandlerSpec], token: str) -> dict[str, Any]:
+async def check(
+    settings: Settings, specs: Sequence[HandlerSpec], token: str, where_runs: Callable[[str], str] = _nowhere
+) -> dict[str, Any]:
     """Create missing groups, take the lease and do what workers do; return what the server is.
 
     Raises SupervisorError with what a pool could not work with.
@@ -71,12 +86,8 @@ async def check(settings: Settings, specs: Sequence[HandlerSpec], token: str) ->
         await _wait_for(redis, url, settings)
         server = await describe(redis)
         pool = pool_id(settings.pool.host, settings.pool.name)
-        if not await take_when_free(redis, pool, token, partial(_log_wait, settings, pool)):
-            raise AlreadyRunningError(
-                f"another pool named {pool!r} is alive on this Redis: it has renewed its lease. Consumers are named"
-                " after the pool, so stop the other one, or give this one a name of its own: [pool] name = ... or"
-                " SUPERVISOR_POOL__NAME"
-            )
+        if not await take_when_free(redis, pool, token, partial(_begin_wait, settings, pool, where_runs)):
+            raise _taken(pool, "it has renewed its lease")
         for spec in specs:
             await make_group(redis, spec)
             await _check_reading(settings, url, spec, pool)
@@ -92,7 +103,17 @@ async def check(settings: Settings, specs: Sequence[HandlerSpec], token: str) ->
     }
 
 
-def _log_wait(settings: Settings, pool: str, limit_s: float) -> None:
+def _taken(pool: str, sign: str) -> AlreadyRunningError:
+    return AlreadyRunningError(
+        f"another pool named {pool!r} is alive on this Redis: {sign}. Consumers are named after the pool, so stop the"
+        " other one, or give this one a name of its own: [pool] name = ... or SUPERVISOR_POOL__NAME"
+    )
+
+
+def _begin_wait(settings: Settings, pool: str, where_runs: Callable[[str], str], holder: str, limit_s: float) -> None:
+    """Log that the start waits for the lease. Raises AlreadyRunningError when its holder runs on this machine."""
+    if place := where_runs(holder):
+        raise _taken(pool, f"it runs on this machine ({place})")
     logger(settings).warning(
         "waiting for the lease",
         pool=pool,

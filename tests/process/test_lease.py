@@ -141,13 +141,27 @@ def test_a_pool_that_was_killed_is_started_again_in_place(start_pool: StartPool,
 
 
 @pytest.mark.long
-def test_a_pool_whose_name_another_one_uses_is_refused_at_its_next_renewal(
+def test_a_pool_whose_name_another_one_on_this_machine_uses_is_refused_at_once(
     start_pool: StartPool, redis_server: AnyServer
 ) -> None:
     first = start_pool(HANDLERS, redis_url=redis_server.url, workers=1, config=HOST)
     second = start_pool(HANDLERS, redis_url=redis_server.url, workers=1, config=HOST, ready=False)
     assert second.wait() == EXIT_RUNNING
-    assert "'here' is alive on this Redis: it has renewed its lease" in second.output
-    assert len(second.events("waiting for the lease")) == 1
+    assert f"it runs on this machine (pid {first.pid}, state directory {first.paths.state_dir})" in second.output
+    assert not second.events("waiting for the lease"), "its life shows at once"
     first.wait_ready()
     assert not first.events("pool name taken")
+
+
+@pytest.mark.long
+def test_a_pool_whose_name_is_used_elsewhere_is_refused_at_the_next_renewal(
+    start_pool: StartPool, redis_server: AnyServer
+) -> None:
+    redis = redis_server.sync()
+    redis.set(LEASE, "a token of another machine", px=LEASE_MS)
+    pool = start_pool(HANDLERS, redis_url=redis_server.url, workers=1, config=HOST, ready=False)
+    eventually(lambda: pool.events("waiting for the lease"))
+    redis.pexpire(LEASE, LEASE_MS)
+    assert pool.wait() == EXIT_RUNNING
+    assert "'here' is alive on this Redis: it has renewed its lease" in pool.output
+    assert len(pool.events("waiting for the lease")) == 1
