@@ -117,7 +117,7 @@ class PidOne(Standins):
                 ["unshare", *more, "--pid", "--fork", "--kill-child", "--mount-proc",
                  sys.executable, "-m", "tests.support.standin_main", str(self.config), *self.args],
                 cwd=ROOT, stdin=subprocess.DEVNULL, stdout=err, stderr=err, start_new_session=True,
-                env=clean_environment() | {MARK: str(self.folder)},
+                env=clean_environment() | {MARK: self._mark},
             )  # fmt: skip
         if ready:
             self.wait_ready()

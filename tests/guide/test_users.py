@@ -23,7 +23,7 @@ STREAM = "events:user_created"
 def shipped(tmp_path: Path) -> Iterator[Pool]:
     """A pool with the shipped handlers and settings, and the embedded server."""
     patience = {"SUPERVISOR_API__PRODUCE_TIMEOUT_MS": "5000"}
-    pool = Pool(tmp_path, "", config=(ROOT / "config.toml").read_text(), workers=2, api=True, env=patience)
+    pool = Pool(tmp_path, "", config=(ROOT / "config.toml").read_text(), workers=2, api=True, env=patience, afresh=True)
     (tmp_path / "handlers.py").unlink()
     shutil.copytree(ROOT / "handlers", tmp_path / "handlers", ignore=shutil.ignore_patterns("__pycache__"))
     with pool.start():

@@ -90,9 +90,9 @@ def test_a_second_signal_or_quit_stops_at_once(standins: Make, first: signal.Sig
 
 def test_ctrl_c_in_a_terminal_is_one_drain(standins: Make) -> None:
     pool = standins(workers=3).start()
-    os.killpg(pool.pid, signal.SIGINT)
-    for pid in pool.pids().values():  # and even if it reached the workers
+    for pid in pool.pids().values():  # even if it reached the workers
         os.kill(pid, signal.SIGINT)
+    os.killpg(pool.pid, signal.SIGINT)
     assert pool.wait() == EXIT_OK
     assert [note["terms"] for note in pool.notes("left")] == [1, 1, 1]
 

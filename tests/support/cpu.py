@@ -12,6 +12,8 @@ from pathlib import PurePosixPath
 
 import pytest
 
+from tests.support.command_server import Forked
+
 PROPERTY = "cpu"
 _BEGAN = pytest.StashKey[float]()
 
@@ -24,9 +26,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def used_s() -> float:
-    """CPU time of this process and of the children that it has waited for."""
+    """CPU time of this process, of the children that it has waited for, and of commands in forks."""
     times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    own_s = times.user + times.system + times.children_user + times.children_system
+    return own_s + Forked.used_s
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

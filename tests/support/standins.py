@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,11 +17,13 @@ import psutil
 from supervisor.control.client import request
 from supervisor.settings.load import load
 from supervisor.settings.paths import PoolPaths, pool_paths
-from tests.support.pool import MARK, clean_environment
+from tests.support.command_server import MARK, Forked, can_fork, imports_ms
+from tests.support.pool import clean_environment
 from tests.support.servers import free_port
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
+PROGRAM = ROOT / "tests" / "support" / "standin_main.py"
 HANDLERS = """
 from supervisor import handler
 
@@ -47,9 +50,10 @@ class Standins:
         )
         (folder / "handlers.py").write_text(HANDLERS)
         self.order(orders or {})
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Forked | None = None
         self.python = sys.executable
-        #: How long the longest start took until all were READY; 0: none was waited for.
+        self._mark = uuid.uuid4().hex
+        #: As in `Pool`.
         self.started_ms = 0.0
         #: Taken while the configuration is whole: some tests break it.
         self.paths: PoolPaths = pool_paths(load(self.config, environ={}).settings)
@@ -63,17 +67,22 @@ class Standins:
     # Starting and ending
 
     def start(self, *, ready: bool = True) -> Self:
+        words, env = [str(self.config), *self.args], clean_environment() | {MARK: self._mark}
+        forks = self.python == sys.executable and can_fork(env)
+        spared_ms = imports_ms() if forks else 0.0
         began_s = now_s()
-        with (self.folder / "err").open("ab") as err:
-            self.process = subprocess.Popen(
-                # Without the repository's own folder, whose handlers/ would be found before the project's.
-                [self.python, "-P", str(ROOT / "tests/support/standin_main.py"), str(self.config), *self.args],
-                cwd=ROOT, stdin=subprocess.DEVNULL, stdout=err, stderr=err, start_new_session=True,
-                env=clean_environment() | {MARK: str(self.folder)},
-            )  # fmt: skip
+        with open(os.devnull, "rb") as none, (self.folder / "err").open("ab") as err:
+            if forks:
+                self.process = Forked(words, cwd=ROOT, env=env, streams=(none, err, err), program=PROGRAM)
+            else:
+                self.process = subprocess.Popen(
+                    # Without the repository's own folder, whose handlers/ would be found before the project's.
+                    [self.python, "-P", str(PROGRAM), *words],
+                    cwd=ROOT, stdin=none, stdout=err, stderr=err, start_new_session=True, env=env,
+                )  # fmt: skip
         if ready:
             self.wait_ready()
-            self.started_ms = max(self.started_ms, (now_s() - began_s) * 1000)
+            self.started_ms = max(self.started_ms, spared_ms + (now_s() - began_s) * 1000)
         return self
 
     def wait_ready(self, limit_s: float = 30.0) -> dict[str, Any]:
@@ -162,7 +171,7 @@ class Standins:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                if process.environ().get(MARK) == str(self.folder):
+                if process.environ().get(MARK) == self._mark:
                     found.append(process)
         return found
 
