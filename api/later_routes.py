@@ -156,6 +156,7 @@ async def run_schedule(request: Request, name: str, service: ServiceDep, redis: 
     if name not in found:
         raise Problem("not-found", f"config.toml has no schedule {name!r}{did_you_mean(name, found)}")
     stream = found[name].stream
+    await redis.ping()  # while Redis can't be reached, it is certain that nothing is published
     with unknown_when_lost("the message may be published. Look at the stream before you repeat the request"):
         entry = await schedules.run_now(redis, found[name])
     audit(request, "schedule:run", schedule=name, stream=stream, id=entry)

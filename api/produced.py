@@ -3,7 +3,7 @@
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from supervisor.core.field_text import Value
@@ -62,6 +62,29 @@ class CountingPublisher(Publisher):
         is_plain = options.confirmation is None and options.when is None
         storing = super()._store(stream, messages, options)
         return await self._counted(stream, len(messages), storing, is_measured=is_plain)
+
+    async def evaluate(
+        self,
+        script: str,
+        keys: Sequence[str],
+        *arguments: str | bytes | int,
+        repeatable: bool = False,
+        published: Callable[[Any], Published] | None = None,
+    ) -> Any:
+        """Run a script as `Publisher.evaluate` does, and count the message that it publishes."""
+        running = super().evaluate(script, keys, *arguments, repeatable=repeatable)
+        if published is None:
+            return await running
+        reply: Any = None
+
+        async def store() -> Published:
+            nonlocal reply
+            reply = await running
+            return published(reply)
+
+        # How long a script takes says nothing of publishes.
+        await self._counted(keys[0], 1, store(), is_measured=False)
+        return reply
 
     async def _counted(
         self, stream: str, messages: int, storing: Awaitable[_Stored], *, is_measured: bool = True

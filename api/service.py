@@ -95,7 +95,7 @@ class Service:
         self.started = False
         #: The number of clients that follow a stream now.
         self.tails = 0
-        #: At most so many tails ask Redis at once where to begin: the pool has 100 connections.
+        #: Limits how many tails ask Redis at once where to begin: the client has at most 100 connections.
         self.tail_starts = asyncio.Semaphore(TAIL_STARTS_MAX)
         self.pulse: Snapshot[Pulse] = Snapshot(self._measure_pulse, every_s=PULSE_EVERY_S)
         self.redis_side: Snapshot[RedisSide] = Snapshot(self._look_at_redis, every_s=GROUPS_EVERY_S)

@@ -5,11 +5,10 @@ request was due, so one that waits behind a stalled service can't hide. Client, 
 """
 
 import http.client
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -19,6 +18,7 @@ from redis import Redis
 
 from benchmarks.http_load import Load, post_at
 from benchmarks.producer import EVENT, JSON, MESSAGES, STREAM, api, checked
+from benchmarks.repeated import repeated
 from benchmarks.tools import Report, arguments, say, server
 
 #: Batches that are sent before anything is measured.
@@ -52,21 +52,8 @@ class Batches:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Send it in a thread, without a pause."""
-        stopping = threading.Event()
-
-        def run() -> None:
-            client = self.connect()
-            while not stopping.is_set():
-                self.send(client)
-            client.close()
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
+        with closing(self.connect()) as client, repeated(lambda: self.send(client)):
             yield
-        finally:
-            stopping.set()
-            thread.join()
 
     def connect(self) -> http.client.HTTPConnection:
         """Return a connection to the service."""

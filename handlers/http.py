@@ -17,7 +17,7 @@ from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, EmailStr, Field
 
 from handlers.analytics import COUNTS
-from supervisor import IdempotencyError
+from supervisor import IdempotencyError, Published
 from supervisor.fastapi import IdempotencyKeyDep, PublisherDep, RedisDep
 
 router = APIRouter(prefix="/users", tags=["users"])
@@ -105,12 +105,9 @@ async def create_user(
     """Store a user and publish `events:user_created`: both are stored, or neither."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     keys = [STREAM, LAST_ID_KEY, USERS_KEY] + ([f"{KEY_PREFIX}{key}"] if key else [])
-    made = await publisher.evaluate(
-        _CREATE_USER, keys, new.email, new.name or "", now, KEY_TTL_S, repeatable=key is not None
-    )
+    values = new.email, new.name or "", now, KEY_TTL_S
+    made = await publisher.evaluate(_CREATE_USER, keys, *values, repeatable=key is not None, published=_published)
     user_id, event_id, created_at, known = (part.decode() for part in made)
-    if known == "other":
-        raise IdempotencyError(f"the key {key!r} was used for another user", "CONFLICT")
     if known == "same":
         response.headers["Idempotency-Replayed"] = "true"
     response.headers["Location"] = _link(request, f"/users/{user_id}")
@@ -151,6 +148,14 @@ async def read_user(user_id: Annotated[int, Path(ge=1, le=USER_ID_MAX)], redis: 
     if record is None:
         raise HTTPException(404, f"there is no user {user_id}")
     return User.model_validate_json(record)
+
+
+def _published(made: list[bytes]) -> Published:
+    """Return what the script has published. Raises IdempotencyError when the key stands for another user."""
+    _, event_id, _, known = made
+    if known == b"other":
+        raise IdempotencyError("the Idempotency-Key was used for another user", "CONFLICT")
+    return Published(event_id.decode(), replayed=known == b"same")
 
 
 def _link(request: Request, path: str) -> str:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from supervisor.handling.registry import handler
     from supervisor.handling.worker_lifespan import worker_lifespan
     from supervisor.messages import BatchError, DecodeError, Message, Reject, Retry
-    from supervisor.publisher import Publisher
+    from supervisor.publisher import Published, Publisher
     from supervisor.sync_publisher import SyncPublisher
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "PublishError",
     "PublishRefusedError",
     "PublishUnknownError",
+    "Published",
     "Publisher",
     "RedisUnreachableError",
     "Reject",
@@ -71,6 +72,7 @@ _LAZY = {
     "Emit": "supervisor.core.emit",
     "handler": "supervisor.handling.registry",
     "worker_lifespan": "supervisor.handling.worker_lifespan",
+    "Published": "supervisor.publisher",
     "Publisher": "supervisor.publisher",
     "SyncPublisher": "supervisor.sync_publisher",
 }

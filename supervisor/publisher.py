@@ -209,17 +209,27 @@ class Publisher:
         return PublishedBatch(ids)
 
     async def evaluate(
-        self, script: str, keys: Sequence[str], *arguments: str | bytes | int, repeatable: bool = False
+        self,
+        script: str,
+        keys: Sequence[str],
+        *arguments: str | bytes | int,
+        repeatable: bool = False,
+        published: Callable[[Any], Published] | None = None,
     ) -> Any:
         """Run a Lua script in the same pipeline as the publishes around it, and return its raw reply.
 
         With it a record and its message are stored together or not at all. In Redis Cluster all `keys` must be in
-        one hash slot. `repeatable`: the script may be sent again when its answer was lost. Raises as `publish` does.
+        one hash slot. `repeatable`: the script may be sent again when its answer was lost. `published`: the script
+        publishes one message to the stream `keys[0]`, and this function reads from the reply what became of it; the
+        HTTP service counts it in its metrics then. Raises as `publish` does, and what `published` raises.
         """
         own = _script(script)
-        return await self._router.send(
+        reply = await self._router.send(
             keys[0] if keys else "", lambda node: node.script(own, keys, *arguments, repeatable=repeatable)
         )
+        if published is not None:
+            published(reply)
+        return reply
 
     async def aclose(self) -> None:
         """Wait for the publishes under way, then disconnect."""
@@ -352,8 +362,15 @@ def _script(text: str) -> Script:
 
 def _key_ttl_s(key: str | None, ttl_s: float | None) -> float:
     """Return how long the key is remembered. Raises UsageError for a key or a time that is not allowed."""
-    if key is not None and (not key or len(key.encode(errors="surrogatepass")) > KEY_BYTES_MAX):
-        raise UsageError(f"an idempotency key has 1 to {KEY_BYTES_MAX} bytes, not {len(key)}")
+    if key is not None:
+        if not isinstance(key, str):
+            raise UsageError(f"key: {key!r} must be text")
+        try:
+            size = len(key.encode())
+        except UnicodeEncodeError as error:
+            raise UsageError(f"key {key!r}: not Unicode: {error.reason}") from None
+        if not 1 <= size <= KEY_BYTES_MAX:
+            raise UsageError(f"an idempotency key has 1 to {KEY_BYTES_MAX} bytes, not {size}")
     if ttl_s is None:
         return KEY_TTL_S
     if key is None:

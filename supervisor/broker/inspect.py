@@ -317,7 +317,7 @@ async def _held_back(redis: Redis, stream: str, group: str) -> dict[str, int]:
     """Return how many messages each of WAITING_CONSUMERS holds, of those that exist."""
     try:
         rows: Any = await redis.xinfo_consumers(stream, group)
-    except ResponseError:  # there is no such group
+    except ResponseError:  # the group does not exist
         return {}
     held = {_text(row["name"]): row["pending"] for row in rows}
     return {name: held[name] for name in WAITING_CONSUMERS if name in held}

@@ -111,7 +111,7 @@ class GroupFacts:
     """What Redis holds of the entry for one group."""
 
     group: str
-    #: None: there is no such group.
+    #: None: the group does not exist.
     last_delivered: str | None = None
     #: Undelivered entries before it, and whether there may be more.
     before: int = 0

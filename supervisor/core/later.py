@@ -18,6 +18,9 @@ from supervisor.errors import EncodeError, UsageError
 from supervisor.values import SECONDS_MAX
 
 _EXAMPLE = "for example datetime(2030, 1, 31, 8, tzinfo=timezone.utc)"
+#: The years that a datetime can have: 1 to 9999.
+_FIRST_MS = -62_135_596_800_000
+_LAST_MS = 253_402_300_799_000
 _WRAPPED = frozenset({"id", "fields"})
 
 
@@ -61,8 +64,11 @@ def check_delay(after_s: float) -> float:
 
 
 def moment(ms: float) -> datetime:
-    """Return the moment of a due time in Unix ms."""
-    return datetime.fromtimestamp(ms / 1000, UTC)
+    """Return the moment of a due time in Unix ms; the last one that Python knows for a time after the year 9999.
+
+    Another program may have written any number, microseconds for example.
+    """
+    return datetime.fromtimestamp(min(max(ms, _FIRST_MS), _LAST_MS) / 1000, UTC)
 
 
 def to_member(message_id: str, fields: Mapping[str, Value]) -> str:
@@ -86,6 +92,8 @@ def parse_member(member: bytes) -> LaterMessage:
         message_id, found = found.get("id"), found["fields"]
         if message_id is not None and (not isinstance(message_id, str | int) or not str(message_id)):
             raise ValueError("its id is not a string")
+        if not _is_unicode(str(message_id)):
+            raise ValueError("its id is not Unicode")
     name = digest_of(member) if message_id is None else str(message_id)
     return LaterMessage(name, _encoded(found))
 

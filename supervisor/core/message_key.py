@@ -1,8 +1,12 @@
 """Reads a message's key, and its cost: the value of a field, or what a function of the message returns. Pure."""
 
 from collections.abc import Callable
+from datetime import date
+from decimal import Decimal
+from enum import Enum
 from hashlib import blake2b
 from typing import Any
+from uuid import UUID
 
 from supervisor.core.options import FieldOrFunction
 from supervisor.messages import Message
@@ -10,6 +14,8 @@ from supervisor.messages import Message
 #: A longer key is stored as its hash, like one that is not text.
 KEY_BYTES_MAX = 200
 COST_MAX = 1_000_000_000
+#: Their text is the same in all processes.
+_PLAIN = (str, bytes, int, float, Decimal, UUID, date, Enum, type(None))
 #: Gives a message's key; None when it has none.
 KeyReader = Callable[[Message], bytes | None]
 
@@ -33,9 +39,17 @@ def key_reader(key: FieldOrFunction) -> KeyReader:
 
 
 def key_of(key: object) -> bytes | None:
-    """Return the key as it is stored; None for None."""
+    """Return the key as it is stored; None for None.
+
+    Raises TypeError for a value whose text may differ between processes: an address in it, the order of a set.
+    """
     if key is None or (type(key) is bytes and key.isascii() and len(key) <= KEY_BYTES_MAX):
         return key
+    if type(key) is not str and not _is_plain(key):
+        raise TypeError(
+            "a key must be text, bytes, a number, a UUID, a date, an enum, or a tuple or list of these, not"
+            f" {type(key).__name__}"
+        )
     data = key if isinstance(key, bytes) else str(key).encode(errors="surrogateescape")
     try:
         if len(data) <= KEY_BYTES_MAX and data.decode():
@@ -43,6 +57,10 @@ def key_of(key: object) -> bytes | None:
     except UnicodeDecodeError:
         pass
     return b"#" + blake2b(data, digest_size=16).hexdigest().encode() if data else data
+
+
+def _is_plain(key: object) -> bool:
+    return isinstance(key, _PLAIN) or (isinstance(key, tuple | list) and all(map(_is_plain, key)))
 
 
 def cost_reader(cost: FieldOrFunction) -> Callable[[Message], float]:

@@ -10,7 +10,7 @@ from supervisor.core.ids import parse_number
 BATCH_MAX = 100
 #: Streams to which a group's handler publishes that are noted: the last ones.
 EMITS_STREAMS_MAX = 100
-#: What was noted ends so long after the last note.
+#: How long the notes of a stream are kept after the last one.
 ORIGINS_S = 7 * 24 * 3600
 
 

@@ -31,6 +31,12 @@ _NOW_MS = {
     "postgresql": "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)",
     "sqlite": "CAST((julianday('now') - 2440587.5) * 86400000 AS integer)",
 }
+#: When the oldest row was added, in seconds. SQLite keeps whatever a program writes. It reads more forms of a time than
+#: SQLAlchemy, and gives NULL for others.
+_OLDEST_S = {
+    "postgresql": "extract(epoch FROM min(added_at))",
+    "sqlite": "(julianday(min(added_at)) - 2440587.5) * 86400",
+}
 #: How long connecting may take, as the drivers call it.
 _CONNECT = {"psycopg": {"connect_timeout": 5}, "psycopg2": {"connect_timeout": 5}, "asyncpg": {"timeout": 5}}
 
@@ -126,7 +132,8 @@ def next_rows(connection: Connection, streams_off: Collection[str], ids_off: Col
 
 def count_waiting(connection: Connection) -> Waiting:
     """Count all rows, and say when the oldest was added."""
-    rows, oldest = connection.execute(select(func.count(), func.min(outbox.c.added_at)).select_from(outbox)).one()
-    if oldest is not None and oldest.tzinfo is None:  # SQLite keeps UTC without saying so
-        oldest = oldest.replace(tzinfo=UTC)
-    return Waiting(rows, oldest)
+    oldest: ColumnElement[float | None] = literal_column(_OLDEST_S[connection.dialect.name])
+    rows, oldest_s = connection.execute(select(func.count(), oldest).select_from(outbox)).one()
+    if oldest_s is None or oldest_s < 0:
+        return Waiting(rows, None)
+    return Waiting(rows, datetime.fromtimestamp(float(oldest_s), UTC))

@@ -38,7 +38,7 @@ from supervisor.outbox.database import (
     next_rows,
     take_lease,
 )
-from supervisor.outbox.rows import row_fields
+from supervisor.outbox.rows import check_row, row_fields
 from supervisor.publisher import Publisher
 from supervisor.settings.paths import redis_url
 from supervisor.shared_state import HeaderField, SharedState
@@ -167,7 +167,12 @@ class Relay:
             return True
         of_streams: dict[str, list[Row]] = {}
         for row in rows:
-            of_streams.setdefault(row.stream, []).append(row)
+            try:
+                check_row(row.key, row.stream, row.fields)
+            except ValueError as error:
+                self._give_up(row, error)
+            else:
+                of_streams.setdefault(row.stream, []).append(row)
         sent = [self._publish_to(stream, own) for stream, own in of_streams.items()]
         return all(await asyncio.gather(*sent))
 

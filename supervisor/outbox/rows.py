@@ -22,10 +22,36 @@ def row_text(fields: Mapping[str, Value]) -> str:
 
 def row_fields(text: str) -> dict[str, Value]:
     """Return the fields of a row. Raises ValueError for a row that another program has written wrongly."""
-    found = json.loads(text)
+    try:
+        found = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"fields must be JSON: {error}") from None
     if not isinstance(found, dict) or not found:
         raise ValueError("fields must be a JSON object that is not empty")
-    return {name: _value(name, value) for name, value in found.items()}
+    return {checked_text("a field's name", name): _value(name, value) for name, value in found.items()}
+
+
+def check_row(key: object, stream: object, fields: object) -> None:
+    """Raise ValueError for a row with other values than text: SQLite keeps whatever a program writes."""
+    for name, value in (("key", key), ("stream", stream), ("fields", fields)):
+        checked_text(name, value)
+
+
+def checked_text(what: str, value: object) -> str:
+    """Return the text. Raises ValueError for what is no text or empty, or has no UTF-8."""
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{what} must be text that is not empty, not {'' if value == '' else type(value).__name__}")
+    if not _is_unicode(value):
+        raise ValueError(f"{what} is not Unicode")
+    return value
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _json_value(value: Value) -> object:
@@ -33,8 +59,8 @@ def _json_value(value: Value) -> object:
 
 
 def _value(name: str, value: object) -> Value:
-    if isinstance(value, str):
+    if isinstance(value, str) and _is_unicode(value):
         return value
     if isinstance(value, dict) and list(value) == [_BASE64] and isinstance(value[_BASE64], str):
         return b64decode(value[_BASE64], validate=True)
-    raise ValueError(f'field {name!r} must be a string or {{"{_BASE64}": "..."}}')
+    raise ValueError(f'field {name!r} must be a Unicode string or {{"{_BASE64}": "..."}}')

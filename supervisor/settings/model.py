@@ -22,7 +22,9 @@ BATCH = Whole(1, 10_000)
 RUN_IN = Choice("thread", "process")
 RETENTION = Duration(zero="no limit")
 FIELD = Text("the name of a field of the message, or empty")
-RATE = Text('a number per second, minute, hour or day, such as "100/m", or empty', r"([1-9][0-9]{0,8}/[smhd])?")
+RATE = Text(
+    'a whole number per second, minute, hour or day, such as "100/m" or "1/h", or empty', r"([1-9][0-9]{0,8}/[smhd])?"
+)
 ON_DEAD = Choice("skip", "halt")
 START = Text('an entry id such as "0" or "1700000000000-0", or "$" for new entries only', r"\$|[0-9]+(-[0-9]+)?")
 BIND = Text(

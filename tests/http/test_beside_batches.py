@@ -1,7 +1,6 @@
 """Single publishes are quick beside large batches."""
 
 import json
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
+from benchmarks.repeated import repeated
 from supervisor.publisher import BATCH_MAX
 from tests.http.service import STREAM, Service, browser
 from tests.support.servers import RedisServer
@@ -40,21 +40,14 @@ def p99_s(http: httpx.Client) -> float:
 @contextmanager
 def batches(service: Service, server: RedisServer, statuses: Counter[int]) -> Iterator[None]:
     """Send batches one after the other until the end."""
-    stopping = threading.Event()
+    with browser(service.base_url) as http, server.sync() as redis:
 
-    def run() -> None:
-        with browser(service.base_url) as http, server.sync() as redis:
-            while not stopping.is_set():
-                statuses[http.post(f"{MESSAGES}:batch", content=BATCH, headers=JSON).status_code] += 1
-                redis.unlink(STREAM)
+        def send() -> None:
+            statuses[http.post(f"{MESSAGES}:batch", content=BATCH, headers=JSON).status_code] += 1
+            redis.unlink(STREAM)
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopping.set()
-        thread.join()
+        with repeated(send):
+            yield
 
 
 @pytest.mark.long

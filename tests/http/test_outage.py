@@ -27,7 +27,14 @@ WRITES: tuple[tuple[str, Any, bool], ...] = (
     (MESSAGES, {"n": 1}, True),
     (f"{MESSAGES}:batch", [{"n": 1}, {"n": 2}], False),
     ("/users", {"email": "ada@example.com"}, False),
+    ("/v1/schedules/nightly:run", None, False),
 )
+SCHEDULE = """
+[schedule."nightly"]
+stream = "reports"
+cron = "0 3 * * *"
+fields = { kind = "nightly" }
+"""
 READS = (
     MESSAGES, f"{MESSAGES}/1-1", "/users", "/users/1", "/users/registrations", "/v1/streams", "/v1/groups",
     "/v1/pending", f"/v1/streams/{STREAM}/groups/email_workers/pending", "/v1/dead", f"/v1/streams/{STREAM}/dead",
@@ -41,11 +48,17 @@ TAIL = f"/v1/streams/{STREAM}/tail"
 STORED = 5
 
 
+def options() -> dict[str, Any]:
+    """The shipped example with a schedule."""
+    shipped = example()
+    return {**shipped, "config": shipped["config"] + SCHEDULE}
+
+
 @pytest.fixture(scope="module")
 def _pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[AnyServer, Service]]:
     with (
         start_server(default_flavour()) as server,
-        Service(tmp_path_factory.mktemp("outage"), server.url, **example()) as service,
+        Service(tmp_path_factory.mktemp("outage"), server.url, **options()) as service,
     ):
         yield server, service
 
@@ -186,7 +199,7 @@ def test_it_starts_without_redis_and_is_ready_when_it_comes(
     redis_server: Any, start_service: Callable[..., Service]
 ) -> None:
     redis_server.kill()
-    service = start_service(redis_server.url, **example())
+    service = start_service(redis_server.url, **options())
     answers = {probe: service.http.get(probe).status_code for probe in ("/livez", "/readyz", "/startupz")}
     assert answers == {"/livez": 200, "/readyz": 503, "/startupz": 503}
     check_refused(service, "redis-unavailable", code="UNREACHABLE")
@@ -196,10 +209,10 @@ def test_it_starts_without_redis_and_is_ready_when_it_comes(
 
 
 def test_resets_of_resting_connections_are_no_errors(redis_server: Any, start_service: Callable[..., Service]) -> None:
-    options = example()
-    options["config"] += "\nproduce_timeout_ms = 10000"  # resets are the point here, not times
+    # Resets are the point here, not times.
+    given = {**options(), "config": "[api]\nproduce_timeout_ms = 10000\n" + options()["config"].replace("[api]", "")}
     with Proxy(redis_server.url) as proxy:
-        service = start_service(proxy.url, **options)
+        service = start_service(proxy.url, **given)
         check_works(service)
         for _ in range(8):
             assert proxy.reset() >= 1
@@ -226,7 +239,7 @@ def test_a_page_takes_one_command(redis_server: Any, start_service: Callable[...
 def test_tails_whose_clients_leave_at_any_moment_leave_no_connection(
     redis_server: Any, start_service: Callable[..., Service]
 ) -> None:
-    service = start_service(redis_server.url, **example())
+    service = start_service(redis_server.url, **options())
     check_works(service)
     rng, at_once = random.Random(1), 20
     with redis_server.sync() as client:

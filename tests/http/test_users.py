@@ -69,6 +69,9 @@ def test_a_user_is_made_once_under_a_key(http: httpx.Client, store: redis_py.Red
     problem(http.post("/users", json={"email": "b@example.com"}, headers=headers), 422, "idempotency-key-reused")
     problem(http.post("/users", json=user, headers={"idempotency-key": '""'}), 400, "bad-request")
     assert store.xlen(STREAM) == 1 and http.get("/users").json()["total"] == 1
+    counted = http.get("/metrics").text
+    for outcome in ("stored", "repeated", "conflict"):
+        assert f'supervisor_messages_produced_total{{stream="{STREAM}",outcome="{outcome}"}}' in counted
     assert 86_000 < store.ttl(f"users:{{{STREAM}}}:idempotency:k-1") <= 86_400
 
 

@@ -176,7 +176,8 @@ class TestSessions:
 def test_values_that_are_no_text_come_back_as_they_were() -> None:
     fields = {"text": "ä\x00", "raw": b"\xff\x00"}
     assert row_fields(row_text(fields)) == fields
-    for wrong in ("[]", "{}", '{"n": 1}', '{"n": {"base64": "?"}}', "no json"):
+    unreadable = ("[]", "{}", '{"n": 1}', '{"n": {"base64": "?"}}', "no json", "[" * 100_000)
+    for wrong in (*unreadable, '{"n": "\\ud800"}', '{"\\ud800": "n"}', '{"": "n"}'):
         with pytest.raises(ValueError):
             row_fields(wrong)
 
@@ -269,6 +270,32 @@ class TestRelay:
             await redis.delete("broken")
             await eventually_async(lambda: waiting(engine) == 1)
         assert await numbers(redis, "broken") == [n for n in range(600) if n != 299]
+
+    async def test_rows_of_a_wrong_shape_stay_and_hold_up_nothing(
+        self, tmp_path: Path, redis: Any, redis_url: str
+    ) -> None:
+        """SQLite keeps whatever another program writes."""
+        url = f"sqlite:///{tmp_path}/db"
+        engine = create_engine(url)
+        create_tables(engine)
+        insert = text("INSERT INTO supervisor_outbox (key, stream, fields, added_at) VALUES (:k, :s, :f, :a)")
+        wrong: list[tuple[object, object, object]] = [
+            (b"k", STREAM, '{"n": "1"}'), ("", STREAM, '{"n": "1"}'), ("k1", b"\xff", '{"n": "1"}'),
+            ("k2", "", '{"n": "1"}'), ("k3", STREAM, b"\xff"), ("k4", STREAM, '{"n": "\\ud800"}'),
+            ("k5", STREAM, "[" * 100_000), ("k6", STREAM, '{"": "1"}'),
+        ]  # fmt: skip
+        with engine.begin() as connection:
+            for key, stream, fields in wrong:
+                row = {"k": key, "s": stream, "f": fields, "a": "yesterday"}
+                connection.execute(insert, row)
+            for number, added in enumerate(("2026-01-31T08:00:00Z", 5, b"\xff")):
+                row = {"k": f"good{number}", "s": STREAM, "f": f'{{"n": "{number}"}}', "a": added}
+                connection.execute(insert, row)
+        async with relaying(redis_url, url) as shared:
+            await eventually_async(lambda: waiting(engine) == len(wrong))
+            assert shared.get(HeaderField.OUTBOX_ROWS) == len(wrong) + 3
+        assert await numbers(redis) == [0, 1, 2]
+        engine.dispose()
 
     async def test_keys_are_forgotten_after_their_rows(
         self, place: Place, engine: Any, redis: Any, redis_url: str, monkeypatch: pytest.MonkeyPatch

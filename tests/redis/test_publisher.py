@@ -333,3 +333,25 @@ async def test_only_plain_publishes_are_measured(redis_server: Any) -> None:
         await publisher.publish_batch(STREAM, [{"n": "4"}], confirmation=Confirmation())
     assert produced.messages == {(STREAM, "stored"): 3, (STREAM, "later"): 1}
     assert sum(produced.buckets) == 2
+
+
+async def test_a_script_is_counted_that_says_what_it_has_published(redis_server: Any) -> None:
+    script, produced = "return {redis.call('XADD', KEYS[1], '*', 'n', '1'), ARGV[1]}", Produced()
+
+    def published(reply: list[bytes]) -> Published:
+        if reply[1] == b"other":
+            raise IdempotencyError("the key was used", "CONFLICT")
+        return Published(reply[0].decode(), replayed=reply[1] == b"same")
+
+    async with CountingPublisher(redis_server.url, produced) as publisher:
+        for known in ("new", "same", "new"):
+            reply = await publisher.evaluate(script, [STREAM], known, published=published)
+            assert reply[1] == known.encode()
+        with pytest.raises(IdempotencyError):
+            await publisher.evaluate(script, [STREAM], "other", published=published)
+        with pytest.raises(PublishRefusedError):
+            await publisher.evaluate("return redis.call('XADD')", [STREAM], published=published)
+        await publisher.evaluate(script, [STREAM], "new")
+    counted = {"stored": 2, "repeated": 1, "conflict": 1, "refused": 1}
+    assert produced.messages == {(STREAM, outcome): count for outcome, count in counted.items()}
+    assert not sum(produced.buckets)

@@ -73,6 +73,7 @@ def test_forms_of_a_member(member: str, message_id: str | None, fields: dict[str
         (b"{}", "at least one field"),
         (b'{"fields": {}}', "at least one field"),
         (b'{"id": [], "fields": {"a": "b"}}', "its id is not a string"),
+        (b'{"id": "\\udc80", "fields": {"a": "b"}}', "its id is not Unicode"),
         (b'{"": "b"}', "a field's name"),
         (b'{"a": NaN}', "NaN is not JSON"),
         (b'{"a": "\\ud800"}', "not Unicode"),
@@ -92,6 +93,16 @@ def test_when_a_message_is_due() -> None:
     assert when_of(None, datetime(2030, 1, 1, 1, tzinfo=vienna)) == When(1_893_456_000_000, is_delay=False)
     assert when_of(None, datetime(1960, 1, 1, tzinfo=UTC)) == When(0, is_delay=False)
     assert moment(1_893_456_000_000) == datetime(2030, 1, 1, tzinfo=UTC)
+
+
+def test_any_due_time_can_be_shown() -> None:
+    last = datetime(9999, 12, 31, 23, 59, tzinfo=timezone(timedelta(hours=-12)))
+    when = when_of(None, last)
+    assert when is not None and when.ms > 253_402_300_800_000
+    for ms in (float(when.ms), 1.8e18, inf):
+        assert moment(ms).isoformat(timespec="milliseconds") == "9999-12-31T23:59:59.000+00:00"
+    assert moment(-1e18).year == 1
+    assert Waiting("events", 1.8e15, b"", None).as_dict()["due"] == "9999-12-31T23:59:59.000+00:00"
 
 
 @pytest.mark.parametrize(

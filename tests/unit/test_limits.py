@@ -2,8 +2,11 @@
 
 import re
 from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given
@@ -55,7 +58,14 @@ def wrong(annotation: Any = Message, sections: dict[str, Any] | None = None, **o
         ({"per_key": 2}, "option per_key = 2 needs option key"),
         ({"key": "a", "per_key": 2, "on_dead": "halt"}, 'on_dead = "halt" needs per_key = 1, not 2'),
         ({"group_concurrency": -1}, "option group_concurrency = -1: must be between 0 and 10,000"),
-        ({"rate": "100 per m"}, 'must be a number per second, minute, hour or day, such as "100/m", or empty'),
+        (
+            {"rate": "100 per m"},
+            'must be a whole number per second, minute, hour or day, such as "100/m"',
+        ),
+        (
+            {"rate": "0.5/s"},
+            'must be a whole number per second, minute, hour or day, such as "100/m"',
+        ),
         ({"rate_key": "a"}, "option rate_key = 'a' needs option rate"),
         ({"per_kye": 2}, "unknown option 'per_kye'"),
     ],
@@ -110,6 +120,22 @@ def test_a_long_key_and_one_that_is_no_text_are_stored_as_a_hash() -> None:
     long, binary = key_reader(lambda _: "x" * 201)(message()), key_reader(lambda _: b"\xff")(message())
     assert long is not None and binary is not None
     assert re.fullmatch(rb"#[0-9a-f]{32}", long) and re.fullmatch(rb"#[0-9a-f]{32}", binary)
+
+
+@pytest.mark.parametrize("key", [object(), {"a"}, {"a": 1}, memoryview(b"a"), ("a", object()), (one for one in "a")])
+def test_a_key_whose_text_differs_between_processes_is_refused(key: object) -> None:
+    with pytest.raises(TypeError, match=rf"a key must be text, .* or list of these, not {type(key).__name__}"):
+        key_reader(lambda _: key)(message())
+
+
+def test_a_key_may_have_several_parts() -> None:
+    day = date(2030, 1, 31)
+    assert (
+        key_reader(lambda _: ("acme", 7, None, [day]))(message()) == b"('acme', 7, None, [datetime.date(2030, 1, 31)])"
+    )
+    assert key_reader(lambda _: day)(message()) == b"2030-01-31"
+    assert key_reader(lambda _: UUID(int=7))(message()) == b"00000000-0000-0000-0000-000000000007"
+    assert key_reader(lambda _: Decimal("1.10"))(message()) == b"1.10"
 
 
 def test_a_cost_is_a_number() -> None:
