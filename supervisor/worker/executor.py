@@ -22,8 +22,8 @@ from supervisor.errors import HandlerTimeoutError
 from supervisor.handling.decode import as_message
 from supervisor.handling.middleware import compose
 from supervisor.shared_figures import QUICK_S
-from supervisor.worker.acks import Acks
 from supervisor.worker.blocking_calls import calls_of
+from supervisor.worker.emits import Emits
 from supervisor.worker.process_calls import UndecodedError
 from supervisor.worker.runner import Runner, current_runner, register
 from supervisor.worker.thread_calls import HeldBackError
@@ -76,7 +76,7 @@ class Executor:
         self._time_limit = TimeLimit(self._active, spec.options.timeout_s)
         self._aborting = False
         self._context = copy_context()
-        self._acks = Acks(resources, self.figures)
+        self._emits = Emits(resources, self.figures)
         function = self._on_loop if spec.is_async else self._in_thread
         #: Awaited with a message or a batch: middleware, decoding and the handler.
         self._call = compose(spec.middleware, decode, function, batch=spec.batch)
@@ -235,14 +235,14 @@ class Executor:
             try:
                 result = await handle(message if decode is None else decode(message))
                 if result is not None:
-                    await self._acks.take(result)
+                    await self._emits.take(result)
             except BaseException as error:
                 if not self._failed(runner, error):
                     self.figures.ran_quickly(quick, before_s - began_s)
                     return False
             else:
                 if message.recorded:
-                    self._acks.done(runner, (message,))
+                    self._emits.done(runner, (message,))
                 else:
                     message.origin.done.append(message.entry)  # type: ignore[attr-defined]
             now_s = monotonic()
@@ -281,7 +281,7 @@ class Executor:
             size, before_s = len(unit), monotonic()
             try:
                 await self._call(unit if self._spec.batch else unit[0])
-                self._acks.done(runner, unit)
+                self._emits.done(runner, unit)
             except HeldBackError:
                 self._submitted -= size  # the worker stops in a pause: they stay pending
                 runner.finished()
@@ -308,7 +308,7 @@ class Executor:
     async def _on_loop(self, argument: Any) -> None:
         result = await self._spec.function(argument)
         if result is not None:
-            await self._acks.take(result)
+            await self._emits.take(result)
 
     async def _in_thread(self, argument: Any) -> None:
         runner = current_runner()
@@ -316,10 +316,10 @@ class Executor:
         try:
             result = await self.threads.run(self._spec.function, argument, runner.began)
         except UndecodedError as error:  # some of the batch; the others are done
-            await self._acks.take(error.result)
+            await self._emits.take(error.result)
             raise
         if result is not None:
-            await self._acks.take(result)
+            await self._emits.take(result)
 
     def _failed(self, runner: Runner, error: BaseException) -> bool:
         """Settle what is in hand by what its handler raised; False when the runner has to end. Raises when aborting."""
@@ -337,7 +337,7 @@ class Executor:
                 done.append(message)
             else:
                 self._failures.failed(message, self._failures.decode_error(message) or own_error)
-        self._acks.done(runner, done)
+        self._emits.done(runner, done)
         if isinstance(error, GeneratorExit):  # a coroutine that is being closed may await nothing more
             runner.finished()
             return False

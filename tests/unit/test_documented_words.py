@@ -177,7 +177,8 @@ def test_options_of_handlers_are_in_the_readme() -> None:
     for name in HANDLER_OPTIONS:
         if isinstance(defaults[name], str):
             continue
-        assert re.search(rf"`{name}` \({defaults[name]:g}\b", text.replace("\n", " ")), name
+        default = str(defaults[name]).lower() if isinstance(defaults[name], bool) else f"{defaults[name]:g}"
+        assert re.search(rf"`{name}` \({default}\b", text.replace("\n", " ")), name
 
 
 def test_commands_are_in_the_readme() -> None:

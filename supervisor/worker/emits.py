@@ -1,4 +1,4 @@
-"""Settles what is done: acks the messages, and publishes what their handler returned as `Emit`.
+"""Publishes what a handler returned as `Emit` together with the ack; other messages that are done go to the settler.
 
 On one server, and for streams of the same slot in a cluster, the settler's script publishes and acks. A stream in
 another slot is published to first, under a key that names the message, or all messages of the batch: the same messages
@@ -49,8 +49,8 @@ _NOTE_S = 60.0
 _LASTING = frozenset({"ERR", "WRONGTYPE", "NOPERM", "NOAUTH"})
 
 
-class Acks:
-    """The acks of one handler."""
+class Emits:
+    """What the calls of one handler have returned, until its messages are settled."""
 
     def __init__(self, resources: Resources, figures: HandlerFigures) -> None:
         self._settler = resources.settler
