@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -66,6 +66,8 @@ def get_idempotency_key(connection: HTTPConnection) -> str | None:
     header = connection.headers.get("idempotency-key")
     if header is None:
         return None
+    with suppress(UnicodeDecodeError):  # the same key as from other doors, where a client writes it as UTF-8
+        header = header.encode("latin-1").decode()
     quoted = _QUOTED.fullmatch(header.strip())
     key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else header.strip()
     if not key or len(key.encode()) > KEY_BYTES_MAX or not key.isprintable():

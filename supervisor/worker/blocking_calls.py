@@ -14,13 +14,17 @@ if TYPE_CHECKING:
     from supervisor.handling.decode import Decoder
     from supervisor.handling.loader import HandlerSpec
     from supervisor.worker.resources import Resources
+    from supervisor.worker.retry_or_dead_letter import Failures
 
 
-def calls_of(spec: HandlerSpec, resources: Resources) -> tuple[ThreadCalls | ProcessCalls, Decoder, int]:
+def calls_of(
+    spec: HandlerSpec, resources: Resources, failures: Failures
+) -> tuple[ThreadCalls | ProcessCalls, Decoder, int]:
     """Return what calls a plain handler, the worker's decoder for it, and how many messages may run at a time."""
     concurrency, processes = spec.options.concurrency, resources.processes
     if processes is not None and spec.options.run_in == PROCESS:
         return ProcessCalls(processes, spec), as_message, min(concurrency, processes.size)  # the process decodes
     loop = asyncio.get_running_loop()
-    calls = ThreadCalls(resources.threads, loop, resources.control, spec.options.timeout_s)
+    limit_s = spec.options.timeout_s
+    calls = ThreadCalls(resources.threads, loop, resources.control, limit_s, failures.overstayed)
     return calls, spec.decode, concurrency if spec.is_async else min(concurrency, resources.threads_max)

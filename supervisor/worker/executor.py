@@ -27,7 +27,7 @@ from supervisor.worker.emits import Emits
 from supervisor.worker.process_calls import UndecodedError
 from supervisor.worker.runner import Runner, current_runner, register
 from supervisor.worker.thread_calls import HeldBackError
-from supervisor.worker.time_limit import TimeLimit
+from supervisor.worker.time_limit import CANCEL_GRACE_S, TimeLimit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
 #: After a step of this length the event loop gets a turn. Messages that end within one are counted as quick.
 STEP_MAX_S = QUICK_S
-#: Grace period for a handler that was cancelled at its time limit.
-CANCEL_GRACE_S = 5.0
 
 
 class Executor:
@@ -56,7 +54,7 @@ class Executor:
         self._control = resources.control
         self._bug = resources.bug
         self._loop = asyncio.get_running_loop()
-        self.threads, decode, limit = calls_of(spec, resources)
+        self.threads, decode, limit = calls_of(spec, resources, failures)
         self._unit = spec.options.batch_size if spec.batch else 1
         self._runners_max = max(1, limit // self._unit)
         self._limit = max(limit, self._unit)

@@ -185,6 +185,8 @@ class Beat:
         due_s, now_s = self._runtime.due_s, time.monotonic()
         if due_s == math.inf:
             return 0
+        if due_s <= now_s and not late:
+            self._runtime.charge_overdue()
         return int((due_s if due_s <= now_s and not late else max(due_s, now_s + 2 * BEAT_S)) * 1e9)
 
     def ready(self) -> None:

@@ -185,6 +185,9 @@ class ProcessCalls:
         """How many run."""
         return len(self._began)
 
+    def charge_overdue(self) -> None:
+        """Do nothing: a process is killed at the time limit."""
+
     async def run(self, _: Callable[[Any], Any], argument: Any, began: Callable[[float], None]) -> Any:
         """Call the handler with a message or a batch in the first free process, and return what it returns."""
         messages: list[Message] = [argument] if isinstance(argument, Message) else argument

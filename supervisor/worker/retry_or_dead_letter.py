@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from supervisor.broker.scripts import DEAD_LETTER_UNREADABLE
 from supervisor.core.backoff import backoff_s
+from supervisor.core.ids import parse_id
 from supervisor.core.lacks import PER_MESSAGE_MAX, Lack, lack_of
 from supervisor.core.outcome import Crash, Dead, outcome_of
 from supervisor.errors import SupervisorError
@@ -82,6 +83,18 @@ class Failures:
             exc_info=_unexpected(error),
         )
         self._retry_later(message, outcome.delay_s)
+
+    def overstayed(self, message: Message) -> None:
+        """Charge a message whose call goes on, long after its time, with the end of the worker that is due to it.
+
+        It waits for its next attempt; in a successor of the worker it becomes a dead letter when this was one crash too
+        many. One that is settled is not charged. One that is in hand again, or is marked as running alone, may be
+        charged by the successor.
+        """
+        source = _source(message)
+        is_marked = source.marks.isolated() == parse_id(message.entry)
+        if not is_marked and any(waiting is message for waiting in self._retries.messages()):
+            self._settler.charge(source, message.entry)
 
     def decode_error(self, message: Message) -> Exception | None:
         """Return why a message of a batch can't be decoded; a batch that ran out of time has not said so."""

@@ -197,6 +197,11 @@ class Runtime:
         """When what is under way must have ended, by `time.monotonic`; infinity when nothing has to."""
         return min((consumer.due_s for consumer in self.consumers), default=math.inf)
 
+    def charge_overdue(self) -> None:
+        """Charge the messages for which the arbiter kills this process now."""
+        for consumer in self.consumers:
+            consumer.executor.threads.charge_overdue()
+
     def report(self) -> None:
         """Write state and figures to shared memory."""
         self.lacks.look()

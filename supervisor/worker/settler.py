@@ -143,6 +143,10 @@ class Settler:
         """Record that this consumer runs no message alone any more."""
         self._decide(_Command(source, ("HDEL", source.isolated, consumer)))
 
+    def charge(self, source: Source, entry: bytes) -> None:
+        """Count a crash against the message, whose retry is recorded."""
+        self._decide(_Command(source, ("HINCRBY", source.crashes, entry, 1)))
+
     def dead_letter(self, source: Source, entry: bytes, letter: Sequence[Argument]) -> None:
         """Write the message's dead letter and ack it, in one script."""
         self._run_script(source, DEAD_LETTER, source.dead_letter_keys, (entry,), *letter)

@@ -1,6 +1,7 @@
 """Calls of plain functions in threads, with the time at which each began.
 
-A thread can't be ended: a call that was given up goes on, and is only counted here.
+A thread can't be ended: a call that was given up goes on, and is only counted here. When it goes on for too long, the
+arbiter kills the worker for it, and the crash is charged to its message.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from supervisor.context import Held, in_hand
+from supervisor.worker.time_limit import CANCEL_GRACE_S
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from supervisor.messages import Message
     from supervisor.worker.handler_threads import HandlerThreads
     from supervisor.worker.run_control import RunControl
 
@@ -25,18 +28,37 @@ class HeldBackError(BaseException):
     """The call has not begun, because the pool is paused. No Exception, since middleware may catch those."""
 
 
+class _Call:
+    """A call and its messages."""
+
+    __slots__ = ("charged", "messages")
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        self.messages = messages
+        self.charged = False
+
+
 class ThreadCalls:
     """The calls of one handler."""
 
     def __init__(
-        self, threads: HandlerThreads, loop: asyncio.AbstractEventLoop, control: RunControl, limit_s: float
+        self,
+        threads: HandlerThreads,
+        loop: asyncio.AbstractEventLoop,
+        control: RunControl,
+        limit_s: float,
+        overstayed: Callable[[Message], None],
     ) -> None:
-        """Use `threads`, which are shared with other handlers; a call may take `limit_s`."""
+        """Use `threads`, which are shared with other handlers; a call may take `limit_s`.
+
+        `overstayed` gets the messages for whose calls the worker is killed.
+        """
         self._threads = threads
         self._control = control
         self._limit_s = limit_s
         self._loop = loop
-        self._began: dict[object, float] = {}
+        self._overstayed = overstayed
+        self._began: dict[_Call, float] = {}
 
     @property
     def oldest_s(self) -> float:
@@ -48,15 +70,27 @@ class ThreadCalls:
         """How many run, including those that were given up."""
         return len(self._began)
 
+    def charge_overdue(self) -> None:
+        """Charge the messages of calls that only the end of this process can end.
+
+        Of a batch, the culprit is not known.
+        """
+        overdue_s = monotonic() - self._limit_s - CANCEL_GRACE_S
+        for call, began_s in self._began.copy().items():
+            if began_s < overdue_s and not call.charged:
+                call.charged = True
+                if len(call.messages) == 1:
+                    self._overstayed(call.messages[0])
+
     async def run(self, function: Callable[[Any], Any], argument: Any, began: Callable[[float], None]) -> Any:
         """Call `function` in the first free thread, which reports to `began` when that is; return its result.
 
         While the pool is paused, it is not called. Raises HeldBackError when the worker stops meanwhile.
         """
-        context, call = copy_context(), object()
         # A call that was given up goes on, while its runner has the next message in hand.
         runner = in_hand.get()
-        context.run(in_hand.set, Held(runner.messages if runner else ()))
+        context, call = copy_context(), _Call(runner.messages if runner else ())
+        context.run(in_hand.set, Held(call.messages))
 
         def body() -> Any:
             if self._control.paused:  # it has waited for a thread since before the pause

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from supervisor.worker.runner import Runner
 
 _INTERVAL_S_MAX = 0.5
+#: Grace period for a handler that was cancelled at its time limit. After that, only the end of its process ends it.
+CANCEL_GRACE_S = 5.0
 
 
 class TimeLimit:

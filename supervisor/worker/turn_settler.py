@@ -54,6 +54,7 @@ class TurnSettler:
         self.wake = settler.wake
         self.retry_later = settler.retry_later
         self.unmark = settler.unmark
+        self.charge = settler.charge
         self.note_emits = settler.note_emits
 
     def add(self, source: Source) -> None:

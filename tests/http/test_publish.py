@@ -10,6 +10,7 @@ import httpx
 import pytest
 import redis as redis_py
 
+from supervisor.keys import idempotency_key
 from tests.http.service import STREAM, Service, browser, problem
 
 MESSAGES = f"/v1/streams/{STREAM}/messages"
@@ -183,6 +184,9 @@ def test_a_key_stores_once(http: httpx.Client, store: redis_py.Redis) -> None:
     )
     assert "8e03978e" in found["detail"]
     assert store.xlen(STREAM) == 1
+    http.post(MESSAGES, json={"n": 3}, headers={b"idempotency-key": "ä".encode()})
+    assert store.exists(idempotency_key(STREAM, "ä"))
+    store.delete(idempotency_key(STREAM, "ä"))
     [key] = store.keys("supervisor:*")
     assert 86_000 < store.ttl(key) <= 86_400
 

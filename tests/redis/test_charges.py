@@ -10,8 +10,9 @@ from redis.asyncio import Redis
 
 from supervisor import Message, handler
 from supervisor.core.ids import parse_id
-from supervisor.keys import crashes_key, isolated_key, retries_key
+from supervisor.keys import crashes_key, dead_key, isolated_key, retries_key
 from supervisor.shared_state import SharedState, SlotField
+from supervisor.worker import thread_calls
 from tests.redis.test_worker import GROUP, STREAM, Worker
 from tests.support.waiting import eventually_async
 
@@ -188,3 +189,34 @@ async def test_suspects_that_did_not_run_before_a_drain_stay_suspects(redis_url:
     await eventually_async(lambda: len(alone) == 3)
     await third.stop()
     assert alone == [(entry.decode(), parse_id(entry)) for entry in ids]
+
+
+@pytest.mark.parametrize("max_deliveries", [5, 1])
+async def test_a_thread_for_which_its_worker_is_killed_is_charged_once(
+    redis_url: str, redis: Redis, end: threading.Event, monkeypatch: pytest.MonkeyPatch, max_deliveries: int
+) -> None:
+    """Only the end of the process ends such a call. A message that is a dead letter by then is not charged."""
+    monkeypatch.setattr(thread_calls, "CANCEL_GRACE_S", 0.0)
+    shared = SharedState()
+
+    @handler(STREAM, group=GROUP, timeout_s=0.05, retry_base_s=60, max_deliveries=max_deliveries)
+    def in_thread(message: Message) -> None:
+        end.wait(20)
+
+    await redis.xadd(STREAM, {"n": 1})
+    first = Worker(redis_url, [in_thread], shared, consumer={"max_crashes": 1})
+    outcome = SlotField.FAILED if max_deliveries > 1 else SlotField.DEAD
+    await eventually_async(lambda: shared.slot(0).get(outcome) == 1)
+    for _ in range(2):
+        first.runtime.charge_overdue()
+        await asyncio.gather(*(settler.flush() for settler in first.runtime.settlers))
+    charged = await redis.hgetall(crashes_key(STREAM, GROUP))
+    assert list(charged.values()) == [b"1"] * (max_deliveries > 1)
+    await first.vanish()
+    if charged:
+        shared.slot(0).set(SlotField.INCARNATION, 2)
+        second = Worker(redis_url, [in_thread], shared, consumer={"max_crashes": 1})
+        await eventually_async(lambda: shared.slot(0).get(SlotField.DEAD) == 1)
+        await second.stop()
+    [(_, letter)] = await redis.xrange(dead_key(STREAM, GROUP))
+    assert letter[b"reason"].startswith(b"crashed the worker" if charged else b"failed once")
