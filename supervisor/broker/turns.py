@@ -178,6 +178,4 @@ def _is_replayed(at: int) -> bool:
 
 def _names_and_fields(places: Sequence[Place]) -> list[bytes]:
     """Return the names of all messages, then their fields."""
-    found = [name for name, _ in places]
-    found += [field for _, field in places]
-    return found
+    return [word for words in zip(*places, strict=True) for word in words]

@@ -241,7 +241,7 @@ class Consumer:
         behind_short = False
         while self._reader.outstanding or await self._send_when_allowed():
             asked = self._limit.pace.count
-            reply = await self._reader.receive()
+            reply = await self._receive()
             self._answered = True
             self.cut_off.answered()
             self._shared.set(SlotField.FETCH_NS, time.monotonic_ns())
@@ -257,6 +257,10 @@ class Consumer:
             if self._control.isolating:
                 await self._control.until(lambda: not self._control.isolating)
             await self._hand_over(reply, got, is_backlog=got >= asked)
+
+    async def _receive(self) -> list[tuple[bytes, Entries]]:
+        """Return the next reply."""
+        return await self._reader.receive()
 
     async def _hand_over(self, reply: list[tuple[bytes, Entries]], got: int, *, is_backlog: bool) -> None:
         """Hand a batch to the executor, and send the next read: in a backlog before the batch is handled."""

@@ -5,6 +5,7 @@ What waits is in Redis and not in memory. A message gets its turn first, then it
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from functools import partial
 from typing import TYPE_CHECKING
@@ -76,15 +77,46 @@ class LimitedConsumer(Consumer):
             except (RedisError, OSError):
                 await self._find_again()
 
-    async def _received(self, source: Source, entries: Entries) -> None:
-        messages = source.new_messages(entries)
-        if self._turns is not None:
-            messages = await self._turns.admit(source, messages, new=True)
-        starting = await self._reserve(messages)
+    async def _receive(self) -> list[tuple[bytes, Entries]]:
+        """Return the replies of all reads on the wire as one: what each script costs is shared by more messages.
+
+        Where there are two, none waits at the server.
+        """
+        reply = await super()._receive()
+        while self._reader.outstanding:
+            reply = [*reply, *await super()._receive()]
+        return reply
+
+    async def _hand_over(self, reply: list[tuple[bytes, Entries]], got: int, *, is_backlog: bool) -> None:
+        """Hand what may run of a batch to the executor, and send the next read.
+
+        In a backlog it is sent before the batch is handled, and after it was given its turns: the server would do the
+        read first.
+        """
+        found: dict[Source, list[Message]] = {}
+        for key, entries in reply:
+            source = self._sources[key]
+            found.setdefault(source, []).extend(source.new_messages(entries))
+        starting: list[Message] = []
+        try:
+            for source, messages in found.items():
+                starting += await self._admit_new(source, messages)
+            if is_backlog:
+                await self._read_ahead(got)
+        finally:  # they have their turns: no scan finds them
+            self._start_soon(starting)
+        await asyncio.sleep(0)
+        if not is_backlog:
+            await self._read_ahead(0)
+
+    async def _admit_new(self, source: Source, messages: list[Message]) -> list[Message]:
+        """Return those of the messages that may start now. Raises redis-py's errors and OSError."""
+        admitted = messages if self._turns is None else await self._turns.admit(source, messages, new=True)
+        starting = await self._reserve(admitted)
         pace = self._limit.pace
-        if len(starting) * 2 < len(entries):  # what waits is not held here: look further, for what may run
+        if len(starting) * 2 < len(messages):  # what waits is not held here: look further, for what may run
             pace.count = min(pace.batch_size, 2 * pace.count)
-        self._start_soon(starting)
+        return starting
 
     async def _start_found(self, messages: list[Message]) -> None:
         found = messages

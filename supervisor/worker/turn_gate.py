@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
-from supervisor.core.message_key import key_reader
+from supervisor.core.message_key import key_reader, keys_reader
 from supervisor.keys import turn_field
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ class TurnGate:
         #: The messages in hand that have a turn, or need none.
         self._held = settler.held
         key = spec.options.key
-        self._key, self._field = key_reader(key), key if isinstance(key, str) else ""
+        self._key, self._keys = key_reader(key), keys_reader(key)
+        self._field = key if isinstance(key, str) else ""
         self._notes_keys = callable(key)
         self._limited = spec.options.group_concurrency > 0
         settler.passed_on = self._passed_on
@@ -104,8 +105,7 @@ class TurnGate:
         return admitted
 
     async def _admit(self, source: Source, messages: Sequence[Message], *, new: bool) -> list[Message]:
-        held = self._held[source]
-        messages, places = self._places(source, [one for one in messages if one.entry not in held])
+        messages, places = self._places(source, self._not_held(source, messages))
         if not places:
             return []
         mode: Mode = "copies" if source.replays else "new" if new else "own"
@@ -122,10 +122,17 @@ class TurnGate:
             del messages[index], places[index]
         # Where another worker has given it its place, a settle may have taken it over meanwhile. All answers come by
         # one connection, so what was taken over before this answer is still held.
-        if not held.keys().isdisjoint([message.entry for message in messages]):
-            messages, places = self._places(source, [one for one in messages if one.entry not in held])
-        held.update(zip([message.entry for message in messages], places, strict=True))
+        if len(left := self._not_held(source, messages)) < len(messages):
+            messages, places = self._places(source, left)
+        self._held[source].update(zip([message.entry for message in messages], places, strict=True))
         return messages
+
+    def _not_held(self, source: Source, messages: Sequence[Message]) -> Sequence[Message]:
+        """Return those of the messages that have no turn here."""
+        held = self._held[source]
+        if held.keys().isdisjoint([message.entry for message in messages]):
+            return messages
+        return [message for message in messages if message.entry not in held]
 
     async def _when_others_have(self, mode: Mode, places: Sequence[Place], admission: Admission) -> Admission:
         """Admit messages when another worker has given their places to those before, which it is about to do.
@@ -168,16 +175,16 @@ class TurnGate:
         for message in messages:
             self._held[message.origin].pop(message.entry, None)  # type: ignore[index]
 
-    def take_over(self, taken: Iterable[Taken]) -> None:
+    def take_over(self, taken: Sequence[Taken]) -> None:
         """Run the messages whose turn has come, and which this consumer owns now."""
-        for one in taken:
-            source = self._sources[one.replays]
-            # What comes while the worker stops stays pending, for the next process.
-            if one.entry in self._held[source] or self._control.stopping:
-                continue
-            (message,) = source.messages([[one.entry, one.flat]])
-            if (place := self._place(source, message)) is not None:
-                self._retries.add(self._hold(source, message, place), 0)
+        if self._control.stopping:  # they stay pending, for the next process
+            return
+        for source in self._sources:
+            held = self._held[source]
+            own = [(entry, flat) for replays, entry, flat in taken if replays == source.replays and entry not in held]
+            for message, place in zip(*self._places(source, source.messages(own)), strict=True):
+                held[message.entry] = place
+                self._retries.add(message, 0)
 
     def _passed_on(self, taken: list[Taken], unsure: Iterable[bytes]) -> None:
         self.take_over(taken)
@@ -251,12 +258,15 @@ class TurnGate:
         self.take_over(admission.taken)
 
     def _places(
-        self, source: Source, messages: Iterable[Message], *, fails: bool = True
+        self, source: Source, messages: Sequence[Message], *, fails: bool = True
     ) -> tuple[list[Message], list[Place]]:
         """Return those of the messages that have a place, and their places.
 
         One has none when the function of its key raises, and then with `fails` it failed.
         """
+        if not source.replays and (keys := self._keys(messages)) is not None:
+            fields = [b":" + key for key in keys]
+            return list(messages), list(zip([message.entry for message in messages], fields, strict=True))
         read, replays, found, places = self._key, source.replays, [], []
         for message in messages:
             try:

@@ -113,7 +113,9 @@ class TurnSettler:
         held = self.held[source]
         for at in range(0, len(entries), _IDS_MAX):
             part = entries[at : at + _IDS_MAX]
-            places = [held.get(entry) or (entry, b"") for entry in part]
+            places: Sequence[Place] = list(map(held.get, part))  # type: ignore[arg-type]
+            if not all(places):
+                places = [held.get(entry) or (entry, b"") for entry in part]
             script, arguments = self.turns.settle(places, source.retries, source.crashes, replays=source.replays)
             self._run(source, part, places, script, arguments)
 

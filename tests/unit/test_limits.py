@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from supervisor import HandlerError, Message, handler
-from supervisor.core.message_key import cost_reader, key_reader
+from supervisor.core.message_key import cost_reader, key_reader, keys_reader
 from supervisor.core.rate import BURST_S, parse_rate, reserve
 from supervisor.handling.loader import specs_of
 from supervisor.settings.model import Settings
@@ -136,6 +136,15 @@ def test_a_key_may_have_several_parts() -> None:
     assert key_reader(lambda _: day)(message()) == b"2030-01-31"
     assert key_reader(lambda _: UUID(int=7))(message()) == b"00000000-0000-0000-0000-000000000007"
     assert key_reader(lambda _: Decimal("1.10"))(message()) == b"1.10"
+
+
+def test_keys_are_read_at_once_where_each_message_has_a_plain_one() -> None:
+    assert keys_reader("a")([message(b="x", a="7"), message(a="")]) == [b"7", b""]
+    assert keys_reader("a")([]) == []
+    for other in (message(b="x"), message(a="x" * 201), message(a="ü")):
+        assert keys_reader("a")([message(a="7"), other]) is None
+    assert keys_reader(lambda _: "7")([message(a="7")]) is None
+    assert keys_reader("")([message(a="7")]) is None
 
 
 def test_a_cost_is_a_number() -> None:

@@ -31,40 +31,56 @@ end
 -- Those that may not run, and of these the ones that have to wait.
 local idle, waiting = {}, {}
 
--- New messages come last in their rows.
+-- New messages come last in their rows. One HSET notes the messages that are alone with their keys and which rows become
+-- sorted sets; one ZADD for each such row adds all of its new messages.
 local function admit_new()
   local held = ask('HMGET', KEYS[3], unpack(args, 7 + count))
-  local words, used, given, behind = {'HSET', KEYS[3], 'admitted', last}, 4, {}, {}
+  local words, used = {'HSET', KEYS[3], 'admitted', last}, 4
+  local alone, rows, waits = {}, {}, {}
   for number = 1, count do
-    local field = args[6 + count + number]
-    if field == '' then
-      given[number] = true
-    elseif held[number] or given[field] then
-      behind[#behind + 1] = number
-    else -- fields and numbers are in one table: fields are no numbers
-      given[number], given[field] = true, true
-      words[used + 1], words[used + 2] = field, args[6 + number]
+    local name, field = args[6 + number], args[6 + count + number]
+    local holder, at = held[number], alone[field]
+    if field ~= '' and not holder and not at then
+      words[used + 1], words[used + 2] = field, name
       used = used + 2
+      alone[field] = used
+    elseif field ~= '' then
+      local row = rows[field]
+      if not row then
+        row = {'ZADD', KEYS[4] .. field, size = 1}
+        rows[field] = row
+        if holder == ROW then
+          row.size = ask('ZCARD', row[2])
+        else
+          row[3], row[4] = HOLDS, (member_of(holder or words[at]))
+          if not at then
+            words[used + 1], used = field, used + 2
+          end
+          words[at or used] = ROW
+        end
+      end
+      local member, ms = member_of(name)
+      waits[number] = row.size >= per_key
+      row[#row + 1] = waits[number] and ms or HOLDS
+      row[#row + 1] = member
+      row.size = row.size + 1
     end
   end
   ask(unpack(words))
-  for _, number in ipairs(behind) do
-    local member, ms = member_of(args[6 + number])
-    local row = opened(args[6 + count + number])
-    given[number] = ask('ZCARD', row) < per_key
-    ask('ZADD', row, given[number] and HOLDS or ms, member)
+  for _, row in pairs(rows) do
+    ask(unpack(row))
   end
   local left = per_group > 0 and per_group - ask('ZCARD', KEYS[4])
   for number = 1, left and count or 0 do
-    if given[number] then
+    if not waits[number] then
       local member, ms = member_of(args[6 + number])
-      given[number] = left > 0
+      waits[number] = left <= 0
       ask('ZADD', KEYS[4], left > 0 and HOLDS or ms, member)
       left = left - 1
     end
   end
-  for number = 1, (left or #behind > 0) and count or 0 do
-    if not given[number] then
+  for number = 1, (left or next(rows)) and count or 0 do
+    if waits[number] then
       idle[#idle + 1], waiting[#waiting + 1] = number, args[6 + number]
     end
   end
@@ -112,9 +128,7 @@ local function admit_known()
       end
     end
   end
-  give_all(touched, function(member)
-    return given[member] or take(member)
-  end)
+  give_all(touched, given)
   if mode == 'others' then
     return
   end

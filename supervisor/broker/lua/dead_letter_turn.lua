@@ -28,5 +28,5 @@ leave(member, row)
 if ARGV[7] == 'halt' and row then
   redis.call('ZADD', row, HALTED, own)
 end
-give_all(row and {[ARGV[8]] = true} or {}, take)
+give_all(row and {[ARGV[8]] = true} or {})
 return {acked, taken}

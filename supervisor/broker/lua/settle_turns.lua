@@ -17,7 +17,7 @@ if at == 2 then
   ask('XDEL', KEYS[2], unpack(entries))
 end
 local held = ask('HMGET', KEYS[3], unpack(args, 6 + count))
-local words, used, touched = {'HDEL', KEYS[3]}, 2, {}
+local words, used, rows, touched, members = {'HDEL', KEYS[3]}, 2, {}, {}, {'ZREM', KEYS[4]}
 for number = 1, count do
   local name, field, holder = args[5 + number], args[5 + count + number], held[number]
   if holder == name then -- nothing waits for it
@@ -25,12 +25,23 @@ for number = 1, count do
     words[used] = field
   end
   if holder == ROW or per_group > 0 then
-    leave(member_of(name), holder == ROW and KEYS[4] .. field)
-    touched[field] = holder == ROW or nil
+    local member = member_of(name)
+    if holder == ROW then
+      local row = rows[field] or {'ZREM', KEYS[4] .. field}
+      rows[field], touched[field] = row, true
+      row[#row + 1] = member
+    end
+    members[#members + 1] = member
   end
 end
 if used > 2 then
   ask(unpack(words))
 end
-give_all(touched, take)
+for _, row in pairs(rows) do
+  ask(unpack(row))
+end
+if per_group > 0 and #members > 2 then
+  ask(unpack(members))
+end
+give_all(touched)
 return {acked, taken}

@@ -16,7 +16,7 @@ local function check(row, passed)
     local owner = not pending.err and pending[1] and pending[1][2]
     if owner == ARGV[2] and passed == take then
       own[#own + 1] = {at, entry}
-    elseif not owner or (owner == WAITS or owner == ARGV[2]) and not passed(member) then
+    elseif not owner or (owner == WAITS or owner == ARGV[2]) and not passed({member})[member] then
       leave(member, row)
       gone = gone + 1
     end
@@ -36,8 +36,8 @@ for number = 6 + count, #ARGV do
   -- No row says who may run it: one that WAITS no longer holds was given to a worker, which may be running it.
   local waits = redis.pcall('XPENDING', KEYS[at], ARGV[1], entry, entry, 1, WAITS)
   if waits.err or #waits > 0 then
-    take(member)
+    take({member})
   end
 end
-give_all(touched, take)
+give_all(touched)
 return {gone, taken, own}

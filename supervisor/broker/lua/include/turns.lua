@@ -21,6 +21,8 @@ local ROW = '+'
 local MINUS = string.byte('-')
 -- Members without a message (it was deleted, or acked by another program) that one call removes from a row at most.
 local GONE_MAX = 1000
+-- Entries that one command claims at most: unpack returns at most about 8,000 values.
+local CLAIMED_MAX = 1000
 local per_key, per_group = tonumber(ARGV[3]), tonumber(ARGV[4])
 -- The messages that the caller takes over: {1, or 2 for the replay stream, id, fields}.
 local taken = {}
@@ -33,11 +35,12 @@ local function member_of(name)
 end
 
 local function entry_of(member)
-  local copy = string.match(member, '@(.+)$')
+  local copy = string.find(member, '@', 1, true)
   if copy then
-    return 2, copy
+    return 2, string.sub(member, copy + 1)
   end
-  return 1, (string.gsub(member, '-%a', '-', 1))
+  local dash = string.find(member, '-', 1, true)
+  return 1, string.sub(member, 1, dash) .. string.sub(member, dash + 2)
 end
 
 local function is_missing(reply)
@@ -56,22 +59,51 @@ local function opened(field)
   return row
 end
 
--- Gives a message whose turn has come to the caller; false when the message no longer exists.
-local function take(member)
-  local at, entry = entry_of(member)
-  local claimed = redis.pcall('XCLAIM', KEYS[at], ARGV[1], ARGV[2], 0, entry, 'JUSTID')
+-- Gives pending entries of one stream to the caller; notes those that exist in `there`, by `member_of_entry`.
+-- XCLAIM looks each entry up to see whether it exists; since it then gives its fields, no XRANGE has to look for it again.
+local function claim(at, entries, member_of_entry, there)
+  local words = {'XCLAIM', KEYS[at], ARGV[1], ARGV[2], 0, unpack(entries)}
+  local claimed = redis.pcall(unpack(words))
   if claimed.err and not is_missing(claimed) then
     error(claimed.err, 0)
-  elseif claimed.err or #claimed == 0 then
-    return false
+  elseif claimed.err then
+    return
   end
-  local found = ask('XRANGE', KEYS[at], entry, entry)[1]
-  if not found then -- before Redis 7.0 XCLAIM gives entries that were deleted
-    ask('XACK', KEYS[at], ARGV[1], entry)
-    return false
+  local found = 0
+  for _, one in ipairs(claimed) do
+    if one then -- before Redis 7.0 entries that were deleted are claimed, too
+      local member = member_of_entry[one[1]]
+      there[member], found = true, found + 1
+      taken[#taken + 1] = {at, one[1], one[2]}
+    end
   end
-  taken[#taken + 1] = {at, entry, found[2]}
-  return true
+  for number = 1, found < #entries and #entries or 0 do
+    if not there[member_of_entry[entries[number]]] then
+      ask('XACK', KEYS[at], ARGV[1], entries[number])
+    end
+  end
+end
+
+-- Gives messages whose turns have come to the caller, except those that it has already: members of the set `own`. Returns
+-- the set of those that exist.
+local function take(members, own)
+  local there, entries, of = {}, {{}, {}}, {{}, {}}
+  for number, member in ipairs(members) do
+    if own and own[member] then
+      there[member] = true
+    else
+      local at, entry = entry_of(member)
+      entries[at][#entries[at] + 1] = entry
+      of[at][entry] = member
+    end
+    for at = 1, 2 do
+      if #entries[at] > 0 and (number == #members or #entries[at] == CLAIMED_MAX) then
+        claim(at, entries[at], of[at], there)
+        entries[at] = {}
+      end
+    end
+  end
+  return there
 end
 
 -- The members that are next to get a turn, and whether the row is empty. With few turns, one look at as many members is
@@ -86,43 +118,65 @@ local function next_of(row, limit)
   return first[2] and string.byte(first[2]) ~= MINUS and {first[1]} or {}, not first[2]
 end
 
--- Gives turns to the first members of a row while it has some left; `start(member)` says whether its message exists.
--- Gives whether the row is empty.
-local function give(row, limit, start)
-  local gone = 0
+-- Gives turns to the first members of rows while these have some left; `start(members)` returns the set of those whose
+-- messages exist. Returns the names of the rows that are empty.
+local function give(rows, limit, start)
+  local gone, empty = 0, {}
   repeat
-    local next_ones, is_empty = next_of(row, limit)
-    local gone_before = gone
-    for _, member in ipairs(next_ones) do
-      if start(member) then
+    local members, row_of, again = {}, {}, {}
+    for _, row in ipairs(rows) do
+      local next_ones, is_empty = next_of(row, limit)
+      for _, member in ipairs(next_ones) do
+        members[#members + 1], row_of[member] = member, row
+      end
+      if is_empty then
+        empty[#empty + 1] = row
+      end
+    end
+    local there = start(members)
+    for _, member in ipairs(members) do
+      local row = row_of[member]
+      if there[member] then
         ask('ZADD', row, HOLDS, member)
       else
         ask('ZREM', row, member)
         gone = gone + 1
+        if again[#again] ~= row then
+          again[#again + 1] = row
+        end
       end
     end
-    if is_empty then
-      return true
-    end
-  until gone == gone_before or gone > GONE_MAX
-  return false
+    rows = again
+  until #rows == 0 or gone > GONE_MAX
+  return empty
 end
 
--- Puts a message that has the turn of its key into the row of the group.
-local function enter_group(member)
-  ask('ZADD', KEYS[4], 'NX', string.match(member, '^%d+'), member)
-  return true
+-- Puts messages that have the turn of their key into the row of the group.
+local function enter_group(members)
+  local there = {}
+  for _, member in ipairs(members) do
+    ask('ZADD', KEYS[4], 'NX', string.match(member, '^%d+'), member)
+    there[member] = true
+  end
+  return there
 end
 
--- Gives the free turns of the rows that are sorted sets, by their fields (a set), then those of the group.
-local function give_all(fields, start)
+-- Gives the free turns of the rows that are sorted sets, by their fields (a set), then those of the group. The caller has
+-- the messages in the set `own` already.
+local function give_all(fields, own)
+  local function start(members)
+    return take(members, own)
+  end
+  local rows, field_of = {}, {}
   for field in pairs(fields) do
-    if give(KEYS[4] .. field, per_key, per_group > 0 and enter_group or start) then
-      ask('HDEL', KEYS[3], field)
-    end
+    local row = KEYS[4] .. field
+    rows[#rows + 1], field_of[row] = row, field
+  end
+  for _, row in ipairs(give(rows, per_key, per_group > 0 and enter_group or start)) do
+    ask('HDEL', KEYS[3], field_of[row])
   end
   if per_group > 0 then
-    give(KEYS[4], per_group, start)
+    give({KEYS[4]}, per_group, start)
   end
 end
 
