@@ -42,11 +42,18 @@ def thread_names() -> str:
 def descriptors() -> dict[int, str]:
     """Return what each descriptor of this process is."""
     found = {}
-    with contextlib.suppress(OSError):  # no /proc: then nothing is known of them
-        for name in os.listdir("/proc/self/fd"):
-            with contextlib.suppress(OSError):
-                found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+    for name in listed_descriptors():
+        with contextlib.suppress(OSError):
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
     return found
+
+
+def listed_descriptors() -> list[str]:
+    """Return the numbers of this process's descriptors, that of this list among them."""
+    try:
+        return os.listdir("/proc/self/fd")
+    except OSError:  # no /proc: then nothing is known of them
+        return []
 
 
 def standard_streams(fds: dict[int, str]) -> set[int]:

@@ -1,6 +1,7 @@
-"""Imports the handlers in a process of its own, and tells which module started threads or opened sockets.
+"""Imports the handlers, and tells which module started threads or opened sockets.
 
-The importing of each module is traced: what exists after a module's code has run, and did not before, is its doing.
+The importing of each module is traced: what exists after a module's code has run, and did not before, is its doing. A
+process of its own does it where the handlers must not be imported in this one.
 """
 
 import importlib.machinery
@@ -11,13 +12,21 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from supervisor.arbiter.fork_hazards import THREADS, Hazard, descriptors, hazards_among, thread_count, thread_names
+from supervisor.arbiter.fork_hazards import (
+    THREADS,
+    Hazard,
+    descriptors,
+    hazards_among,
+    listed_descriptors,
+    thread_count,
+    thread_names,
+)
 from supervisor.core.options import Options
 from supervisor.errors import EXIT_HANDLERS, EXIT_OK, HandlerError
 from supervisor.handling.loader import HandlerSpec, load_handlers
@@ -55,51 +64,26 @@ class Probe:
 
 
 def probe(loaded: Loaded) -> Probe:
-    """Fork a process that imports the handlers, and wait for it. Raises HandlerError."""
-    with standby(loaded) as ask:
-        return ask()
+    """Fork a process that imports the handlers, and wait for it. Raises HandlerError.
 
-
-@contextmanager
-def standby(loaded: Loaded) -> Iterator[Callable[[], Probe]]:
-    """Fork a process, and yield a function that has it import the handlers and waits. That raises HandlerError.
-
-    It knows nothing of what this process imports meanwhile. It answers through a file: a process that a module starts
-    (`multiprocessing.Manager`) would hold a pipe open. Such processes end with it.
+    It answers through a file: a process that a module starts (`multiprocessing.Manager`) would hold a pipe open. Such
+    processes end with it.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     with tempfile.TemporaryFile() as answer_file:
-        order_in, order_out = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.setpgid(0, 0)
-            os.close(order_out)
-            if not os.read(order_in, 1):
-                os._exit(EXIT_OK)
-            os.close(order_in)
             _run(loaded, answer_file.fileno())
-        os.close(order_in)
-        status: list[int] = []
-
-        def ask() -> Probe:
-            os.write(order_out, b"1")
-            status.append(os.waitpid(pid, 0)[1])
-            answer_file.seek(0)
-            return _understood(answer_file.read(), os.waitstatus_to_exitcode(status[0]))
-
         try:
-            yield ask
+            _, status = os.waitpid(pid, 0)
         finally:
-            os.close(order_out)
             with suppress(OSError):
                 os.killpg(pid, signal.SIGKILL)
-            if not status:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-
-
-def _understood(answer: bytes, code: int) -> Probe:
+        answer_file.seek(0)
+        answer = answer_file.read()
+    code = os.waitstatus_to_exitcode(status)
     report = json.loads(answer) if answer else {}
     if code != EXIT_OK:
         how = f"was ended by {signal_name(-code)}" if code < 0 else f"left with exit code {code}"
@@ -139,16 +123,9 @@ def _run(loaded: Loaded, out_fd: int) -> NoReturn:
         for fd in (1, 2):
             os.dup2(null, fd)
         os.close(null)
-        trace = ImportTrace(loaded.root)
-        began_s, before_kb = time.perf_counter(), _memory_kb()
-        with trace:
-            specs = load_handlers(loaded.settings, loaded.root, loaded.origins)
-        report = {
-            "specs": [_described(spec) for spec in specs],
-            "causes": [asdict(cause) for cause in trace.causes()],
-            "import_s": round(time.perf_counter() - began_s, 3),
-            "memory_mb": max(0, _memory_kb() - before_kb) // 1024,
-        }
+        found = import_here(loaded)
+        described = {"specs": [_described(spec) for spec in found.specs], "causes": list(map(asdict, found.causes))}
+        report = {**described, "import_s": found.import_s, "memory_mb": found.memory_mb}
         code = EXIT_OK
     except HandlerError as error:
         report = {"error": str(error)}
@@ -160,6 +137,20 @@ def _run(loaded: Loaded, out_fd: int) -> NoReturn:
         os._exit(code)
 
 
+def import_here(loaded: Loaded) -> Probe:
+    """Import the handlers in this process. Raises HandlerError."""
+    trace = ImportTrace(loaded.root)
+    began_s, before_kb = time.perf_counter(), _memory_kb()
+    with trace:
+        specs = load_handlers(loaded.settings, loaded.root, loaded.origins)
+    return Probe(
+        specs,
+        trace.causes(),
+        import_s=round(time.perf_counter() - began_s, 3),
+        memory_mb=max(0, _memory_kb() - before_kb) // 1024,
+    )
+
+
 def _memory_kb() -> int:
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
@@ -168,13 +159,15 @@ def _memory_kb() -> int:
 
 
 class ImportTrace:
-    """Notes what each module does while its code runs; within one `with` statement, in a process of its own."""
+    """Notes what each module does while its code runs; within one `with` statement."""
 
     def __init__(self, root: Path) -> None:
         """`root` is the folder of the project."""
         self._root = root
         self._before = set(descriptors())
         self._seen = set(self._before)
+        #: As the system lists them; only when that has changed, they are looked at.
+        self._listed = listed_descriptors()
         self._threads = thread_count()
         #: The modules whose code runs, from the outside in, as (name, file).
         self._running: list[tuple[str, str]] = []
@@ -218,10 +211,13 @@ class ImportTrace:
         self._threads = count
         if count > threads:
             self._add(0, Hazard(THREADS, thread_names()), name, file, count - threads)
+        listed = listed_descriptors()
+        if name and listed == self._listed:
+            return
         now = descriptors()
         for fd, hazard in hazards_among(now, self._seen):
             self._add(fd, hazard, name, file)
-        self._seen = set(now)
+        self._listed, self._seen = listed, set(now)
 
     def _add(self, fd: int, hazard: Hazard, name: str, file: str, count: int = 0) -> None:
         own = [path for _, path in self._running if self._is_own(path)]

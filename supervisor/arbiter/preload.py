@@ -1,8 +1,7 @@
 """Decides where handlers are imported: once in the arbiter, before the workers are forked, or in each worker.
 
 1. `auto` imports them in the arbiter. When that started threads or an event loop, the process execs itself, and the
-   workers import. Only a process of its own, which traces the import, can say which module did it. It is forked before
-   the import, so that a start that is refused says why without a second start.
+   workers import. The import is traced, so a start that is refused names the module without a second start.
 2. What is connected at import can't be shared by workers and is an error: `@worker_lifespan` is its place.
 3. An arbiter without the code knows the handlers from that process: stream, group, name and options of each.
 """
@@ -14,9 +13,9 @@ from typing import Any, NoReturn
 
 from supervisor.arbiter import fork
 from supervisor.arbiter.fork_hazards import CONNECTION, THREADS
-from supervisor.arbiter.import_probe import UNSAFE_VARIABLE, Cause, Probe, probe, standby
+from supervisor.arbiter.import_probe import UNSAFE_VARIABLE, Cause, Probe, import_here, probe
 from supervisor.errors import HandlerError
-from supervisor.handling.loader import HandlerSpec, load_handlers
+from supervisor.handling.loader import HandlerSpec
 from supervisor.settings.load import Loaded
 from supervisor.settings.model import PoolSettings
 from supervisor.text import counted
@@ -69,26 +68,16 @@ def load(
         decided = examine(loaded)
         if not decided.preloaded:
             return decided
-    if again or begin_again is None:
-        try:
-            return LoadedHandlers(_import(loaded, own_sockets))
-        except fork.ForkUnsafeError as error:
+    found = import_here(loaded)
+    try:
+        fork.check_safe(own_sockets)
+        fork.check_no_event_loop()
+    except fork.ForkUnsafeError as error:
+        if again or begin_again is None:
             raise HandlerError(str(error)) from None
-    with standby(loaded) as ask:
-        try:
-            return LoadedHandlers(_import(loaded, own_sockets))
-        except fork.ForkUnsafeError:
-            found = ask()
-    _decide(found, preload)
-    begin_again()
-
-
-def _import(loaded: Loaded, own_sockets: Iterable[int]) -> list[HandlerSpec]:
-    """Import the handlers in this process. Raises HandlerError and ForkUnsafeError."""
-    specs = load_handlers(loaded.settings, loaded.root, loaded.origins)
-    fork.check_safe(own_sockets)
-    fork.check_no_event_loop()
-    return specs
+        _decide(found, preload)
+        begin_again()
+    return LoadedHandlers(found.specs)
 
 
 def examine(loaded: Loaded) -> LoadedHandlers:
@@ -97,7 +86,7 @@ def examine(loaded: Loaded) -> LoadedHandlers:
 
 
 def _decide(found: Probe, preload: Any) -> LoadedHandlers:
-    """Return what a start does after an import in a process of its own has `found` that. Raises HandlerError."""
+    """Return what a start does that has `found` this. Raises HandlerError."""
     connected = [cause for cause in found.causes if cause.kind == CONNECTION]
     if preload is not False and connected:
         listed = "; ".join(f"{_by(cause)} has a socket {cause.detail}" for cause in connected[:_CAUSES_SHOWN_MAX])

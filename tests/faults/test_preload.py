@@ -106,6 +106,20 @@ def test_a_refusal_needs_no_second_start(tmp_path: Path) -> None:
     assert found.stdout.startswith("HandlerError 2 threads") and "(metrics-sender)" in found.stdout
 
 
+@pytest.mark.long
+def test_a_start_that_is_refused_waits_for_no_thread_and_runs_exit_hooks(start_pool: StartPool) -> None:
+    code = (
+        THREAD.replace("daemon=True, ", "")
+        + """
+    import atexit
+    atexit.register(print, "a hook has run")
+"""
+    )
+    pool = start_pool(code + SIMPLE, ready=False, config=PRELOAD)
+    assert pool.wait() == EXIT_HANDLERS
+    assert pool.output.count("a hook has run") == 1
+
+
 def write_library(tmp_path: Path, code: str) -> None:
     """Write a module that the handlers of the first pool import."""
     folder = tmp_path / "project0"
