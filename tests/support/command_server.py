@@ -2,8 +2,8 @@
 
 A command is a process of its own with its own folder, environment, standard streams and exit code, as one that was
 started by `python -m supervisor`; only the interpreter's start and the imports, most of its CPU time, are saved.
-`run` starts `start` and `api` afresh: what they import is part of what they promise. `Forked` starts the arbiter of a
-pool, in a fork of a process that has imported what an arbiter imports and nothing else.
+There is one such process for arbiters (`start`), one for the HTTP service (`api`) and one for all other commands, each
+with what these import and nothing else.
 
 As a program (`python -P command_server.py SOCKET KIND`) this file is the process that forks.
 """
@@ -29,10 +29,9 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any, ClassVar, NoReturn
 
-#: These are started by a new interpreter.
-AFRESH = frozenset({"start", "api"})
-#: What the processes that fork import: one for commands, one for arbiters.
-COMMAND, ARBITER = "command", "arbiter"
+#: The processes that fork, and what each imports.
+COMMAND, ARBITER, SERVICE = "command", "arbiter", "service"
+KINDS = {"start": ARBITER, "api": SERVICE}
 PRELOADED = {
     COMMAND: ("redis.asyncio", "rich.table", "supervisor.overview", "supervisor.status"),
     ARBITER: (
@@ -42,7 +41,10 @@ PRELOADED = {
         "supervisor.keeper.preflight",
         "supervisor.worker.process",
     ),
+    SERVICE: ("supervisor.cli.api", "uvicorn.protocols.websockets.auto", "uvloop"),
 }
+#: Modules of the HTTP service, whose package has no name of its own in a checkout.
+PRELOADED_OF_SERVICE = ("app", "http_figures", "http_protocol")
 REQUEST_BYTES_MAX = 1 << 20
 #: The environment variable that marks all processes of a pool, see tests/support/pool.py.
 MARK = "POOL_TEST_MARK"
@@ -88,8 +90,7 @@ class Forked:
         """Start it with these as its standard streams; `program` is a file to run instead of `supervisor`."""
         self.args = [str(program or "supervisor"), *words]
         self.returncode: int | None = None
-        session = kind == ARBITER
-        request = {"words": list(words), "cwd": str(cwd), "env": dict(env), "session": session, "program": program}
+        request = {"words": list(words), "cwd": str(cwd), "env": dict(env), "kind": kind, "program": program}
         fds = [stream if isinstance(stream, int) else stream.fileno() for stream in streams]
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._connection.connect(_server(kind)[0])
@@ -135,7 +136,7 @@ def run(
     words: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdin: bytes = b"", limit_s: float = 60
 ) -> subprocess.CompletedProcess[bytes]:
     """Run one command to its end. Raises TimeoutExpired after `limit_s`."""
-    if not words or words[0] in AFRESH:
+    if not can_fork(env):
         return subprocess.run(
             [sys.executable, "-m", "supervisor", *words],
             cwd=cwd, env=env, input=stdin, capture_output=True, timeout=limit_s, check=False,
@@ -152,7 +153,7 @@ def run_on(
     words: Sequence[str], *, cwd: Path, env: Mapping[str, str], streams: Sequence[IO[bytes] | int], limit_s: float = 60
 ) -> int:
     """Run one command with these as its standard streams; the exit code, negative for a signal."""
-    command = Forked(words, cwd=cwd, env=env, streams=streams, kind=COMMAND)
+    command = Forked(words, cwd=cwd, env=env, streams=streams, kind=KINDS.get(words[0] if words else "", COMMAND))
     try:
         return command.wait(limit_s)
     except subprocess.TimeoutExpired:
@@ -194,8 +195,13 @@ def serve(path: str, kind: str) -> NoReturn:
 
     for name in PRELOADED[kind]:
         importlib.import_module(name)
+    if kind == SERVICE:
+        from supervisor.cli.api import module_of
+
+        for name in PRELOADED_OF_SERVICE:
+            module_of(name)
     for name, module in COMMANDS.items():
-        if kind == COMMAND and name not in AFRESH:
+        if kind == COMMAND and name not in KINDS:
             importlib.import_module(f"supervisor.cli.{module}")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(path)
@@ -239,7 +245,7 @@ def _become(request: dict[str, Any], fds: list[int]) -> NoReturn:
     """Be the command: what an interpreter would find at its start, then `main`, then what it does at its end."""
     from supervisor.cli.main import main
 
-    if request["session"]:
+    if request["kind"] == ARBITER:
         os.setsid()
     os.chdir(request["cwd"])
     _show_mark(request["env"].get(MARK, ""))
@@ -253,9 +259,9 @@ def _become(request: dict[str, Any], fds: list[int]) -> NoReturn:
     sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     program = request["program"]
     sys.argv = [program or "supervisor", *request["words"]]
-    if request["session"]:  # what an arbiter execs to load new code
-        sys.orig_argv = [sys.executable, *(("-P", program) if program else ("-m", "supervisor")), *request["words"]]
-    else:
+    # What an arbiter execs to load new code.
+    sys.orig_argv = [sys.executable, *(("-P", program) if program else ("-m", "supervisor")), *request["words"]]
+    if request["kind"] == COMMAND:
         sys.path.insert(0, request["cwd"])
     code: Any = 1
     try:
