@@ -15,7 +15,6 @@ import importlib
 import json
 import os
 import runpy
-import select
 import shutil
 import signal
 import socket
@@ -124,8 +123,13 @@ class Forked:
 
     def _exit_code(self, timeout_s: float | None) -> int | None:
         """It is a zombie until this returns its exit code, as a child is."""
-        if self.returncode is None and select.select([self._connection], [], [], timeout_s)[0]:
-            self.returncode = int(self._connection.recv(100))
+        if self.returncode is None:
+            self._connection.settimeout(timeout_s)
+            try:
+                self.returncode = int(self._connection.recv(100))
+            except (TimeoutError, BlockingIOError):
+                return None
+            self._connection.settimeout(None)
             self._connection.send(b"seen")
             Forked.used_s += float(self._connection.recv(100))
             self._connection.close()
