@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 from supervisor.broker.command_connection import REPLY_SLACK_S, Argument, Server, pack_command, server_of
 from supervisor.broker.connect import connection
 from supervisor.broker.deadline import Deadline
-from supervisor.broker.entry_parser import EntryParser
+from supervisor.broker.entry_parser import EntryParser, Replies
 
 #: The whole handshake may take this many connect timeouts.
 _HANDSHAKE_TIMEOUTS = 2
@@ -41,6 +41,8 @@ class GroupReader:
         self._connection = connection(
             url, key=streams[0], connect_timeout_s=connect_timeout_s, name=self._name, parser=EntryParser
         )
+        #: None where the connection is not one of redis-py's with hiredis.
+        self._replies: Replies | None = None
         self._head = ("XREADGROUP", "GROUP", group, consumer, "COUNT")
         self.select(streams)
         self._reply_timeout_s = REPLY_SLACK_S
@@ -84,6 +86,9 @@ class GroupReader:
                     if server == self.server and client_id != self.client_id:
                         await self._kill(client_id)
             self._replaced.clear()
+        parser = getattr(self._connection, "_parser", None)
+        if isinstance(parser, EntryParser) and hasattr(parser, "_reader"):
+            self._replies = Replies(self._connection, parser)
 
     def select(self, streams: Sequence[str]) -> None:
         """Read new entries of these streams."""
@@ -127,7 +132,10 @@ class GroupReader:
             self.due_s = time.monotonic() + self._reply_timeout_s
         # redis-py's own timeout answers None and leaves the reply on the wire, to be taken for the next one's.
         with self._deadline.after(self._reply_timeout_s):
-            reply = await self._connection.read_response(disable_decoding=True)
+            if self._replies is not None:
+                reply = await self._replies.next()
+            else:
+                reply = await self._connection.read_response(disable_decoding=True)
         self.outstanding -= 1
         self.may_block = False
         self.due_s = math.inf  # nobody waits for the reply of another read now
@@ -137,6 +145,7 @@ class GroupReader:
         """Drop the connection; the entries of reads on the wire stay pending."""
         self.outstanding = 0
         self.may_block = False
+        self._replies = None
         await self._connection.disconnect(nowait=True)
 
     async def _send(self, packed: bytes, reply_timeout_s: float, commands: int = 1) -> None:

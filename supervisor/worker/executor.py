@@ -3,8 +3,7 @@
 1. A runner is a task that outlives a message: it calls the handler for one message after another, so a message that
    never waits costs no Task. When a runner's message waits, another runner goes on with what is ready.
 2. So a handler has a real `asyncio.current_task()`, which timeouts and task groups need.
-3. A message that is done is noted at its source, from where the settler takes it; what a handler raised is settled
-   by `Failures`.
+3. A message that is done is noted at its source, where the settler takes it; `Failures` settles what was raised.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from supervisor.broker.direct_future import DirectFuture
 from supervisor.core.batch_results import batch_results, unreadable
 from supervisor.core.pace import SLOW_SHARE
 from supervisor.errors import HandlerTimeoutError
@@ -137,15 +137,15 @@ class Executor:
         self._counted, self.busy_s, self._slowest_s = finished, 0.0, 0.0
         return taken
 
-    def submit(self, messages: Sequence[Message]) -> None:
-        """Run these, in order, as soon as there is room."""
+    def submit(self, messages: Sequence[Message], *, at_once: bool = False) -> None:
+        """Run these, in order, as soon as there is room; with `at_once` before returning, until the first one waits."""
         self._submitted += len(messages)
         if self._paused or self._startable < inf:
             self._held.extend(messages)
             self._hold_and_release()
         else:
             self._ready.extend(messages)
-            self._advance()
+            self._advance(at_once)
 
     def pause(self, paused: bool) -> None:
         """Start nothing, or go on; what runs goes on."""
@@ -201,9 +201,9 @@ class Executor:
                 self._ended(runner)
                 if not goes_on:
                     return
-                runner.wake = self._loop.create_future()
+                runner.idle = DirectFuture()
                 self._idle.append(runner)
-                await runner.wake
+                await runner.idle
         except (asyncio.CancelledError, GeneratorExit):
             raise  # at the end, or a handler has cancelled the task that it once ran in
         except BaseException as error:
@@ -375,23 +375,23 @@ class Executor:
             self._advance_due = True
             self._loop.call_soon(self._advance)
 
-    def _advance(self) -> None:
+    def _advance(self, at_once: bool = False) -> None:
         self._advance_due = False
         if self._yielding:
             return
         wanted = len(self._ready) if self._messages_wait else min(1, len(self._ready))
         runners_max = self._lacks.reduced(self._runners_max)
         for _ in range(min(-(-wanted // self._unit), runners_max - len(self._active))):
-            self._activate()
+            if self._ready:
+                self._activate(at_once)
 
-    def _activate(self) -> None:
+    def _activate(self, at_once: bool) -> None:
         while self._idle:
             runner = self._idle.pop()
             if runner.task.done():  # a handler has cancelled it from outside
                 continue
             self._active.add(runner)
-            if runner.wake is not None and not runner.wake.done():
-                runner.wake.set_result(None)
+            runner.idle.wake(at_once=at_once)
             return
         runner = Runner(self)
         self._active.add(runner)

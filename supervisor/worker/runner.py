@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Mapping, Sequence
 
+    from supervisor.broker.direct_future import DirectFuture
     from supervisor.core.field_text import Value
 
     #: The stream and the fields of a message to publish.
@@ -51,14 +52,14 @@ class Owner(Protocol):
 class Runner(Coroutine[Any, Any, None]):
     """A task's coroutine, and the message or batch that it has in hand."""
 
-    __slots__ = ("_coroutine", "_owner", "emits", "in_hand", "started_s", "step_ends_s", "task", "timed_out", "wake")
+    __slots__ = ("_coroutine", "_owner", "emits", "idle", "in_hand", "started_s", "step_ends_s", "task", "timed_out")
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
         self._coroutine: Coroutine[Any, Any, None]
         self.task: asyncio.Task[None]
         #: What the runner waits for while it has nothing to do.
-        self.wake: asyncio.Future[None] | None = None
+        self.idle: DirectFuture
         self.in_hand: Message | Sequence[Message] | None = None
         #: What the handler returned to be published with the ack: streams and fields.
         self.emits: list[Entry] = []

@@ -1,6 +1,7 @@
 """A worker's runtime on real servers: what becomes of each message, and of what a dead one left."""
 
 import asyncio
+import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
@@ -266,6 +267,20 @@ async def test_without_a_backlog_the_handler_starts_before_the_next_read_is_sent
             await redis.xadd(STREAM, {"n": n})
             await eventually_async(lambda n=n: len(reads) == n and consumer._reader.outstanding == 1)
     assert reads[1:] == [0, 0]  # the first read asks for one message only, which may be the first of many
+
+
+async def test_an_idle_worker_calls_the_handler_in_the_turn_that_read_the_socket(redis: Any, redis_url: str) -> None:
+    callers: list[set[str]] = []
+
+    @handler(STREAM, group=GROUP)
+    async def look(message: Message) -> None:
+        callers.append({frame.name for frame in traceback.extract_stack()})
+
+    async with working(redis_url, look):
+        for n in range(1, 4):
+            await redis.xadd(STREAM, {"n": n})
+            await eventually_async(lambda n=n: len(callers) == n)
+    assert all("data_received" in names for names in callers[1:])  # the first one starts the runner's task
 
 
 async def test_of_a_deep_backlog_two_batches_are_read_ahead_and_no_more(redis: Any, redis_url: str) -> None:
