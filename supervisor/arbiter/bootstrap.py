@@ -54,10 +54,10 @@ def run(
         return EXIT_OK
     if inherited:
         loaded, handlers = _load_again(loaded, inherited, started_from)
-        state_dir = StateDir(loaded.settings.state_dir, inherited.state_dir_fd)
+        state_dir = StateDir(loaded.settings.state_dir, inherited.state_dir_fd, project=loaded.root)
         site = Site(state_dir, inherited.lock_fd, started_from)
     else:
-        state_dir = StateDir(loaded.settings.state_dir)
+        state_dir = StateDir(loaded.settings.state_dir, project=loaded.root)
         site = Site(state_dir, lock_state_dir(state_dir.paths), started_from)
         if loaded.settings.api.enabled:
             check_routers(loaded)

@@ -19,6 +19,7 @@ from supervisor.arbiter.fork import exec_command
 from supervisor.errors import ConfigError
 from supervisor.settings.model import Settings
 from supervisor.settings.paths import PoolPaths
+from supervisor.text import path_text
 
 #: How long the server of a killed arbiter gets to exit before SIGKILL, and how often to check.
 LEFTOVER_S = 3.0
@@ -61,7 +62,7 @@ def arguments(binary: str, settings: Settings, paths: PoolPaths) -> list[str]:
 
 def become_server(binary: str, settings: Settings, paths: PoolPaths) -> NoReturn:
     """In a forked child: wait until no other server uses the files, then exec the server."""
-    log = os.open(log_path(paths), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    log = os.open(log_path(paths), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
     _lock_data(paths)
@@ -87,13 +88,18 @@ def last_log_line(paths: PoolPaths) -> str:
 
 
 def make_folder(paths: PoolPaths) -> None:
-    """Create the folder of the data, accessible to the owner only."""
+    """Create the folder of the data, accessible to the owner only. Raises ConfigError if it is a link."""
     paths.redis_dir.mkdir(mode=0o700, exist_ok=True)
+    if paths.redis_dir.is_symlink():  # the server's socket would be made beside the folder that it leads to
+        raise ConfigError(
+            f"state_dir: {path_text(paths.state_dir / paths.redis_dir.name)} is a link: move the whole state directory"
+            " instead, and set state_dir (or SUPERVISOR_STATE_DIR)"
+        )
 
 
 def _lock_data(paths: PoolPaths) -> None:
     """Lock the data for the lifetime of the server, which inherits the lock's descriptor."""
-    fd = os.open(paths.redis_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fd = os.open(paths.redis_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     os.set_inheritable(fd, True)
     began_s = time.monotonic()
     number = signal.SIGTERM

@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from supervisor.core.options import Options
 from supervisor.errors import EXIT_HANDLERS, EXIT_OK, HandlerError
 from supervisor.handling.loader import HandlerSpec, load_handlers
 from supervisor.handling.worker_lifespan import Lifespan
+from supervisor.memfd import create_memfd
 from supervisor.settings.load import Loaded
 from supervisor.text import signal_name
 
@@ -71,7 +71,7 @@ def probe(loaded: Loaded) -> Probe:
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as answer_file:
+    with os.fdopen(create_memfd("handlers"), "r+b") as answer_file:
         pid = os.fork()
         if pid == 0:
             os.setpgid(0, 0)

@@ -16,6 +16,8 @@ from supervisor.settings.model import Settings
 from supervisor.settings.paths import PoolPaths
 
 TOKEN_BYTES = 16
+#: Python opens no file that an exec keeps. A link is an error: it would have another file changed.
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 def lock_state_dir(paths: PoolPaths) -> int:
@@ -24,7 +26,7 @@ def lock_state_dir(paths: PoolPaths) -> int:
     Raises AlreadyRunningError, and ConfigError if the state directory can't be used.
     """
     try:
-        fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT, 0o600)
+        fd = os.open(paths.lock, _NEW_FILE, 0o600)
     except OSError as error:
         raise unusable(paths.state_dir, error) from None
     try:
@@ -56,6 +58,7 @@ def unusable(path: Path, error: OSError) -> ConfigError:
         errno.EACCES: "it must belong to the user of the pool",
         errno.EPERM: "it must belong to the user of the pool",
         errno.EROFS: "choose a folder that can be written",
+        errno.ELOOP: "remove the link",
         errno.ENOSPC: "make room on this disk",
         errno.EDQUOT: "make room on this disk",
     }
@@ -66,7 +69,7 @@ def unusable(path: Path, error: OSError) -> ConfigError:
 def _check_record_locks(paths: PoolPaths) -> None:
     """Raise OSError if the workers could not take the locks of their slots."""
     paths.slots.mkdir(mode=0o700, exist_ok=True)
-    fd = os.open(paths.slots / "probe", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(paths.slots / "probe", _NEW_FILE, 0o600)
     try:
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     finally:
@@ -81,7 +84,7 @@ def lock_slot(paths: PoolPaths, slot: int) -> None:
     to the process, so no grandchild that inherits descriptors keeps it (fcntl(2); with flock(2) it would).
     """
     paths.slots.mkdir(mode=0o700, exist_ok=True)
-    fd = os.open(paths.slots / f"{slot}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(paths.slots / f"{slot}.lock", _NEW_FILE, 0o600)
     fcntl.lockf(fd, fcntl.LOCK_EX)
 
 
@@ -95,7 +98,7 @@ def lease_token(paths: PoolPaths, wanted: str = "") -> str:
             return token
         token = wanted or secrets.token_hex(TOKEN_BYTES)
         draft = paths.token.with_suffix(".new")
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        fd = os.open(draft, _NEW_FILE | os.O_TRUNC, 0o600)
         with os.fdopen(fd, "w") as file:
             file.write(token)
         draft.replace(paths.token)

@@ -13,9 +13,9 @@ from typing import Any
 
 from supervisor.arbiter.locks import lease_token, lock_state_dir, unusable
 from supervisor.arbiter.started_from import StartedFrom
-from supervisor.errors import SupervisorError
+from supervisor.errors import ConfigError, SupervisorError
 from supervisor.log import Limiter
-from supervisor.settings.paths import PoolPaths, paths_in
+from supervisor.settings.paths import PoolPaths, paths_in, refuse_foreign
 from supervisor.text import path_text
 
 _DESCRIPTORS = Path("/proc/self/fd")
@@ -26,13 +26,14 @@ _REMOVED = " (deleted)"
 class StateDir:
     """The open state directory."""
 
-    def __init__(self, path: Path, fd: int | None = None) -> None:
+    def __init__(self, path: Path, fd: int | None = None, *, project: Path | None = None) -> None:
         """Open the folder at `path`, created where it is missing; `fd` is one that is open already.
 
-        Raises ConfigError.
+        `project` is the folder of the code that runs here, whoever made it. Raises ConfigError.
         """
         self.path = path
-        self.fd = _open(path) if fd is None else fd
+        self._project = project
+        self.fd = _open(path, project) if fd is None else fd
 
     @property
     def paths(self) -> PoolPaths:
@@ -58,7 +59,7 @@ class StateDir:
 
         Raises AlreadyRunningError if another pool has this path, and ConfigError.
         """
-        new = StateDir(self.path)
+        new = StateDir(self.path, project=self._project)
         try:
             new_lock_fd = lock_state_dir(new.paths)
             os.dup2(new_lock_fd, lock_fd, inheritable=False)
@@ -99,9 +100,15 @@ def identity_of(folder: Path | int) -> list[int]:
     return []
 
 
-def _open(path: Path) -> int:
+def _open(path: Path, project: Path | None) -> int:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return os.open(path, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(path, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise unusable(path, error) from None
+    try:
+        refuse_foreign(path, project)
+    except ConfigError:
+        os.close(fd)
+        raise
+    return fd

@@ -110,7 +110,10 @@ class BenchPool:
 @asynccontextmanager
 async def bench_pool(url: str, stream: str, host: str, workers: int) -> AsyncIterator[BenchPool]:
     """A pool whose consumers are named after `host`, with all workers READY; stopped and removed at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="supervisor-bench-"))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="supervisor-bench-"))
+    except OSError as error:
+        raise SupervisorError(f"no folder for the benchmark's pool: {error.strerror}; TMPDIR may name one") from None
     try:
         latencies = folder / "latencies"
         latencies.touch()

@@ -16,6 +16,7 @@ from typing import Any
 
 from supervisor.errors import ConfigError
 from supervisor.settings.model import Settings
+from supervisor.settings.paths import refuse_foreign
 from supervisor.settings.sources import (
     CONFIG_VARIABLE,
     Given,
@@ -172,7 +173,9 @@ def _tree(layer: Layer, root: Path) -> dict[str, Any]:
             table[path[-1]] = given.value
     state_dir = tree.get("state_dir", ".supervisor")
     if isinstance(state_dir, str | Path):
-        tree["state_dir"] = Path(os.path.realpath(root / Path(state_dir).expanduser()))
+        place = root / Path(state_dir).expanduser()
+        refuse_foreign(Path(os.path.abspath(place)), root, links_only=True)
+        tree["state_dir"] = Path(os.path.realpath(place))
     outbox = tree.get("outbox")
     if isinstance(outbox, dict) and isinstance(outbox.get("url"), str):
         outbox["url"] = _RELATIVE_FILE.sub(lambda found: f"{found[1]}{root.absolute() / found[2]}", outbox["url"])

@@ -1,11 +1,14 @@
 """The paths of a pool's files: control socket, lock, lease token and the embedded Redis."""
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from supervisor.errors import ConfigError
 from supervisor.settings.model import Settings
+from supervisor.text import path_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,31 @@ def paths_in(state: Path) -> PoolPaths:
         redis_dir=state / "redis",
         redis_socket=state / "redis.sock",
     )
+
+
+def refuse_foreign(path: Path, project: Path | None, *, links_only: bool = False) -> None:
+    """Raise ConfigError if another user has made a folder or link on the way to `path` in a folder like /tmp.
+
+    What leads to `project` as well is trusted as the project's code is.
+    """
+    trusted = {*project.parents, project, *project.resolve().parents, project.resolve()} if project else set()
+    for part in (path, *path.parents):
+        if part not in trusted and _is_foreign(part, links_only):
+            raise ConfigError(
+                f"state_dir: {path_text(path)}: another user has made {path_text(part)}, in a folder where anybody may;"
+                " choose a folder of your own, or set state_dir (or SUPERVISOR_STATE_DIR)"
+            )
+
+
+def _is_foreign(part: Path, links_only: bool) -> bool:
+    try:
+        own, place = os.lstat(part), os.stat(part.parent).st_mode
+    except OSError:  # it does not exist yet
+        return False
+    is_shared = place & stat.S_ISVTX and place & stat.S_IWOTH
+    if not is_shared or (links_only and not stat.S_ISLNK(own.st_mode)):
+        return False
+    return own.st_uid not in (0, os.geteuid())
 
 
 def redis_url(settings: Settings) -> str:

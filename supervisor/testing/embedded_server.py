@@ -20,10 +20,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
+from urllib.parse import quote
 
 from supervisor.arbiter.embedded_redis import find_binary
 from supervisor.broker.connect import client
 from supervisor.errors import SupervisorError
+from supervisor.unix_path import socket_path
 
 _START_LIMIT_S = 20.0
 _POLL_S = 0.005
@@ -36,11 +38,11 @@ class EmbeddedServer:
 
     def __init__(self) -> None:
         """Start it and wait until it answers. Raises ConfigError without a binary, SupervisorError if it fails."""
-        # Not the test's own folder: its path may be too long for a socket.
         self.folder = Path(tempfile.mkdtemp(prefix="supervisor-test-"))
         self._socket = self.folder / "redis.sock"
         self._owner = os.getpid()
-        options = ["--port", "0", "--unixsocket", str(self._socket), "--dir", str(self.folder)]
+        # The path of the folder may be too long for a socket.
+        options = ["--port", "0", "--unixsocket", self._socket.name, "--dir", "."]
         options += ["--save", "", "--appendonly", "no", "--databases", str(_DATABASES), "--daemonize", "no"]
         with (self.folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
@@ -48,6 +50,7 @@ class EmbeddedServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                cwd=self.folder,
                 start_new_session=True,
                 env={**os.environ, "LC_ALL": "C"},
                 preexec_fn=_die_with_parent(),  # noqa: PLW1509 - it takes no lock
@@ -62,7 +65,7 @@ class EmbeddedServer:
 
     def url(self, number: int) -> str:
         """Return the URL of a database."""
-        return f"unix://{self._socket}?db={number}"
+        return f"unix://{quote(os.fsencode(self._socket))}?db={number}"
 
     def close(self) -> None:
         """End it and remove its folder."""
@@ -83,7 +86,8 @@ class EmbeddedServer:
     def _answers(self) -> bool:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(1)
-            probe.connect(str(self._socket))
+            with socket_path(self._socket) as path:
+                probe.connect(path)
             probe.sendall(b"PING\r\n")
             return probe.recv(16).startswith(b"+PONG")
         return False

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.errors import EXIT_OK
+from supervisor.errors import EXIT_OK, EXIT_USAGE
 from tests.support.pool import Pool
 from tests.support.waiting import eventually
 
@@ -45,3 +45,39 @@ def test_a_pool_lives_in_any_folder_and_is_found_from_any_environment(
         done = pool.command("restart", "--wait")
         assert done.returncode == EXIT_OK, done.stderr
         assert pool.stop() == EXIT_OK
+
+
+def test_a_folder_or_link_that_another_user_has_made_in_tmp_is_not_used(tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root may give files away")
+    nobody, shared, victim = 65534, tmp_path / "tmp", tmp_path / "victim"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    victim.mkdir()
+    (shared / "made").mkdir()
+    os.chown(shared / "made", nobody, nobody)
+    (shared / "link").symlink_to(victim)
+    os.lchown(shared / "link", nobody, nobody)
+    for name in ("made", "made/below", "link"):
+        pool = Pool(tmp_path / "project", HANDLERS, config=f'state_dir = "{shared / name}"', workers=1)
+        assert pool.start(ready=False).wait() == EXIT_USAGE
+        foreign = shared / name.split("/")[0]
+        assert f"another user has made {foreign}, in a folder where anybody may" in pool.output, pool.output
+        assert not list(victim.iterdir())
+    # A project in such a folder runs code of its owner anyway.
+    with Pool(shared / "made" / "project", HANDLERS, workers=1, args=("--burst",)) as pool:
+        assert pool.start(ready=False).wait() == EXIT_OK
+
+
+def test_a_link_in_the_state_directory_changes_no_other_file(tmp_path: Path) -> None:
+    (tmp_path / ".supervisor").mkdir()
+    (tmp_path / "precious").write_text("text")
+    (tmp_path / ".supervisor/lock").symlink_to(tmp_path / "precious")
+    pool = Pool(tmp_path, HANDLERS, workers=1, args=("--burst",))
+    assert pool.start(ready=False).wait() == EXIT_USAGE
+    assert "remove the link" in pool.output and (tmp_path / "precious").read_text() == "text"
+    (tmp_path / ".supervisor/lock").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".supervisor/redis").symlink_to(tmp_path / "elsewhere")
+    assert pool.start(ready=False).wait() == EXIT_USAGE
+    assert "redis is a link: move the whole state directory instead" in pool.output

@@ -1,6 +1,7 @@
 """`TestPool` runs handlers on a real server with real claims, and its clock can be moved."""
 
 import asyncio
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 
 from supervisor import BatchError, Message, Next, context, handler, worker_lifespan
+from supervisor.broker.connect import client
 from supervisor.testing import NotSettledError, TestPool, assert_nothing_lost
+from supervisor.testing.embedded_server import EmbeddedServer
 
 calls: list[tuple[str, int]] = []
 
@@ -224,3 +227,19 @@ def _plugins() -> set[str]:
     from importlib.metadata import entry_points
 
     return {point.dist.name for point in entry_points(group="pytest11") if point.dist}
+
+
+async def test_the_server_of_tests_may_be_in_a_folder_of_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TMPDIR may be too long for the path of a socket."""
+    folder = tmp_path / (" 100%25 #?&'" + "x" * 120)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    server = EmbeddedServer()
+    try:
+        redis = client(server.url(1))
+        assert await redis.ping()
+        await redis.aclose()
+    finally:
+        server.close()
