@@ -50,12 +50,12 @@ def keys_reader(key: FieldOrFunction) -> KeysReader:
     name = key.encode()
 
     def read(messages: Sequence[Message]) -> list[bytes] | None:
-        values = [message.value_of(name) for message in messages]
+        values: list[Any] = [message.value_of(name) for message in messages]
         try:
-            is_plain = b"".join(values).isascii() and max(map(len, values), default=0) <= KEY_BYTES_MAX  # type: ignore[arg-type]
+            is_plain = b"".join(values).isascii() and max(map(len, values), default=0) <= KEY_BYTES_MAX
         except TypeError:  # one of them has no such field
             return None
-        return values if is_plain else None  # type: ignore[return-value]
+        return values if is_plain else None
 
     return read
 

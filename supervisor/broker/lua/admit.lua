@@ -105,7 +105,7 @@ end
 local function enter(row, member, ms, own)
   if own ~= member and ask('ZREM', row, own) == 1 then -- its message has halted the key
     ask('ZADD', row, HOLDS, member)
-  elseif ask('ZADD', row, 'NX', ms, member) == 0 and tonumber(ask('ZSCORE', row, member)) == HALTED then
+  elseif ask('ZADD', row, 'NX', ms, member) == 0 and ask('ZSCORE', row, member) == HALTED then
     ask('ZADD', row, HOLDS, member)
   end
   return tonumber(ask('ZSCORE', row, member)) < 0
@@ -156,7 +156,7 @@ else
   end
 end
 if #waiting > 0 then
-  local words = {'XCLAIM', KEYS[at], ARGV[1], WAITS, 0, unpack(waiting)}
+  local words = {'XCLAIM', KEYS[at], ARGV[1], WAITS, '0', unpack(waiting)}
   words[#words + 1] = 'JUSTID'
   ask(unpack(words))
 end

@@ -14,6 +14,6 @@ for number = 1, #holders, 2 do
   local pending = redis.pcall('XPENDING', KEYS[at], ARGV[1], entry, entry, 1)
   local owner = not pending.err and pending[1] and pending[1][2] or ''
   found[#found + 1] = entry
-  found[#found + 1] = tonumber(holders[number + 1]) == HALTED and 'halted' or owner
+  found[#found + 1] = holders[number + 1] == HALTED and 'halted' or owner
 end
 return found

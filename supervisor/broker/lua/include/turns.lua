@@ -16,7 +16,7 @@
 --    each. When a second message comes, the row becomes a sorted set, and the field's value is ROW until it is empty.
 --    The sorted set is named after the field, behind the name of the group's row, so it is in the same slot.
 local ask = redis.call -- a local is found quicker
-local HOLDS, HALTED = -1, -2
+local HOLDS, HALTED = '-1', '-2' -- text: a number of Lua's is formatted at each call, which costs half a microsecond
 local ROW = '+'
 local MINUS = string.byte('-')
 -- Members without a message (it was deleted, or acked by another program) that one call removes from a row at most.
@@ -62,7 +62,7 @@ end
 -- Gives pending entries of one stream to the caller; notes those that exist in `there`, by `member_of_entry`.
 -- XCLAIM looks each entry up to see whether it exists; since it then gives its fields, no XRANGE has to look for it again.
 local function claim(at, entries, member_of_entry, there)
-  local words = {'XCLAIM', KEYS[at], ARGV[1], ARGV[2], 0, unpack(entries)}
+  local words = {'XCLAIM', KEYS[at], ARGV[1], ARGV[2], '0', unpack(entries)}
   local claimed = redis.pcall(unpack(words))
   if claimed.err and not is_missing(claimed) then
     error(claimed.err, 0)
@@ -114,7 +114,7 @@ local function next_of(row, limit)
     local found = left > 0 and ask('ZRANGEBYSCORE', row, 0, '+inf', 'LIMIT', 0, left) or {}
     return found, left == limit and #found == 0
   end
-  local first = ask('ZRANGE', row, 0, 0, 'WITHSCORES')
+  local first = ask('ZRANGE', row, '0', '0', 'WITHSCORES')
   return first[2] and string.byte(first[2]) ~= MINUS and {first[1]} or {}, not first[2]
 end
 
