@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from supervisor.broker.command_connection import CommandConnection
+
 
 def server_of(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue("every_server" if "every_server" in request.fixturenames else "redis_server")
@@ -20,3 +22,10 @@ async def redis(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
 def sync(request: pytest.FixtureRequest) -> Iterator[Any]:
     with server_of(request).sync() as client:
         yield client
+
+
+@pytest.fixture
+async def commands(redis_url: str) -> AsyncIterator[CommandConnection]:
+    made = CommandConnection(redis_url)
+    yield made
+    await made.close()
