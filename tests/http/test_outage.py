@@ -232,7 +232,7 @@ def test_a_page_takes_one_command(redis_server: Any, start_service: Callable[...
         proxy.set(latency_s=0.1)
         took_ms, answer = timed(service.http, "GET", f"{MESSAGES}?count=1000")
         assert [message["id"] for message in answer.json()["messages"]] == ids
-        assert took_ms < 2_000
+        assert took_ms < 300 * 100 / 2, "one command for each message would take 30 s"
         proxy.set(latency_s=0)
 
 

@@ -36,6 +36,10 @@ HANDLERS = (
 )
 
 
+def get(pool: Pool, address: str) -> httpx.Response:
+    return httpx.get(f"{pool.base_url}{address}", timeout=30, trust_env=False, verify=False)
+
+
 def started(pool: Pool) -> int:
     return sum(count for text, count in seen(pool).items() if text.startswith("thread-"))
 
@@ -49,18 +53,18 @@ def test_a_pause_starts_nothing_and_its_wait_ends_when_nothing_runs(start_pool: 
     redis.xadd("failing", {"n": 0})
     eventually(lambda: started(pool) == 4 and seen(pool)["attempt"] > 2, what="all threads are taken")
     assert pool.command("pause").returncode == 0
-    before = seen(pool)["attempt"]
     pool.command("scale", "3", "--wait")
     for n in range(6, 12):
         redis.xadd("slow", {"n": n})
     late = pool.command("pause", "--wait", "--timeout", "0.3")
     assert late.returncode == 1 and "4 messages still running" in late.stderr
+    before = seen(pool)["attempt"]  # by now all workers know of the pause
     status = pool.status()
     assert status["state"] == "paused" and status["paused_since"].endswith("Z")
     assert f"since {status['paused_since']}" in pool.command("status").stdout
-    ready = httpx.get(f"{pool.base_url}/readyz?verbose")
+    ready = get(pool, "/readyz?verbose")
     assert (ready.status_code, f"since {status['paused_since']}" in ready.text) == (503, True), ready.text
-    assert httpx.get(f"{pool.base_url}/readyz?exclude=paused").status_code == 200
+    assert get(pool, "/readyz?exclude=paused").status_code == 200
     (pool.folder / "go").touch()
     assert pool.command("pause", "--wait").returncode == 0
     assert seen(pool)["done"] == started(pool) == 4, "nothing was started in the pause"
@@ -97,10 +101,10 @@ def test_a_group_that_is_not_read_is_named_with_the_reason(start_pool: StartPool
     assert reason in pool.command("status").stdout
     assert pool.command("status").returncode == 6
     assert pool.command("doctor").returncode == 1
-    ready = eventually(lambda: a if (a := httpx.get(f"{pool.base_url}/readyz?verbose")).status_code == 503 else None)
+    ready = eventually(lambda: a if (a := get(pool, "/readyz?verbose")).status_code == 503 else None)
     assert "events / mail is not read: WRONGTYPE" in ready.text
     series = 'supervisor_group_cut_off_workers{stream="events",group="mail"} 2'
-    eventually(lambda: series in httpx.get(f"{pool.base_url}/metrics").text)
+    eventually(lambda: series in get(pool, "/metrics").text)
     redis.xadd("others", {"n": "meanwhile"})
     eventually(lambda: seen(pool)["meanwhile"] == 1)
     redis.delete("events")
@@ -118,9 +122,7 @@ def test_a_group_whose_acks_are_refused_is_named_with_the_reason(start_pool: Sta
         status = eventually(lambda: status if (status := pool.status())["cut_off"] else None)
         reason = "every worker can't settle messages of events / mail: NOPERM for acks, retries or dead letters"
         assert status["state"] == "degraded" and status["degraded_reasons"][0].startswith(reason)
-        ready = eventually(
-            lambda: a if (a := httpx.get(f"{pool.base_url}/readyz?verbose")).status_code == 503 else None
-        )
+        ready = eventually(lambda: a if (a := get(pool, "/readyz?verbose")).status_code == 503 else None)
         assert "events / mail is not settled: NOPERM" in ready.text
         redis.execute_command("ACL", "SETUSER", "default", "+xack")
         eventually(lambda: redis.xpending("events", "mail")["pending"] == 0, 40)

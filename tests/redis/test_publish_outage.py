@@ -52,7 +52,7 @@ async def test_a_refused_publish_is_not_sent_with_a_later_one(redis_server: Any,
 
 
 async def test_a_publish_that_was_written_before_its_time_was_over_is_unknown(redis_server: Any, redis: Any) -> None:
-    async with Publisher(redis_server.url, timeout_s=LIMIT_S / 4) as publisher:
+    async with Publisher(redis_server.url, timeout_s=LIMIT_S) as publisher:
         await publisher.publish(STREAM, {"n": "before"})
         redis_server.pause()
         try:
@@ -66,7 +66,7 @@ async def test_a_publish_that_was_written_before_its_time_was_over_is_unknown(re
 
 async def test_a_publish_for_later_that_was_not_sent_is_refused(redis_server: Any, redis: Any) -> None:
     """The stream is noted first; without an answer to that, the message is not sent."""
-    async with Publisher(redis_server.url, timeout_s=LIMIT_S / 4) as publisher:
+    async with Publisher(redis_server.url, timeout_s=LIMIT_S) as publisher:
         await publisher.publish(STREAM, {"n": "before"})
         redis_server.pause()
         try:
@@ -97,7 +97,7 @@ async def test_a_large_batch_that_is_not_written_to_its_end_stores_nothing(
 ) -> None:
     """A transaction runs at its last command and a script at its last byte: until that is written, it is refused."""
     monkeypatch.setattr("supervisor.broker.publish_pipeline._LARGE_BYTES_PER_S", 1e12)
-    async with Publisher(redis_server.url, timeout_s=LIMIT_S / 4) as publisher:
+    async with Publisher(redis_server.url, timeout_s=LIMIT_S) as publisher:
         warm = [{"n": "warm", "data": "x" * 100}] * 600
         await publisher.publish_many(STREAM, warm)
         redis_server.pause()

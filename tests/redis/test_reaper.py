@@ -186,13 +186,14 @@ async def test_one_that_renews_its_messages_keeps_them(every_server: Any, make: 
     async with every_server.client() as redis, every_server.client() as other:
         await start(redis)
         ids = await fill(redis, "script", 3)
-        reaper = make(redis, foreign_after_s=AFTER_S)
-        looking = asyncio.create_task(looks(reaper, 5 * AFTER_S))
+        after_s = 3 * AFTER_S
+        reaper = make(redis, foreign_after_s=after_s)
+        looking = asyncio.create_task(looks(reaper, 2 * after_s))
         while not looking.done():
             await other.xclaim(STREAM, GROUP, "script", 0, ids, justid=True)
             await asyncio.sleep(AFTER_S / 6)
         assert await held(redis) == {b"script": 3}
-        await looks(reaper, 2 * AFTER_S)
+        await looks(reaper, 2 * after_s)
         assert (await held(redis)).get(b"script", 0) == 0, "and no longer when it stops to"
 
 

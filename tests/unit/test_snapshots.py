@@ -3,7 +3,6 @@
 import asyncio
 import time
 
-from api import snapshots
 from api.snapshots import TOO_BUSY, Finding, LoopWatch, Snapshot, judge
 
 OK, SILENT = Finding("", 100.0), Finding("no answer in time", 101.0)
@@ -52,7 +51,7 @@ async def test_a_request_does_not_wait_for_a_refresh_that_hangs() -> None:
     snapshot = Snapshot(fetch, every_s=0.001)
     assert await snapshot.get(5) == 1
     await asyncio.sleep(0.01)
-    assert await asyncio.wait_for(snapshot.get(5), 10 * snapshots.WAIT_S) == 1
+    assert await asyncio.wait_for(snapshot.get(60), 30) == 1
     hang.set()
     while await snapshot.get(5) == 1:
         await asyncio.sleep(0)
