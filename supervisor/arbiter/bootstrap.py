@@ -3,14 +3,15 @@
 Errors in configuration and handlers are found here, before any child is started.
 """
 
+from __future__ import annotations
+
 import gc
+from typing import TYPE_CHECKING
 
 from supervisor.arbiter import preload, reload, snapshot
-from supervisor.arbiter.arbiter import Arbiter
 from supervisor.arbiter.locks import lock_state_dir
 from supervisor.arbiter.preload import LoadedHandlers
 from supervisor.arbiter.reload import ReloadState
-from supervisor.arbiter.spawn import EntryPoints, real_entry_points
 from supervisor.arbiter.started_from import StartedFrom
 from supervisor.arbiter.started_from import inherited as inherited_start
 from supervisor.arbiter.state_dir import Site, StateDir
@@ -21,6 +22,10 @@ from supervisor.log import log_records, logger
 from supervisor.settings.load import Loaded
 from supervisor.settings.paths import PoolPaths
 from supervisor.standard_streams import replace_text_streams
+
+if TYPE_CHECKING:
+    from supervisor.arbiter.arbiter import Arbiter
+    from supervisor.arbiter.spawn import EntryPoints
 
 #: Why the exit code is not 0 after a drain.
 WORK_LEFT = "the drain timed out: unfinished messages stay pending and run at the next start"
@@ -62,6 +67,10 @@ def run(
         if loaded.settings.api.enabled:
             check_routers(loaded)
         handlers = preload.load(loaded, begin_again=lambda: reload.begin_again(started_from))
+    # Only here: a preflight and a start that is refused need none of it.
+    from supervisor.arbiter.arbiter import Arbiter
+    from supervisor.arbiter.spawn import real_entry_points
+
     arbiter = Arbiter(loaded, handlers, entry_points or real_entry_points(), site, inherited, burst=burst)
     last_groups.write(state_dir.paths, [(spec.stream, spec.group) for spec in handlers.specs])
     return _run_and_report(arbiter, state_dir.paths)
