@@ -120,6 +120,8 @@ class Executor:
     @property
     def due_s(self) -> float:
         """When the longest-running message must have ended, by `time.monotonic`; after that only a kill can end it."""
+        if not (self._active or self.threads.running):
+            return inf
         began = [runner.started_s for runner in self._active if runner.started_s]
         return min(*began, self.threads.oldest_s, inf) + self._spec.options.timeout_s + CANCEL_GRACE_S
 

@@ -82,6 +82,8 @@ class Runtime:
         self._ready: Callable[[], None] | None = None
         #: The lifespan that the worker is in, if it is in one.
         self.phase: WorkerState | None = None
+        #: The last report was that of a worker that waits for messages.
+        self._quiet = False
         self._tasks: set[asyncio.Task[None]] = set()
         enter(self._context)
         _free_unused(shared, specs)
@@ -205,6 +207,9 @@ class Runtime:
     def report(self) -> None:
         """Write state and figures to shared memory."""
         self.lacks.look()
+        was_quiet, self._quiet = self._quiet, self._is_quiet()
+        if self._quiet and was_quiet:
+            return  # all is as it was: with cold caches, each call in a beat of an idle worker takes microseconds
         refused = {source: error for settler in self.settlers for source, error in settler.refused().items()}
         for consumer in self.consumers:
             consumer.note_refusals(refused)
@@ -219,6 +224,14 @@ class Runtime:
         if self._shared.get(SlotField.STATE) != state:
             self._shared.set(SlotField.STATE, state)
             self._shared.set(SlotField.STATE_SINCE_NS, time.monotonic_ns())
+
+    def _is_quiet(self) -> bool:
+        """Whether this worker waits for messages and has nothing else to report."""
+        if self.phase is not None or self._control.stopping or self._control.paused:
+            return False
+        if any(settler.refused() for settler in self.settlers):
+            return False
+        return all(map(_waits_for_messages, self.consumers))
 
     def _state(self, in_flight: int) -> WorkerState:
         if self.phase is not None:
@@ -332,6 +345,14 @@ def _free_unused(shared: SharedSlot, specs: Sequence[HandlerSpec]) -> None:
     shared.keep_consumers(
         [(source_key(spec.stream, spec.group, replays=replays), spec.group) for spec, replays in both]
     )
+
+
+def _waits_for_messages(consumer: Consumer) -> bool:
+    """Whether the consumer can read and settle, and no message is in hand or waits."""
+    executor = consumer.executor
+    has_messages = executor.in_hand or executor.threads.running or consumer.retries
+    is_cut_off = not consumer.opened or consumer.waits_for_redis or consumer.cut_off.active
+    return not (has_messages or is_cut_off) and consumer.circuit.closed
 
 
 def _name(consumer: Consumer) -> str:

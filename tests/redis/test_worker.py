@@ -15,7 +15,7 @@ from supervisor.handling.loader import specs_of
 from supervisor.keys import crashes_key, dead_key, retries_key
 from supervisor.log import FaultLog
 from supervisor.settings.model import Settings
-from supervisor.shared_state import SharedState, SlotField
+from supervisor.shared_state import SharedState, SlotField, WorkerState
 from supervisor.worker.runtime import Runtime
 from tests.support.waiting import eventually_async
 
@@ -281,6 +281,33 @@ async def test_an_idle_worker_calls_the_handler_in_the_turn_that_read_the_socket
             await redis.xadd(STREAM, {"n": n})
             await eventually_async(lambda n=n: len(callers) == n)
     assert all("data_received" in names for names in callers[1:])  # the first one starts the runner's task
+
+
+async def test_reports_follow_a_worker_out_of_idleness_and_back(redis: Any, redis_url: str) -> None:
+    goes_on = asyncio.Event()
+
+    @handler(STREAM, group=GROUP)
+    async def hold(_message: Message) -> None:
+        await goes_on.wait()
+
+    async with working(redis_url, hold) as worker:
+
+        def reported() -> tuple[int, int]:
+            worker.runtime.report()
+            return worker.shared.get(SlotField.STATE), worker.shared.get(SlotField.IN_FLIGHT)
+
+        await asyncio.wait_for(worker.ready.wait(), 10)
+        assert reported() == reported() == (WorkerState.IDLE, 0)
+        await redis.xadd(STREAM, {"n": 1})
+        await eventually_async(lambda: reported() == (WorkerState.WORK, 1))
+        goes_on.set()
+        await eventually_async(lambda: reported() == (WorkerState.IDLE, 0))
+        worker.runtime.pause(True)
+        worker.runtime.report()
+        assert worker.shared.get(SlotField.PAUSED) == 1
+        worker.runtime.pause(False)
+        assert worker.shared.get(SlotField.PAUSED) == 0
+        assert reported() == (WorkerState.IDLE, 0)
 
 
 async def test_of_a_deep_backlog_two_batches_are_read_ahead_and_no_more(redis: Any, redis_url: str) -> None:
