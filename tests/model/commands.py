@@ -14,6 +14,7 @@ from tests.model.group import Stream, bound, written
 from tests.model.sets import SetCommands
 
 Argument = bytes | str | int | float
+_CLAIM_OPTIONS = (b"IDLE", b"RETRYCOUNT", b"JUSTID", b"FORCE")
 
 
 def flat(argument: Argument) -> bytes:
@@ -127,7 +128,7 @@ class Commands(SetCommands):
     def cmd_xclaim(self, key: bytes, group: bytes, consumer: bytes, min_idle: bytes, *rest: bytes) -> list[Any]:
         stream = self.stream(key)
         words = [flat(word).upper() for word in rest]
-        at = next((at for at, word in enumerate(words) if word in (b"IDLE", b"JUSTID", b"FORCE")), len(words))
+        at = next((at for at, word in enumerate(words) if word in _CLAIM_OPTIONS), len(words))
         claimed = stream.claim(
             group,
             consumer,
@@ -137,6 +138,7 @@ class Commands(SetCommands):
             idle_ms=int(words[words.index(b"IDLE") + 1]) if b"IDLE" in words else 0,
             force=b"FORCE" in words,
             justid=b"JUSTID" in words,
+            times=int(words[words.index(b"RETRYCOUNT") + 1]) if b"RETRYCOUNT" in words else None,
         )
         if b"JUSTID" in words:
             return [written(entry) for entry in claimed]

@@ -153,7 +153,10 @@ class Stream:
     def claim(
         self, name: bytes, consumer: bytes, ids: list[Id], now_ms: int, *, min_idle_ms: int, **how: object
     ) -> list[Id]:
-        """XCLAIM; `how`: `force`, `justid`, `idle_ms`. The ids that changed hands; an entry that is gone is dropped."""
+        """XCLAIM; `how`: `force`, `justid`, `idle_ms`, `times`. The ids that changed hands.
+
+        An entry that is gone is dropped.
+        """
         group = self.group(name)
         if self._eager:
             group.consumers.add(consumer)
@@ -171,7 +174,7 @@ class Stream:
             group.consumers.add(consumer)
             held.consumer = consumer
             held.since_ms = now_ms - int(how.get("idle_ms") or 0)
-            held.times += not how.get("justid")
+            held.times = int(how.get("times") or held.times + (not how.get("justid")))
             claimed.append(entry)
         return claimed
 

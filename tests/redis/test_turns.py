@@ -47,6 +47,27 @@ async def test_messages_of_a_key_run_one_after_another_in_order_on_all_workers(e
     assert all(in_order(log.started[f"c{n}"]) for n in range(20))
 
 
+async def test_a_message_that_has_waited_was_delivered_once(redis: Any, redis_url: str) -> None:
+    started: list[str] = []
+    may_end = asyncio.Event()
+
+    @handler(STREAM, group=GROUP, key="customer")
+    async def bill(message: Message) -> None:
+        started.append(message.id)
+        if len(started) == 2:
+            await may_end.wait()
+
+    for n in range(3):
+        await redis.xadd(STREAM, {"customer": "c", "n": n})
+    async with pools(redis_url, bill, count=2):
+        await eventually_async(lambda: len(started) == 2)
+        await eventually_async(lambda: is_held(redis, 1))
+        rows = await redis.xpending_range(STREAM, GROUP, "-", "+", 9)
+        assert [row["times_delivered"] for row in rows] == [1, 1]
+        may_end.set()
+        await eventually_async(lambda: nothing_left(redis))
+
+
 async def test_a_key_for_which_nothing_waits_has_no_sorted_set(redis: Any, redis_url: str) -> None:
     started: list[str] = []
     go_on = asyncio.Event()

@@ -63,6 +63,7 @@ end
 -- XCLAIM looks each entry up to see whether it exists; since it then gives its fields, no XRANGE has to look for it again.
 local function claim(at, entries, member_of_entry, there)
   local words = {'XCLAIM', KEYS[at], ARGV[1], ARGV[2], '0', unpack(entries)}
+  words[#words + 1], words[#words + 2] = 'RETRYCOUNT', '1' -- a change of owner is not a delivery
   local claimed = redis.pcall(unpack(words))
   if claimed.err and not is_missing(claimed) then
     error(claimed.err, 0)
