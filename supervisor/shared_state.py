@@ -323,7 +323,7 @@ class SharedState:
 
     def total(self, field: SlotField) -> int:
         """Return the sum of a field over all slots."""
-        return sum(self.slot(slot).get(field) for slot in range(SLOTS_MAX))
+        return sum(self._words[HEADER_FIELDS + field : HEADER_FIELDS + SLOTS_MAX * SLOT_STRIDE : SLOT_STRIDE])
 
     def figures(self, keys: Collection[int]) -> dict[int, list[int]]:
         """Return the figures of handlers by their `consumer_key`, summed over all slots."""

@@ -1,7 +1,7 @@
 """What the arbiter reads from a dead worker's fields."""
 
 from supervisor.shared_consumer import MarksOwner
-from supervisor.shared_state import SharedState, SlotField
+from supervisor.shared_state import SLOTS_MAX, SharedState, SlotField
 
 
 def test_last_started_ids_are_unique_and_an_isolated_one_hides_the_others() -> None:
@@ -47,3 +47,12 @@ def test_an_exit_that_is_no_crash_clears_only_the_marks_of_the_worker_that_left(
     rows["new"].clear()  # type: ignore[union-attr]
     slot.clear_started()
     assert not slot.get(SlotField.ISOLATING) and slot.last_started() == []
+
+
+def test_a_total_has_the_first_and_the_last_slot_and_no_other_field() -> None:
+    shared = SharedState()
+    for number, done in ((0, 3), (SLOTS_MAX - 1, 4)):
+        shared.slot(number).set(SlotField.DONE, done)
+        shared.slot(number).set(SlotField.FAILED, 100)
+        shared.slot(number).set(SlotField.DEAD, 100)
+    assert shared.total(SlotField.DONE) == 7
