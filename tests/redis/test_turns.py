@@ -195,7 +195,7 @@ async def test_the_key_of_a_worker_that_vanished_goes_on_with_its_successor(redi
     await second.stop()
 
 
-async def test_a_turn_of_a_deleted_or_foreign_acked_message_is_passed_on(redis: Any, redis_url: str) -> None:
+async def test_a_turn_of_a_deleted_or_foreign_acked_message_is_passed_on(redis: Any, every_server: Any) -> None:
     seen: list[str] = []
     go_on = asyncio.Event()
 
@@ -206,14 +206,14 @@ async def test_a_turn_of_a_deleted_or_foreign_acked_message_is_passed_on(redis: 
 
     ids = [await redis.xadd(STREAM, {"customer": "a", "n": n}) for n in range(5)]
     shared = SharedState()
-    first = Worker(redis_url, [bill], shared)
+    first = Worker(every_server.url, [bill], shared)
     await eventually_async(lambda: seen == ["0"])
     await eventually_async(lambda: is_held(redis, 4))
     await first.vanish()
     await redis.xdel(STREAM, ids[0], ids[1])  # the one that has the turn, and the next one
     await redis.xack(STREAM, GROUP, ids[2])
     go_on.set()
-    second = Worker(redis_url, [bill], shared)
+    second = Worker(every_server.url, [bill], shared)
     await eventually_async(lambda: seen == ["0", "3", "4"])
     await eventually_async(lambda: nothing_left(redis))
     await second.stop()
