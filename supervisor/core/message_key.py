@@ -102,5 +102,5 @@ def _checked(value: Any, what: str) -> float:
     except (TypeError, ValueError):
         number = -1.0
     if not 0 <= number < COST_MAX:
-        raise ValueError(f"{what} must be a number from 0 to {COST_MAX:,}, not {value!r}")
+        raise ValueError(f"{what} must be a number from 0 to {COST_MAX:,}")
     return number

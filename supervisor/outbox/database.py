@@ -67,14 +67,14 @@ class Database:
         """Connect later. Raises ConfigError for a database that the outbox can't be in."""
         try:
             parsed = make_url(url)
+            if (backend := parsed.get_backend_name()) not in _NOW_MS:
+                raise ConfigError(f"outbox.url: a database of {' or '.join(_NOW_MS)} is needed, not {backend}")
             dialect = parsed.get_dialect()
             made: Any = create_async_engine if dialect.is_async else create_engine
             options = {"pool_size": 1, "max_overflow": 0, "connect_args": _CONNECT.get(parsed.get_driver_name(), {})}
             self._engine = made(parsed, **options)
         except (SQLAlchemyError, ImportError) as error:
             raise ConfigError(f"outbox.url: {error}") from error
-        if dialect.name not in _NOW_MS:
-            raise ConfigError(f"outbox.url: a database of {' or '.join(_NOW_MS)} is needed, not {dialect.name}")
         self._is_async = dialect.is_async
 
     async def run(self, work: Callable[[Connection], T]) -> T:

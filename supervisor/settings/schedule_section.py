@@ -1,5 +1,6 @@
 """`[schedule."name"]`: a message that is published at given times."""
 
+from math import isfinite
 from typing import Any
 
 from supervisor.settings.section import FreeTable, Section, setting
@@ -77,6 +78,10 @@ class ScheduleSettings(Section):
             found.append(("stream", "must be the name of a stream"))
         if not self.fields:
             found.append(("fields", 'must have at least one field, such as { kind = "nightly" }'))
+        if "" in self.fields:
+            found.append(("fields", "must have no empty name"))
+        if not _is_finite(self.fields):
+            found.append(("fields", "must have no nan and inf, which JSON has not: write them as text"))
         if self.cron and self.every:
             found.append(("cron", "must be left out where every is given"))
         elif not self.cron and not self.every:
@@ -86,3 +91,12 @@ class ScheduleSettings(Section):
         elif self.every and self.timezone != "UTC":
             found.append(("timezone", "must be left out: an interval has none, it counts from 1970-01-01 UTC"))
         return found
+
+
+def _is_finite(value: Any) -> bool:
+    """Return whether there is no NaN and no infinity in the value."""
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or isfinite(value)

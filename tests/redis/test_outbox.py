@@ -392,9 +392,9 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("url", "said"),
         [
-            ("mysql://db/shop", "outbox.url: "),
+            ("mysql://db/shop", "outbox.url: a database of postgresql or sqlite is needed, not mysql"),
             ("sqlite+nothing:///shop.db", "outbox.url: "),
-            ("oracle+oracledb://db/shop", "outbox.url: "),
+            ("oracle+oracledb://db/shop", "outbox.url: a database of postgresql or sqlite is needed, not oracle"),
         ],
     )
     def test_a_url_that_can_not_be_used_is_refused_at_the_start(self, url: str, said: str) -> None:
