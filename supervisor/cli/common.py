@@ -63,6 +63,8 @@ class Value(click.ParamType):  # type: ignore[type-arg]  # generic in new versio
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the value as it is used. Raises UsageError."""
         try:
+            if value == "" and isinstance(self.kind, Duration):  # a variable of the shell that is not set
+                raise ValueError("must not be empty")
             return self.kind.check(self.kind.parse(value) if isinstance(value, str) else value)
         except ValueError as error:
             option = isinstance(param, click.Option)

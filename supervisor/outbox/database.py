@@ -25,6 +25,8 @@ DATABASE_FAULTS = (SQLAlchemyError, OSError)
 #: A relay that is silent for this long is taken for dead by the relays of other pools.
 LEASE_S = 15.0
 ROWS_MAX = 500
+#: How long a lock of another session is waited for, as SQLite's drivers do.
+LOCK_TIMEOUT_S = 5.0
 _LEASE = "outbox"
 #: The clock of the database, Unix ms.
 _NOW_MS = {
@@ -82,12 +84,12 @@ class Database:
         if not self._is_async:
             return await asyncio.to_thread(self._run, work)
         async with self._engine.begin() as connection:
-            found: T = await connection.run_sync(work)
+            found: T = await connection.run_sync(_bounded, work)
             return found
 
     def _run(self, work: Callable[[Connection], T]) -> T:
         with self._engine.begin() as connection:
-            return work(connection)
+            return _bounded(connection, work)
 
     async def close(self) -> None:
         """Disconnect."""
@@ -95,6 +97,13 @@ class Database:
             await self._engine.dispose()
         else:
             await asyncio.to_thread(self._engine.dispose)
+
+
+def _bounded(connection: Connection, work: Callable[[Connection], T]) -> T:
+    """Return what `work` returns; a table that somebody has locked is a fault after some time, as in SQLite."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(LOCK_TIMEOUT_S * 1000)}")
+    return work(connection)
 
 
 def take_lease(connection: Connection, owner: str) -> bool:

@@ -76,12 +76,8 @@ class ScheduleSettings(Section):
         found = []
         if not self.stream:
             found.append(("stream", "must be the name of a stream"))
-        if not self.fields:
-            found.append(("fields", 'must have at least one field, such as { kind = "nightly" }'))
-        if "" in self.fields:
-            found.append(("fields", "must have no empty name"))
-        if not _is_finite(self.fields):
-            found.append(("fields", "must have no nan and inf, which JSON has not: write them as text"))
+        if wrong := _wrong_fields(self.fields):
+            found.append(("fields", wrong))
         if self.cron and self.every:
             found.append(("cron", "must be left out where every is given"))
         elif not self.cron and not self.every:
@@ -91,6 +87,15 @@ class ScheduleSettings(Section):
         elif self.every and self.timezone != "UTC":
             found.append(("timezone", "must be left out: an interval has none, it counts from 1970-01-01 UTC"))
         return found
+
+
+def _wrong_fields(fields: dict[str, Any]) -> str:
+    """Return why these can't be the fields of a message; empty if they can."""
+    if not fields:
+        return 'must have at least one field, such as { kind = "nightly" }'
+    if "" in fields:
+        return "must have no empty name"
+    return "" if _is_finite(fields) else "must not have nan or inf, which JSON does not have: write them as text"
 
 
 def _is_finite(value: Any) -> bool:

@@ -297,6 +297,20 @@ class TestRelay:
         assert await numbers(redis) == [0, 1, 2]
         engine.dispose()
 
+    @pytest.mark.parametrize("place", ["postgresql"], indirect=True)
+    async def test_a_table_that_is_locked_is_said(
+        self, place: Place, engine: Any, redis: Any, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("supervisor.outbox.database.LOCK_TIMEOUT_S", 0.05)
+        with Session(engine) as session, session.begin():
+            add(session, STREAM, Event(n=1))
+        async with relaying(redis_url, place.sync) as shared:
+            with engine.begin() as connection:
+                connection.execute(text("LOCK TABLE supervisor_outbox IN ACCESS EXCLUSIVE MODE"))
+                await eventually_async(lambda: shared.get(HeaderField.RELAY_STATE) == RelayState.NO_DATABASE)
+            await eventually_async(lambda: waiting(engine) == 0)
+        assert await numbers(redis) == [1]
+
     async def test_keys_are_forgotten_after_their_rows(
         self, place: Place, engine: Any, redis: Any, redis_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -166,7 +166,7 @@ GOOD = {"stream": "reports", "cron": "0 3 * * *", "fields": FIELDS}
         ({"stream": ""}, "stream = ''.*must be the name of a stream"),
         ({"fields": {}}, "fields = {}: must have at least one field"),
         ({"fields": {"": "x"}}, "fields = .*must have no empty name"),
-        ({"fields": {"a": [{"b": float("nan")}]}}, "fields = .*must have no nan and inf"),
+        ({"fields": {"a": [{"b": float("nan")}]}}, "fields = .*must not have nan or inf"),
         ({"every": "15m"}, "must be left out where every is given"),
         ({"cron": ""}, "must be given where cron is not"),
         ({"cron": "", "every": 0.5}, "every = 0.5: must be at least 1 s"),
