@@ -24,7 +24,8 @@ def handle(fields: dict[str, str]) -> None: ...
 """
 
 
-WITH_AND_WITHOUT_DATABASE = pytest.mark.parametrize("options", [[], ["--database"]], ids=["plain", "database"])
+PLAIN, DATABASE = pytest.param([], id="plain"), pytest.param(["--database"], id="database")
+WITH_AND_WITHOUT_DATABASE = pytest.mark.parametrize("options", [PLAIN, DATABASE])
 
 
 def test_show_tells_where_each_value_came_from(tmp_path: Path) -> None:
@@ -188,7 +189,7 @@ def test_init_writes_a_project_once(tmp_path: Path) -> None:
         assert step in readme and any(line.startswith(step) for line in steps), step
 
 
-@WITH_AND_WITHOUT_DATABASE
+@pytest.mark.parametrize("options", [pytest.param([], id="plain", marks=pytest.mark.long), DATABASE])
 def test_the_route_of_a_new_project_publishes(tmp_path: Path, redis_url: str, options: list[str]) -> None:
     assert run("init", "new", *options, cwd=tmp_path).returncode == 0
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -221,7 +222,7 @@ def test_init_overwrites_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "config.toml").read_text() == "# mine\n"
 
 
-@WITH_AND_WITHOUT_DATABASE
+@pytest.mark.parametrize("options", [PLAIN, pytest.param(["--database"], id="database", marks=pytest.mark.long)])
 def test_the_tests_of_a_new_project_pass(tmp_path: Path, options: list[str]) -> None:
     assert run("init", "new", *options, cwd=tmp_path).returncode == 0
     words = [

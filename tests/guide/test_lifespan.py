@@ -131,7 +131,10 @@ def test_an_app_under_uvicorn_finishes_what_is_in_hand_before_it_leaves(tmp_path
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=tmp_path, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
-        eventually(lambda: httpx.get(f"http://{address}/hello", trust_env=False, timeout=30).json() == "world", 30)
+        eventually(
+            lambda: httpx.get(f"http://{address}/hello", trust_env=False, verify=False, timeout=30).json() == "world",
+            30,
+        )
         with redis_server.sync() as redis:
             redis.xadd("events", {"n": 1})
             eventually((tmp_path / "began").exists)

@@ -242,7 +242,7 @@ END: list[tuple[Any, ...]] = [("trim", AGE_S, 60, True)]
 def test_whatever_groups_do_nothing_unread_or_pending_disappears(client: Any) -> None:
     totals: Counter[str] = Counter()
 
-    @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(steps=st.lists(STEPS, min_size=3, max_size=20))
     def run(steps: list[tuple[Any, ...]]) -> None:
         client.flushdb()

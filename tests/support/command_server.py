@@ -32,7 +32,16 @@ from typing import IO, Any, ClassVar, NoReturn
 COMMAND, ARBITER, SERVICE = "command", "arbiter", "service"
 KINDS = {"start": ARBITER, "api": SERVICE}
 PRELOADED = {
-    COMMAND: ("redis.asyncio", "rich.table", "supervisor.overview", "supervisor.status"),
+    COMMAND: (
+        "redis.asyncio",
+        "rich.table",
+        "supervisor.arbiter.preload",
+        "supervisor.handling.loader",
+        "supervisor.http_bind",
+        "supervisor.overview",
+        "supervisor.settings.load",
+        "supervisor.status",
+    ),
     ARBITER: (
         "supervisor.cli.start",
         "supervisor.arbiter.bootstrap",
