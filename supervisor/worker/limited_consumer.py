@@ -103,8 +103,10 @@ class LimitedConsumer(Consumer):
                 starting += await self._admit_new(source, messages)
             if is_backlog:
                 await self._read_ahead(got)
-        finally:  # they have their turns: no scan finds them
+        except (RedisError, OSError, TimeoutError):  # these have their turns: no scan finds them
             self._start_soon(starting)
+            raise
+        self._start_soon(starting)
         await asyncio.sleep(0)
         if not is_backlog:
             await self._read_ahead(0)

@@ -20,6 +20,7 @@ from supervisor.keeper.reaper import Reaper
 from supervisor.keys import TURNS_CONSUMER, message_keys_key
 from supervisor.shared_state import HeaderField, SharedState, SlotField
 from supervisor.worker import turn_gate
+from supervisor.worker.limited_consumer import LimitedConsumer
 from supervisor.worker.pending import PendingList
 from tests.redis.limited import GROUP, ROW, STREAM, Log, fields, in_order, is_held, is_missing, nothing_left, pools
 from tests.redis.test_worker import Worker
@@ -318,6 +319,33 @@ async def test_nothing_is_kept_about_messages_that_another_program_acked(
     async with pools(redis_url, bill, count=1):
         await eventually_async(lambda: nothing_left(redis))
         await eventually_async(lambda: is_missing(redis, message_keys_key(STREAM, GROUP)))
+
+
+async def test_what_has_its_turn_runs_when_the_next_read_cannot_be_sent(
+    redis: Any, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    failed: list[int] = []
+    read_ahead = LimitedConsumer._read_ahead
+
+    async def fails_once(self: LimitedConsumer, coming: int) -> None:
+        if coming and not failed:
+            failed.append(coming)
+            raise RedisConnectionError("lost after the messages were given their turns")
+        await read_ahead(self, coming)
+
+    monkeypatch.setattr(LimitedConsumer, "_read_ahead", fails_once)
+
+    @handler(STREAM, group=GROUP, key="customer", batch_size=4)
+    async def bill(message: Message) -> None:
+        started.append(message.fields["n"])
+
+    for n in range(9):
+        await redis.xadd(STREAM, {"customer": f"c{n}", "n": n})
+    async with pools(redis_url, bill, count=1):
+        await eventually_async(lambda: len(started) >= 9)
+        await eventually_async(lambda: nothing_left(redis))
+    assert failed and sorted(started) == [str(n) for n in range(9)]
 
 
 async def test_what_a_scan_has_found_is_found_again_when_the_scan_fails(
