@@ -4,6 +4,7 @@ With `preload = true` they are refused. With "auto" the workers import what star
 connections are refused.
 """
 
+import functools
 import os
 import signal
 import socket
@@ -24,6 +25,14 @@ from tests.support.recording import SIMPLE, seen
 from tests.support.waiting import eventually
 
 StartPool = Callable[..., Pool]
+
+
+@pytest.fixture
+def start_pool(start_pool: StartPool) -> StartPool:
+    """A pool of a new interpreter: what it imports and how it ends is the point here."""
+    return functools.partial(start_pool, afresh=True)
+
+
 THREAD = """
     import threading
     threading.Thread(target=threading.Event().wait, daemon=True, name="metrics-sender").start()
