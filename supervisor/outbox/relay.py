@@ -65,7 +65,8 @@ _FRESH_S = LEASE_S / 2
 _FORGET_S = 60.0
 _KEPT_MS = 7 * 24 * 3600 * 1000
 _SCRIPT_BYTES_MAX = 4 * 1024 * 1024
-_UNREADABLE_MAX = 1_000
+#: Rows that are left out of the query by their ids: SQLite takes 32,766 parameters.
+_UNREADABLE_MAX = 20_000
 _CANT_READ = "can't read the outbox"
 _CANT_PUBLISH = "can't publish from the outbox"
 
@@ -224,7 +225,8 @@ class Relay:
     def _give_up(self, row: Row, error: Exception) -> None:
         if len(self._unreadable) < _UNREADABLE_MAX:
             self._unreadable.add(row.id)
-        self._log.error("outbox row can't be published", id=row.id, stream=row.stream, error=str(error))
+        key = str(row.stream)
+        self._faults("outbox row can't be published", error, level="error", key=key, id=row.id, stream=row.stream)
 
     def _due(self, stream: str) -> list[str]:
         """Return the keys that may be forgotten."""

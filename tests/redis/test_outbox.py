@@ -297,6 +297,18 @@ class TestRelay:
         assert await numbers(redis) == [0, 1, 2]
         engine.dispose()
 
+    async def test_many_rows_that_can_not_be_published_hold_up_nothing(
+        self, place: Place, engine: Any, redis: Any, redis_url: str
+    ) -> None:
+        with engine.begin() as connection:
+            wrong = [{"key": f"k{n}", "stream": STREAM, "fields": "[]"} for n in range(2_000)]
+            connection.execute(outbox.insert(), wrong)
+        with Session(engine) as session, session.begin():
+            add(session, STREAM, Event(n=1))
+        async with relaying(redis_url, place.asynchronous):
+            await eventually_async(lambda: waiting(engine) == len(wrong))
+        assert await numbers(redis) == [1]
+
     @pytest.mark.parametrize("place", ["postgresql"], indirect=True)
     async def test_a_table_that_is_locked_is_said(
         self, place: Place, engine: Any, redis: Any, redis_url: str, monkeypatch: pytest.MonkeyPatch
