@@ -4,6 +4,7 @@ Replication is asynchronous: what a master has confirmed and not yet passed on i
 handled.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -105,6 +106,15 @@ async def test_the_consumers_of_an_app(sentinels: Sentinels) -> None:
 
 async def test_blocking_clients(sentinels: Sentinels) -> None:
     await blocking_clients_work(sentinels.url)
+
+
+def test_a_closed_publisher_leaves_no_task(sentinels: Sentinels) -> None:
+    """What watches the sentinels ends too, with its connection to them."""
+    with SyncPublisher(sentinels.url) as publisher:
+        publisher.publish("moves", {"n": "1"})
+        loop = publisher._loop
+        assert loop is not None
+    assert loop.is_closed() and not asyncio.all_tasks(loop)
 
 
 @pytest.mark.long
