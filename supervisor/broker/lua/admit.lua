@@ -103,7 +103,9 @@ end
 
 -- Gives a place in a row; whether it is known to have a turn.
 local function enter(row, member, ms, own)
-  if own ~= member and ask('ZREM', row, own) == 1 then -- its message has halted the key
+  -- The dead letter that halted the key; else the message itself may wait there, in a group that was made again.
+  if own ~= member and ask('ZSCORE', row, own) == HALTED then
+    ask('ZREM', row, own)
     ask('ZADD', row, HOLDS, member)
   elseif ask('ZADD', row, 'NX', ms, member) == 0 and ask('ZSCORE', row, member) == HALTED then
     ask('ZADD', row, HOLDS, member)
