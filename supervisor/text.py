@@ -151,6 +151,15 @@ def path_text(path: object) -> str:
     return printable(str(path).encode(errors="surrogateescape").decode(errors="backslashreplace"))
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether the text has a form in UTF-8; lone surrogates have none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def printable(text: str, *, keep: str = "") -> str:
     """Return the text with control characters escaped: a message from anybody must not control the terminal."""
     if text.isprintable():

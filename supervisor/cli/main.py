@@ -19,7 +19,7 @@ from supervisor._version import __version__
 from supervisor.cli.common import CONTEXT, ExamplesGroup
 from supervisor.errors import EXIT_FAILED, EXIT_OK, EXIT_REDIS, EXIT_USAGE, SupervisorError
 from supervisor.standard_streams import OutputError, guard_text_streams, open_closed, silence_stdout
-from supervisor.text import did_you_mean
+from supervisor.text import did_you_mean, is_unicode
 
 EXIT_INTERRUPTED = 130
 PROGRAM = "supervisor"
@@ -146,7 +146,7 @@ def _explained(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, SupervisorError):
         return str(error), error.exit_code
     if isinstance(error, UnicodeEncodeError):
-        wrong = next((word for word in sys.argv[1:] if not _is_utf8(word)), None)
+        wrong = next((word for word in sys.argv[1:] if not is_unicode(word)), None)
         return None if wrong is None else (f"{os.fsencode(wrong)!r} is not UTF-8: {error.reason}", EXIT_USAGE)
     if _is_redis_down(error):
         return f"Redis: {error}", EXIT_REDIS
@@ -181,14 +181,6 @@ def _say(text: str, code: int) -> int:
 def _colours() -> bool | None:
     """Return False for NO_COLOR (no-color.org), else None: click then looks for a terminal."""
     return False if os.environ.get("NO_COLOR") else None
-
-
-def _is_utf8(word: str) -> bool:
-    try:
-        word.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _is_redis_down(error: Exception) -> bool:

@@ -15,6 +15,7 @@ from supervisor.core.encode import encode_fields
 from supervisor.core.field_text import Value
 from supervisor.core.json_text import DECODER
 from supervisor.errors import EncodeError, UsageError
+from supervisor.text import is_unicode
 from supervisor.values import SECONDS_MAX
 
 _EXAMPLE = "for example datetime(2030, 1, 31, 8, tzinfo=timezone.utc)"
@@ -92,7 +93,7 @@ def parse_member(member: bytes) -> LaterMessage:
         message_id, found = found.get("id"), found["fields"]
         if message_id is not None and (not isinstance(message_id, str | int) or not str(message_id)):
             raise ValueError("its id is not a string")
-        if not _is_unicode(str(message_id)):
+        if not is_unicode(str(message_id)):
             raise ValueError("its id is not Unicode")
     name = digest_of(member) if message_id is None else str(message_id)
     return LaterMessage(name, _encoded(found))
@@ -109,7 +110,7 @@ def _escaped(value: bytes) -> str:
 
 def _encoded(found: dict[str, Any]) -> Mapping[str, Value]:
     """Return the fields as they are stored in the stream. Raises ValueError."""
-    escaped = {name: value for name, value in found.items() if isinstance(value, str) and not _is_unicode(value)}
+    escaped = {name: value for name, value in found.items() if isinstance(value, str) and not is_unicode(value)}
     try:
         fields: dict[str, Value] = {**encode_fields({**found, **dict.fromkeys(escaped, "")})}
         for name, value in escaped.items():
@@ -119,11 +120,3 @@ def _encoded(found: dict[str, Any]) -> Mapping[str, Value]:
     except UnicodeEncodeError as error:
         raise ValueError(f"not Unicode: {error.reason}") from None
     return fields
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

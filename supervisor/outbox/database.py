@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, create_engine, delete, func, literal_column, make_url, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from supervisor.core.later import moment
 from supervisor.errors import ConfigError
 from supervisor.outbox.tables import insert_new, lease, outbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
+    from datetime import datetime
 
     from sqlalchemy import ColumnElement
 
@@ -145,4 +146,4 @@ def count_waiting(connection: Connection) -> Waiting:
     rows, oldest_s = connection.execute(select(func.count(), oldest).select_from(outbox)).one()
     if oldest_s is None or oldest_s < 0:
         return Waiting(rows, None)
-    return Waiting(rows, datetime.fromtimestamp(float(oldest_s), UTC))
+    return Waiting(rows, moment(float(oldest_s) * 1000))

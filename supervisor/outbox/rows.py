@@ -6,6 +6,8 @@ import json
 from base64 import b64decode, b64encode
 from typing import TYPE_CHECKING
 
+from supervisor.text import is_unicode
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -41,17 +43,9 @@ def checked_text(what: str, value: object) -> str:
     """Return the text. Raises ValueError for what is no text or empty, or has no UTF-8."""
     if not isinstance(value, str) or not value:
         raise ValueError(f"{what} must be text that is not empty, not {'' if value == '' else type(value).__name__}")
-    if not _is_unicode(value):
+    if not is_unicode(value):
         raise ValueError(f"{what} is not Unicode")
     return value
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _json_value(value: Value) -> object:
@@ -59,7 +53,7 @@ def _json_value(value: Value) -> object:
 
 
 def _value(name: str, value: object) -> Value:
-    if isinstance(value, str) and _is_unicode(value):
+    if isinstance(value, str) and is_unicode(value):
         return value
     if isinstance(value, dict) and list(value) == [_BASE64] and isinstance(value[_BASE64], str):
         return b64decode(value[_BASE64], validate=True)

@@ -2,7 +2,7 @@
 
 1. Each turn takes everything that was decided since the last one and sends it as one pipeline, up to some megabytes,
    with one variadic XACK per stream.
-2. What was sent and not confirmed is sent again after a lost connection: all of it may be repeated.
+2. What was sent and not confirmed is sent again after a lost connection: all of it may be repeated, except charges.
 3. What the server refuses is kept and tried again; the message stays pending until then. A server that refuses for
    now (READONLY) gets all of it again; a command that it refuses otherwise (OOM) holds up no other.
 """
@@ -55,6 +55,8 @@ class _Command:
     arguments: tuple[Argument, ...]
     #: The messages that it settles.
     ids: tuple[bytes, ...] = ()
+    #: It is not sent again after its answer was lost: it may have been done.
+    once: bool = False
     #: Its reply is the number of messages that were still pending.
     is_ack: bool = False
     #: It was sent before without an answer: its number then means nothing.
@@ -144,8 +146,8 @@ class Settler:
         self._decide(_Command(source, ("HDEL", source.isolated, consumer)))
 
     def charge(self, source: Source, entry: bytes) -> None:
-        """Count a crash against the message, whose retry is recorded."""
-        self._decide(_Command(source, ("HINCRBY", source.crashes, entry, 1)))
+        """Count a crash against the message, whose retry is recorded; at most once, even if the answer is lost."""
+        self._decide(_Command(source, ("HINCRBY", source.crashes, entry, 1), once=True))
 
     def dead_letter(self, source: Source, entry: bytes, letter: Sequence[Argument]) -> None:
         """Write the message's dead letter and ack it, in one script."""
@@ -222,6 +224,7 @@ class Settler:
             self._faults.redis(_EVENT, error)
             for command in sent:
                 command.repeated = True
+            self._sent[: len(sent)] = [command for command in sent if not command.once]
             return False
         again = self._judge(sent, replies)
         self._sent[: len(sent)] = again

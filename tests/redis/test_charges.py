@@ -2,13 +2,14 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
 from supervisor import Message, handler
+from supervisor.broker.command_connection import CommandConnection
 from supervisor.core.ids import parse_id
 from supervisor.keys import crashes_key, dead_key, isolated_key, retries_key
 from supervisor.shared_state import SharedState, SlotField
@@ -220,3 +221,33 @@ async def test_a_thread_for_which_its_worker_is_killed_is_charged_once(
         await second.stop()
     [(_, letter)] = await redis.xrange(dead_key(STREAM, GROUP))
     assert letter[b"reason"].startswith(b"crashed the worker" if charged else b"failed once")
+
+
+async def test_a_charge_whose_answer_was_lost_is_not_sent_again(
+    redis_url: str, redis: Redis, end: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been counted, and a message with one crash too many would be dead."""
+    monkeypatch.setattr(thread_calls, "CANCEL_GRACE_S", 0.0)
+    shared, pipeline, lost = SharedState(), CommandConnection.pipeline, 0
+
+    async def loses_answers(self: CommandConnection, packed: Sequence[bytes]) -> Any:
+        nonlocal lost
+        replies = await pipeline(self, packed)
+        if lost < 2 and any(b"HINCRBY" in command for command in packed):
+            lost += 1
+            raise ConnectionError("lost")
+        return replies
+
+    monkeypatch.setattr(CommandConnection, "pipeline", loses_answers)
+
+    @handler(STREAM, group=GROUP, timeout_s=0.05, retry_base_s=60)
+    def in_thread(message: Message) -> None:
+        end.wait(20)
+
+    await redis.xadd(STREAM, {"n": 1})
+    worker = Worker(redis_url, [in_thread], shared)
+    await eventually_async(lambda: shared.slot(0).get(SlotField.FAILED) == 1)
+    worker.runtime.charge_overdue()
+    await asyncio.gather(*(settler.flush() for settler in worker.runtime.settlers))
+    await worker.vanish()
+    assert lost and await redis.hvals(crashes_key(STREAM, GROUP)) == [b"1"]

@@ -310,6 +310,18 @@ class TestRelay:
         assert await numbers(redis) == [1]
 
     @pytest.mark.parametrize("place", ["postgresql"], indirect=True)
+    @pytest.mark.parametrize("added", ["infinity", "-infinity", "20000-01-01"])
+    async def test_a_row_of_a_time_that_python_does_not_know_is_published(
+        self, place: Place, engine: Any, redis: Any, redis_url: str, added: str
+    ) -> None:
+        insert = text("INSERT INTO supervisor_outbox (key, stream, fields, added_at) VALUES (:k, :s, :f, :a)")
+        with engine.begin() as connection:
+            connection.execute(insert, {"k": "k", "s": STREAM, "f": '{"n": "1"}', "a": added})
+        async with relaying(redis_url, place.sync):
+            await eventually_async(lambda: waiting(engine) == 0)
+        assert await numbers(redis) == [1]
+
+    @pytest.mark.parametrize("place", ["postgresql"], indirect=True)
     async def test_a_table_that_is_locked_is_said(
         self, place: Place, engine: Any, redis: Any, redis_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
