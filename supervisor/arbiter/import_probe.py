@@ -1,7 +1,7 @@
 """Imports the handlers, and tells which module started threads or opened sockets.
 
-The importing of each module is traced: what exists after a module's code has run, and did not before, is its doing. A
-process of its own does it where the handlers must not be imported in this one.
+The import of each module is traced: a thread or socket that exists after the module's code has run, and did not exist
+before, was made by it. `probe` does this in a child process, for a process that must not import the handlers itself.
 """
 
 import importlib.machinery
@@ -166,7 +166,7 @@ class ImportTrace:
         self._root = root
         self._before = set(descriptors())
         self._seen = set(self._before)
-        #: As the system lists them; only when that has changed, they are looked at.
+        #: The numbers of the open descriptors; what they are is read again when the numbers have changed.
         self._listed = listed_descriptors()
         self._threads = thread_count()
         #: The modules whose code runs, from the outside in, as (name, file).

@@ -16,7 +16,7 @@ from supervisor.settings.model import Settings
 from supervisor.settings.paths import PoolPaths
 
 TOKEN_BYTES = 16
-#: Python opens no file that an exec keeps. A link is an error: it would have another file changed.
+#: As files that Python opens, it is closed by an exec. A link is an error: writing would change another file.
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 

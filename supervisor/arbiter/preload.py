@@ -86,7 +86,7 @@ def examine(loaded: Loaded) -> LoadedHandlers:
 
 
 def _decide(found: Probe, preload: Any) -> LoadedHandlers:
-    """Return what a start does that has `found` this. Raises HandlerError."""
+    """Return where the handlers are imported, given what their import has done. Raises HandlerError."""
     connected = [cause for cause in found.causes if cause.kind == CONNECTION]
     if preload is not False and connected:
         listed = "; ".join(f"{_by(cause)} has a socket {cause.detail}" for cause in connected[:_CAUSES_SHOWN_MAX])

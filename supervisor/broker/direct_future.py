@@ -8,19 +8,22 @@ from typing import Any
 
 
 class DirectFuture(asyncio.Future[None]):
-    """Awaited by one task. An idle worker saves a turn of the loop, with its system call, for each task on the way."""
+    """A future for one waiting task.
+
+    An idle worker saves a turn of the event loop, with its system call, for each task between socket and handler.
+    """
 
     _resume: Callable[[Any], object] | None = None
     _context: Context
 
     def add_done_callback(self, callback: Callable[[Any], object], *, context: Context | None = None) -> None:
-        """Take the callback of the task that begins to wait; `wake` calls it by itself."""
+        """Keep the callback of the task that begins to wait; `wake` calls it directly."""
         if context is not None:
             self._resume, self._context = callback, context
         super().add_done_callback(callback, context=context)
 
     def wake(self, *, at_once: bool = True) -> None:
-        """Set the result; with `at_once` run the waiting task's next step before returning. Nothing if it is done."""
+        """Set the result if there is none; with `at_once` run the waiting task's next step before returning."""
         if self.done():
             return
         resume = self._resume
@@ -30,7 +33,7 @@ class DirectFuture(asyncio.Future[None]):
         self.remove_done_callback(resume)
         self.set_result(None)
         loop, present = self.get_loop(), asyncio.current_task()
-        if present is not None:  # a step may not begin within another one's
+        if present is not None:  # asyncio refuses to enter a task while another one is current
             _leave_task(loop, present)
         try:
             self._context.run(resume, self)

@@ -15,7 +15,7 @@ from supervisor.broker.direct_future import DirectFuture
 class EntryParser(DefaultParser):  # type: ignore[misc, valid-type]  # redis-py chooses its base at run time
     """Returns what redis-py's own parser does, with the entries of XREADGROUP not yet taken apart."""
 
-    #: Taken from the reader by `Replies` and left to redis-py.
+    #: A reply that `Replies` has taken from the reader and that redis-py must handle: an error, for example.
     left: Any = None
 
     def on_connect(self, connection: Any) -> None:
@@ -38,10 +38,10 @@ class EntryParser(DefaultParser):  # type: ignore[misc, valid-type]  # redis-py 
 
 
 class Replies(asyncio.Protocol):
-    """Replies of one connection, for a task that goes on as soon as one has arrived.
+    """Gives the replies of one connection to a task, which goes on as soon as one has arrived.
 
     Bytes go from the socket to the parser's reader without asyncio's streams, and entries to the task without redis-py.
-    Errors, and the end of the connection, are redis-py's matter. An idle worker runs a third less code for a message.
+    redis-py handles errors and the end of the connection. An idle worker runs a third less code for a message.
     """
 
     def __init__(self, connection: AbstractConnection, parser: EntryParser) -> None:

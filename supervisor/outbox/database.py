@@ -101,7 +101,7 @@ class Database:
 
 
 def _bounded(connection: Connection, work: Callable[[Connection], T]) -> T:
-    """Return what `work` returns; a table that somebody has locked is a fault after some time, as in SQLite."""
+    """Return what `work` returns; waiting too long for a locked table is an error, as in SQLite."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(LOCK_TIMEOUT_S * 1000)}")
     return work(connection)

@@ -40,7 +40,7 @@ def check_row(key: object, stream: object, fields: object) -> None:
 
 
 def checked_text(what: str, value: object) -> str:
-    """Return the text. Raises ValueError for what is no text or empty, or has no UTF-8."""
+    """Return the text. Raises ValueError if it is not text, is empty or can't be encoded as UTF-8."""
     if not isinstance(value, str) or not value:
         raise ValueError(f"{what} must be text that is not empty, not {'' if value == '' else type(value).__name__}")
     if not is_unicode(value):

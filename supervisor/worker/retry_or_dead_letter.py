@@ -85,11 +85,11 @@ class Failures:
         self._retry_later(message, outcome.delay_s)
 
     def overstayed(self, message: Message) -> None:
-        """Charge a message whose call goes on, long after its time, with the end of the worker that is due to it.
+        """Charge a crash to a message whose call goes on long after its time limit: the worker is killed for it.
 
-        It waits for its next attempt; in a successor of the worker it becomes a dead letter when this was one crash too
-        many. One that is settled is not charged. One that is in hand again, or is marked as running alone, may be
-        charged by the successor.
+        The message waits for its next attempt. When this was one crash too many, the worker's successor makes it a dead
+        letter. A message that is settled is not charged. The successor may charge one that is in hand again or is
+        marked as running alone.
         """
         source = _source(message)
         is_marked = source.marks.isolated() == parse_id(message.entry)

@@ -265,8 +265,7 @@ class TurnGate:
         One has none when the function of its key raises, and then with `fails` it failed.
         """
         if not source.replays and (keys := self._keys(messages)) is not None:
-            fields = [b":" + key for key in keys]
-            return list(messages), list(zip([message.entry for message in messages], fields, strict=True))
+            return list(messages), list(zip([one.entry for one in messages], map(turn_field, keys), strict=True))
         read, replays, found, places = self._key, source.replays, [], []
         for message in messages:
             try:
