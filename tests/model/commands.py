@@ -30,6 +30,8 @@ class Commands(SetCommands):
         super().__init__()
         self.now_ms = 1_000_000
         self.calls = 0
+        #: A server has another id after each start.
+        self.starts = 1
         self.streams: dict[bytes, Stream] = {}
         self.hashes: dict[bytes, dict[bytes, bytes]] = {}
         #: Values and when they expire.
@@ -261,7 +263,7 @@ class Commands(SetCommands):
         return b"PONG"
 
     def cmd_info(self, _: bytes) -> dict[str, Any]:
-        return {"run_id": "model", "server_time_usec": self.now_ms * 1000}
+        return {"run_id": f"start {self.starts}", "server_time_usec": self.now_ms * 1000}
 
     def cmd_del(self, key: bytes) -> int:
         found = self.cmd_exists(key)

@@ -91,6 +91,7 @@ class Network:
         """The server starts again with its data; it counts its clients from 1."""
         for link in list(self.links.values()):
             link.end()
+        self.server.starts += 1
         self.server.known.clear()
         self._numbers = count(1)
 
