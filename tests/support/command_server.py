@@ -184,6 +184,7 @@ def _server(kind: str) -> tuple[str, float]:
     process = subprocess.Popen(
         [sys.executable, "-P", __file__, path, kind],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/", env=_ENVIRONMENT | {MARK: "0" * MARK_LENGTH},
+        start_new_session=True,  # a signal to the whole group (Ctrl-C, `timeout`) leaves it to end the commands
     )  # fmt: skip
     assert process.stdin is not None and process.stdout is not None
     assert process.stdout.readline() == b"ready\n", "the server of commands did not start"

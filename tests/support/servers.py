@@ -88,7 +88,11 @@ class RedisServer(BaseServer):
         self.tcp_url = f"redis://127.0.0.1:{self.port}/0" if self.port else ""
         self._options = (*_durability(appendonly), *options)
         self.process: subprocess.Popen[bytes] | None = None
-        self.start()
+        try:
+            self.start()
+        except BaseException:  # SIGTERM and Ctrl-C, too: no `with` closes it yet
+            self.close()
+            raise
 
     @property
     def pid(self) -> int:
