@@ -6,6 +6,7 @@
 3. Events that may come with every message are logged at most once in five seconds.
 """
 
+import fcntl
 import functools
 import logging
 import os
@@ -236,7 +237,19 @@ def outage_turn(shared: SharedState) -> Callable[[], bool]:
         shared.set(HeaderField.OUTAGE_LOGGED_NS, now_ns)
         return True
 
-    return may_log
+    def may_log_alone() -> bool:
+        try:  # all processes notice an outage in the same microsecond
+            fcntl.lockf(shared.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # no locks on this file system: at worst, two lines
+            return may_log()
+        try:
+            return may_log()
+        finally:
+            fcntl.lockf(shared.fd, fcntl.LOCK_UN)
+
+    return may_log_alone
 
 
 def _operation(event: str, fields: dict[str, object]) -> str:

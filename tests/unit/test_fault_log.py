@@ -1,6 +1,7 @@
 """Faults are logged once in five seconds, an outage of Redis as one, and its end once."""
 
 import itertools
+import os
 from collections import Counter
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from supervisor import log
 from supervisor.log import QUIET_S, FaultLog, outage_turn
-from supervisor.shared_state import SharedState
+from supervisor.shared_state import HeaderField, SharedState
 
 OPERATIONS: tuple[dict[str, Any], ...] = (
     {"event": "can't settle"},
@@ -83,6 +84,29 @@ def test_one_process_of_a_pool_logs_an_outage_at_a_time() -> None:
     for _, faults in processes:
         faults.resolved(**OPERATIONS[0])
     assert [len(lines.lines) for lines, _ in processes] == [2, 0, 0, 0, 0, 0, 0, 0], "the end is logged by the same one"
+
+
+class AskedByAnother(SharedState):
+    """While a process looks whether the outage is logged, another one does the same."""
+
+    other_logs: bool | None = None
+
+    def get(self, field: HeaderField) -> int:
+        found = super().get(field)
+        if self.other_logs is None:
+            self.other_logs = False
+            pid = os.fork()
+            if pid == 0:
+                os._exit(outage_turn(self)())
+            self.other_logs = bool(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        return found
+
+
+def test_two_processes_that_notice_an_outage_at_once_log_one_line() -> None:
+    shared = AskedByAnother()
+    logs = outage_turn(shared)()
+    assert shared.other_logs is not None
+    assert [logs, shared.other_logs] == [True, False]
 
 
 def test_a_cause_known_only_later_is_logged_at_the_end(clock: Clock) -> None:
