@@ -257,7 +257,7 @@ class Executor:
                 runner.in_hand = None
                 self.figures.ran_quickly(quick, now_s - began_s)
                 return False
-            if now_s > runner.step_ends_s:
+            if now_s > runner.step_ends_s and ready:  # else it ends, and notes at once that nothing runs
                 runner.in_hand = None
                 await self._yield()
                 began_s = now_s = monotonic()
@@ -293,7 +293,7 @@ class Executor:
             self._ran(runner, before_s, now_s, size)
             if copy_context() != context:
                 return False
-            if now_s > runner.step_ends_s:
+            if now_s > runner.step_ends_s and ready:  # else it ends, and notes at once that nothing runs
                 await self._yield()
         return True
 
