@@ -37,6 +37,8 @@ class DirectFuture(asyncio.Future[None]):
             _leave_task(loop, present)
         try:
             self._context.run(resume, self)
+        except RuntimeError:  # this code runs in the context of the waiting task: the step has not begun
+            loop.call_soon(resume, self, context=self._context)
         finally:
             if present is not None:
                 _enter_task(loop, present)

@@ -1,7 +1,7 @@
 """The step of a task that awaits a DirectFuture runs within `wake`, as if the event loop had run it."""
 
 import asyncio
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 
 import pytest
 
@@ -67,6 +67,20 @@ async def test_an_early_wake_is_not_lost() -> None:
     future = DirectFuture()
     future.wake()
     await future
+
+
+async def test_in_the_context_of_the_waiting_task_the_loop_runs_it() -> None:
+    future, shared = DirectFuture(), copy_context()
+
+    async def wait() -> str:
+        await future
+        return "awake"
+
+    task = asyncio.get_running_loop().create_task(wait(), context=shared)
+    await asyncio.sleep(0)
+    shared.run(future.wake)
+    assert not task.done()
+    assert await asyncio.wait_for(task, 10) == "awake"
 
 
 async def test_a_cancelled_task_is_not_woken() -> None:
