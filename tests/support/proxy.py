@@ -76,6 +76,8 @@ class Proxy:
         self.did: Counter[str] = Counter()
         self._faults = Faults()
         self._open: list[Connection] = []
+        #: The sockets that were ever used. One with unsent bytes for a frozen process stays open after `close`.
+        self._ends: set[asyncio.StreamWriter] = set()
         self._numbers = 0
         self._closing = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -150,6 +152,7 @@ class Proxy:
             _reset(client)
             return
         connection = Connection(self._numbers, client, server)
+        self._ends.update((client, server))
         self._numbers += 1
         self._open.append(connection)
         pumps = [
@@ -271,6 +274,9 @@ class Proxy:
             # asyncio's own tasks hand over what was accepted; a cancelled one would leave its socket open.
             await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
             await asyncio.sleep(0)
+        for end in self._ends:
+            end.transport.abort()
+        await asyncio.sleep(0)
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

@@ -46,6 +46,7 @@ class Site:
         self.running = 0
         self.answer = b""
         self.port = 0
+        self.clients: list[asyncio.StreamWriter] = []
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.requests += 1
@@ -71,7 +72,9 @@ class Site:
             self.running -= 1
 
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection("127.0.0.1", self.port)
+        streams = await asyncio.open_connection("127.0.0.1", self.port)
+        self.clients.append(streams[1])
+        return streams
 
     async def ask(self, data: bytes) -> bytes:
         """Send the bytes and return all that comes back until the server ends the connection."""
@@ -110,6 +113,8 @@ async def _site() -> AsyncIterator[Site]:
         server.close()
         for connection in list(site.state.connections):
             connection.transport.abort()  # type: ignore[union-attr]
+        for client in site.clients:  # one with unsent bytes would stay open
+            client.transport.abort()
 
 
 @pytest.fixture
