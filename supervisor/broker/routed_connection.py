@@ -97,6 +97,13 @@ class LostConnectionMixin(AbstractConnection):
         if self._shown_name:
             await self._show_name(self._shown_name)
 
+    async def disconnect(self, nowait: bool = False, *args: Any, **options: Any) -> None:
+        """Disconnect as redis-py does; with `nowait` without the end that TLS or unsent bytes would wait for."""
+        writer = self._writer
+        await super().disconnect(nowait, *args, **options)
+        if nowait and writer is not None:
+            writer.transport.abort()
+
     async def _show_name(self, name: str) -> None:
         # Not by redis-py, whose connection fails when CLIENT is forbidden or renamed, as at some hosted services.
         try:

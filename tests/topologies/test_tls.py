@@ -1,10 +1,12 @@
 """TLS: a private authority, client certificates, and clear errors where one of them is wrong."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from supervisor.broker.command_connection import CommandConnection
 from supervisor.errors import EXIT_REDIS, EXIT_USAGE, PublishRefusedError
 from supervisor.publisher import Publisher
 from tests.support.certificates import Certificates, make_certificates
@@ -95,3 +97,16 @@ async def test_the_sentinels_speak_tls_too(certificates: Certificates) -> None:
 
 async def test_blocking_clients(server: RedisServer, certificates: Certificates) -> None:
     await blocking_clients_work(f"{server.tcp_url}?ssl_ca_certs={certificates.ca}")
+
+
+async def test_a_dropped_connection_does_not_wait_for_the_end_of_tls(
+    server: RedisServer, certificates: Certificates
+) -> None:
+    """Else the socket of a program that ends then stays open, which Python reports."""
+    commands = CommandConnection(f"{server.tcp_url}?ssl_ca_certs={certificates.ca}")
+    await commands.call("PING")
+    socket = commands._connection._writer.get_extra_info("socket")
+    await commands.close()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert socket.fileno() == -1
