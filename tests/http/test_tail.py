@@ -262,5 +262,5 @@ def test_a_client_that_does_not_read_does_not_delay_the_end_of_the_service(
 
         began_s = time.monotonic()
         assert service.stop() == 0
-        assert time.monotonic() - began_s < max(2.0, 2 * service.started_ms / 1000)
+        assert time.monotonic() - began_s < max(10.0, 10 * service.started_ms / 1000)
     assert [json.loads(line)["event"] for line in service.log.splitlines()] == ["listening"]

@@ -43,7 +43,8 @@ def records(pool: Pool) -> list[tuple[int, str, int]]:
     """All that was recorded, oldest first: pid, text, monotonic ns."""
     found = []
     for path in pool.folder.glob("seen.*"):
-        for line in path.read_text().splitlines():
+        # What stands behind the last newline is being written.
+        for line in path.read_text().rpartition("\n")[0].splitlines():
             text, at_ns = line.split()
             found.append((int(path.suffix[1:]), text, int(at_ns)))
     return sorted(found, key=lambda row: row[2])
