@@ -99,7 +99,7 @@ def _wrong_fields(fields: dict[str, Any]) -> str:
 
 
 def _is_finite(value: Any) -> bool:
-    """Return whether there is no NaN and no infinity in the value."""
+    """Return whether the value contains neither NaN nor infinity."""
     if isinstance(value, dict):
         return all(map(_is_finite, value.values()))
     if isinstance(value, list):

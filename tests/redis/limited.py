@@ -69,7 +69,7 @@ async def nothing_left(redis: Any) -> bool:
 
 
 async def is_held(redis: Any, count: int) -> bool:
-    """Whether so many messages wait for their turn."""
+    """Return whether exactly `count` messages wait for their turn."""
     (info,) = await groups(redis, [(STREAM, GROUP)])
     return info.waiting_turn == count
 
