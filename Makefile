@@ -37,10 +37,10 @@ check: $(VENV)/.installed-dev ## linters and unit tests, about a minute: run it 
 	@$(MAKE) lint
 	@$(BIN)/python -m pytest tests/unit --numprocesses 2 --dist worksteal --quiet $(PYTEST_ARGS)
 
-test: $(VENV)/.installed-dev ## each kind of test once, faults at a small volume, about five minutes
+test: $(VENV)/.installed-dev ## each kind of test once, faults at a small volume, about four minutes
 	@$(PYTEST) $(PYTEST_ARGS)
 
-long: $(VENV)/.installed-servers ## the long forms that `make test` leaves out, about five minutes
+long: $(VENV)/.installed-servers ## the long forms that `make test` leaves out, about six minutes
 	@$(PYTEST) -m long --seeds $(SEEDS) $(PYTEST_ARGS)
 
 pure: $(VENV)/.installed-dev ## tests of the message path again, without the compiled module, about two minutes
