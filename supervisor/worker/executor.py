@@ -1,9 +1,6 @@
-"""Runs messages through one handler, at most `concurrency` at a time.
+"""Runs messages through one handler, at most `concurrency` at a time, and notes what became of each.
 
-1. A runner is a task that outlives a message: it calls the handler for one message after another, so a message that
-   never waits costs no Task. When a runner's message waits, another runner goes on with what is ready.
-2. So a handler has a real `asyncio.current_task()`, which timeouts and task groups need.
-3. A message that is done is noted at its source, where the settler takes it; `Failures` settles what was raised.
+A message that is done is noted at its source, where the settler takes it; `Failures` settles what was raised.
 """
 
 from __future__ import annotations
@@ -17,17 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from supervisor.broker.direct_future import DirectFuture
 from supervisor.core.batch_results import batch_results, unreadable
-from supervisor.core.pace import SLOW_SHARE
 from supervisor.errors import HandlerTimeoutError
 from supervisor.handling.decode import as_message
 from supervisor.handling.middleware import compose
-from supervisor.shared_figures import QUICK_S
 from supervisor.worker.blocking_calls import calls_of
 from supervisor.worker.emits import Emits
+from supervisor.worker.handler_forks import ThisProcess
 from supervisor.worker.process_calls import UndecodedError
-from supervisor.worker.runner import Runner, current_runner, register
-from supervisor.worker.thread_calls import HeldBackError
-from supervisor.worker.time_limit import CANCEL_GRACE_S, TimeLimit
+from supervisor.worker.runner import Runners, current_runner
+from supervisor.worker.thread_calls import CANCEL_GRACE_S, HeldBackError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -36,10 +31,8 @@ if TYPE_CHECKING:
     from supervisor.messages import Message
     from supervisor.worker.resources import Resources
     from supervisor.worker.retry_or_dead_letter import Failures
+    from supervisor.worker.runner import Runner
     from supervisor.worker.source import Source
-
-#: After a step of this length the event loop gets a turn. Messages that end within one are counted as quick.
-STEP_MAX_S = QUICK_S
 
 
 class Executor:
@@ -50,94 +43,31 @@ class Executor:
         self._sources = sources
         self.figures = sources[0].figures
         self._failures = failures
-        self._settler = resources.settler
         self._control = resources.control
-        self._bug = resources.bug
-        self._loop = asyncio.get_running_loop()
-        self.threads, decode, limit = calls_of(spec, resources, failures)
-        self._unit = spec.options.batch_size if spec.batch else 1
-        self._runners_max = max(1, limit // self._unit)
-        self._limit = max(limit, self._unit)
         self._lacks = resources.lacks
+        self._bug = resources.bug
         self._ready: deque[Message] = deque()
         #: What waits because the pool is paused or the handler's circuit is open.
         self._held: deque[Message] = deque()
         self._paused = False
         #: How many more messages may be started; infinity unless the handler fails for everything.
         self._startable = inf
-        self._active: set[Runner] = set()
-        self._idle: list[Runner] = []
-        #: Messages of this handler wait for something: what is ready needs a runner each.
-        self._messages_wait = False
-        self._yielding = 0
-        self._advance_due = False
-        self._time_limit = TimeLimit(self._active, spec.options.timeout_s)
         self._aborting = False
-        self._context = copy_context()
+        self.threads, decode, limit = calls_of(spec, resources, failures)
+        self._unit = unit = spec.options.batch_size if spec.batch else 1
+        self._limit = max(limit, unit)
+        runners_max = max(1, limit // unit)
+        self._runners = Runners(self._run, self._ready, spec.options, resources, sources, limit=runners_max, unit=unit)
         self._emits = Emits(resources, self.figures)
         function = self._on_loop if spec.is_async else self._in_thread
         #: Awaited with a message or a batch: middleware, decoding and the handler.
         self._call = compose(spec.middleware, decode, function, batch=spec.batch)
         self._submitted = 0
         self._counted = 0
-        self.step_max_s = min(STEP_MAX_S, spec.options.hold_ms / 1000 * SLOW_SHARE)
-        self.busy_s = 0.0
         self._slowest_s = 0.0
-        register(self)
+        ThisProcess.owners.add(self)
 
-    @property
-    def in_hand(self) -> int:
-        """How many messages run or are ready to."""
-        return len(self._ready) + len(self._held) + self.running
-
-    @property
-    def running(self) -> int:
-        """How many messages run."""
-        if self._unit == 1:
-            return len(self._active)
-        return sum(len(runner.messages) for runner in self._active)
-
-    @property
-    def started(self) -> int:
-        """How many messages have begun to run and have not ended; threads that were given up count."""
-        return max(sum(len(r.messages) for r in self._active if r.started_s != inf), self.threads.running)
-
-    @property
-    def limit(self) -> int:
-        """How many messages may run at the same time, fewer while the worker lacks something."""
-        return max(self._lacks.reduced(self._limit), self._unit)
-
-    @property
-    def unstarted(self) -> int:
-        """How many messages wait for their turn."""
-        return len(self._ready) + len(self._held)
-
-    @property
-    def finished(self) -> int:
-        """How many messages have run so far; too few while a runner was woken and has not begun."""
-        return self._submitted - self.in_hand
-
-    @property
-    def due_s(self) -> float:
-        """When the longest-running message must have ended, by `time.monotonic`; after that only a kill can end it."""
-        if not (self._active or self.threads.running):
-            return inf
-        began = [runner.started_s for runner in self._active if runner.started_s]
-        return min(*began, self.threads.oldest_s, inf) + self._spec.options.timeout_s + CANCEL_GRACE_S
-
-    def messages(self) -> Iterator[Message]:
-        """Yield the messages in hand."""
-        yield from self._ready
-        yield from self._held
-        for runner in self._active:
-            yield from runner.messages
-
-    def measured(self) -> tuple[int, float, float]:
-        """Return (messages run, seconds they held the loop, longest hold of one) since the last call."""
-        finished = self.finished
-        taken = max(0, finished - self._counted), self.busy_s, self._slowest_s
-        self._counted, self.busy_s, self._slowest_s = finished, 0.0, 0.0
-        return taken
+    # What may run is handed to the runners.
 
     def submit(self, messages: Sequence[Message], *, at_once: bool = False) -> None:
         """Run these, in order, as soon as there is room; with `at_once` before returning, until the first one waits."""
@@ -147,7 +77,7 @@ class Executor:
             self._hold_and_release()
         else:
             self._ready.extend(messages)
-            self._advance(at_once)
+            self._runners.advance(at_once)
 
     def pause(self, paused: bool) -> None:
         """Start nothing, or go on; what runs goes on."""
@@ -167,33 +97,13 @@ class Executor:
         while self._held and self._startable > 0 and not self._paused:
             self._ready.append(self._held.popleft())
             self._startable -= 1
-        self._advance()
+        self._runners.advance()
 
     def _hold(self) -> None:
         while self._ready:
             self._held.appendleft(self._ready.pop())
 
-    def note_idle(self) -> None:
-        """Note in shared memory that no message runs: a process that ends now was not ended by one."""
-        if not (self._aborting or self.in_hand):
-            for source in self._sources:
-                source.note_idle()
-
-    def give_back(self) -> None:
-        """Forget what is ready; it stays pending."""
-        self._submitted -= self.unstarted
-        self._ready.clear()
-        self._held.clear()
-
-    def cancel(self) -> list[asyncio.Task[None]]:
-        """Cancel what runs, which stays pending; start and note nothing more. Return the tasks to wait for."""
-        self._aborting = True
-        self._time_limit.cancel()
-        self.give_back()
-        tasks = [runner.task for runner in (*self._active, *self._idle)]
-        for task in tasks:
-            task.cancel()
-        return tasks
+    # A runner takes one message after another, calls the handler and settles.
 
     async def _run(self, runner: Runner) -> None:
         run_ready = self._run_messages if self._spec.is_async and not self._spec.batch else self._run_units
@@ -204,7 +114,7 @@ class Executor:
                 if not goes_on:
                     return
                 runner.idle = DirectFuture()
-                self._idle.append(runner)
+                self._runners.idle.append(runner)
                 await runner.idle
         except (asyncio.CancelledError, GeneratorExit):
             raise  # at the end, or a handler has cancelled the task that it once ran in
@@ -213,14 +123,6 @@ class Executor:
                 self._bug.set_exception(error)
         finally:
             self._ended(runner)
-
-    def _ended(self, runner: Runner) -> None:
-        self._active.discard(runner)
-        if not self._aborting:
-            self.note_idle()
-            self._control.notify()
-            if self._ready:
-                self._advance_soon()
 
     async def _run_messages(self, runner: Runner) -> bool:  # noqa: C901 - the hot path: a call more costs too much
         """Run what is ready, one message at a time; False when the runner has to end."""
@@ -259,19 +161,12 @@ class Executor:
                 return False
             if now_s > runner.step_ends_s and ready:  # else it ends, and notes at once that nothing runs
                 runner.in_hand = None
-                await self._yield()
+                await self._runners.give_turn()
                 began_s = now_s = monotonic()
             before_s = now_s
         runner.in_hand = None
         self.figures.ran_quickly(quick, before_s - began_s)
         return True
-
-    def _ran(self, runner: Runner, before_s: float, now_s: float, size: int = 1) -> None:
-        """Measure a call for `size` messages that has waited for something or has ended a step, and forget them."""
-        if not (runner.started_s and self._spec.is_async):
-            self._slowest_s = max(self._slowest_s, (now_s - before_s) / size)
-        self.figures.ran(now_s - (runner.started_s if 0 < runner.started_s < inf else before_s))
-        runner.finished()
 
     async def _run_units(self, runner: Runner) -> bool:
         """Run what is ready, in batches or as single messages of plain functions; False when the runner has to end."""
@@ -294,16 +189,8 @@ class Executor:
             if copy_context() != context:
                 return False
             if now_s > runner.step_ends_s and ready:  # else it ends, and notes at once that nothing runs
-                await self._yield()
+                await self._runners.give_turn()
         return True
-
-    async def _yield(self) -> None:
-        self._yielding += 1
-        try:
-            await asyncio.sleep(0)
-        finally:
-            self._yielding -= 1
-            self._advance_soon()
 
     async def _on_loop(self, argument: Any) -> None:
         result = await self._spec.function(argument)
@@ -355,46 +242,96 @@ class Executor:
             (self._held if self._paused else self._ready).extendleft(reversed(others))
         return bool(unreadable_ones)
 
-    def step_ended(self, runner: Runner) -> None:
-        """Have done messages acked, and another runner go on when this one's message waits."""
-        for source in self._sources:
-            if source.done:
-                self._settler.wake()
-                break
-        if runner.in_hand is None:
-            self._messages_wait = False
-            return
-        self._messages_wait = True
-        if self._ready:
-            self._advance_soon()
-        else:
+    def _ran(self, runner: Runner, before_s: float, now_s: float, size: int = 1) -> None:
+        """Measure a call for `size` messages that has waited for something or has ended a step, and forget them."""
+        if not (runner.started_s and self._spec.is_async):
+            self._slowest_s = max(self._slowest_s, (now_s - before_s) / size)
+        self.figures.ran(now_s - (runner.started_s if 0 < runner.started_s < inf else before_s))
+        runner.finished()
+
+    def _ended(self, runner: Runner) -> None:
+        """Note that the runner has no message any more, and have the others take what is ready."""
+        self._runners.active.discard(runner)
+        if not self._aborting:
+            self.note_idle()
             self._control.notify()
-        if self._time_limit.timer is None:
-            self._time_limit.arm()
-
-    def _advance_soon(self) -> None:
-        if not self._advance_due:
-            self._advance_due = True
-            self._loop.call_soon(self._advance)
-
-    def _advance(self, at_once: bool = False) -> None:
-        self._advance_due = False
-        if self._yielding:
-            return
-        wanted = len(self._ready) if self._messages_wait else min(1, len(self._ready))
-        runners_max = self._lacks.reduced(self._runners_max)
-        for _ in range(min(-(-wanted // self._unit), runners_max - len(self._active))):
             if self._ready:
-                self._activate(at_once)
+                self._runners.advance_soon()
 
-    def _activate(self, at_once: bool) -> None:
-        while self._idle:
-            runner = self._idle.pop()
-            if runner.task.done():  # a handler has cancelled it from outside
-                continue
-            self._active.add(runner)
-            runner.idle.wake(at_once=at_once)
-            return
-        runner = Runner(self)
-        self._active.add(runner)
-        runner.task = runner.context(self._context).run(self._loop.create_task, runner.start(self._run(runner)))
+    def note_idle(self) -> None:
+        """Note in shared memory that no message runs: a process that ends now was not ended by one."""
+        if not (self._aborting or self.in_hand):
+            for source in self._sources:
+                source.note_idle()
+
+    # What stops it.
+
+    def give_back(self) -> None:
+        """Forget what is ready; it stays pending."""
+        self._submitted -= self.unstarted
+        self._ready.clear()
+        self._held.clear()
+
+    def cancel(self) -> list[asyncio.Task[None]]:
+        """Cancel what runs, which stays pending; start and note nothing more. Return the tasks to wait for."""
+        self._aborting = True
+        self.give_back()
+        return self._runners.cancel()
+
+    # What others ask.
+
+    @property
+    def in_hand(self) -> int:
+        """How many messages run or are ready to."""
+        return len(self._ready) + len(self._held) + self.running
+
+    @property
+    def running(self) -> int:
+        """How many messages run."""
+        if self._unit == 1:
+            return len(self._runners.active)
+        return sum(len(runner.messages) for runner in self._runners.active)
+
+    @property
+    def started(self) -> int:
+        """How many messages have begun to run and have not ended; threads that were given up count."""
+        begun = sum(len(runner.messages) for runner in self._runners.active if runner.started_s != inf)
+        return max(begun, self.threads.running)
+
+    @property
+    def unstarted(self) -> int:
+        """How many messages wait for their turn."""
+        return len(self._ready) + len(self._held)
+
+    @property
+    def finished(self) -> int:
+        """How many messages have run so far; too few while a runner was woken and has not begun."""
+        return self._submitted - self.in_hand
+
+    @property
+    def limit(self) -> int:
+        """How many messages may run at the same time, fewer while the worker lacks something."""
+        return max(self._lacks.reduced(self._limit), self._unit)
+
+    @property
+    def due_s(self) -> float:
+        """When the longest-running message must have ended, by `time.monotonic`; after that only a kill can end it."""
+        active = self._runners.active
+        if not (active or self.threads.running):
+            return inf
+        began = [runner.started_s for runner in active if runner.started_s]
+        return min(*began, self.threads.oldest_s, inf) + self._spec.options.timeout_s + CANCEL_GRACE_S
+
+    def messages(self) -> Iterator[Message]:
+        """Yield the messages in hand."""
+        yield from self._ready
+        yield from self._held
+        for runner in self._runners.active:
+            yield from runner.messages
+
+    def measured(self) -> tuple[int, float, float]:
+        """Return (messages run, seconds they held the loop, longest hold of one) since the last call."""
+        finished, runners = self.finished, self._runners
+        taken = max(0, finished - self._counted), runners.busy_s, self._slowest_s
+        self._counted, runners.busy_s, self._slowest_s = finished, 0.0, 0.0
+        return taken

@@ -21,9 +21,10 @@ from supervisor.errors import EXIT_FAILED, EXIT_OK, WORKER_CONFIG, HandlerError
 from supervisor.keys import consumer_name, pool_id
 from supervisor.log import FaultLog, log_records, lower_log_level, outage_turn, worker_logger
 from supervisor.shared_state import HeaderField, SlotField, WorkerState
+from supervisor.worker.handler_forks import begin_process
 from supervisor.worker.lifespans import LifespanFailedError, WorkerLifespans
 from supervisor.worker.process_server import start_server
-from supervisor.worker.runner import begin_process, message_fields
+from supervisor.worker.runner import message_fields
 from supervisor.worker.runtime import Runtime
 
 if TYPE_CHECKING:

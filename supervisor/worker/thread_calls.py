@@ -13,7 +13,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from supervisor.context import Held, in_hand
-from supervisor.worker.time_limit import CANCEL_GRACE_S
 
 if TYPE_CHECKING:
     import asyncio
@@ -22,6 +21,10 @@ if TYPE_CHECKING:
     from supervisor.messages import Message
     from supervisor.worker.handler_threads import HandlerThreads
     from supervisor.worker.run_control import RunControl
+
+
+#: Grace period for a handler that has exceeded its time limit. After that, only the end of its process ends it.
+CANCEL_GRACE_S = 5.0
 
 
 class HeldBackError(BaseException):
