@@ -117,14 +117,9 @@ class Emits:
             for pair in fields.items():
                 more += pair
 
-        def answered(acked: int, repeated: bool) -> None:
-            if not repeated and acked < len(ids):
-                self._shared.add(SlotField.LOST_CLAIM, len(ids) - acked)
-                self._figures.add(FigureField.SETTLED_LOST_CLAIM, len(ids) - acked)
-
         arguments: list[Argument] = [len(keys), *keys, source.group, self._consumer, int(source.replays), len(ids)]
         assert self._scripts is not None
-        self._scripts.run_script(source, EMIT, [*arguments, *ids, source.stream, by, *more], ids, answered)
+        self._scripts.run_script(source, EMIT, [*arguments, *ids, source.stream, by, *more], ids, is_ack=True)
 
     def _note(self, source: Source, emits: Sequence[Emit]) -> None:
         """Have it noted to which streams the handler publishes, for `explain`."""

@@ -251,7 +251,7 @@ class Runtime:
         commands, settler = self._connections.of(spec.stream)
         own = resources(commands=commands, settler=settler)
         if spec.options.has_turns:
-            own = replace(own, settler=TurnSettler(spec, settler, commands, own.consumer, self._shared))
+            own = replace(own, settler=TurnSettler(spec, settler, commands, own.consumer))
         return (LimitedConsumer if spec.options.is_limited else Consumer)(spec, own, sources)
 
     @property

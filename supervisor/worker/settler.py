@@ -57,7 +57,7 @@ class _Command:
     ids: tuple[bytes, ...] = ()
     #: It is not sent again after its answer was lost: it may have been done.
     once: bool = False
-    #: Its reply is the number of messages that were still pending.
+    #: Its reply is the number of messages that were still pending, or begins with it.
     is_ack: bool = False
     #: It was sent before without an answer: its number then means nothing.
     repeated: bool = False
@@ -67,7 +67,7 @@ class _Command:
     refusal: Exception | None = None
     #: The message whose retry it records; empty for other commands.
     retried: bytes = b""
-    #: A script that is called by its digest.
+    #: The script that it calls, by its digest unless the server does not know it.
     script: Script | None = None
     #: Gets the reply, and whether the command was sent more than once.
     answered: Callable[[Any, bool], None] | None = None
@@ -123,19 +123,21 @@ class Settler:
 
     def ack_recorded(self, source: Source, *ids: bytes) -> None:
         """Ack messages of which Redis keeps a record; at most 1,000."""
-        self._run_script(source, ACK_RETRIED, source.ack_keys, ids, is_ack=True)
+        keys = source.ack_keys
+        self.run_script(source, ACK_RETRIED, (len(keys), *keys, source.group, *ids), ids, is_ack=True)
 
     def retry_later(self, source: Source, entry: bytes, attempts: int, due_ms: int, delay_ms: int) -> None:
         """Record how often this message failed, when it is due (Unix ms) and after how long; it stays pending."""
         record = RetryRecord(attempts, due_ms, delay_ms).encode()
-        arguments = (RECORD_RETRY.text, 2, source.key, source.retries, source.group, entry, record)
-        command = self._retries[source, entry] = _Command(source, ("EVAL", *arguments), retried=entry)
+        command = self._call(source, RECORD_RETRY, (2, source.key, source.retries, source.group, entry, record))
+        command.retried = entry
+        self._retries[source, entry] = command
         self._decide(command)
 
     def note_emits(self, source: Source, streams: Sequence[str]) -> None:
         """Record to which streams the group's handler returns `Emit`."""
-        values: tuple[Argument, ...] = (int(time.time() * 1000), EMITS_STREAMS_MAX, ORIGINS_S, *streams)
-        self._decide(_Command(source, ("EVAL", NOTE_EMITS.text, 1, source.emits, *values)))
+        now_ms = int(time.time() * 1000)
+        self._decide(self._call(source, NOTE_EMITS, (1, source.emits, now_ms, EMITS_STREAMS_MAX, ORIGINS_S, *streams)))
 
     def forget_keys(self, source: Source, names: Sequence[bytes]) -> None:
         """Forget the keys of settled messages; `names` are those of `broker.turns.Place`."""
@@ -151,7 +153,8 @@ class Settler:
 
     def dead_letter(self, source: Source, entry: bytes, letter: Sequence[Argument]) -> None:
         """Write the message's dead letter and ack it, in one script."""
-        self._run_script(source, DEAD_LETTER, source.dead_letter_keys, (entry,), *letter)
+        keys = source.dead_letter_keys
+        self.run_script(source, DEAD_LETTER, (len(keys), *keys, source.group, entry, *letter), (entry,))
 
     def run_script(
         self,
@@ -159,14 +162,19 @@ class Settler:
         script: Script,
         arguments: Sequence[Argument],
         ids: tuple[bytes, ...],
-        answered: Callable[[Any, bool], None],
+        *,
+        is_ack: bool = False,
+        answered: Callable[[Any, bool], None] | None = None,
     ) -> None:
-        """Run a script that settles these messages; `answered` gets its reply, and whether it was sent repeatedly."""
+        """Run a script that settles these messages; `answered` gets its reply, and whether it was sent repeatedly.
+
+        With `is_ack`, its reply is the number of messages that were still pending, or begins with it.
+        """
         for entry in ids:
             self._retries.pop((source, entry), None)
-        called = ("EVALSHA", script.sha) if script.sha in self._known else ("EVAL", script.text)
-        self._known.add(script.sha)
-        self._decide(_Command(source, (*called, *arguments), ids, script=script, answered=answered))
+        command = self._call(source, script, arguments)
+        command.ids, command.is_ack, command.answered = ids, is_ack, answered
+        self._decide(command)
 
     async def flush(self) -> None:
         """Wait until everything decided so far is confirmed, except what the server refuses: that stays pending."""
@@ -262,9 +270,11 @@ class Settler:
     def _confirm(self, command: _Command, reply: Any) -> None:
         if command.retried and not self._is_superseded(command):
             del self._retries[command.source, command.retried]
-        if command.is_ack and not command.repeated and reply < len(command.ids):
-            self._shared.add(SlotField.LOST_CLAIM, len(command.ids) - reply)
-            command.source.figures.add(FigureField.SETTLED_LOST_CLAIM, len(command.ids) - reply)
+        if command.is_ack and not command.repeated:
+            lost = len(command.ids) - (reply[0] if isinstance(reply, list) else reply)
+            if lost > 0:
+                self._shared.add(SlotField.LOST_CLAIM, lost)
+                command.source.figures.add(FigureField.SETTLED_LOST_CLAIM, lost)
         if command.answered is not None:
             command.answered(reply, command.repeated)
 
@@ -278,20 +288,11 @@ class Settler:
         self._refused.discard(command)
         self._decide(command)
 
-    def _run_script(
-        self,
-        source: Source,
-        script: Script,
-        keys: Sequence[str],
-        ids: tuple[bytes, ...],
-        *more: Argument,
-        is_ack: bool = False,
-    ) -> None:
-        # EVAL and not EVALSHA: these are rare, and a server that restarted needs no second try.
-        arguments = ("EVAL", script.text, len(keys), *keys, source.group, *ids, *more)
-        for entry in ids:
-            self._retries.pop((source, entry), None)
-        self._decide(_Command(source, arguments, ids, is_ack=is_ack))
+    def _call(self, source: Source, script: Script, arguments: Sequence[Argument]) -> _Command:
+        """Return the call of a script; its text is sent the first time."""
+        called = ("EVALSHA", script.sha) if script.sha in self._known else ("EVAL", script.text)
+        self._known.add(script.sha)
+        return _Command(source, (*called, *arguments), script=script)
 
     def _decide(self, command: _Command) -> None:
         self._decided.append(command)

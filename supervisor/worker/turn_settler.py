@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from supervisor.broker.turns import Turns, taken_of
 from supervisor.core.options import HALT
-from supervisor.shared_figures import FigureField
-from supervisor.shared_state import SlotField
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
     from supervisor.broker.scripts import Script
     from supervisor.broker.turns import Place, Taken
     from supervisor.handling.loader import HandlerSpec
-    from supervisor.shared_state import SharedSlot
     from supervisor.worker.settler import Settler
     from supervisor.worker.source import Source
 
@@ -29,11 +26,8 @@ _IDS_MAX = 200
 class TurnSettler:
     """A `Settler` that also passes turns on. What needs no turn is settled as it is elsewhere."""
 
-    def __init__(
-        self, spec: HandlerSpec, settler: Settler, commands: CommandConnection, consumer: str, shared: SharedSlot
-    ) -> None:
+    def __init__(self, spec: HandlerSpec, settler: Settler, commands: CommandConnection, consumer: str) -> None:
         self._settler = settler
-        self._shared = shared
         self._on_dead = spec.options.on_dead
         self._notes_keys = callable(spec.options.key)
         self.turns = Turns(
@@ -95,7 +89,6 @@ class TurnSettler:
         script, arguments = self.turns.dead_letter(
             place, source.retries, source.crashes, letter, replays=source.replays, on_dead=self._on_dead
         )
-
         self._run(source, [entry], [place], script, arguments)
 
     async def flush(self) -> None:
@@ -131,11 +124,8 @@ class TurnSettler:
             held = self.held[source]
             for entry in entries:
                 held.pop(entry, None)
-            if not repeated and reply[0] < len(entries):
-                self._shared.add(SlotField.LOST_CLAIM, len(entries) - reply[0])
-                source.figures.add(FigureField.SETTLED_LOST_CLAIM, len(entries) - reply[0])
             self.passed_on(taken_of(reply), {field for _, field in places} if repeated else set())
 
-        self._settler.run_script(source, script, arguments, tuple(entries), answered)
+        self._settler.run_script(source, script, arguments, tuple(entries), is_ack=True, answered=answered)
         if self._notes_keys:
             self._settler.forget_keys(source, [name for name, _ in places])
