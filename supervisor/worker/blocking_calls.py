@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from supervisor.core.options import PROCESS
@@ -24,7 +23,5 @@ def calls_of(
     concurrency, processes = spec.options.concurrency, resources.processes
     if processes is not None and spec.options.run_in == PROCESS:
         return ProcessCalls(processes, spec), as_message, min(concurrency, processes.size)  # the process decodes
-    loop = asyncio.get_running_loop()
-    limit_s = spec.options.timeout_s
-    calls = ThreadCalls(resources.threads, loop, resources.control, limit_s, failures.overstayed)
+    calls = ThreadCalls(resources.threads, resources.control, spec.options.timeout_s, failures.overstayed)
     return calls, spec.decode, concurrency if spec.is_async else min(concurrency, resources.threads_max)

@@ -267,7 +267,10 @@ class Consumer:
         if is_backlog:
             await self._read_ahead(got)
         for key, entries in reply:
-            self._start(self._sources[key].new_messages(entries), of_one_source=True, at_once=not is_backlog)
+            source = self._sources[key]
+            messages = source.new_messages(entries)
+            source.note_started(messages[-1].entry)
+            self.executor.submit(messages, at_once=not is_backlog)
         if self._reader.outstanding > 1 or (self.executor.unstarted and not is_backlog):
             await asyncio.sleep(0)  # the handler starts before the next read, or before the next reply is looked at
         if not is_backlog:
@@ -315,14 +318,11 @@ class Consumer:
         pace.count = max(1, min(pace.count, room))
         await self._reader.send(pace.count, None if self._resources.burst else self.spec.options.block_ms)
 
-    def _start(self, messages: Sequence[Message], *, of_one_source: bool = False, at_once: bool = False) -> None:
-        """Hand messages, each source's in the order of ids, to the executor.
-
-        Shared memory notes one id per batch: at worst, a crash has a few more of them run one at a time.
-        """
-        for last in messages[-1:] if of_one_source else {message.origin: message for message in messages}.values():
+    def _start(self, messages: Sequence[Message]) -> None:
+        """Hand messages, each source's in the order of ids, to the executor."""
+        for last in {message.origin: message for message in messages}.values():
             last.origin.note_started(last.entry)  # type: ignore[attr-defined]
-        self.executor.submit(messages, at_once=at_once)
+        self.executor.submit(messages)
 
     async def _nothing_left(self) -> bool:
         """Whether no message is in hand and, after one more scan, none is pending here either."""

@@ -55,13 +55,9 @@ def run(
 
     `crash` is how the slot's last process ended.
     """
-    log_records(
-        settings,
-        worker_logger(settings, slot, worker=consumer_name(pool_id(settings.pool.host, settings.pool.name), slot)),
-        message_fields,
-    )
-    lower_log_level(settings)
     name = consumer_name(pool_id(settings.pool.host, settings.pool.name), slot)
+    log_records(settings, worker_logger(settings, slot, worker=name), message_fields)
+    lower_log_level(settings)
     in_process = any(spec.options.run_in == PROCESS for spec in specs)
     process_server = start_server(settings, specs, name) if in_process else None
     begin_process()

@@ -68,8 +68,7 @@ class Failures:
         self._shared.add(SlotField.FAILED, 1)
         _source(message).figures.add(FigureField.SETTLED_RETRY)
         message.failures = outcome.attempts
-        message.recorded = True
-        self._retries.add(message, outcome.delay_s)
+        self._retry_later(message, outcome.delay_s)
         self._faults(
             "handler failed",
             error,
@@ -82,7 +81,6 @@ class Failures:
             next_s=round(outcome.delay_s, 1),
             exc_info=_unexpected(error),
         )
-        self._retry_later(message, outcome.delay_s)
 
     def overstayed(self, message: Message) -> None:
         """Charge a crash to a message whose call goes on long after its time limit: the worker is killed for it.
@@ -116,12 +114,12 @@ class Failures:
             self._lacks_met.pop(next(iter(self._lacks_met)))
         self._resources.lacks.note(lack, error)
         delay_s = backoff_s(met, self._spec.options.retry_base_s, self._spec.options.retry_max_s, random.random)
-        message.recorded = True
-        self._retries.add(message, delay_s)
         self._retry_later(message, delay_s)
         return True
 
     def _retry_later(self, message: Message, delay_s: float) -> None:
+        message.recorded = True
+        self._retries.add(message, delay_s)
         delay_ms = int(delay_s * 1000)
         due_ms = int(time.time() * 1000) + delay_ms
         self._settler.retry_later(_source(message), message.entry, message.failures, due_ms, delay_ms)

@@ -61,7 +61,10 @@ class Source:
         self._started = (0, 0)
 
     def note_started(self, entry: bytes) -> None:
-        """Note in shared memory that messages up to `entry` are started."""
+        """Note in shared memory that messages up to `entry` are started.
+
+        It is noted once for a batch: at worst, a crash has a few more of them run one at a time.
+        """
         started = parse_id(entry)
         self._started = max(started, self._started)
         self.marks.set_started(*max(started, self.marks.started()))

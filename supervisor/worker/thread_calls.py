@@ -6,6 +6,7 @@ arbiter kills the worker for it, and the crash is charged to its message.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from contextvars import copy_context
 from math import inf
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from supervisor.context import Held, in_hand
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Sequence
 
     from supervisor.messages import Message
@@ -47,7 +47,6 @@ class ThreadCalls:
     def __init__(
         self,
         threads: HandlerThreads,
-        loop: asyncio.AbstractEventLoop,
         control: RunControl,
         limit_s: float,
         overstayed: Callable[[Message], None],
@@ -59,7 +58,7 @@ class ThreadCalls:
         self._threads = threads
         self._control = control
         self._limit_s = limit_s
-        self._loop = loop
+        self._loop = asyncio.get_running_loop()
         self._overstayed = overstayed
         self._began: dict[_Call, float] = {}
 

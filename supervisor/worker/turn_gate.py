@@ -165,9 +165,10 @@ class TurnGate:
         """Return messages that kept their turns while they were forgotten."""
         found = []
         for message in messages:
-            source = self._sources[message.origin is self._sources[1]]
+            source: Source = message.origin  # type: ignore[assignment]
             if (place := self._place(source, message)) is not None:
-                found.append(self._hold(source, message, place))
+                self._held[source][message.entry] = place
+                found.append(message)
         return found
 
     def forget(self, messages: Iterable[Message]) -> None:
@@ -283,7 +284,3 @@ class TurnGate:
         """Return the place of a message, if it has one."""
         _, places = self._places(source, [message])
         return places[0] if places else None
-
-    def _hold(self, source: Source, message: Message, place: Place) -> Message:
-        self._held[source][message.entry] = place
-        return message
