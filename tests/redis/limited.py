@@ -9,7 +9,7 @@ from supervisor import Message
 from supervisor.broker.inspect import groups
 from supervisor.keys import group_turn_key, turn_key, turns_key
 from supervisor.shared_state import SharedState
-from tests.redis.test_worker import Worker
+from tests.redis.worker import Worker
 
 STREAM, GROUP = "orders", "billing"
 ROW = turn_key(STREAM, GROUP, "")

@@ -14,7 +14,7 @@ from supervisor.core.ids import parse_id
 from supervisor.keys import crashes_key, dead_key, isolated_key, retries_key
 from supervisor.shared_state import SharedState, SlotField
 from supervisor.worker import thread_calls
-from tests.redis.test_worker import GROUP, STREAM, Worker
+from tests.redis.worker import GROUP, STREAM, Worker
 from tests.support.waiting import eventually_async
 
 

@@ -9,7 +9,7 @@ from supervisor import Message, handler
 from supervisor.core import circuit
 from supervisor.keys import dead_key
 from supervisor.shared_state import SlotField
-from tests.redis.test_worker import GROUP, STREAM, pending, working
+from tests.redis.worker import GROUP, STREAM, pending, working
 from tests.support.waiting import eventually_async
 
 MESSAGES = 300

@@ -8,7 +8,7 @@ import pytest
 
 from supervisor import Message, UsageError, context, handler
 from supervisor.shared_state import SlotField
-from tests.redis.test_worker import GROUP, STREAM, working
+from tests.redis.worker import GROUP, STREAM, working
 from tests.support.waiting import eventually_async
 
 

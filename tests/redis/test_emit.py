@@ -13,7 +13,7 @@ from supervisor.broker.scripts import EMIT
 from supervisor.handling.middleware import NextBatch
 from supervisor.keys import crashes_key, dead_key, origins_key, retries_key
 from supervisor.shared_state import SharedState, SlotField
-from tests.redis.test_worker import GROUP, STREAM, Worker, pending, working
+from tests.redis.worker import GROUP, STREAM, Worker, pending, working
 from tests.support.waiting import eventually_async
 
 OUT = "out"

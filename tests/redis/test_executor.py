@@ -10,7 +10,7 @@ import pytest
 from supervisor import BatchError, Message, handler
 from supervisor.keys import dead_key
 from supervisor.shared_state import SlotField
-from tests.redis.test_worker import GROUP, STREAM, pending, working
+from tests.redis.worker import GROUP, STREAM, pending, working
 from tests.support.waiting import eventually_async
 
 

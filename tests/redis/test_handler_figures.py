@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from supervisor import Message, Reject, handler
 from supervisor.shared_figures import PROCESS_BOUNDS_S, RECLAIM_BOUNDS_S, REDIS_BOUNDS_S, FigureField
 from supervisor.shared_state import SharedState, SlotField
-from tests.redis.test_worker import GROUP, STREAM, Worker, pending, working
+from tests.redis.worker import GROUP, STREAM, Worker, pending, working
 from tests.support.waiting import eventually_async
 
 BUCKETS = len(PROCESS_BOUNDS_S) + 1

@@ -14,7 +14,7 @@ from supervisor.broker.connect import client
 from supervisor.broker.group_reader import GroupReader
 from supervisor.publisher import Publisher
 from supervisor.worker import consumer
-from tests.redis.test_worker import working
+from tests.redis.worker import working
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually_async
 

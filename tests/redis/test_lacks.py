@@ -13,7 +13,7 @@ from supervisor import Message, handler
 from supervisor.core.lacks import CALM_S, NO_PROCESS, Lack, LackState, lack_of
 from supervisor.keys import dead_key
 from supervisor.shared_state import SlotField
-from tests.redis.test_worker import GROUP, STREAM, pending, working
+from tests.redis.worker import GROUP, STREAM, pending, working
 from tests.support.waiting import eventually_async
 
 

@@ -13,7 +13,7 @@ from supervisor.handling.middleware import compose
 from supervisor.keys import dead_key
 from supervisor.settings.model import Settings
 from supervisor.shared_state import SlotField
-from tests.redis.test_worker import GROUP, STREAM, Event, pending, working
+from tests.redis.worker import GROUP, STREAM, Event, pending, working
 from tests.support.waiting import eventually_async
 
 seen: list[Any] = []

@@ -13,7 +13,7 @@ from supervisor.core.schedule import Schedule
 from supervisor.keys import cancelled_key, origins_key
 from supervisor.publisher import Publisher
 from supervisor.shared_state import SlotField
-from tests.redis.test_worker import working
+from tests.redis.worker import working
 from tests.support.servers import AnyServer
 from tests.support.waiting import eventually_async
 

@@ -11,7 +11,7 @@ from supervisor import Message, Publisher, SyncPublisher, context, handler
 from supervisor.broker.blocking import blocking_client
 from supervisor.errors import EncodeError, IdempotencyError, PublishRefusedError, UsageError
 from supervisor.shared_state import SlotField
-from tests.redis.test_worker import GROUP, STREAM, working
+from tests.redis.worker import GROUP, STREAM, working
 from tests.support.waiting import eventually_async
 
 

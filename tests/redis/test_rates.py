@@ -17,7 +17,7 @@ from supervisor.shared_state import SharedState
 from supervisor.worker import rate_gate
 from supervisor.worker.pending import PendingList
 from tests.redis.limited import GROUP, STREAM, nothing_left, pools
-from tests.redis.test_worker import Worker
+from tests.redis.worker import Worker
 from tests.support.waiting import eventually_async
 
 

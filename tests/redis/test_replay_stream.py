@@ -19,7 +19,7 @@ from supervisor.keys import REPLAY_CONSUMER, dead_key, isolated_key, replay_key,
 from supervisor.settings.model import Settings
 from supervisor.shared_state import HANDLERS_MAX, HeaderField, SharedState, SlotField
 from supervisor.worker.source import sources_of
-from tests.redis.test_worker import Worker, working
+from tests.redis.worker import Worker, working
 from tests.support.letters import add_dead_letter, letters
 from tests.support.waiting import eventually_async, next_ms
 

@@ -11,7 +11,7 @@ from supervisor.shared_state import SharedSlot, SharedState
 from supervisor.worker.run_control import RunControl
 from supervisor.worker.settler import Settler
 from supervisor.worker.source import Source, sources_of
-from tests.redis.test_worker import GROUP, STREAM, Faults
+from tests.redis.worker import GROUP, STREAM, Faults
 from tests.support.waiting import eventually_async
 
 RECORDS = retries_key(STREAM, GROUP)

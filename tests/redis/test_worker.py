@@ -1,96 +1,16 @@
-"""A worker's runtime on real servers: what becomes of each message, and of what a dead one left."""
+"""A worker's runtime on real servers: what becomes of each message."""
 
 import asyncio
 import traceback
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-import structlog
-from pydantic import BaseModel
 
 from supervisor import BatchError, Message, Reject, Retry, handler
-from supervisor.handling.loader import specs_of
-from supervisor.keys import crashes_key, dead_key, retries_key
-from supervisor.log import FaultLog
-from supervisor.settings.model import Settings
-from supervisor.shared_state import SharedState, SlotField, WorkerState
-from supervisor.worker.runtime import Runtime
+from supervisor.keys import dead_key, retries_key
+from supervisor.shared_state import SlotField, WorkerState
+from tests.redis.worker import GROUP, STREAM, Event, pending, working
 from tests.support.waiting import eventually_async
-
-STREAM, GROUP = "events", "workers"
-
-
-class Event(BaseModel):
-    number: int
-
-
-class Fault(NamedTuple):
-    """A fault as it was reported."""
-
-    event: str
-    error: BaseException
-    fields: dict[str, Any]
-
-
-class Faults(FaultLog):
-    """Keeps the faults that are reported to it."""
-
-    def __init__(self, kept: list[Fault]) -> None:
-        super().__init__(structlog.get_logger())
-        self._kept = kept
-
-    def __call__(self, event: str, error: BaseException, **fields: Any) -> None:
-        self._kept.append(Fault(event, error, fields))
-
-    def redis(self, event: str, error: BaseException, **fields: object) -> None:
-        self._kept.append(Fault(event, error, fields))
-
-
-class Worker:
-    """A runtime in this process, with the faults it complained of."""
-
-    def __init__(
-        self,
-        url: str,
-        functions: list[Callable[..., Any]],
-        shared: SharedState,
-        *,
-        name: str = "host:0",
-        **sections: Any,
-    ) -> None:
-        settings = Settings(redis={"url": url}, **sections)
-        self.faults: list[Fault] = []
-        self.shared = shared.slot(0)
-        self.ready = asyncio.Event()
-        specs = specs_of(settings, functions)
-        self.runtime = Runtime(settings, specs, self.shared, name, Faults(self.faults))
-        self.task = asyncio.create_task(self.runtime.run(self.ready.set))
-
-    async def stop(self, successor: str | None = None) -> None:
-        await self.runtime.drain()
-        await asyncio.wait_for(self.task, 10)
-        await self.runtime.close(successor)
-
-    async def vanish(self) -> None:
-        """End as a killed process does: nothing is acked any more."""
-        self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
-        await self.runtime.close()
-
-
-@asynccontextmanager
-async def working(url: str, *functions: Callable[..., Any], **sections: Any) -> AsyncIterator[Worker]:
-    worker = Worker(url, list(functions), SharedState(), **sections)
-    try:
-        yield worker
-    finally:
-        await worker.stop()
-
-
-async def pending(redis: Any) -> int:
-    return int((await redis.xpending(STREAM, GROUP))["pending"])
 
 
 async def test_what_was_published_before_the_first_start_is_handled_once(every_server: Any) -> None:
@@ -330,93 +250,6 @@ async def test_of_a_deep_backlog_two_batches_are_read_ahead_and_no_more(redis: A
         assert consumer.executor.in_hand == await pending(redis) > 10
         goes_on.set()
         await eventually_async(lambda: done == 400)
-
-
-async def test_a_successor_adopts_and_runs_what_had_been_started_alone(redis: Any, redis_url: str) -> None:
-    shared = SharedState()
-    stuck = asyncio.Event()
-
-    @handler(STREAM, group=GROUP)
-    async def hang(message: Message) -> None:
-        if message.fields["n"] == "9":
-            stuck.set()
-        await asyncio.Event().wait()
-
-    for n in range(10):
-        await redis.xadd(STREAM, {"n": n})
-    first = Worker(redis_url, [hang], shared)
-    await asyncio.wait_for(stuck.wait(), 10)
-    await first.vanish()
-    assert await pending(redis) == 10
-
-    running, most, done = 0, 0, 0
-
-    @handler(STREAM, group=GROUP)
-    async def handle(message: Message) -> None:
-        nonlocal running, most, done
-        running += 1
-        most = max(most, running)
-        await asyncio.sleep(0.001)
-        running -= 1
-        done += 1
-
-    second = Worker(redis_url, [handle], shared)
-    await eventually_async(lambda: done == 10)
-    await second.stop()
-    assert most == 1
-    assert second.shared.get(SlotField.ADOPTED) == 10
-    assert await pending(redis) == 0
-    assert not await redis.exists(crashes_key(STREAM, GROUP))
-
-
-async def test_retries_and_their_count_survive_a_restart(redis: Any, redis_url: str) -> None:
-    seen: list[int] = []
-
-    @handler(STREAM, group=GROUP, retry_base_s=60)
-    async def fail(message: Message) -> None:
-        seen.append(message.deliveries)
-        raise Retry(after_s=0.2 if message.deliveries == 1 else 60)
-
-    await redis.xadd(STREAM, {"n": 1})
-    first = Worker(redis_url, [fail], SharedState())
-    await eventually_async(lambda: redis.hlen(retries_key(STREAM, GROUP)))
-    await first.stop()
-    assert await pending(redis) == 1
-    second = Worker(redis_url, [fail], SharedState())
-    await eventually_async(lambda: seen == [1, 2])
-    await second.stop()
-
-
-async def test_who_leaves_for_good_hands_its_retries_over(redis: Any, redis_url: str) -> None:
-    @handler(STREAM, group=GROUP, retry_base_s=60)
-    async def fail(message: Message) -> None:
-        raise ValueError("later")
-
-    await redis.xadd(STREAM, {"n": 1})
-    worker = Worker(redis_url, [fail], SharedState())
-    await eventually_async(lambda: redis.hlen(retries_key(STREAM, GROUP)))
-    await worker.stop("host:7")
-    consumers = {c["name"]: c["pending"] for c in await redis.xinfo_consumers(STREAM, GROUP)}
-    assert consumers == {b"host:7": 1}
-
-
-async def test_a_drain_finishes_what_runs_and_leaves_nothing_pending(redis: Any, redis_url: str) -> None:
-    started = asyncio.Event()
-    done = 0
-
-    @handler(STREAM, group=GROUP)
-    async def slow(message: Message) -> None:
-        nonlocal done
-        started.set()
-        await asyncio.sleep(0.2)
-        done += 1
-
-    for n in range(5):
-        await redis.xadd(STREAM, {"n": n})
-    async with working(redis_url, slow):
-        await asyncio.wait_for(started.wait(), 10)
-    assert done > 0
-    assert await pending(redis) == 0
 
 
 async def test_redis_killed_and_restarted_costs_nothing(durable_server: Any) -> None:

@@ -17,7 +17,7 @@ from supervisor.errors import PublishRefusedError
 from supervisor.keys import dead_key, replay_key
 from supervisor.publisher import Publisher
 from supervisor.shared_state import SlotField
-from tests.redis.test_worker import GROUP, STREAM, pending, working
+from tests.redis.worker import GROUP, STREAM, pending, working
 from tests.support.letters import add_dead_letter
 from tests.support.proxy import Proxy
 from tests.support.servers import RedisServer, default_flavour

@@ -16,7 +16,7 @@ from supervisor.broker.connect import client
 from supervisor.fastapi import lifespan
 from supervisor.publisher import Publisher
 from supervisor.shared_state import SlotField
-from tests.redis.test_worker import working
+from tests.redis.worker import working
 from tests.support.pool import Pool
 from tests.support.recording import RECORD, seen
 from tests.support.waiting import eventually, eventually_async

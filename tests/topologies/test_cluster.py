@@ -20,7 +20,7 @@ from supervisor.publisher import Publisher
 from supervisor.shared_state import SlotField
 from tests.cli.run import spawn
 from tests.redis.test_later import moving
-from tests.redis.test_worker import working
+from tests.redis.worker import working
 from tests.support.pool import Pool
 from tests.support.recording import RECORD, seen
 from tests.support.servers import RedisServer
