@@ -2,49 +2,33 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from sqlalchemy import create_engine, func, select, text, update
+from sqlalchemy import create_engine, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-from supervisor import ConfigError, EncodeError, Message, UsageError
+from supervisor import EncodeError, Message, UsageError
 from supervisor.broker.entry_lookup import collect
 from supervisor.contrib.sqlalchemy import add, create_tables, once
 from supervisor.core.origin import OriginKind
 from supervisor.core.relay_state import RelayState
 from supervisor.keys import relayed_key
-from supervisor.outbox.check import check_outbox
 from supervisor.outbox.database import ROWS_MAX
-from supervisor.outbox.relay import Relay
-from supervisor.outbox.rows import row_fields, row_text
+from supervisor.outbox.rows import row_fields
 from supervisor.outbox.tables import lease, outbox
-from supervisor.settings.load import load
-from supervisor.settings.model import Settings
-from supervisor.shared_state import HeaderField, SharedState
+from supervisor.shared_state import HeaderField
+from tests.redis.relaying import STREAM, Place, numbers, relay_of, relaying, waiting
 from tests.support.postgres import PostgresServer, postgres_server
 from tests.support.waiting import eventually_async
-
-STREAM = "events"
 
 
 class Event(BaseModel):
     n: int
-
-
-@dataclass
-class Place:
-    """A database with the tables, by the URLs of a sync and of an async driver."""
-
-    sync: str
-    asynchronous: str
-    server: PostgresServer | None = None
 
 
 @pytest.fixture(scope="module")
@@ -73,38 +57,6 @@ def engine(place: Place) -> Iterator[Any]:
     made = create_engine(place.sync)
     yield made
     made.dispose()
-
-
-def relay_of(redis_url: str, url: str, token: str = "pool") -> tuple[Relay, SharedState]:
-    shared = SharedState()
-    return Relay(Settings(redis={"url": redis_url}, outbox={"url": url}), shared, token), shared
-
-
-@asynccontextmanager
-async def relaying(redis_url: str, url: str, token: str = "pool") -> AsyncIterator[SharedState]:
-    relay, shared = relay_of(redis_url, url, token)
-    stop = asyncio.Event()
-
-    async def go_on() -> None:
-        while not stop.is_set():
-            await asyncio.sleep(min(await relay.once(), 0.05))
-
-    task = asyncio.create_task(go_on())
-    try:
-        yield shared
-    finally:
-        stop.set()
-        await task
-        await relay.close()
-
-
-async def numbers(redis: Any, stream: str = STREAM) -> list[int]:
-    return [int(fields[b"n"]) for _, fields in await redis.xrange(stream)]
-
-
-def waiting(engine: Any) -> int:
-    with engine.connect() as connection:
-        return int(connection.scalar(select(func.count()).select_from(outbox)))
 
 
 def message(n: int = 1) -> Message:
@@ -171,15 +123,6 @@ class TestSessions:
         handle()
         other.join()
         assert found == [True, False]
-
-
-def test_values_that_are_no_text_come_back_as_they_were() -> None:
-    fields = {"text": "ä\x00", "raw": b"\xff\x00"}
-    assert row_fields(row_text(fields)) == fields
-    unreadable = ("[]", "{}", '{"n": 1}', '{"n": {"base64": "?"}}', "no json", "[" * 100_000)
-    for wrong in (*unreadable, '{"n": "\\ud800"}', '{"\\ud800": "n"}', '{"": "n"}'):
-        with pytest.raises(ValueError):
-            row_fields(wrong)
 
 
 class TestRelay:
@@ -424,25 +367,3 @@ class TestPostgres:
                 add(session, STREAM, Event(n=2))
             await eventually_async(lambda: waiting(engine) == 0)
         assert await numbers(redis) == [1, 2]
-
-
-class TestSettings:
-    @pytest.mark.parametrize(
-        ("url", "said"),
-        [
-            ("mysql://db/shop", "outbox.url: a database of postgresql or sqlite is needed, not mysql"),
-            ("sqlite+nothing:///shop.db", "outbox.url: "),
-            ("oracle+oracledb://db/shop", "outbox.url: a database of postgresql or sqlite is needed, not oracle"),
-        ],
-    )
-    def test_a_url_that_can_not_be_used_is_refused_at_the_start(self, url: str, said: str) -> None:
-        with pytest.raises(ConfigError, match=said):
-            check_outbox(Settings(outbox={"url": url}))
-
-    def test_a_relative_file_is_in_the_folder_of_the_configuration(self, tmp_path: Path) -> None:
-        config = tmp_path / "config.toml"
-        config.write_text('outbox.url = "sqlite+aiosqlite:///data/shop.db"\n')
-        assert load(config, environ={}).settings.outbox.url == f"sqlite+aiosqlite:///{tmp_path}/data/shop.db"
-        for url in ("sqlite:////var/shop.db", "postgresql+psycopg://app@db/shop"):
-            config.write_text(f'outbox.url = "{url}"\n')
-            assert load(config, environ={}).settings.outbox.url == url
