@@ -199,7 +199,9 @@ STEPS = st.one_of(
     st.tuples(st.just("trim"), st.sampled_from([0, AGE_S, 10]), st.sampled_from([0, 1, 60, 150]), st.booleans()),
 )
 #: What most examples need to come to a trim that has something to do and something to leave.
-BEGIN: list[tuple[Any, ...]] = [("add", 250, 2 * AGE_S), ("make", "a", "0"), ("read", "a", 170)]
+BEGIN: list[tuple[Any, ...]] = [
+    *(("add", 250, 2 * AGE_S), ("make", "a", "0"), ("read", "a", 170), ("ack", "a", 20, True)),
+]
 END: list[tuple[Any, ...]] = [("trim", AGE_S, 60, True)]
 
 
