@@ -24,4 +24,4 @@ def calls_of(
     if processes is not None and spec.options.run_in == PROCESS:
         return ProcessCalls(processes, spec), as_message, min(concurrency, processes.size)  # the process decodes
     calls = ThreadCalls(resources.threads, resources.control, spec.options.timeout_s, failures.overstayed)
-    return calls, spec.decode, concurrency if spec.is_async else min(concurrency, resources.threads_max)
+    return calls, spec.decode, concurrency if spec.is_async else min(concurrency, resources.threads.size)

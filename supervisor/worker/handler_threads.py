@@ -25,8 +25,9 @@ _RETRY_S = 0.5
 class HandlerThreads(ThreadPoolExecutor):
     """Threads that are started when they are needed, as far as the system allows."""
 
-    def __init__(self, count: int, shared: SharedSlot, lacks: WorkerLacks) -> None:
-        super().__init__(count, thread_name_prefix="handler")
+    def __init__(self, size: int, shared: SharedSlot, lacks: WorkerLacks) -> None:
+        super().__init__(size, thread_name_prefix="handler")
+        self.size = size
         self._shared = shared
         self._lacks = lacks
         self._loop = asyncio.get_running_loop()

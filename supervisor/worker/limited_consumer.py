@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from supervisor.worker.resources import Resources
     from supervisor.worker.source import Source
 
+#: While this many messages of a group wait for their turns, or for their rate, nothing more is read.
+WAITING_MAX = 1_000_000
+
 
 class LimitedConsumer(Consumer):
     """One (stream, group) in one worker, within limits that hold for all workers."""
@@ -213,4 +216,4 @@ class _ReadLimit(ReadLimit):
 
     def room(self, coming: int = 0) -> int:
         """Return how many more messages may be read; 0 or less: none."""
-        return 0 if any(gate.full for gate in self.gates) else super().room(coming)
+        return 0 if any(gate.waiting >= WAITING_MAX for gate in self.gates) else super().room(coming)

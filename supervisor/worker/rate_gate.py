@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 _LOOK_S = 1.0
 #: Messages that become due within this time are taken over together.
 _TOGETHER_S = 0.01
-#: While this many messages of a group wait for their rate, nothing more is read.
-WAITING_MAX = 1_000_000
 
 
 class RateGate:
@@ -51,11 +49,6 @@ class RateGate:
         self.waiting = 0
         #: A change of the rate is under way.
         self.is_changing = False
-
-    @property
-    def full(self) -> bool:
-        """Whether so many messages wait that nothing more is read."""
-        return self.waiting >= WAITING_MAX
 
     async def begin(self) -> None:
         """Apply this rate to what waits. Raises redis-py's errors and OSError."""

@@ -37,7 +37,6 @@ class Resources:
     shared: SharedSlot
     control: RunControl
     threads: HandlerThreads
-    threads_max: int
     #: For handlers with `run_in = "process"`; None where nothing may be forked.
     processes: ProcessPool | None
     lacks: WorkerLacks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 from itertools import count
 from typing import TYPE_CHECKING
@@ -48,14 +49,11 @@ class RetryQueue:
 
     async def wait_due(self) -> None:
         """Wait until some message is due."""
-        while not self._heap or self._heap[0][0] > self._loop.time():
+        while not self.any_due:
             self._first_changed.clear()
-            timer = self._loop.call_at(self._heap[0][0], self._first_changed.set) if self._heap else None
-            try:
-                await self._first_changed.wait()
-            finally:
-                if timer is not None:
-                    timer.cancel()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(self._heap[0][0] if self._heap else None):
+                    await self._first_changed.wait()
 
     def take_due(self) -> list[Message]:
         """Remove and return all that are due."""

@@ -101,7 +101,6 @@ class Runtime:
             shared=self._shared,
             control=self._control,
             threads=self._threads,
-            threads_max=settings.consumer.threads,
             processes=self._processes,
             lacks=self.lacks,
             connect_timeout_s=settings.redis.connect_timeout_s,

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 LOOK_S = 1.0
 _LOOK_COUNT = 50
 _LOOK_IDLE_MS = 1_000
-#: While this many messages of a group wait for their turns, nothing more is read.
-WAITING_MAX = 1_000_000
 #: Messages that one script admits at most: Lua's unpack takes about 8,000 arguments, and there are two for each.
 _ADMITTED_MAX = 2_000
 #: How long a worker waits for another one that has read earlier entries and not yet given them their places.
@@ -76,8 +74,8 @@ class TurnGate:
         self._look_now = asyncio.Event()
         #: Messages were removed from rows: there may be more of that kind.
         self._hurry = False
-        #: So many messages of the group wait that nothing more is read.
-        self.full = False
+        #: Messages of the group that wait, as far as this worker knows.
+        self.waiting = 0
 
     async def begin(self) -> None:
         """Give places to all that is pending, where that was not done yet. Raises redis-py's errors and OSError."""
@@ -211,7 +209,7 @@ class TurnGate:
         """
         interval_ms = 0 if self._hurry else int(LOOK_S * 1000)
         found = await self._turns.waiting(interval_ms, _LOOK_COUNT, _LOOK_IDLE_MS)
-        self.full = found.number >= WAITING_MAX
+        self.waiting = found.number
         fields, free = {*self._unsure, *found.rows} - {b""}, []
         for source, entries in zip(self._sources, (found.entries, found.copies), strict=True):
             for message in source.messages([entry for entry in entries if entry]):
