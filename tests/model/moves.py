@@ -337,6 +337,7 @@ class Moves(World):
             pool.frozen = pool.cut_off = False
             if pool.up:
                 pool.pause(False)
+        self.move_release(0, 1)
         until_s = self.clock.now_s + SETTLE_S
         while self.clock.now_s < until_s and not self._quiet():
             self.run(2.0)
@@ -358,6 +359,8 @@ class Moves(World):
                 return False
         if self.limits.later or self.limits.committed or (self.has_outbox and self.outbox.rows):
             return False
+        if any(released_key(self.stream, group).encode() in self.server.sets for group in self.groups):
+            return False  # the turns of these keys are passed on soon
         return bool(names) and all(worker.is_idle for worker in self.workers)
 
     def bury(self) -> None:
