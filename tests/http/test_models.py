@@ -18,7 +18,7 @@ from supervisor.cli.json_input import json_chunks
 from supervisor.core.survival import same
 from supervisor.handling.decode import make_decoder
 from tests.http.service import STREAM
-from tests.unit.test_model_codec import Everything, everything
+from tests.unit.kinds_of_models import Everything, everything
 
 MESSAGES = f"/v1/streams/{STREAM}/messages"
 few = settings(
