@@ -12,7 +12,14 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from supervisor.broker.command_connection import REPLY_SLACK_S, Argument, Server, pack_command, server_of
+from supervisor.broker.command_connection import (
+    REPLY_SLACK_S,
+    Argument,
+    CommandConnection,
+    Server,
+    pack_command,
+    server_of,
+)
 from supervisor.broker.connect import connection
 from supervisor.broker.deadline import Deadline
 from supervisor.broker.entry_parser import EntryParser, Replies
@@ -49,11 +56,11 @@ class GroupReader:
         self._deadline = Deadline()
         self._handshake_s = _HANDSHAKE_TIMEOUTS * connect_timeout_s
         #: The server's number for this connection; 0 when an ACL hides it.
-        self.client_id = 0
+        self._client_id = 0
         #: CLIENT UNBLOCK may end its reads.
         self._can_unblock = False
-        #: The server that `client_id` belongs to.
-        self.server: Server = None
+        #: The server that has given it.
+        self._server: Server = None
         #: Connections before this one that a server may still have: the server, and its number for them.
         self._replaced: set[tuple[Server, int]] = set()
         #: How many reads are on the wire whose replies were not received.
@@ -73,17 +80,17 @@ class GroupReader:
         await self.close()
         async with asyncio.timeout(self._handshake_s):
             await self._connection.connect()
-            if self.client_id:
-                self._replaced.add((self.server, self.client_id))
-            self.server, self.client_id = server_of(self._connection), 0
+            if self._client_id:
+                self._replaced.add((self._server, self._client_id))
+            self._server, self._client_id = server_of(self._connection), 0
             self._can_unblock = False
             with contextlib.suppress(ResponseError):  # forbidden by an ACL
-                self.client_id = int(await self._ask("CLIENT", "ID"))
-                await self._ask("CLIENT", "UNBLOCK", self.client_id)
+                self._client_id = int(await self._ask("CLIENT", "ID"))
+                await self._ask("CLIENT", "UNBLOCK", self._client_id)
                 self._can_unblock = True
             with contextlib.suppress(ResponseError):  # a later scan finds what went astray
                 for server, client_id in self._replaced:
-                    if server == self.server and client_id != self.client_id:
+                    if server == self._server and client_id != self._client_id:
                         await self._kill(client_id)
             self._replaced.clear()
         parser = getattr(self._connection, "_parser", None)
@@ -140,6 +147,14 @@ class GroupReader:
         self.may_block = False
         self.due_s = math.inf  # nobody waits for the reply of another read now
         return reply or []
+
+    async def unblock(self, commands: CommandConnection) -> None:
+        """End a read that waits at the server, by way of another connection. Raises redis-py's errors and OSError."""
+        # Clients are numbered by each server, and `commands` may be connected to the one before a failover.
+        if commands.server != self._server:
+            await commands.reconnect()
+        if self._client_id and commands.server == self._server:
+            await commands.call("CLIENT", "UNBLOCK", self._client_id)
 
     async def close(self) -> None:
         """Drop the connection; the entries of reads on the wire stay pending."""

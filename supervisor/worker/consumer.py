@@ -159,7 +159,7 @@ class Consumer:
 
     async def charge(self, message: Message) -> bool:
         """Count a crash against a suspect; True when it was one too many and it became a dead letter."""
-        return await self._pending_of(message).charge(message)
+        return await self._pending[message.origin].charge(message)  # type: ignore[index]
 
     async def run_isolated(self, message: Message) -> None:
         """Run a suspect with nothing else in hand, marked, and see it settled.
@@ -167,7 +167,7 @@ class Consumer:
         A thread that is out of time goes on, and the worker is ended for it: the mark stays until it is over.
         """
         message.recorded = True
-        pending = self._pending_of(message)
+        pending = self._pending[message.origin]  # type: ignore[index]
         await pending.mark(message.entry)
         self._start([message])
         await self.idle()
@@ -202,15 +202,11 @@ class Consumer:
 
     async def unblock(self) -> None:
         """End a blocked read now, without losing its messages. Nothing can end a read that is overdue."""
-        reader, commands = self._reader, self._resources.commands
+        reader = self._reader
         while reader.may_block and not self.waits_for_redis and time.monotonic() < reader.due_s:
             try:
-                # Clients are numbered by each server, and this connection may be to the one before a failover.
-                if commands.server != reader.server:
-                    await commands.reconnect()
-                if reader.client_id and commands.server == reader.server:
-                    await commands.call("CLIENT", "UNBLOCK", reader.client_id)
-            except (RedisError, OSError, TimeoutError):  # this connection may have been lost while it was idle
+                await reader.unblock(self._resources.commands)
+            except (RedisError, OSError, TimeoutError):  # the other connection may have been lost while it was idle
                 await self._control.until(lambda: not reader.may_block, _RECONNECT_BASE_S)
                 continue
             # Again, if the read had not reached the server yet.
@@ -391,9 +387,6 @@ class Consumer:
     def _left(self) -> Iterator[Message]:
         yield from self.executor.messages()
         yield from self.retries.messages()
-
-    def _pending_of(self, message: Message) -> PendingList:
-        return self._pending[message.origin]  # type: ignore[index]
 
     def _give_back(self) -> None:
         self.executor.give_back()
