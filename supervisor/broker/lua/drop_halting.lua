@@ -3,7 +3,10 @@
 -- the number of removed letters.
 local removed = redis.call('XDEL', KEYS[1], ARGV[1])
 local ms, seq = string.match(ARGV[2], '^(%d+)-(%d+)$')
-if removed == 1 and redis.call('ZREM', KEYS[2], ms .. '-' .. string.char(96 + #seq) .. seq) == 1 then
+local member = ms .. '-' .. string.char(96 + #seq) .. seq
+-- With another score the message itself has its place there again: its group was lost and made again.
+if removed == 1 and redis.call('ZSCORE', KEYS[2], member) == '-2' then
+  redis.call('ZREM', KEYS[2], member)
   redis.call('SADD', KEYS[3], ARGV[3])
 end
 return removed
