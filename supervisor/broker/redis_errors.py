@@ -86,6 +86,7 @@ def permanent_cause(error: BaseException) -> str:
     return ""
 
 
+_CLIENT_CERTIFICATE = "ssl_certfile=FILE&ssl_keyfile=FILE in the URL"
 #: What a connection that the other end has closed is called: it depends on who was first, the reader or the writer.
 _HUNG_UP = ("closed by server", "reset by peer", "Connection lost", "Broken pipe")
 
@@ -95,9 +96,14 @@ def likely_cause(url: str, error: BaseException) -> str:
     scheme, _, rest = url.partition("://")
     if scheme == "unix" or not rest:
         return ""
-    if scheme.startswith("rediss"):
-        return "; a server without TLS keeps silent: write redis:// for rediss://" if _timed_out(error) else ""
-    return "; a server that wants TLS hangs up: write rediss:// for redis://" if _hung_up(error) else ""
+    if not scheme.startswith("rediss"):
+        return "; a server that wants TLS hangs up: write rediss:// for redis://" if _hung_up(error) else ""
+    if _timed_out(error):
+        return "; a server without TLS keeps silent: write redis:// for rediss://"
+    # The reset that follows the server's TLS alert may arrive first and hide it.
+    if _hung_up(error) and "ssl_certfile=" not in rest:
+        return f"; the server closed the connection and may want a certificate of the client: {_CLIENT_CERTIFICATE}"
+    return ""
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -124,7 +130,7 @@ def _tls_cause(error: ssl.SSLError) -> str:
             " ssl_ca_certs=FILE in the URL names its CA, ssl_check_hostname=false allows another host's name"
         )
     if "CERTIFICATE_REQUIRED" in (error.reason or ""):
-        return "wants a certificate of the client: ssl_certfile=FILE&ssl_keyfile=FILE in the URL"
+        return f"wants a certificate of the client: {_CLIENT_CERTIFICATE}"
     if error.reason in _TLS_MISMATCH:
         return f"does not speak TLS there, or another version ({error.reason}): redis:// is without TLS"
     return ""
