@@ -41,7 +41,14 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from supervisor.broker.redis_errors import causes
-from supervisor.broker.routed_connection import RoutedConnection, RoutedTlsConnection, UnixConnection, keepalive_options
+from supervisor.broker.routed_connection import (
+    RoutedConnection,
+    RoutedTlsConnection,
+    TcpConnection,
+    TlsConnection,
+    UnixConnection,
+    keepalive_options,
+)
 from supervisor.broker.routes import ASK_LIMIT_S, Address, ClusterRoute, FixedRoute, Route, SentinelRoute
 from supervisor.errors import ConfigError
 from supervisor.settings.masking import masked
@@ -190,16 +197,18 @@ def _target(url: str, connect_timeout_s: float, _loop: asyncio.AbstractEventLoop
     options.setdefault("socket_keepalive", True)
     options.setdefault("socket_keepalive_options", keepalive_options())
     there = Address(options.pop("host", "localhost"), int(options.pop("port", 6379)))
-    routed = RoutedTlsConnection if plain is SSLConnection else RoutedConnection
+    routed, unrouted = (
+        (RoutedTlsConnection, TlsConnection) if plain is SSLConnection else (RoutedConnection, TcpConnection)
+    )
     if parsed.kind == "server":
         return _Target(routed, options, FixedRoute(there))
     hosts = tuple(Address(host, port) for host, port in parsed.hosts)
     asking = {**options, "db": 0, "socket_timeout": ASK_LIMIT_S, "socket_connect_timeout": ASK_LIMIT_S}
     if parsed.kind == "cluster":
-        return _Target(routed, options, ClusterRoute(hosts, plain, asking), hosts)
+        return _Target(routed, options, ClusterRoute(hosts, unrouted, asking), hosts)
     # Sentinel has its own users; the TLS options apply to its connections too.
     asking |= {"username": parsed.sentinel_username, "password": parsed.sentinel_password}
-    return _Target(routed, options, SentinelRoute(hosts, parsed.master, plain, asking))
+    return _Target(routed, options, SentinelRoute(hosts, parsed.master, unrouted, asking))
 
 
 def _check(url: str, kind: type[AbstractConnection], options: dict[str, Any]) -> None:

@@ -136,6 +136,14 @@ class UnixConnection(LostConnectionMixin, UnixDomainSocketConnection):
                 self.path = path
 
 
+class TcpConnection(LostConnectionMixin, Connection):
+    """A connection to a given host and port."""
+
+
+class TlsConnection(LostConnectionMixin, SSLConnection):
+    """The same with TLS."""
+
+
 class RoutedConnection(LostConnectionMixin, Connection):
     """A connection to the server of one key."""
 

@@ -1,12 +1,19 @@
 """TLS: a private authority, client certificates, and clear errors where one of them is wrong."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+import contextlib
+import socket
+import ssl
+import struct
+import threading
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from supervisor.broker.command_connection import CommandConnection
+from supervisor.broker.connect import connection
 from supervisor.errors import EXIT_REDIS, EXIT_USAGE, PublishRefusedError
 from supervisor.publisher import Publisher
 from tests.support.certificates import Certificates, make_certificates
@@ -74,6 +81,41 @@ def test_a_client_without_a_certificate_is_told_what_is_missing(certificates: Ce
             assert "ssl_certfile=FILE&ssl_keyfile=FILE" in pool.output
 
 
+@pytest.fixture
+def resetting_url(certificates: Certificates) -> Iterator[str]:
+    """A server that resets each connection after the handshake, so that no TLS alert arrives."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates.server, certificates.server_key)
+
+    def serve() -> None:
+        while True:
+            try:
+                accepted, _ = listener.accept()
+            except OSError:
+                return
+            with accepted, contextlib.suppress(OSError), context.wrap_socket(accepted, server_side=True) as spoken:
+                spoken.recv(1)
+                spoken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = threading.Thread(target=serve)
+        serving.start()
+        yield f"rediss://127.0.0.1:{listener.getsockname()[1]}?ssl_ca_certs={certificates.ca}"
+        listener.shutdown(socket.SHUT_RDWR)
+        serving.join()
+
+
+def test_a_reset_that_hides_the_alert_is_explained(
+    resetting_url: str, certificates: Certificates, tmp_path: Path
+) -> None:
+    hint = "may want a certificate of the client: ssl_certfile=FILE&ssl_keyfile=FILE"
+    own = f"&ssl_certfile={certificates.client}&ssl_keyfile={certificates.client_key}"
+    for number, (query, is_given) in enumerate((("", True), (own, False))):
+        done = Pool(tmp_path / f"p{number}", SIMPLE, redis_url=resetting_url + query).command("streams")
+        assert done.returncode == EXIT_REDIS, done.stderr
+        assert (hint in done.stderr) == is_given, done.stderr
+
+
 def test_tls_where_the_server_has_none(tmp_path: Path) -> None:
     with RedisServer(tcp=True) as plain:
         url = plain.tcp_url.replace("redis:", "rediss:")
@@ -86,13 +128,35 @@ def test_tls_where_the_server_has_none(tmp_path: Path) -> None:
 async def test_the_sentinels_speak_tls_too(certificates: Certificates) -> None:
     with tls_server(certificates) as master:
         port, ours = free_port(), int(master.tcp_url.rpartition(":")[2].removesuffix("/0"))
-        with Sentinel(master.flavour, "mymaster", ours, options=tls_options(certificates, port)):
+        with Sentinel(master.flavour, "mymaster", ours, options=tls_options(certificates, port)) as sentinel:
             url = f"rediss+sentinel://127.0.0.1:{port}/mymaster?ssl_ca_certs={certificates.ca}"
             await an_app_works(url)
             await blocking_clients_work(url)
             with pytest.raises(PublishRefusedError, match="certificate verify failed"):
                 async with Publisher(url.partition("?")[0]) as publisher:
                     await publisher.publish("events", {"n": "1"})
+            await asked_sentinels_are_left_at_once(url, sentinel)
+
+
+async def asked_sentinels_are_left_at_once(url: str, sentinel: Sentinel) -> None:
+    route = connection(url)._route
+    sentinels = route.sentinels()
+    await route.master(sentinels)
+    [asked] = sentinels._connections
+    await is_closed_at_once(asked, sentinels.close, sentinel)
+
+
+async def is_closed_at_once(held: Any, close: Callable[[], Awaitable[None]], server: RedisServer) -> None:
+    """Fail when a connection stays open until its server, which is frozen, has ended TLS."""
+    own = held._writer.get_extra_info("socket")
+    server.pause()
+    try:
+        await close()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert own.fileno() == -1
+    finally:
+        server.resume()
 
 
 async def test_blocking_clients(server: RedisServer, certificates: Certificates) -> None:
@@ -105,8 +169,4 @@ async def test_a_dropped_connection_does_not_wait_for_the_end_of_tls(
     """Else the socket of a program that ends then stays open, which Python reports."""
     commands = CommandConnection(f"{server.tcp_url}?ssl_ca_certs={certificates.ca}")
     await commands.call("PING")
-    socket = commands._connection._writer.get_extra_info("socket")
-    await commands.close()
-    for _ in range(3):
-        await asyncio.sleep(0)
-    assert socket.fileno() == -1
+    await is_closed_at_once(commands._connection, commands.close, server)
