@@ -16,7 +16,7 @@ from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadin
 from supervisor.broker.command_connection import pack_command
 from supervisor.broker.connect import connection
 from supervisor.broker.redis_errors import REDIS_FAULTS
-from supervisor.broker.routed_connection import reopen, send_packed
+from supervisor.broker.routed_connection import close, reopen, send_packed
 from supervisor.broker.routes import Address
 from supervisor.errors import UsageError
 
@@ -96,11 +96,11 @@ class PipelineConnection:
     async def close(self) -> None:
         """Close the connection and wait until its socket is closed, which takes a round trip with TLS."""
         with contextlib.suppress(*REDIS_FAULTS):
-            await self._connection.disconnect()
+            await close(self._connection)
 
     async def drop(self) -> None:
         """Close the connection; replies that are still to come are lost."""
-        await self._connection.disconnect(nowait=True)
+        await close(self._connection, nowait=True)
 
     async def _works(self, limit_s: float) -> bool:
         try:

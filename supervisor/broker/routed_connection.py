@@ -11,7 +11,7 @@
 
 import contextlib
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from time import monotonic
 from typing import Any
 
@@ -50,8 +50,28 @@ async def reopen(connection: AbstractConnection, *, demoted: bool = False) -> No
     connection is made again. Raises redis-py's errors and OSError.
     """
     if demoted or is_lost(connection):
-        await connection.disconnect(nowait=True)
+        await close(connection, nowait=True)
     await connection.connect()
+
+
+async def close(connection: AbstractConnection, *, nowait: bool = False) -> None:
+    """Disconnect any of redis-py's connections; its socket is closed also if that fails or is cancelled.
+
+    With `nowait` it waits neither for the end of TLS nor until all bytes are sent. Raises redis-py's errors.
+    """
+    with _socket_closed(connection):
+        await connection.disconnect(nowait=nowait)
+
+
+@contextlib.contextmanager
+def _socket_closed(connection: AbstractConnection) -> Iterator[None]:
+    """Close the socket when the block is left. redis-py leaves it open while it has unsent bytes, or TLS has no end."""
+    writer = connection._writer
+    try:
+        yield
+    finally:
+        if writer is not None:
+            writer.transport.abort()
 
 
 async def send_packed(connection: AbstractConnection, packed: Sequence[bytes]) -> None:
@@ -98,11 +118,9 @@ class LostConnectionMixin(AbstractConnection):
             await self._show_name(self._shown_name)
 
     async def disconnect(self, nowait: bool = False, *args: Any, **options: Any) -> None:
-        """Disconnect as redis-py does; with `nowait` without the end that TLS or unsent bytes would wait for."""
-        writer = self._writer
-        await super().disconnect(nowait, *args, **options)
-        if nowait and writer is not None:
-            writer.transport.abort()
+        """Disconnect as redis-py does, and close the socket in any case, as `close` does."""
+        with _socket_closed(self):
+            await super().disconnect(nowait, *args, **options)
 
     async def _show_name(self, name: str) -> None:
         # Not by redis-py, whose connection fails when CLIENT is forbidden or renamed, as at some hosted services.

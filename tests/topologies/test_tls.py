@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from supervisor.broker.command_connection import CommandConnection
 from supervisor.broker.connect import connection
+from supervisor.broker.pipeline_connection import PipelineConnection
 from supervisor.errors import EXIT_REDIS, EXIT_USAGE, PublishRefusedError
 from supervisor.publisher import Publisher
 from tests.support.certificates import Certificates, make_certificates
@@ -170,3 +172,17 @@ async def test_a_dropped_connection_does_not_wait_for_the_end_of_tls(
     commands = CommandConnection(f"{server.tcp_url}?ssl_ca_certs={certificates.ca}")
     await commands.call("PING")
     await is_closed_at_once(commands._connection, commands.close, server)
+
+
+async def test_a_publisher_that_was_given_a_client_does_not_wait_for_it_either(
+    server: RedisServer, certificates: Certificates
+) -> None:
+    made = PipelineConnection(Redis.from_url(f"{server.tcp_url}?ssl_ca_certs={certificates.ca}"), connect_timeout_s=2)
+    await made.open(1)
+    await is_closed_at_once(made._connection, made.drop, server)
+
+
+async def test_a_close_that_takes_too_long_closes_the_socket(server: RedisServer, certificates: Certificates) -> None:
+    made = PipelineConnection(f"{server.tcp_url}?ssl_ca_certs={certificates.ca}", connect_timeout_s=0.2)
+    await made.open(1)
+    await is_closed_at_once(made._connection, made.close, server)
