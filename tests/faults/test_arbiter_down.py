@@ -29,7 +29,7 @@ StartPool = Callable[..., Pool]
 def health(pool: Pool) -> tuple[int, dict[str, Any]]:
     """Return the status that a load balancer sees."""
     try:
-        with urllib.request.urlopen(f"{pool.base_url}/health", timeout=5) as answer:
+        with urllib.request.urlopen(f"{pool.base_url}/health", timeout=30) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         with error:

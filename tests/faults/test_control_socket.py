@@ -28,7 +28,7 @@ NOBODY = 65534
 def connect(path: Path | str) -> socket.socket:
     client = socket.socket(socket.AF_UNIX)
     try:
-        client.settimeout(5)
+        client.settimeout(30)
         client.connect(str(path))
     except OSError:
         client.close()

@@ -80,7 +80,7 @@ def test_redis_refuses(name: str, start_pool: StartPool, server: RedisServer, bo
     bound.check(f"CPU of a worker while Redis says {refusal.told or name}", spent_s, 0.1, "s/s")
     if refusal.told:
         # A cause that shows only after a lost connection is named when the outage is over.
-        eventually(lambda: re.search(refusal.told, pool.output), 8, what=pool.output)
+        eventually(lambda: re.search(refusal.told, pool.output), what=pool.output)
     assert max(said.values(), default=0) <= 1 + lasted_s // 5, "a worker says it once in five seconds"
     pool.wait_ready()
     assert pool.pids() == before and restarts(pool) == [0] * WORKERS

@@ -65,7 +65,7 @@ def test_37_emfile(standins: Make, bound: Bounds) -> None:
     resource.prlimit(pool.pid, resource.RLIMIT_NOFILE, (3, hard))
     until_s = now_s() + LACK_S
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(5)
+        client.settimeout(30)
         client.connect(str(pool.paths.control))
         client.sendall(b'{"cmd": "ping"}\n')
         os.kill(before[0], signal.SIGKILL)
@@ -78,7 +78,7 @@ def test_37_emfile(standins: Make, bound: Bounds) -> None:
         assert {line["slot"] for line in left} == {0} and {line["code"] for line in left[1:]} == {1}
         bound.check(f"tries to start in {LACK_S:.0f} s", len(left), 8, "")
         resource.prlimit(pool.pid, resource.RLIMIT_NOFILE, (soft, hard))
-        client.settimeout(5)
+        client.settimeout(30)
         with bound.within("descriptors again until who waited is answered", 1500):
             assert client.recv(100) == b'{"ok":true,"data":{}}\n'
     with bound.within("descriptors again until all are READY", 5000):

@@ -49,7 +49,7 @@ async def test_consumers_start_and_stop_with_the_app(redis: Any, redis_url: str)
     assert len(set(seen["mail"])) == 30
     for group in ("mail", "count"):
         assert (await redis.xpending("events", group))["pending"] == 0
-    await eventually_async(disconnected, 2)
+    await eventually_async(disconnected)
 
 
 async def test_a_consumer_that_failed_is_started_again(redis: Any, redis_url: str) -> None:
@@ -142,7 +142,7 @@ def test_an_app_under_uvicorn_finishes_what_is_in_hand_before_it_leaves(tmp_path
             eventually(lambda: "Waiting for application shutdown" in (tmp_path / "log").read_text())
             assert process.poll() is None and not (tmp_path / "done").exists()
             (tmp_path / "go").touch()
-            process.wait(10)
+            process.wait(30)
             assert (tmp_path / "done").read_text() == "1"
             assert redis.xpending("events", "mail")["pending"] == 0
         log_text = (tmp_path / "log").read_text()

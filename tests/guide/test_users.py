@@ -53,7 +53,7 @@ def test_a_registered_user_gets_a_mail_and_is_counted(shipped: Pool) -> None:
 
         counted = eventually(lambda: found if sum((found := registrations(http)).values()) == 2 else None)
         assert set(counted) <= days
-        eventually(lambda: [group["pending"] for group in http.get("/v1/groups").json()["groups"]] == [0, 0], 3)
+        eventually(lambda: [group["pending"] for group in http.get("/v1/groups").json()["groups"]] == [0, 0])
 
 
 def register(http: httpx.Client, **user: str) -> dict[str, Any]:

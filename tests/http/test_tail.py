@@ -235,7 +235,7 @@ def test_as_many_clients_follow_as_the_setting_allows_and_end_with_the_service(
         began_s = time.monotonic()
         assert service.stop() == 0
         took_s = time.monotonic() - began_s
-        assert took_s < max(2.0, 2 * service.started_ms / 1000)
+        assert took_s < max(10.0, 10 * service.started_ms / 1000)
         for client in clients:  # the last chunk: the stream has ended, and was not cut
             assert read_until(client, b"0\r\n\r\n").endswith(b"0\r\n\r\n")
     assert CUT not in service.log and "Traceback" not in service.log

@@ -27,7 +27,7 @@ async def test_a_successor_adopts_and_runs_what_had_been_started_alone(redis: An
     for n in range(10):
         await redis.xadd(STREAM, {"n": n})
     first = Worker(redis_url, [hang], shared)
-    await asyncio.wait_for(stuck.wait(), 10)
+    await asyncio.wait_for(stuck.wait(), 30)
     await first.vanish()
     assert await pending(redis) == 10
 
@@ -96,7 +96,7 @@ async def test_a_drain_finishes_what_runs_and_leaves_nothing_pending(redis: Any,
     for n in range(5):
         await redis.xadd(STREAM, {"n": n})
     async with working(redis_url, slow):
-        await asyncio.wait_for(started.wait(), 10)
+        await asyncio.wait_for(started.wait(), 30)
     assert done > 0
     assert await pending(redis) == 0
 
@@ -230,13 +230,13 @@ async def test_a_process_with_nothing_running_is_ended_by_no_message(redis_serve
     shared = SharedState()
     worker = Worker(redis_server.url, [handle], shared)
     entry = await redis.xadd(STREAM, {"n": 1})
-    await asyncio.wait_for(started.wait(), 10)
+    await asyncio.wait_for(started.wait(), 30)
     row = shared.slot(0).consumer(STREAM, GROUP)
     assert row is not None and row.started() == parse_id(entry)
     redis_server.pause()
     try:
         release.set()
-        await asyncio.wait_for(ended.wait(), 10)
+        await asyncio.wait_for(ended.wait(), 30)
         await eventually_async(lambda: row.started() == (0, 0))
     finally:
         redis_server.resume()

@@ -61,7 +61,7 @@ async def test_a_fault_of_redis_between_charge_and_run_charges_nobody_twice(redi
     worker = Worker(redis_url, [handle], shared)
     await eventually_async(lambda: worker.faults)
     await redis.delete(retries_key(STREAM, GROUP))
-    await asyncio.wait_for(ran.wait(), 10)
+    await asyncio.wait_for(ran.wait(), 30)
     await worker.stop()
     assert ran.crashes == b"1"  # type: ignore[attr-defined]
 

@@ -75,8 +75,8 @@ async def test_a_drain_with_an_open_circuit_ends_and_loses_nothing(
         await redis.xadd(STREAM, {"n": n})
     async with working(redis_url, handle) as worker:
         await eventually_async(lambda: not worker.runtime.consumers[0].circuit.closed)
-        await asyncio.wait_for(worker.runtime.drain(), 10)
-        await asyncio.wait_for(asyncio.shield(worker.task), 10)
+        await asyncio.wait_for(worker.runtime.drain(), 30)
+        await asyncio.wait_for(asyncio.shield(worker.task), 30)
     (group,) = await redis.xinfo_groups(STREAM)
     assert group["pending"] + group["lag"] == MESSAGES
 

@@ -168,7 +168,7 @@ async def test_a_message_of_another_worker_publishes_nothing(redis: Any, redis_u
 
     entry = await redis.xadd(STREAM, {"n": 1})
     async with working(redis_url, handle) as worker:
-        await asyncio.wait_for(started.wait(), 10)
+        await asyncio.wait_for(started.wait(), 30)
         await redis.xclaim(STREAM, GROUP, "other:0", 0, [entry])
         gate.set()
         await eventually_async(lambda: worker.shared.get(SlotField.LOST_CLAIM) == 1)
@@ -216,7 +216,7 @@ async def test_a_message_that_is_handled_again_in_another_batch_publishes_again(
     await read_one_more(1)
     second = await read_one_more(2)
     worker = Worker(redis_url, [handle], SharedState())
-    await asyncio.wait_for(published.wait(), 10)
+    await asyncio.wait_for(published.wait(), 30)
     await worker.vanish()
     await redis.xack(STREAM, GROUP, second)
     await read_one_more(4)

@@ -86,7 +86,7 @@ async def test_what_a_predecessor_left_is_a_reclaim_and_another_delivery(redis_u
     shared = SharedState()
     await publish(redis, "one", "two")
     first = Worker(redis_url, [hangs], shared)
-    await asyncio.wait_for(started.wait(), 10)
+    await asyncio.wait_for(started.wait(), 30)
     await first.vanish()
     left = await pending(redis)
     shared.slot(0).set(SlotField.EXITED_NS, time.monotonic_ns())

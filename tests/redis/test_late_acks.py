@@ -28,7 +28,7 @@ async def test_a_late_ack_is_counted_once(every_server: Any, failures: int) -> N
         await redis.xadd(STREAM, {"n": "in time"})
         await eventually_async(lambda: worker.shared.get(SlotField.DONE) == 1)
         entry = await redis.xadd(STREAM, {"n": "late"})
-        await asyncio.wait_for(running.wait(), 10)
+        await asyncio.wait_for(running.wait(), 30)
         await redis.xack(STREAM, GROUP, entry)
         go.set()
         await eventually_async(lambda: worker.shared.get(SlotField.LOST_CLAIM))

@@ -216,7 +216,7 @@ async def test_what_starts_and_ends_during_a_scan_is_not_run_again(
     monkeypatch.setattr(PendingList, "_read_all", reads_later)
     monkeypatch.setattr(PendingList, "_records", looks_later)
     worker = Worker(redis_url, [call], SharedState())
-    await asyncio.wait_for(worker.ready.wait(), 5)
+    await asyncio.wait_for(worker.ready.wait(), 30)
     for n in range(2):
         await redis.xadd(STREAM, {"n": n})
     await eventually_async(lambda: redis.exists(due_key(STREAM, GROUP)))

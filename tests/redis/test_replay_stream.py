@@ -293,7 +293,7 @@ async def test_a_pause_starts_neither_retries_nor_replays(redis: Any, sync: Any,
         await eventually_async(lambda: got == ["own 1"])
         trimmed(sync, 1)
         assert await replay_all(redis) == ["replayed"]
-        await asyncio.wait_for(worker.runtime.consumers[0].retries.wait_due(), 10)
+        await asyncio.wait_for(worker.runtime.consumers[0].retries.wait_due(), 30)
         await asyncio.sleep(0.2)  # time in which something might start
         assert got == ["own 1"]
         worker.runtime.pause(False)

@@ -36,7 +36,7 @@ async def test_the_key_of_a_worker_that_vanished_goes_on_with_its_successor(redi
         await redis.xadd(STREAM, {"customer": "a", "n": n})
     shared = SharedState()
     first = Worker(redis_url, [bill], shared)
-    await asyncio.wait_for(blocked.wait(), 5)
+    await asyncio.wait_for(blocked.wait(), 30)
     await eventually_async(lambda: is_held(redis, 49))
     await first.vanish()
     second = Worker(redis_url, [bill], shared)

@@ -180,7 +180,7 @@ async def test_nothing_is_kept_about_messages_that_another_program_acked(
     ids = [await redis.xadd(STREAM, {"customer": name}) for name in "abb"]
     first = Worker(redis_url, [bill], SharedState())
     await eventually_async(lambda: is_held(redis, 1))
-    await asyncio.wait_for(started.wait(), 5)
+    await asyncio.wait_for(started.wait(), 30)
     await first.vanish()
     await redis.xack(STREAM, GROUP, *ids)
     assert await fields(redis)

@@ -216,7 +216,7 @@ async def test_reports_follow_a_worker_out_of_idleness_and_back(redis: Any, redi
             worker.runtime.report()
             return worker.shared.get(SlotField.STATE), worker.shared.get(SlotField.IN_FLIGHT)
 
-        await asyncio.wait_for(worker.ready.wait(), 10)
+        await asyncio.wait_for(worker.ready.wait(), 30)
         assert reported() == reported() == (WorkerState.IDLE, 0)
         await redis.xadd(STREAM, {"n": 1})
         await eventually_async(lambda: reported() == (WorkerState.WORK, 1))
@@ -281,7 +281,7 @@ async def test_a_lost_group_is_made_again(every_server: Any) -> None:
         seen.add(message.fields["n"])
 
     async with every_server.client() as redis, working(every_server.url, handle) as worker:
-        await asyncio.wait_for(worker.ready.wait(), 10)
+        await asyncio.wait_for(worker.ready.wait(), 30)
         await redis.flushall()
         await redis.xadd(STREAM, {"n": "after"})
         await eventually_async(lambda: "after" in seen)

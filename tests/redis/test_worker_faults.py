@@ -284,7 +284,7 @@ async def test_groups_of_one_stream_hide_no_message_from_each_other(redis_url: s
     entry = await redis.xadd(STREAM, {"n": 1})
     await redis.xgroup_create(STREAM, "others", "$")
     worker = Worker(redis_url, [refuse, handle], SharedState())
-    await asyncio.wait_for(asyncio.gather(started.wait(), worker.ready.wait()), 10)
+    await asyncio.wait_for(asyncio.gather(started.wait(), worker.ready.wait()), 30)
     await redis.config_set("maxmemory", 1)
     full.set()
     await eventually_async(lambda: any("maxmemory" in str(error) for _, error, _ in worker.faults))

@@ -65,7 +65,7 @@ class Worker:
 
     async def stop(self, successor: str | None = None) -> None:
         await self.runtime.drain()
-        await asyncio.wait_for(self.task, 10)
+        await asyncio.wait_for(self.task, 30)
         await self.runtime.close(successor)
 
     async def vanish(self) -> None:

@@ -45,7 +45,7 @@ def with_handler() -> int:
         told = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
         os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait_for(told.wait(), 10)
+        await asyncio.wait_for(told.wait(), 30)
         return CODE_HEARD if plainly == [signal.SIGTERM] else EXIT_FAILED
 
     return asyncio.run(main())

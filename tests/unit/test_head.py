@@ -42,7 +42,7 @@ async def answer(method: str, path: str) -> tuple[Scope, list[Any]]:
         sent.append(message)
 
     scope: Scope = {"type": "http", "method": method, "path": path, "headers": [], "asgi": {"spec_version": "2.3"}}
-    await asyncio.wait_for(AnswerHead(app)(scope, receive, send), 10)
+    await asyncio.wait_for(AnswerHead(app)(scope, receive, send), 30)
     return scope, sent
 
 

@@ -29,7 +29,7 @@ class Systemd:
         self.address = address
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind("\0" + address[1:] if address.startswith("@") else address)
-        self.socket.settimeout(5)
+        self.socket.settimeout(30)
 
     def receive(self) -> str:
         return self.socket.recv(4096).decode()
@@ -282,7 +282,7 @@ def test_a_living_grandchild_does_not_hold_the_slot(holders: ExitStack, tmp_path
     first = holders.enter_context(Holder(tmp_path / "slots", 0, "forks"))
     first.says(r"holds [1-9]\d*")
     first.process.kill()
-    first.process.wait(10)
+    first.process.wait(30)
     second = holders.enter_context(Holder(tmp_path / "slots", 0))
     second.says("holds 0")
     assert first.process.stdin is not None

@@ -69,7 +69,7 @@ def test_the_embedded_servers_url_leads_to_its_socket(
             link = connection(url)
             with contextlib.suppress(RedisConnectionError):  # this server hangs up
                 await link.connect()
-            await asyncio.wait_for(asked.wait(), 5)
+            await asyncio.wait_for(asked.wait(), 30)
             await link.disconnect()
 
     with asyncio.Runner(loop_factory=loop) as runner:
