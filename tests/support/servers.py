@@ -278,7 +278,15 @@ def default_binary() -> str:
 
 
 def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a loopback port that is free now and is given to no other process of the tests while this one runs.
+
+    The claim is an abstract socket with the port's number, which the kernel drops when this process ends.
+    """
+    while True:
+        with socket.socket() as probe, socket.socket(socket.AF_UNIX) as claim:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+            with contextlib.suppress(OSError):
+                claim.bind(f"\0test-port-{port}")
+                claim.detach()
+                return port
