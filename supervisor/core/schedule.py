@@ -8,13 +8,12 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from itertools import islice
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from cronsim import CronSim
-
+from supervisor.core.cron import ticks_after, ticks_until
 from supervisor.core.encode import encode_fields
 from supervisor.settings.model import Settings
 from supervisor.settings.schedule_section import ScheduleSettings
@@ -76,24 +75,14 @@ class Schedule:
             while True:
                 tick += self.every_ms
                 yield tick
-        last = ms
-        for moment in CronSim(self.cron, self._local(ms)):
-            tick = _ms(moment)
-            if tick > last:
-                yield (last := tick)
+        yield from ticks_after(self.cron, ZoneInfo(self.timezone), ms)
 
     def until(self, ms: int) -> Iterator[int]:
         """Yield the ticks at this time and before, the newest first."""
         if self.every_ms:
-            for tick in range(ms - ms % self.every_ms, -1, -self.every_ms):
-                yield tick
-            return
-        last = ms + 1
-        # It begins before its start, and ignores fractions of a second.
-        for moment in CronSim(self.cron, self._local(ms - ms % 1000 + 1000), reverse=True):
-            tick = _ms(moment)
-            if tick < last:
-                yield (last := tick)
+            yield from range(ms - ms % self.every_ms, -1, -self.every_ms)
+        else:
+            yield from ticks_until(self.cron, ZoneInfo(self.timezone), ms)
 
     def next_ms(self, ms: int) -> int:
         """Return the first tick after this time."""
@@ -108,17 +97,7 @@ class Schedule:
             ticks = [tick for tick in ticks[:1] if now_ms - tick <= GRACE_MS]
         return ticks[::-1]
 
-    def _local(self, ms: int) -> datetime:
-        return datetime.fromtimestamp(ms / 1000, ZoneInfo(self.timezone))
-
 
 def schedules_of(settings: Settings) -> list[Schedule]:
     """Return the schedules of the configuration."""
     return [Schedule.of(name, one) for name, one in settings.schedule.items()]
-
-
-def _ms(moment: datetime) -> int:
-    return int((moment.astimezone(UTC) - _EPOCH) / timedelta(milliseconds=1))
-
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

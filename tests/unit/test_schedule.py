@@ -5,7 +5,7 @@ from itertools import islice, pairwise, takewhile
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from supervisor.core.schedule import GRACE_MS, MISSED_MAX, LastTick, Schedule
@@ -70,6 +70,14 @@ def test_what_comes_every_half_hour_goes_on_in_real_time(start: str, end: str) -
     assert len(ticks) == (7 if "-03-" in start else 9)
 
 
+def test_what_comes_in_the_night_when_the_clocks_are_set_by_half_an_hour() -> None:
+    schedule = cron("15 */2 * * *", "Australia/Lord_Howe")
+    autumn = ["2025-04-06T00:15:00+11:00", "2025-04-06T02:15:00+10:30", "2025-04-06T04:15:00+10:30"]
+    assert texts(schedule, "2025-04-05T23:00+11:00", "2025-04-06T05:00+10:30") == autumn
+    spring = ["2025-10-05T00:15:00+10:30", "2025-10-05T04:15:00+11:00"]
+    assert texts(schedule, "2025-10-04T23:00+10:30", "2025-10-05T05:00+11:00") == spring
+
+
 EXPRESSIONS = st.sampled_from(
     [
         "* * * * *",
@@ -87,6 +95,7 @@ MOMENTS = st.integers(at("2025-01-01T00:00+00:00"), at("2027-12-31T00:00+00:00")
 
 
 @given(EXPRESSIONS, ZONES, MOMENTS)
+@example("15 */2 * * *", "Australia/Lord_Howe", 1_743_722_100_000)
 def test_ticks_are_the_same_forwards_and_backwards(expression: str, zone: str, ms: int) -> None:
     schedule = cron(expression, zone)
     forwards = list(islice(schedule.after(ms), 20))
