@@ -21,7 +21,7 @@ from tests.support.pool import Pool
 from tests.support.servers import AnyServer, default_flavour, start_server
 from tests.support.standins import Standins
 
-pytest_plugins = ("tests.support.cpu",)
+pytest_plugins = ("tests.support.cpu", "tests.support.open_transports")
 
 #: Quick ones first: a broken rule shows before the first process is started.
 ORDER = ("unit", "model", "redis", "testing", "http", "cli", "process", "guide", "faults", "delivery")
