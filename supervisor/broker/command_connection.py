@@ -15,6 +15,8 @@ from redis.exceptions import NoScriptError, ResponseError
 from supervisor import compiled
 from supervisor.broker.connect import connection
 from supervisor.broker.deadline import Deadline
+from supervisor.broker.entry_parser import Replies, ReplyParser, replies_of
+from supervisor.broker.routed_connection import IDLE_MAX_S
 from supervisor.broker.scripts import Script
 
 Argument = bytes | str | int | float
@@ -47,7 +49,11 @@ class CommandConnection:
         self, url: str, *, key: str = "", name: str = "", connect_timeout_s: float = 5.0, limit_s: float = 5.0
     ) -> None:
         """Talk to the server of `key` in a cluster; a command or a small pipeline may take `limit_s`."""
-        self._connection = connection(url, key=key, connect_timeout_s=connect_timeout_s, name=name)
+        self._connection = connection(url, key=key, connect_timeout_s=connect_timeout_s, name=name, parser=ReplyParser)
+        #: None before the first use, after an error, and where the connection is not one of redis-py's with hiredis.
+        self._replies: Replies | None = None
+        #: A command was refused, maybe because this is no longer the server of the key: `connect` knows.
+        self._refused = False
         self._limit_s = limit_s
         self._deadline = Deadline()
         self._lock = asyncio.Lock()
@@ -81,25 +87,49 @@ class CommandConnection:
             try:
                 # The limit covers sending too: a server that does not read must not hold us either.
                 with self._deadline.after(self._limit_s + sum(map(len, packed)) / _SLOW_BYTES_PER_S):
-                    await self._connection.connect()
-                    await self._connection.send_packed_command(packed, check_health=False)
+                    await self._send(packed)
                     return [await self._reply() for _ in packed]
             except BaseException:
-                await self._connection.disconnect(nowait=True)
+                await self._disconnect()
                 raise
 
     async def reconnect(self) -> None:
         """Connect again, to where the server is now. Raises redis-py's errors and OSError."""
         async with self._lock:
-            await self._connection.disconnect(nowait=True)
+            await self._disconnect()
         await self.call("PING")
 
     async def close(self) -> None:
         """Drop the connection."""
+        await self._disconnect()
+
+    async def _send(self, packed: Sequence[bytes]) -> None:
+        replies = self._replies
+        if replies is None or replies.is_lost or self._refused or replies.idle_s > IDLE_MAX_S:
+            await self._connect()
+        if self._replies is not None:
+            self._replies.write(*packed)
+        else:
+            await self._connection.send_packed_command(packed, check_health=False)
+
+    async def _connect(self) -> None:
+        """Connect unless redis-py's connection can be used further."""
+        await self._connection.connect()
+        self._refused = False
+        writer: Any = self._connection._writer
+        if self._replies is None or self._replies.transport is not writer.transport:
+            # Not at once: what the readers receive in the same turn is settled together.
+            self._replies = replies_of(self._connection, at_once=False)
+
+    async def _disconnect(self) -> None:
+        self._replies = None
         await self._connection.disconnect(nowait=True)
 
     async def _reply(self) -> Any:
         try:
+            if self._replies is not None:
+                return await self._replies.next()
             return await self._connection.read_response(disable_decoding=True)
         except ResponseError as error:
+            self._refused = True
             return error

@@ -13,6 +13,8 @@ class Deadline:
     """
 
     def __init__(self) -> None:
+        #: Of the first wait; asking for the running loop is a system call.
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         #: When it fires.
         self._timer_s = math.inf
@@ -23,14 +25,16 @@ class Deadline:
 
     def after(self, limit_s: float) -> "Deadline":
         """Return the context manager; it raises TimeoutError when its body takes longer."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
         self._due_s = loop.time() + limit_s
         if self._timer is None or self._timer_s > self._due_s:
             self._set(loop)
         return self
 
     def __enter__(self) -> None:
-        self._task = task = asyncio.current_task()
+        self._task = task = asyncio.current_task(self._loop)
         self._cancelling = task.cancelling() if task is not None else 0
 
     def __exit__(

@@ -32,7 +32,8 @@ class DirectFuture(asyncio.Future[None]):
             return
         self.remove_done_callback(resume)
         self.set_result(None)
-        loop, present = self.get_loop(), asyncio.current_task()
+        loop = self.get_loop()
+        present = asyncio.current_task(loop)
         if present is not None:  # asyncio refuses to enter a task while another one is current
             _leave_task(loop, present)
         try:

@@ -22,7 +22,7 @@ from supervisor.broker.command_connection import (
 )
 from supervisor.broker.connect import connection
 from supervisor.broker.deadline import Deadline
-from supervisor.broker.entry_parser import EntryParser, Replies
+from supervisor.broker.entry_parser import EntryParser, Replies, replies_of
 
 #: The whole handshake may take this many connect timeouts.
 _HANDSHAKE_TIMEOUTS = 2
@@ -93,9 +93,7 @@ class GroupReader:
                     if server == self._server and client_id != self._client_id:
                         await self._kill(client_id)
             self._replaced.clear()
-        parser = getattr(self._connection, "_parser", None)
-        if isinstance(parser, EntryParser) and hasattr(parser, "_reader"):
-            self._replies = Replies(self._connection, parser)
+        self._replies = replies_of(self._connection, at_once=True)
 
     def select(self, streams: Sequence[str]) -> None:
         """Read new entries of these streams."""
@@ -168,7 +166,10 @@ class GroupReader:
         self.outstanding += commands
         self._sent_s = time.monotonic()
         self.due_s = self._sent_s + reply_timeout_s
-        await self._connection.send_packed_command(packed, check_health=False)
+        if self._replies is not None:
+            self._replies.write(packed)
+        else:
+            await self._connection.send_packed_command(packed, check_health=False)
 
     async def _kill(self, client_id: int) -> None:
         # The name is compared because a server that restarted counts its client ids from 1 again.

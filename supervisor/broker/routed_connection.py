@@ -94,12 +94,12 @@ class LostConnectionMixin(AbstractConnection):
         super().__init__(**options)
         self._shown_name = client_name
         #: When something was sent last, by `time.monotonic`.
-        self._sent_s = monotonic()
+        self.sent_s = monotonic()
 
     @property
     def idle_s(self) -> float:
         """How long nothing was sent."""
-        return monotonic() - self._sent_s
+        return monotonic() - self.sent_s
 
     @property
     def is_stale(self) -> bool:
@@ -113,7 +113,7 @@ class LostConnectionMixin(AbstractConnection):
         if self.is_connected:
             return
         await super().connect()  # type: ignore[no-untyped-call]
-        self._sent_s = monotonic()
+        self.sent_s = monotonic()
         if self._shown_name:
             await self._show_name(self._shown_name)
 
@@ -134,7 +134,7 @@ class LostConnectionMixin(AbstractConnection):
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         """Send as redis-py does; raise ConnectionError for uvloop's RuntimeError."""
-        self._sent_s = monotonic()
+        self.sent_s = monotonic()
         try:
             await super().send_packed_command(command, check_health)
         except RuntimeError as error:

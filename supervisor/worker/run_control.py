@@ -7,6 +7,8 @@ import contextlib
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from supervisor.broker.direct_future import DirectFuture
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
@@ -21,20 +23,48 @@ class RunControl:
         self.isolating = False
         #: How often a scan of the pending lists was asked for.
         self.rescans = 0
-        self._changed = asyncio.Event()
+        #: What tasks wait for, by their futures.
+        self._conditions: dict[DirectFuture, Callable[[], object]] = {}
+        self._check_due = False
         self._isolation = asyncio.Lock()
 
     def notify(self) -> None:
-        """Have all waiting tasks check their conditions again."""
-        self._changed.set()
-        self._changed.clear()
+        """Have the conditions checked at the next turn of the event loop; tasks whose condition is true go on."""
+        if self._check_due:
+            return
+        for waiter in self._conditions:
+            self._check_due = True
+            waiter.get_loop().call_soon(self._check)
+            return
 
     async def until(self, condition: Callable[[], object], limit_s: float | None = None) -> None:
-        """Wait until `condition` is true, at most `limit_s`. It is checked at each `notify`."""
+        """Wait until `condition` is true, at most `limit_s`. It is checked after each `notify`."""
+        if limit_s is None:
+            await self._until(condition)
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
-                while not condition():
-                    await self._changed.wait()
+                await self._until(condition)
+
+    async def _until(self, condition: Callable[[], object]) -> None:
+        while not condition():
+            waiter = DirectFuture()
+            self._conditions[waiter] = condition
+            try:
+                await waiter
+            finally:
+                del self._conditions[waiter]
+
+    def _check(self) -> None:
+        # A task whose condition is false is not woken: most of these wait through many batches.
+        self._check_due = False
+        for waiter, condition in list(self._conditions.items()):
+            try:
+                is_true = condition()
+            except Exception:  # its own task is to raise it
+                is_true = True
+            if is_true:
+                waiter.wake()
 
     @property
     def may_start(self) -> bool:
