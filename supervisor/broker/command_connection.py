@@ -13,10 +13,10 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import NoScriptError, ResponseError
 
 from supervisor import compiled
+from supervisor.broker import routed_connection
 from supervisor.broker.connect import connection
 from supervisor.broker.deadline import Deadline
 from supervisor.broker.entry_parser import Replies, ReplyParser, replies_of
-from supervisor.broker.routed_connection import IDLE_MAX_S
 from supervisor.broker.scripts import Script
 
 Argument = bytes | str | int | float
@@ -105,7 +105,7 @@ class CommandConnection:
 
     async def _send(self, packed: Sequence[bytes]) -> None:
         replies = self._replies
-        if replies is None or replies.is_lost or self._refused or replies.idle_s > IDLE_MAX_S:
+        if replies is None or replies.is_lost or self._refused or replies.idle_s > routed_connection.IDLE_MAX_S:
             await self._connect()
         if self._replies is not None:
             self._replies.write(*packed)
