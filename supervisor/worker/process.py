@@ -129,6 +129,7 @@ async def _enter(lifespans: WorkerLifespans, runtime: Runtime, beat: Beat) -> bo
         return False
     finally:
         beat.entering = runtime.phase = None
+        runtime.report()  # a process that was asked to stop may end before the next beat
     return True
 
 

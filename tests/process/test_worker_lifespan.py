@@ -81,6 +81,7 @@ def test_one_that_hangs_at_the_start_is_named_and_stops_at_once(start_pool: Star
     assert {(w["state"], w["activity"]) for w in status["workers"]} == {("STARTING", "lifespan_start")}
     for worker in status["workers"]:  # even if it reached the workers
         os.kill(worker["pid"], signal.SIGINT)
+    eventually(lambda: len(pool.events("worker exited")) >= 3)
     os.killpg(pool.pid, signal.SIGINT)  # as Ctrl-C does
     assert pool.wait() == EXIT_OK
     assert {left["reason"] for left in pool.events("worker exited")} == {"drained"} and "Traceback" not in pool.output
