@@ -197,10 +197,13 @@ async def test_an_idle_worker_calls_the_handler_in_the_turn_that_read_the_socket
         callers.append({frame.name for frame in traceback.extract_stack()})
 
     async with working(redis_url, look):
-        for n in range(1, 4):
+        # The first one starts the runner's task; on a busy machine one may come while the worker does something else.
+        for n in range(1, 21):
             await redis.xadd(STREAM, {"n": n})
             await eventually_async(lambda n=n: len(callers) == n)
-    assert all("data_received" in names for names in callers[1:])  # the first one starts the runner's task
+            if sum("data_received" in names for names in callers) >= 3:
+                return
+    pytest.fail(f"not called in the turn that read the socket: {callers}")
 
 
 async def test_reports_follow_a_worker_out_of_idleness_and_back(redis: Any, redis_url: str) -> None:
