@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import uvloop
+from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
 from tests.delivery.table import show
@@ -34,6 +35,11 @@ SERVERS = frozenset(
     {"redis_server", "durable_server", "every_server", "server", "tcp_server", "proxy", "pair"}
     | {"cluster", "replicated", "sentinels"}
 )
+
+# The same examples in each run, and no bound on their time. `--hypothesis-profile explore` tries others.
+settings.register_profile("same", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", settings.get_profile("same"), derandomize=False, max_examples=1_000)
+settings.load_profile("same")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

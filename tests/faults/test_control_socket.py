@@ -164,7 +164,7 @@ def test_43_ctl_garbage_fuzz(standins: Make, bound: Bounds) -> None:
     slowest_ms = 0.0
     count = 0
 
-    @settings(max_examples=300, deadline=None, database=None)
+    @settings(max_examples=300, database=None)
     @given(garbage)
     def send(data: bytes) -> None:
         nonlocal slowest_ms, count

@@ -22,10 +22,9 @@ from tests.unit.kinds_of_models import Everything, everything
 
 MESSAGES = f"/v1/streams/{STREAM}/messages"
 few = settings(
-    deadline=None,
     max_examples=10,
     phases=[Phase.generate],
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 

@@ -410,7 +410,6 @@ def test_the_model_does_what_a_server_does(real: Real) -> None:
         settings=settings(
             max_examples=60,
             stateful_step_count=40,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
             print_blob=True,
         ),

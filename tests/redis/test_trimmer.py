@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervisor.broker import inspect
@@ -208,7 +208,7 @@ END: list[tuple[Any, ...]] = [("trim", AGE_S, 60, True)]
 def test_whatever_groups_do_nothing_unread_or_pending_disappears(client: Any) -> None:
     totals: Counter[str] = Counter()
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=40)
     @given(steps=st.lists(STEPS, min_size=3, max_size=20))
     def run(steps: list[tuple[Any, ...]]) -> None:
         client.flushdb()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.arbiter import autoscaler
@@ -135,7 +135,6 @@ def test_all_workers_start_when_nothing_completes(factory) -> None:
 Clear = st.one_of(st.sampled_from([0.0, 0.5, 5.0, 10.0, 10.1, 25.0, math.inf]), st.floats(0, 100))
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 8),
     st.integers(0, 8),

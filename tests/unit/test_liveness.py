@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from supervisor.arbiter.stack_dumps import BYTES_MAX, StackDumps
@@ -111,13 +111,11 @@ def killed(slot: Slot, child: Child, freezes: list[Freeze], for_s: float = 60.0)
     return arbiter.slot.kill_reason, ran_s
 
 
-@settings(deadline=None)
 @given(Freezes, st.floats(0, 4))
 def test_a_suspended_machine_kills_no_child(freezes: list[Freeze], wakes_s: float) -> None:
     assert killed(READY, Child(wakes_s=wakes_s), freezes) == ("", pytest.approx(60.0, abs=0.1))
 
 
-@settings(deadline=None)
 @given(Freezes, st.floats(0.1, 30), st.floats(0, 4))
 @example([Freeze(1.3, 70.0, all=True, child_first=False)], 1.4, 0.0)
 @example([Freeze(0.5, 29.0, all=True, child_first=False)], 30.0, 0.0)
@@ -160,7 +158,6 @@ def test_a_deadline_rounded_up_after_a_suspension_is_extended() -> None:
     assert overdue(monitor, 1110, 1102.1)
 
 
-@settings(deadline=None)
 @given(Freezes, st.sampled_from(["boot", DRAIN_TIMEOUT]))
 def test_boot_and_drain_limits_are_extended_too(freezes: list[Freeze], reason: str) -> None:
     slot = (
@@ -172,7 +169,6 @@ def test_boot_and_drain_limits_are_extended_too(freezes: list[Freeze], reason: s
     assert limit_s - EARLY_S * len(freezes) <= ran_s <= limit_s + SLOW_S
 
 
-@settings(deadline=None)
 @given(Freezes, st.floats(0, 30))
 def test_a_hung_child_is_found_soon_in_spite_of_suspensions(freezes: list[Freeze], hangs_after_s: float) -> None:
     child = Child(beats_until_s=BEGIN_S + hangs_after_s)
@@ -192,7 +188,6 @@ class Overwritten(Child):
     def run(self, now_s: float) -> None: ...
 
 
-@settings(deadline=None)
 @given(FieldValues, FieldValues, st.booleans(), Freezes)
 @example(FIELD_MAX, FIELD_MAX, True, [])
 @example(0, 0, True, [])

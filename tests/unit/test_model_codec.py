@@ -58,19 +58,19 @@ from tests.unit.kinds_of_models import (
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(everything)
 def test_every_kind_of_field_comes_back(model: Everything) -> None:
     check(model)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(everything)
 def test_every_kind_of_field_of_a_strict_model_comes_back(model: Everything) -> None:
     check(StrictEverything.model_construct(**{name: getattr(model, name) for name in Everything.model_fields}))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(everything, everything)
 def test_decoding_does_not_depend_on_earlier_messages(first: Everything, second: Everything) -> None:
     decode = make_decoder(Everything)

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.cli import json_input as under_test
@@ -43,7 +43,6 @@ def split(data: bytes, size: int) -> list[bytes]:
     return [data[at : at + size] for at in range(0, len(data), size)]
 
 
-@settings(deadline=None)
 @given(
     items=st.lists(objects, max_size=6), size=st.integers(1, 40), indent=st.sampled_from([None, 2]), array=st.booleans()
 )

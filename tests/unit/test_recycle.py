@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from supervisor.arbiter import recycler
@@ -32,7 +32,6 @@ def shares(usage: WorkerUsage, limits: RecycleLimits) -> dict[str, float]:
     return {reason: used / limit for reason, (used, limit) in found.items() if limit}
 
 
-@settings(deadline=None)
 @given(Usages, st.builds(RecycleLimits, Limit, Limit, Limit))
 @example([WorkerUsage(0, 10.0, 100, 0), WorkerUsage(1, 10.0, 99, 0)], RecycleLimits(messages=100))
 def test_the_worker_furthest_beyond_a_limit_is_found(workers: list[WorkerUsage], limits: RecycleLimits) -> None:

@@ -352,5 +352,5 @@ class Pools(RuleBasedStateMachine):
             assert not (self.world.pool.breaker.is_open and any(wanted))
 
 
-Pools.TestCase.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+Pools.TestCase.settings = settings(max_examples=40, stateful_step_count=20)
 TestPools = Pools.TestCase

@@ -237,7 +237,7 @@ class Life(RuleBasedStateMachine):
         assert ends_empty(self.slot, self.now_s, iter(["stubborn"] * 10)) <= 1 + HANDOVER_ATTEMPTS_MAX
 
 
-Life.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+Life.TestCase.settings = settings(max_examples=150, stateful_step_count=30)
 TestLife = Life.TestCase
 
 
@@ -272,7 +272,6 @@ def ends_empty(slot: Slot, now_s: float, manners: Iterator[str]) -> int:
     raise AssertionError(f"never EMPTY: {slot}")
 
 
-@settings(deadline=None)
 @given(st.sampled_from(["obeys", *LOSERS]), st.lists(st.sampled_from(LOSERS), min_size=9, max_size=9), st.booleans())
 def test_a_slot_that_is_not_wanted_ends_empty_whatever_its_children_do(
     first: str, others: list[str], ready: bool
