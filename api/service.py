@@ -178,8 +178,8 @@ class Service:
     async def close(self) -> None:
         """Cancel what is running and disconnect."""
         self.stopping.set()
-        for snapshot in self._snapshots:
-            snapshot.cancel()
+        # Before the clients are closed: a connection that is being made would be left open.
+        await asyncio.gather(*(snapshot.close() for snapshot in self._snapshots))
         await self.publisher.aclose()
         if self._confirming is not None:
             await self._confirming.aclose()

@@ -69,10 +69,11 @@ class Snapshot(Generic[T]):
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._refresh())
 
-    def cancel(self) -> None:
-        """Stop refreshing."""
+    async def close(self) -> None:
+        """Stop refreshing, and wait until a fetch that is under way has let go of what it uses."""
         if self._task is not None:
             self._task.cancel()
+            await asyncio.wait([self._task])
 
     def _want(self, now_s: float) -> None:
         self._wanted_s = now_s

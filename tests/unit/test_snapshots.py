@@ -55,7 +55,7 @@ async def test_a_request_does_not_wait_for_a_refresh_that_hangs() -> None:
     hang.set()
     while await snapshot.get(5) == 1:
         await asyncio.sleep(0)
-    snapshot.cancel()
+    await snapshot.close()
 
 
 async def test_nothing_known_in_time_is_none() -> None:
@@ -65,4 +65,23 @@ async def test_nothing_known_in_time_is_none() -> None:
 
     snapshot = Snapshot(fetch, every_s=1)
     assert await snapshot.get(0.01) is None
-    snapshot.cancel()
+    await snapshot.close()
+
+
+async def test_a_closed_one_has_let_go_of_what_it_used() -> None:
+    """Else the clients are closed while one of their connections is being made, which stays open."""
+    used: list[str] = []
+
+    async def fetch(_: int | None) -> int:
+        used.append("taken")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            used.append("released")
+        return 1
+
+    snapshot = Snapshot(fetch, every_s=1)
+    snapshot.start()
+    await asyncio.sleep(0)
+    await snapshot.close()
+    assert used == ["taken", "released"]
