@@ -33,7 +33,7 @@ install: $(VENV)/.installed ## make .venv with the `supervisor` command
 run: $(VENV)/.installed ## install, then run the pool in the foreground; ARGS="--workers 2" for other options
 	@exec $(BIN)/supervisor start $(ARGS)
 
-check: $(VENV)/.installed-dev ## linters and unit tests, about a minute: run it before each commit
+check: $(VENV)/.installed-dev ## linters and unit tests, under 30 seconds: run it before each commit
 	@$(MAKE) lint
 	@$(BIN)/python -m pytest tests/unit --numprocesses 2 --dist worksteal --quiet $(PYTEST_ARGS)
 
