@@ -52,7 +52,7 @@ class CommandConnection:
         self._connection = connection(url, key=key, connect_timeout_s=connect_timeout_s, name=name, parser=ReplyParser)
         #: None before the first use, after an error, and where the connection is not one of redis-py's with hiredis.
         self._replies: Replies | None = None
-        #: A command was refused, maybe because this is no longer the server of the key: `connect` knows.
+        #: A command was refused, perhaps by the wrong server. The next one calls `connect`, which then connects again.
         self._refused = False
         self._limit_s = limit_s
         self._deadline = Deadline()

@@ -84,7 +84,7 @@ class Replies(asyncio.Protocol):
     @property
     def idle_s(self) -> float:
         """How long nothing was sent."""
-        return monotonic() - float(self._connection.sent_s)
+        return float(self._connection.idle_s)
 
     def write(self, *packed: bytes) -> None:
         """Send packed commands without waiting for the socket. Raises redis-py's ConnectionError."""

@@ -190,7 +190,7 @@ def status_after_drops(text: str) -> dict[str, Any] | None:
     lines = text.partition(DROPPED)[2].splitlines(keepends=True)[1:]
     for line in lines:
         with contextlib.suppress(ValueError):  # a line that was cut, and then another process's
-            if line.endswith("\n") and (found := json.loads(line))["event"] == "status":
+            if line.startswith("{") and line.endswith("}\n") and (found := json.loads(line))["event"] == "status":
                 return dict(found)
     return None
 
