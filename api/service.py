@@ -156,7 +156,8 @@ class Service:
 
         async def read_in_turn() -> T:
             try:
-                await asyncio.wait_for(self._reads.acquire(), READ_WAIT_S)
+                async with asyncio.timeout(READ_WAIT_S):
+                    await self._reads.acquire()
             except TimeoutError:
                 raise Problem("busy", f"{READS_MAX} reads of history are under way") from None
             try:

@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
+from supervisor.broker.cancelling import cancel
+
 T = TypeVar("T")
 #: A snapshot is refreshed often for this long after the last request for it, and then every IDLE_S.
 DEMAND_S = 60.0
@@ -72,8 +74,7 @@ class Snapshot(Generic[T]):
     async def close(self) -> None:
         """Stop refreshing, and wait until a fetch that is under way has let go of what it uses."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await cancel(self._task)
 
     def _want(self, now_s: float) -> None:
         self._wanted_s = now_s

@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 from starlette.types import Receive, Scope, Send
 
+from supervisor.broker.cancelling import cancel
 from supervisor.broker.connect import client
 from supervisor.broker.redis_errors import REDIS_FAULTS
 
@@ -47,7 +48,6 @@ BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 #: Proxies close connections that are silent for long.
 PING_S = 15.0
 _CLIENT_LIMIT_S = BLOCK_MS / 1000 + 3
-_CANCEL_AGAIN_S = 0.05
 _FIRST_ID = "0-0"
 _MEDIA_TYPE = "text/event-stream"
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -110,12 +110,13 @@ class _Tail(StreamingResponse):
             await _write(send, b"retry: %d\n: following\n\n" % RETRY_MS)
             following = asyncio.create_task(self._follow(redis, send))
             await asyncio.wait([following, *ends], return_when=asyncio.FIRST_COMPLETED)
-            await _cancel(following)
+            await cancel(following)
+            if not following.cancelled():
+                following.result()  # raises what it has failed with
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             service.tails -= 1
-            for task in (*ends, *([following] if following else [])):
-                task.cancel()
+            await cancel(*ends, *([following] if following else []))
             await redis.aclose()
 
     async def _follow(self, redis: Redis, send: Send) -> None:
@@ -174,12 +175,3 @@ async def _new(redis: Redis, stream: str, after: str) -> list[Row]:
     reply: Any = await redis.xread({stream: after}, count=1, block=BLOCK_MS)
     rows: list[Row] = reply[0][1] if reply else []
     return rows
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    """Cancel a task that may be reading. Raises what it has failed with."""
-    while not task.done():  # redis-py may swallow a cancellation while it connects
-        task.cancel()
-        await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
-    if not task.cancelled():
-        task.result()

@@ -13,12 +13,12 @@ from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
+from supervisor.broker.cancelling import cancel
 from supervisor.broker.connect import client
 from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.core.backoff import backoff_s
 from supervisor.core.outcome import Crash
 from supervisor.handling.loader import HandlerSpec
-from supervisor.keeper.cancelling import cancel
 from supervisor.keeper.lease import RENEW_S, drop, take, take_free_number
 from supervisor.keeper.reaper import Reaper
 from supervisor.keeper.scheduler import publishing
@@ -119,7 +119,8 @@ class AppConsumers:
                 await runtime.close(crashed=failed)
             delay_s = backoff_s(failures, _RESTART_BASE_S, _RESTART_MAX_S, random.random) if failed else 0
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(leaving.wait(), delay_s)
+                async with asyncio.timeout(delay_s):
+                    await leaving.wait()
 
     async def _run_until(self, runtime: Runtime, fields: SharedSlot, leaving: asyncio.Event) -> None:
         """Run it in the project's lifespans, drain it when `leaving` is set. Raises what its own code raises."""
@@ -189,7 +190,8 @@ class AppConsumers:
 
     async def _pause(self, limit_s: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), limit_s)
+            async with asyncio.timeout(limit_s):
+                await self._stopping.wait()
 
 
 def _note_ready(fields: SharedSlot) -> None:

@@ -101,7 +101,12 @@ class ClusterClient(RedisCluster):
         """Make one; `nodes` are some of the cluster's, `options` those of a connection, without retries."""
         known = {name: value for name, value in options.items() if name != "db"}
         # A part of the cluster that is down must not take the rest with it.
-        return cls(startup_nodes=[ClusterNode(*node) for node in nodes], require_full_coverage=False, ssl=tls, **known)
+        made = cls(startup_nodes=[ClusterNode(*node) for node in nodes], require_full_coverage=False, ssl=tls, **known)
+        # redis-py takes no class of connections here.
+        kind = made.connection_kwargs["connection_class"] = TlsConnection if tls else TcpConnection
+        for node in made.nodes_manager.startup_nodes.values():
+            node.connection_class = kind
+        return made
 
     async def initialize(self, *args: Any, **options: Any) -> Self:
         """Look the slots up. Raises redis-py's errors."""

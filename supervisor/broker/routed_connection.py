@@ -9,6 +9,7 @@
 3. The connection's name is for people who read CLIENT LIST. A server that forbids CLIENT is used without it.
 """
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator, Sequence
@@ -133,12 +134,20 @@ class LostConnectionMixin(AbstractConnection):
             raise
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
-        """Send as redis-py does; raise ConnectionError for uvloop's RuntimeError."""
+        """Send as redis-py does; raise ConnectionError for uvloop's RuntimeError, and CancelledError when cancelled.
+
+        redis-py sends with `asyncio.wait_for`, which before Python 3.12 drops a cancellation that comes as it ends.
+        """
         self.sent_s = monotonic()
+        task = asyncio.current_task()
+        cancelling = task.cancelling() if task is not None else 0
         try:
             await super().send_packed_command(command, check_health)
         except RuntimeError as error:
             raise _lost(error) from None
+        if task is not None and task.cancelling() > cancelling:
+            await self.disconnect(nowait=True)  # its reply would be taken for the next one's
+            raise asyncio.CancelledError
 
 
 class UnixConnection(LostConnectionMixin, UnixDomainSocketConnection):

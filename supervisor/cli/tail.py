@@ -23,7 +23,6 @@ BLOCK_MS = 5_000
 REPLY_SLACK_S = 3.0
 RECONNECT_BASE_S = 0.05
 RECONNECT_MAX_S = 2.0
-CANCEL_AGAIN_S = 0.05
 START = Text("$ or an entry id such as 0 or 1764000000000-0", r"\$|[0-9]+(-[0-9]+)?")
 
 
@@ -131,17 +130,15 @@ class _Reader:
         """Read once, in a separate task: redis-py ignores a cancel, and so Ctrl-C, while it sends."""
         import asyncio
 
+        from supervisor.broker.cancelling import cancel
+
         words = ("XREAD", "COUNT", count, "BLOCK", BLOCK_MS, "STREAMS", self._stream, self.last_id)
         reading = asyncio.ensure_future(self._redis.execute_command(*words))
         try:
             await asyncio.wait([reading])
             return reading.result()
         finally:
-            while not reading.done():
-                reading.cancel()
-                await asyncio.wait([reading], timeout=CANCEL_AGAIN_S)
-            if not reading.cancelled():
-                reading.exception()
+            await cancel(reading)
 
     async def close(self) -> None:
         await self._redis.aclose()

@@ -17,11 +17,11 @@ import uvloop
 from redis.exceptions import ResponseError
 
 from supervisor.broker import inspect
+from supervisor.broker.cancelling import cancel
 from supervisor.broker.connect import client
 from supervisor.broker.redis_errors import REDIS_FAULTS, is_transient
 from supervisor.errors import EXIT_OK
 from supervisor.handling.loader import HandlerSpec
-from supervisor.keeper.cancelling import cancel
 from supervisor.keeper.lease import RENEW_S, drop, take
 from supervisor.keeper.reaper import Reaper
 from supervisor.keeper.scheduler import publishing

@@ -19,11 +19,11 @@ from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 
 from supervisor.broker import later_set as later
+from supervisor.broker.cancelling import cancel
 from supervisor.broker.connect import cluster
 from supervisor.broker.key_watch import KeyWatch
 from supervisor.broker.redis_errors import REDIS_FAULTS, is_transient
 from supervisor.core.later import LaterMessage, digest_of, parse_member
-from supervisor.keeper.cancelling import cancel
 from supervisor.keys import LATER_STREAMS_KEY, later_key
 from supervisor.log import FaultLog
 

@@ -86,7 +86,8 @@ async def _main(settings: Settings, shared: SharedState, token: str) -> int:
     while not stop.is_set() and os.getppid() == parent:
         pause_s = await relay.once()
         try:
-            await asyncio.wait_for(stop.wait(), pause_s)
+            async with asyncio.timeout(pause_s):
+                await stop.wait()
         except TimeoutError:
             continue
     if stop.is_set():

@@ -129,7 +129,8 @@ class ProcessPool:
     async def _how_it_ended(self, child: _Child) -> str:
         ended = self._ends.setdefault(child.pid, self._loop.create_future())
         try:
-            code = await asyncio.wait_for(asyncio.shield(ended), _NEWS_S)
+            async with asyncio.timeout(_NEWS_S):
+                code = await asyncio.shield(ended)
         except TimeoutError:
             return "the handler's process has closed its connection"
         how = f"was ended by {signal_name(-code)}" if code < 0 else f"left with exit code {code}"

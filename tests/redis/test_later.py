@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from supervisor.broker import later_set as later
+from supervisor.broker.cancelling import cancel
 from supervisor.broker.connect import client
 from supervisor.core.later import LaterMessage, digest_of, parse_member, to_member
 from supervisor.errors import IdempotencyError, UsageError
 from supervisor.keeper import later_mover
-from supervisor.keeper.cancelling import cancel
 from supervisor.keeper.later_mover import LaterMover
 from supervisor.keys import LATER_STREAMS_KEY, idempotency_key, later_key
 from supervisor.publisher import Publisher

@@ -19,6 +19,7 @@ from supervisor.errors import EXIT_REDIS, EXIT_USAGE
 from supervisor.publisher import Publisher
 from supervisor.shared_state import SlotField
 from tests.cli.run import spawn
+from tests.redis.test_cancelling import TURNS_MAX, cancelled
 from tests.redis.test_later import moving
 from tests.redis.worker import working
 from tests.support.pool import Pool
@@ -57,6 +58,14 @@ async def test_the_consumers_of_an_app(cluster: Cluster) -> None:
 
 async def test_blocking_clients(cluster: Cluster) -> None:
     await blocking_clients_work(cluster.url)
+
+
+async def test_a_command_is_cancelled_at_any_turn_of_the_loop(cluster: Cluster) -> None:
+    async with client(cluster.url, timeout_s=60) as store:
+        await store.ping()
+        for turns in range(TURNS_MAX):
+            assert await cancelled(store, turns), turns
+        assert await store.ping() is True
 
 
 async def test_what_a_handler_returns_reaches_every_slot_once(cluster: Cluster) -> None:

@@ -1,6 +1,7 @@
 """What the HTTP service says of Redis while it has too little CPU time to find out."""
 
 import asyncio
+import contextlib
 import time
 
 from api.snapshots import TOO_BUSY, Finding, LoopWatch, Snapshot, judge
@@ -85,3 +86,18 @@ async def test_a_closed_one_has_let_go_of_what_it_used() -> None:
     await asyncio.sleep(0)
     await snapshot.close()
     assert used == ["taken", "released"]
+
+
+async def test_closing_ends_a_fetch_that_drops_a_cancellation() -> None:
+    """As `asyncio.wait_for` may before Python 3.12."""
+
+    async def fetch(_: int | None) -> int:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return 1
+
+    snapshot = Snapshot(fetch, every_s=1)
+    snapshot.start()
+    await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        await snapshot.close()

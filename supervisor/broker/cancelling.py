@@ -10,7 +10,7 @@ _AGAIN_S = 0.1
 async def cancel(*tasks: asyncio.Task[Any]) -> None:
     """Cancel the tasks until they have ended; what they raise is dropped.
 
-    Once is not enough: before Python 3.12 `asyncio.wait_for`, which redis-py uses, may swallow a cancellation.
+    Once is not enough: before Python 3.12 `asyncio.wait_for`, which redis-py uses, may drop a cancellation.
     """
     while left := [task for task in tasks if not task.done()]:
         for task in left:
