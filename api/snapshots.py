@@ -42,6 +42,7 @@ class Snapshot(Generic[T]):
         self._every_s = every_s
         self._demand = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
         self._value: T | None = None
         self._taken_s = float("-inf")
         self._wanted_s = float("-inf")
@@ -67,12 +68,13 @@ class Snapshot(Generic[T]):
         return self._young()
 
     def start(self) -> None:
-        """Refresh from now on."""
-        if self._task is None or self._task.done():
+        """Refresh from now on, until it is closed."""
+        if not self._closed and (self._task is None or self._task.done()):
             self._task = asyncio.create_task(self._refresh())
 
     async def close(self) -> None:
         """Stop refreshing, and wait until a fetch that is under way has let go of what it uses."""
+        self._closed = True
         if self._task is not None:
             await cancel(self._task)
 

@@ -101,3 +101,20 @@ async def test_closing_ends_a_fetch_that_drops_a_cancellation() -> None:
     await asyncio.sleep(0)
     async with asyncio.timeout(30):
         await snapshot.close()
+
+
+async def test_a_closed_one_is_not_started_by_a_late_request() -> None:
+    fetched = 0
+
+    async def fetch(_: int | None) -> int:
+        nonlocal fetched
+        fetched += 1
+        return 1
+
+    snapshot = Snapshot(fetch, every_s=0)
+    assert await snapshot.get(30) == 1
+    await snapshot.close()
+    fetched = 0
+    assert await snapshot.get(30) == snapshot.peek() == 1
+    await asyncio.sleep(0)
+    assert fetched == 0
