@@ -93,9 +93,10 @@ def test_a_group_that_is_not_read_is_named_with_the_reason(start_pool: StartPool
     redis = redis_server.sync()
     redis.delete("events")
     redis.set("events", "no stream")
-    status = eventually(lambda: s if [one["workers"] for one in (s := pool.status())["cut_off"]] == [2] else None)
-    (found,) = status["cut_off"]
-    assert (found["stream"], found["of"]) == ("events", 2)
+    eventually(
+        lambda: [(one["stream"], one["workers"], one["of"]) for one in pool.status()["cut_off"]] == [("events", 2, 2)]
+    )
+    status = pool.status()
     reason = "every worker can't read events / mail: WRONGTYPE: the key is not a stream"
     assert status["state"] == "degraded" and reason in status["degraded_reasons"]
     assert reason in pool.command("status").stdout
