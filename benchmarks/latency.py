@@ -4,13 +4,14 @@
 
 The arrivals are an open loop: 200 a second for an idle pool, then 1 %, 50 %, 80 % and 95 % of the pool's
 capacity, which is looked for first: the highest rate at which one worker keeps up with a publisher on the
-same machine. Pool and C program take turns. p50 and p99 are medians of the turns, p99.9 is that of all
-turns together.
+same machine. Pool and C program take turns, and for an idle pool a bare protocol on uvloop as well. p50 and
+p99 are medians of the turns, p99.9 is that of all turns together.
 """
 
 import contextlib
 import math
 import subprocess
+import sys
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -72,6 +73,10 @@ class Samples:
         """That percentile of each turn."""
         return [percentile_us(turn, share) for turn in self.turns]
 
+    def beside(self, others: "Samples", share: float) -> list[float]:
+        """That percentile of each turn, divided by the others'."""
+        return [a / b for a, b in zip(self.each_us(share), others.each_us(share), strict=True)]
+
     def all_us(self, share: float) -> float:
         """That percentile of all turns together."""
         return percentile_us([value for turn in self.turns for value in turn], share)
@@ -87,12 +92,12 @@ class Load:
     pool: Samples = field(default_factory=Samples)
     #: Empty where there is no C program.
     blocking: Samples = field(default_factory=Samples)
+    #: Of an idle pool only.
+    protocol: Samples = field(default_factory=Samples)
 
     def ratios(self, percentile: float) -> list[float]:
         """Return the pool's percentile divided by the C program's for each turn, empty if that was not built."""
-        if not self.blocking.turns:
-            return []
-        return [a / b for a, b in zip(self.pool.each_us(percentile), self.blocking.each_us(percentile), strict=True)]
+        return self.pool.beside(self.blocking, percentile) if self.blocking.turns else []
 
 
 def percentile_us(values: Sequence[int], share: float) -> float:
@@ -117,17 +122,17 @@ def pool_reader(running: RedisServer, client: Any, url: str) -> Iterator[Measure
         yield measure
 
 
-def blocking_reader(running: RedisServer, client: Any, url: str, built: Path) -> Measure:
-    """The C program, started for each turn."""
-    stream = f"{STREAM}:blocking"
+def other_reader(running: RedisServer, client: Any, url: str, program: Sequence[str | Path]) -> Measure:
+    """A program that prints its latencies, started for each turn."""
+    stream = f"{STREAM}:other"
 
     def measure(offsets: list[int]) -> "array[int]":
         client.delete(stream)
         client.xgroup_create(stream, "c", id="0", mkstream=True)
-        words = [str(built), address(running, url), stream, "c", "c", "100", str(len(offsets))]
+        words = [*program, address(running, url), stream, "c", "c", "100", str(len(offsets))]
         with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
             try:
-                eventually(lambda: _waits(client), 10, 0.005, what="the C program waits")
+                eventually(lambda: _waits(client), 10, 0.005, what="the program waits")
                 publish(address(running, url), stream, offsets)
                 out, _ = process.communicate(timeout=60)
             finally:
@@ -174,7 +179,8 @@ def measure_loads(running: RedisServer, client: Any, url: str, turns: int, secon
     built = program("blocking")
     with contextlib.ExitStack() as stack:
         ours = stack.enter_context(pool_reader(running, client, url))
-        theirs = blocking_reader(running, client, url, built) if built else None
+        theirs = other_reader(running, client, url, [built]) if built else None
+        protocol = other_reader(running, client, url, [sys.executable, "-m", "benchmarks.protocol_reader"])
         most = capacity(ours)
         loads = [Load(0.0, IDLE_RATE), *(Load(share, most * share) for share in LOADS)]
         for turn in range(1, turns + 1):
@@ -183,6 +189,8 @@ def measure_loads(running: RedisServer, client: Any, url: str, turns: int, secon
                 load.pool.turns.append(ours(offsets))
                 if theirs:
                     load.blocking.turns.append(theirs(offsets))
+                if not load.share:
+                    load.protocol.turns.append(protocol(offsets))
             say(f"  turn {turn} of {turns}")
     return loads
 
@@ -195,6 +203,9 @@ def rows(loads: list[Load]) -> Iterator[list[object]]:
         yield [name, "pool", *_percentiles(load.pool), *beside]
         if load.blocking.turns:
             yield [name, "C, blocking read", *_percentiles(load.blocking), "", ""]
+        if load.protocol.turns and load.blocking.turns:
+            beside = [spread(load.protocol.beside(load.blocking, p)) for p in (0.5, 0.99)]
+            yield [name, "bare protocol, uvloop", *_percentiles(load.protocol), *beside]
 
 
 def _percentiles(samples: Samples) -> list[float]:

@@ -82,6 +82,12 @@ class SharedConsumer:
         self._words[self._at + ConsumerField.STARTED_MS] = ms
         self._words[self._at + ConsumerField.STARTED_SEQ] = seq
 
+    def raise_started(self, ms: int, seq: int) -> None:
+        """Record that the handlers of ids up to this one are about to start, unless a higher one is recorded."""
+        words, at = self._words, self._at + ConsumerField.STARTED_MS
+        if ms > words[at] or (ms == words[at] and seq > words[at + 1]):
+            words[at], words[at + 1] = ms, seq
+
     def set_cut_off(self, since_ns: int, code: tuple[int, int] = (0, 0)) -> None:
         """Record since when the worker can't read (0: it reads), and the packed code of the error."""
         at = self._at + ConsumerField.CUT_OFF_CODE

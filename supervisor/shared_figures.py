@@ -80,14 +80,13 @@ class HandlerFigures:
             self._observe(FigureField.PROCESS_BUCKETS, 0, calls)
             self.add(FigureField.PROCESS_US, int(process_s * 1e6))
 
-    def delivered(self, messages: Sequence[_Delivered], now_s: float) -> None:
-        """Note messages that are delivered for the first time, in the order of their ids.
+    def waited(self, messages: Sequence[_Delivered], now_s: float) -> None:
+        """Note how long messages have waited that are delivered for the first time, in the order of their ids.
 
         `now_s` is Unix time; ids have the server's, so waits are as exact as the clocks agree. Messages between two
         that share a bucket are in it too: only the ids around a bound are read.
         """
         if messages:
-            self.add(FigureField.DELIVERED, len(messages))
             self._waited(messages, 0, len(messages) - 1, int(now_s * 1000))
 
     def _waited(self, messages: Sequence[_Delivered], first: int, last: int, now_ms: int) -> None:

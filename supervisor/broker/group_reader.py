@@ -32,6 +32,8 @@ _BLOCK_MS_MAX = 1_000
 
 #: A stream's entries as Redis sends them: `[id, [name, value, ...]]`, or `[id, None]` when the entry was deleted.
 Entries = Sequence[Sequence[Any]]
+#: What a read brought: streams with their entries.
+Reply = list[tuple[bytes, Entries]]
 
 
 class GroupReader:
@@ -128,7 +130,7 @@ class GroupReader:
         await self._send(pack_command(("PING",)), REPLY_SLACK_S)
         await self.receive()
 
-    async def receive(self) -> list[tuple[bytes, Entries]]:
+    async def receive(self) -> Reply:
         """Return (stream, entries) of the first read on the wire; streams without entries are left out.
 
         Raises redis-py's errors, OSError and TimeoutError; what was delivered then stays pending.

@@ -12,8 +12,7 @@ _DIGITS_MAX = 15
 
 def parse_id(entry_id: bytes | str) -> tuple[int, int]:
     """Return `(1700000000000, 3)` for `b"1700000000000-3"`. Raises ValueError for anything else."""
-    text = entry_id.decode() if isinstance(entry_id, bytes) else entry_id
-    ms, _, seq = text.partition("-")
+    ms, _, seq = entry_id.partition(b"-") if isinstance(entry_id, bytes) else entry_id.partition("-")
     return int(ms), int(seq or 0)
 
 

@@ -36,7 +36,7 @@ from supervisor.worker.source import by_id
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from supervisor.broker.group_reader import Entries
+    from supervisor.broker.group_reader import Reply
     from supervisor.handling.loader import HandlerSpec
     from supervisor.messages import Message
     from supervisor.worker.resources import Resources
@@ -66,13 +66,8 @@ class Consumer:
         self._settler = resources.settler
         self._shared = resources.shared
         self._sources = {source.key_bytes: source for source in sources}
-        self._reader = GroupReader(
-            resources.redis_url,
-            [source.key for source in sources],
-            spec.group,
-            resources.consumer,
-            connect_timeout_s=resources.connect_timeout_s,
-        )
+        url, keys, limit_s = resources.redis_url, [source.key for source in sources], resources.connect_timeout_s
+        self._reader = GroupReader(url, keys, spec.group, resources.consumer, connect_timeout_s=limit_s)
         self.retries = RetryQueue()
         self._failures = Failures(spec, resources, self.retries)
         self.executor = Executor(spec, resources, self._failures, sources)
@@ -239,34 +234,42 @@ class Consumer:
             asked = self._limit.pace.count
             reply = await self._receive()
             self._answered = True
-            self.cut_off.answered()
-            self._shared.set(SlotField.FETCH_NS, time.monotonic_ns())
-            got = sum(len(entries) for _, entries in reply)
-            if got < asked and not behind_short:
-                self._limit.pace.came_short(got)
+            got = sum([len(entries) for _, entries in reply])
+            is_short = got < asked and not behind_short
             behind_short = got < asked and self._reader.outstanding > 0
             self._found_nothing = self._resources.burst and not got
             if not got:
+                self._note_answer(got, is_short)
                 if self._resources.burst and not self._reader.outstanding and await self._nothing_left():
                     return
                 continue
             if self._control.isolating:
                 await self._control.until(lambda: not self._control.isolating)
-            await self._hand_over(reply, got, is_backlog=got >= asked)
+            await self._hand_over(reply, got, is_short=is_short, is_backlog=got >= asked)
 
-    async def _receive(self) -> list[tuple[bytes, Entries]]:
+    async def _receive(self) -> Reply:
         """Return the next reply."""
         return await self._reader.receive()
 
-    async def _hand_over(self, reply: list[tuple[bytes, Entries]], got: int, *, is_backlog: bool) -> None:
-        """Hand a batch to the executor, and send the next read: in a backlog before the batch is handled."""
+    def _note_answer(self, got: int, is_short: bool) -> None:
+        """Note that a read was answered; `is_short`: with so little that the next one asks for less."""
+        self.cut_off.answered()
+        self._shared.set(SlotField.FETCH_NS, time.monotonic_ns())
+        if is_short:
+            self._limit.pace.came_short(got)
+
+    async def _hand_over(self, reply: Reply, got: int, *, is_short: bool, is_backlog: bool) -> None:
+        """Hand a batch to the executor, and send the next read: in a backlog before, so that Redis works meanwhile."""
         if is_backlog:
             await self._read_ahead(got)
+        received_s = time.time()
         for key, entries in reply:
             source = self._sources[key]
             messages = source.new_messages(entries)
             source.note_started(messages[-1].entry)
             self.executor.submit(messages, at_once=not is_backlog)
+            source.note_waits(messages, received_s)  # after an idle worker's handler has begun, as what follows
+        self._note_answer(got, is_short)
         if self._reader.outstanding > 1 or (self.executor.unstarted and not is_backlog):
             await asyncio.sleep(0)  # the handler starts before the next read, or before the next reply is looked at
         if not is_backlog:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from supervisor.worker.turn_settler import TurnSettler
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from supervisor.broker.group_reader import Entries
+    from supervisor.broker.group_reader import Reply
     from supervisor.handling.loader import HandlerSpec
     from supervisor.messages import Message
     from supervisor.worker.adopted import Adopted
@@ -80,7 +81,7 @@ class LimitedConsumer(Consumer):
             except (RedisError, OSError):
                 await self._find_again()
 
-    async def _receive(self) -> list[tuple[bytes, Entries]]:
+    async def _receive(self) -> Reply:
         """Return the replies of all reads on the wire as one: what each script costs is shared by more messages.
 
         Where there are two, none waits at the server.
@@ -90,16 +91,20 @@ class LimitedConsumer(Consumer):
             reply = [*reply, *await super()._receive()]
         return reply
 
-    async def _hand_over(self, reply: list[tuple[bytes, Entries]], got: int, *, is_backlog: bool) -> None:
+    async def _hand_over(self, reply: Reply, got: int, *, is_short: bool, is_backlog: bool) -> None:
         """Hand what may run of a batch to the executor, and send the next read.
 
         In a backlog it is sent before the batch is handled, and after it was given its turns: the server would do the
         read first.
         """
+        self._note_answer(got, is_short)
+        received_s = time.time()
         found: dict[Source, list[Message]] = {}
         for key, entries in reply:
             source = self._sources[key]
-            found.setdefault(source, []).extend(source.new_messages(entries))
+            messages = source.new_messages(entries)
+            source.note_waits(messages, received_s)
+            found.setdefault(source, []).extend(messages)
         starting: list[Message] = []
         try:
             for source, messages in found.items():

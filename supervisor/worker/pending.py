@@ -119,7 +119,7 @@ class PendingList:
         self.opened, marks = True, self._source.marks
         own = [parse_id(message.entry) for message in suspects if message.origin is self._source]
         if own:
-            marks.set_started(*max(*own, marks.started()))
+            marks.raise_started(*max(own))
         marks.owner = MarksOwner.BOTH if own else MarksOwner.WORKER
 
     def note_cleared(self) -> None:
@@ -231,7 +231,7 @@ class PendingList:
             isolated = parse_id(noted)
         entry = marked(by_id, isolated)
         if entry is not None:
-            marks.set_started(*max(parse_id(entry), marks.started()))
+            marks.raise_started(*parse_id(entry))
         if isolated is not None or not self._is_memory_new:  # what Redis has may be older than shared memory
             # Before the message is charged: no crash is counted twice.
             await self._commands.call("HDEL", key, consumer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from time import time
 from typing import TYPE_CHECKING
 
 from supervisor.core.ids import parse_id
@@ -13,7 +12,7 @@ from supervisor.shared_consumer import MarksOwner
 from supervisor.shared_figures import FigureField
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from supervisor.broker.group_reader import Entries
     from supervisor.shared_consumer import SharedConsumer
@@ -66,12 +65,12 @@ class Source:
         It is noted once for a batch: at worst, a crash has a few more of them run one at a time.
         """
         started = parse_id(entry)
-        self._started = max(started, self._started)
-        self.marks.set_started(*max(started, self.marks.started()))
+        self._started = max(self._started, started)
+        self.marks.raise_started(*started)
 
     def note_failing(self) -> None:
         """Note in shared memory that all that was started and is not settled may be what ends this process."""
-        self.marks.set_started(*max(self._started, self.marks.started()))
+        self.marks.raise_started(*self._started)
 
     def note_idle(self) -> None:
         """Note in shared memory that no message runs, once it is known what a predecessor has started."""
@@ -81,11 +80,13 @@ class Source:
     def new_messages(self, entries: Entries) -> list[Message]:
         """Return the messages of a reply with entries that were not delivered before, and count them."""
         messages = self.messages(entries)
-        if self.replays:
-            self.figures.add(FigureField.REDELIVERED, len(messages))
-        else:
-            self.figures.delivered(messages, time())
+        self.figures.add(FigureField.REDELIVERED if self.replays else FigureField.DELIVERED, len(messages))
         return messages
+
+    def note_waits(self, messages: Sequence[Message], received_s: float) -> None:
+        """Note how long new messages had waited in the stream when they were received, in Unix time."""
+        if not self.replays:
+            self.figures.waited(messages, received_s)
 
     def messages(self, entries: Entries) -> list[Message]:
         """Return the messages of a reply's entries; none of them may be deleted."""

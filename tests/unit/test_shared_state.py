@@ -1,5 +1,8 @@
 """What the arbiter reads from a dead worker's fields."""
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from supervisor.shared_consumer import MarksOwner
 from supervisor.shared_state import SLOTS_MAX, SharedState, SlotField
 
@@ -56,3 +59,15 @@ def test_a_total_has_the_first_and_the_last_slot_and_no_other_field() -> None:
         shared.slot(number).set(SlotField.FAILED, 100)
         shared.slot(number).set(SlotField.DEAD, 100)
     assert shared.total(SlotField.DONE) == 7
+
+
+_IDS = st.tuples(st.integers(0, 3), st.integers(0, 3))
+
+
+@given(st.lists(_IDS, min_size=1))
+def test_a_raised_mark_is_the_highest_id(ids: list[tuple[int, int]]) -> None:
+    row = SharedState().slot(0).consumer("events", "mail")
+    assert row is not None
+    for number, entry in enumerate(ids, 1):
+        row.raise_started(*entry)
+        assert row.started() == max(ids[:number])
