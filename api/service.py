@@ -15,6 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from supervisor.broker.cancelling import cancel
 from supervisor.broker.connect import client
 from supervisor.broker.redis_errors import REDIS_FAULTS, code_of
 from supervisor.control.client import has_socket
@@ -174,7 +175,7 @@ class Service:
                     await self.redis.ping()
             return await reading
         finally:
-            reading.cancel()
+            await cancel(reading)
 
     async def close(self) -> None:
         """Cancel what is running and disconnect."""

@@ -55,7 +55,7 @@ class Snapshot(Generic[T]):
         """
         now_s = time.monotonic()
         self._want(now_s)
-        if now_s - self._taken_s > 2 * self._every_s:
+        if not self._closed and now_s - self._taken_s > 2 * self._every_s:
             known = now_s - self._taken_s < AGE_S_MAX
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(limit_s, WAIT_S) if known else limit_s):
@@ -77,6 +77,7 @@ class Snapshot(Generic[T]):
         self._closed = True
         if self._task is not None:
             await cancel(self._task)
+        self._news.set()  # whoever waits gets what is known
 
     def _want(self, now_s: float) -> None:
         self._wanted_s = now_s

@@ -116,8 +116,10 @@ class _Tail(StreamingResponse):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             service.tails -= 1
-            await cancel(*ends, *([following] if following else []))
-            await redis.aclose()
+            try:
+                await cancel(*ends, *([following] if following else []))
+            finally:
+                await redis.aclose()
 
     async def _follow(self, redis: Redis, send: Send) -> None:
         """Send events until it is cancelled. A read may be cancelled, since it claims no message."""

@@ -122,14 +122,14 @@ def pool_reader(running: RedisServer, client: Any, url: str) -> Iterator[Measure
         yield measure
 
 
-def other_reader(running: RedisServer, client: Any, url: str, program: Sequence[str | Path]) -> Measure:
+def other_reader(running: RedisServer, client: Any, url: str, command: Sequence[str | Path]) -> Measure:
     """A program that prints its latencies, started for each turn."""
     stream = f"{STREAM}:other"
 
     def measure(offsets: list[int]) -> "array[int]":
         client.delete(stream)
         client.xgroup_create(stream, "c", id="0", mkstream=True)
-        words = [*program, address(running, url), stream, "c", "c", "100", str(len(offsets))]
+        words = [*command, address(running, url), stream, "c", "c", "100", str(len(offsets))]
         with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
             try:
                 eventually(lambda: _waits(client), 10, 0.005, what="the program waits")
@@ -189,7 +189,7 @@ def measure_loads(running: RedisServer, client: Any, url: str, turns: int, secon
                 load.pool.turns.append(ours(offsets))
                 if theirs:
                     load.blocking.turns.append(theirs(offsets))
-                if not load.share:
+                if theirs and not load.share:
                     load.protocol.turns.append(protocol(offsets))
             say(f"  turn {turn} of {turns}")
     return loads
@@ -203,7 +203,7 @@ def rows(loads: list[Load]) -> Iterator[list[object]]:
         yield [name, "pool", *_percentiles(load.pool), *beside]
         if load.blocking.turns:
             yield [name, "C, blocking read", *_percentiles(load.blocking), "", ""]
-        if load.protocol.turns and load.blocking.turns:
+        if load.protocol.turns:
             beside = [spread(load.protocol.beside(load.blocking, p)) for p in (0.5, 0.99)]
             yield [name, "bare protocol, uvloop", *_percentiles(load.protocol), *beside]
 

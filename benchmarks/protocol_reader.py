@@ -42,6 +42,9 @@ class Reading(asyncio.Protocol):
         now_ns = time.monotonic_ns()
         self._replies.feed(data)
         while (reply := self._replies.gets()) is not False:
+            if isinstance(reply, Exception):
+                self._done.set_exception(reply)
+                return
             if not isinstance(reply, list):  # the count of an ack
                 continue
             entries = reply[0][1]
@@ -50,6 +53,11 @@ class Reading(asyncio.Protocol):
             self._transport.write(ack + self._read)
         if len(self.latencies) >= self._wanted and not self._done.done():
             self._done.set_result(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Fail before all entries have arrived."""
+        if not self._done.done():
+            self._done.set_exception(error or ConnectionError("the server closed the connection"))
 
 
 async def main(words: list[str]) -> None:

@@ -38,6 +38,8 @@ _RECONNECT_MAX_S = 2.0
 _RESTART_BASE_S = 0.1
 _RESTART_MAX_S = 30.0
 _STEADY_S = 60.0
+#: How long consumers have to clean up when they are cancelled.
+_CLOSE_S = 5.0
 
 
 class AppConsumers:
@@ -92,10 +94,16 @@ class AppConsumers:
         groups = [(spec.stream, spec.group) for spec in self._specs]
         due = publishing(self._redis, self._settings, self._settings.redis.url, groups, self._log)
         others += [self._start_task(work) for work in due]
-        await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
-        leaving.set()
-        await asyncio.wait(consumers, timeout=self._settings.pool.drain_s)
-        await cancel(*consumers, *others)
+        try:
+            await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
+            leaving.set()
+            await asyncio.wait(consumers, timeout=self._settings.pool.drain_s)
+        finally:
+            leaving.set()
+            for consumer in consumers:
+                consumer.cancel()
+            await asyncio.wait(consumers, timeout=_CLOSE_S)  # a second cancellation would interrupt their clean-up
+            await cancel(*consumers, *others)
         with contextlib.suppress(*REDIS_FAULTS):  # the lease expires by itself
             await drop(self._redis, pool, token)
 

@@ -6,7 +6,9 @@
 2. `connect` is called before each use, by redis-py's pools too, so that is where a lost or misplaced
    connection is replaced. So is one that was idle for long: load balancers forget such connections, and what is then
    sent vanishes without an error.
-3. The connection's name is for people who read CLIENT LIST. A server that forbids CLIENT is used without it.
+3. redis-py sends with `asyncio.wait_for`, which before Python 3.12 drops a cancellation that comes as it ends. Here a
+   command that was cancelled is cancelled.
+4. The connection's name is for people who read CLIENT LIST. A server that forbids CLIENT is used without it.
 """
 
 import asyncio
@@ -17,7 +19,7 @@ from time import monotonic
 from typing import Any
 
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
-from redis.exceptions import AskError, MovedError, ReadOnlyError, ResponseError
+from redis.exceptions import AskError, MovedError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from supervisor.broker.routes import Address, Route
@@ -134,17 +136,22 @@ class LostConnectionMixin(AbstractConnection):
             raise
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
-        """Send as redis-py does; raise ConnectionError for uvloop's RuntimeError, and CancelledError when cancelled.
-
-        redis-py sends with `asyncio.wait_for`, which before Python 3.12 drops a cancellation that comes as it ends.
-        """
+        """Send as redis-py does; raise ConnectionError for uvloop's RuntimeError, and CancelledError when cancelled."""
         self.sent_s = monotonic()
-        task = asyncio.current_task()
+        task = asyncio.current_task() if self.socket_timeout else None  # without it, there is no `wait_for`
         cancelling = task.cancelling() if task is not None else 0
         try:
+            if (
+                not self.is_connected
+            ):  # redis-py's cluster client leaves that to redis-py, which knows nothing of `connect`
+                await self.connect()
             await super().send_packed_command(command, check_health)
-        except RuntimeError as error:
-            raise _lost(error) from None
+        except (RedisError, OSError, RuntimeError) as error:
+            if task is not None and task.cancelling() > cancelling:
+                raise asyncio.CancelledError from error
+            if isinstance(error, RuntimeError):
+                raise _lost(error) from None
+            raise
         if task is not None and task.cancelling() > cancelling:
             await self.disconnect(nowait=True)  # its reply would be taken for the next one's
             raise asyncio.CancelledError

@@ -127,7 +127,7 @@ class _Reader:
                 return entries
 
     async def _read(self, count: int) -> Any:
-        """Read once, in a separate task: redis-py ignores a cancel, and so Ctrl-C, while it sends."""
+        """Read once, in a separate task, which has ended when this returns or is interrupted by Ctrl-C."""
         import asyncio
 
         from supervisor.broker.cancelling import cancel

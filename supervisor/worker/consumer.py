@@ -234,6 +234,7 @@ class Consumer:
             asked = self._limit.pace.count
             reply = await self._receive()
             self._answered = True
+            self.cut_off.answered()
             got = sum([len(entries) for _, entries in reply])
             is_short = got < asked and not behind_short
             behind_short = got < asked and self._reader.outstanding > 0
@@ -252,8 +253,7 @@ class Consumer:
         return await self._reader.receive()
 
     def _note_answer(self, got: int, is_short: bool) -> None:
-        """Note that a read was answered; `is_short`: with so little that the next one asks for less."""
-        self.cut_off.answered()
+        """Note that a read was answered; `is_short`: it brought so little that the next one asks for less."""
         self._shared.set(SlotField.FETCH_NS, time.monotonic_ns())
         if is_short:
             self._limit.pace.came_short(got)
@@ -268,7 +268,7 @@ class Consumer:
             messages = source.new_messages(entries)
             source.note_started(messages[-1].entry)
             self.executor.submit(messages, at_once=not is_backlog)
-            source.note_waits(messages, received_s)  # after an idle worker's handler has begun, as what follows
+            source.note_waits(messages, received_s)  # an idle worker's handler has begun: this and the rest can wait
         self._note_answer(got, is_short)
         if self._reader.outstanding > 1 or (self.executor.unstarted and not is_backlog):
             await asyncio.sleep(0)  # the handler starts before the next read, or before the next reply is looked at
