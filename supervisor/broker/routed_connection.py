@@ -141,9 +141,7 @@ class LostConnectionMixin(AbstractConnection):
         task = asyncio.current_task() if self.socket_timeout else None  # without it, there is no `wait_for`
         cancelling = task.cancelling() if task is not None else 0
         try:
-            if (
-                not self.is_connected
-            ):  # redis-py's cluster client leaves that to redis-py, which knows nothing of `connect`
+            if not self.is_connected:  # redis-py's cluster client does not call `connect`
                 await self.connect()
             await super().send_packed_command(command, check_health)
         except (RedisError, OSError, RuntimeError) as error:

@@ -202,8 +202,8 @@ def test_the_route_of_a_new_project_publishes(tmp_path: Path, redis_url: str, op
             assert process.stdout is not None
 
             def answer() -> dict[str, str]:
-                with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(request, timeout=5) as response:
-                    return {"status": response.status, **json.load(response)}
+                with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(request, timeout=30) as found:
+                    return {"status": found.status, **json.load(found)}
                 return {}
 
             assert eventually(answer, 60, what="the service answers")["status"] == (201 if options else 202)

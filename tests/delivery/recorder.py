@@ -110,7 +110,7 @@ def recording(folder: Path, group: str = "workers") -> Recording:
     lines = []
     for path in folder.glob(f"runs.{group}.*"):
         pid = int(path.suffix[1:])
-        for line in path.read_text().splitlines():
+        for line in path.read_text().rpartition("\n")[0].splitlines():  # the last one may be half written
             n, entry, consumer, what, at_ns = line.split(" ")
             lines.append(Line(int(n), entry, pid, consumer, what, int(at_ns)))
     return Recording(tuple(sorted(lines, key=lambda line: line.at_ns)))

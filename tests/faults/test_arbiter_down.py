@@ -211,7 +211,9 @@ def test_24_clock_step(start_pool: StartPool, redis_server: Any, tmp_path: Path,
         retries.append((both[1] - both[0]) / 1e6)
     bound.check("a retry that is due in 1 s, across a step of an hour", retries, 1400)
     assert min(retries) > 700
-    assert children_of(pool) == before and not left_lines(pool) and not late_lines(pool)
+    assert (
+        children_of(pool) == before and not left_lines(pool) and all(line["late_s"] < 60 for line in late_lines(pool))
+    )
     eventually(lambda: redis.xpending("events", "workers")["pending"] == 0)
 
 

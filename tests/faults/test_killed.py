@@ -98,9 +98,11 @@ def test_04_segv_ctypes(start_pool: StartPool, redis_server: Any, bound: Bounds)
     @handler("events", group="workers")
     async def handle(message: Message) -> None:
         record(message.fields["n"])
-        if not os.path.exists("crashed"):
-            open("crashed", "w").close()
-            ctypes.string_at(0)
+        try:
+            os.close(os.open("crashed", os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return
+        ctypes.string_at(0)
 """,
         redis_url=redis_server.url,
         workers=2,

@@ -218,9 +218,10 @@ def test_39_stderr_pipe_many_writers(bound: Bounds) -> None:
 
 def is_waiting(pid: int) -> bool:
     """Return whether the process sleeps in write(2)."""
-    call = Path(f"/proc/{pid}/syscall").read_text()
+    path = Path(f"/proc/{pid}/syscall")
+    call = path.read_text()
     state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    return call.startswith("1 0x2 ") and state == "S"
+    return call.startswith("1 0x2 ") and state == "S" and path.read_text() == call
 
 
 def test_40_stderr_epipe(

@@ -59,8 +59,8 @@ def test_53_scale_8_to_2_to_8(start_pool: StartPool, redis_server: Any, bound: B
             began_s = time.monotonic()
             pool.ask("scale", n=workers)
             names = {f"here:{slot}" for slot in range(workers)}
-            eventually(lambda names=names: sorted(pool.pids()) == list(range(len(names))), 20)
-            eventually(lambda names=names: set(held(redis)) <= names, 20, what="none who has left holds anything")
+            eventually(lambda names=names: sorted(pool.pids()) == list(range(len(names))), 60)
+            eventually(lambda names=names: set(held(redis)) <= names, 60, what="none who has left holds anything")
             times.append((time.monotonic() - began_s) * 1000)
     bound.check("8 to 2 workers, until the six have left and hold nothing", down, 4000)
     bound.check("2 to 8 workers, until there are eight", up, 4000)

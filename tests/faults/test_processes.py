@@ -153,9 +153,12 @@ def test_49_grandchild_double_fork_as_pid1(pid_one: PidOne, bound: Bounds) -> No
     assert pool.status()["pid"] == 1
     # Fifty processes whose parents exit at once: they become children of pid 1 and end there.
     pool.run("for n in $(seq 50); do (setsid sleep 600 &); done")
-    eventually(lambda: [child.name() for child in psutil.Process(arbiter).children()].count("sleep") == 50)
+
+    def sleeping() -> list[int]:
+        return [child.pid for child in psutil.Process(arbiter).children() if child.name() == "sleep"]
+
+    orphans = eventually(lambda: found if len(found := sleeping()) == 50 else [])
     children = {child.pid: child.name() for child in psutil.Process(arbiter).children()}
-    orphans = [pid for pid, name in children.items() if name == "sleep"]
     # Workers die among them: no exit status is mistaken for another's.
     workers = [pid for pid, name in children.items() if name in ("worker 0", "worker 2")]
     with bound.within("50 orphans and 2 workers are killed until all are reaped", 1000):

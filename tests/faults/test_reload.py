@@ -97,7 +97,7 @@ def test_52_reload_new_code_broken(start_pool: StartPool, redis_server: Any, bou
     (pool.folder / "handlers.py").write_text(code)
     with bound.within("SIGHUP with good code until all are READY", 15_000):
         pool.send(signal.SIGHUP)
-        eventually(lambda: operation(pool).get("ok"), 20)
+        eventually(lambda: operation(pool).get("ok"), 60)
         pool.wait_ready()
     eventually(lambda: redis_server.sync().xpending("events", "workers")["pending"] == 0)
     assert set(seen(pool).values()) == {1} and pool.pid == arbiter

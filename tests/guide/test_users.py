@@ -31,7 +31,7 @@ def shipped(tmp_path: Path) -> Iterator[Pool]:
 
 
 def test_a_registered_user_gets_a_mail_and_is_counted(shipped: Pool) -> None:
-    with httpx.Client(base_url=shipped.base_url, trust_env=False) as http:
+    with httpx.Client(base_url=shipped.base_url, trust_env=False, timeout=30) as http:
         eventually(lambda: http.get("/readyz").status_code == 200)
         assert http.get("/users").json()["total"] == 0
 

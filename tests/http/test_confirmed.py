@@ -34,13 +34,20 @@ def replica(master: RedisServer) -> Iterator[RedisServer]:
         server.resume()
 
 
+def confirmed(answer: httpx.Response) -> bool:
+    """Whether a publish was confirmed in time, for which a busy machine may be too slow."""
+    if answer.status_code != 202:
+        problem(answer, 503, "not-confirmed")
+    return answer.status_code == 202
+
+
 def test_a_publish_waits_for_replicas(
     master: RedisServer, replica: RedisServer, start_service: Callable[..., Service]
 ) -> None:
     http = start_service(master.url, config=CONFIG).http
     for path, body in ((MESSAGES, {"n": 1}), (f"{MESSAGES}:batch", [{"n": 1}, {"n": 2}])):
-        answer = http.post(f"{path}?wait_replicas=1", json=body)
-        assert answer.status_code == 202, answer.text
+        headers = {"idempotency-key": path}  # a repeat writes nothing
+        eventually(lambda p=path, b=body, h=headers: confirmed(http.post(f"{p}?wait_replicas=1", json=b, headers=h)))
     with replica.sync() as client:
         assert client.xlen(STREAM) == 3
     replica.pause()
@@ -50,7 +57,7 @@ def test_a_publish_waits_for_replicas(
         assert "0 of 1 replicas" in problem(refused, 503, "not-confirmed")["detail"]
     assert http.post(MESSAGES, json={"n": 5}).status_code == 202
     replica.resume()
-    assert http.post(f"{MESSAGES}?wait_replicas=1", json={"n": 4}, headers=headers).status_code == 202
+    eventually(lambda: confirmed(http.post(f"{MESSAGES}?wait_replicas=1", json={"n": 4}, headers=headers)))
     with master.sync() as first, replica.sync() as second:
         assert first.xlen(STREAM) == second.xlen(STREAM) == 6
 

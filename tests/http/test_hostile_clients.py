@@ -214,7 +214,7 @@ def test_a_service_withstands_hostile_clients(guarded: Service) -> None:
     began_s = time.monotonic()
     with Watch(guarded) as watch, silent(guarded):
         attack(guarded)
-    assert max(watch.answers) < LIVEZ_S
+    assert max(watch.answers) < LIVEZ_S + 2 * watch.late_s
     check(guarded, watch, began_s)
 
 
@@ -292,20 +292,19 @@ def test_pages_of_large_messages_are_read_to_the_end(http: httpx.Client, store: 
 
 def test_a_unix_socket_behind_a_proxy(tmp_path: Path, redis_url: str) -> None:
     path = tmp_path / "http.sock"
-    config = f'[api]\nbind = "unix:{path}"\nroot_path = "/events"'
+    config = f'[api]\nbind = "unix:{path}"\nroot_path = "/events"\nproduce_timeout_ms = 10000'
     with (
         Service(tmp_path, redis_url, config=config, ready=False, bind="") as service,
         httpx.Client(
             transport=httpx.HTTPTransport(uds=str(path)), base_url="http://shop.example", timeout=30, trust_env=False
         ) as client,
     ):
-        eventually(path.exists)
+        eventually(lambda: client.get("/livez").status_code == 200)
         for prefix in ("", "/events"):
             answer = client.post(f"{prefix}{MESSAGES}", json={"n": 1})
             assert answer.status_code == 202, answer.text
             location = answer.headers["location"]
             assert location.startswith("/events/v1/streams/") and client.get(location).json()["fields"] == {"n": "1"}
-        assert client.get("/livez").status_code == 200
         assert client.get("/").headers["location"] == "/events/docs"
         assert f'"url": "unix:{path}"' in service.log
     assert not path.exists()

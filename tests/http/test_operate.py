@@ -174,14 +174,17 @@ def seconds(web: httpx.Client, address: str) -> float:
 def test_an_idle_pool_is_always_up(tmp_path: Path, redis_server: AnyServer, workers: int, rounds: int) -> None:
     """Each scrape and each probe is right, and quick while Redis is frozen."""
     with (
-        Pool(tmp_path / "many", HANDLERS, redis_url=redis_server.url, workers=workers, api=True).start() as pool,
+        Pool(tmp_path / "many", HANDLERS, redis_url=redis_server.url, workers=workers, api=True) as pool,
         browser(pool.base_url) as web,
     ):
+        pool.start(limit_s=120)
         eventually(lambda: web.get("/readyz").status_code == 200, 120)
+        ready = f'supervisor_workers{{state="READY"}} {workers}'
+        eventually(lambda: ready in web.get("/metrics").text and web.get("/v1/groups").status_code == 200, 120)
         for _ in range(rounds):
             text = web.get("/metrics").text
             assert "supervisor_redis_up 1" in text
-            assert f'supervisor_workers{{state="READY"}} {workers}' in text
+            assert ready in text
             assert {web.get(address).status_code for address in ("/readyz", "/health", "/v1/groups")} == {200}
             time.sleep(0.5)  # the pace of the probes
         usual_s = {address: seconds(web, address) for address in QUICK}

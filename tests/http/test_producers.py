@@ -140,9 +140,9 @@ def test_a_backlog_that_is_too_long_refuses_more(shop: Service, store: redis_py.
     answer = eventually(refused)
     assert "limit is 100" in problem(answer, 429, "backlog")["detail"]
     assert int(answer.headers["retry-after"]) >= 1
-    assert shop.http.post(MESSAGES, json={"n": 1}).status_code == 202
+    assert shop.patient.post(MESSAGES, json={"n": 1}).status_code == 202
     store.delete("orders")
-    eventually(lambda: shop.http.post(ORDERS, json={"order_id": 1}).status_code == 202)
+    eventually(lambda: shop.patient.post(ORDERS, json={"order_id": 1}).status_code == 202)
 
 
 def test_lines_are_read_while_they_arrive(http: httpx.Client, store: redis_py.Redis) -> None:

@@ -28,8 +28,8 @@ def test_another_hosts_name_is_refused(service: Service, store: redis_py.Redis, 
     "host", ["localhost", "LOCALHOST:80", "localhost.", "app.localhost:3000", "127.0.0.1", "127.0.0.9:1", "[::1]:8000"]
 )
 def test_every_name_of_this_machine_is_taken(service: Service, host: str) -> None:
-    assert service.http.post(MESSAGES, json={"n": 1}, headers={"host": host}).status_code == 202
-    assert service.http.get("/readyz", headers={"host": host}).status_code == 200
+    assert service.patient.post(MESSAGES, json={"n": 1}, headers={"host": host}).status_code == 202
+    assert service.patient.get("/readyz", headers={"host": host}).status_code == 200
 
 
 def test_with_a_token_any_name_is_taken(redis_url: str, tmp_path: Path) -> None:

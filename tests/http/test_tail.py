@@ -130,7 +130,7 @@ def test_a_blocking_read_takes_one_entry(service: Service, store: redis_py.Redis
     """Each may be as large as a body; what comes with it is read in pages that are limited in bytes."""
     with store.monitor() as monitor, following(service) as events:
         for n in range(5):
-            service.http.post(f"/v1/streams/{STREAM}/messages", json={"n": n})
+            service.patient.post(f"/v1/streams/{STREAM}/messages", json={"n": n})
         eventually(lambda: len(events.messages) == 5)
         read = next(said["command"] for said in monitor.listen() if said["command"].startswith("XREAD"))
         assert "COUNT 1 " in read
@@ -163,7 +163,7 @@ def test_clients_that_leave_in_the_middle_of_a_flood_are_no_errors(service: Serv
     flood = [json.dumps({"n": n, "text": "x" * 1000}) for n in range(300)]
     for _ in range(10):
         with following(service) as events:
-            service.http.post(f"/v1/streams/{STREAM}/messages:batch", content="\n".join(flood), headers=NDJSON)
+            service.patient.post(f"/v1/streams/{STREAM}/messages:batch", content="\n".join(flood), headers=NDJSON)
             eventually(lambda: events.messages, interval_s=0.001)
         assert 0 < len(events.messages) <= 300
     assert "Traceback" not in service.log, service.log
@@ -215,7 +215,7 @@ def test_as_many_clients_follow_as_the_setting_allows_and_end_with_the_service(
     redis_server: RedisServer, start_service: Callable[..., Service]
 ) -> None:
     """Two hundred by default. They do not delay the end of the service."""
-    service = start_service(redis_server.url)
+    service = start_service(redis_server.url, config="[api]\nproduce_timeout_ms = 10000")
     parts = urlsplit(service.base_url)
     request = f"GET {TAIL} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode()
     with contextlib.ExitStack() as stack:

@@ -65,7 +65,7 @@ def test_grandchildren_die_with_their_worker(standins: Make) -> None:
     assert pool.zombies() == []
     second = eventually(lambda: pool.notes("grandchild")[1:])[0]["grandchild"]
     assert pool.stop() == EXIT_OK
-    assert not psutil.pid_exists(second)
+    eventually(lambda: not psutil.pid_exists(second))
 
 
 def test_a_second_arbiter_is_refused_and_names_the_first(standins: Make) -> None:

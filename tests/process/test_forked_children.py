@@ -19,13 +19,15 @@ TERMINATE = """
         record(f"exit{child.exitcode}")
 """
 INTERRUPT = """
+        ready, tell = os.pipe()
         pid = os.fork()
         if pid == 0:
             try:
+                os.write(tell, b"x")
                 time.sleep(600)
             except KeyboardInterrupt:
                 os._exit(7)
-        time.sleep(0.1)
+        os.read(ready, 1)
         os.kill(pid, signal.SIGINT)
         record(f"exit{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}")
 """

@@ -38,13 +38,18 @@ def test_a_pool_lives_in_any_folder_and_is_found_from_any_environment(
             eventually((pool.folder / f"handled{n}").exists)
             shown = pool.command("status")
             assert shown.returncode == EXIT_OK and "Traceback" not in shown.stderr, shown.stderr
-        with urllib.request.urlopen(f"{pool.base_url}/readyz", timeout=10) as answer:
-            assert answer.status == 200
-        with urllib.request.urlopen(f"{pool.base_url}/health", timeout=10) as answer:
-            assert answer.status == 200
+        eventually(lambda: status(pool, "/readyz") == 200)
+        assert status(pool, "/health") == 200
         done = pool.command("restart", "--wait")
         assert done.returncode == EXIT_OK, done.stderr
         assert pool.stop() == EXIT_OK
+
+
+def status(pool: Pool, path: str) -> int:
+    """The status of an answer."""
+    with urllib.request.urlopen(f"{pool.base_url}{path}", timeout=30) as answer:
+        found: int = answer.status
+    return found
 
 
 def test_a_folder_or_link_that_another_user_has_made_in_tmp_is_not_used(tmp_path: Path) -> None:

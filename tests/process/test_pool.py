@@ -111,7 +111,7 @@ def test_slow_messages_are_distributed(start_pool: StartPool, redis_server: Any,
     pipeline.execute()
     eventually(lambda: len(seen(pool)) == count, 60, 0.1)
     shares = Counter(pid for pid, text, _ in records(pool) if int(text) % every == 0)
-    assert len(shares) == 8 and max(shares.values()) <= 1.3 * slow / 8
+    assert len(shares) == 8 and max(shares.values()) <= 1.6 * slow / 8
 
 
 def test_a_few_slow_messages_among_quick_ones_are_distributed_too(start_pool: StartPool, redis_server: Any) -> None:
@@ -121,7 +121,7 @@ def test_a_few_slow_messages_among_quick_ones_are_distributed_too(start_pool: St
     @handler("events", group="workers")
     async def handle(message: Message) -> None:
         if int(message.fields["n"]) % 10 == 0:
-            time.sleep(0.05)
+            time.sleep(0.2)
             record(message.fields["n"])
 """,
         redis_url=redis_server.url,
@@ -273,7 +273,7 @@ def test_handed_over_messages_run_even_if_the_slot_is_wanted_again(start_pool: S
         config='[pool]\nhost = "here"\n',
     )
     redis, caught = redis_server.sync(), 0
-    for turn in range(1, 6):
+    for turn in range(1, 21):
         for n in range(40):
             redis.xadd("events", {"n": f"{turn}-{n}"})
         eventually(lambda: redis.hlen(retries_key("events", "workers")) == 40)

@@ -1,6 +1,5 @@
 """`supervisor start --reload`: what is saved runs soon, once, without a loss; what is broken changes nothing."""
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,7 +59,10 @@ def test_files_that_are_saved_under_load(start_pool: Callable[..., Pool], redis_
         save(pool, version)
         time.sleep(0.1)
     eventually(lambda: version_now(pool, redis, count) == "c", 20, 0.02)
-    eventually(lambda: len(pool.events("restarted")) == 2)
+    # A gap between two saves may have been long enough for a restart on a busy machine.
+    eventually(lambda: len(pool.events("restarted")) >= 2 and pool.ask("status")["operation"] is None)
+    restarts = len(pool.events("restarted"))
+    assert restarts <= 5, "not one for each"
     # A broken file changes nothing, and is shown with its traceback until it is mended.
     running = pool.pids()
     save(pool, "d", "raise RuntimeError('broken on purpose')\n")
@@ -71,7 +73,7 @@ def test_files_that_are_saved_under_load(start_pool: Callable[..., Pool], redis_
     assert pool.pids() == running and version_now(pool, redis, count) == "c"
     save(pool, "e")
     eventually(lambda: version_now(pool, redis, count) == "e", 20, 0.02)
-    eventually(lambda: len(pool.events("restarted")) == 3)
+    eventually(lambda: len(pool.events("restarted")) > restarts)
     assert pool.pid == arbiter and not set(pool.pids().values()) & set(before.values())
     eventually(lambda: len(handled(pool)) == count[0], what="nothing is lost")
     assert not (pool.folder / "__pycache__").exists()
@@ -80,11 +82,11 @@ def test_files_that_are_saved_under_load(start_pool: Callable[..., Pool], redis_
 
 def test_files_that_are_no_source_restart_nothing(start_pool: Callable[..., Pool], redis_server: AnyServer) -> None:
     pool = start_pool(HANDLERS, redis_url=redis_server.url, workers=1, args=("--reload",))
+    save(pool, "2")
+    eventually(lambda: len(pool.events("restarted")) == 1 and pool.ask("status")["operation"] is None)
     for name in ("notes.txt", "data.json", "handlers.py.swp"):
         (pool.folder / name).write_text("x")
     Path(pool.folder / "__pycache__").mkdir()
     (pool.folder / "__pycache__" / "x.py").touch()
-    save(pool, "2")
-    eventually(lambda: pool.events("restarted"), 20)
-    os.sched_yield()
-    assert len(pool.events("restarted")) == 1
+    time.sleep(2)  # the watcher would have noticed by then
+    assert pool.ask("status")["operation"] is None and len(pool.events("restarted")) == 1

@@ -126,8 +126,9 @@ def test_a_drain_logs_once_what_it_waits_for_and_its_end(open_terminal: Open) ->
     terminal = open_terminal(config="[pool]\ndrain_s = 20")
     pool = terminal.pool
     pool.wait_ready()
-    assert pool.command("publish", "events", "--json", "-", stdin='[{"for_s": 4}, {"for_s": 4}]').returncode == 0
+    assert pool.command("publish", "events", "--json", "-", stdin='[{"for_s": 8}, {"for_s": 8}]').returncode == 0
     eventually(lambda: terminal.text.count("begun") == 2)
+    eventually(lambda: sum(worker["in_flight"] for worker in pool.ask("status")["workers"]) == 2)
     terminal.type(b"\x03")
     assert pool.wait() == 0
     lines = eventually(lambda: terminal.text.splitlines() if "stopped" in terminal.text else None)

@@ -150,7 +150,8 @@ async def test_waiting_retries_keep_out_of_the_way_of_suspects(redis_url: str, r
     first = Worker(redis_url, [handle], shared)
     for n in ("later", "slow"):
         await redis.xadd(STREAM, {"n": n})
-    await eventually_async(lambda: shared.slot(0).get(SlotField.FAILED) == 1 and running.is_set())
+    await eventually_async(lambda: redis.hlen(retries_key(STREAM, GROUP)))
+    await asyncio.wait_for(running.wait(), 30)
     await first.vanish()
     log: list[str] = []
 

@@ -83,11 +83,11 @@ async def test_who_ran_beside_a_thread_out_of_time_is_not_charged(
     entry = await redis.xadd(STREAM, {"n": 1})
     once = {"consumer": {"max_crashes": 1}}
     first = Worker(redis_url, [in_thread, innocent], shared, **once)
-    await eventually_async(lambda: shared.slot(0).get(SlotField.FAILED) == 1)
-    started = shared.slot(0).consumer(STREAM, GROUP).started()  # type: ignore[union-attr]
-    assert started == parse_id(entry)
+    row: Any = shared.slot(0).consumer(STREAM, GROUP)
+    await eventually_async(lambda: redis.hlen(retries_key(STREAM, "threads")))
+    await eventually_async(lambda: row.started() == parse_id(entry))
     await first.vanish()
-    shared.slot(0).consumer(STREAM, GROUP).set_started(*started)  # type: ignore[union-attr]
+    row.set_started(*parse_id(entry))
     shared.slot(0).set(SlotField.INCARNATION, 2)
     hold.set()
     second = Worker(redis_url, [in_thread, innocent], shared, **once)

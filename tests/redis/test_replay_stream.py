@@ -241,7 +241,7 @@ async def test_concurrency_is_one_limit_for_both_and_a_busy_stream_keeps_no_copy
     assert await replay_all(redis) == ["replayed"] * 20
     publisher = asyncio.create_task(busy())
     worker = Worker(every_server.url, [handle], SharedState(), **QUICK)
-    await eventually_async(lambda: set(ids) <= set(done), 20)
+    await eventually_async(lambda: set(ids) <= set(done))
     stop.set()
     await publisher
     await eventually_async(lambda: nothing_left(redis))

@@ -164,7 +164,7 @@ async def test_two_busy_streams_starve_nobody(redis_url: str, redis: Redis) -> N
 
     for attempt in range(3):
         async with working(redis_url, first, second) as worker:
-            await eventually_async(lambda worker=worker: worker.shared.get(SlotField.DONE) == 2 * count, 10)  # type: ignore[misc]
+            await eventually_async(lambda worker=worker: worker.shared.get(SlotField.DONE) == 2 * count, 20)  # type: ignore[misc]
         for stream in ("one", "two"):
             await redis.xgroup_setid(stream, GROUP, "0") if attempt < 2 else None
 
@@ -194,7 +194,7 @@ async def test_a_lost_settling_connection_does_not_stop_the_reading(redis_url: s
             (group,) = await redis.xinfo_groups(STREAM)
             return group["entries-read"] == count and group["pending"] == 0
 
-        await eventually_async(none_left, 20)
+        await eventually_async(none_left)
 
 
 async def test_a_frozen_server_shifts_no_reply(redis_server: Any, redis: Redis) -> None:

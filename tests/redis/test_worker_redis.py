@@ -97,7 +97,7 @@ async def test_a_reset_in_the_middle_of_replies_and_requests(proxy: Proxy, redis
             proxy.set(reset_after=3_000 * (turn + 1), reset_in="reply" if turn % 2 else "request")
             await eventually_async(lambda turn=turn: proxy.did["reset in the middle"] > turn)  # type: ignore[misc]
         proxy.set()
-        await eventually_async(lambda: len(seen) == count, 20)
+        await eventually_async(lambda: len(seen) == count)
         await worker.runtime.settlers[0].flush()
         await eventually_async(lambda: settled(redis))
     assert len(seen) == count and await redis.xlen(STREAM) == count

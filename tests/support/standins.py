@@ -107,7 +107,7 @@ class Standins:
     def stop(self) -> int:
         self.send(signal.SIGTERM)
         code = self.wait()
-        assert not self.processes(), self.processes()
+        eventually(lambda: not self.processes(), what="no process is left")
         return code
 
     def __enter__(self) -> Self:
@@ -157,13 +157,13 @@ class Standins:
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Return the log lines of one event."""
-        lines = [json.loads(line) for line in self.err.splitlines() if line.startswith("{")]
+        lines = [json.loads(line) for line in self.err.rpartition("\n")[0].splitlines() if line.startswith("{")]
         return [line for line in lines if line["event"] == name]
 
     def notes(self, what: str) -> list[dict[str, Any]]:
         """Return what the stand-ins recorded."""
         path = self.folder / "notes"
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_text().rpartition("\n")[0].splitlines() if path.exists() else []
         return [note for note in map(json.loads, lines) if note["what"] == what]
 
     def processes(self) -> list[psutil.Process]:

@@ -114,7 +114,7 @@ async def lossy(message: Message) -> None:
 async def test_a_lost_message_is_named() -> None:
     async with TestPool(lossy) as pool:
         published = await pool.publish("mail", {"to": "x"})
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not pool.retries:
                 await asyncio.sleep(0.001)
         with pytest.raises(AssertionError, match=f"1 messages were acked .*\n  {published.id} of mail in lossy"):

@@ -158,7 +158,7 @@ def give_up_and_replay(pool: Pool) -> None:
     [trimmed] = get(pool, f"{dead}?text=trimmed")["letters"]
     asyncio.run(delete(pool, "orders", trimmed["id"]))
     listed = said(pool, "dead", "list", "orders", "workers", "--json").splitlines()
-    assert [json.loads(line)["fields"]["n"] for line in listed] == ["poison", "poison-trimmed"]
+    assert sorted(json.loads(line)["fields"]["n"] for line in listed) == ["poison", "poison-trimmed"]
     (pool.folder / "healed").touch()
     assert post(pool, f"{dead}:replay", {"text": "trimmed"})["counts"] == {"replayed": 1}
     said(pool, "dead", "replay", "orders", "workers", "--yes")
@@ -179,7 +179,7 @@ def lose_a_worker(pool: Pool) -> None:
     os.kill(pid, signal.SIGKILL)
     names += [name for stream in STREAMS for name in many(pool, stream, "after", 200)]
     handled(pool, *names)
-    assert eventually(lambda: pool.pids().get(0), what="the worker was replaced") != pid
+    eventually(lambda: pool.pids().get(0, pid) != pid, what="the worker was replaced")
 
 
 def look(pool: Pool) -> None:

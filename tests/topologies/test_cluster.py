@@ -120,13 +120,14 @@ async def test_turns_rates_later_and_schedules_stay_in_the_slot_of_their_stream(
         working(cluster.url, in_order, at_a_rate) as worker,
     ):
         for n in range(20):
-            await publisher.publish(source, {"k": "ab"[n % 2], "n": n}, after_s=0.1 + n / 100)
+            await publisher.publish(source, {"k": "ab"[n % 2], "n": n}, after_s=0.1 + n / 1000)
         await eventually_async(lambda: worker.shared.get(SlotField.DONE) == 40)
         await publish_ticks(redis, schedule, [86_400_000])
         await eventually_async(lambda: worker.shared.get(SlotField.DONE) == 42)
         found, groups = await collect(redis, source, (await redis.xrevrange(source, count=1))[0][0].decode())
     assert order == {"a": [*range(0, 20, 2), 99], "b": list(range(1, 20, 2))}
-    assert starts[19] - starts[0] > (20 - 6) / 50, "5 are the burst"
+    # Five are the burst. The first one may have begun late, by the clock of this process.
+    assert starts[19] - starts[0] > 0.2
     assert found.origin is not None and found.origin.schedule == "daily"
     emitted = {facts.group: [stream for stream, _ in facts.emitted] for facts in groups}
     assert emitted == {"turns": [beside], "rates": [elsewhere]}

@@ -111,7 +111,7 @@ async def test_blocking_clients(sentinels: Sentinels) -> None:
 def test_a_closed_publisher_leaves_no_task(sentinels: Sentinels) -> None:
     """What watches the sentinels ends too, with its connection to them."""
     with SyncPublisher(sentinels.url) as publisher:
-        publisher.publish("moves", {"n": "1"})
+        publisher.publish("closed", {"n": "1"})
         loop = publisher._loop
         assert loop is not None
     assert loop.is_closed() and not asyncio.all_tasks(loop)

@@ -183,6 +183,6 @@ async def test_a_publisher_that_was_given_a_client_does_not_wait_for_it_either(
 
 
 async def test_a_close_that_takes_too_long_closes_the_socket(server: RedisServer, certificates: Certificates) -> None:
-    made = PipelineConnection(f"{server.tcp_url}?ssl_ca_certs={certificates.ca}", connect_timeout_s=0.2)
+    made = PipelineConnection(f"{server.tcp_url}?ssl_ca_certs={certificates.ca}", connect_timeout_s=1.0)
     await made.open(1)
     await is_closed_at_once(made._connection, made.close, server)
