@@ -44,18 +44,23 @@ def attempts(case: Case) -> dict[int, list[tuple[str, int]]]:
     return found
 
 
+def waiting(case: Case) -> int:
+    """How many messages wait for their first retry."""
+    return sum(len(found) == 1 for found in attempts(case).values())
+
+
 @pytest.mark.parametrize(
     "end",
     [pytest.param(signal.SIGTERM, id="drained", marks=pytest.mark.long), pytest.param(signal.SIGKILL, id="killed")],
 )
 def test_retries_survive_the_pool(start_case: StartCase, end: signal.Signals) -> None:
     # How often a message failed and when it is due are in Redis: the next pool continues where this one stopped.
-    case = start_case(body=LATE, fields=some_late, load_s=2.0)
-    case.load.join()
+    case = start_case(body=LATE, fields=some_late, load_s=60.0)
+    eventually(lambda: waiting(case) > 20)
     case.pool.send(end)
     case.pool.wait()
-    waiting = {n for n, found in attempts(case).items() if len(found) == 1}
-    case.struck("the pool left while messages waited for a retry", len(waiting) > 5)
+    case.struck("the pool left while messages waited for a retry", waiting(case) > 5)
+    case.load.end()
     eventually(lambda: not case.pool.processes())
     case.pool.start()
     late = case.load.numbers(kind="late")
@@ -84,13 +89,13 @@ def test_retries_after_a_clock_was_put_back(make_case: StartCase, tmp_path: Path
     # When they are due is noted by the time of day; the next pool must not wait an hour for that.
     clock = SteppedClock(tmp_path)
     clock.step(3600)
-    case = make_case(body=LATE, fields=some_late, load_s=1.5, env=clock.environment).start()
-    case.load.join()
+    case = make_case(body=LATE, fields=some_late, load_s=60.0, env=clock.environment).start()
+    eventually(lambda: waiting(case) > 20)
     case.pool.send(signal.SIGTERM)
     case.pool.wait()
     clock.step(0)
-    waiting = {n for n, found in attempts(case).items() if len(found) == 1}
-    case.struck("the clock was put back while messages waited for a retry", len(waiting) > 5)
+    case.struck("the clock was put back while messages waited for a retry", waiting(case) > 5)
+    case.load.end()
     case.pool.start()
     late = case.load.numbers(kind="late")
     case.finish(repeated_max=2 * len(late), errors=["handler failed"], drain_limit_s=40)
