@@ -81,10 +81,10 @@ def test_killed_its_pool_ends_and_the_next_one_removes_its_keys(
         pools = [child for child in psutil.Process(process.pid).children() if "start" in child.cmdline()]
         process.kill()
         assert pools
-        eventually(lambda: not any(pool.is_running() for pool in pools), 15, what="the pool is gone")
+        eventually(lambda: not any(pool.is_running() for pool in pools), what="the pool is gone")
     with redis_server.sync() as redis:
         assert redis.keys("supervisor-bench:*")
-        eventually(lambda: not redis.keys("supervisor:host:*"), 15, what="its pool's lease has ended")
+        eventually(lambda: not redis.keys("supervisor:host:*"), what="its pool's lease has ended")
         done = run("bench", *SMALL, cwd=tmp_path, redis_url=redis_server.url)
         assert done.returncode == 0, done.stderr
         assert redis.keys("*") == []

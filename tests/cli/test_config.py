@@ -247,7 +247,7 @@ def test_the_tests_of_a_new_project_pass(tmp_path: Path, options: list[str]) -> 
 @WITH_AND_WITHOUT_DATABASE
 def test_a_new_project_passes_its_linters(tmp_path: Path, words: list[str], options: list[str]) -> None:
     assert run("init", "new", *options, cwd=tmp_path).returncode == 0
-    cache = ROOT / ".mypy_cache" / "new_project"
+    cache = ROOT / ".mypy_cache" / f"new_project_{len(options)}"
     installed = tmp_path / "installed"  # the supervisor alone: this repository has a handlers/ and tests/ of its own
     installed.mkdir()
     (installed / "supervisor").symlink_to(ROOT / "supervisor")

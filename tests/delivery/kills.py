@@ -49,8 +49,9 @@ class Kills:
             assert not psutil.pid_exists(before)
             self.server.start()
         elif what == WORKER:
-            slots = eventually(lambda: list(pool.pids()), what="a worker lives")
-            self.workers.add(pool.kill_worker(self.chance.choice(slots)))
+            self.workers.add(
+                eventually(lambda: pool.kill_worker(self.chance.choice(list(pool.pids()))), what="one lives")
+            )
         else:
             _kill(eventually(lambda: _service(pool, what), what=f"the {what} lives"))
         self.done[what] += 1

@@ -59,7 +59,7 @@ def test_29_what_no_handler_can_take(make_case: MakeCase) -> None:
     good = case.redis.xadd("orders", {"n": 1, "kind": "a", "tags": '["x"]'})
     large = case.redis.xadd("orders", {"n": 2, "kind": "x" * (8 * MEGABYTE)})
     struck_ns = time.monotonic_ns()
-    letters = eventually(lambda: found if len(found := orders_dead(case)) == len(BAD) else None, 20, 0.1)
+    letters = eventually(lambda: found if len(found := orders_dead(case)) == len(BAD) else None, 60, 0.1)
     case.struck("bad messages", letters, struck_ns)
     case.check(f"{len(BAD)} bad messages until all are dead letters", (time.monotonic_ns() - struck_ns) / 1e6, 10_000)
     for letter in letters:
@@ -69,7 +69,7 @@ def test_29_what_no_handler_can_take(make_case: MakeCase) -> None:
         assert len(letter[b"reason"]) < 10_000, f"{name}: the reason is not the message itself"
         whole = letter.get(b"field:n") or letter.get(b"field:f0") or letter.get(b"field:type")
         assert whole, name
-    eventually(lambda: not case.redis.xpending("orders", "orders")["pending"], 20)
+    eventually(lambda: not case.redis.xpending("orders", "orders")["pending"])
     assert good and large
     eventually(lambda: {end.n for end in case.recording("orders").ends} == {1, 2}, 30)
     assert case.pool.pids() == before and not case.pool.events("worker exited")

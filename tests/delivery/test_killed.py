@@ -73,11 +73,13 @@ def test_02_kill9_all(start_case: StartCase) -> None:
 def test_03_kill_storm(start_case: StartCase) -> None:
     case = start_case(work_ms=LONG_WORK_MS)
     kills: list[int] = []
+    dead: set[int] = set()
     at_s = 0.5
     while at_s < case.load_s - STORM_EVERY_S:
         case.until(at_s)
-        living = case.pool.pids()
-        kills.append(kill(living[case.rng.choice(sorted(living))]))
+        pid = case.rng.choice(eventually(lambda: sorted(set(case.pool.pids().values()) - dead)))
+        dead.add(pid)
+        kills.append(kill(pid))
         at_s += STORM_EVERY_S
     eventually(lambda: len(case.pool.events("worker exited")) == len(kills))
     case.struck(f"{len(kills)} kills", len(kills) >= 5, kills[-1])

@@ -188,17 +188,17 @@ def test_18_rolling_restart(start_case: StartCase) -> None:
 @pytest.mark.long
 def test_18_scale_4_8_2(start_case: StartCase) -> None:
     # A worker that leaves holds waiting retries; a sibling gets them, with the number of their attempts.
-    case = start_case(body=FAILING_ONCE, fields=some_fail_once, work_ms=2.0)
-    case.moment(0.05, 0.15)
+    case = start_case(body=FAILING_ONCE, fields=some_fail_once, work_ms=2.0, load_s=60.0)
+    case.moment(0.004, 0.01)
     case.pool.ask("scale", n=8)
     eventually(lambda: sum(w["state"] == "READY" for w in case.pool.ask("status")["workers"]) == 8, 40)
-    case.until(case.load_s * 0.5)
+    case.until(case.load.elapsed_s + 1.2)
     holding = {name for name, count in case.pending().items() if count and int(name[len(HOST) + 1 :]) >= 2}
     case.pool.ask("scale", n=2)
     names = {f"{HOST}:0", f"{HOST}:1"}
     eventually(lambda: set(case.pending()) == names, 40, what="six have left and hold nothing")
-    case.struck("8 workers, then 2", holding and case.load.elapsed_s < case.load_s)
-    case.load.join()
+    case.struck("8 workers, then 2", holding)
+    case.load.end()
     case.finish(repeated_max=len(case.load.numbers(kind="fail")), errors=["handler failed"])
     failing = assert_attempts(case)
     did = case.recording()

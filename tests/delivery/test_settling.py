@@ -144,7 +144,8 @@ def test_each_group_settles_for_itself(start_case: StartCase, kills: int) -> Non
     case = start_case(body=MIXED, fields=mixed, groups=("workers", "batches"), load_s=3.0)
     for _ in range(kills):
         case.moment(0.1, 0.8)
-        case.pool.kill_worker(case.rng.randrange(4))
+        slot = case.rng.randrange(4)
+        eventually(lambda slot=slot: case.pool.kill_worker(slot))
     case.load.join()
     later, fail, reject = (case.load.numbers(kind=kind) for kind in ("later", "fail", "reject"))
     case.struck("messages were rejected, retried and given up", min(len(later), len(fail), len(reject)) > 10)

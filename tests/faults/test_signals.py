@@ -140,7 +140,7 @@ def test_27_term_during_rolling_restart(standins: Make, bound: Bounds, phases: S
             eventually(lambda pool=pool: pool.notes("left") or is_starting(pool), interval_s=0.002)
         else:
             done = number - 4
-            eventually(lambda status=status, done=done: (status()["operation"] or {}).get("done", -1) >= done, 20)
+            eventually(lambda s=status, d=done: s()["last_operation"] or (s()["operation"] or {}).get("done", -1) >= d)
         sent_s = now_s()
         pool.send(signal.SIGTERM)
         assert pool.wait() == EXIT_OK, pool.err

@@ -57,7 +57,8 @@ def power_loss(pool: Pool) -> None:
     for process in processes:
         process.send_signal(signal.SIGSTOP)
     for process in processes:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # the arbiter's end has ended it
+            process.kill()
     pool.wait()
     psutil.wait_procs(processes, 5)
 

@@ -54,7 +54,7 @@ def batches(service: Service, server: RedisServer, statuses: Counter[int]) -> It
 def test_small_publishes_are_quick_beside_large_batches(
     redis_server: RedisServer, start_service: Callable[..., Service]
 ) -> None:
-    service = start_service(redis_server.url)
+    service = start_service(redis_server.url, config="[api]\nproduce_timeout_ms = 10000")
     found, statuses = [], Counter[int]()
     for _ in range(ROUNDS):
         alone_s = p99_s(service.patient)

@@ -180,7 +180,7 @@ def silent(service: Service) -> Iterator[None]:
         BATCH + BEARER + b"content-length: 100\r\n\r\n{", b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n",
     ]  # fmt: skip
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(socket.create_connection(address(service), 15)) for _ in range(120)]
+        clients = [stack.enter_context(socket.create_connection(address(service), 30)) for _ in range(120)]
         for at, client in enumerate(clients):
             client.sendall(halves[at % len(halves)])
         yield
@@ -235,9 +235,10 @@ def test_a_service_withstands_hostile_clients_by_its_own_limits(
                 long_path,
                 large_array,
             )
-        assert time.monotonic() - sent_s < HEADS_GONE_S + watch.late_s
+            attacked_s = time.monotonic()
+        assert time.monotonic() < max(sent_s + HEADS_GONE_S, attacked_s + 5) + watch.late_s
     check(service, watch, began_s)
-    assert max(watch.answers) < LIVEZ_LONG_S + 2 * watch.late_s
+    assert max(watch.answers) < max(LIVEZ_LONG_S, service.started_ms / 1000) + 2 * watch.late_s
 
 
 def test_probes_are_answered_when_descriptors_are_few(start_service: Callable[..., Service], redis_url: str) -> None:

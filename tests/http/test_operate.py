@@ -170,6 +170,7 @@ def seconds(web: httpx.Client, address: str) -> float:
     return min(web.get(address).elapsed.total_seconds() for _ in range(5))
 
 
+@pytest.mark.timeout(400)  # with many workers
 @pytest.mark.parametrize(("workers", "rounds"), [(2, 4), pytest.param(128, 60, marks=pytest.mark.long)])
 def test_an_idle_pool_is_always_up(tmp_path: Path, redis_server: AnyServer, workers: int, rounds: int) -> None:
     """Each scrape and each probe is right, and quick while Redis is frozen."""

@@ -54,8 +54,8 @@ def test_a_killed_redis_loses_what_its_durability_says(
         assert pool.command("resume").returncode == 0
         # The pool goes on in each case, with all that is published from then on.
         server.sync().xadd("events", {"n": "new"})
-        eventually(lambda: seen(pool)["new"], 20)
-        eventually(lambda: len(seen(pool)) == first + second + 1, 20)
+        eventually(lambda: seen(pool)["new"])
+        eventually(lambda: len(seen(pool)) == first + second + 1)
         halves = [sum(text.startswith(half) for text in seen(pool)) for half in ("before", "after")]
         assert halves == [first, second]
         assert max(seen(pool).values()) == 1

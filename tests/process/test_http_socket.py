@@ -31,7 +31,7 @@ HANDLERS = """
 """
 
 
-def livez(pool: Pool, limit_s: float = 10) -> bool:
+def livez(pool: Pool, limit_s: float = 30) -> bool:
     return httpx.get(f"{pool.base_url}/livez", timeout=limit_s, trust_env=False, verify=False).status_code == 200
 
 

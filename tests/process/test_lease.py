@@ -129,11 +129,10 @@ def test_a_pool_that_was_killed_is_started_again_in_place(start_pool: StartPool,
         with contextlib.suppress(psutil.NoSuchProcess):  # the arbiter's end has ended it
             process.kill()
     first.wait()
-    psutil.wait_procs(processes, 10)
-    left_ms = redis.pttl(LEASE)
-    assert left_ms > 0
+    eventually(lambda: not first.processes())
+    assert redis.pexpire(LEASE, LEASE_MS), "nobody has given it back"
     second = start_pool(HANDLERS, redis_url=redis_server.url, workers=1, config=HOST, ready=False)
-    eventually(lambda: second.events("waiting for the lease"), 20)
+    eventually(lambda: second.events("waiting for the lease"))
     assert redis.get(LEASE) == first.paths.token.read_bytes(), "it is not taken before its end"
     (second.folder / "go").touch()
     second.wait_ready(30)

@@ -109,9 +109,9 @@ async def test_one_that_has_lost_its_name_goes_on_under_another(redis: Any, redi
     async with app.process():
         await publish(redis, "a")
         await eventually_async(lambda: app.ran == {"a": 1})
-        await redis.set(host_key(f"{HOST}:fastapi-0"), "another process, which came while this one was frozen")
         await publish(redis, "b")
         await eventually_async(lambda: app.ran == {"a": 1, "b": 1})
+        await redis.set(host_key(f"{HOST}:fastapi-0"), "another process, which came while this one was frozen")
         app.go.set()
         await eventually_async(has(redis, "fastapi-1:0"))
         await eventually_async(settled(redis))

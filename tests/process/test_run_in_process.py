@@ -216,7 +216,7 @@ def test_a_blocked_loop_is_ended_though_a_thread_computes(start_pool: StartPool,
     redis_server.sync().xadd("events", {"n": "1"})
     eventually(lambda: seen(pool)["began"])
     redis_server.sync().xadd("other", {"n": "1"})
-    (left,) = eventually(lambda: pool.events("worker exited")[:1], 15)
+    (left,) = eventually(lambda: pool.events("worker exited")[:1])
     assert left["reason"] == "hung"
     assert not pool.events("worker starved")
     redis_server.sync().delete("events", "other")

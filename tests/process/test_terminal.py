@@ -116,7 +116,7 @@ def test_a_hangup_with_an_open_terminal_reloads_the_code(open_terminal: Open) ->
     pool.wait_ready()
     before = set(pool.pids().values())
     pool.send(signal.SIGHUP)
-    eventually(lambda: (pool.ask("status")["last_operation"] or {}).get("ok"), 20)
+    eventually(lambda: (pool.ask("status")["last_operation"] or {}).get("ok"))
     assert before.isdisjoint(pool.pids().values())
     # The new image of the process also knows the terminal.
     assert pool.process is not None and pool.process.poll() is None

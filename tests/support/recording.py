@@ -31,8 +31,9 @@ HOLDING = (
     import asyncio
     @handler("events", group="workers")
     async def handle(message: Message) -> None:
+        go = os.path.exists("go")
         record(message.fields["n"])
-        if not os.path.exists("go"):
+        if not go:
             await asyncio.Event().wait()
         record("done")
 """

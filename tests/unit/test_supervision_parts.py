@@ -244,7 +244,7 @@ class Holder:
 
     def says(self, line: str) -> None:
         """Wait until it has printed the line."""
-        eventually(lambda: re.search(rf"^{line}$", self.out.read_text(), re.MULTILINE), 10, what=line)
+        eventually(lambda: re.search(rf"^{line}$", self.out.read_text(), re.MULTILINE), what=line)
 
     def waits(self) -> bool:
         """Return whether the kernel lists it as waiting for a lock."""
@@ -272,7 +272,7 @@ def test_a_slot_is_locked_until_its_process_is_dead(holders: ExitStack, tmp_path
     first.says("holds 0")
     holders.enter_context(Holder(folder, 4)).says("holds 0")
     second = holders.enter_context(Holder(folder, 3))
-    eventually(second.waits, 10)
+    eventually(second.waits)
     first.process.kill()
     second.says("holds 0")
     assert (folder.stat().st_mode & 0o777, (folder / "3.lock").stat().st_mode & 0o777) == (0o700, 0o600)
