@@ -1,6 +1,8 @@
 """What `blocking.c` does, as a bare protocol on uvloop: the least that a Python program with an event loop takes.
 
-python -m benchmarks.protocol_reader ADDRESS STREAM GROUP CONSUMER COUNT ENTRIES
+    python -m benchmarks.protocol_reader ADDRESS STREAM GROUP CONSUMER COUNT ENTRIES
+
+It takes the arguments of that program and prints the same.
 """
 
 import asyncio

@@ -1,19 +1,17 @@
 """Case 28: two pools with two keepers on one Redis, idle for longer than any lease, and a third that dies."""
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from supervisor.keeper.lease import LEASE_MS
 from tests.delivery.case import GROUP, STREAM, Case
 from tests.delivery.checker import Effect
 from tests.delivery.recorder import handlers, recording
-from tests.support.pool import Pool
+from tests.support.pool import Pool, kill_all
 from tests.support.waiting import eventually
 
 MakeCase = Callable[..., Case]
@@ -80,9 +78,7 @@ def age(case: Case) -> dict[str, str]:
 
 def die(pool: Pool) -> int:
     """Kill the pool as a dead host would; return when, in ns."""
-    for process in pool.processes():
-        with contextlib.suppress(psutil.NoSuchProcess):  # the arbiter's end has ended it
-            process.kill()
+    kill_all(pool.processes())
     pool.wait()
     return time.monotonic_ns()
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.faults import Bounds, Watch, incarnations, ready_again_ms, shared_state_of
+from tests.support.faults import Bounds, Watch, incarnations, outage_lines, ready_again_ms, shared_state_of
 from tests.support.pool import Pool
 from tests.support.recording import RECORD, seen
 from tests.support.standins import ROOT
@@ -248,7 +248,7 @@ def test_an_outage_of_redis_has_a_headline(start_pool: StartPool, redis_server: 
     [line] = eventually(lambda: pool.events("Redis unavailable"))
     assert line["level"] == "error" and 1 <= line["workers"] <= line["of"] == 4
     eventually(lambda: [line for line in pool.events("can't read") if line.get("repeated")], 20)
-    reasons = [line for name in ("can't read", "can't settle", "can't renew the lease") for line in pool.events(name)]
+    reasons = outage_lines(pool)
     times = sorted(datetime.fromisoformat(line["timestamp"]) for line in reasons)
     assert all((later - earlier).total_seconds() > 4.5 for earlier, later in itertools.pairwise(times))
     redis_server.start()

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.faults import Bounds, incarnations, ready_again_ms, shared_state_of
+from tests.support.faults import Bounds, incarnations, outage_lines, ready_again_ms, shared_state_of
 from tests.support.pool import Pool
 from tests.support.recording import RECORD, SIMPLE, records, seen, times_ns
 from tests.support.servers import RedisServer, default_binary
@@ -86,8 +86,7 @@ def test_32_redis_down(start_pool: StartPool, durable_server: Any, bound: Bounds
     spent_s = cpu_s([pool.pid, *pool.pids().values()]) - spent_s
     bound.check(f"CPU of 4 processes in {for_s:.0f} s without Redis", spent_s, 1, "s of CPU")
     assert [worker["restarts"] for worker in status["workers"]] == [1, 0, 0]
-    names = ("can't read", "can't settle", "can't renew the lease")
-    complaints = [line for name in names for line in pool.events(name) if line["level"] == "warning"]
+    complaints = [line for line in outage_lines(pool) if line["level"] == "warning"]
     assert 1 <= len(complaints) <= (now_s() - down_s) / 5 + 1, "one process of the pool logs, every five seconds"
     durable_server.start()
     with bound.within("Redis is back until a new message is handled", 4000):

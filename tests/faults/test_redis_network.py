@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.faults.test_redis_faults import cpu_s, pause_s, pending, restarts
-from tests.support.faults import Bounds
+from tests.support.faults import Bounds, outage_lines
 from tests.support.pool import Pool
 from tests.support.proxy import Proxy
 from tests.support.recording import SIMPLE, seen
@@ -52,7 +52,7 @@ def test_the_way_to_redis_is_closed(
         eventually(lambda: seen(pool)["new"] == 1, interval_s=0.005)
     bound.check(f"CPU of a process meanwhile ({how})", spent_s / LASTS_S / len(before), 0.1, "s/s")
     assert proxy.did["refused" if how == "refuse" else "swallowed bytes"] > 0
-    said = [line for name in ("can't read", "can't settle", "can't renew the lease") for line in pool.events(name)]
+    said = outage_lines(pool)
     assert 1 <= len(said) <= (WORKERS + 1) * (1 + (time.monotonic() - closed_s) // 5)
     eventually(lambda: pending(redis) == 0)
     pool.wait_ready()
@@ -79,7 +79,7 @@ def test_all_connections_are_reset_again_and_again(
     bound.check("CPU of a process while all is reset five times a second", spent_s, 0.1, "s/s")
     pool.wait_ready()
     assert pids(pool) == before and restarts(pool) == [0] * WORKERS
-    said = [line for name in ("can't read", "can't settle", "can't renew the lease") for line in pool.events(name)]
+    said = outage_lines(pool)
     assert len(said) <= WORKERS * 3
     assert set(seen(pool).values()) == {1}
 

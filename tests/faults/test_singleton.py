@@ -15,7 +15,7 @@ from redis import Redis
 from supervisor.errors import EXIT_RUNNING
 from supervisor.keeper.lease import RENEW_S
 from tests.support.faults import Bounds, Watch
-from tests.support.pool import Pool
+from tests.support.pool import Pool, kill_all
 from tests.support.recording import HOLDING, SIMPLE, seen
 from tests.support.standins import Standins
 from tests.support.waiting import eventually
@@ -56,9 +56,7 @@ def power_loss(pool: Pool) -> None:
     processes = pool.processes()
     for process in processes:
         process.send_signal(signal.SIGSTOP)
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):  # the arbiter's end has ended it
-            process.kill()
+    kill_all(processes)
     pool.wait()
     psutil.wait_procs(processes, 5)
 

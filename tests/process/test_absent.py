@@ -1,6 +1,5 @@
 """Messages of consumers whose owner is gone: slots that a pool no longer has, and hosts that died."""
 
-import contextlib
 import os
 import re
 import signal
@@ -9,14 +8,13 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import psutil
 import pytest
 
 from supervisor.keys import host_key
 from tests.http.service import browser
 from tests.process.test_pool import RECORD, consumers, seen
 from tests.support.faults import scaled
-from tests.support.pool import Pool
+from tests.support.pool import Pool, kill_all
 from tests.support.waiting import eventually
 
 StartPool = Callable[..., Pool]
@@ -99,9 +97,7 @@ def kill_whole(pool: Pool) -> None:
     """Kill everything at once, as a power loss does."""
     processes = pool.processes()
     assert len(processes) == 4, "arbiter, keeper and two workers"
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):  # the arbiter's end has ended it
-            process.kill()
+    kill_all(processes)
     pool.wait()
     eventually(lambda: not pool.processes())
     pool.paths.control.unlink()

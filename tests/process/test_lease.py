@@ -1,6 +1,5 @@
 """The pool's lease in Redis: held while any worker runs, and never by two pools."""
 
-import contextlib
 import json
 import signal
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import pytest
 from supervisor.errors import EXIT_DRAIN, EXIT_OK, EXIT_RUNNING
 from supervisor.keeper.lease import LEASE_MS
 from supervisor.keys import host_key
-from tests.support.pool import Pool
+from tests.support.pool import Pool, kill_all
 from tests.support.servers import AnyServer
 from tests.support.standins import Standins
 from tests.support.waiting import eventually
@@ -125,9 +124,7 @@ def test_a_pool_that_was_killed_is_started_again_in_place(start_pool: StartPool,
     first = start_pool(HANDLERS, redis_url=redis_server.url, workers=1, config=HOST)
     busy(first, redis)
     processes = first.processes()
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):  # the arbiter's end has ended it
-            process.kill()
+    kill_all(processes)
     first.wait()
     eventually(lambda: not first.processes())
     assert redis.pexpire(LEASE, LEASE_MS), "nobody has given it back"

@@ -1,19 +1,17 @@
 """Replays with real pools: whether the entry is still there or not, and whichever process dies."""
 
-import contextlib
 import json
 import os
 import signal
 from collections.abc import Callable
 from typing import Any
 
-import psutil
 import pytest
 
 from supervisor.errors import EXIT_DRAIN
 from supervisor.keys import REPLAY_CONSUMER, consumer_name, dead_key, host_key, replay_key
 from tests.process.test_pool import RECORD, seen
-from tests.support.pool import Pool
+from tests.support.pool import Pool, kill_all
 from tests.support.recording import times_ns
 from tests.support.waiting import eventually
 
@@ -241,9 +239,7 @@ def test_copies_change_hands_when_their_host_dies(start_pool: StartPool, redis_s
     heir = start_pool(MENDED, redis_url=redis_server.url, workers=1, config=config.format("heir"))
     (heir.folder / "mended").touch()
     (heir.folder / "go").touch()
-    for process in dying.processes():
-        with contextlib.suppress(psutil.NoSuchProcess):  # the arbiter's end has ended it
-            process.kill()
+    kill_all(dying.processes())
     eventually(lambda: not redis.exists(host_key("dying")), 30)
     eventually(lambda: all(seen(heir)[f"done-{n}"] == 1 for n in range(9)), 40)
     eventually(lambda: not redis.xlen(COPIES), 40)

@@ -47,7 +47,7 @@ async def test_a_cancellation_that_redis_py_drops_is_raised(error: Exception | N
         is_connected = True
 
         async def disconnect(self, *_: Any, **__: Any) -> None:
-            """There is no socket."""
+            """Do nothing: no socket was opened."""
 
     connection = Mended(socket_timeout=30)
     sending = asyncio.create_task(connection.send_packed_command(b""))

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -117,6 +118,11 @@ START_MS = 600.0
 SLACK, STARTS_MIN = 5.0, 4.0
 #: The units of times.
 MS_OF = {"ms": 1.0, "s": 1000.0}
+
+
+def outage_lines(pool: AnyPool) -> list[dict[str, Any]]:
+    """The lines by which the processes of a pool say, one of them at a time, that Redis is away."""
+    return [line for name in ("can't read", "can't settle", "can't renew the lease") for line in pool.events(name)]
 
 
 def scaled(bound_ms: float, start_ms: float) -> float:

@@ -14,7 +14,7 @@ import sys
 import textwrap
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -292,6 +292,13 @@ def clean_environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if name == compiled.VARIABLE or not (name.startswith("SUPERVISOR_") or name in {"REDIS_URL", MARK})
     }
+
+
+def kill_all(processes: Iterable[psutil.Process]) -> None:
+    """Kill these; the end of an arbiter ends its children, so some may have ended before their turn."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _alive(process: psutil.Process) -> bool:
