@@ -100,10 +100,8 @@ class AppConsumers:
             await asyncio.wait(consumers, timeout=self._settings.pool.drain_s)
         finally:
             leaving.set()
-            for consumer in consumers:
-                consumer.cancel()
-            await asyncio.wait(consumers, timeout=_CLOSE_S)  # a second cancellation would interrupt their clean-up
-            await cancel(*consumers, *others)
+            await cancel(*consumers, again_s=_CLOSE_S)  # a second cancellation interrupts their clean-up
+            await cancel(*others)
         with contextlib.suppress(*REDIS_FAULTS):  # the lease expires by itself
             await drop(self._redis, pool, token)
 
