@@ -1,4 +1,4 @@
-"""`supervisor bench`: the pool's own figures on the user's Redis."""
+"""`supervisor bench`: measures a pool on the user's Redis."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     default=5,
     show_default=True,
     metavar="N",
-    help="How often each is measured.",
+    help="How often each contestant is measured.",
 )
 @click.option("--anyway", is_flag=True, help="Measure even if Redis is busy with other work.")
 @config_option
@@ -47,11 +47,11 @@ if TYPE_CHECKING:
 def bench(
     workers: int, messages: int, turns: int, anyway: bool, config: Path | None, redis: str | None, as_json: bool
 ) -> None:
-    """Measure how fast a pool drains a stream on your Redis, beside a loop on redis-py, and how soon it starts a
+    """Measure how fast a pool drains a stream on your Redis, compared with a loop on redis-py, and how soon it starts a
     handler.
 
-    It works on a stream with a random name, and removes that and all that belongs to it at the end, also when it is
-    interrupted. No other key of yours is read or written. A running pool may stay; it slows both alike.
+    It uses a stream with a random name, and removes the stream and its keys at the end, also when it is interrupted.
+    None of your own keys is read or written. A pool that runs may go on running; it slows both contestants alike.
     """
     import asyncio
 

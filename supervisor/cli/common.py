@@ -113,8 +113,8 @@ config_option = click.option(
     metavar="FILE",
     help="Read this config.toml.  [default: $SUPERVISOR_CONFIG, or ./config.toml if there is one]",
 )
-redis_option = click.option("--redis", metavar="URL", help="Instead of redis.url.")
-#: What may be of any length, or goes on, is printed as it comes; everything else is one document.
+redis_option = click.option("--redis", metavar="URL", help="URL of Redis, instead of redis.url.")
+#: Output of unlimited length is printed line by line as it comes; everything else is one document.
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 json_lines_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")
 

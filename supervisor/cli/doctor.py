@@ -34,7 +34,7 @@ PYTHON_MIN = (3, 11)
 REDIS_MIN = (6, 2)
 OPEN_FILES_MIN = 1024
 OLDEST_WARN_S = 300.0
-#: For its turns, what is due, schedules, and hearing of changes.
+#: For its periodic work, messages that are due, schedules, and notices of changes.
 KEEPER_CONNECTIONS = 5
 #: Any running pool publishes what is due within a second.
 OVERDUE_MAX_S = 10.0

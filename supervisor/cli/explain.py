@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from supervisor.settings.load import Loaded
 
-#: Entries that are named; `--json` has more.
+#: How many entries are named; `--json` has more.
 _SHOWN = 5
 
 
@@ -43,9 +43,9 @@ _SHOWN = 5
 @json_option
 def explain(loaded: Loaded, id_: str, stream: str | None, as_json: bool) -> int:
     """Show the state of a message in each group: not delivered yet, in hand or waiting for a retry (and which consumer
-    has it), done, or a dead letter (and why). It also says what published the message, if that was a message for later,
-    a schedule, Emit or the outbox, and what its handlers have published by Emit. ID may be that of a message for later,
-    which waits, was cancelled, or has entered its stream. Exits with 1 when Redis holds nothing of it.
+    has it), done, or a dead letter (and why). It also shows whether the message was published later, by a schedule, by
+    Emit or from the outbox, and what its handlers have published by Emit. ID may be that of a message for later: it
+    waits, was cancelled, or has entered its stream. Exits with 1 when Redis knows nothing of the message.
 
     A message counts as done when the group has passed it and does not hold it; so do messages from before the group's
     start. When the entry is no longer in the stream, it may have been done or deleted unread: Redis can't tell.
@@ -200,7 +200,7 @@ def _details(entry: Entry, facts: GroupFacts) -> str:
 
 
 def _turn_text(turn: TurnFact | None) -> str:
-    """Describe whom a message waits for."""
+    """Describe which message another one waits for."""
     if turn is None or not turn.holders:
         return "others come first"
     halted = [id_ for id_, consumer in turn.holders if consumer == "halted"]

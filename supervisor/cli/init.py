@@ -23,11 +23,11 @@ _RENAMED = {"gitignore": ".gitignore", "dockerignore": ".dockerignore", "env.exa
     """\
     supervisor init myproject
     supervisor init                     here
-    supervisor init --database shop     with users in a database, and their events""",
+    supervisor init --database shop     users in a database, events from its outbox""",
     short_help="Create a new project.",
 )
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=".", metavar="[DIR]")
-@click.option("--database", is_flag=True, help="Keep users in a table of SQLite, with the event in its transaction.")
+@click.option("--database", is_flag=True, help="Store users in SQLite, and their events in the same transaction.")
 def init(folder: Path, database: bool) -> None:
     """Create a project: handlers, a route, tests, config.toml, a Dockerfile. Existing files are never changed."""
     from supervisor.settings.load import working_dir

@@ -1,4 +1,4 @@
-"""The streams and groups of the handlers, and one answer of all commands to a name that nobody knows.
+"""The streams and groups of the handlers, and the answer that all commands give to an unknown name.
 
 A name is known when Redis has it, when a handler declares it, and for a group also when it has left dead letters.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 async def require_stream(loaded: Loaded, redis: Redis, stream: str) -> None:
-    """Raise UsageError, with what may have been meant, for a stream that nobody knows."""
+    """Raise UsageError, with what may have been meant, for an unknown stream."""
     if await redis.exists(stream):
         return
     names = {name for name, _ in await _declared(loaded)}
@@ -28,7 +28,7 @@ async def require_stream(loaded: Loaded, redis: Redis, stream: str) -> None:
 
 
 async def require_group(loaded: Loaded, redis: Redis, stream: str, group: str) -> None:
-    """Raise UsageError, with what may have been meant, for a stream or a group that nobody knows."""
+    """Raise UsageError, with what may have been meant, for an unknown stream or group."""
     if await redis.exists(dead_key(stream, group)):
         return
     await require_stream(loaded, redis, stream)

@@ -92,7 +92,7 @@ def scale(workers: int, wait: bool, timeout_s: float, config: Path | None) -> in
 def restart(wait: bool, timeout_s: float, config: Path | None) -> int:
     """Replace the workers one after the other, then the services. Configuration and handlers are read again.
 
-    Returns when the new code could be loaded, or fails when it could not; then nothing has changed.
+    Returns when the new code is loaded. When it can't be loaded, the command fails, and nothing has changed.
     """
     paths = _paths(config)
     before = _ask(paths, "status")
@@ -161,12 +161,12 @@ def _loading_text(operation: dict[str, Any]) -> str:
     supervisor stop --timeout 60""",
     short_help="Finish what is running, then end the pool.",
 )
-@click.option("--timeout", "timeout_s", type=SECONDS, metavar="S", help="Instead of pool.drain_s.")
+@click.option("--timeout", "timeout_s", type=SECONDS, metavar="S", help="Time to finish, instead of pool.drain_s.")
 @config_option
 def stop(timeout_s: float | None, config: Path | None) -> int:
-    """End the pool: take no new messages, finish those in hand, end what still runs at the drain's deadline.
+    """End the pool: take no new messages, finish those in hand, end handlers that still run at the drain's deadline.
 
-    Returns when the process is gone: with 7 when it left work, else with the exit code of the process.
+    Returns when the pool's process is gone, with its exit code: 7 when messages were left unfinished.
     """
     from supervisor.settings.paths import pool_paths
 
@@ -242,10 +242,10 @@ def _tell_end(paths: PoolPaths, pid: int, since_s: float) -> int:
 @timeout_option
 @config_option
 def pause(wait: bool, timeout_s: float, config: Path | None) -> int:
-    """Start no messages until `supervisor resume`, neither new ones nor retries nor replays, on no worker.
+    """Start no message on any worker until `supervisor resume`: no new ones, no retries, no replays.
 
-    Returns when every worker knows of it. What runs is finished; `--wait` returns when nothing runs. The column
-    `running` of `supervisor status` shows what is left.
+    Returns when every worker knows of it. Messages that run are finished; with `--wait` it returns when none runs. The
+    column `running` of `supervisor status` shows how many are left.
     """
     paths = _paths(config)
     was_paused = _ask(paths, "status")["paused"]
@@ -318,7 +318,7 @@ def _ask(paths: PoolPaths, cmd: str, **args: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far something is."""
+    """How far an operation is."""
 
     text: str
     done: bool = False

@@ -46,15 +46,15 @@ PROGRESS_EVERY_S = 0.2
     help="Objects, one on each line, or an array; - is stdin.",
 )
 @click.option("--key", metavar="K", help="Store the message once in 24 h, however often it is published under K.")
-@click.option("--after", "after_s", type=SECONDS, metavar="S", help="Publish it later: in S (30s, 2h).")
-@click.option("--at", type=MOMENT, metavar="TIME", help="Publish it later: at TIME, here if it has no timezone.")
+@click.option("--after", "after_s", type=SECONDS, metavar="S", help="Publish later: in S (30s, 2h).")
+@click.option("--at", type=MOMENT, metavar="TIME", help="Publish later: at TIME, which is local without a timezone.")
 @click.option("--quiet", "-q", is_flag=True, help="Print how many were stored instead of their ids.")
 @with_settings
 def publish(loaded: Loaded, stream: str, fields: tuple[str, ...], source: Any, quiet: bool, **options: Any) -> None:
     """Append messages to a stream and print their ids, in order.
 
     A field's value is stored as it is when it is a string, and as JSON text otherwise. With --after or --at a running
-    pool appends them then; `supervisor later` lists and cancels them by the printed ids.
+    pool appends the messages when they are due; `supervisor later` lists them, and cancels them by the printed ids.
     """
     import asyncio
 
@@ -153,7 +153,7 @@ def _next(chunks: Iterator[list[dict[str, str]]], progress: _Progress) -> list[d
 
 
 def _failure(settings: Settings, error: PublishError, so_far: str) -> SupervisorError:
-    """The error as every other command words it."""
+    """Make the same error that every other command raises."""
     from supervisor.broker.redis_errors import CONNECTION_LOST, UNREACHABLE
     from supervisor.cli.redis_client import refused, unreachable
 

@@ -42,7 +42,7 @@ def schedule() -> None:
 @with_settings
 @json_option
 def list_(loaded: Loaded, as_json: bool) -> None:
-    """List the schedules of config.toml, when they came last and when they come next."""
+    """List the schedules of config.toml with their last and next ticks."""
     import asyncio
 
     found = asyncio.run(_overview(loaded))
@@ -133,10 +133,10 @@ async def _resume(redis: Redis, one: Schedule) -> tuple[str, dict[str, str]]:
     return f"{one.name} {said}", {"outcome": said}
 
 
-RUN = """Publish the message of a schedule now, beside its ticks, and print its id. A paused one stays paused."""
-PAUSE = """Publish no message of a schedule, in no pool, until `supervisor schedule resume`."""
-RESUME = """Let a paused schedule go on with its next tick. Ticks of the pause are not published."""
+RUN = """Publish the message of a schedule now, besides its ticks, and print its id. A paused schedule stays paused."""
+PAUSE = """Stop the ticks of a schedule in all pools, until `supervisor schedule resume`."""
+RESUME = """Let a paused schedule go on with its next tick. Ticks during the pause are not published."""
 schedule.add_command(list_, "list")
 schedule.add_command(_change("run", "Publish the message of a schedule now.", RUN, _run))
-schedule.add_command(_change("pause", "Publish no tick until `resume`, in no pool.", PAUSE, _pause))
+schedule.add_command(_change("pause", "Stop the ticks in all pools until `resume`.", PAUSE, _pause))
 schedule.add_command(_change("resume", "Go on with the next tick.", RESUME, _resume))
