@@ -22,7 +22,7 @@ from supervisor.errors import UsageError
 
 #: A connection that was idle for longer is tested before it is used.
 QUIET_S = 1.0
-#: Other tasks run after so many replies, which may all have arrived at once.
+#: Other tasks run after this many replies, which may all have arrived at once.
 REPLIES_AT_ONCE = 200
 #: What a server answers instead of doing what it was asked for. redis-py derives the last three from ConnectionError.
 REFUSALS = (ResponseError, BusyLoadingError, AuthenticationError, AuthorizationError)
@@ -73,7 +73,7 @@ class PipelineConnection:
         await send_packed(self._connection, packed)
 
     async def replies(self, count: int) -> tuple[Any, Exception | None]:
-        """Read so many replies; return the last one, and the first refusal among them, also within a transaction.
+        """Read `count` replies; return the last one, and the first refusal among them, also within a transaction.
 
         Raises redis-py's errors and OSError when the connection fails; what became of the rest is then unknown.
         """

@@ -58,17 +58,17 @@ class Rates:
         self._rates = rates_key(stream, group)
 
     async def begin(self) -> None:
-        """Have what waits start by this rate, where it was reserved by another one."""
+        """Let messages that wait, with times that another rate reserved, start by this rate."""
         while await self.change(_CHANGED):
             pass
 
     async def end_change(self) -> None:
-        """End a change of the rate, to whichever rate, that a worker has begun and may have left."""
+        """Finish a change of the rate that a worker has begun and may have left, whatever the new rate was."""
         while await self._change("", _CHANGED):
             pass
 
     async def change(self, count: int) -> int:
-        """Apply this rate to so many of the times that were reserved by another one; return 0 when all have it."""
+        """Apply this rate to `count` times that were reserved by another one; return 0 when all have it."""
         return await self._change(repr(self._rate.interval_us), count)
 
     async def _change(self, interval_us: str, count: int) -> int:

@@ -20,7 +20,7 @@ from supervisor.settings.schedule_section import ScheduleSettings
 
 #: A tick that is older than this was missed.
 GRACE_MS = 60_000
-#: With missed = "all" the last so many missed ticks are published.
+#: With missed = "all", at most this many missed ticks are published: the last ones.
 MISSED_MAX = 100
 TICK = "{tick}"
 

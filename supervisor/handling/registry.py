@@ -40,7 +40,7 @@ _RESERVED_GROUPS = {"idempotency"}
 
 
 class DeclaredOptions(TypedDict, total=False):
-    """The options of `@handler`; config.toml overrides them."""
+    """The options of `@handler`; `[stream."..."]` in config.toml overrides them."""
 
     max_deliveries: int
     timeout_s: float
@@ -87,11 +87,11 @@ def handler(
     timeout_s, concurrency (per worker), batch_size, retry_base_s, retry_max_s, start ("0" or "$"), run_in ("thread" or
     "process", for a plain `def`), max_tasks (calls after which such a process is replaced).
 
-    Limits over the whole group, on all workers of all hosts: `key` (a field's name or a function of the Message) has
+    Limits over the whole group, on all workers of all hosts: with `key` (a field's name or a function of the Message),
     messages with the same key run one after another, in the order of the stream; per_key (1) lets that many run at
     once; on_dead ("skip" or "halt") says whether the key goes on after a dead letter. group_concurrency is the number
-    of messages of the group that may run at once. rate ("100/m") limits how many start, with rate_key for each value
-    of a field or function, and rate_cost for how much each one takes.
+    of messages of the group that may run at once. rate ("100/m") limits how many start: rate_key gives each value of a
+    field or function a rate of its own, and rate_cost says how much of the rate a message takes.
 
     `middleware` are functions `async def timing(message: Message, call_next: Next) -> None` around this handler, inside
     those that config.toml names for all; the first one is the outermost.

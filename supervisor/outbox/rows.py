@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
     from supervisor.core.field_text import Value
 
-#: The name that stands before the bytes of a value that is no text.
+#: The member that holds the bytes of a value that is not text.
 _BASE64 = "base64"
 
 
 def row_text(fields: Mapping[str, Value]) -> str:
-    """Return encoded fields as a JSON object of strings; a value that is no text is `{"base64": "..."}`."""
+    """Return encoded fields as a JSON object of strings; a value that is not text is `{"base64": "..."}`."""
     return json.dumps({name: _json_value(value) for name, value in fields.items()})
 
 

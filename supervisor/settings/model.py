@@ -193,9 +193,9 @@ class ApiSettings(Section):
     processes: int = setting(Whole(1, 64), 1)
     #: The path under which a proxy serves the service.
     root_path: str = setting(ROOT_PATH, "")
-    #: When set, every request but the probes must carry `Authorization: Bearer <token>`.
+    #: When set, every request must carry `Authorization: Bearer <token>`, except for probes and pages about errors.
     token: str = setting(Text(), "")
-    #: A second token, with which one can look at everything and change nothing.
+    #: A second token, with which one can read everything and change nothing.
     read_token: str = setting(Text(), "")
     #: Files with these tokens instead, read again when they change.
     token_file: str = setting(Text(), "")
@@ -224,7 +224,7 @@ class ApiSettings(Section):
     routers: list[str] = setting(ListOf(ROUTER, '["handlers.http:router"]'), factory=list)
 
     def contradictions(self) -> list[tuple[str, str]]:
-        """Each token comes from one place, and nobody can look where nobody can operate."""
+        """Each token has one source, and there is no read_token without a token."""
         found = [
             (f"{name}_file", f"must be empty, since {name} is set")
             for name in ("token", "read_token")

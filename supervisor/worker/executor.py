@@ -85,7 +85,7 @@ class Executor:
         self._hold_and_release()
 
     def hold_to(self, run_max: float) -> None:
-        """Start only so many messages that `run_max` run, until the next call."""
+        """Let at most `run_max` messages run, until the next call."""
         if run_max == 0:
             self._hold()
         self._startable = run_max if run_max == inf else max(0, run_max - self.running - len(self._ready))
