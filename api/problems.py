@@ -58,7 +58,7 @@ KINDS = {
     "unauthorized": Kind(
         401, "A token is needed", "Send `Authorization: Bearer <token>` with the token in [api] token."
     ),
-    "forbidden": Kind(403, "The token only looks", "This changes something; use the operator's token, [api] token."),
+    "forbidden": Kind(403, "The token is read-only", "This changes something; use the operator's token, [api] token."),
     "cross-site": Kind(403, "Refused from another site", "A browser sent this for a page of another origin."),
     "websocket-refused": Kind(
         403, "The WebSocket was refused", "No route takes a WebSocket at this address, or the route has refused it."

@@ -1,4 +1,4 @@
-"""The tokens of the HTTP service: the operator's, and the one that only looks; from the settings or from files."""
+"""The tokens of the HTTP service: the operator's and the read-only one, from the settings or from files."""
 
 from dataclasses import dataclass
 from pathlib import Path
