@@ -23,7 +23,7 @@ _RENAMED = {"gitignore": ".gitignore", "dockerignore": ".dockerignore", "env.exa
     """\
     supervisor init myproject
     supervisor init                     here
-    supervisor init --database shop     users in a database, events from its outbox""",
+    supervisor init --database shop     users and their events in a database""",
     short_help="Create a new project.",
 )
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=".", metavar="[DIR]")
