@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ from supervisor.errors import ConfigError, HandlerError, SupervisorError
 if TYPE_CHECKING:
     from supervisor.handling.loader import HandlerSpec
     from supervisor.settings.load import Loaded
+    from supervisor.settings.model import Settings
 
 
 @click.group(
@@ -78,25 +81,15 @@ def show(config: Path | None, as_json: bool) -> None:
 @json_option
 def check(config: Path | None, as_json: bool) -> None:
     """Check the configuration (exit 2 when it is wrong) and import handlers and routers (exit 4 when that fails)."""
-    from supervisor.broker.connect import check_url
-    from supervisor.http_bind import check_bind
-    from supervisor.outbox.check import check_outbox
     from supervisor.settings.unused_overrides import unused_overrides
     from supervisor.text import counted
 
     loaded = load_settings(config)
-    errors: list[SupervisorError] = []
+    errors: list[SupervisorError] = [*_unusable(loaded.settings)]
     try:
         specs = _import_all(loaded)
     except HandlerError as error:
         errors.append(error)
-    try:
-        check_url(loaded.settings.redis.url)
-        if loaded.settings.api.enabled:
-            check_bind(loaded.settings)
-        check_outbox(loaded.settings)
-    except ConfigError as error:
-        errors.insert(0, error)
     if errors:
         raise type(errors[0])("\n".join(map(str, errors)))
     for line in unused_overrides(loaded, [(spec.stream, spec.group) for spec in specs]):
@@ -108,6 +101,22 @@ def check(config: Path | None, as_json: bool) -> None:
     for spec in specs:
         click.echo(f"{spec.stream}  {spec.group}  {spec.name}")
     talk(f"{loaded.path or 'no config.toml, the defaults'}: valid, {counted(len(specs), 'handler')}")
+
+
+def _unusable(settings: Settings) -> Iterator[ConfigError]:
+    """Yield what a start would refuse, though each value is allowed alone."""
+    from supervisor.broker.connect import check_url
+    from supervisor.http_bind import check_bind
+    from supervisor.outbox.check import check_outbox
+
+    checks: list[Callable[[], None]] = [partial(check_url, settings.redis.url), partial(check_outbox, settings)]
+    if settings.api.enabled:
+        checks.append(partial(check_bind, settings))
+    for one in checks:
+        try:
+            one()
+        except ConfigError as error:
+            yield error
 
 
 def _import_all(loaded: Loaded) -> list[HandlerSpec]:

@@ -15,6 +15,7 @@ from supervisor.cli.common import (
     ID,
     SECONDS,
     ExamplesGroup,
+    Value,
     command,
     count_option,
     dumps,
@@ -26,10 +27,13 @@ from supervisor.cli.common import (
 from supervisor.core.dead_letter import Filter
 from supervisor.errors import EXIT_FAILED, EXIT_OK, UsageError
 from supervisor.text import counted, printable
+from supervisor.values import Text
 
 if TYPE_CHECKING:
     from supervisor.settings.load import Loaded
 
+#: Empty text would select every letter, where a variable of the shell is not set.
+_PART = Value(Text("text that is not empty", "(?s).+"))
 #: Control characters that `show` prints.
 KEPT = "\n\t"
 
@@ -52,13 +56,14 @@ def dead() -> None:
 def _filtered(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that select dead letters; the function gets them as `wanted`."""
 
-    @click.option("--reason", default="", metavar="R", help="With the text R in the reason.")
-    @click.option("--handler", default="", metavar="H", help="Of handlers with H in their name.")
-    @click.option("--text", default="", metavar="T", help="With the text T in a field, the id or the error.")
+    @click.option("--reason", type=_PART, metavar="R", help="With the text R in the reason.")
+    @click.option("--handler", type=_PART, metavar="H", help="Of handlers with H in their name.")
+    @click.option("--text", type=_PART, metavar="T", help="With the text T in a field, the id or the error.")
     @click.option("--older", "older_s", type=SECONDS, default=0, metavar="S", help="Dead for S (60, 7d) or more.")
     @functools.wraps(function)
-    def with_filter(reason: str, handler: str, text: str, older_s: float, **others: Any) -> Any:
-        return function(wanted=Filter(reason, handler, text, int(older_s * 1000)), **others)
+    def with_filter(reason: str | None, handler: str | None, text: str | None, older_s: float, **others: Any) -> Any:
+        wanted = Filter(reason or "", handler or "", text or "", int(older_s * 1000))
+        return function(wanted=wanted, **others)
 
     return with_filter
 

@@ -19,7 +19,14 @@ import click
 
 from supervisor import compiled
 from supervisor.cli.common import command, config_option, dumps, json_option, load_settings
-from supervisor.errors import EXIT_FAILED, EXIT_OK, ConfigError, HandlerError, SupervisorError
+from supervisor.errors import (
+    EXIT_FAILED,
+    EXIT_OK,
+    ConfigError,
+    HandlerError,
+    RedisUnreachableError,
+    SupervisorError,
+)
 from supervisor.text import counted, duration_text
 
 if TYPE_CHECKING:
@@ -40,6 +47,10 @@ KEEPER_CONNECTIONS = 5
 OVERDUE_MAX_S = 10.0
 #: The server's connections are not for one pool alone.
 CONNECTIONS_SHARE_MAX = 0.8
+_REFUSED_REMEDY = "give this user the right, or correct the key; README.md lists the rights"
+
+#: (stream, group) of each handler.
+Pairs = list[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +95,7 @@ def _all(config: Path | None) -> Iterator[Finding]:
         return
     yield Finding(OK, f"configuration: {loaded.path or 'no config.toml, the defaults'}")
     yield from _machine(loaded.settings)
-    pairs: list[tuple[str, str]] = []
+    pairs: Pairs = []
     yield from _handlers(loaded, pairs)
     yield from asyncio.run(_redis(loaded.settings, pairs))
 
@@ -141,7 +152,7 @@ def _machine(settings: Settings) -> Iterator[Finding]:
         yield Finding(OK, "open files: " + ("unlimited" if soft == resource.RLIM_INFINITY else f"up to {soft:,}"))
 
 
-def _handlers(loaded: Loaded, pairs: list[tuple[str, str]]) -> Iterator[Finding]:
+def _handlers(loaded: Loaded, pairs: Pairs) -> Iterator[Finding]:
     from supervisor.arbiter.preload import examine
     from supervisor.settings.unused_overrides import unused_overrides
 
@@ -166,16 +177,25 @@ def _handlers(loaded: Loaded, pairs: list[tuple[str, str]]) -> Iterator[Finding]
         )
 
 
-async def _redis(settings: Settings, pairs: list[tuple[str, str]]) -> list[Finding]:
-    from supervisor.cli.redis_client import open_redis
+async def _redis(settings: Settings, pairs: Pairs) -> list[Finding]:
+    from redis.exceptions import ResponseError
 
+    from supervisor.cli.redis_client import open_redis, refused
+
+    findings: list[Finding] = []
     try:
         async with open_redis(settings) as redis:
-            return [finding async for finding in _server(settings, redis, pairs)]
+            for check in _REDIS_CHECKS:
+                try:
+                    findings += [finding async for finding in check(settings, redis, pairs)]
+                except ResponseError as error:  # a right that this user lacks, or a key that is not a stream
+                    finding = Finding(FAIL, str(refused(settings, error)), _REFUSED_REMEDY)
+                    findings += [finding] if finding not in findings else []
     except SupervisorError as error:
-        if not settings.redis.url:
+        if isinstance(error, RedisUnreachableError) and not settings.redis.url and not findings:
             return [_embedded()]
-        return [Finding(FAIL, str(error), "check redis.url, the network, and that the server runs")]
+        findings.append(Finding(FAIL, str(error), "check redis.url, the network, and that the server runs"))
+    return findings
 
 
 def _embedded() -> Finding:
@@ -188,7 +208,8 @@ def _embedded() -> Finding:
     return Finding(OK, f"Redis: `supervisor start` will start {binary}")
 
 
-async def _server(settings: Settings, redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[Finding]:
+async def _server(settings: Settings, redis: Redis, _pairs: Pairs) -> AsyncIterator[Finding]:
+    """Check the server's version and what a crash of it may cost."""
     from supervisor.broker.connect import describe
     from supervisor.settings.masking import masked
     from supervisor.settings.paths import redis_url
@@ -204,6 +225,10 @@ async def _server(settings: Settings, redis: Redis, pairs: list[tuple[str, str]]
         yield Finding(WARN, f"durability {server.durability}: a crash of Redis loses {cost}", "appendonly yes")
     else:
         yield Finding(OK, f"durability {server.durability}")
+
+
+async def _capacity(settings: Settings, redis: Redis, pairs: Pairs) -> AsyncIterator[Finding]:
+    """Check what the server does when its memory is full, and how many connections it takes."""
     info: dict[str, Any] = await redis.info("memory")
     policy, limit = info.get("maxmemory_policy", "noeviction"), info.get("maxmemory", 0)
     if policy != "noeviction":
@@ -212,14 +237,6 @@ async def _server(settings: Settings, redis: Redis, pairs: list[tuple[str, str]]
     else:
         yield Finding(OK, "maxmemory-policy noeviction")
     yield _connections(settings, await redis.info("clients"), len(pairs))
-    async for finding in _groups(redis, pairs):
-        yield finding
-    async for finding in _held(settings, redis, pairs):
-        yield finding
-    async for finding in _later(redis, pairs):
-        yield finding
-    async for finding in _foreign(settings, redis, pairs):
-        yield finding
 
 
 def _connections(settings: Settings, clients: dict[str, Any], handlers: int) -> Finding:
@@ -233,7 +250,8 @@ def _connections(settings: Settings, clients: dict[str, Any], handlers: int) -> 
     return Finding(OK, text)
 
 
-async def _groups(redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[Finding]:
+async def _groups(_settings: Settings, redis: Redis, pairs: Pairs) -> AsyncIterator[Finding]:
+    """Check the backlog and the dead letters of each group."""
     from supervisor.broker.inspect import groups
     from supervisor.cli.status import dead_command, trimmed_text
     from supervisor.cli.tables import lag_text
@@ -260,7 +278,7 @@ async def _groups(redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[F
             yield Finding(WARN, trimmed_text(info.as_dict()), remedy)
 
 
-async def _foreign(settings: Settings, redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[Finding]:
+async def _foreign(settings: Settings, redis: Redis, pairs: Pairs) -> AsyncIterator[Finding]:
     """Find messages that a consumer of another program holds."""
     from supervisor.broker.inspect import held_by_foreign
     from supervisor.core.reclaim import foreign_text
@@ -275,7 +293,7 @@ async def _foreign(settings: Settings, redis: Redis, pairs: list[tuple[str, str]
             )
 
 
-async def _held(settings: Settings, redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[Finding]:
+async def _held(settings: Settings, redis: Redis, pairs: Pairs) -> AsyncIterator[Finding]:
     """Find streams that grow despite their retention, because a group has not settled its entries."""
     from supervisor.core.retention import retention_of
     from supervisor.overview import overview
@@ -290,7 +308,7 @@ async def _held(settings: Settings, redis: Redis, pairs: list[tuple[str, str]]) 
             )
 
 
-async def _later(redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[Finding]:
+async def _later(_settings: Settings, redis: Redis, pairs: Pairs) -> AsyncIterator[Finding]:
     """Find messages for later that nobody publishes."""
     from supervisor.broker.later_set import counts, noted_streams
 
@@ -301,6 +319,10 @@ async def _later(redis: Redis, pairs: list[tuple[str, str]]) -> AsyncIterator[Fi
         if one.overdue_s is not None and one.overdue_s > OVERDUE_MAX_S:
             late = duration_text(one.overdue_s)
             yield Finding(WARN, f"{one.stream}: a message for later has been due for {late}", "start a pool")
+
+
+#: Each gets the settings, a client, and (stream, group) of each handler.
+_REDIS_CHECKS = (_server, _capacity, _groups, _held, _later, _foreign)
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -30,6 +30,7 @@ from supervisor.settings.sources import (
 from supervisor.values import KeyPath, Problem
 
 CONFIG_NAME = "config.toml"
+STATE_DIR: Path = Settings.declared["state_dir"].default()
 #: `sqlite+aiosqlite:///` and a path that is not absolute.
 _RELATIVE_FILE = re.compile(r"^(sqlite(?:\+\w+)?:///)([^/:?].*)$")
 #: Settings that the command line can set -> the flag.
@@ -86,7 +87,7 @@ def load(
 
 
 def load_anyway(config: Path | None = None, environ: Mapping[str, str] = os.environ) -> tuple[Loaded, list[str]]:
-    """The settings with defaults in place of what is wrong, and one line for each error.
+    """Return the settings with defaults in place of what is wrong, and one line for each error.
 
     For commands that ask a running pool: a mistake made after the pool was started must not keep them from finding
     it. Raises ConfigError only when there is no such file.
@@ -111,7 +112,7 @@ def _load(
     layer.update(_flag_layer(flags))
     problems: list[Problem] = []
     root = Path(os.path.realpath(path.parent if path else working_dir(environ)))
-    settings = Settings.collect((), _tree(layer, root), problems)
+    settings = Settings.collect((), _tree(layer, root, problems), problems)
     if problems:
         from supervisor.settings.validation_errors import error_line
 
@@ -125,10 +126,13 @@ def config_path(config: Path | None, environ: Mapping[str, str] = os.environ) ->
     if config is None and not named:
         here = working_dir(environ) / CONFIG_NAME
         return here if here.is_file() else None
-    place = config or Path(str(named)).expanduser()
+    origin = f"environment {CONFIG_VARIABLE}: " if config is None else ""
+    try:
+        place = config or Path(str(named)).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{origin}{named}: there is no such user") from None
     found = place / CONFIG_NAME if place.is_dir() else place
     if not found.is_file():
-        origin = f"environment {CONFIG_VARIABLE}: " if config is None else ""
         raise ConfigError(f"{origin}{found}: there is no such file; `supervisor init` makes one")
     return found if found.is_absolute() else working_dir(environ) / found
 
@@ -164,16 +168,16 @@ def _flag_layer(flags: Mapping[str, Any]) -> Layer:
 _API_FILES = ("token_file", "read_token_file")
 
 
-def _tree(layer: Layer, root: Path) -> dict[str, Any]:
-    """The layer as nested tables, with absolute paths."""
+def _tree(layer: Layer, root: Path, problems: list[Problem]) -> dict[str, Any]:
+    """Return the layer as nested tables, with absolute paths; those that lead nowhere are added to `problems`."""
     tree: dict[str, Any] = {}
     for path, given in layer.items():
         table = _table(tree, path[:-1])
         if table is not None:
             table[path[-1]] = given.value
-    state_dir = tree.get("state_dir", ".supervisor")
+    state_dir = tree.get("state_dir", STATE_DIR)
     if isinstance(state_dir, str | Path):
-        place = root / Path(state_dir).expanduser()
+        place = root / (_expanded(("state_dir",), state_dir, problems) or STATE_DIR)
         refuse_foreign(Path(os.path.abspath(place)), root, links_only=True)
         tree["state_dir"] = Path(os.path.realpath(place))
     outbox = tree.get("outbox")
@@ -182,12 +186,25 @@ def _tree(layer: Layer, root: Path) -> dict[str, Any]:
     api = tree.get("api")
     for key in _API_FILES:
         if isinstance(api, dict) and isinstance(name := api.get(key), str) and name:
-            api[key] = str(root / Path(name).expanduser())
+            expanded = _expanded(("api", key), name, problems)
+            api[key] = str(root / expanded) if expanded else ""
     return tree
 
 
+def _expanded(key: KeyPath, path: str | Path, problems: list[Problem]) -> Path | None:
+    """Return the path with the home folder in place of `~`; on an error add it to `problems` and return None."""
+    try:
+        if "\0" not in str(path):
+            return Path(path).expanduser()
+        allowed = "must be a path, which has no NUL character"
+    except RuntimeError:
+        allowed = "must be a path; the user after ~ has no home folder"
+    problems.append(Problem(key, path, allowed))
+    return None
+
+
 def _table(tree: dict[str, Any], path: KeyPath) -> dict[str, Any] | None:
-    """The table at `path`, made where it is missing; None where a plain value stands in its way."""
+    """Return the table at `path`, created where it is missing; None where a plain value is in its place."""
     table: Any = tree
     for part in path:
         table = table.setdefault(part, {})

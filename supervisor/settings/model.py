@@ -46,7 +46,7 @@ class FilePath(Kind):
     """A path."""
 
     def check(self, value: Any) -> Path:
-        """The path. Raises ValueError."""
+        """Return the path. Raises ValueError."""
         if not isinstance(value, str | Path):
             raise ValueError("must be a path, in quotes")
         return Path(value)
@@ -104,14 +104,14 @@ class PoolSettings(Section):
     boot_limit_s: float = setting(SECONDS, 15.0)
 
     def contradictions(self) -> list[tuple[str, str]]:
-        """workers_max may not be below workers_min."""
+        """Return an error if workers_max is below workers_min."""
         if 0 < self.workers_max < self.workers_min:
             return [("workers_max", f"must be 0 or at least workers_min = {self.workers_min}")]
         return []
 
     @property
     def first_workers(self) -> int:
-        """How many to start with."""
+        """The number of workers to start with."""
         return min(max(self.workers, self.workers_min), self.workers_max) if self.workers_max else self.workers
 
 

@@ -72,10 +72,11 @@ def test_check_ends_what_a_module_starts_at_its_import(tmp_path: Path) -> None:
 
 def test_check_tells_all_that_is_wrong_at_once(tmp_path: Path) -> None:
     (tmp_path / "handlers.py").write_text("1 / 0\n")
-    (tmp_path / "config.toml").write_text("[api]\nbind = '0.0.0.0:8000'\n")
-    done = run("config", "check", cwd=tmp_path)
+    (tmp_path / "config.toml").write_text("[api]\nbind = '0.0.0.0:8000'\n[outbox]\nurl = 'oracle://x'\n")
+    done = run("config", "check", cwd=tmp_path, redis_url="redis://x?wrong=1")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "api.bind = '0.0.0.0:8000'" in done.stderr and "handlers.py:1: ZeroDivisionError" in done.stderr
+    for part in ("redis.url", "api.bind = '0.0.0.0:8000'", "outbox.url", "handlers.py:1: ZeroDivisionError"):
+        assert part in done.stderr, part
 
 
 UNREAD = """\
@@ -140,6 +141,16 @@ def test_doctor_finds_what_is_wrong_with_redis(tmp_path: Path, redis_server) -> 
     assert ["maxmemory-policy" in text for text in found["fail"]] == [True]
     assert any("durability none" in text for text in found["warn"])
     assert any("events:x / g: lag 1, pending 0, dead 0, the oldest has waited for" in text for text in found["warn"])
+
+
+def test_doctor_goes_on_where_redis_refuses_a_check(tmp_path: Path, redis_server) -> None:
+    (tmp_path / "handlers.py").write_text(HANDLERS)
+    with redis_server.sync() as client:
+        client.set("events:x", "no stream")
+    code, found = findings(tmp_path, redis_server.url)
+    assert code == 1
+    assert ["WRONGTYPE" in text for text in found["fail"]] == [True]
+    assert any("maxmemory-policy" in text for text in found["ok"])
 
 
 def test_doctor_finds_what_is_wrong_with_the_project(tmp_path: Path) -> None:

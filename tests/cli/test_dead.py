@@ -140,6 +140,7 @@ def test_letters_are_chosen_in_one_way(tmp_path: Path, redis_server: Any) -> Non
         _, entry = add_dead_letter(redis, "events", "mail", {"n": 1})
         for wrong in (
             [entry, "--text", "x"], ["yesterday"], ["77-7"], ["--older", "-1"], ["--older", "soon"],
+            ["--reason", ""], ["--handler", ""], ["--text", ""],  # a variable of the shell that is not set
         ):  # fmt: skip
             done = run("dead", "drop", "events", "mail", *wrong, "--yes", cwd=tmp_path, redis_url=redis_server.url)
             assert done.returncode == 2 and not done.stdout, done.stderr

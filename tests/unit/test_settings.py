@@ -12,7 +12,7 @@ import pytest
 
 from supervisor.errors import ConfigError, HandlerError
 from supervisor.handling.registry import handler
-from supervisor.settings.load import Loaded, load
+from supervisor.settings.load import Loaded, load, load_anyway
 from supervisor.settings.model import Settings
 from supervisor.settings.section import Section, Table
 from supervisor.settings.sources import leaves
@@ -214,7 +214,15 @@ def test_variables_that_others_set_are_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "line"),
-    [("a = \n", 1), ("[pool]\nworkers = 3\nworkers = 4\n", 3), ('[pool]\n\nname = "x\n', 3), ("[pool\n", 1)],
+    [
+        ("a = \n", 1),
+        ("[pool]\nworkers = 3\nworkers = 4\n", 3),
+        ('[pool]\n\nname = "x\n', 3),
+        ("[pool\n", 1),
+        ("[app]\nx = " + 5000 * "1" + "\n", 3),
+        ("[app]\nx = " + 5000 * "[" + "\n", 3),
+    ],
+    ids=["no value", "twice", "open text", "open table", "a number of many digits", "deep"],
 )
 def test_bad_toml_names_its_line(tmp_path: Path, text: str, line: int) -> None:
     path = written(tmp_path, text)
@@ -267,6 +275,17 @@ def test_state_dir_is_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.M
     assert load(path, environ={}).root == path.parent
     alone = load(environ={})
     assert (alone.path, alone.root, alone.settings.state_dir) == (None, tmp_path, tmp_path / ".supervisor")
+
+
+@pytest.mark.parametrize("key", ["state_dir", "api.token_file"])
+def test_a_path_that_leads_nowhere_is_refused_with_its_line(tmp_path: Path, key: str) -> None:
+    for value in ("~no-such-user/x", "a\\u0000b"):
+        path = written(tmp_path, f'{key} = "{value}"\n')
+        assert refused(path)[0].startswith(f"{path}:1: {key} = "), value
+        found, errors = load_anyway(path, {})
+        assert found.settings.state_dir == tmp_path / ".supervisor" and len(errors) == 1, value
+    named = refused(None, environ={"SUPERVISOR_CONFIG": "~no-such-user/x"})[0]
+    assert named == "environment SUPERVISOR_CONFIG: ~no-such-user/x: there is no such user"
 
 
 def test_the_file_of_the_working_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
