@@ -64,9 +64,10 @@ def serve(loaded: Loaded) -> int:
 
     check_bind(loaded.settings)
     bind = loaded.settings.api.bind
-    listening, report_ready, process = inherited_sockets() or (listen(bind), None, 0)
+    inherited = inherited_sockets()
+    listening, report_ready, process = inherited or ([], None, 0)
     log = service_logger(loaded.settings, "api")
-    is_one_of_many = report_ready is not None and loaded.settings.api.processes > 1
+    is_one_of_many = inherited is not None and loaded.settings.api.processes > 1
     # Before the project's modules, as above.
     figures = module_of("http_figures").HttpFigures(str(process + 1) if is_one_of_many else "")
     protocol = module_of("http_protocol").protocol(log, figures)
@@ -80,7 +81,6 @@ def serve(loaded: Loaded) -> int:
         timeout_graceful_shutdown=GRACE_S,
         server_header=False,
     )
-    log.info("listening", url=url_of(bind))
     replace_text_streams()
     log_records(loaded.settings, log)
     lower_log_level(loaded.settings)
@@ -90,10 +90,13 @@ def serve(loaded: Loaded) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(EXIT_OK))
     server = _server(configuration, report_ready)
+    # Only now: a router that can't be used must leave no file of a unix socket behind.
+    listening = listening or listen(bind)
+    log.info("listening", url=url_of(bind))
     try:
         server.run(sockets=listening)
     finally:
-        if report_ready is None:
+        if inherited is None:
             close(listening, bind)
     return EXIT_OK if server.started else EXIT_FAILED
 

@@ -65,11 +65,16 @@ def list_(loaded: Loaded, streams: tuple[str, ...], count: int, as_json: bool) -
 
 
 async def _list(loaded: Loaded, streams: tuple[str, ...], count: int, *, as_json: bool) -> None:
-    from supervisor.broker.later_set import counts, listed
+    from supervisor.broker.later_set import counts, listed, noted_streams
+    from supervisor.cli.known import require_stream
     from supervisor.cli.redis_client import open_redis
     from supervisor.cli.tables import table_text
 
     async with open_redis(loaded.settings) as redis:
+        noted = await noted_streams(redis) if streams else {}
+        for stream in streams:
+            if stream not in noted:
+                await require_stream(loaded, redis, stream)
         totals = await counts(redis, streams or await _streams(loaded, redis))
         shown = [waiting for total in totals async for waiting in listed(redis, total.stream, count)]
     if as_json:

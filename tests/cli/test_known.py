@@ -16,7 +16,7 @@ from supervisor import handler
 @handler("orders", group="bills")
 def handle(fields: dict[str, str]) -> None: ...
 """
-OF_A_STREAM = [("read",), ("streams",), ("explain", "1-0"), ("dead", "list")]
+OF_A_STREAM = [("read",), ("streams",), ("explain", "1-0"), ("dead", "list"), ("later", "list")]
 OF_A_GROUP = [
     (("pending",), ()),
     (("dead", "list"), ()),
