@@ -115,7 +115,7 @@ class Keeper:
         await self._count_trimmed()
 
     async def _count_trimmed(self) -> None:
-        """Count the entries that somebody removed before a group read them: nothing else would tell of them."""
+        """Count the entries that somebody removed before a group read them: nothing else reports them."""
         for stream, group in self._groups:
             try:
                 count = await inspect.trimmed_unread(self._redis, stream, group, keep=True)

@@ -35,14 +35,14 @@ BATCH_BYTES = 256 * 1024
 POLL_S = 0.25
 #: Pause after an error.
 _RETRY_S = 0.5
-#: Pause after the server has refused to report changes, or to move messages.
+#: Pause after Redis has denied a right: to report changes, to read the noted streams, or to move messages.
 _REFUSED_S = 60.0
 #: More streams than this are not watched but polled.
 _WATCHED_MAX = 1_000
 #: Pause between two reads of the streams that publishers have noted: where the server reports changes, and elsewhere.
 _STREAMS_S = 3600.0
 _POLL_STREAMS_S = 2.0
-#: A stream that had no message for later for so long is forgotten; a publisher notes it again.
+#: A stream without a message for later is forgotten after this time; a publisher notes it again.
 _FORGOTTEN_AFTER_MS = 24 * 3600 * 1000
 _NEVER_S = float("inf")
 
@@ -86,9 +86,6 @@ class LaterMover:
                 await self._find_streams()
             for stream in [stream for stream, at_s in self._look_s.items() if at_s <= time.monotonic()]:
                 await self._look_at(stream)
-        except NoPermissionError as error:
-            self._faults("can't publish what is due", error)
-            await asyncio.sleep(_REFUSED_S)
         except REDIS_FAULTS as error:
             self._faults.redis("can't publish what is due", error)
             await asyncio.sleep(_RETRY_S)
@@ -99,10 +96,15 @@ class LaterMover:
     async def _find_streams(self) -> None:
         """Add the streams that publishers have noted, and forget those that have had nothing for a day."""
         self._streams_s = _NEVER_S  # a change that is reported meanwhile sets it again
-        noted = await later.noted_streams(self._redis)
+        try:
+            noted = await later.noted_streams(self._redis)
+        except NoPermissionError as error:  # the streams that are known by themselves go on
+            self._faults("can't publish what is due", error)
+            self._streams_s = min(self._streams_s, time.monotonic() + _REFUSED_S)
+            return
         old_ms = time.time() * 1000 - _FORGOTTEN_AFTER_MS
         for stream, noted_ms in noted.items():
-            if noted_ms < old_ms and await later.forget_empty(self._redis, stream, noted_ms):
+            if noted_ms < old_ms and await self._is_forgotten(stream, noted_ms):
                 if stream not in self._own:
                     self._look_s.pop(stream, None)
             else:
@@ -110,17 +112,24 @@ class LaterMover:
         pause_s = _STREAMS_S if self._watched else _POLL_STREAMS_S
         self._streams_s = min(self._streams_s, time.monotonic() + pause_s)
 
+    async def _is_forgotten(self, stream: str, noted_ms: int) -> bool:
+        """Remove the note of a stream that has no message for later; return whether it had none."""
+        try:
+            return await later.forget_empty(self._redis, stream, noted_ms)
+        except NoPermissionError:  # another team's stream; its own keepers forget it
+            return False
+
     async def _look_at(self, stream: str) -> None:
         self._look_s[stream] = _NEVER_S  # a change that is reported meanwhile sets it again
         try:
             next_s = await self._move_some(stream)
+            if stream not in self._watched:
+                next_s = min(next_s, POLL_S)
         except ResponseError as error:  # concerns one stream; the others go on
-            if is_transient(error) or isinstance(error, NoPermissionError):
+            if is_transient(error):
                 raise
             self._faults("can't publish what is due", error, key=stream, stream=stream)
-            next_s = _RETRY_S
-        if stream not in self._watched:
-            next_s = min(next_s, POLL_S)
+            next_s = _REFUSED_S if isinstance(error, NoPermissionError) else _RETRY_S
         self._look_s[stream] = min(self._look_s[stream], time.monotonic() + next_s)
 
     async def _move_some(self, stream: str) -> float:

@@ -8,7 +8,6 @@
    time, which before Redis 7.2 grows while it waits), checked again in the step that claims it, and only once this
    keeper has itself seen Redis for as long, since a server's downtime counts as idle time. Deleting a consumer that
    lives after all costs nothing: it holds nothing, and its next read creates it again.
-
 4. The consumers that hold what waits for its turn or rate, where the handler no longer has such a limit.
 
 The same is done in a group's replay stream.

@@ -194,6 +194,17 @@ async def test_a_key_of_another_type_holds_up_no_other_stream(redis_server: AnyS
     assert await redis.zcard(later_key("wrong")) == 1
 
 
+async def test_a_stream_that_this_user_may_not_touch_holds_up_no_other(redis_server: AnyServer, redis: Any) -> None:
+    due, old_ms = await now_ms(redis), 1
+    for stream in ("theirs", "ours"):
+        await redis.zadd(later_key(stream), {b'{"n":"1"}': due})
+    await redis.hset(LATER_STREAMS_KEY, mapping={"old": old_ms, "theirs": due, "ours": due})
+    keys = ["ours", "supervisor:{ours}:*", LATER_STREAMS_KEY]
+    await redis.acl_setuser("default", reset_keys=True, keys=keys)
+    async with moving(redis, redis_server.url, "theirs"):
+        await eventually_async(holds(redis, 1, "ours"))
+
+
 async def test_two_keepers_move_each_once_and_in_order(redis_server: AnyServer, redis: Any) -> None:
     count, due = 2_000, await now_ms(redis)
     await redis.zadd(KEY, {json.dumps({"n": f"{n:05}"}): due - count + n for n in range(count)})
