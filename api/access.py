@@ -37,7 +37,7 @@ class Access:
 
     @property
     def needs_token(self) -> bool:
-        """Whether a request needs a token at all."""
+        """True if a request needs a token at all."""
         return bool(self._tokens.operator or self._tokens.reader)
 
     def role(self, authorization: bytes) -> str | None:
@@ -88,7 +88,7 @@ def audit(  # noqa: PLR0913 - what a line of the log may have
     workers: int | None = None,
     before: int | None = None,
 ) -> None:
-    """Log a change that somebody has made over HTTP: who, from where, and what."""
+    """Log a change that was made over HTTP: by whom, from where, and what it was."""
     log = service_logger(request.app.state.service.settings, "api")
     client = request.client.host if request.client else None
     log.info(

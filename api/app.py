@@ -5,7 +5,6 @@ import signal
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from http import HTTPStatus
 from types import FrameType
 from typing import Any
 
@@ -47,6 +46,8 @@ _TAGS = [
     {"name": "probes", "description": "For load balancers and orchestrators"},
     {"name": "problems", "description": "What errors mean"},
 ]
+#: The statuses of errors begin with one of these: 404, 4XX, default.
+_ERRORS = "45d"
 #: For the routes of a project's router that has no tags.
 _PROJECT = "project"
 
@@ -116,7 +117,8 @@ def _describe(app: FastAPI, *, token: bool) -> None:
         _add_problems(schema)
         _add_tags(schema)
         if token:
-            schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+            schemes = schema["components"].setdefault("securitySchemes", {})  # a project's router may have its own
+            schemes["token"] = {"type": "http", "scheme": "bearer"}
             schema["security"] = [{"token": []}]
             for path in (*PROBES, "/problems/{kind}"):
                 schema["paths"][path]["get"]["security"] = []
@@ -133,7 +135,7 @@ def _add_problems(schema: dict[str, Any]) -> None:
         if "application/json" in answers.get("422", {}).get("content", {}):
             answers["422"] = problem_answers("invalid")[422]
         for status, answer in answers.items():
-            if int(status) >= HTTPStatus.BAD_REQUEST:  # a status of a project's route, which answers as all do
+            if status[0] in _ERRORS:  # of a project's route, which answers as all do; it may be `4XX` or `default`
                 answer.setdefault("content", PROBLEM_CONTENT)
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)

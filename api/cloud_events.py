@@ -67,9 +67,9 @@ def structured(event: Any) -> Event:
 def binary(headers: Iterable[tuple[str, str]], media_type: str, body: bytes) -> Event:
     """Read an event whose attributes are headers. Raises EventError, and ValueError for a body that is not JSON."""
     attributes = {
-        name.removeprefix(HEADER_PREFIX): unquote(value, errors="strict")
+        attribute: _decoded(attribute, value)
         for name, value in headers
-        if name.startswith(HEADER_PREFIX)
+        if (attribute := name.removeprefix(HEADER_PREFIX)) != name
     }
     if media_type:
         attributes["datacontenttype"] = media_type
@@ -88,6 +88,13 @@ def key_of(events: Iterable[Event]) -> str:
         for part in event.identity:
             digest.update(len(part).to_bytes(4, "big") + part.encode(errors="surrogatepass"))
     return f"cloudevents:{digest.hexdigest()}"
+
+
+def _decoded(attribute: str, value: str) -> str:
+    try:
+        return unquote(value, errors="strict")
+    except UnicodeDecodeError:
+        raise EventError(attribute, "must be UTF-8 with percent-encoding") from None
 
 
 def _binary_data(media_type: str, body: bytes) -> dict[str, Any]:

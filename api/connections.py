@@ -102,7 +102,7 @@ class Connections:
 
 
 def _limit(open_now: int) -> int:
-    """Return how many connections there may be, with so many open now."""
+    """Return how many connections there may be, while `open_now` are open."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return LIMITS.connections

@@ -58,7 +58,7 @@ def page(found: ScanResult, wanted: Filter, count: int, address: str, following:
 
 def _query(wanted: Filter) -> dict[str, str]:
     given = {"reason": wanted.reason, "handler": wanted.handler, "text": wanted.text}
-    given["older_s"] = f"{wanted.older_than_ms / 1000:g}" if wanted.older_than_ms else ""
+    given["older_s"] = f"{wanted.older_than_ms / 1000:.15g}" if wanted.older_than_ms else ""
     return {name: value for name, value in given.items() if value}
 
 

@@ -108,8 +108,12 @@ class _Items:
         except cloud_events.EventError as error:
             self._refuse(number, str(error), (*path, error.member) if error.member else path)
             return
+        self.add_parsed(event, number, (*path, "data") if isinstance(item.get("data"), dict) else path)
+
+    def add_parsed(self, event: cloud_events.Event, number: int, path: tuple[str | int, ...]) -> None:
+        """Add a CloudEvent; `path` is where its message is in the body."""
         self._events.append(event)
-        self._encode(event.message, number, (*path, "data") if isinstance(item.get("data"), dict) else path)
+        self._encode(event.message, number, path)
 
     def finish(self) -> Input:
         """Return all messages. Raises Problem with what is wrong with them."""
@@ -145,11 +149,9 @@ def _binary_event(headers: Mapping[str, str], body: bytes) -> Input:
         raise Problem("invalid", text, errors=[{"parameter": parameter, "detail": text}]) from None
     except (ValueError, RecursionError) as error:
         raise Problem("malformed-json", str(error)) from None
-    try:
-        message = Incoming(encode_fields(event.message), event.message)
-    except EncodeError as error:
-        raise Problem("invalid", str(error)) from None
-    return Input([message], cloud_events.key_of([event]))
+    items = _Items("")
+    items.add_parsed(event, 0, ())
+    return items.finish()
 
 
 async def _lines(request: Request) -> AsyncIterator[tuple[int, bytes]]:

@@ -67,7 +67,7 @@ _OF_WORKER = (
 )
 
 
-#: What the last exit of a worker makes of its restart.
+#: The reasons of a restart: how the worker before had ended.
 _REASONS = ("exit", "signal", "oom", "hung", "recycle")
 
 
@@ -119,7 +119,7 @@ def render(
 
 
 def _is_up(redis: Mapping[str, Any]) -> bool | None:
-    """Return whether Redis can be used; None while nobody has found out yet."""
+    """Return whether Redis can be used; None while that is not known yet."""
     if "error" in redis:
         return False
     return True if redis.get("version") is not None else None

@@ -67,7 +67,7 @@ async def list_pending_of_group(stream: Stream, group: Group, redis: RedisDep, c
 async def _pending(redis: Redis, stream: str, group: str, count: int) -> dict[str, Any]:
     try:
         found = [info.as_dict() for info in await inspect.pending(redis, stream, group, count)]
-    except UsageError:  # no such group: a handler's that no worker has read yet, or nobody's
+    except UsageError:  # no such group: no worker has created it yet, or it has no handler
         found = []
     return {"stream": stream, "group": group, "pending": found}
 

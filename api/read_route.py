@@ -1,7 +1,7 @@
 """Bounds the time of GET routes that ask Redis: a refusal comes within the service's limit.
 
 Each command has a time limit of its own, but a page takes several, and a client of a cluster asks one node after the
-other. What changes something has no such limit: nobody may be told that nothing happened when it did.
+other. What changes something has no such limit: an answer must not say that nothing happened when it did.
 """
 
 import asyncio

@@ -116,7 +116,7 @@ class Finding:
 
     @property
     def unknown(self) -> bool:
-        """Whether nothing was found out at all."""
+        """True if nothing was found out at all."""
         return self.error == TOO_BUSY
 
 
@@ -145,7 +145,7 @@ class LoopWatch:
 
     @property
     def starved(self) -> bool:
-        """Whether the loop turned much less often than its timers asked for."""
+        """True if the loop turned much less often than its timers asked for."""
         expected = (self._ended_s - self._began_s) / _TICK_S
         return expected > 1 and self._ticks < expected * _TICKS_SHARE
 

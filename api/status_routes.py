@@ -7,6 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 
+from supervisor.control.client import has_socket
+
 from .html import page
 from .metrics import render
 from .problems import KINDS, Problem
@@ -82,6 +84,6 @@ async def read_problem(kind: str) -> Response:
 
 def _seen_from_here(service: Service, state: dict[str, Any]) -> dict[str, Any]:
     """Return the state of the service alone where no pool runs on this host."""
-    if state["pid"] is None and not service.paths.control.exists():
+    if state["pid"] is None and not has_socket(service.paths):
         return {**state, "state": "down" if "error" in state["redis"] else "healthy", "reason": "no pool on this host"}
     return state

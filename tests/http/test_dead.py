@@ -1,5 +1,6 @@
 """Dead letters over HTTP: found page by page, replayed to their own group, removed; nothing by accident."""
 
+import json
 import time
 from collections import Counter
 from typing import Any
@@ -10,8 +11,10 @@ import redis as redis_py
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.dead_letter_query import SCAN_MAX, Cursor, parse_cursor
+from api.dead_letter_query import SCAN_MAX, Cursor, ScanResult, parse_cursor
+from api.dead_letter_responses import page
 from api.problems import Problem
+from supervisor.core.dead_letter import Filter
 from supervisor.keys import crashes_key, dead_key, replay_key, retries_key
 from tests.http.service import STREAM, problem
 from tests.support.letters import add_dead_letter
@@ -48,6 +51,12 @@ def through(http: httpx.Client, address: str, **query: Any) -> list[dict[str, An
     while pages[-1]["next"]:
         pages.append(http.get(pages[-1]["next"]).json())
     return pages
+
+
+def test_next_keeps_the_whole_age() -> None:
+    found = ScanResult(total=2, next=Cursor((STREAM, GROUP), "1-0"))
+    answer = json.loads(bytes(page(found, Filter(older_than_ms=2_592_123_001), 1, DEAD, {"start": "1-0"}).body))
+    assert "&older_s=2592123.001&" in answer["next"].replace("?", "&")
 
 
 @pytest.mark.parametrize("count", [1, 3, 10, 11])

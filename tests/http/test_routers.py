@@ -19,7 +19,8 @@ BODY_MAX = 2048
 SHOP = """
 from typing import Annotated
 
-from fastapi import APIRouter, HTTPException, WebSocket
+from fastapi import APIRouter, HTTPException, Security, WebSocket
+from fastapi.security import HTTPBasic
 from pydantic import BaseModel, Field
 from supervisor.fastapi import PublisherDep, RedisDep
 
@@ -35,6 +36,14 @@ async def create(order: Order, publisher: PublisherDep) -> dict[str, str]:
 @router.get("/orders/count")
 async def count(redis: RedisDep) -> int:
     return await redis.xlen("orders")
+
+@router.get(
+    "/orders/price",
+    responses={"default": {"description": "Failed"}, "4XX": {"description": "Wrong"}},
+    dependencies=[Security(HTTPBasic(auto_error=False))],
+)
+async def price() -> int:
+    return 1
 
 @router.get("/orders/{number}")
 async def read(number: int) -> int:
@@ -167,8 +176,18 @@ def test_the_page_of_all_routes_and_the_description_show_them(shop: Service, sto
     assert create["tags"] == ["project"]
     assert {"422", "503"} <= set(create["responses"])
     assert list(create["responses"]["422"]["content"]) == ["application/problem+json"]
+    for status in ("default", "4XX"):
+        answer = described["paths"]["/orders/price"]["get"]["responses"][status]
+        assert list(answer["content"]) == ["application/problem+json"]
     page = shop.http.get("/docs").text
     assert "<h2>project</h2>" in page and "/orders/count" in page
+
+
+def test_the_description_has_the_projects_own_security_beside_the_token(
+    guarded_shop: Service, store: redis_py.Redis
+) -> None:
+    described = guarded_shop.http.get("/openapi.json", headers={"authorization": f"Bearer {TOKEN}"}).json()
+    assert set(described["components"]["securitySchemes"]) == {"token", "HTTPBasic"}
 
 
 def test_a_redis_that_is_gone_is_a_503(start_service: Callable[..., Service], redis_server: RedisServer) -> None:
@@ -234,13 +253,14 @@ def project(folder: Path, router: str) -> None:
 )
 def test_a_bad_router_is_named_with_file_and_line(tmp_path: Path, router: str) -> None:
     project(tmp_path, router)
-    commands = ["config check", "api", *(["start"] if router in UNIMPORTED else [])]
+    commands = ["config check", f"api --bind unix:{tmp_path}/http.sock", *(["start"] if router in UNIMPORTED else [])]
     for command in commands:
         result = run(*command.split(), cwd=tmp_path)
         assert result.returncode == 4, (command, result.stderr)
         for part in BAD[router][1:]:
             assert part in result.stderr, command
     assert not (tmp_path / ".supervisor" / "redis").exists()
+    assert not (tmp_path / "http.sock").exists()
 
 
 @pytest.mark.parametrize("router", ["web.shop", "web/shop:router", ":router", "web.shop:"])

@@ -61,6 +61,12 @@ def test_a_binary_event_is_a_message(media_type: str, body: bytes, fields: dict[
     assert event.message == FIELDS | fields | told | {"ce_subject": "Euro €"}
 
 
+def test_an_attribute_that_is_not_utf_8_is_named() -> None:
+    with pytest.raises(EventError) as refused:
+        binary([*HEADERS, ("ce-subject", "%FF")], "application/json", b"{}")
+    assert refused.value.member == "subject"
+
+
 def test_the_key_of_an_event_is_its_source_and_id() -> None:
     one, same, other = (structured({**EVENT, **change}) for change in ({}, {"type": "x"}, {"id": "8"}))
     assert key_of([one]) == key_of([same]) != key_of([other])

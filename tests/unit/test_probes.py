@@ -1,6 +1,7 @@
 """What makes the service unready, from what is known of Redis and the pool."""
 
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from api.probe_routes import _answer, _checks
 from api.service import Pulse
 from api.snapshots import Finding
+from api.status_routes import _seen_from_here
 
 KEEPER = {"name": "keeper", "state": "READY", "beat_age_s": 1.0, "last_exit": None}
 LEFT = {"reason": "signal", "code": None, "signal": 9, "uptime_s": 1.0}
@@ -58,6 +60,16 @@ def test_each_part_that_is_missing_is_named_and_can_be_excluded(pool: dict[str, 
 
 def test_a_keeper_that_waits_for_redis_is_not_the_trouble() -> None:
     assert failed(pulse("no answer in time", services=[KEEPER | {"beat_age_s": 25.0}])) == ["redis"]
+
+
+def test_a_state_directory_that_can_not_be_looked_into_is_no_error() -> None:
+    class Hidden:
+        def exists(self) -> bool:
+            raise PermissionError
+
+    service: Any = SimpleNamespace(paths=SimpleNamespace(control=Hidden()))
+    state = {"state": "down", "pid": None, "reason": "no permission"}
+    assert _seen_from_here(service, state) == state
 
 
 def test_nothing_is_ready_before_anything_is_known() -> None:
