@@ -174,8 +174,12 @@ class Arbiter:
     def _boot(self) -> None:
         redis = self._settings.redis
         if not redis.url:
-            embedded_redis.find_binary()
-            embedded_redis.make_folder(self._paths)
+            try:
+                embedded_redis.find_binary()
+                embedded_redis.make_folder(self._paths)
+            except SupervisorError as error:
+                self._fail(error)
+                return
             self._services.add(NAMES.index(REDIS), self._spawner)
             self._services.check()
         limit_s = redis.connect_timeout_s + BOOT_CHECK_SLACK_S

@@ -41,8 +41,8 @@ def run(
     """Run the pool until it is stopped and return the exit code.
 
     `entry_points` replace what runs in the children; `started_from` is where an earlier image of this process was
-    started from. Raises AlreadyRunningError, HandlerError,
-    RedisUnreachableError or ConfigError if the pool can't be started.
+    started from. Raises AlreadyRunningError, HandlerError, RedisUnreachableError or ConfigError if the pool can't be
+    started.
     """
     # Before the handlers are imported: what they keep of the streams must not fail or wait either.
     replace_text_streams()

@@ -55,7 +55,8 @@ class Commands:
         try:
             inspect.signature(command).bind(**args)
         except TypeError:
-            raise UsageError(f"{cmd}: wrong arguments: {', '.join(args) or 'none'}") from None
+            allowed = ", ".join(inspect.signature(command).parameters) or "none"
+            raise UsageError(f"{cmd}: wrong arguments: {', '.join(args) or 'none'}; allowed: {allowed}") from None
         return command(**args)
 
     def scale_by(self, change: int) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from supervisor.arbiter.fork import exec_command
+from supervisor.arbiter.locks import unusable
 from supervisor.errors import ConfigError
 from supervisor.settings.model import Settings
 from supervisor.settings.paths import PoolPaths
@@ -88,8 +89,11 @@ def last_log_line(paths: PoolPaths) -> str:
 
 
 def make_folder(paths: PoolPaths) -> None:
-    """Create the folder of the data, accessible to the owner only. Raises ConfigError if it is a link."""
-    paths.redis_dir.mkdir(mode=0o700, exist_ok=True)
+    """Create the folder of the data, accessible to the owner only. Raises ConfigError, also for a link."""
+    try:
+        paths.redis_dir.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise unusable(paths.state_dir / paths.redis_dir.name, error) from None
     if paths.redis_dir.is_symlink():  # the server's socket would be made beside the folder that it leads to
         raise ConfigError(
             f"state_dir: {path_text(paths.state_dir / paths.redis_dir.name)} is a link: move the whole state directory"

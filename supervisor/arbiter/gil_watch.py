@@ -19,7 +19,7 @@ WAKES_PER_S_MIN = 20
 #: It uses hardly any processor time.
 CPU_SHARE_MAX = 0.04
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-#: Where a thread is that sleeps again and again by itself.
+#: The kernel functions of a thread that sleeps on purpose, again and again.
 _OWN_SLEEP = re.compile("nanosleep|hrtimer|poll|select")
 
 
@@ -38,11 +38,11 @@ class GilWatch:
 
     #: pid -> the first sample of its present silence.
     _first: dict[int, Sample] = field(default_factory=dict)
-    #: Processes whose main thread was seen to sleep by itself.
+    #: Processes whose main thread was seen to sleep on purpose.
     _sleeping: set[int] = field(default_factory=set)
 
     def is_starved(self, pid: int) -> bool:
-        """Whether the process's main thread waits for a thread of its own; True until enough was seen to tell."""
+        """Return whether the main thread waits for another thread of its process; True until enough was seen."""
         now = sample(pid)
         if now is None:
             return False
@@ -52,26 +52,26 @@ class GilWatch:
         return pid not in self._sleeping and (now.at_s - first.at_s < SPAN_S or waits_for_lock(first, now))
 
     def forget(self, pid: int) -> None:
-        """The process beats again, or is gone."""
+        """Forget the process: it beats again, or is gone."""
         self._first.pop(pid, None)
         self._sleeping.discard(pid)
 
 
 def waits_for_lock(before: Sample, now: Sample) -> bool:
-    """Whether a thread woke up often between two samples and did next to nothing. Pure."""
+    """Return whether a thread woke up often between two samples and did next to nothing. Pure."""
     span_s = now.at_s - before.at_s
     return now.wakes - before.wakes >= WAKES_PER_S_MIN * span_s and now.cpu_s - before.cpu_s <= CPU_SHARE_MAX * span_s
 
 
 def sample(pid: int) -> Sample | None:
-    """Return the main thread's processor time and voluntary waits; None where the system does not tell."""
+    """Return the main thread's processor time and voluntary waits; None where the system does not show them."""
     thread = Path(f"/proc/{pid}/task/{pid}")
-    with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
+    with contextlib.suppress(OSError, ValueError, IndexError):
         at_s = time.monotonic()
         fields = (thread / "stat").read_text().rpartition(")")[2].split()
         wakes = re.search(r"^voluntary_ctxt_switches:\s+(\d+)", (thread / "status").read_text(), re.MULTILINE)
-        assert wakes is not None
-        return Sample(at_s, (int(fields[11]) + int(fields[12])) / _TICKS_PER_S, int(wakes[1]))
+        if wakes is not None:
+            return Sample(at_s, (int(fields[11]) + int(fields[12])) / _TICKS_PER_S, int(wakes[1]))
     return None
 
 

@@ -39,6 +39,9 @@ def lock_state_dir(paths: PoolPaths) -> int:
             f"a supervisor{f' (pid {owner})' if owner else ''} already runs with the state directory {paths.state_dir};"
             " `supervisor stop` ends it, another state_dir (and [pool] name) makes a second pool"
         ) from None
+    except ConfigError:
+        os.close(fd)
+        raise
     except OSError as error:
         os.close(fd)
         raise ConfigError(
@@ -67,9 +70,12 @@ def unusable(path: Path, error: OSError) -> ConfigError:
 
 
 def _check_record_locks(paths: PoolPaths) -> None:
-    """Raise OSError if the workers could not take the locks of their slots."""
-    paths.slots.mkdir(mode=0o700, exist_ok=True)
-    fd = os.open(paths.slots / "probe", _NEW_FILE, 0o600)
+    """Raise OSError if the workers could not lock their slots, ConfigError if they could not create the files."""
+    try:
+        paths.slots.mkdir(mode=0o700, exist_ok=True)
+        fd = os.open(paths.slots / "probe", _NEW_FILE, 0o600)
+    except OSError as error:
+        raise unusable(paths.state_dir / paths.slots.name, error) from None
     try:
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     finally:

@@ -19,7 +19,7 @@ from typing import Any
 from supervisor.arbiter.loop import Loop
 from supervisor.standard_streams import PIECE_BYTES, STDERR, STDOUT, Output, dropped_note
 
-#: What is read at once: other events of the loop do not wait long for a child that prints much.
+#: What is read at once: other events of the loop do not wait long for a child that prints a lot.
 READ_BYTES = 16_384
 #: A longer line is cut.
 LINE_BYTES_MAX = 65_536
@@ -105,9 +105,10 @@ class Outputs:
         return [asdict(origin) for origin in self._origins.values()]
 
     def finish(self) -> None:
-        """Write what children that are gone have left."""
+        """Write what children that are gone have left. A process that one of them left behind may print on and on."""
+        until_s = time.monotonic() + LAST_S
         for origin in list(self._origins.values()):
-            while self._read(origin):
+            while self._read(origin) and time.monotonic() < until_s:
                 pass
         for sink in self._sinks.values():
             sink.finish()

@@ -16,7 +16,7 @@ MEGABYTE = 1_000_000
 
 
 class Recycler:
-    """Replaces one worker at a time, and only while all others are READY."""
+    """Replaces one worker at a time, only while all others are READY."""
 
     def __init__(self, workers: WorkerGroup, restarts: RollingRestart, settings: PoolSettings, log: Any) -> None:
         self._workers = workers

@@ -235,18 +235,27 @@ def exec_successor(
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     state = replace(state, signals=loop.take_signals())
     systemd.reloading()
-    here = os.open(os.curdir, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        site.started_from.enter()
         unsafe = {} if preloaded else {UNSAFE_VARIABLE: "1"}
-        _exec(state, {**os.environ, **systemd.environment(), **site.started_from.variable(), **unsafe})
+        with _working_dir_kept():
+            site.started_from.enter()
+            _exec(state, {**os.environ, **systemd.environment(), **site.started_from.variable(), **unsafe})
     finally:
-        os.fchdir(here)
-        os.close(here)
         systemd.ready()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number in state.signals:
             signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def _working_dir_kept() -> Iterator[None]:
+    """Return to the present working directory at the end. Raises OSError."""
+    here = os.open(os.curdir, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield
+    finally:
+        os.fchdir(here)
+        os.close(here)
 
 
 def _exec(state: ReloadState, environment: dict[str, str]) -> NoReturn:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from supervisor.arbiter.check_process import CheckProcess
-from supervisor.arbiter.loop import Loop
+from supervisor.arbiter.loop import Loop, Timer
 from supervisor.arbiter.services import ServiceGroup
 from supervisor.arbiter.shutdown import Shutdown
 from supervisor.arbiter.spawn import API, KEEPER, RELAY
@@ -56,6 +56,7 @@ class RollingRestart:
     _preflight: CheckProcess | None = None
     _roll: "_Roll | None" = None
     _queued: bool = False
+    _retry_timer: Timer | None = None
 
     @property
     def rolling(self) -> bool:
@@ -82,8 +83,8 @@ class RollingRestart:
         `afresh`: a file has just changed, so a preflight that is under way begins again.
         """
         if self._preflight is not None:
-            self._queued = afresh
             if afresh:
+                self._queued = True
                 self._preflight.kill()
             return
         if self._roll is not None:
@@ -108,7 +109,9 @@ class RollingRestart:
         if held_s > HOLD_LIMIT_S and self.last is None:
             self._end(f"the workers run the earlier code, because the new code can't be loaded: {error}")
         retry_s = RETRY_S if held_s < HOLD_LIMIT_S else LATER_RETRY_S
-        self.loop.call_at(time.monotonic() + retry_s, self._retry)
+        if self._retry_timer is not None:  # somebody asked for a restart before the next attempt was due
+            self._retry_timer.cancel()
+        self._retry_timer = self.loop.call_at(time.monotonic() + retry_s, self._retry)
 
     def _retry(self) -> None:
         if self._preflight is None and not self.shutdown.begun:
@@ -229,6 +232,8 @@ class _Roll:
             self._current = None
             return 0.0
         if slot.incarnation == incarnation:
+            if slot.state is State.FAILED:  # the old worker could not start
+                self._workers.start_now(number)
             return math.inf
         if slot.state in (State.FAILED, State.BACKOFF) or slot.incarnation > incarnation + 1:
             self.error = f"the new worker in slot {number} did not stay up"

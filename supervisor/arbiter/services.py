@@ -64,8 +64,11 @@ class ServiceGroup(ChildGroup):
         wanted = {RELAY: int(bool(settings.outbox.url)), API: settings.api.processes if settings.api.enabled else 0}
         for name, processes in wanted.items():
             self.stop_service(name, time.monotonic() + settings.pool.drain_s, keep=processes)
-            for process in range(len(self.all_of(name)), processes):
-                self.add(NAMES.index(name) + process, spawner)
+            for number in range(NAMES.index(name), NAMES.index(name) + processes):
+                if number in self.slots:  # its child may still be finishing after it was turned off
+                    self.slots[number] = replace(self.slots[number], wanted=True)
+                else:
+                    self.add(number, spawner)
 
     def get(self, name: str) -> Slot | None:
         """Return the slot of the service's first process; None if the pool has no such service."""
@@ -132,14 +135,26 @@ class ServiceGroup(ChildGroup):
     def stop_service(self, name: str, until_s: float, *, keep: int = 0) -> None:
         """Stop this service, but for its first `keep` processes; its children must have exited by `until_s`."""
         for slot in self.all_of(name):
-            if slot.number - NAMES.index(name) >= keep:
+            if slot.number - NAMES.index(name) < keep:
+                continue
+            if slot.living:
                 self.slots[slot.number] = replace(slot, wanted=False)
                 self.drain(slot.number, until_s)
+            else:
+                self._remove(slot.number)
 
     def kill_service(self, name: str) -> None:
-        """Kill this service at once."""
+        """Kill this service at once; it is not started again."""
         for slot in self.all_of(name):
+            if not slot.living:
+                self._remove(slot.number)
+                continue
             self._apply(slot.number, *kill(replace(slot, wanted=False), "quick", time.monotonic(), dump=False))
+
+    def _remove(self, number: int) -> None:
+        """Forget a service that has no process and must not get one."""
+        self._stack_dumps.drop(self.process_name(number))
+        del self.slots[number]
 
     def any_living(self, *names: str) -> bool:
         """Return whether one of these services has a process."""

@@ -48,7 +48,7 @@ class StateDir:
 
     @property
     def was_removed(self) -> bool:
-        """Return whether the folder exists no more, under any path."""
+        """True if the folder no longer exists under any path."""
         try:
             return os.readlink(_DESCRIPTORS / str(self.fd)).endswith(_REMOVED)
         except OSError:

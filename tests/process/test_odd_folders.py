@@ -86,3 +86,4 @@ def test_a_link_in_the_state_directory_changes_no_other_file(tmp_path: Path) -> 
     (tmp_path / ".supervisor/redis").symlink_to(tmp_path / "elsewhere")
     assert pool.start(ready=False).wait() == EXIT_USAGE
     assert "redis is a link: move the whole state directory instead" in pool.output
+    assert not (tmp_path / ".supervisor/control.sock").exists()
