@@ -58,7 +58,7 @@ class OwnKeys:
 
 @contextlib.asynccontextmanager
 async def own_keys(redis: Redis) -> AsyncIterator[OwnKeys]:
-    """Names for one benchmark. Their keys are removed at the end, and those of benchmarks that were killed before."""
+    """Make the names for one benchmark. Remove their keys at the end, and at once those of killed benchmarks."""
     own = OwnKeys(secrets.token_hex(4))
     # A keeper forgets pools that have been dead for a day and have left nothing in its own groups. This one has only
     # the benchmark's groups, so what it forgets is put back.

@@ -59,7 +59,7 @@ GROUPS = ("message", "dict", "model")
 
 
 class BenchPool:
-    """One that runs."""
+    """A pool of the benchmark that runs."""
 
     def __init__(self, folder: Path, process: asyncio.subprocess.Process) -> None:
         self._folder, self._process = folder, process
@@ -67,15 +67,15 @@ class BenchPool:
 
     @property
     def runs(self) -> bool:
-        """Whether its arbiter is alive."""
+        """True while its arbiter is alive."""
         return self._process.returncode is None
 
     def pids(self) -> list[int]:
-        """Of its workers."""
+        """Return the pids of its workers."""
         return [worker["pid"] for worker in self._status()["workers"] if worker["pid"]]
 
     def latencies_ns(self) -> list[int]:
-        """What the `latency` handler has noted so far."""
+        """Return what the `latency` handler has noted so far."""
         return [int(line) for line in (self._folder / "latencies").read_text().splitlines()]
 
     async def wait_ready(self, workers: int) -> None:
@@ -92,7 +92,7 @@ class BenchPool:
         raise SupervisorError(f"the benchmark's pool did not become ready:\n{said}")
 
     async def stop(self) -> None:
-        """Drain it; kill it where that takes long."""
+        """Drain the pool; kill it if that takes too long."""
         if not self.runs:
             return
         self._process.terminate()
@@ -109,7 +109,7 @@ class BenchPool:
 
 @asynccontextmanager
 async def bench_pool(url: str, stream: str, host: str, workers: int) -> AsyncIterator[BenchPool]:
-    """A pool whose consumers are named after `host`, with all workers READY; stopped and removed at the end."""
+    """Start a pool whose consumers are named after `host`, with all workers READY; stop and remove it at the end."""
     try:
         folder = Path(tempfile.mkdtemp(prefix="supervisor-bench-"))
     except OSError as error:
@@ -141,6 +141,6 @@ async def bench_pool(url: str, stream: str, host: str, workers: int) -> AsyncIte
 
 
 def _die_with_parent() -> None:
-    """Called in the child, so that a killed benchmark leaves no pool behind. Only Linux has this call."""
+    """In the child: have a killed benchmark leave no pool behind. Only Linux can do this."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

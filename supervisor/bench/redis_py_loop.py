@@ -77,7 +77,7 @@ async def drain(redis: Redis, stream: str, group: str, work: Work, *, at_once: i
 
 
 def _entries(reply: Any) -> list[Any]:
-    """The entries, whether the reply is RESP2's list of pairs or RESP3's map."""
+    """Return the entries, whether the reply is RESP2's list of pairs or RESP3's map."""
     if not reply:
         return []
     found: list[Any] = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]

@@ -68,7 +68,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: list[float]) -> Spread:
-        """Raises StatisticsError for none."""
+        """Return the spread of the values. Raises StatisticsError if there are none."""
         return cls(statistics.median(values), min(values), max(values))
 
 
@@ -98,7 +98,7 @@ class Result:
     latency_ms: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the result for JSON."""
         return asdict(self)
 
 
@@ -113,7 +113,7 @@ class Plan:
 
 
 async def run(redis: Redis, plan: Plan, say: Callable[[str], None]) -> Result:
-    """Measure all; `say` hears of the progress. Raises SupervisorError and redis-py's errors."""
+    """Measure everything; call `say` with each step. Raises SupervisorError and redis-py's errors."""
     server = await describe(redis)
     result = Result(server.version, server.durability, plan.workers, plan.messages, plan.turns)
     async with own_keys(redis) as own:
@@ -163,7 +163,7 @@ class Backlog:
         self.stream = own.stream
 
     async def fill(self) -> None:
-        """Publish it, and put each group at its end."""
+        """Publish the entries, and create each group at the end of the stream."""
         for begin in range(0, self._messages, _PAGE):
             async with self._redis.pipeline(transaction=False) as pipe:
                 for _ in range(min(_PAGE, self._messages - begin)):
@@ -185,7 +185,7 @@ class Backlog:
             )
 
     async def set_back(self, group: str) -> Look:
-        """Have the group begin again, and wake those that wait. Returns the moment before they were woken."""
+        """Set the group back to the beginning, and wake its readers. Return the moment before they were woken."""
         await self._redis.xgroup_setid(self.stream, group, id="0", entries_read=0)
         self._messages += 1
         # Read before the entry is sent: a short backlog may be drained before the reply has been seen here.
@@ -194,7 +194,7 @@ class Backlog:
         return begin
 
     async def drained(self, group: str, begin: Look, alive: Callable[[], bool]) -> float:
-        """Messages a second since `begin`. Raises SupervisorError when those that drain have left, or take too long."""
+        """Return the messages per second since `begin`. Raises SupervisorError if the drain stops or takes too long."""
         window, until_s = Window(self._messages), time.monotonic() + TURN_LIMIT_S
         window.saw(begin)
         while (done := await self._done(group)) < self._messages or not window.complete:
@@ -229,7 +229,8 @@ async def _rates(backlog: Backlog, pool: BenchPool, group: str, plan: Plan, say:
 
 async def _loop_turn(backlog: Backlog, work: str, url: str) -> float:
     begin = await backlog.set_back(LOOP_GROUP)
-    words = (sys.executable, "-m", "supervisor.bench.redis_py_loop", backlog.stream, LOOP_GROUP, work)
+    # Without the working directory, where a project may have a redis/ of its own.
+    words = (sys.executable, "-P", "-m", "supervisor.bench.redis_py_loop", backlog.stream, LOOP_GROUP, work)
     environment = os.environ | {URL_VARIABLE: url}
     process = await asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.DEVNULL, env=environment)
     try:

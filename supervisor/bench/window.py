@@ -19,7 +19,7 @@ class Look:
     cpu_s: float = 0.0
 
     def between(self, later: "Look", done: float) -> "Look":
-        """The moment at which `done` was reached, between this look and a later one."""
+        """Return the moment at which `done` was reached, between this look and a later one."""
         share = (done - self.done) / (later.done - self.done) if later.done > self.done else 1.0
         return Look(self.at_s + share * (later.at_s - self.at_s), done, self.cpu_s + share * (later.cpu_s - self.cpu_s))
 
@@ -35,11 +35,11 @@ class Window:
 
     @property
     def complete(self) -> bool:
-        """Whether both ends were seen."""
+        """True when both ends were seen."""
         return self._last_mark is not None
 
     def saw(self, look: Look) -> None:
-        """Take one look into account."""
+        """Add one look."""
         before = self._last or look
         if self._first_mark is None and look.done >= self._open:
             self._first_mark = before.between(look, self._open)
@@ -49,13 +49,13 @@ class Window:
 
     @property
     def rate(self) -> float:
-        """Messages a second. Raises ValueError before the window is complete."""
+        """The messages per second. Raises ValueError before the window is complete."""
         first, last = self._marks()
         return (last.done - first.done) / max(last.at_s - first.at_s, 1e-9)
 
     @property
     def cpu_us(self) -> float:
-        """Microseconds of CPU a message. Raises ValueError before the window is complete."""
+        """The microseconds of CPU per message. Raises ValueError before the window is complete."""
         first, last = self._marks()
         return (last.cpu_s - first.cpu_s) / (last.done - first.done) * 1e6
 

@@ -46,7 +46,7 @@ class _Scale(Examples):
     """Takes `-1` for a wrong number, not for an option that does not exist."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does it, but a negative number is an argument."""
+        """Parse as click does, except that a negative number is an argument."""
         return super().parse_args(ctx, ["--", *args] if args and args[0][:1] == "-" and args[0][1:].isdigit() else args)
 
 
@@ -279,7 +279,7 @@ def _until_paused(paths: PoolPaths) -> None:
 
 
 def _unaware(worker: dict[str, Any]) -> bool:
-    """Whether a worker may still start messages. One that starts looks before it reads anything."""
+    """Return whether a worker may still start messages. A starting worker looks before it reads anything."""
     return worker["state"] == "READY" and not worker["paused"]
 
 

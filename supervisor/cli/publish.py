@@ -110,7 +110,7 @@ class _Progress:
             click.echo(f"\r{self.stored:,} messages stored", err=True, nl=False)
 
     def so_far(self, unsure: int = 0) -> str:
-        """How many were stored; `unsure`: how many were sent without an answer."""
+        """Return how many were stored; `unsure`: how many were sent without an answer."""
         more = f"; {unsure:,} more were sent and not confirmed" if unsure else ""
         return f"{self.stored:,} messages were stored{more}"
 
