@@ -83,6 +83,25 @@ class EntryId(Kind):
             raise ValueError("must be an id such as 1764000000000-0") from None
 
 
+class IdBound(Kind):
+    """Where a range of entries begins or ends: an entry's id, or a sign that stands for one."""
+
+    def __init__(self, allowed: str, signs: str, prefix: str = "") -> None:
+        """`prefix` may come before an id."""
+        self.allowed = allowed
+        self._signs = signs
+        self._prefix = prefix
+
+    def check(self, value: Any) -> str:
+        """Return the bound as it is. Raises ValueError."""
+        try:
+            if value not in tuple(self._signs):
+                normalize_id(value.removeprefix(self._prefix))
+        except ValueError:
+            raise ValueError(f"must be {self.allowed}") from None
+        return str(value)
+
+
 class Moment(Kind):
     """A moment, in the timezone of this machine unless it has one."""
 

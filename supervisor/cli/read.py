@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import Value, command, count_option, dumps, json_lines_option, with_settings
-from supervisor.values import Text
+from supervisor.cli.common import IdBound, Value, command, count_option, dumps, json_lines_option, with_settings
 
 if TYPE_CHECKING:
     from supervisor.settings.load import Loaded
 
 PAGE = 1_000
-BOUND = Text(
-    "an entry id such as 0 or 1764000000000-0, or (ID for after it; `supervisor tail` follows a stream",
-    r"[-+]|\(?[0-9]+(-[0-9]+)?",
+BOUND = IdBound(
+    "an entry id such as 0 or 1764000000000-0, or (ID for after it; `supervisor tail` follows a stream", "-+", "("
 )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from supervisor.cli.common import Value, command, config_option, load_settings, redis_option
-from supervisor.errors import SupervisorError
+from supervisor.errors import ConfigError, SupervisorError
 from supervisor.values import WORKERS
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def start(
         loaded = held_settings()
         if loaded is None:
             try:
-                loaded = _checked(before.config_path() if before else config, flags)
+                loaded = _checked(before.config_path() if before else config, flags, burst=burst)
             except SupervisorError as error:
                 hold_on_error(error, before)
                 raise
@@ -85,9 +85,11 @@ def start(
         return code
 
 
-def _checked(config: Path | None, flags: Mapping[str, Any]) -> Loaded:
+def _checked(config: Path | None, flags: Mapping[str, Any], *, burst: bool) -> Loaded:
     """Load the settings. Raises ConfigError, also for an address that the HTTP service may not use."""
     loaded = load_settings(config, flags)
+    if burst and not loaded.settings.pool.first_workers:
+        raise ConfigError(f"{loaded.origins['pool.workers']}: pool.workers = 0: must be at least 1 with --burst")
     if loaded.settings.api.enabled:
         from supervisor.http_bind import check_bind
 

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import Value, command, count_option, json_lines_option, talk, warn, with_settings
+from supervisor.cli.common import IdBound, Value, command, count_option, json_lines_option, talk, warn, with_settings
 from supervisor.errors import UsageError
-from supervisor.values import Text
 
 if TYPE_CHECKING:
     from supervisor.settings.load import Loaded
@@ -23,7 +22,7 @@ BLOCK_MS = 5_000
 REPLY_SLACK_S = 3.0
 RECONNECT_BASE_S = 0.05
 RECONNECT_MAX_S = 2.0
-START = Text("$ or an entry id such as 0 or 1764000000000-0", r"\$|[0-9]+(-[0-9]+)?")
+START = IdBound("$ or an entry id such as 0 or 1764000000000-0", "$")
 
 
 @command(

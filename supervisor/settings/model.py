@@ -26,7 +26,10 @@ RATE = Text(
     'a whole number per second, minute, hour or day, such as "100/m" or "1/h", or empty', r"([1-9][0-9]{0,8}/[smhd])?"
 )
 ON_DEAD = Choice("skip", "halt")
-START = Text('an entry id such as "0" or "1700000000000-0", or "$" for new entries only', r"\$|[0-9]+(-[0-9]+)?")
+#: More digits may be too large for Redis.
+START = Text(
+    'an entry id such as "0" or "1700000000000-0", or "$" for new entries only', r"\$|[0-9]{1,19}(-[0-9]{1,19})?"
+)
 BIND = Text(
     "host:port, with an IPv6 host in brackets, or unix:/path",
     rf"(\[[0-9a-fA-F:.]+\]|[^:\s\[\]]+):{_PORT}|unix:/[^\x00]*[^/\x00]",

@@ -169,6 +169,12 @@ def test_doctor_says_so_when_the_configuration_is_wrong(tmp_path: Path) -> None:
     assert "did you mean 'workers'" in found["fail"][0]
 
 
+def test_a_burst_without_workers_is_refused(tmp_path: Path) -> None:
+    done = run("start", "--burst", "--workers", "0", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "error: flag --workers: pool.workers = 0: must be at least 1 with --burst\n"
+
+
 def test_init_writes_a_project_once(tmp_path: Path) -> None:
     done = run("init", "new", cwd=tmp_path)
     assert done.returncode == 0

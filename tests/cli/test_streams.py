@@ -97,7 +97,9 @@ def test_read_for_people(tmp_path: Path, redis_server) -> None:
     assert done.stdout == '1-1  plain=x blank="a b" empty="" line="1\\n2" raw="\\\\xff"\n'
 
 
-@pytest.mark.parametrize("words", [["--from", "$"], ["--to", "yesterday"], ["--count", "0"]])
+@pytest.mark.parametrize(
+    "words", [["--from", "$"], ["--to", "yesterday"], ["--to", "99999999999999999999"], ["--count", "0"]]
+)
 def test_read_refuses_what_it_can_not_mean(tmp_path: Path, words: list[str]) -> None:
     assert run("read", STREAM, *words, cwd=tmp_path).returncode == 2
 

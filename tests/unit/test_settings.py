@@ -252,6 +252,7 @@ def test_a_table_where_a_value_belongs_and_the_other_way(tmp_path: Path) -> None
         ("pool.workers", 257),
         ("pool.drain_s", float("inf")),
         ("consumer.start", "now"),
+        ("consumer.start", "99999999999999999999-0"),
     ],
 )
 def test_values_out_of_range(key: str, value: Any, tmp_path: Path) -> None:
