@@ -2,6 +2,8 @@
 
 import hmac
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from starlette.requests import Request
@@ -11,6 +13,8 @@ from supervisor.http_bind import is_public
 from supervisor.log import service_logger
 from supervisor.settings.api_tokens import ApiTokens, file_state, read_tokens
 from supervisor.settings.model import ApiSettings, Settings
+
+from .problems import Problem
 
 #: May do everything.
 OPERATOR = "operator"
@@ -77,30 +81,34 @@ class Access:
         return tokens
 
 
-def audit(  # noqa: PLR0913 - what a line of the log may have
-    request: Request,
-    action: str,
-    *,
-    stream: str | None = None,
-    group: str | None = None,
-    id: str | None = None,  # noqa: A002 - Redis's own word for it
-    schedule: str | None = None,
-    workers: int | None = None,
-    before: int | None = None,
-) -> None:
-    """Log a change that was made over HTTP: by whom, from where, and what it was."""
-    log = service_logger(request.app.state.service.settings, "api")
-    client = request.client.host if request.client else None
-    log.info(
+@contextmanager
+def audited(request: Request, action: str, **fields: Any) -> Iterator[dict[str, Any]]:
+    """Log the change that is made inside: by whom, from where, and what it was. One that is refused is not logged.
+
+    Yields the fields of the line, to which more may be added: stream, group, id, schedule, workers, before.
+    """
+    try:
+        yield fields
+    except Problem as problem:
+        if problem.kind == "outcome-unknown":
+            _log_change(request, action, {**fields, "outcome": "unknown"})
+        raise
+    _log_change(request, action, fields)
+
+
+def _log_change(request: Request, action: str, fields: dict[str, Any]) -> None:
+    scope, client = request.scope, request.client
+    service_logger(request.app.state.service.settings, "api").info(
         "change over HTTP",
         action=action,
-        role=request.scope.get("role"),
-        client=client,
-        request_id=request.scope.get("request_id"),
-        stream=stream,
-        group=group,
-        id=id,
-        schedule=schedule,
-        workers=workers,
-        before=before,
+        role=scope.get("role"),
+        client=client.host if client else None,
+        request_id=scope.get("request_id"),
+        stream=fields.get("stream"),
+        group=fields.get("group"),
+        id=fields.get("id"),
+        schedule=fields.get("schedule"),
+        workers=fields.get("workers"),
+        before=fields.get("before"),
+        outcome=fields.get("outcome"),
     )

@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from supervisor.core.dead_letter import Filter, Letter
 from supervisor.fastapi import RedisDep
 
-from .access import audit
+from .access import audited
 from .dead_letter_query import (
     COUNT_MAX,
     CURSOR_SCHEMA,
@@ -72,16 +72,15 @@ def _add_change(verb: Verb, summary: str, description: str) -> None:
     async def of_group(
         request: Request, stream: Stream, group: Group, selection: GroupSelection, redis: RedisDep
     ) -> Response:
-        answer = await change(redis, verb, [(stream, only(group, selection.group))], selection)
-        audit(request, f"dead:{verb}", stream=stream, group=group)
-        return answer
+        with audited(request, f"dead:{verb}", stream=stream, group=group):
+            return await change(redis, verb, [(stream, only(group, selection.group))], selection)
 
     async def of_stream(
         request: Request, stream: Stream, selection: Selection, service: ServiceDep, redis: RedisDep
     ) -> Response:
-        answer = await change(redis, verb, await pairs_of(service, redis, stream, selection.group), selection)
-        audit(request, f"dead:{verb}", stream=stream, group=selection.group)
-        return answer
+        pairs = await pairs_of(service, redis, stream, selection.group)
+        with audited(request, f"dead:{verb}", stream=stream, group=selection.group):
+            return await change(redis, verb, pairs, selection)
 
     for path, endpoint, whose, more in (
         ("/groups/{group:name}", of_group, "group", ""),
@@ -141,9 +140,8 @@ async def delete_dead_of_group(
     request: Request, stream: Stream, group: Group, entry_id: EntryId, redis: RedisDep
 ) -> Response:
     """`entry_id` is the letter's id or its message's."""
-    answer = await delete(redis, [(stream, group)], entry_id)
-    audit(request, "dead:drop", stream=stream, group=group, id=entry_id)
-    return answer
+    with audited(request, "dead:drop", stream=stream, group=group, id=entry_id):
+        return await delete(redis, [(stream, group)], entry_id)
 
 
 # All groups of a stream
@@ -177,9 +175,9 @@ async def delete_dead_of_stream(
     group: OnlyGroup = None,
 ) -> Response:  # fmt: skip
     """`entry_id` is the letter's id or its message's. 409: several groups have such a letter; name one with `group`."""
-    answer = await delete(redis, await pairs_of(service, redis, stream, group), entry_id)
-    audit(request, "dead:drop", stream=stream, group=group, id=entry_id)
-    return answer
+    pairs = await pairs_of(service, redis, stream, group)
+    with audited(request, "dead:drop", stream=stream, group=group, id=entry_id):
+        return await delete(redis, pairs, entry_id)
 
 
 # All groups that have handlers

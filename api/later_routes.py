@@ -15,7 +15,7 @@ from supervisor.errors import UsageError
 from supervisor.fastapi import RedisDep
 from supervisor.text import did_you_mean
 
-from .access import audit
+from .access import audited
 from .later_replies import LaterList, LaterMessage, Run, ScheduleList
 from .overview_routes import handled_groups
 from .problems import Problem, unknown_when_lost
@@ -98,11 +98,9 @@ async def read_later(stream: Stream, later_id: str, redis: RedisDep) -> Response
 async def cancel_later(request: Request, stream: Stream, later_id: str, redis: RedisDep) -> Response:
     """404: it was published or cancelled, or never existed."""
     found = await _found(redis, stream, later_id)
-    with unknown_when_lost(_ONCE):
-        cancelled = await later.cancel(redis, found)
-    if not cancelled:
-        raise _gone(stream, later_id)
-    audit(request, "later:cancel", stream=stream, id=later_id)
+    with audited(request, "later:cancel", stream=stream, id=later_id), unknown_when_lost(_ONCE):
+        if not await later.cancel(redis, found):
+            raise _gone(stream, later_id)
     return Response(status_code=204)
 
 
@@ -115,11 +113,10 @@ async def cancel_later(request: Request, stream: Stream, later_id: str, redis: R
 async def run_later(request: Request, stream: Stream, later_id: str, redis: RedisDep) -> Response:
     """404: it was published or cancelled, is malformed, or never existed."""
     found = await _found(redis, stream, later_id)
-    with unknown_when_lost(_ONCE):
+    with audited(request, "later:run", stream=stream, id=later_id), unknown_when_lost(_ONCE):
         entry = await later.run_now(redis, found)
-    if entry is None:
-        raise _gone(stream, later_id)
-    audit(request, "later:run", stream=stream, id=later_id)
+        if entry is None:
+            raise _gone(stream, later_id)
     return json_response({"id": entry, "stream": stream}, 202)
 
 
@@ -157,7 +154,7 @@ async def run_schedule(request: Request, name: str, service: ServiceDep, redis: 
         raise Problem("not-found", f"config.toml has no schedule {name!r}{did_you_mean(name, found)}")
     stream = found[name].stream
     await redis.ping()  # while Redis can't be reached, it is certain that nothing is published
-    with unknown_when_lost("the message may be published. Look at the stream before you repeat the request"):
-        entry = await schedules.run_now(redis, found[name])
-    audit(request, "schedule:run", schedule=name, stream=stream, id=entry)
+    advice = "the message may be published. Look at the stream before you repeat the request"
+    with audited(request, "schedule:run", schedule=name, stream=stream) as fields, unknown_when_lost(advice):
+        fields["id"] = entry = await schedules.run_now(redis, found[name])
     return json_response({"id": entry, "stream": stream}, 202)

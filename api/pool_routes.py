@@ -12,7 +12,7 @@ from supervisor.control.client import request as ask_arbiter
 from supervisor.errors import NotRunningError, SupervisorError
 from supervisor.shared_state import SLOTS_MAX
 
-from .access import audit
+from .access import audited
 from .pool_replies import Paused, RestartAccepted, Scaled
 from .problems import Problem
 from .schemas import answers, json_response, only_json
@@ -81,11 +81,13 @@ async def _change(request: Request, service: Service, command: str, *, status: i
     """Have the arbiter carry out a command, log it, and answer with the arbiter's answer."""
     if not has_socket(service.paths):
         raise Problem("no-pool")
-    try:
-        answer = await asyncio.to_thread(ask_arbiter, service.paths, command, patience_s=ANSWER_LIMIT_S, **args)
-    except NotRunningError as error:
-        raise Problem("no-pool", str(error)) from None
-    except SupervisorError as error:
-        raise Problem("pool-refused", str(error)) from None
-    audit(request, f"pool:{command}", **({"workers": args["n"], "before": answer["before"]} if args else {}))
+    with audited(request, f"pool:{command}") as fields:
+        try:
+            answer = await asyncio.to_thread(ask_arbiter, service.paths, command, patience_s=ANSWER_LIMIT_S, **args)
+        except NotRunningError as error:
+            raise Problem("no-pool", str(error)) from None
+        except SupervisorError as error:
+            raise Problem("pool-refused", str(error)) from None
+        if command == "scale":
+            fields |= {"workers": answer["workers"], "before": answer["before"]}
     return json_response(answer, status)

@@ -132,7 +132,8 @@ def test_schedules_and_who_changed_what(start_service: Callable[..., Service], r
         found = problem(service.http.post("/v1/schedules/nightly:run"), 503, "outcome-unknown")
         assert found["code"] == "UNREACHABLE" and "Look at the stream" in found["detail"]
     lines = [line for line in map(json.loads, service.log.splitlines()) if line["event"] == "change over HTTP"]
-    assert [(line["action"], line["stream"], line["id"]) for line in lines] == [
-        ("schedule:run", "reports", entry), ("later:cancel", STREAM, first), ("later:run", STREAM, second),
+    assert [(line["action"], line["stream"], line.get("id"), line.get("outcome")) for line in lines] == [
+        ("schedule:run", "reports", entry, None), ("later:cancel", STREAM, first, None),
+        ("later:run", STREAM, second, None), ("schedule:run", "reports", None, "unknown"),
     ]  # fmt: skip
     assert (lines[0]["schedule"], lines[0]["role"], lines[0]["request_id"]) == ("nightly", "local", "why")
