@@ -19,6 +19,7 @@ import pytest
 import redis as redis_py
 
 from tests.http.service import STREAM, Service, problem
+from tests.support.unix_http import unix_browser
 from tests.support.waiting import eventually
 
 TOKEN = "only-for-this-test"
@@ -296,9 +297,7 @@ def test_a_unix_socket_behind_a_proxy(tmp_path: Path, redis_url: str) -> None:
     config = f'[api]\nbind = "unix:{path}"\nroot_path = "/events"\nproduce_timeout_ms = 10000'
     with (
         Service(tmp_path, redis_url, config=config, ready=False, bind="") as service,
-        httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(path)), base_url="http://shop.example", timeout=30, trust_env=False
-        ) as client,
+        unix_browser(path, "http://shop.example") as client,
     ):
         eventually(lambda: client.get("/livez").status_code == 200)
         for prefix in ("", "/events"):

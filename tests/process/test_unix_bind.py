@@ -1,14 +1,12 @@
 """A pool whose HTTP service listens on a unix socket: it serves, the file is removed, a dead one is replaced."""
 
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-
-import httpx
 
 from supervisor.errors import EXIT_USAGE
 from tests.support.pool import Pool
+from tests.support.unix_http import unix_browser
 from tests.support.waiting import eventually
 
 StartPool = Callable[..., Pool]
@@ -20,15 +18,8 @@ HANDLERS = """
 """
 
 
-@contextmanager
-def client(path: Path) -> Iterator[httpx.Client]:
-    transport = httpx.HTTPTransport(uds=str(path))
-    with httpx.Client(base_url="http://pool", transport=transport, timeout=30, trust_env=False) as web:
-        yield web
-
-
 def publish(path: Path) -> None:
-    with client(path) as web:
+    with unix_browser(path, "http://pool") as web:
         eventually(lambda: web.get("/readyz").status_code == 200, what="the service is ready")
         answer = web.post("/v1/streams/orders/messages", json={"n": 1})
         assert answer.status_code == 202, answer.text
