@@ -136,8 +136,14 @@ class Keeper:
             self._shared.set(HeaderField.NAME_TAKEN, 1)
 
     async def _count_backlog(self) -> None:
-        found = await inspect.groups(self._redis, self._groups)
-        unread = await inspect.unread_copies(self._redis, self._groups)
+        try:
+            found = await inspect.groups(self._redis, self._groups)
+            unread = await inspect.unread_copies(self._redis, self._groups)
+        except ResponseError as error:  # one key that is not a stream must not prevent the rest of the housekeeping
+            if is_transient(error):
+                raise
+            self._faults("can't count the backlog", error)
+            return
         self._shared.set(HeaderField.BACKLOG, unread + sum(group.lag for group in found))
         self._shared.set(HeaderField.BACKLOG_NS, time.monotonic_ns())
 

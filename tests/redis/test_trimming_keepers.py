@@ -2,10 +2,14 @@
 
 from typing import Any
 
+from supervisor import Message, handler
+from supervisor.handling.loader import specs_of
+from supervisor.keeper.keeper import Keeper
 from supervisor.keeper.lease import LEASE_MS
 from supervisor.keeper.trimmer import Trimmer
 from supervisor.keys import trimmer_key
 from supervisor.settings.model import Settings
+from supervisor.shared_state import HeaderField, SharedState
 from tests.redis.trimming import STREAM, add, read
 from tests.support.waiting import eventually_async
 
@@ -22,6 +26,24 @@ class Log:
 
     def warning(self, what: str, **details: Any) -> None:
         self.told.append((what, details))
+
+
+async def test_a_key_that_is_not_a_stream_prevents_no_other_work_of_a_keeper_that_scales(every_server: Any) -> None:
+    @handler("wrong", group="g")
+    @handler(STREAM, group="g")
+    async def handle(message: Message) -> None: ...
+
+    limits = {"pool": {"workers_max": 2}, "consumer": {"max_length": 3}}
+    chosen, shared = Settings(redis={"url": every_server.url}, **limits), SharedState()  # type: ignore[arg-type]
+    with every_server.sync() as client:
+        client.set("wrong", "1")
+        add(client, 500)
+        client.xgroup_create(STREAM, "g", "$")
+        keeper = Keeper(chosen, specs_of(chosen, [handle]), shared, "token")
+        await keeper.once()
+        await keeper.close()
+        assert shared.get(HeaderField.KEEPER_REDIS_OK) == 1
+        assert client.xlen(STREAM) == 3
 
 
 async def test_one_keeper_trims_a_stream_at_a_time(every_server: Any) -> None:
