@@ -49,14 +49,18 @@ def listen(paths: PoolPaths) -> socket.socket:
     try:
         path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.setblocking(False)
-        # Before bind, so that the file never exists with wider permissions; macOS ignores this one.
-        with contextlib.suppress(OSError):
-            os.fchmod(listener.fileno(), 0o600)
-        with socket_path(_listed(paths)) as bound:
-            listener.bind(bound)
-        path.chmod(0o600)
-        listener.listen(CLIENTS_MAX)
+        try:
+            listener.setblocking(False)
+            # Before bind, so that the file never exists with wider permissions; macOS ignores this one.
+            with contextlib.suppress(OSError):
+                os.fchmod(listener.fileno(), 0o600)
+            with socket_path(_listed(paths)) as bound:
+                listener.bind(bound)
+            path.chmod(0o600)
+            listener.listen(CLIENTS_MAX)
+        except OSError:
+            listener.close()
+            raise
     except OSError as error:
         raise ConfigError(f"state_dir: {paths.state_dir}: the control socket: {error.strerror}") from None
     return listener

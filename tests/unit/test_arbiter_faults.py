@@ -1,5 +1,6 @@
 """What the arbiter's parts do when something fails, or comes at an odd moment."""
 
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from supervisor.arbiter.rolling_restart import RollingRestart, _Roll
 from supervisor.arbiter.services import NAMES, ServiceGroup
 from supervisor.arbiter.spawn import API, RELAY
 from supervisor.arbiter.stack_dumps import StackDumps
+from supervisor.control import server as control_server
 from supervisor.core.slot import Limits, Slot, State
 from supervisor.errors import ConfigError
 from supervisor.settings.model import Settings
@@ -187,6 +189,12 @@ def test_a_state_directory_without_room_for_locks_is_not_said_to_have_none(tmp_p
     with pytest.raises(ConfigError) as refused:
         lock_state_dir(paths_in(tmp_path))
     assert str(refused.value).startswith(f"state_dir: {tmp_path / 'slots'}: File exists; ")
+
+
+def test_a_control_socket_that_can_not_be_made_is_closed(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the control socket: No such file or directory"):
+        control_server.listen(paths_in(tmp_path / "missing"))
+    gc.collect()  # an open socket would be reported
 
 
 def test_a_system_that_does_not_count_a_threads_waits_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
