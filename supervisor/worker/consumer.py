@@ -16,9 +16,8 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from redis.exceptions import RedisError
-
 from supervisor.broker.group_reader import GroupReader
+from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.core.backoff import backoff_s
 from supervisor.core.lacks import lack_of
 from supervisor.shared_figures import FigureField
@@ -98,7 +97,7 @@ class Consumer:
             try:
                 await self._reader.connect()
                 adopted = await self._scan()
-            except (RedisError, OSError, TimeoutError) as error:
+            except REDIS_FAULTS as error:
                 failures += 1
                 await self._wait_for_redis(error, failures)
                 if self._control.stopping:
@@ -129,7 +128,7 @@ class Consumer:
             try:
                 await self._fetch()
                 return
-            except (RedisError, OSError, TimeoutError) as error:
+            except REDIS_FAULTS as error:
                 failures = 1 if self._answered else failures + 1
                 self._answered = False
                 self._limit.pace.lost()
@@ -201,7 +200,7 @@ class Consumer:
         while reader.may_block and not self.waits_for_redis and time.monotonic() < reader.due_s:
             try:
                 await reader.unblock(self._resources.commands)
-            except (RedisError, OSError, TimeoutError):  # the other connection may have been lost while it was idle
+            except REDIS_FAULTS:  # the other connection may have been lost while it was idle
                 await self._control.until(lambda: not reader.may_block, _RECONNECT_BASE_S)
                 continue
             # Again, if the read had not reached the server yet.
@@ -224,7 +223,7 @@ class Consumer:
             try:
                 if successor is not None:
                     await pending.hand_over(successor)
-            except (RedisError, OSError) as error:  # a keeper does it when Redis is back
+            except REDIS_FAULTS as error:  # a keeper does it when Redis is back
                 self._resources.faults.redis("can't hand over pending messages", error, stream=self.spec.stream)
 
     async def _fetch(self) -> None:

@@ -11,8 +11,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from redis.exceptions import RedisError
-
+from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.worker.consumer import Consumer
 from supervisor.worker.rate_gate import RateGate
 from supervisor.worker.read_limit import ReadLimit
@@ -63,7 +62,7 @@ class LimitedConsumer(Consumer):
     async def run_isolated(self, message: Message) -> None:
         """Run a suspect at once; those that come after it wait for its rate."""
         if self._rates is not None:
-            with contextlib.suppress(RedisError, OSError):
+            with contextlib.suppress(*REDIS_FAULTS):
                 await self._rates.reserve([message], at_once=True)
         await super().run_isolated(message)
 
@@ -78,7 +77,7 @@ class LimitedConsumer(Consumer):
                 due = await rates.take_due(self.executor.limit - self.executor.in_hand)
                 self._start_soon(by_id(due if self._turns is None else self._turns.hold(due)))
                 await rates.end_change()
-            except (RedisError, OSError):
+            except REDIS_FAULTS:
                 await self._find_again()
 
     async def _receive(self) -> Reply:
@@ -111,7 +110,7 @@ class LimitedConsumer(Consumer):
                 starting += await self._admit_new(source, messages)
             if is_backlog:
                 await self._read_ahead(got)
-        except (RedisError, OSError, TimeoutError):  # these have their turns: no scan finds them
+        except REDIS_FAULTS:  # these have their turns: no scan finds them
             self._start_soon(starting)
             raise
         self._start_soon(starting)
@@ -135,7 +134,7 @@ class LimitedConsumer(Consumer):
             if self._turns is not None:
                 messages = by_id(await self._turns.again(messages))
             messages = await self._reserve(messages)
-        except (RedisError, OSError):  # some of them may wait in Redis now: a scan shows which ones
+        except REDIS_FAULTS:  # some of them may wait in Redis now: a scan shows which ones
             if self._turns is not None:
                 self._turns.forget(messages)
             await self._find_again()
@@ -164,7 +163,7 @@ class LimitedConsumer(Consumer):
             return messages
         try:
             starting, waiting = await self._rates.reserve(messages)
-        except (RedisError, OSError):
+        except REDIS_FAULTS:
             if self._turns is not None:
                 self._turns.forget(messages)
             raise
@@ -196,7 +195,7 @@ class LimitedConsumer(Consumer):
         self._admitted, self._started = [], set()
         try:
             adopted = await super()._scan()
-        except (RedisError, OSError, TimeoutError):  # the next scan has to find these again
+        except REDIS_FAULTS:  # the next scan has to find these again
             if self._turns is not None:
                 self._turns.forget(self._admitted)
             raise

@@ -17,9 +17,10 @@ import time
 from typing import TYPE_CHECKING
 
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from supervisor.broker.command_connection import REPLY_SLACK_S, Argument
+from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.broker.scripts import DELETE_CONSUMER
 from supervisor.core.blame import after_crash, marked
 from supervisor.core.ids import parse_id, parse_number
@@ -148,7 +149,7 @@ class PendingList:
 
     async def _try(self, *command: Argument) -> None:
         # Without Redis, the mark in shared memory must do: a fault of Redis must not hold up a message in hand.
-        with contextlib.suppress(RedisError, OSError):
+        with contextlib.suppress(*REDIS_FAULTS):
             await self._commands.call(*command)
 
     @property

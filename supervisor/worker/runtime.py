@@ -12,8 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
-
+from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.context import Context, enter
 from supervisor.core.blame import lone_suspect
 from supervisor.errors import HandlerError
@@ -305,7 +304,7 @@ class Runtime:
             return False
         try:
             return await consumer.charge(message)
-        except (RedisError, OSError):  # not charged this time; Redis is gone again, which others report
+        except REDIS_FAULTS:  # not charged this time; Redis is gone again, which others report
             return False
 
     async def _uncancelled(self, work: Coroutine[Any, Any, None], owner: asyncio.Task[Any] | None) -> None:

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 
 from supervisor.broker.command_connection import pack_command
-from supervisor.broker.redis_errors import is_transient
+from supervisor.broker.redis_errors import REDIS_FAULTS, is_transient
 from supervisor.broker.scripts import ACK_RETRIED, DEAD_LETTER, NOTE_EMITS, RECORD_RETRY
 from supervisor.core.backoff import backoff_s
 from supervisor.core.origin import EMITS_STREAMS_MAX, ORIGINS_S
@@ -228,7 +228,7 @@ class Settler:
         sent, began_ns = self._sent[: len(packed)], monotonic_ns()
         try:
             replies = await self._connection.pipeline(packed)
-        except (RedisError, OSError) as error:
+        except REDIS_FAULTS as error:
             self._faults.redis(_EVENT, error)
             for command in sent:
                 command.repeated = True

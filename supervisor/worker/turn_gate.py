@@ -14,8 +14,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
-
+from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.core.message_key import key_reader, keys_reader
 from supervisor.keys import turn_field
 
@@ -97,7 +96,7 @@ class TurnGate:
         try:
             for at in range(0, len(messages), _ADMITTED_MAX):
                 admitted += await self._admit(source, messages[at : at + _ADMITTED_MAX], new=new)
-        except (RedisError, OSError):  # a scan will find them
+        except REDIS_FAULTS:  # a scan will find them
             self.forget(admitted)
             raise
         return admitted
@@ -198,7 +197,7 @@ class TurnGate:
                 async with asyncio.timeout(LOOK_S):
                     await self._look_now.wait()
             self._look_now.clear()
-            with contextlib.suppress(RedisError, OSError):  # others report it
+            with contextlib.suppress(*REDIS_FAULTS):  # others report it
                 if await self._look():
                     await find_again()
 
@@ -232,7 +231,7 @@ class TurnGate:
         unsure = self._unsure.copy()
         try:
             checked = await self._turns.check(fields, free)
-        except (RedisError, OSError):  # a lost answer may have said what this consumer has to run
+        except REDIS_FAULTS:  # a lost answer may have said what this consumer has to run
             return True
         self._unsure -= unsure
         self.take_over(checked.taken)
