@@ -43,24 +43,28 @@ class UndecodedError(BatchError):
 class _Child:
     """One process, and the worker's end of its socket."""
 
-    def __init__(self, calls: socket.socket, pid: int) -> None:
+    def __init__(self, calls: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
         self.calls = calls
-        self.pid = pid
+        #: Calls that it was given.
         self.done = 0
+        #: Its pid, once it is started; its exit code, once it has ended and its pid may be another process's.
+        self.pid: asyncio.Future[int] = loop.create_future()
+        self.ended: asyncio.Future[int] = loop.create_future()
 
 
 class ProcessPool:
     """The processes of one worker, for all its handlers that run in processes."""
 
     def __init__(self, control: socket.socket, size: int, bug: asyncio.Future[None]) -> None:
-        """`control` is the server's socket. When the server has ended, `bug` fails: no process can be started then."""
+        """Ask the server behind `control` for processes; when it ends, `bug` fails: none can be started any more."""
         self._control = control
         self._bug = bug
         self._loop = asyncio.get_running_loop()
         self._free = asyncio.Semaphore(size)
         self._idle: list[_Child] = []
-        self._starts: deque[asyncio.Future[int]] = deque()
-        self._ends: dict[int, asyncio.Future[int]] = {}
+        self._starting: deque[_Child] = deque()
+        #: By pid.
+        self._living: dict[int, _Child] = {}
         self.size = size
         self._loop.add_reader(control.fileno(), self._news)
 
@@ -97,14 +101,15 @@ class ProcessPool:
     async def _start(self) -> _Child:
         own, its = socket.socketpair()
         own.setblocking(False)
-        started: asyncio.Future[int] = self._loop.create_future()
+        child = _Child(own, self._loop)
         try:
             try:
                 socket.send_fds(self._control, [b"+"], [its.fileno()])
             except ConnectionError:
                 self._server_ended()  # the call ends with the worker
-            self._starts.append(started)
-            return _Child(own, await started)
+            self._starting.append(child)
+            await child.pid
+            return child
         except BaseException:
             own.close()
             raise
@@ -113,9 +118,9 @@ class ProcessPool:
 
     def _end(self, child: _Child, *, kill: bool) -> None:
         child.calls.close()
-        if kill and not self._ends.setdefault(child.pid, self._loop.create_future()).done():
+        if kill and not child.ended.done():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(child.pid, signal.SIGKILL)
+                os.kill(child.pid.result(), signal.SIGKILL)
 
     async def _receive(self, calls: socket.socket, size: int) -> bytes:
         data = bytearray()
@@ -127,12 +132,10 @@ class ProcessPool:
         return bytes(data)
 
     async def _how_it_ended(self, child: _Child) -> str:
-        ended = self._ends.setdefault(child.pid, self._loop.create_future())
-        try:
-            async with asyncio.timeout(_NEWS_S):
-                code = await asyncio.shield(ended)
-        except TimeoutError:
+        await asyncio.wait([child.ended], timeout=_NEWS_S)
+        if not child.ended.done():
             return "the handler's process has closed its connection"
+        code = child.ended.result()
         how = f"was ended by {signal_name(-code)}" if code < 0 else f"left with exit code {code}"
         return f"the handler's process {how}"
 
@@ -153,19 +156,18 @@ class ProcessPool:
 
     def _note(self, said: dict[str, Any]) -> None:
         if "ended" in said:
-            ended = self._ends.pop(said["pid"], None) or self._ends.setdefault(said["pid"], self._loop.create_future())
-            if not ended.done():
-                ended.set_result(said["ended"])
-            while len(self._ends) > PACKET_BYTES_MAX:
-                self._ends.pop(next(iter(self._ends)))
+            ended = self._living.pop(said["pid"], None)
+            if ended is not None:
+                ended.ended.set_result(said["ended"])
             return
-        started = self._starts.popleft()
-        if started.done():
+        child = self._starting.popleft()
+        if child.pid.done():  # its call was cancelled, and it ends because its socket is closed
             return
         if "error" in said:
-            started.set_exception(OSError(said["error"], os.strerror(said["error"]), NO_PROCESS))
+            child.pid.set_exception(OSError(said["error"], os.strerror(said["error"]), NO_PROCESS))
         else:
-            started.set_result(said["pid"])
+            self._living[said["pid"]] = child
+            child.pid.set_result(said["pid"])
 
 
 class ProcessCalls:
@@ -183,7 +185,7 @@ class ProcessCalls:
 
     @property
     def running(self) -> int:
-        """How many run."""
+        """How many calls run."""
         return len(self._began)
 
     def charge_overdue(self) -> None:

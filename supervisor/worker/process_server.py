@@ -96,7 +96,7 @@ def _serve(settings: Settings, specs: Sequence[HandlerSpec], worker: str, contro
 
 
 def _tell_ended(control: socket.socket) -> None:
-    """Tell which children have ended."""
+    """Send the worker the pids and exit codes of children that have ended."""
     with contextlib.suppress(ChildProcessError):  # none is left
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
             _tell(control, pid=ended[0], ended=os.waitstatus_to_exitcode(ended[1]))
@@ -132,13 +132,13 @@ def _read(calls: socket.socket) -> bytes | None:
 
 
 def _exactly(file: Any, size: int) -> bytes | None:
-    data = b""
+    data = bytearray()
     while len(data) < size:
         part = file.read(size - len(data))
         if not part:
             return None
         data += part
-    return data
+    return bytes(data)
 
 
 def _answer(spec: HandlerSpec, sent: list[tuple[str, list[bytes], int]]) -> tuple[Any, BaseException | None]:
