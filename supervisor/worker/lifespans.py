@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,18 @@ class WorkerLifespans:
         return bool(self._lifespans)
 
     async def enter(self) -> Any:
-        """Run each up to its `yield`; return the state for handlers. Raises LifespanFailedError."""
+        """Run each up to its `yield`; return the state for handlers. Raises LifespanFailedError.
+
+        When one fails, or the task is cancelled, those that were entered before are left.
+        """
+        try:
+            return await self._enter_each()
+        except BaseException:
+            with contextlib.suppress(Exception):  # the first error is the one to report
+                await self._stack.aclose()
+            raise
+
+    async def _enter_each(self) -> Any:
         state: Any = {}
         for lifespan in self._lifespans:
             try:
