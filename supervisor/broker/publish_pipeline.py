@@ -72,13 +72,13 @@ class Job:
     lost: bool = False
 
     def use_text(self) -> None:
-        """From now on send the script's text."""
+        """Send the script's text instead of its digest from now on."""
         if self.pack_text is not None:
             self.pieces, self.pack_text = self.pack_text(), None
 
 
 class PublishPipeline:
-    """The way to one server; belongs to one event loop."""
+    """Sends jobs to one server; belongs to one event loop."""
 
     def __init__(self, connection: PipelineConnection, *, timeout_s: float) -> None:
         self._small = JobQueue(connection, timeout_s=timeout_s)
@@ -86,7 +86,7 @@ class PublishPipeline:
         self._spent_s = 0.0
 
     def after(self, spent_s: float) -> Self:
-        """Return the same way for a caller that has waited for `spent_s` already and is answered that much earlier."""
+        """Return this pipeline for a caller that has waited for `spent_s` already: it is answered that much earlier."""
         made = copy(self)
         made._spent_s = spent_s
         return made
@@ -169,7 +169,7 @@ class JobQueue:
     """Sends jobs over one connection, in order."""
 
     def __init__(self, connection: PipelineConnection, *, timeout_s: float, bytes_per_s: float | None = None) -> None:
-        """With `bytes_per_s`, a job gets more time for its bytes and for those before it."""
+        """Send over `connection`; with `bytes_per_s`, a job gets more time for its bytes and for those before it."""
         self._connection = connection
         self._timeout_s = timeout_s
         self._bytes_per_s = bytes_per_s
@@ -179,7 +179,8 @@ class JobQueue:
         self._sending: list[Job] = []
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._elsewhere: asyncio.Task[None] | None = None
+        #: Tasks that send a batch over a second connection.
+        self._elsewhere: set[asyncio.Task[None]] = set()
 
     def add(self, job: Job) -> None:
         """Send the job soon, and give it a deadline. Raises PublishRefusedError when too many wait."""
@@ -200,9 +201,10 @@ class JobQueue:
 
     async def close(self) -> None:
         """Wait for the jobs under way, then disconnect."""
-        for task in (self._task, self._elsewhere):
-            if task is not None:
-                await asyncio.wait([task])
+        if self._task is not None:
+            await asyncio.wait([self._task])
+        if self._elsewhere:
+            await asyncio.wait(self._elsewhere)
         if self._timer is not None:
             self._timer.cancel()
         await self._connection.close()
@@ -267,7 +269,9 @@ class JobQueue:
                 doubt.cancel()
 
     def _send_elsewhere_soon(self, batch: list[Job]) -> None:
-        self._elsewhere = asyncio.create_task(self._send_elsewhere(batch))
+        task = asyncio.create_task(self._send_elsewhere(batch))
+        self._elsewhere.add(task)
+        task.add_done_callback(self._elsewhere.discard)
 
     async def _send_elsewhere(self, batch: list[Job]) -> None:
         """Send the jobs that allow it over a second connection. If that answers, the first is dead and is dropped."""
@@ -285,7 +289,8 @@ class JobQueue:
                     job.use_text()  # the first connection may still use the other form
                 await self._write(jobs, second)
                 await self._receive(jobs, second)
-            await self._connection.drop()
+            if self._sending is batch:  # else the first has answered meanwhile, and may have the next batch in hand
+                await self._connection.drop()
         except REDIS_FAULTS:  # the server is silent: the jobs are answered at their deadline
             pass
         finally:

@@ -185,3 +185,49 @@ async def test_a_slow_lookup_in_a_cluster_leaves_the_publish_less_time(monkeypat
             await router.send(STREAM, lambda node: node.command("XADD", STREAM, "*", "n", 1))
         assert asyncio.get_running_loop().time() - began_s < LIMIT_S * 1.5
         await router.close()
+
+
+async def test_a_connection_that_answers_after_all_is_kept(redis_server: Any, redis: Any) -> None:
+    """It was silent for long, so its job went over a second one, too. Meanwhile it has the next job in hand."""
+    async with Publisher(redis_server.url, timeout_s=30) as publisher:
+        await publisher.publish(STREAM, {"n": "warm"}, key="warm")
+        queue = publisher._router._only._small
+        first, second = SlowAnswers(queue._connection), SlowAnswers(queue._connection.twin())
+        queue._connection.twin = lambda: second.connection
+        early = asyncio.create_task(publisher.publish(STREAM, {"n": "early"}, key="early"))
+        await first.asked.wait()
+        queue._send_elsewhere_soon(queue._sending)
+        (elsewhere,) = queue._elsewhere
+        await second.asked.wait()
+        first.answer()
+        await early
+        late = asyncio.create_task(publisher.publish(STREAM, {"n": "late"}))
+        await first.asked.wait()
+        second.answer()
+        await elsewhere
+        first.answer()
+        await late
+    assert await numbers(redis) == ["warm", "early", "late"]
+
+
+class SlowAnswers:
+    """Has the answers that come over a connection wait."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        #: Somebody waits for an answer.
+        self.asked = asyncio.Event()
+        self._may_answer = asyncio.Event()
+        self._replies = connection.replies
+        connection.replies = self._later
+
+    async def _later(self, count: int) -> Any:
+        self.asked.set()
+        await self._may_answer.wait()
+        self._may_answer.clear()
+        return await self._replies(count)
+
+    def answer(self) -> None:
+        """Let the answer through that somebody waits for."""
+        self.asked.clear()
+        self._may_answer.set()
