@@ -43,6 +43,8 @@ _CONFLICT = 2
 #: How often a publisher notes again that a stream has messages for later.
 _NOTE_S = 60.0
 _NOTED_MAX = 10_000
+#: Makes the script of a text; the digest of each is computed once.
+_script = lru_cache(maxsize=64)(Script)
 
 
 class Published(NamedTuple):
@@ -114,7 +116,7 @@ class Publisher:
     """
 
     def __init__(self, redis: str | Redis, *, timeout_s: float = 5.0, connect_timeout_s: float | None = None) -> None:
-        """`redis`: a URL, or a redis-py asyncio client whose server and credentials are used. Connects later.
+        """Publish to `redis`: a URL, or an asyncio client whose server and credentials are used. Connects later.
 
         `connect_timeout_s` is a shorter limit for connecting.
         """
@@ -223,6 +225,7 @@ class Publisher:
         publishes one message to the stream `keys[0]`, and this function reads from the reply what became of it; the
         HTTP service counts it in its metrics then. Raises as `publish` does, and what `published` raises.
         """
+        self._check_open()
         own = _script(script)
         reply = await self._router.send(
             keys[0] if keys else "", lambda node: node.script(own, keys, *arguments, repeatable=repeatable)
@@ -252,8 +255,9 @@ class Publisher:
         loop = asyncio.get_running_loop()
         found = self._of_loops.get(loop)
         if found is None:
-            for other in [other for other in self._of_loops if other.is_closed()]:
-                del self._of_loops[other]
+            for other in list(self._of_loops):  # threads with loops of their own change it meanwhile
+                if other.is_closed():
+                    self._of_loops.pop(other, None)
             router = self._make()
             found = self._of_loops[loop] = router, _closed_with_its_loop(router)
             with contextlib.suppress(StopIteration):  # it runs up to its `yield`
@@ -326,9 +330,12 @@ class Publisher:
             self._noted_s.clear()
         self._noted_s[stream] = now_s
 
-    def _check(self, stream: str) -> None:
+    def _check_open(self) -> None:
         if self._closed:
             raise UsageError("the publisher is closed")
+
+    def _check(self, stream: str) -> None:
+        self._check_open()
         try:
             stream.encode()
         except UnicodeEncodeError as error:
@@ -338,7 +345,7 @@ class Publisher:
 
 
 async def _closed_with_its_loop(router: NodeRouter) -> AsyncGenerator[None, None]:
-    """Close the router when an event loop ends that nobody has closed the publisher in: it ends its generators."""
+    """Close the router when its event loop ends and the publisher is still open: a loop ends its generators."""
     try:
         yield
     finally:
@@ -352,12 +359,6 @@ def _additions(stream: str, messages: Iterable[Mapping[str, Value]]) -> Iterator
 def _check_confirmed(confirmation: Confirmation, reply: Any, ids: list[str]) -> None:
     if missing := confirmation.missing(reply):
         raise NotConfirmedError(f"stored under {ids[0]}, but {missing}", ids)
-
-
-@lru_cache(maxsize=64)
-def _script(text: str) -> Script:
-    """Return the script of a text; cached, so that its digest is computed once."""
-    return Script(text)
 
 
 def _key_ttl_s(key: str | None, ttl_s: float | None) -> float:

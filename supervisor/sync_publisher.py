@@ -24,7 +24,7 @@ class SyncPublisher:
     """
 
     def __init__(self, redis: str | Redis, *, timeout_s: float = 5.0, connect_timeout_s: float | None = None) -> None:
-        """`redis`: a URL, or a redis-py asyncio client whose server and credentials are used. Connects later."""
+        """Publish to `redis`: a URL, or an asyncio client whose server and credentials are used. Connects later."""
         self._make: Callable[[], Publisher] = lambda: Publisher(
             redis, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s
         )
@@ -81,29 +81,30 @@ class SyncPublisher:
         self.close()
 
     def _run(self, publish: Callable[[Publisher], Awaitable[T]]) -> T:
-        loop = self._started()
+        if self._pid != os.getpid():  # threads do not survive a fork, and connections must not be shared
+            self._lock, self._pid = threading.Lock(), os.getpid()
+            self._loop, self._publisher = None, self._make()
+        with self._lock:  # until it is handed over: in a loop that `close` has ended, it would never be answered
+            loop, publisher = self._started(), self._publisher
 
-        async def call() -> T:
-            return await publish(self._publisher)
+            async def call() -> T:
+                return await publish(publisher)
 
-        future = asyncio.run_coroutine_threadsafe(call(), loop)
+            future = asyncio.run_coroutine_threadsafe(call(), loop)
         try:
             return future.result()
         finally:
             future.cancel()  # when Ctrl-C or a signal's handler has raised here
 
     def _started(self) -> asyncio.AbstractEventLoop:
-        if self._pid != os.getpid():  # threads do not survive a fork, and connections must not be shared
-            self._lock, self._pid = threading.Lock(), os.getpid()
-            self._loop, self._publisher = None, self._make()
-        with self._lock:
-            if self._closed:
-                raise UsageError("the publisher is closed")
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=_serve, args=(self._loop,), name="publisher", daemon=True)
-                self._thread.start()
-            return self._loop
+        """Return the loop, in a thread that runs; call it with the lock. Raises UsageError when it is closed."""
+        if self._closed:
+            raise UsageError("the publisher is closed")
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=_serve, args=(self._loop,), name="publisher", daemon=True)
+            self._thread.start()
+        return self._loop
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:

@@ -25,6 +25,20 @@ def test_a_publisher_in_one_event_loop_after_the_other(redis_server: Any) -> Non
         assert [entry.decode() for entry, _ in redis.xrange(STREAM)] == ids
 
 
+async def test_another_thread_takes_up_a_publisher_meanwhile() -> None:
+    publisher = Publisher("redis://127.0.0.1:1")
+
+    class Loop:
+        """A loop of another thread, whose next one begins to publish at this moment."""
+
+        def is_closed(self) -> bool:
+            publisher._of_loops[object()] = None  # type: ignore[index, assignment]
+            return True
+
+    publisher._of_loops[Loop()] = None  # type: ignore[index, assignment]
+    assert publisher._router
+
+
 def test_a_publisher_in_several_event_loops_at_once(redis_server: Any) -> None:
     publisher = Publisher(redis_server.url)
     ids: list[str] = []
@@ -40,6 +54,27 @@ def test_a_publisher_in_several_event_loops_at_once(redis_server: Any) -> None:
     for thread in threads:
         thread.join()
     assert len(set(ids)) == 200
+
+
+def test_a_publish_is_answered_while_another_thread_closes_the_publisher(
+    redis_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher = SyncPublisher(redis_server.url)
+    publisher.publish(STREAM, {"n": "before"})
+    closing = threading.Thread(target=publisher.close)
+    hand_over = asyncio.run_coroutine_threadsafe
+
+    def hand_over_late(*given: Any) -> Any:
+        if not closing.ident:
+            closing.start()
+            closing.join(0.2)  # it waits, or has closed by now
+        return hand_over(*given)
+
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", hand_over_late)
+    assert publisher.publish(STREAM, {"n": "meanwhile"}).id
+    closing.join()
+    with pytest.raises(UsageError, match="closed"):
+        publisher.publish(STREAM, {"n": "after"})
 
 
 def test_threads_share_a_sync_publisher(redis_server: Any) -> None:

@@ -323,6 +323,9 @@ async def test_closed_means_closed(publisher: Publisher, redis: Any) -> None:
     assert (await last).id
     with pytest.raises(UsageError, match="closed"):
         await publisher.publish(STREAM, {"n": 2})
+    with pytest.raises(UsageError, match="closed"):
+        await publisher.evaluate("return redis.call('XADD', KEYS[1], '*', 'n', '2')", [STREAM])
+    assert await texts(redis) == ["1"]
 
 
 async def test_only_plain_publishes_are_measured(redis_server: Any) -> None:
