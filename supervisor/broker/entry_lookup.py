@@ -18,6 +18,7 @@ from supervisor.broker.scripts import ENTRY_FACTS, TURN_FACTS
 from supervisor.core.entry_fate import Entry, GroupFacts, LaterFact, LetterFact, TurnFact
 from supervisor.core.ids import parse_id, parse_number
 from supervisor.core.message_key import key_of
+from supervisor.core.replayed_copy import name_of_copy
 from supervisor.core.retry_record import parse_retry
 from supervisor.keys import (
     RATES_CONSUMER,
@@ -92,7 +93,7 @@ async def _facts(redis: Redis, entry: Entry, group: str, letters_max: int) -> Gr
 async def _facts_of_message(redis: Redis, entry: Entry, group: str, letters_max: int) -> GroupFacts:
     facts = await _held(redis, entry.stream, group, entry.id, stored=entry.stored)
     if facts.consumer:
-        return await _with_limits(redis, entry, facts, entry.id)
+        return await _with_limits(redis, entry, facts, entry.id.encode())
     copy = await _copy(redis, entry, group)
     if copy is not None:
         return replace(copy, last_delivered=facts.last_delivered, before=facts.before)
@@ -122,8 +123,8 @@ async def _held(redis: Redis, stream: str, group: str, entry_id: str, *, stored:
     )
 
 
-async def _with_limits(redis: Redis, entry: Entry, facts: GroupFacts, name: str) -> GroupFacts:
-    """Add whom a message waits for, or until when; `name` is that of `broker.turns.Place`."""
+async def _with_limits(redis: Redis, entry: Entry, facts: GroupFacts, name: bytes) -> GroupFacts:
+    """Return the facts with what the message waits for, or until when; `name` is that of `broker.turns.Place`."""
     if facts.consumer == RATES_CONSUMER:
         due_ms: Any = await redis.zscore(due_key(entry.stream, facts.group), name)
         behind_ms: Any = await redis.get(behind_key(entry.stream, facts.group))
@@ -137,7 +138,7 @@ async def _with_limits(redis: Redis, entry: Entry, facts: GroupFacts, name: str)
         stored: Any = await redis.execute_command("XRANGE", stream, entry.id, entry.id)
         key = key_of(stored[0][1].get(field)) if stored else None
     else:
-        key = await redis.hget(message_keys_key(stream, group), name)
+        key = await redis.execute_command("HGET", message_keys_key(stream, group), name)
     keys = [stream, replay_key(stream, group), turns_key(stream, group), group_turn_key(stream, group)]
     row = b"" if key is None else turn_field(key)
     before, *found = await redis.eval(TURN_FACTS.text, len(keys), *keys, group, name, row)
@@ -149,12 +150,12 @@ async def _with_limits(redis: Redis, entry: Entry, facts: GroupFacts, name: str)
 async def _copy(redis: Redis, entry: Entry, group: str) -> GroupFacts | None:
     """Return the facts of the copy in the group's replay stream; None when the message is not being replayed."""
     copies = await inspect.copies_of(redis, entry.stream, group, COPIES_MAX)
-    copy = next((copy.decode() for copy, message in copies if message == entry.id.encode()), None)
+    copy = next((copy for copy, message in copies if message == entry.id.encode()), None)
     if copy is None:
         return None
-    facts = await _held(redis, replay_key(entry.stream, group), group, copy, stored=True)
+    facts = await _held(redis, replay_key(entry.stream, group), group, copy.decode(), stored=True)
     if facts.consumer:
-        return await _with_limits(redis, entry, facts, f"{entry.id}@{copy}")
+        return await _with_limits(redis, entry, facts, name_of_copy(entry.id, copy))
     unread = facts.last_delivered is None or parse_id(copy) > parse_id(facts.last_delivered)
     return replace(facts, consumer=REPLAY_CONSUMER) if unread else None  # settled since it was found
 

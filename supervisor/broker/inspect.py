@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 from supervisor.broker.scripts import FIRST_COPIES, TRIMMED_UNREAD, UNREAD
 from supervisor.core.ids import parse_id, parse_number
 from supervisor.core.reclaim import foreign, owner_of
-from supervisor.core.replayed_copy import origin_of
+from supervisor.core.replayed_copy import name_of_copy, origin_of
 from supervisor.core.retry_record import parse_retry
 from supervisor.errors import UsageError
 from supervisor.keys import (
@@ -111,27 +111,33 @@ class PendingInfo:
 
 async def streams(redis: Redis, names: Sequence[str]) -> list[StreamInfo]:
     """Return the streams of those names. Raises redis-py's errors, also for a key that is not a stream."""
+    return [info for info, _ in await _streams_with_groups(redis, names)]
+
+
+async def _streams_with_groups(redis: Redis, names: Sequence[str]) -> list[tuple[StreamInfo, list[dict[str, Any]]]]:
+    """Return each stream with the rows of XINFO GROUPS."""
     replies = await _ask(
         redis, [command for name in names for command in (("XINFO STREAM", name), ("XINFO GROUPS", name))]
     )
-    found = []
-    for name, info, members in zip(names, replies[::2], replies[1::2], strict=True):
-        if info is None:
-            found.append(StreamInfo(name, False, 0, "", "", "", ()))
-            continue
-        first = info["first-entry"]
-        found.append(
-            StreamInfo(
-                stream=name,
-                exists=True,
-                length=info["length"],
-                first_id=_text(first[0]) if first else "",
-                last_id=_text(info["last-generated-id"]),
-                max_deleted_id=_text(info.get("max-deleted-entry-id", "")),
-                groups=tuple(_text(member["name"]) for member in members or ()),
-            )
-        )
-    return found
+    return [
+        (_stream(name, info, rows or []), rows or [])
+        for name, info, rows in zip(names, replies[::2], replies[1::2], strict=True)
+    ]
+
+
+def _stream(name: str, info: dict[str, Any] | None, rows: list[dict[str, Any]]) -> StreamInfo:
+    if info is None:
+        return StreamInfo(name, False, 0, "", "", "", ())
+    first = info["first-entry"]
+    return StreamInfo(
+        stream=name,
+        exists=True,
+        length=info["length"],
+        first_id=_text(first[0]) if first else "",
+        last_id=_text(info["last-generated-id"]),
+        max_deleted_id=_text(info.get("max-deleted-entry-id", "")),
+        groups=tuple(_text(row["name"]) for row in rows),
+    )
 
 
 async def groups(redis: Redis, pairs: Iterable[tuple[str, str]]) -> list[GroupInfo]:
@@ -140,10 +146,9 @@ async def groups(redis: Redis, pairs: Iterable[tuple[str, str]]) -> list[GroupIn
     if not wanted:
         return []
     names = list(dict.fromkeys(stream for stream, _ in wanted))
-    infos = {info.stream: info for info in await streams(redis, names)}
-    members = dict(zip(names, await _ask(redis, [("XINFO GROUPS", name) for name in names]), strict=True))
+    found = dict(zip(names, await _streams_with_groups(redis, names), strict=True))
     now_ms = await server_time_ms(redis)
-    return [await _group(redis, infos[stream], members[stream] or [], group, now_ms) for stream, group in wanted]
+    return [await _group(redis, *found[stream], group, now_ms) for stream, group in wanted]
 
 
 async def foreign_consumers(redis: Redis, names: Iterable[str]) -> set[str]:
@@ -193,34 +198,36 @@ async def pending(redis: Redis, stream: str, group: str, count: int = 100) -> li
     except ResponseError as error:
         if not str(error).startswith("NOGROUP"):
             raise
-        if copies:
-            return copies
-        known = (await streams(redis, [stream]))[0].groups
-        hint = did_you_mean(group, known) or (f" (there are: {', '.join(known)})" if known else "")
-        raise UsageError(f"stream {stream!r} has no group {group!r}{hint}") from None
+        if not copies:
+            known = (await streams(redis, [stream]))[0].groups
+            hint = did_you_mean(group, known) or (f" (there are: {', '.join(known)})" if known else "")
+            raise UsageError(f"stream {stream!r} has no group {group!r}{hint}") from None
+        rows = []
     retries = await _retries(redis, stream, group, [row["message_id"] for row in rows])
-    found = [*(_pending(row, retry) for row, retry in zip(rows, retries, strict=True)), *copies][:count]
-    found = await _with_rates(redis, stream, group, found)
+    own = [(row["message_id"], _pending(row, retry)) for row, retry in zip(rows, retries, strict=True)]
+    found = await _with_rates(redis, stream, group, [*own, *copies][:count])
     strangers = await foreign_consumers(redis, (one.consumer for one in found))
     return [replace(one, foreign=True) if one.consumer in strangers else one for one in found]
 
 
-async def _with_rates(redis: Redis, stream: str, group: str, found: list[PendingInfo]) -> list[PendingInfo]:
-    """Add when those that wait for their rate are due."""
-    waiting = [one.id for one in found if one.consumer == RATES_CONSUMER]
+async def _with_rates(
+    redis: Redis, stream: str, group: str, named: list[tuple[bytes, PendingInfo]]
+) -> list[PendingInfo]:
+    """Return the messages, with the due time of those that wait for their rate, which knows them by these names."""
+    waiting = [name for name, one in named if one.consumer == RATES_CONSUMER]
     if not waiting:
-        return found
+        return [one for _, one in named]
     pipe = redis.pipeline(transaction=False)
     pipe.get(behind_key(stream, group))
-    for message_id in waiting:
-        pipe.zscore(due_key(stream, group), message_id)
+    for name in waiting:
+        pipe.execute_command("ZSCORE", due_key(stream, group), name)
     behind_ms, *times = await pipe.execute()
     due_ms = {
-        message_id: int(ms) + (parse_number(behind_ms) or 0)
-        for message_id, ms in zip(waiting, times, strict=True)
+        name: int(ms) + (parse_number(behind_ms) or 0)
+        for name, ms in zip(waiting, times, strict=True)
         if ms is not None
     }
-    return [replace(one, next_due_ms=due_ms.get(one.id, one.next_due_ms)) for one in found]
+    return [replace(one, next_due_ms=due_ms.get(name, one.next_due_ms)) for name, one in named]
 
 
 async def copies_of(redis: Redis, stream: str, group: str, count: int) -> list[tuple[bytes, bytes]]:
@@ -242,8 +249,8 @@ async def unread_copies(redis: Redis, pairs: Iterable[tuple[str, str]]) -> int:
     return unread
 
 
-async def _pending_copies(redis: Redis, stream: str, group: str, count: int) -> list[PendingInfo]:
-    """Return at most `count` replayed messages as pending ones, with the ids of the messages."""
+async def _pending_copies(redis: Redis, stream: str, group: str, count: int) -> list[tuple[bytes, PendingInfo]]:
+    """Return at most `count` replayed messages as pending ones, with their names and the ids of the messages."""
     copies, key = await copies_of(redis, stream, group, count), replay_key(stream, group)
     if not copies:
         return []
@@ -253,7 +260,7 @@ async def _pending_copies(redis: Redis, stream: str, group: str, count: int) -> 
     retries = await _retries(redis, key, group, [entry for entry, _ in copies])
     unread = {"consumer": REPLAY_CONSUMER, "time_since_delivered": 0, "times_delivered": 0}
     return [
-        _pending({**held.get(entry, unread), "message_id": message}, retry)
+        (name_of_copy(message.decode(), entry), _pending({**held.get(entry, unread), "message_id": message}, retry))
         for (entry, message), retry in zip(copies, retries, strict=True)
     ]
 

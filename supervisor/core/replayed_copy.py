@@ -21,8 +21,13 @@ def original(entry_id: bytes, flat: Sequence[bytes]) -> tuple[bytes, Sequence[by
 
 
 def origin_of(entry_id: bytes, flat: Sequence[bytes]) -> bytes:
-    """Return only the id; the first field is enough."""
+    """Return the id of the message that the entry is a copy of; `flat` needs no more than the first field."""
     return flat[1] if len(flat) >= _PAIR and flat[0] == _ORIGIN and _is_id(flat[1]) else entry_id
+
+
+def name_of_copy(message_id: str, copy: bytes) -> bytes:
+    """Return how turns and rates name a copy: `<id of the message>@<id of the copy>`."""
+    return message_id.encode() + b"@" + copy
 
 
 def _is_id(text: bytes) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from supervisor.broker.rates import Rates, Request
 from supervisor.core.message_key import cost_reader, key_reader
 from supervisor.core.rate import parse_rate
+from supervisor.core.replayed_copy import name_of_copy
 from supervisor.core.retry_record import parse_retry
 
 if TYPE_CHECKING:
@@ -123,5 +124,5 @@ class RateGate:
         except Exception as error:
             self._failures.failed(message, error)
             return None
-        name = message.id.encode() + b"@" + message.entry if source.replays else message.entry
+        name = name_of_copy(message.id, message.entry) if source.replays else message.entry
         return Request(name, key, cost)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.core.message_key import key_reader, keys_reader
+from supervisor.core.replayed_copy import name_of_copy
 from supervisor.keys import turn_field
 
 if TYPE_CHECKING:
@@ -273,7 +274,7 @@ class TurnGate:
                     self._failures.failed(message, error)
                 continue
             found.append(message)
-            name = message.id.encode() + b"@" + message.entry if replays else message.entry
+            name = name_of_copy(message.id, message.entry) if replays else message.entry
             places.append((name, b"" if key is None else turn_field(key)))
         return found, places
 

@@ -9,10 +9,10 @@ import structlog
 from supervisor import Message, Reject, handler
 from supervisor.broker.entry_lookup import collect
 from supervisor.broker.inspect import groups, pending
-from supervisor.broker.replay import drop, replay
+from supervisor.broker.replay import REPLAYED, drop, replay
 from supervisor.core.entry_fate import Fate, TurnFact, explain
 from supervisor.keeper.reaper import Reaper
-from supervisor.keys import message_keys_key
+from supervisor.keys import RATES_CONSUMER, dead_key, message_keys_key
 from supervisor.shared_state import HeaderField, SharedState, SlotField
 from supervisor.worker import turn_gate
 from tests.redis.limited import GROUP, ROW, STREAM, Log, fields, in_order, is_held, is_missing, nothing_left, pools
@@ -220,6 +220,16 @@ async def test_explain_says_whose_turn_it_is_and_until_when_a_rate_holds(redis: 
     (info,) = await groups(redis, [("calls", GROUP)])
     assert (info.waiting_rate, info.consumers) == (1, 1)
     assert [one.next_due_ms for one in await pending(redis, "calls", GROUP)] == [waits.facts.next_due_ms]
+    await redis.xadd(dead_key("calls", GROUP), {"id": "1-1", "field:n": 2})
+    assert [outcome.outcome for outcome in await replay(redis, await letters(redis, "calls", GROUP))] == [REPLAYED]
+
+    async def of_copy() -> Any:
+        (*_, one) = await pending(redis, "calls", GROUP)
+        return one if one.consumer == RATES_CONSUMER and one.id == "1-1" else None
+
+    copy = await eventually_async(of_copy)
+    (one,) = explain(*await collect(redis, "calls", "1-1")).groups
+    assert copy.next_due_ms == one.facts.next_due_ms > waits.facts.next_due_ms
     go_on.set()
     await worker.stop()
 
