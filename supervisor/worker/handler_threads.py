@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ class HandlerThreads(ThreadPoolExecutor):
         self._lacks = lacks
         self._loop = asyncio.get_running_loop()
         self._due_ns: dict[object, int] = {}
+        self._due_lock = threading.Lock()
         self._retry: asyncio.TimerHandle | None = None
 
     def _adjust_thread_count(self) -> None:
@@ -51,14 +53,16 @@ class HandlerThreads(ThreadPoolExecutor):
                 self._retry = self._loop.call_later(0, self._try_again)
 
     def began(self, call: object, until_s: float) -> None:
-        """Note that a call runs, and until when it may."""
-        self._due_ns[call] = int(until_s * 1e9)
-        self._publish()
+        """Note that a call runs, and until when it may. Called by its thread, as `ended` is."""
+        with self._due_lock:
+            self._due_ns[call] = int(until_s * 1e9)
+            self._publish()
 
     def ended(self, call: object) -> None:
-        """Note that it has ended."""
-        del self._due_ns[call]
-        self._publish()
+        """Note that the call has ended."""
+        with self._due_lock:
+            del self._due_ns[call]
+            self._publish()
 
     def _publish(self) -> None:
-        self._shared.set(SlotField.THREADS_UNTIL_NS, max(self._due_ns.copy().values(), default=0))
+        self._shared.set(SlotField.THREADS_UNTIL_NS, max(self._due_ns.values(), default=0))
