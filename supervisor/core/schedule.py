@@ -9,12 +9,13 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from supervisor.core.cron import ticks_after, ticks_until
 from supervisor.core.encode import encode_fields
+from supervisor.core.ids import parse_number
 from supervisor.settings.model import Settings
 from supervisor.settings.schedule_section import ScheduleSettings
 
@@ -35,9 +36,9 @@ class LastTick:
 
     @classmethod
     def parse(cls, text: str) -> "LastTick":
-        """Read `<ms> <when>`."""
+        """Return the tick of `<ms> <when>`; its time is 0 where that is not a number."""
         ms, _, when = text.partition(" ")
-        return cls(int(ms) if ms.isdigit() else 0, when)
+        return cls(parse_number(ms) or 0, when)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +55,13 @@ class Schedule:
 
     @classmethod
     def of(cls, name: str, settings: ScheduleSettings) -> "Schedule":
-        """Make it from its settings."""
+        """Return the schedule of these settings."""
         every_ms = round(settings.every * 1000)
         return cls(name, settings.stream, settings.cron, every_ms, settings.timezone, settings.fields, settings.missed)
 
     @property
     def when(self) -> str:
-        """When it comes, in a form for Redis and for people."""
+        """The times of the ticks in words, for Redis and for people."""
         return f"{self.cron} {self.timezone}" if self.cron else f"every {self.every_ms / 1000:g} s"
 
     def message(self, tick_ms: int) -> dict[str, str]:
@@ -90,8 +91,8 @@ class Schedule:
 
     def due(self, last: LastTick, now_ms: int) -> list[int]:
         """Return the ticks to publish now, in order: those after the last one, as `missed` says."""
-        newest = list(islice(self.until(now_ms), MISSED_MAX if self.missed == "all" else 1))
-        ticks = [tick for tick in newest if tick > last.ms]
+        newest = islice(self.until(now_ms), MISSED_MAX if self.missed == "all" else 1)
+        ticks = list(takewhile(lambda tick: tick > last.ms, newest))
         missed = self.missed if last.when == self.when else "skip"
         if missed == "skip":
             ticks = [tick for tick in ticks[:1] if now_ms - tick <= GRACE_MS]

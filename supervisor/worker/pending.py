@@ -174,7 +174,7 @@ class PendingList:
             self._source.figures.add(FigureField.RECLAIMED_DRAIN, len(claimed))
             start = "(" + ids[-1].decode()
         await self._commands.script(DELETE_CONSUMER, [key], group, consumer)
-        self._source.marks.clear()  # they tell nothing of what this consumer is given later
+        self._source.marks.clear()  # they say nothing about what this consumer is given later
 
     def _note_reclaimed(self, messages: int) -> None:
         """Count what a predecessor left, with the time since its end where that is known."""
@@ -228,12 +228,11 @@ class PendingList:
         key, consumer, marks = self._source.isolated, self._resources.consumer, self._source.marks
         by_id = {message.entry: message for message in found}
         isolated = marks.isolated()  # which takes precedence: the arbiter saw why that process ended
-        if self._is_memory_new and (noted := await self._commands.call("HGET", key, consumer)):
-            isolated = parse_id(noted)
-        entry = marked(by_id, isolated)
+        noted = await self._commands.call("HGET", key, consumer) if self._is_memory_new else None
+        entry = noted if noted in by_id else marked(by_id, isolated)
         if entry is not None:
             marks.raise_started(*parse_id(entry))
-        if isolated is not None or not self._is_memory_new:  # what Redis has may be older than shared memory
+        if noted or isolated is not None or not self._is_memory_new:  # Redis's mark may be older than shared memory
             # Before the message is charged: no crash is counted twice.
             await self._commands.call("HDEL", key, consumer)
             marks.set_isolated(0, 0)
@@ -254,7 +253,7 @@ class PendingList:
             )
             often |= {entry for entry, _, _, deliveries in page if deliveries >= self._spec.options.max_crashes}
             start = b"(" + page[-1][0] if page else b""
-        if often:  # which tells nothing of the last crash
+        if often:  # which says nothing about the last crash
             self._resources.shared.set(SlotField.ISOLATING, 1)
         return frozenset(often)
 

@@ -158,6 +158,21 @@ async def test_a_worker_that_leaves_before_it_could_read_keeps_its_predecessors_
     assert fields.get(SlotField.ISOLATING) == 0 and row.started() == (0, 0)
 
 
+async def test_a_mark_in_redis_that_no_worker_wrote_is_removed(redis_url: str, redis: Redis) -> None:
+    handled = asyncio.Event()
+
+    @handler(STREAM, group=GROUP)
+    async def handle(message: Message) -> None:
+        handled.set()
+
+    await redis.hset(isolated_key(STREAM, GROUP), "host:0", "no id")  # type: ignore[misc]
+    await redis.xadd(STREAM, {"n": 1})
+    worker = Worker(redis_url, [handle], SharedState())
+    await eventually_async(lambda: handled.is_set() or worker.task.done())
+    await worker.stop()
+    assert not await redis.exists(isolated_key(STREAM, GROUP))
+
+
 async def test_suspects_that_did_not_run_before_a_drain_stay_suspects(redis_url: str, redis: Redis) -> None:
     shared = SharedState()
     ids = [await redis.xadd(STREAM, {"n": n}) for n in range(3)]

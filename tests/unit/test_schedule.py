@@ -156,6 +156,7 @@ def test_what_redis_holds_of_a_schedule_is_read_again() -> None:
     schedule = cron("0 3 * * *", "Europe/Vienna")
     assert LastTick.parse(f"12 {schedule.when}") == LastTick(12, schedule.when)
     assert LastTick.parse("what is this") == LastTick(0, "is this")
+    assert LastTick.parse("² is this") == LastTick(0, "is this"), "a digit, and no number"
 
 
 # Settings
