@@ -10,7 +10,7 @@ from typing import Any
 
 VARIABLE = "SUPERVISOR_PURE_PYTHON"
 _OFF = ("", "0")
-#: Of the interface of `_entries.c`, which has the same constant. A checkout may be newer than what was built in it.
+#: The revision of the interface, as in `_entries.c`. A checkout may be newer than the module that was built in it.
 REVISION = 2
 
 

@@ -110,7 +110,7 @@ class Context:
 
 
 class InHand(Protocol):
-    """Who has messages in hand."""
+    """What has messages in hand: a runner, or a call in a thread."""
 
     @property
     def messages(self) -> Sequence[Message]:

@@ -167,9 +167,9 @@ class PortInUseError(ConfigError):
 
 
 def inherited_sockets() -> tuple[list[socket.socket], Callable[[], object], int] | None:
-    """Return what the arbiter passed to this process, if anything: sockets, and the number of the process.
+    """Return what the arbiter passed to this process: sockets, what reports that they are served, and its number.
 
-    Between them is what reports that the sockets are served.
+    None where it passed nothing.
     """
     text = os.environ.pop(HTTP_FDS_VARIABLE, None)
     if text is None:

@@ -177,8 +177,8 @@ class FaultLog:
     """
 
     def __init__(self, log: Any, may_log_outage: Callable[[], bool] = lambda: True) -> None:
-        """`log` is a structlog logger. `may_log_outage` is asked before a line about Redis: `outage_turn`."""
-        self.log = self._log = log
+        """Log to `log`, a structlog logger. `may_log_outage` is asked before a line about Redis: `outage_turn`."""
+        self.log = log
         self._may_log_outage = may_log_outage
         self._limiter = Limiter()
         #: The operations that fail now because of Redis, oldest first.
@@ -201,7 +201,7 @@ class FaultLog:
         raised = fields.pop("exc_info", None)
         if isinstance(raised, BaseException):
             fields["exception"] = public_traceback(raised)
-        getattr(self._log, level)(event, error=public_summary(error), repeated=repeated or None, **fields)
+        getattr(self.log, level)(event, error=public_summary(error), repeated=repeated or None, **fields)
 
     def redis(self, event: str, error: BaseException, **fields: object) -> None:
         """Log that an operation failed because of Redis; the line names the other operations that fail too."""
@@ -215,7 +215,7 @@ class FaultLog:
         others = [other for other in self._open if other != operation]
         also = ", ".join(others[:_ALSO_MAX]) + (", ..." if len(others) > _ALSO_MAX else "")
         self._logged, self._reasons = {"what": operation, "error": reason}, {}
-        self._log.warning(event, **fields, error=reason, also=also or None, repeated=repeated or None)
+        self.log.warning(event, **fields, error=reason, also=also or None, repeated=repeated or None)
 
     def resolved(self, event: str, **fields: object) -> None:
         """Note that an operation works; logged when nothing fails any more and the outage was logged."""
@@ -223,7 +223,7 @@ class FaultLog:
             return
         self._open.pop(_operation(event, fields), None)
         if self._logged and not self._open:
-            self._log.info("works again", what=self._logged["what"], reasons=list(self._reasons) or None)
+            self.log.info("works again", what=self._logged["what"], reasons=list(self._reasons) or None)
             self._logged, self._reasons = {}, {}
 
 
@@ -253,7 +253,7 @@ def outage_turn(shared: SharedState) -> Callable[[], bool]:
 
 
 def _operation(event: str, fields: dict[str, object]) -> str:
-    """`can't read stream=events group=mail`."""
+    """Return the event with its fields: `can't read stream=events group=mail`."""
     return " ".join([event, *(f"{name}={value}" for name, value in fields.items())])
 
 

@@ -12,7 +12,7 @@ from typing import Protocol
 #: Upper bounds in seconds; each histogram has one more bucket for what is above the last one.
 PROCESS_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 WAIT_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0, 300.0, 3600.0)
-#: Of commands to Redis, and of the time from a worker's end to the adoption of its messages: 14 buckets each.
+#: Bounds for commands to Redis, and for the time from a worker's end to the adoption of its messages: 14 buckets each.
 REDIS_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 RECLAIM_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 #: A message that takes no longer is in the first bucket: it needs no clock reading of its own.

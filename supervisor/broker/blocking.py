@@ -1,4 +1,4 @@
-"""Makes redis-py's blocking client for every form of URL: for plain functions, which run in threads."""
+"""Makes redis-py's blocking client for every form of URL, for plain functions, which run in threads."""
 
 from time import monotonic
 from typing import Any, cast

@@ -48,7 +48,7 @@ class CommandConnection:
     def __init__(
         self, url: str, *, key: str = "", name: str = "", connect_timeout_s: float = 5.0, limit_s: float = 5.0
     ) -> None:
-        """Talk to the server of `key` in a cluster; a command or a small pipeline may take `limit_s`."""
+        """Prepare, in a cluster for the server of `key`; a command or a small pipeline may take `limit_s`."""
         self._connection = connection(url, key=key, connect_timeout_s=connect_timeout_s, name=name, parser=ReplyParser)
         #: None before the first use, after an error, and where the connection is not one of redis-py's with hiredis.
         self._replies: Replies | None = None

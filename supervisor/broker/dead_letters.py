@@ -58,8 +58,10 @@ async def by_ids(
     alone: bool = False,
     scan_max: int | None = None,
 ) -> dict[str, Letter]:
-    """Return for each id the letter of that id, or else the first letter of the message of that id; missing ids are
-    left out. Without `own` an id is always a message's.
+    """Return the letter of each id; missing ids are left out.
+
+    An id is a letter's own, or else that of a message, whose first letter is returned. Without `own` it is always that
+    of a message.
 
     Redis makes both ids from the time, so a letter may have the id of another letter's message. Programs mean the
     letter, which they have listed; a person may have the id from a log. With `alone` such an id raises UsageError,

@@ -13,7 +13,7 @@ class Deadline:
     """
 
     def __init__(self) -> None:
-        #: Of the first wait; asking for the running loop is a system call.
+        #: The loop of the first wait: asking for the running loop is a system call.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         #: When it fires.

@@ -1,4 +1,4 @@
-"""What a connection drives in place of redis-py: the compiled reader, writes and replies without asyncio's streams."""
+"""Reads and writes a redis-py connection without asyncio's streams, with the compiled reader where it was built."""
 
 import asyncio
 from collections.abc import Callable

@@ -50,11 +50,11 @@ class Waiting(NamedTuple):
 
     @property
     def id(self) -> str:
-        """The id to cancel it by."""
+        """The message's id, by which it can be cancelled."""
         return self.message.id if self.message else digest_of(self.member)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it for JSON; `due` is null for a malformed message."""
+        """Return the message for JSON; `due` is null for a malformed one."""
         known: dict[str, Any] = {"stream": self.stream, "id": self.id, "due": None}
         if not isinf(self.due_ms):
             known["due"] = moment(self.due_ms).isoformat(timespec="milliseconds")
@@ -176,7 +176,7 @@ async def noted_streams(redis: Redis) -> dict[str, int]:
 
 
 async def forget_empty(redis: Redis, stream: str, noted_ms: int) -> bool:
-    """Forget a stream that was noted then, if nothing waits for it; return whether nothing does."""
+    """Forget a stream that was noted at `noted_ms`, if no message waits for it; return whether none does."""
     if await redis.exists(later_key(stream)):
         return False
     await redis.eval(FORGET_STREAM.text, 1, LATER_STREAMS_KEY, stream, noted_ms)

@@ -30,7 +30,7 @@ class NodeRouter:
     """Holds one pipeline for each node; belongs to one event loop."""
 
     def __init__(self, source: str | Redis, *, timeout_s: float, connect_timeout_s: float | None = None) -> None:
-        """`source`: a URL, or a client whose server and credentials are used. Connects later."""
+        """Prepare; the first publish connects. `source`: a URL, or a client whose server and credentials are used."""
         self._source = source
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s or timeout_s

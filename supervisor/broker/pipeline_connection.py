@@ -36,9 +36,10 @@ class PipelineConnection:
     """
 
     def __init__(self, source: str | Redis, *, connect_timeout_s: float, at: Address | None = None) -> None:
-        """`source`: a URL, or a client whose server and credentials are used; its own connections are not.
+        """Prepare the connection; `open` connects.
 
-        `at`: the node, where the URL names a cluster.
+        `source`: a URL, or a client whose server and credentials are used, but not its connections. `at`: the node,
+        where the URL names a cluster.
         """
         self._source = source
         self._connect_timeout_s = connect_timeout_s

@@ -71,7 +71,7 @@ def is_transient(error: exceptions.ResponseError) -> bool:
 
 
 def permanent_cause(error: BaseException) -> str:
-    """Describe what waiting will not mend (credentials, rights, certificates, URL) and the fix; empty otherwise."""
+    """Return what waiting will not mend (credentials, rights, certificates, URL) and the fix; empty otherwise."""
     for cause in causes(error):
         if isinstance(cause, ssl.SSLError) and (text := _tls_cause(cause)):
             return text
@@ -87,12 +87,12 @@ def permanent_cause(error: BaseException) -> str:
 
 
 _CLIENT_CERTIFICATE = "ssl_certfile=FILE&ssl_keyfile=FILE in the URL"
-#: What a connection that the other end has closed is called: it depends on who was first, the reader or the writer.
+#: Error texts for a connection that the other end has closed: the reader and the writer notice it in different ways.
 _HUNG_UP = ("closed by server", "reset by peer", "Connection lost", "Broken pipe")
 
 
 def likely_cause(url: str, error: BaseException) -> str:
-    """Guess whether client and server disagree on TLS, as only one side notices; a suffix for the error's text."""
+    """Return a suffix for the error's text where client and server probably disagree on TLS, which one side notices."""
     scheme, _, rest = url.partition("://")
     if scheme == "unix" or not rest:
         return ""

@@ -41,14 +41,16 @@ class Outcome:
     error: ResponseError | None = None
 
     def as_dict(self) -> dict[str, str]:
-        """Return it for JSON."""
+        """Return the outcome for JSON."""
         found = {"letter_id": self.letter.letter_id, "id": self.letter.id, "outcome": self.outcome}
         return found | ({"error": f"{code_of(self.error)}: {self.error}"} if self.error else {})
 
 
 async def replay(redis: Redis, letters: Sequence[Letter]) -> list[Outcome]:
-    """Replay the letters' messages. Raises redis-py's errors when the connection is lost: what was done is then
-    unknown, and the call may be repeated."""
+    """Replay the letters' messages.
+
+    Raises redis-py's errors when the connection is lost: what was done is then unknown, and the call may be repeated.
+    """
     outcomes = iter(await _each(redis, [letter for letter in letters if _message_id(letter)], _replay_command))
     return [next(outcomes) if _message_id(letter) else Outcome(letter, "no-id") for letter in letters]
 

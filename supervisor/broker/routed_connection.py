@@ -93,7 +93,7 @@ class LostConnectionMixin(AbstractConnection):
     """Replaces a lost connection at `connect` and reports a loss as ConnectionError; goes before redis-py's class."""
 
     def __init__(self, *, client_name: str | None = None, **options: Any) -> None:
-        """`client_name` is shown in CLIENT LIST where the server allows CLIENT SETNAME."""
+        """Prepare as redis-py does; CLIENT LIST shows `client_name` where the server allows CLIENT SETNAME."""
         super().__init__(**options)
         self._shown_name = client_name
         #: When something was sent last, by `time.monotonic`.
@@ -180,7 +180,7 @@ class RoutedConnection(LostConnectionMixin, Connection):
     """A connection to the server of one key."""
 
     def __init__(self, *, route: Route, key: str = "", **options: Any) -> None:
-        """`route` finds the server of `key`."""
+        """Prepare a connection to the server of `key`, which `route` finds."""
         super().__init__(**options)
         self._route = route
         self._key = key

@@ -72,7 +72,7 @@ class FirstResponder:
     """Asks several servers in turn until one answers, and stays connected to that one."""
 
     def __init__(self, hosts: Iterable[Address], kind: type[Connection], options: dict[str, Any]) -> None:
-        """`options` are those of redis-py's connections without host and port."""
+        """Prepare one connection for each host; `options` are redis-py's, without host and port."""
         self._connections = [kind(**{**options, "host": host, "port": port}) for host, port in hosts]
 
     async def ask(self, *command: str) -> tuple[Address, Any]:
@@ -113,7 +113,7 @@ class SentinelRoute:
     """The master that Sentinel names, for all keys."""
 
     def __init__(self, hosts: Sequence[Address], master: str, kind: type[Connection], options: dict[str, Any]) -> None:
-        """`hosts` are the sentinels, `options` those of connections to them."""
+        """Ask the sentinels `hosts`; `options` are those of connections to them."""
         self._hosts = hosts
         self._master = master
         self._kind = kind
@@ -184,19 +184,21 @@ class ClusterRoute:
     """The cluster node that owns the key's slot."""
 
     def __init__(self, hosts: Sequence[Address], kind: type[Connection], options: dict[str, Any]) -> None:
-        """`hosts` are some of the nodes, `options` those of connections to them."""
+        """Ask the nodes, of which `hosts` are some; `options` are those of connections to them."""
         self._seeds = hosts
         self._known: list[Address] = []
         self._kind = kind
         self._options = options
 
     async def find(self, key: str, moved_to: Address | None) -> Address:
-        """Return `moved_to`, which a MOVED reply has named and other nodes may not know yet, or else the owner as the
-        first responding node says. Raises redis-py's errors."""
+        """Return `moved_to`, or else the owner as the first responding node says. Raises redis-py's errors.
+
+        `moved_to` was named by a MOVED reply; other nodes may not know of it yet.
+        """
         return moved_to or slot_owner(await self.slots(), key)
 
     async def slots(self) -> list[SlotRange]:
-        """Ask who owns which slots. Raises redis-py's errors when no node answers."""
+        """Return which node owns which slots. Raises redis-py's errors when no node answers."""
         nodes = FirstResponder(dict.fromkeys((*self._known, *self._seeds)), self._kind, self._options)
         try:
             asked, reply = await nodes.ask("CLUSTER", "SLOTS")

@@ -1,4 +1,4 @@
-"""What Redis holds of schedules: their last ticks and which are paused; publishes their messages."""
+"""Reads and changes what Redis holds of schedules (last ticks, pauses), and publishes their messages."""
 
 import time
 from collections.abc import Sequence

@@ -79,7 +79,7 @@ class Turns:
     def __init__(
         self, commands: CommandConnection, stream: str, group: str, consumer: str, *, per_key: int, per_group: int
     ) -> None:
-        """`per_group` 0: the group has no limit."""
+        """Prepare for one consumer; with 0 as `per_group`, the group has no limit."""
         self._commands = commands
         self._stream = stream
         self._group = group
@@ -124,7 +124,7 @@ class Turns:
         return Admission([number - 1 for number in idle], _taken(taken))
 
     async def note_keys(self, places: Sequence[Place]) -> None:
-        """Note the keys of messages, for those who explain whose turn it is; a full server keeps none."""
+        """Note the keys of messages, for `explain`; a full server keeps none."""
         pairs = [word for name, field in places if field for word in (name, field[1:])]
         if pairs:
             with contextlib.suppress(OutOfMemoryError):

@@ -1,11 +1,13 @@
-"""The circuit breaker of a handler: when everything fails, what it uses is away, and attempts must not be burnt. Pure.
+"""The circuit breaker of a handler: stops its messages while nearly all of them fail. Pure.
+
+Then what the handler uses is away, and more attempts would only be used up.
 
 - closed: messages run. The circuit opens when nearly all of them have failed for some seconds.
 - open: no message is started. After a while, one is, as a probe.
 - half open: the probe succeeded, so a few run, and twice as many after each round that went well. When enough go well
   the circuit closes; when they fail it opens again, for longer.
 
-A message that waits for the circuit is not charged with an attempt.
+A message that waits for the circuit uses up no attempt.
 """
 
 from collections.abc import Callable

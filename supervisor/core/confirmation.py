@@ -14,7 +14,7 @@ class Confirmation(NamedTuple):
 
     @property
     def command(self) -> tuple[str | int, ...]:
-        """The command that waits for it."""
+        """The command that waits until the writes before it are confirmed."""
         if self.aof:
             return ("WAITAOF", 1, self.replicas, self.limit_ms)
         return ("WAIT", self.replicas, self.limit_ms)

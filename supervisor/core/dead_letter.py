@@ -39,7 +39,7 @@ class Letter:
     fields: dict[str, str]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return the letter for JSON."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 

@@ -22,7 +22,7 @@ class Emit:
     __slots__ = ("fields", "stream")
 
     def __init__(self, stream: str, message: Any) -> None:
-        """`message` is a mapping, a pydantic model or a dataclass.
+        """Encode the message: a mapping, a pydantic model or a dataclass.
 
         Raises EncodeError, which names the stream and the field, and UsageError for what can't be a stream's name.
         """

@@ -69,11 +69,11 @@ class Entry:
     """The entry and its stream."""
 
     stream: str
-    #: Of the entry, or with `later` of the message for later.
+    #: The entry's id; with `later`, the id of the message for later.
     id: str
     exists: bool
     stored: bool
-    #: Of the stream; empty when it holds, or held, nothing.
+    #: The ids at the ends of the stream; empty when it holds, or held, nothing.
     first_id: str
     last_id: str
     #: The server's clock.
@@ -96,7 +96,7 @@ class LetterFact:
 
 @dataclass(frozen=True, slots=True)
 class TurnFact:
-    """Whom a message waits for."""
+    """The messages that one message waits for."""
 
     #: None: it has none, and waits for a turn of the group.
     key: str | None

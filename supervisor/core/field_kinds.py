@@ -298,11 +298,6 @@ def _choices(schema: Schema) -> list[Schema]:
     return [one[0] if isinstance(one, tuple) else one for one in schema["choices"]]
 
 
-def _stored_as(computed: Schema) -> str:
-    name: str = computed.get("alias") or computed["property_name"]
-    return name
-
-
 def _accepted(name: str, schema: Schema) -> tuple[str, ...]:
     alias = schema.get("validation_alias")
     if alias is None:

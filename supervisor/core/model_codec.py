@@ -157,7 +157,7 @@ class ModelCodec:
     def _validate(self, fields: Mapping[str, Value]) -> Any:
         flipped: set[str] = set()
         missing: set[str] = set()
-        #: The one that says least is wrong, of equal ones the first: it read the fields as one would expect.
+        #: The error that names the fewest fields, the first of equal ones: it read the fields as one would expect.
         best: ValidationError | None = None
         for attempt in range(_ATTEMPTS):
             try:
@@ -317,7 +317,7 @@ class ModelCodec:
         return fields
 
     def _altered_unset(self, message: Any, got: Any, fields: Mapping[str, Value]) -> set[str]:
-        """Return the fields that were not given and whose default, which nobody validates, would arrive altered."""
+        """Return the fields that were not given and whose default would arrive altered: defaults are not validated."""
         if not isinstance(message, BaseModel) or type(message) is not type(got):
             return set()
         unset = [one for one in self._by_key.values() if one.key in fields and one.name not in message.model_fields_set]

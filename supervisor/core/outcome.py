@@ -27,7 +27,7 @@ class Crash:
 
     @property
     def text(self) -> str:
-        """Describe it in one line, for dead letters."""
+        """One line that describes the crash, for dead letters."""
         how = f"left with exit code {self.exit_code}" if self.exit_code is not None else "failed"
         if self.signal:
             how = f"was ended by {self.signal}"

@@ -62,12 +62,12 @@ class Pace:
         return READS_MAX if self.read_ahead and self.count == self.batch_size and held_s <= self.hold_s else 1
 
     def came_short(self, got: int) -> None:
-        """A read of `count` brought only `got`: no backlog, so the next burst is taken in small bites.
+        """Note that a read of `count` brought only `got`: there is no backlog, so the next reads ask for little.
 
         Otherwise the first worker to be served after a quiet time would take a whole burst for itself.
         """
         self.count = max(1, min(self.count, 2 * got))
 
     def lost(self) -> None:
-        """The reply to a read was lost, maybe because it was too long: ask for half as much, then slowly for more."""
+        """Note that the reply to a read was lost, perhaps for its length: ask for half as much, then slowly more."""
         self.count = self._limit = max(1, self.count // 2)

@@ -21,7 +21,7 @@ class RecycleLimits:
 
     @property
     def any(self) -> bool:
-        """True if there is any limit."""
+        """Whether there is any limit."""
         return bool(self.growth_bytes or self.messages or self.age_s)
 
 

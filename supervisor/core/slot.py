@@ -112,7 +112,7 @@ class Slot:
 
     @property
     def living(self) -> bool:
-        """True if the slot has a process."""
+        """Whether the slot has a process."""
         return self.state in LIVING
 
 

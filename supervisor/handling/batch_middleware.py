@@ -65,7 +65,7 @@ class _Run:
         self.error: BaseException | None = None
 
     async def go(self, error: BaseException | None = None) -> bool:
-        """Run to the gate or to the end, from the gate with the error of the message; whether it is at the gate.
+        """Run to the gate or to the end; return whether it is at the gate. `error` is raised where it waited.
 
         Raises only what ends the task, such as its cancellation.
         """
@@ -179,7 +179,7 @@ def _own_errors(batch: list[Message], error: Exception) -> list[BaseException | 
 
 @types.coroutine
 def _until_gate(steps: Generator[Any, Any, Any], gate: _Gate, error: BaseException | None) -> Generator[Any, Any, bool]:
-    """Drive a middleware; whatever else it waits for, the task waits for."""
+    """Run a middleware to its gate (True) or to its end (False); the task waits for all else that it waits for."""
     value: Any = None
     while True:
         try:

@@ -6,7 +6,7 @@ Every error is a HandlerError that names file and line.
 
 import pkgutil
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -62,7 +62,7 @@ class HandlerSpec:
 def load_handlers(
     settings: Settings, root: Path, origins: Mapping[str, str] = MappingProxyType({})
 ) -> list[HandlerSpec]:
-    """All handlers of the configured modules, in order of (stream, group).
+    """Return the handlers of the configured modules, in the order of (stream, group).
 
     `root` (the folder of config.toml) becomes importable. A package's modules with routers of the HTTP service
     are skipped: no worker needs FastAPI. `origins` says where settings come from. Raises HandlerError.
@@ -99,8 +99,8 @@ def specs_of(settings: Settings, functions: Iterable[Callable[..., Any]]) -> lis
 def make_specs(
     settings: Settings,
     functions: list[tuple[Callable[..., Any], Declaration]],
-    lifespans: Iterable[Lifespan] = (),
-    middleware: Iterable[Middleware] = (),
+    lifespans: Sequence[Lifespan] = (),
+    middleware: Sequence[Middleware] = (),
 ) -> list[HandlerSpec]:
     """Make one spec for each declaration; `lifespans` and `middleware` are those of all handlers.
 

@@ -28,7 +28,7 @@ def check_routers(loaded: Loaded) -> None:
 
 
 def router_setting(loaded: Loaded) -> str:
-    """Where the routers are configured, for error texts."""
+    """Return where the routers are configured, for error texts."""
     return f"{loaded.origins.get('api.routers', 'default')}: api.routers"
 
 

@@ -26,7 +26,7 @@ class CircuitGuard:
     def __init__(
         self, spec: HandlerSpec, resources: Resources, executor: Executor, failures: Failures, marks: SharedConsumer
     ) -> None:
-        """A burst has none: it is to end, whatever fails."""
+        """Begin with a closed circuit. In a burst it stays closed: a burst must end, whatever fails."""
         self._spec = spec
         self._control = resources.control
         self._faults = resources.faults
@@ -62,7 +62,7 @@ class CircuitGuard:
         return self._executor.finished != self._finished or self._failures.failed_count != self._failed
 
     def _look_s(self) -> float | None:
-        """How long nothing needs to be looked at unless there is news; None: for ever."""
+        """Return when to look again even without news, in seconds; None: not at all."""
         if self._circuit.state is not CircuitState.OPEN:
             return None
         wait_s = self._circuit.probe_s - time.monotonic()

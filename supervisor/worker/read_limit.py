@@ -21,7 +21,7 @@ _RATE_WINDOW_S = 0.02
 
 
 class ReadLimit:
-    """The limit of one consumer."""
+    """Limits what one consumer reads."""
 
     def __init__(
         self, spec: HandlerSpec, resources: Resources, executor: Executor, retries: RetryQueue, circuit: CircuitGuard

@@ -165,7 +165,7 @@ class Runtime:
             self._processes.close()
 
     def rescan(self) -> None:
-        """Have every consumer read its own pending list again: somebody handed it messages."""
+        """Have every consumer read its own pending list again, since another process has put messages there."""
         self._control.rescan()
         self._unblock_all()
 

@@ -111,7 +111,7 @@ class Settler:
         return set(source.done).union(*(command.ids for command in commands if command.source is source))
 
     def refused(self) -> dict[Source, Exception]:
-        """Return the sources of which the server has refused something that it is sent again, with its last error."""
+        """Return the last error of each source of which the server refuses something; it is sent again."""
         commands = (*self._refused, *self._sent, *self._decided)
         return {command.source: command.refusal for command in commands if command.refusal is not None}
 

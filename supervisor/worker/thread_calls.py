@@ -69,7 +69,7 @@ class ThreadCalls:
 
     @property
     def running(self) -> int:
-        """How many run, including those that were given up."""
+        """How many calls run, including those that were given up."""
         return len(self._began)
 
     def charge_overdue(self) -> None:

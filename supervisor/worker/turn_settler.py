@@ -52,7 +52,7 @@ class TurnSettler:
         self.note_emits = settler.note_emits
 
     def add(self, source: Source) -> None:
-        """Settle what is done of `source`, too."""
+        """Settle what is `done` of this source with each turn of the settler."""
         self.held[source] = {}
         source.settle = partial(self._settle_done, source)
         self._settler.add(source)
