@@ -282,7 +282,7 @@ class SharedSlot:
         isolated = [pair for consumer in used if (pair := consumer.isolated())]
         return list(dict.fromkeys(isolated or [pair for consumer in used if (pair := consumer.started()) != (0, 0)]))
 
-    def troubles(self) -> dict[int, list[int]]:
+    def cut_offs_and_circuits(self) -> dict[int, list[int]]:
         """Return the fields from CUT_OFF_NS to CIRCUIT_NS by `consumer_key`, where one of these two is set."""
         found = {}
         for at in self._consumers():

@@ -183,7 +183,7 @@ class PoolStatus:
         """
         shared, now_ns = self.workers.shared, time.monotonic_ns()
         ready = [slot.number for slot in self.workers.slots.values() if slot.state is State.READY]
-        rows = [shared.slot(number).troubles() for number in ready if shared.slot(number).get(count)]
+        rows = [shared.slot(number).cut_offs_and_circuits() for number in ready if shared.slot(number).get(count)]
         found = []
         for spec in self.specs if rows else ():
             key = consumer_key(spec.stream, spec.group)

@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 from supervisor.broker.scripts import FIRST_COPIES, TRIMMED_UNREAD, UNREAD
 from supervisor.core.ids import parse_id, parse_number
 from supervisor.core.reclaim import foreign, owner_of
-from supervisor.core.replayed_copy import name_of_copy, origin_of
+from supervisor.core.replayed_copy import name_of_copy, original_id
 from supervisor.core.retry_record import parse_retry
 from supervisor.errors import UsageError
 from supervisor.keys import (
@@ -236,7 +236,7 @@ async def copies_of(redis: Redis, stream: str, group: str, count: int) -> list[t
     Raises redis-py's errors.
     """
     found: list[list[bytes]] = await redis.eval(FIRST_COPIES.text, 1, replay_key(stream, group), str(count))
-    return [(entry, origin_of(entry, first)) for entry, *first in found]
+    return [(entry, original_id(entry, first)) for entry, *first in found]
 
 
 async def unread_copies(redis: Redis, pairs: Iterable[tuple[str, str]]) -> int:

@@ -29,7 +29,7 @@ _PLAIN = re.compile("[A-Za-z0-9_.:-]+")
 _DIGEST = re.compile("[0-9a-f]{16}")
 
 
-class Due(NamedTuple):
+class DueMembers(NamedTuple):
     """What is due in one stream."""
 
     #: Time until the next message is due, by the server's clock; infinite when no other waits.
@@ -74,11 +74,11 @@ class LaterCount(NamedTuple):
     malformed: int
 
 
-async def due(redis: Redis, stream: str, count: int, ahead_ms: int = 0) -> Due:
+async def due(redis: Redis, stream: str, count: int, ahead_ms: int = 0) -> DueMembers:
     """Return up to `count` members that are due; `ahead_ms` looks into the future. Raises redis-py's errors."""
     reply: Any = await redis.eval(LATER_DUE.text, 1, later_key(stream), count, ahead_ms)
     next_ms, members = reply
-    return Due(inf if next_ms < 0 else next_ms / 1000, members)
+    return DueMembers(inf if next_ms < 0 else next_ms / 1000, members)
 
 
 async def move(

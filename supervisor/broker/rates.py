@@ -30,7 +30,7 @@ class Request(NamedTuple):
     cost: float
 
 
-class Due(NamedTuple):
+class DueMessages(NamedTuple):
     """The messages whose time has come, and which the consumer has taken over."""
 
     #: Each with its retry record, empty for one that never failed.
@@ -96,13 +96,13 @@ class Rates:
         flags, next_ms = await self._commands.script(RESERVE_RATE, keys, *head, *arguments)
         return [flag == ord("1") for flag in flags], _ms(next_ms)
 
-    async def take_due(self, count: int) -> Due:
+    async def take_due(self, count: int) -> DueMessages:
         """Take over at most `count` messages that are due; none where it is 0 or less."""
         before = (before_change(self._keys[2]), before_change(self._rates))
         keys = (*self._keys, *self._retries, self._rates, *before)
         arguments = (self._group, self._consumer, max(0, count))
         found, next_ms, waiting, changing = await self._commands.script(TAKE_DUE, keys, *arguments)
-        return Due([_due(*one) for one in found], _ms(next_ms), waiting, bool(changing))
+        return DueMessages([_due(*one) for one in found], _ms(next_ms), waiting, bool(changing))
 
 
 def _ms(number: int) -> int | None:

@@ -62,7 +62,7 @@ class Checked(NamedTuple):
     own: list[tuple[bool, bytes]]
 
 
-class Waiting(NamedTuple):
+class WaitingTurns(NamedTuple):
     """What waits for its turn."""
 
     number: int
@@ -130,10 +130,10 @@ class Turns:
             with contextlib.suppress(OutOfMemoryError):
                 await self._commands.call("HSET", self._message_keys, *pairs)
 
-    async def waiting(self, interval_ms: int, count: int, idle_ms: int) -> Waiting:
+    async def waiting(self, interval_ms: int, count: int, idle_ms: int) -> WaitingTurns:
         """Return what waits: `count` of those that have waited for `idle_ms`, once in an interval for all workers."""
         keys = (*self._keys[:3], self._released, self._message_keys)
-        return Waiting(*await self._commands.script(TURNS_WAITING, keys, self._group, interval_ms, count, idle_ms))
+        return WaitingTurns(*await self._commands.script(TURNS_WAITING, keys, self._group, interval_ms, count, idle_ms))
 
     async def check(self, fields: Collection[bytes], free: Iterable[bytes] = ()) -> Checked:
         """Pass on the turns of messages that no longer exist; see `turns_check.lua`.

@@ -13,7 +13,7 @@ from pathlib import PurePath
 from typing import Any
 
 from supervisor.core.field_text import Value, json_value_text, unicode_text
-from supervisor.core.json_text import Number
+from supervisor.core.json_text import ExactNumber
 from supervisor.errors import EncodeError
 
 #: Keeps every script that writes an entry quick.
@@ -69,7 +69,7 @@ def _text(name: str, value: object) -> str:
             return bytes(value).decode()
         except UnicodeDecodeError as error:
             raise EncodeError(f"field {name!r}: bytes must be UTF-8: {error.reason}", name) from None
-    if isinstance(value, float) and not math.isfinite(value) and not isinstance(value, Number):
+    if isinstance(value, float) and not math.isfinite(value) and not isinstance(value, ExactNumber):
         raise EncodeError(f"field {name!r}: {value} is not JSON; write it as a string", name)
     text = json_value_text(name, value, _plain)
     return json.loads(text) if text.startswith('"') else text

@@ -15,7 +15,7 @@ from typing import Any
 Schema = Mapping[str, Any]
 
 
-class Kind(Enum):
+class ReadAs(Enum):
     """How a field's text is read."""
 
     TEXT = auto()
@@ -59,7 +59,7 @@ class FieldKind:
     key: str
     #: Where validation looks for it.
     accepted: tuple[str, ...]
-    kind: Kind
+    kind: ReadAs
     #: Validation needs it.
     required: bool
     nullable: bool
@@ -88,7 +88,7 @@ class Fields:
 
     fields: list[FieldKind] = field(default_factory=list)
     #: How a field is read that the model does not name.
-    others: Kind = Kind.TEXT
+    others: ReadAs = ReadAs.TEXT
     #: Where computed fields are stored, and their names.
     computed: dict[str, str] = field(default_factory=dict)
     #: No validator or serializer of the whole model may change its fields.
@@ -131,7 +131,7 @@ class _Reader:
         elif kind == "dict":
             yield Fields(others=self.kind(schema.get("values_schema", _ANY)), plain=False)
         elif kind in ("any", "function-plain"):
-            yield Fields(others=Kind.JSON, plain=False)
+            yield Fields(others=ReadAs.JSON, plain=False)
         else:
             changes = kind in _FUNCTIONS or "serialization" in schema or bool(schema.get("post_init"))
             for inner in self._inner(schema):
@@ -167,9 +167,9 @@ class _Reader:
 
     def _fields(self, schema: Schema, pairs: Iterable[tuple[str, Schema]], config: Mapping[str, Any]) -> Fields:
         extra = schema.get("extra_behavior") or config.get("extra_fields_behavior")
-        others = Kind.TEXT
+        others = ReadAs.TEXT
         if extra == "allow":
-            others = self.kind(schema["extras_schema"]) if "extras_schema" in schema else Kind.JSON
+            others = self.kind(schema["extras_schema"]) if "extras_schema" in schema else ReadAs.JSON
         found = [self._field(name, one, config) for name, one in pairs]
         computed = {
             one.get("alias") or one["property_name"]: one["property_name"] for one in schema.get("computed_fields", ())
@@ -192,19 +192,19 @@ class _Reader:
             required=required,
             nullable="null" in shapes,
             maybe_none=bool(shapes & {"null", "any"}),
-            decimal=kind is Kind.JSON and any(node.get("type") == "decimal" for node in _nodes(inner)),
+            decimal=kind is ReadAs.JSON and any(node.get("type") == "decimal" for node in _nodes(inner)),
             binary=self._is_binary(inner),
             plain=lax and self._is_plain(inner),
             sure=lax and self._is_sure(inner),
             limited=_has_limits(config) or self._is_limited(inner),
         )
 
-    def kind(self, schema: Schema) -> Kind:
+    def kind(self, schema: Schema) -> ReadAs:
         """Return how a value of this schema is read from text."""
         shapes = self._shapes(schema)
         if "json" in shapes or "text" not in shapes:
-            return Kind.JSON
-        return Kind.NULLABLE if "null" in shapes else Kind.TEXT
+            return ReadAs.JSON
+        return ReadAs.NULLABLE if "null" in shapes else ReadAs.TEXT
 
     def _shapes(self, schema: Schema, seen: frozenset[str] = frozenset()) -> frozenset[str]:  # noqa: C901, PLR0911, PLR0912 - a table
         """Return which of text, null and json the JSON forms of a value may be; `any`: also what does not show."""

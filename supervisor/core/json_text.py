@@ -17,7 +17,7 @@ _STRING_OR_NUMBER = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9]+(?:\.[0-9]+)?(?:[eE][
 _INTEGERS = range(-(2**63), 2**64)
 
 
-class Number(float):
+class ExactNumber(float):
     """A JSON number that a float would not be written as; `text` is how it was written."""
 
     __slots__ = ("text",)
@@ -32,11 +32,11 @@ class Number(float):
 
 def _decimal(text: str) -> float:
     value = float(text)
-    return value if orjson.dumps(value) == text.encode() else Number(text)
+    return value if orjson.dumps(value) == text.encode() else ExactNumber(text)
 
 
 def _integer(text: str) -> float:
-    return Number(text) if text == "-0" else int(text)
+    return ExactNumber(text) if text == "-0" else int(text)
 
 
 def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def dump_exact(value: Any, default: Callable[[Any], Any], *, spell_nan: bool = F
     """
 
     def convert(one: Any) -> Any:
-        if isinstance(one, Number):
+        if isinstance(one, ExactNumber):
             return orjson.Fragment(one.text)
         return _exact(default(one), spell_nan=spell_nan)
 
@@ -103,7 +103,7 @@ def dump_exact(value: Any, default: Callable[[Any], Any], *, spell_nan: bool = F
 
 def _exact(value: Any, *, spell_nan: bool) -> Any:
     """Return a copy in which orjson loses no number."""
-    if isinstance(value, Number):
+    if isinstance(value, ExactNumber):
         return orjson.Fragment(value.text)
     if isinstance(value, float) and not math.isfinite(value):
         if not spell_nan:

@@ -17,11 +17,11 @@ import orjson
 from pydantic import BaseModel, PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, PydanticUndefined, from_json
 
-from supervisor.core.field_kinds import FieldKind, Fields, Kind, fields_of_schema, has_hidden_fields
+from supervisor.core.field_kinds import FieldKind, Fields, ReadAs, fields_of_schema, has_hidden_fields
 from supervisor.core.field_text import Value, json_value_text, unicode_text
 from supervisor.core.json_text import is_document, nan_text, quote_decimals
 from supervisor.core.model_dump import dump, mend, reveal
-from supervisor.core.survival import changed_fields, equals
+from supervisor.core.round_trip import changed_fields, equals
 from supervisor.errors import EncodeError
 
 #: How a JSON text may begin.
@@ -48,7 +48,7 @@ class ModelCodec:
         schema: Any = adapter.core_schema
         members = fields_of_schema(schema)
         self._by_key = _merged(members)
-        self._others = Kind.JSON if any(one.others is Kind.JSON for one in members) else Kind.TEXT
+        self._others = ReadAs.JSON if any(one.others is ReadAs.JSON for one in members) else ReadAs.TEXT
         self._computed = {key: name for one in members for key, name in one.computed.items()}
         #: Where a field is stored -> where validation looks for it.
         hidden = {key: one.name for key, one in self._by_key.items() if one.hidden}
@@ -64,7 +64,7 @@ class ModelCodec:
         self.binary = frozenset(one.key.encode() for one in self._by_key.values() if one.binary)
         self._table = _is_table(annotation)
         regular = len(members) == 1 and not (self._mends_aliases or self._computed or self._table)
-        regular = regular and self._others is Kind.TEXT
+        regular = regular and self._others is ReadAs.TEXT
         #: Valid values come back as they were.
         sure = regular and members[0].plain and all(one.sure for one in members[0].fields)
         #: So do all values of the declared types.
@@ -101,7 +101,7 @@ class ModelCodec:
         found = self._texts(message, self._dump(message))
         if self._computed:
             found |= self._computed_fields(message)
-        return self._survives(message, found)
+        return self._checked_round_trip(message, found)
 
     def dump(self, message: Any) -> Any:
         """Return what stands for the message within another message, as JSON has it."""
@@ -134,7 +134,7 @@ class ModelCodec:
             if text is None:
                 if key in self._optional:
                     given[key] = None
-            elif (kind is Kind.JSON and is_document(text)) or _reads_as_json(kind, text):
+            elif (kind is ReadAs.JSON and is_document(text)) or _reads_as_json(kind, text):
                 given[key] = orjson.Fragment(quote_decimals(text) if decimal else text)
         try:
             return self._adapter.validator.validate_json(orjson.dumps(given))
@@ -172,7 +172,7 @@ class ModelCodec:
                 # A validator that can't take a number or a list, because the field is text: `value.split(",")`.
                 if flipped:
                     raise
-                flipped.update(key for key in fields if self._kind(key) is not Kind.TEXT)
+                flipped.update(key for key in fields if self._kind(key) is not ReadAs.TEXT)
         raise AssertionError("unreachable")
 
     def _validated(self, document: dict[str, Value | None], as_json: set[str]) -> Any:
@@ -198,8 +198,8 @@ class ModelCodec:
                 continue
             name = self._renamed.get(key, key)
             kind = about.kind if about else self._others
-            tries_json = (kind is not Kind.TEXT) is not (key in flipped)
-            if tries_json and isinstance(text, str) and _reads_as_json(Kind.JSON if key in flipped else kind, text):
+            tries_json = (kind is not ReadAs.TEXT) is not (key in flipped)
+            if tries_json and isinstance(text, str) and _reads_as_json(ReadAs.JSON if key in flipped else kind, text):
                 as_json.add(name)
                 document[name] = quote_decimals(text) if about and about.decimal else text
             else:
@@ -283,7 +283,7 @@ class ModelCodec:
             if key in self._computed
         }
 
-    def _survives(self, message: Any, fields: dict[str, Value]) -> dict[str, Value]:
+    def _checked_round_trip(self, message: Any, fields: dict[str, Value]) -> dict[str, Value]:
         """Return the fields if they decode to the same message. Raises EncodeError."""
         while True:
             try:
@@ -329,7 +329,7 @@ class ModelCodec:
                 return key
         return ".".join(map(str, error.errors(include_url=False)[0]["loc"])) or "message"
 
-    def _kind(self, key: str) -> Kind:
+    def _kind(self, key: str) -> ReadAs:
         about = self._by_key.get(key)
         return about.kind if about else self._others
 
@@ -352,15 +352,15 @@ def _merged(members: list[Fields]) -> dict[str, FieldKind]:
             other = found.setdefault(one.key, one)
             if other.kind is not one.kind:
                 kinds = {other.kind, one.kind}
-                found[one.key] = replace(one, kind=Kind.JSON if Kind.JSON in kinds else Kind.NULLABLE)
+                found[one.key] = replace(one, kind=ReadAs.JSON if ReadAs.JSON in kinds else ReadAs.NULLABLE)
     return found
 
 
-def _reads_as_json(kind: Kind, text: str) -> bool:
+def _reads_as_json(kind: ReadAs, text: str) -> bool:
     """Return whether text of a field of this kind is read as JSON first."""
-    if kind is Kind.TEXT or text[:1] not in _JSON_STARTS:
+    if kind is ReadAs.TEXT or text[:1] not in _JSON_STARTS:
         return False
-    if kind is Kind.NULLABLE and text != "null" and text[0] != '"':
+    if kind is ReadAs.NULLABLE and text != "null" and text[0] != '"':
         return False
     try:
         from_json(text)

@@ -17,7 +17,7 @@ class Rate(NamedTuple):
     tolerance_us: float
 
 
-class Slot(NamedTuple):
+class Reservation(NamedTuple):
     """The answer to one reservation."""
 
     due_us: float
@@ -32,6 +32,6 @@ def parse_rate(text: str) -> Rate:
     return Rate(interval_us, max(0.0, BURST_S * 1e6 - interval_us))
 
 
-def reserve(rate: Rate, next_us: float, now_us: float, cost: float = 1.0) -> Slot:
+def reserve(rate: Rate, next_us: float, now_us: float, cost: float = 1.0) -> Reservation:
     """Return when a message may start, which is never taken back, and what to keep for the next one."""
-    return Slot(max(now_us, next_us - rate.tolerance_us), max(now_us, next_us) + cost * rate.interval_us)
+    return Reservation(max(now_us, next_us - rate.tolerance_us), max(now_us, next_us) + cost * rate.interval_us)

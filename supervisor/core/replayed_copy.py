@@ -16,11 +16,11 @@ def original(entry_id: bytes, flat: Sequence[bytes]) -> tuple[bytes, Sequence[by
 
     Anybody can write to a stream: an entry that is not a copy stands for itself.
     """
-    origin = origin_of(entry_id, flat)
+    origin = original_id(entry_id, flat)
     return (entry_id, flat) if origin == entry_id else (origin, flat[_PAIR:])
 
 
-def origin_of(entry_id: bytes, flat: Sequence[bytes]) -> bytes:
+def original_id(entry_id: bytes, flat: Sequence[bytes]) -> bytes:
     """Return the id of the message that the entry is a copy of; `flat` needs no more than the first field."""
     return flat[1] if len(flat) >= _PAIR and flat[0] == _ORIGIN and _is_id(flat[1]) else entry_id
 

@@ -16,7 +16,7 @@ from supervisor.broker.dead_letters import pages
 from supervisor.broker.replay import replay
 from supervisor.core.batch_results import batch_results
 from supervisor.core.dead_letter import Letter
-from supervisor.core.replayed_copy import origin_of
+from supervisor.core.replayed_copy import original_id
 from supervisor.errors import SupervisorError, UsageError
 from supervisor.handling.middleware import Middleware, NextBatch
 from supervisor.keys import TURNS_CONSUMER, replay_key
@@ -164,7 +164,7 @@ class TestPool:
         redis, found = cast("Any", self.redis), []
         for spec in self._specs:
             for entry, fields in await redis.xrange(replay_key(spec.stream, spec.group)):
-                message_id = origin_of(entry, [part for pair in fields.items() for part in pair])
+                message_id = original_id(entry, [part for pair in fields.items() for part in pair])
                 found.append((spec.stream, spec.group, message_id.decode()))
         return found
 

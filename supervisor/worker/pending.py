@@ -22,7 +22,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from supervisor.broker.command_connection import REPLY_SLACK_S, Argument
 from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.broker.scripts import DELETE_CONSUMER
-from supervisor.core.blame import after_crash, marked
+from supervisor.core.crash_charge import after_crash, marked
 from supervisor.core.ids import parse_id, parse_number
 from supervisor.errors import SupervisorError
 from supervisor.shared_consumer import MarksOwner

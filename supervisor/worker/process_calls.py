@@ -156,9 +156,9 @@ class ProcessPool:
 
     def _note(self, said: dict[str, Any]) -> None:
         if "ended" in said:
-            ended = self._living.pop(said["pid"], None)
-            if ended is not None:
-                ended.ended.set_result(said["ended"])
+            gone = self._living.pop(said["pid"], None)
+            if gone is not None:
+                gone.ended.set_result(said["ended"])
             return
         child = self._starting.popleft()
         if child.pid.done():  # its call was cancelled, and it ends because its socket is closed

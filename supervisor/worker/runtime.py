@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.context import Context, enter
-from supervisor.core.blame import lone_suspect
+from supervisor.core.crash_charge import lone_suspect
 from supervisor.errors import HandlerError
 from supervisor.settings.paths import redis_url
 from supervisor.shared_state import SlotField, WorkerState

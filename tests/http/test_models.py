@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from supervisor import Message, SyncPublisher
 from supervisor.cli.json_input import json_chunks
-from supervisor.core.survival import same
+from supervisor.core.round_trip import same
 from supervisor.handling.decode import make_decoder
 from tests.http.service import STREAM
 from tests.unit.kinds_of_models import Everything, everything

@@ -14,7 +14,7 @@ from pydantic import AnyUrl, BaseModel, ConfigDict, Discriminator, Json, SecretS
 
 from supervisor import Message
 from supervisor.core.encode import fields_of
-from supervisor.core.survival import same
+from supervisor.core.round_trip import same
 from supervisor.handling.decode import make_decoder
 
 T = TypeVar("T")

@@ -37,7 +37,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from supervisor.core.encode import fields_of
-from supervisor.core.survival import same
+from supervisor.core.round_trip import same
 from supervisor.errors import EncodeError
 from supervisor.handling.decode import make_decoder
 from supervisor.messages import DecodeError
