@@ -10,6 +10,7 @@ from typing import Any
 
 from supervisor.delivery import Delivery
 from supervisor.errors import SupervisorError, UsageError
+from supervisor.text import decoded
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LAST = datetime.max.replace(tzinfo=UTC)
@@ -163,13 +164,9 @@ def _restored(message_id: str, stream: str, group: str, flat: list[bytes], failu
 
 def not_utf8(name: bytes, value: bytes) -> DecodeError | None:
     """Return what is wrong with a field of which text is wanted; None when it is UTF-8."""
-    for part, what in ((name, f"the name of field {name!r}"), (value, f"the value of field {_shown(name)}")):
+    for part, what in ((name, f"the name of field {name!r}"), (value, f"the value of field {decoded(name)!r}")):
         try:
             part.decode()
         except UnicodeDecodeError as error:
             return DecodeError(f"{what} is not UTF-8: {error.reason} at byte {error.start}")
     return None
-
-
-def _shown(name: bytes) -> str:
-    return repr(name.decode(errors="backslashreplace"))

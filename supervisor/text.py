@@ -146,6 +146,11 @@ def error_text(error: BaseException) -> str:
         return ""
 
 
+def decoded(value: bytes | str) -> str:
+    """Return bytes as text, in which what is not UTF-8 is escaped; text is returned as it is."""
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
+
+
 def path_text(path: object) -> str:
     """Return a path for people and for JSON: what is not text or would break a line is escaped."""
     return printable(str(path).encode(errors="surrogateescape").decode(errors="backslashreplace"))

@@ -34,6 +34,7 @@ from supervisor.keys import (
     turn_field,
     turns_key,
 )
+from supervisor.text import decoded
 
 #: Dead letters of a group that are searched; the number left out is reported.
 LETTERS_MAX = 5_000
@@ -114,7 +115,7 @@ async def _held(redis: Redis, stream: str, group: str, entry_id: str, *, stored:
         last_delivered=last.decode() or None,
         before=min(before, BEFORE_MAX),
         before_at_least=before > BEFORE_MAX,
-        consumer=consumer.decode(errors="backslashreplace"),
+        consumer=decoded(consumer),
         idle_ms=idle_ms,
         deliveries=deliveries,
         attempts=record.attempts if record else 0,
@@ -142,7 +143,7 @@ async def _with_limits(redis: Redis, entry: Entry, facts: GroupFacts, name: byte
     keys = [stream, replay_key(stream, group), turns_key(stream, group), group_turn_key(stream, group)]
     row = b"" if key is None else turn_field(key)
     before, *found = await redis.eval(TURN_FACTS.text, len(keys), *keys, group, name, row)
-    pairs = iter(_text(part) for part in found)
+    pairs = iter(decoded(part) for part in found)
     turn = TurnFact(None if key is None else key.decode(), tuple(zip(pairs, pairs, strict=True)), before)
     return replace(facts, turn=turn)
 
@@ -169,7 +170,3 @@ async def _letter(redis: Redis, entry: Entry, group: str, most: int) -> tuple[Le
         return None, max(0, total - most)
     fact = LetterFact(found.letter_id, found.reason, found.deliveries, found.handler, found.dead_at_ms)
     return fact, 0
-
-
-def _text(value: bytes) -> str:
-    return value.decode(errors="backslashreplace")

@@ -32,7 +32,7 @@ from supervisor.keys import (
     retries_key,
     trimmed_key,
 )
-from supervisor.text import did_you_mean
+from supervisor.text import decoded, did_you_mean
 
 #: Unread entries that are counted at most where Redis does not know the lag: about 1 ms of the server's time.
 LAG_COUNT_MAX = 1_000
@@ -133,10 +133,10 @@ def _stream(name: str, info: dict[str, Any] | None, rows: list[dict[str, Any]]) 
         stream=name,
         exists=True,
         length=info["length"],
-        first_id=_text(first[0]) if first else "",
-        last_id=_text(info["last-generated-id"]),
-        max_deleted_id=_text(info.get("max-deleted-entry-id", "")),
-        groups=tuple(_text(row["name"]) for row in rows),
+        first_id=decoded(first[0]) if first else "",
+        last_id=decoded(info["last-generated-id"]),
+        max_deleted_id=decoded(info.get("max-deleted-entry-id", "")),
+        groups=tuple(decoded(row["name"]) for row in rows),
     )
 
 
@@ -157,7 +157,7 @@ async def foreign_consumers(redis: Redis, names: Iterable[str]) -> set[str]:
     if not wanted:
         return set()
     reply: Any = await redis.hkeys(POOLS_KEY)
-    found = set(foreign(wanted, "", {_text(name) for name in reply}))
+    found = set(foreign(wanted, "", {decoded(name) for name in reply}))
     for name in list(found):  # a pool that lives may not have written itself down yet
         owner = owner_of(name)
         if owner is not None and await redis.exists(host_key(owner[0])):
@@ -171,7 +171,7 @@ async def held_by_foreign(redis: Redis, stream: str, group: str) -> dict[str, in
         rows: Any = await redis.xinfo_consumers(stream, group)
     except ResponseError:  # there is no such stream or group
         return {}
-    held = {_text(row["name"]): row["pending"] for row in rows if row["pending"]}
+    held = {decoded(row["name"]): row["pending"] for row in rows if row["pending"]}
     return {name: held[name] for name in sorted(await foreign_consumers(redis, held))}
 
 
@@ -245,7 +245,7 @@ async def unread_copies(redis: Redis, pairs: Iterable[tuple[str, str]]) -> int:
     replies = await _ask(redis, [(command, key) for key, _ in wanted for command in ("XLEN", "XINFO GROUPS")])
     unread = 0
     for (_, group), length, members in zip(wanted, replies[::2], replies[1::2], strict=True):
-        unread += length - sum(member["pending"] for member in members or () if _text(member["name"]) == group)
+        unread += length - sum(member["pending"] for member in members or () if decoded(member["name"]) == group)
     return unread
 
 
@@ -274,8 +274,8 @@ async def _retries(redis: Redis, stream: str, group: str, ids: Sequence[Any]) ->
 def _pending(row: dict[str, Any], retry: bytes | None) -> PendingInfo:
     record = parse_retry(retry)
     return PendingInfo(
-        id=_text(row["message_id"]),
-        consumer=_text(row["consumer"]),
+        id=decoded(row["message_id"]),
+        consumer=decoded(row["consumer"]),
         idle_ms=row["time_since_delivered"],
         deliveries=row["times_delivered"],
         attempts=record.attempts if record else 0,
@@ -290,17 +290,17 @@ async def _group(redis: Redis, info: StreamInfo, members: list[dict[str, Any]], 
     hashes = [("HLEN", retries_key(stream, group)), ("HLEN", retries_key(copies, group))]
     dead, replaying, *retrying = await _ask(redis, [*keys, *hashes])
     held_back = [await _held_back(redis, key, group) for key in (stream, copies)[: 1 + bool(replaying)]]
-    member = next((m for m in members if _text(m["name"]) == group), None)
-    last = _text(member["last-delivered-id"]) if member else _FIRST_ID
+    member = next((m for m in members if decoded(m["name"]) == group), None)
+    last = decoded(member["last-delivered-id"]) if member else _FIRST_ID
     lag, at_least, oldest = await _unread(redis, info, member, last)
     held = member["pending"] if member else 0
     if held:
         summary = await redis.execute_command("XPENDING", stream, group)
-        oldest = _older(oldest, _text(summary["min"] or b""))
+        oldest = _older(oldest, decoded(summary["min"] or b""))
     oldest_of_both = oldest
     if replaying:
         first = await redis.execute_command("XRANGE", copies, "-", "+", "COUNT", 1)
-        oldest_of_both = _older(oldest, _text(first[0][0]) if first else "")
+        oldest_of_both = _older(oldest, decoded(first[0][0]) if first else "")
     return GroupInfo(
         stream=stream,
         group=group,
@@ -326,7 +326,7 @@ async def _held_back(redis: Redis, stream: str, group: str) -> dict[str, int]:
         rows: Any = await redis.xinfo_consumers(stream, group)
     except ResponseError:  # the group does not exist
         return {}
-    held = {_text(row["name"]): row["pending"] for row in rows}
+    held = {decoded(row["name"]): row["pending"] for row in rows}
     return {name: held[name] for name in WAITING_CONSUMERS if name in held}
 
 
@@ -357,8 +357,8 @@ async def _unread(redis: Redis, info: StreamInfo, member: dict[str, Any] | None,
     known = isinstance(reported, int) and 0 < reported < info.length and not deleted_ahead
     first, counted = await redis.eval(UNREAD.text, 1, info.stream, last, "1" if known else str(LAG_COUNT_MAX + 1))
     if isinstance(reported, int) and known and counted:
-        return reported, False, _text(first)
-    return min(counted, LAG_COUNT_MAX), counted > LAG_COUNT_MAX, _text(first)
+        return reported, False, decoded(first)
+    return min(counted, LAG_COUNT_MAX), counted > LAG_COUNT_MAX, decoded(first)
 
 
 async def _ask(redis: Redis, commands: Sequence[tuple[str, str]]) -> list[Any]:
@@ -375,7 +375,3 @@ async def _ask(redis: Redis, commands: Sequence[tuple[str, str]]) -> list[Any]:
 
 def _older(*ids: str) -> str:
     return min((entry for entry in ids if entry), key=parse_id, default="")
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value

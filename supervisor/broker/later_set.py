@@ -12,8 +12,10 @@ from redis.asyncio import Redis
 from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.broker.scripts import FORGET_STREAM, LATER_COUNT, LATER_DUE, MOVE_LATER
 from supervisor.core.field_text import Value
+from supervisor.core.ids import parse_number
 from supervisor.core.later import LaterMessage, digest_of, moment, parse_member
 from supervisor.keys import LATER_STREAMS_KEY, cancelled_key, later_key, origins_key
+from supervisor.text import decoded
 
 #: Further than any due time.
 _ALWAYS_MS = 10**18
@@ -59,8 +61,8 @@ class Waiting(NamedTuple):
         if not isinf(self.due_ms):
             known["due"] = moment(self.due_ms).isoformat(timespec="milliseconds")
         if self.message is None:
-            return {**known, "error": self.error, "member": self.member.decode(errors="backslashreplace")}
-        return {**known, "fields": {name: _shown(value) for name, value in self.message.fields.items()}}
+            return {**known, "error": self.error, "member": decoded(self.member)}
+        return {**known, "fields": {name: decoded(value) for name, value in self.message.fields.items()}}
 
 
 class LaterCount(NamedTuple):
@@ -172,7 +174,7 @@ async def _scan(redis: Redis, stream: str, pattern: str | None = None) -> AsyncI
 async def noted_streams(redis: Redis) -> dict[str, int]:
     """Return the streams that publishers have given messages for later, and when, Unix ms."""
     noted: Any = await redis.hgetall(LATER_STREAMS_KEY)
-    return {_text(name): int(ms) if ms.isdigit() else 0 for name, ms in noted.items()}
+    return {decoded(name): parse_number(ms) or 0 for name, ms in noted.items()}
 
 
 async def forget_empty(redis: Redis, stream: str, noted_ms: int) -> bool:
@@ -207,11 +209,3 @@ def _waiting(stream: str, member: bytes, due_ms: float) -> Waiting:
         return Waiting(stream, due_ms, member, parse_member(member))
     except ValueError as error:
         return Waiting(stream, due_ms, member, None, str(error))
-
-
-def _text(name: bytes) -> str:
-    return name.decode(errors="backslashreplace")
-
-
-def _shown(value: Value) -> str:
-    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from supervisor.errors import HandlerError, UsageError
 from supervisor.keys import dead_key
-from supervisor.text import did_you_mean
+from supervisor.text import decoded, did_you_mean
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -33,7 +33,7 @@ async def require_group(loaded: Loaded, redis: Redis, stream: str, group: str) -
         return
     await require_stream(loaded, redis, stream)
     rows: Any = await redis.xinfo_groups(stream) if await redis.exists(stream) else []
-    names = {row["name"].decode(errors="backslashreplace") for row in rows}
+    names = {decoded(row["name"]) for row in rows}
     if group in names:
         return
     names |= {name for of, name in await _declared(loaded) if of == stream}

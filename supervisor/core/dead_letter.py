@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from supervisor.core.ids import parse_number
+from supervisor.text import decoded
 
 #: Keeps the message's own fields apart from the letter's.
 FIELD_PREFIX = b"field:"
@@ -74,7 +75,7 @@ def parse_letter(letter_id: bytes, stream: str, group: str, entry: Mapping[bytes
     """Return the letter of an entry. Anybody can write one: what is missing or malformed reads as empty."""
 
     def text(name: bytes) -> str:
-        return _text(entry.get(name, b""))
+        return decoded(entry.get(name, b""))
 
     cut = len(FIELD_PREFIX)
     return Letter(
@@ -93,9 +94,5 @@ def parse_letter(letter_id: bytes, stream: str, group: str, entry: Mapping[bytes
         exit_code=parse_number(text(b"exit_code")),
         stack=text(b"stack"),
         halts=text(b"halts"),
-        fields={_text(name[cut:]): _text(value) for name, value in entry.items() if name.startswith(FIELD_PREFIX)},
+        fields={decoded(name[cut:]): decoded(value) for name, value in entry.items() if name.startswith(FIELD_PREFIX)},
     )
-
-
-def _text(value: bytes) -> str:
-    return value.decode(errors="backslashreplace")

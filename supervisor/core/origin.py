@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from supervisor.core.ids import parse_number
+from supervisor.text import decoded
 
 #: Messages of a batch that are noted for what its handler has returned.
 BATCH_MAX = 100
@@ -43,7 +44,7 @@ class Origin:
     @classmethod
     def parse(cls, fields: Mapping[bytes, bytes]) -> "Origin | None":
         """Read what `include/origin.lua` has noted; None for what another version has noted."""
-        found = {_text(name): _text(value) for name, value in fields.items()}
+        found = {decoded(name): decoded(value) for name, value in fields.items()}
         try:
             kind = OriginKind(found.get("kind", ""))
         except ValueError:
@@ -63,7 +64,3 @@ class Origin:
 def ids_text(ids: Sequence[str]) -> str:
     """Return the ids of the messages in hand as they are noted."""
     return " ".join(ids[:BATCH_MAX])
-
-
-def _text(value: bytes) -> str:
-    return value.decode(errors="backslashreplace")

@@ -30,6 +30,7 @@ from supervisor.keeper.lease import LEASE_MS, RENEW_S, elected
 from supervisor.keeper.redis_continuity import RedisContinuity
 from supervisor.keys import POOLS_KEY, WAITING_CONSUMERS, consumer_name, host_key, isolated_key, reaper_key, replay_key
 from supervisor.shared_state import SLOTS_MAX, HeaderField, SharedState, SlotField
+from supervisor.text import decoded
 
 _PAGE = 200
 #: One day.
@@ -134,7 +135,7 @@ class Reaper:
         if claimed or deleted >= 0:
             self._log.info(
                 "consumer reaped",
-                consumer=consumer.decode(errors="backslashreplace"),
+                consumer=decoded(consumer),
                 stream=stream,
                 group=group,
                 messages=claimed,

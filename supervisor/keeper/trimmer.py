@@ -25,6 +25,7 @@ from supervisor.keeper.lease import elected
 from supervisor.keys import crashes_key, retries_key, trimmer_key
 from supervisor.log import FaultLog
 from supervisor.settings.model import Settings
+from supervisor.text import decoded
 
 #: Entries removed by one call, at most: about 1 ms of the server's time.
 LIMIT = 10_000
@@ -99,6 +100,6 @@ class Trimmer:
             self._log.warning(
                 "retention held back",
                 stream=stream,
-                group=holder.decode(errors="backslashreplace"),
+                group=decoded(holder),
                 held_s=round(held_s),
             )
