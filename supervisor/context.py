@@ -86,8 +86,9 @@ class Context:
         return found
 
     async def aclose(self) -> None:
-        """Close what was made."""
+        """Close what was made, all of it also when one fails; then raises that error."""
         import asyncio  # not at the top: no command needs it
+        from contextlib import AsyncExitStack
 
         global _entered_last  # noqa: PLW0603
         if _entered_last is self:
@@ -96,11 +97,12 @@ class Context:
         with self._lock:
             made, self._made = self._made, {}
         own = asyncio.get_running_loop()
-        for (_, loop), one in made.items():
-            if loop is None or not hasattr(one, "aclose"):
-                await asyncio.to_thread(one.close)
-            elif loop is own or not isinstance(loop, asyncio.AbstractEventLoop):
-                await one.aclose()
+        async with AsyncExitStack() as stack:
+            for (_, loop), one in made.items():
+                if loop is None or not hasattr(one, "aclose"):
+                    stack.push_async_callback(asyncio.to_thread, one.close)
+                elif loop is own or not isinstance(loop, asyncio.AbstractEventLoop):
+                    stack.push_async_callback(one.aclose)
 
     def _once(self, key: tuple[str, Any], make: Callable[[], Any]) -> Any:
         with self._lock:

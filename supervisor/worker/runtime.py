@@ -159,10 +159,10 @@ class Runtime:
         for consumer in self.consumers:
             await consumer.close(successor, crashed=crashed)
         await self._connections.close()
-        await self._context.aclose()
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self._processes is not None:
             self._processes.close()
+        await self._context.aclose()
 
     def rescan(self) -> None:
         """Have every consumer read its own pending list again, since another process has put messages there."""
