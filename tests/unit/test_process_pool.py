@@ -58,8 +58,10 @@ async def test_a_process_that_has_ended_is_not_killed(control: tuple[socket.sock
     call = asyncio.create_task(pool.call(b"job", lambda _: None, 0))
     child = await server.start_child()
     await asyncio.to_thread(child.recv, 100)
-    server.tell(pid=PID, ended=3)
     child.close()
+    for _ in range(10):  # its socket is closed first, and it is known how it ended a moment later
+        await asyncio.sleep(0)
+    server.tell(pid=PID, ended=3)
     with pytest.raises(HandlerProcessError, match="left with exit code 3"):
         await call
     pool.close()
