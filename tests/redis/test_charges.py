@@ -169,6 +169,7 @@ async def test_a_mark_in_redis_that_no_worker_wrote_is_removed(redis_url: str, r
     await redis.xadd(STREAM, {"n": 1})
     worker = Worker(redis_url, [handle], SharedState())
     await eventually_async(lambda: handled.is_set() or worker.task.done())
+    assert handled.is_set()
     await worker.stop()
     assert not await redis.exists(isolated_key(STREAM, GROUP))
 
