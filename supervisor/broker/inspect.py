@@ -194,7 +194,7 @@ async def pending(redis: Redis, stream: str, group: str, count: int = 100) -> li
     """
     copies = await _pending_copies(redis, stream, group, count)
     try:
-        rows = await redis.xpending_range(stream, group, "-", "+", count)
+        rows: Any = await redis.xpending_range(stream, group, "-", "+", count)
     except ResponseError as error:
         if not str(error).startswith("NOGROUP"):
             raise
