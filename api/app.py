@@ -29,7 +29,7 @@ from . import (
     status_routes,
     tail_routes,
 )
-from .head import AnswerHead
+from .head_requests import AnswerHead
 from .http_figures import HttpFigures
 from .request_guard import PROBES, RequestGuard
 from .schemas import PROBLEM_CONTENT, PROBLEM_SCHEMA

@@ -20,9 +20,9 @@ from supervisor.broker.dead_letters import extent, pages
 from supervisor.core.dead_letter import Filter, Letter
 from supervisor.text import did_you_mean
 
-from .pages import PAGE_BYTES
 from .problems import Problem
 from .schemas import NAME_SCHEMA, EntryId, check_bound, check_name
+from .stream_pages import PAGE_BYTES
 
 SCAN_MAX = 10_000
 SCAN_S = 1.0

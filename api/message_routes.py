@@ -25,7 +25,6 @@ from .admission import check_allowed, check_limits, has_limits
 from .later_replies import StoredLater, StoredLaterBatch
 from .later_routes import parse_time
 from .message_input import NDJSON, SLICE, Input, read_many, read_one
-from .pages import read_page
 from .plain_route import plain_post
 from .problems import Problem
 from .replies import MessagePage, Stored, StoredBatch, StoredMessage
@@ -42,6 +41,7 @@ from .schemas import (
     writable_stream,
 )
 from .service import Service, ServiceDep
+from .stream_pages import read_page
 from .tracing import trace_fields
 
 router = APIRouter(prefix="/v1/streams", tags=["streams"])

@@ -14,7 +14,7 @@ from supervisor._version import __version__
 from supervisor.shared_figures import PROCESS_BOUNDS_S, RECLAIM_BOUNDS_S, REDIS_BOUNDS_S, WAIT_BOUNDS_S
 
 from .http_figures import HttpFigures
-from .produced import Produced
+from .publish_figures import Produced
 
 STATES = ("healthy", "starting", "paused", "degraded", "draining", "down")
 Sample = tuple[Mapping[str, object], float | int | bool | None]

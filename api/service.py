@@ -28,7 +28,7 @@ from supervisor.settings.paths import PoolPaths, pool_paths, redis_url
 from supervisor.status import RedisSide, document, look_at_redis, pairs_of, with_memory
 
 from .problems import Problem
-from .produced import CountingPublisher, Produced
+from .publish_figures import CountingPublisher, Produced
 from .snapshots import NO_ANSWER, Finding, LoopWatch, Snapshot, is_pressed, judge
 from .validation import HandlerModels
 

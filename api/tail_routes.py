@@ -24,11 +24,11 @@ from supervisor.broker.connect import client
 from supervisor.broker.redis_errors import REDIS_FAULTS
 
 from .message_routes import as_message
-from .pages import Row, read_page
 from .problems import Problem
 from .read_route import ReadRoute
 from .schemas import EntryId, Stream, problems, text_answer
 from .service import Service, ServiceDep
+from .stream_pages import Row, read_page
 
 
 class _BeginRoute(ReadRoute):

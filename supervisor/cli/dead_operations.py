@@ -16,7 +16,7 @@ import click
 from supervisor.broker.dead_letters import by_ids, extent, pages
 from supervisor.broker.replay import DROPPED, REPLAYED, WORDS, Outcome, drop, replay
 from supervisor.cli.common import dumps, talk
-from supervisor.cli.known import handled_pairs, require_group, require_stream
+from supervisor.cli.known_names import handled_pairs, require_group, require_stream
 from supervisor.cli.redis_client import open_redis
 from supervisor.cli.tables import table_text
 from supervisor.core.dead_letter import Filter, Letter

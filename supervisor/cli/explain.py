@@ -66,7 +66,7 @@ def explain(loaded: Loaded, id_: str, stream: str | None, as_json: bool) -> int:
 
 
 async def _explain(loaded: Loaded, id_: str, stream: str | None) -> list[Verdict]:
-    from supervisor.cli.known import handled_pairs, require_stream
+    from supervisor.cli.known_names import handled_pairs, require_stream
     from supervisor.cli.redis_client import open_redis
 
     try:

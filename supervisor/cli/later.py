@@ -66,7 +66,7 @@ def list_(loaded: Loaded, streams: tuple[str, ...], count: int, as_json: bool) -
 
 async def _list(loaded: Loaded, streams: tuple[str, ...], count: int, *, as_json: bool) -> None:
     from supervisor.broker.later_set import counts, listed, noted_streams
-    from supervisor.cli.known import require_stream
+    from supervisor.cli.known_names import require_stream
     from supervisor.cli.redis_client import open_redis
     from supervisor.cli.tables import table_text
 
@@ -92,7 +92,7 @@ async def _list(loaded: Loaded, streams: tuple[str, ...], count: int, *, as_json
 async def _streams(loaded: Loaded, redis: Redis) -> list[str]:
     """Return the streams that may have messages for later: those of the handlers, and those that were noted."""
     from supervisor.broker.later_set import noted_streams
-    from supervisor.cli.known import handled_pairs
+    from supervisor.cli.known_names import handled_pairs
     from supervisor.errors import HandlerError
 
     try:

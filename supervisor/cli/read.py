@@ -46,7 +46,7 @@ def read(loaded: Loaded, stream: str, start: str, end: str, count: int | None, r
 async def _read(
     loaded: Loaded, stream: str, span: tuple[str, str], count: int | None, *, reverse: bool, as_json: bool
 ) -> None:
-    from supervisor.cli.known import require_stream
+    from supervisor.cli.known_names import require_stream
     from supervisor.cli.redis_client import open_redis
 
     low, high = span

@@ -40,7 +40,7 @@ def streams(loaded: Loaded, names: tuple[str, ...], as_json: bool) -> None:
 
 
 async def _overview(loaded: Loaded, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    from supervisor.cli.known import handled_pairs, require_stream
+    from supervisor.cli.known_names import handled_pairs, require_stream
     from supervisor.cli.redis_client import open_redis
     from supervisor.overview import overview
 
@@ -112,7 +112,7 @@ def pending(loaded: Loaded, stream: str, group: str, count: int, as_json: bool) 
 
 async def _pending(loaded: Loaded, stream: str, group: str, count: int) -> list[dict[str, Any]]:
     from supervisor.broker import inspect
-    from supervisor.cli.known import require_group
+    from supervisor.cli.known_names import require_group
     from supervisor.cli.redis_client import open_redis
     from supervisor.errors import UsageError
 

@@ -84,7 +84,7 @@ class _Reader:
     async def begin(self, start: str) -> None:
         """Find the id to start after. Raises RedisUnreachableError, since waiting would not correct a wrong address."""
         from supervisor.broker.inspect import streams
-        from supervisor.cli.known import require_stream
+        from supervisor.cli.known_names import require_stream
         from supervisor.cli.redis_client import open_redis
 
         async with open_redis(self._settings) as redis:

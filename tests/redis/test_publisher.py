@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from api.produced import CountingPublisher, Produced
+from api.publish_figures import CountingPublisher, Produced
 from supervisor.broker.publish_pipeline import COMMANDS_MAX, QUEUED_JOBS_MAX
 from supervisor.core.confirmation import Confirmation
 from supervisor.errors import (

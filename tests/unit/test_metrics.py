@@ -10,7 +10,7 @@ from typing import Any
 
 from api.http_figures import HttpFigures
 from api.metrics import _of_http, _of_publishes, _of_redis, render
-from api.produced import OTHER, STREAMS_MAX, Produced
+from api.publish_figures import OTHER, STREAMS_MAX, Produced
 from supervisor.arbiter.pool_figures import document
 from supervisor.shared_figures import RECLAIM_BOUNDS_S, REDIS_BOUNDS_S, FigureField
 from supervisor.shared_state import SharedState, SlotField

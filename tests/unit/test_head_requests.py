@@ -6,7 +6,7 @@ from typing import Any
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from api.head import AnswerHead
+from api.head_requests import AnswerHead
 
 LEFT: list[str] = []
 
