@@ -23,6 +23,7 @@ def ticks_after(expression: str, zone: ZoneInfo, ms: int) -> Iterator[int]:
         for moment in CronSim(expression, _at(ms, zone)):
             if (tick := _ms(moment)) > last:
                 yield (last := tick)
+        return
     since = ms + 1
     while True:
         for moment in CronSim(expression, _at(since - 1, _offset(zone, since))):
@@ -41,6 +42,7 @@ def ticks_until(expression: str, zone: ZoneInfo, ms: int) -> Iterator[int]:
         for moment in _backwards(expression, ms, zone):
             if (tick := _ms(moment)) < last:
                 yield (last := tick)
+        return
     until = ms
     while True:
         for moment in _backwards(expression, until, _offset(zone, until)):

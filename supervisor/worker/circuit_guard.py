@@ -81,12 +81,13 @@ class CircuitGuard:
         self._looked_s = now_s
         self._circuit.observe(now_s, succeeded, new_failed)
         if self.closed != was_closed:
-            self._tell(now_s)
+            self._report(now_s)
         if not (self.closed and was_closed):
             self._executor.hold_to(self._circuit.limit(now_s))
             self._control.notify()
 
-    def _tell(self, now_s: float) -> None:
+    def _report(self, now_s: float) -> None:
+        """Log that the circuit has opened or closed, and note it in shared memory."""
         handler, stream, group = self._spec.name, self._spec.stream, self._spec.group
         if self.closed:
             self._marks.set_circuit(0)

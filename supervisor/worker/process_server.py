@@ -73,7 +73,7 @@ def _serve(settings: Settings, specs: Sequence[HandlerSpec], worker: str, contro
         for key, _ in selector.select():
             if key.fileobj is not control:
                 os.read(woken, 4096)
-                _tell_ended(control)
+                _send_ended(control)
                 continue
             data, fds, _, _ = socket.recv_fds(control, 1, 1)
             if not data:
@@ -82,7 +82,7 @@ def _serve(settings: Settings, specs: Sequence[HandlerSpec], worker: str, contro
                 pid = os.fork()
             except OSError as error:
                 os.close(fds[0])
-                _tell(control, error=error.errno)
+                _send(control, error=error.errno)
                 continue
             if pid == 0:
                 signal.set_wakeup_fd(-1)
@@ -92,17 +92,17 @@ def _serve(settings: Settings, specs: Sequence[HandlerSpec], worker: str, contro
                     os.close(fd)
                 _run_child(settings, specs, worker, socket.socket(fileno=fds[0]))
             os.close(fds[0])
-            _tell(control, pid=pid)
+            _send(control, pid=pid)
 
 
-def _tell_ended(control: socket.socket) -> None:
+def _send_ended(control: socket.socket) -> None:
     """Send the worker the pids and exit codes of children that have ended."""
     with contextlib.suppress(ChildProcessError):  # none is left
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-            _tell(control, pid=ended[0], ended=os.waitstatus_to_exitcode(ended[1]))
+            _send(control, pid=ended[0], ended=os.waitstatus_to_exitcode(ended[1]))
 
 
-def _tell(control: socket.socket, **said: Any) -> None:
+def _send(control: socket.socket, **said: Any) -> None:
     try:
         control.send(json.dumps(said).encode())
     except OSError:  # the worker is gone
