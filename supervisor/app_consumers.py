@@ -68,7 +68,8 @@ class AppConsumers:
                 await self._work(*lease)
                 await self._pause(_REPORT_S)  # another process has the name, or the keeper's part has failed
         finally:
-            await self._redis.aclose()
+            with contextlib.suppress(*REDIS_FAULTS):  # TLS waits for the other end, which may be away
+                await self._redis.aclose()
 
     async def _take_lease(self) -> tuple[str, str] | None:
         """Take a name; wait while Redis is unreachable; return its pool and token, or None if the app ends first."""

@@ -6,6 +6,7 @@ A forked worker and the lifespan of a FastAPI app use it alike, so it knows noth
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from dataclasses import replace
@@ -162,7 +163,10 @@ class Runtime:
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self._processes is not None:
             self._processes.close()
-        await self._context.aclose()
+        with contextlib.suppress(
+            *REDIS_FAULTS
+        ):  # TLS waits for the other end, which may be away
+            await self._context.aclose()
 
     def rescan(self) -> None:
         """Have every consumer read its own pending list again, since another process has put messages there."""

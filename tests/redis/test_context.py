@@ -5,6 +5,7 @@ import threading
 from typing import Any
 
 import pytest
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from supervisor import Message, UsageError, context, handler
 from supervisor.shared_state import SlotField
@@ -97,3 +98,17 @@ async def test_a_batch_has_no_single_message(redis: Any, redis_url: str) -> None
     assert (
         raised[0] == "context().message: a batch has several messages; take them as a second parameter: list[Message]"
     )
+
+
+async def test_a_connection_that_can_not_be_closed_ends_no_worker(redis: Any, redis_url: str) -> None:
+    class Silent:
+        """A client whose server does not answer the end of TLS."""
+
+        async def aclose(self) -> None:
+            raise RedisTimeoutError("Timed out closing connection after 5.0")
+
+    @handler(STREAM, group=GROUP)
+    async def handle(message: Message) -> None: ...
+
+    async with working(redis_url, handle) as worker:
+        worker.runtime.context._once(("redis", asyncio.get_running_loop()), Silent)
