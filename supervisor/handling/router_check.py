@@ -53,12 +53,14 @@ def _check_installed(module: str, root: Path, setting: str) -> None:
 
 
 def _check_name(file: Path, attribute: str, setting: str) -> None:
-    text = file.read_text(encoding="utf-8")
+    text = file.read_bytes()  # it may name an encoding of its own
     try:
         symbols = symtable.symtable(text, str(file), "exec").get_symbols()
     except SyntaxError as error:
         raise HandlerError(f"{file}:{error.lineno}: {error.msg} ({setting})") from None
+    except ValueError as error:  # a NUL byte, before Python 3.11.4
+        raise HandlerError(f"{file}: {error} ({setting})") from None
     assigned = [symbol.get_name() for symbol in symbols if symbol.is_assigned()]
     names = {*assigned, *(symbol.get_name() for symbol in symbols if symbol.is_imported())}
-    if attribute not in names and "__getattr__" not in names and "import *" not in text:
+    if attribute not in names and "__getattr__" not in names and b"import *" not in text:
         raise no_router(file, attribute, assigned, setting)

@@ -12,7 +12,9 @@ import pytest
 from supervisor import Message
 from supervisor.errors import HandlerError
 from supervisor.handling.loader import HandlerSpec, load_handlers
+from supervisor.handling.router_check import check_routers
 from supervisor.handling.signature import read_signature
+from supervisor.settings.load import load
 from supervisor.settings.model import Settings
 
 HEAD = """
@@ -322,3 +324,23 @@ def test_a_proxy_that_has_every_attribute_is_no_handler(module: Any) -> None:
 def test_a_function_without_a_signature_is_refused_with_what_to_write() -> None:
     with pytest.raises(HandlerError, match=r"no signature .*; write a function with an annotated parameter that calls"):
         read_signature(functools.lru_cache(lambda message: None), "handlers.py:3")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b'# coding: latin-1\nrouter = "caf\xe9"\n', ""),
+        (b'router = "caf\xe9"\n', "utf-8"),
+        (b"router = 1\0\n", "null byte"),
+    ],
+    ids=["another encoding", "not UTF-8", "NUL"],
+)
+def test_a_module_with_a_router_is_read_as_python_reads_it(tmp_path: Path, text: bytes, words: str) -> None:
+    (tmp_path / "web.py").write_bytes(text)
+    (tmp_path / "config.toml").write_text('[api]\nrouters = ["web:router"]\n')
+    loaded = load(tmp_path / "config.toml", environ={})
+    if not words:
+        check_routers(loaded)
+        return
+    with pytest.raises(HandlerError, match=f"{tmp_path / 'web.py'}.*{words}"):
+        check_routers(loaded)
