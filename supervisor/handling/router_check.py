@@ -7,6 +7,7 @@ service imports the routers and finds the rest.
 import symtable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from supervisor.errors import HandlerError
 from supervisor.handling.imports import make_importable, missing_module
@@ -53,7 +54,7 @@ def _check_installed(module: str, root: Path, setting: str) -> None:
 
 
 def _check_name(file: Path, attribute: str, setting: str) -> None:
-    text = file.read_bytes()  # it may name an encoding of its own
+    text: Any = file.read_bytes()  # it may name an encoding of its own
     try:
         symbols = symtable.symtable(text, str(file), "exec").get_symbols()
     except SyntaxError as error:

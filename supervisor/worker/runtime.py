@@ -163,9 +163,7 @@ class Runtime:
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self._processes is not None:
             self._processes.close()
-        with contextlib.suppress(
-            *REDIS_FAULTS
-        ):  # TLS waits for the other end, which may be away
+        with contextlib.suppress(*REDIS_FAULTS):  # TLS waits for the other end, which may be away
             await self._context.aclose()
 
     def rescan(self) -> None:
