@@ -156,7 +156,7 @@ class PublishPipeline:
         done = loop.create_future()
         job = Job(pieces, commands, size, done, pack_text=pack_text, repeatable=repeatable, wait=wait)
         queue.add(job)
-        if not self._spent_s:
+        if queue is self._small and not self._spent_s:
             return await job.done
         timer = loop.call_later(max(0.0, job.limit_s - self._spent_s), give_up, job)
         try:
@@ -173,7 +173,7 @@ class JobQueue:
         self._connection = connection
         self._timeout_s = timeout_s
         self._bytes_per_s = bytes_per_s
-        #: Deadlines are in the order of arrival.
+        #: Deadlines of small jobs are in the order of arrival; large jobs have timers of their own.
         self._queue: deque[Job] = deque()
         self._queued_bytes = 0
         self._sending: list[Job] = []

@@ -210,6 +210,30 @@ async def test_a_connection_that_answers_after_all_is_kept(redis_server: Any, re
     assert await numbers(redis) == ["warm", "early", "late"]
 
 
+async def test_a_large_batch_is_answered_in_its_own_time(
+    redis_server: Any, redis: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one before it has longer, since it waited for a much larger one."""
+    monkeypatch.setattr("supervisor.broker.publish_pipeline._LARGE_BYTES_PER_S", 1e6)
+    async with Publisher(redis_server.url, timeout_s=LIMIT_S / 4) as publisher:
+        await publisher.publish(STREAM, {"n": "warm"})
+        queue = publisher._router._only._large
+        answers = SlowAnswers(queue._connection)
+        huge = asyncio.create_task(publisher.publish_many(STREAM, [{"n": "huge", "data": "x" * 10_000}] * 600))
+        before = asyncio.create_task(publisher.publish_many(STREAM, [{"n": "before"}] * 600))
+        await answers.asked.wait()
+        answers.answer()
+        await huge
+        await answers.asked.wait()
+        timer = queue._timer
+        with pytest.raises(PublishRefusedError):
+            await publisher.publish_many(STREAM, [{"n": "late"}] * 600)
+        assert queue._timer is timer, "the one before it has seconds left"
+        answers.answer()
+        await before
+    assert set(await numbers(redis)) == {"warm", "huge", "before"}
+
+
 class SlowAnswers:
     """Has the answers that come over a connection wait."""
 
