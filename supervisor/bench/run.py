@@ -27,6 +27,7 @@ from supervisor.bench.redis_py_loop import URL_VARIABLE
 from supervisor.bench.window import Look, Window
 from supervisor.broker.connect import describe
 from supervisor.errors import SupervisorError
+from supervisor.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,7 +122,7 @@ async def run(redis: Redis, plan: Plan, say: Callable[[str], None]) -> Result:
         backlog = Backlog(redis, own, plan.messages)
         await backlog.fill()
         await backlog.require_counts(result.server)
-        say(f"starting {plan.workers} worker(s)")
+        say(f"starting {counted(plan.workers, 'worker')}")
         async with bench_pool(plan.url, own.stream, own.host, plan.workers) as pool:
             for group in GROUPS:
                 result.rates.append(await _rates(backlog, pool, group, plan, say))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from supervisor.cli.common import Value, command, config_option, dumps, json_option, load_settings, redis_option, talk
+from supervisor.text import counted
 from supervisor.values import Whole
 
 if TYPE_CHECKING:
@@ -93,8 +94,8 @@ def _print(result: Result) -> None:
 
     talk("")
     click.echo(
-        f"{result.server}, durability {result.durability}; {result.cores} cores, {result.workers} worker(s),"
-        f" {result.messages:,} messages, {result.turns} turns\n"
+        f"{result.server}, durability {result.durability}; {counted(result.cores, 'core')},"
+        f" {counted(result.workers, 'worker')}, {result.messages:,} messages, {counted(result.turns, 'turn')}\n"
     )
     rows = [
         [

@@ -243,7 +243,8 @@ def _connections(settings: Settings, clients: dict[str, Any], handlers: int) -> 
     """Compare the connections that a pool opens with what the server allows."""
     workers = max(settings.pool.workers, settings.pool.workers_max or 0)
     needed, limit = workers * (handlers + 1) + KEEPER_CONNECTIONS, int(clients.get("maxclients", 0))
-    text = f"connections to Redis: {needed:,} ({workers} workers × ({handlers} handlers + 1), and the keeper's)"
+    each = f"{counted(workers, 'worker')} × ({counted(handlers, 'handler')} + 1)"
+    text = f"connections to Redis: {needed:,} ({each}, and the keeper's)"
     text += f" of maxclients {limit:,}" if limit else ""
     if limit and needed > limit * CONNECTIONS_SHARE_MAX:
         return Finding(WARN, text, "raise maxclients, or run fewer workers")

@@ -65,11 +65,10 @@ def scale(workers: int, wait: bool, timeout_s: float, config: Path | None) -> in
     """Set the number of workers to N. New workers start at once; surplus ones finish what they have in hand."""
     paths = _paths(config)
     _ask(paths, "scale", n=workers)
+    what = f"scaling to {counted(workers, 'worker')}"
     if not wait:
-        talk(f"scaling to {workers} workers; `supervisor status` shows them")
+        talk(f"{what}; `supervisor status` shows them")
         return EXIT_OK
-
-    what = f"scaling to {workers} workers"
 
     def progress(status: dict[str, Any]) -> Progress:
         states = {worker["slot"]: worker["state"] for worker in status["workers"]}

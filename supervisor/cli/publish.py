@@ -15,6 +15,7 @@ import click
 
 from supervisor.cli.common import MOMENT, SECONDS, command, talk, with_settings
 from supervisor.errors import PublishError, PublishUnknownError, SupervisorError, UsageError
+from supervisor.text import counted
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -75,7 +76,8 @@ def publish(loaded: Loaded, stream: str, fields: tuple[str, ...], source: Any, q
         click.echo(str(progress.stored))
     if source is not None:
         took_s = max(time.monotonic() - progress.started_s, 1e-6)
-        talk(f"{progress.stored:,} messages stored in {took_s:.2f} s, {progress.stored / took_s:,.0f} a second")
+        stored = counted(progress.stored, "message")
+        talk(f"{stored} stored in {took_s:.2f} s, {progress.stored / took_s:,.0f} a second")
 
 
 def _fields(words: Iterable[str]) -> dict[str, str]:
