@@ -18,6 +18,7 @@ from supervisor.core.encode import FIELDS_MAX
 from supervisor.core.ids import time_of_id
 from supervisor.fastapi import IDEMPOTENCY_KEY_PATTERN, get_idempotency_key
 from supervisor.publisher import BATCH_MAX, KEY_BYTES_MAX, Publisher
+from supervisor.text import decoded
 from supervisor.values import SECONDS_MAX
 
 from . import cloud_events
@@ -285,11 +286,7 @@ async def read_message(stream: Stream, entry_id: EntryId, service: ServiceDep) -
 
 def as_message(entry: bytes, fields: Mapping[bytes, bytes]) -> dict[str, Any]:
     """Return an entry for JSON; bytes that are not UTF-8 become \\xNN."""
-    shown = {
-        name.decode(errors="backslashreplace"): value.decode(errors="backslashreplace")
-        for name, value in fields.items()
-    }
-    return {"id": entry.decode(), "fields": shown}
+    return {"id": entry.decode(), "fields": {decoded(name): decoded(value) for name, value in fields.items()}}
 
 
 def _text(due: datetime) -> str:

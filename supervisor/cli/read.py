@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from supervisor.cli.common import IdBound, Value, command, count_option, dumps, json_lines_option, with_settings
+from supervisor.text import decoded
 
 if TYPE_CHECKING:
     from supervisor.settings.load import Loaded
@@ -70,19 +70,13 @@ def print_entries(entries: list[Any], as_json: bool) -> None:
     """Print entries as redis-py returns them, one on each line."""
     lines = []
     for entry_id, flat in entries:
-        fields = _fields(flat)
+        fields = {decoded(name): decoded(value) for name, value in flat.items()}
         if as_json:
             lines.append(dumps({"id": entry_id.decode(), "fields": fields}))
         else:
             lines.append(f"{entry_id.decode()}  " + " ".join(f"{_word(k)}={_word(v)}" for k, v in fields.items()))
     if lines:
         click.echo("\n".join(lines))
-
-
-def _fields(flat: Mapping[bytes, bytes]) -> dict[str, str]:
-    return {
-        name.decode(errors="backslashreplace"): value.decode(errors="backslashreplace") for name, value in flat.items()
-    }
 
 
 def _word(text: str) -> str:
