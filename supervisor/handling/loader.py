@@ -183,8 +183,9 @@ def _check_limits(declaration: Declaration, options: Options, item: object) -> N
 
 
 def _modules(name: str, root: Path, skip: Collection[str]) -> Iterator[ModuleType]:
+    """Import a module, and all modules of a package but those to `skip` and what is below them."""
     module = import_module_of(name, root)
     yield module
-    for found in pkgutil.walk_packages(getattr(module, "__path__", []), f"{name}."):
+    for found in pkgutil.iter_modules(getattr(module, "__path__", []), f"{name}."):
         if found.name not in skip:
-            yield import_module_of(found.name, root)
+            yield from _modules(found.name, root, skip)

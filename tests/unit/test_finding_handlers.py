@@ -308,6 +308,21 @@ def test_none_vanishes(module: Any, text: str, said: str) -> None:
         module(text)
 
 
+def test_a_package_with_a_router_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    name = f"package_{abs(hash(tmp_path))}"
+    web, jobs = tmp_path / name / "web", tmp_path / name / "jobs"
+    for folder in (web, jobs):
+        folder.mkdir(parents=True)
+    (tmp_path / name / "__init__.py").touch()
+    (jobs / "__init__.py").touch()
+    (jobs / "mail.py").write_text(HEAD + "@handler('s', group='g')\nasync def mail(event: Event) -> None: ...\n")
+    for file in (web / "__init__.py", web / "orders.py"):
+        file.write_text("raise RuntimeError('imported')")
+    (spec,) = load_handlers(Settings(handlers=[name], api={"routers": [f"{name}.web:router"]}), tmp_path)
+    assert spec.name == f"{name}.jobs.mail.mail"
+
+
 def test_a_proxy_that_has_every_attribute_is_no_handler(module: Any) -> None:
     (spec,), _ = module("""
         class Proxy:
