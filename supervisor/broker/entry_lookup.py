@@ -144,7 +144,7 @@ async def _with_limits(redis: Redis, entry: Entry, facts: GroupFacts, name: byte
     row = b"" if key is None else turn_field(key)
     before, *found = await redis.eval(TURN_FACTS.text, len(keys), *keys, group, name, row)
     pairs = iter(decoded(part) for part in found)
-    turn = TurnFact(None if key is None else key.decode(), tuple(zip(pairs, pairs, strict=True)), before)
+    turn = TurnFact(None if key is None else decoded(key), tuple(zip(pairs, pairs, strict=True)), before)
     return replace(facts, turn=turn)
 
 

@@ -185,7 +185,11 @@ class JobQueue:
     def add(self, job: Job) -> None:
         """Send the job soon, and give it a deadline. Raises PublishRefusedError when too many wait."""
         if len(self._queue) >= QUEUED_JOBS_MAX or self._queued_bytes + job.size > QUEUED_BYTES_MAX:
-            raise PublishRefusedError(f"{len(self._queue)} publishes wait for Redis already", FULL)
+            raise PublishRefusedError(
+                f"no room for {job.size:,} bytes: {len(self._queue):,} publishes with {self._queued_bytes:,} bytes wait"
+                f" for Redis; at most {QUEUED_JOBS_MAX:,} with {QUEUED_BYTES_MAX:,} bytes may",
+                FULL,
+            )
         loop = asyncio.get_running_loop()
         self._queue.append(job)
         self._queued_bytes += job.size

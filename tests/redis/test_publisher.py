@@ -300,6 +300,14 @@ async def test_the_queue_is_bounded(redis_url: str, redis: Any) -> None:
         await fill_the_queue(publisher, redis)
 
 
+async def test_a_message_that_is_too_large_for_the_queue_is_refused_with_both_sizes(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supervisor.broker.publish_pipeline.QUEUED_BYTES_MAX", 1_000)
+    with pytest.raises(PublishRefusedError, match=r"no room for 2,0\d\d bytes: 0 publishes .* with 1,000 bytes may"):
+        await publisher.publish(STREAM, {"n": "x" * 2_000})
+
+
 async def fill_the_queue(publisher: Publisher, redis: Any) -> None:
     tasks = [asyncio.create_task(publisher.publish(STREAM, {"n": n})) for n in range(QUEUED_JOBS_MAX + 10)]
     results = await asyncio.gather(*tasks, return_exceptions=True)
