@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 from supervisor.broker.direct_future import DirectFuture
 from supervisor.core.batch_results import batch_results, unreadable
+from supervisor.core.options import PROCESS
 from supervisor.errors import HandlerTimeoutError
 from supervisor.handling.decode import as_message
 from supervisor.handling.middleware import compose
-from supervisor.worker.blocking_calls import calls_of
 from supervisor.worker.emits import Emits
 from supervisor.worker.handler_forks import ThisProcess
-from supervisor.worker.process_calls import UndecodedError
+from supervisor.worker.process_calls import ProcessCalls, UndecodedError
 from supervisor.worker.runner import Runners, current_runner
-from supervisor.worker.thread_calls import CANCEL_GRACE_S, HeldBackError
+from supervisor.worker.thread_calls import CANCEL_GRACE_S, HeldBackError, ThreadCalls
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from supervisor.handling.decode import Decoder
     from supervisor.handling.loader import HandlerSpec
     from supervisor.messages import Message
     from supervisor.worker.resources import Resources
@@ -53,7 +54,7 @@ class Executor:
         #: How many more messages may be started; infinity unless the handler fails for everything.
         self._startable = inf
         self._aborting = False
-        self.threads, decode, limit = calls_of(spec, resources, failures)
+        self.threads, decode, limit = _calls_of(spec, resources, failures)
         self._unit = unit = spec.options.batch_size if spec.batch else 1
         self._limit = max(limit, unit)
         runners_max = max(1, limit // unit)
@@ -335,3 +336,14 @@ class Executor:
         taken = max(0, finished - self._counted), runners.busy_s, self._slowest_s
         self._counted, runners.busy_s, self._slowest_s = finished, 0.0, 0.0
         return taken
+
+
+def _calls_of(
+    spec: HandlerSpec, resources: Resources, failures: Failures
+) -> tuple[ThreadCalls | ProcessCalls, Decoder, int]:
+    """Return what calls a plain handler, the worker's decoder for it, and how many messages may run at a time."""
+    concurrency, processes = spec.options.concurrency, resources.processes
+    if processes is not None and spec.options.run_in == PROCESS:
+        return ProcessCalls(processes, spec), as_message, min(concurrency, processes.size)  # the process decodes
+    calls = ThreadCalls(resources.threads, resources.control, spec.options.timeout_s, failures.overstayed)
+    return calls, spec.decode, concurrency if spec.is_async else min(concurrency, resources.threads.size)
