@@ -165,7 +165,7 @@ class Consumer:
         await pending.mark(message.entry)
         self._start([message])
         await self.idle()
-        while self.executor.threads.running and not self._control.stopping:
+        while self.executor.calls.running and not self._control.stopping:
             await self._control.until(lambda: self._control.stopping, _THREADS_POLL_S)
         pending.unmark()
         await self._settler.flush()

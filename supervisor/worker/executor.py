@@ -54,7 +54,8 @@ class Executor:
         #: How many more messages may be started; infinity unless the handler fails for everything.
         self._startable = inf
         self._aborting = False
-        self.threads, decode, limit = _calls_of(spec, resources, failures)
+        #: The calls of plain handlers, in threads or processes.
+        self.calls, decode, limit = _calls_of(spec, resources, failures)
         self._unit = unit = spec.options.batch_size if spec.batch else 1
         self._limit = max(limit, unit)
         runners_max = max(1, limit // unit)
@@ -202,7 +203,7 @@ class Executor:
         runner = current_runner()
         runner.started_s = inf  # its time begins when a thread or process is free
         try:
-            result = await self.threads.run(self._spec.function, argument, runner.began)
+            result = await self.calls.run(self._spec.function, argument, runner.began)
         except UndecodedError as error:  # some of the batch; the others are done
             await self._emits.take(error.result)
             raise
@@ -297,7 +298,7 @@ class Executor:
     def started(self) -> int:
         """How many messages have begun to run and have not ended; threads that were given up count."""
         begun = sum(len(runner.messages) for runner in self._runners.active if runner.started_s != inf)
-        return max(begun, self.threads.running)
+        return max(begun, self.calls.running)
 
     @property
     def unstarted(self) -> int:
@@ -318,10 +319,10 @@ class Executor:
     def due_s(self) -> float:
         """When the longest-running message must have ended, by `time.monotonic`; after that only a kill can end it."""
         active = self._runners.active
-        if not (active or self.threads.running):
+        if not (active or self.calls.running):
             return inf
         began = [runner.started_s for runner in active if runner.started_s]
-        return min(*began, self.threads.oldest_s, inf) + self._spec.options.timeout_s + CANCEL_GRACE_S
+        return min(*began, self.calls.oldest_s, inf) + self._spec.options.timeout_s + CANCEL_GRACE_S
 
     def messages(self) -> Iterator[Message]:
         """Yield the messages in hand."""

@@ -202,7 +202,7 @@ class Runtime:
     def charge_overdue(self) -> None:
         """Charge the messages for which the arbiter kills this process now."""
         for consumer in self.consumers:
-            consumer.executor.threads.charge_overdue()
+            consumer.executor.calls.charge_overdue()
 
     def report(self) -> None:
         """Write state and figures to shared memory."""
@@ -350,7 +350,7 @@ def _free_unused(shared: SharedSlot, specs: Sequence[HandlerSpec]) -> None:
 def _waits_for_messages(consumer: Consumer) -> bool:
     """Whether the consumer can read and settle, and no message is in hand or waits."""
     executor = consumer.executor
-    has_messages = executor.in_hand or executor.threads.running or consumer.retries
+    has_messages = executor.in_hand or executor.calls.running or consumer.retries
     is_cut_off = not consumer.opened or consumer.waits_for_redis or consumer.cut_off.active
     return not (has_messages or is_cut_off) and consumer.circuit.closed
 
