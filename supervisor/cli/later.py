@@ -71,11 +71,10 @@ async def _list(loaded: Loaded, streams: tuple[str, ...], count: int, *, as_json
     from supervisor.cli.tables import table_text
 
     async with open_redis(loaded.settings) as redis:
-        noted = await noted_streams(redis) if streams else {}
-        for stream in streams:
-            if stream not in noted:
-                await require_stream(loaded, redis, stream)
         totals = await counts(redis, streams or await _streams(loaded, redis))
+        if empty := set(streams) - {total.stream for total in totals}:
+            for stream in sorted(empty - (await noted_streams(redis)).keys()):
+                await require_stream(loaded, redis, stream)
         shown = [waiting for total in totals async for waiting in listed(redis, total.stream, count)]
     if as_json:
         for waiting in shown:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from supervisor.keys import LATER_STREAMS_KEY, later_key
 from tests.cli.run import run, spawn
 from tests.support.letters import add_dead_letter
 from tests.support.servers import AnyServer
@@ -69,6 +70,14 @@ def test_what_a_handler_declares_or_has_left_is_known(folder: Path, redis_server
         assert run(*words, cwd=folder, redis_url=redis_server.url).returncode == 0, words
     for words in (("list", "orders", "bills"), ("drop", "orders", "bills"), ("list", "gone", "letters")):
         assert run("dead", *words, cwd=folder, redis_url=redis_server.url).returncode == 0, words
+
+
+def test_a_stream_of_which_redis_has_only_messages_for_later_is_known(folder: Path, redis_server: AnyServer) -> None:
+    with redis_server.sync() as redis:
+        redis.zadd(later_key("coming"), {'{"n":"1"}': 4e12})
+        redis.hset(LATER_STREAMS_KEY, "emptied", 1)
+    done = run("later", "list", "coming", "emptied", cwd=folder, redis_url=redis_server.url)
+    assert done.returncode == 0 and "n=1" in done.stdout, done.stderr
 
 
 def test_tail_says_it_too_and_waits_for_the_first_entry(folder: Path, redis_server: AnyServer) -> None:
