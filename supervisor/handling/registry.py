@@ -19,7 +19,7 @@ from supervisor.core.options import FUNCTION_OPTIONS, HANDLER_OPTIONS, NEEDS
 from supervisor.errors import HandlerError
 from supervisor.handling.middleware import Middleware, read_middleware
 from supervisor.settings.model import HandlerOptions
-from supervisor.text import did_you_mean
+from supervisor.text import did_you_mean, is_unicode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -177,6 +177,8 @@ def _module_frame(frame: FrameType) -> FrameType:
 def _check_name(where: str, what: str, value: object) -> None:
     if not isinstance(value, str) or not value or any(ord(c) < 32 for c in value):  # noqa: PLR2004 - control characters
         raise HandlerError(f"{where}: {what} must be a non-empty string without control characters, not {value!r}")
+    if not is_unicode(value):  # a lone surrogate: it has no form in UTF-8, and Redis can't be given it
+        raise HandlerError(f"{where}: {what} must be Unicode, not {value!r}")
 
 
 def _check_options(where: str, options: dict[str, Any]) -> None:

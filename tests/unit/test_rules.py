@@ -239,6 +239,15 @@ def test_a_wrong_declaration_names_file_and_line() -> None:
         specs_of(Settings(), [nameless])
 
 
+@pytest.mark.parametrize(
+    "names", [("", "g"), ("a\tb", "g"), ("s", "g\n"), (None, "g"), ("\udcff", "g"), ("s", "\udcff")]
+)
+def test_a_name_that_redis_can_not_have_is_refused_with_its_place(names: tuple[Any, str]) -> None:
+    stream, group = names
+    with pytest.raises(HandlerError, match=r"test_rules.py:\d+: (stream|group) must be"):
+        handler(stream, group=group)
+
+
 def test_two_handlers_of_one_group_are_refused() -> None:
     @handler("s", group="g")
     async def one(event: Message) -> None: ...
