@@ -164,9 +164,9 @@ class ChildGroup:
                 heartbeat = self.heartbeat(slot) if slot.living else Heartbeat()
                 self._apply(number, *slots.advance(slot, heartbeat, self._limits, now_s))
                 self._log_ready(slot, self.slots[number])
-            self._schedule()
         finally:
             self._checking = False
+            self._schedule()  # also after a bug: a group that is not checked never notices a hung child
         if before != {number: slot.state for number, slot in self.slots.items()}:
             self._on_change()
 

@@ -56,9 +56,10 @@ class Services:
     def __init__(self) -> None:
         self.started: list[str] = []
         children: Any = SimpleNamespace(add=lambda *_: None, send=lambda *_: None, kill=lambda *_: None)
-        clock: Any = Clock()
+        self.clock = clock = Clock()
+        loop: Any = clock
         limits = Limits(boot_s=60, beat_s=60, drain_s=60)
-        self.group = ServiceGroup(SharedState(), clock, children, StackDumps(), limits, LOG, lambda: None)
+        self.group = ServiceGroup(SharedState(), loop, children, StackDumps(), limits, LOG, lambda: None)
         self.spawner: Any = SimpleNamespace(
             redis=None,
             keeper=None,
@@ -105,6 +106,19 @@ def test_a_quick_stop_starts_no_service() -> None:
     services.group.kill_service(API)
     services.group.check()
     assert services.started == [API]
+
+
+def test_a_check_that_fails_is_followed_by_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_slot: Slot) -> Any:
+        raise ZeroDivisionError
+
+    services = Services()
+    services.want_api(1)
+    with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
+        patched.setattr(services.group, "heartbeat", broken)
+        before = len(services.clock.timers)
+        services.group.check()
+    assert len(services.clock.timers) == before + 1 and services.clock.waiting == 1
 
 
 # Restarts
