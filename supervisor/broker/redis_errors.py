@@ -107,9 +107,11 @@ def likely_cause(url: str, error: BaseException) -> str:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error and the chain of exceptions behind it."""
+    """Yield the error and the chain of exceptions behind it, each once: a chain may lead back to its beginning."""
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
         yield cause
         cause = cause.__cause__ or cause.__context__
 

@@ -10,11 +10,14 @@ from zoneinfo import ZoneInfo
 from redis.asyncio import Redis
 
 from supervisor.broker.scripts import PUBLISH_TICKS, RESUME_SCHEDULE, RUN_SCHEDULE
+from supervisor.core.ids import parse_number
 from supervisor.core.schedule import LastTick, Schedule
 from supervisor.keys import cron_key, cron_paused_key, origins_key
 
 #: Next times that are shown.
 SHOWN = 3
+#: The beginning of the year 9999: a later time can't be shown in every time zone.
+_LATEST_MS = 253_370_764_800_000
 
 
 async def last_tick(redis: Redis, schedule: Schedule, now_ms: int) -> LastTick:
@@ -24,7 +27,7 @@ async def last_tick(redis: Redis, schedule: Schedule, now_ms: int) -> LastTick:
     if text is None:
         await redis.hsetnx(key, schedule.name, f"{now_ms} {schedule.when}")
         text = await redis.hget(key, schedule.name)
-    return LastTick.parse(text.decode() if text else "")
+    return LastTick.parse(text.decode(errors="replace") if text else "")
 
 
 async def publish_ticks(redis: Redis, schedule: Schedule, ticks: Sequence[int]) -> list[str]:
@@ -69,7 +72,7 @@ async def overview(redis: Redis, schedules: Sequence[Schedule]) -> list[dict[str
     found = []
     for schedule in schedules:
         last, paused = next(replies), next(replies)
-        last_ms = LastTick.parse(last.decode()).ms if last else None
+        last_ms = LastTick.parse(last.decode(errors="replace")).ms if last else None
         times = [_local(schedule, ms) for ms in islice(schedule.after(_now_ms()), SHOWN)]
         found.append(
             {
@@ -82,7 +85,7 @@ async def overview(redis: Redis, schedules: Sequence[Schedule]) -> list[dict[str
                 "fields": dict(schedule.fields),
                 "last": _local(schedule, last_ms) if last_ms is not None and _is_tick(schedule, last_ms) else None,
                 "next": [] if paused else times,
-                "paused_since": _local(schedule, int(paused)) if paused else None,
+                "paused_since": _local(schedule, parse_number(paused) or 0) if paused else None,
             }
         )
     return found
@@ -94,7 +97,7 @@ def _is_tick(schedule: Schedule, ms: int) -> bool:
 
 
 def _local(schedule: Schedule, ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, ZoneInfo(schedule.timezone)).isoformat(timespec="seconds")
+    return datetime.fromtimestamp(min(ms, _LATEST_MS) / 1000, ZoneInfo(schedule.timezone)).isoformat(timespec="seconds")
 
 
 def _now_ms() -> int:

@@ -3,10 +3,12 @@
 import asyncio
 from typing import Any
 
+import pytest
+
 from supervisor.broker import schedules
 from supervisor.core.schedule import LastTick, Schedule
 from supervisor.keeper.scheduler import Scheduler
-from supervisor.keys import cron_key
+from supervisor.keys import cron_key, cron_paused_key
 from tests.redis.test_later import Log
 from tests.support.servers import AnyServer
 
@@ -51,6 +53,14 @@ async def test_ticks_that_no_pool_was_there_for(redis: Any) -> None:
         clock.ms += 30 * MINUTE_MS
         await Scheduler(redis, [minutely(missed)], Log(), clock).turn()
         assert await published(redis) == count
+
+
+@pytest.mark.parametrize("value", ["garbage", "\udcff", "9" * 18, "9" * 400])
+async def test_a_malformed_time_of_a_pause_is_still_a_pause(redis: Any, value: str) -> None:
+    schedule = minutely()
+    await redis.hset(cron_paused_key(STREAM), schedule.name, value.encode("utf-8", "surrogateescape"))
+    [shown] = await schedules.overview(redis, [schedule])
+    assert shown["paused_since"] and shown["next"] == []
 
 
 async def test_a_paused_schedule_misses_nothing(redis: Any) -> None:

@@ -3,7 +3,7 @@
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from supervisor.broker.redis_errors import likely_cause
+from supervisor.broker.redis_errors import causes, likely_cause
 
 HUNG_UP = [
     "Connection closed by server.",
@@ -28,3 +28,9 @@ def test_a_server_with_tls_that_hangs_up_may_want_a_certificate(scheme: str, tex
 
 def test_a_server_that_is_not_there_says_nothing_about_tls() -> None:
     assert likely_cause("redis://127.0.0.1:1", RedisConnectionError("Error 111 connecting to 127.0.0.1:1.")) == ""
+
+
+def test_a_chain_of_causes_that_leads_back_to_its_beginning_ends() -> None:
+    first, second = OSError("first"), OSError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert list(causes(first)) == [first, second]
