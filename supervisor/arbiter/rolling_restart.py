@@ -11,6 +11,7 @@ preflight is tried again and again until one succeeds.
 
 import math
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -151,24 +152,25 @@ class RollingRestart:
             self.start()
             return
         if code != 0:
-            why, traceback = "the new code or configuration is unusable", report.get("traceback")
-            self._not_loaded(why, str(report.get("error")), traceback)
+            why, trace = "the new code or configuration is unusable", report.get("traceback")
+            self._not_loaded(why, str(report.get("error")), trace)
             return
         try:
             self.exec_successor(report)
-        except OSError as error:
-            self._not_loaded("this process could not be replaced", str(error))
+        except Exception as error:  # also a bug: the restart must not count as done
+            trace = None if isinstance(error, OSError) else traceback.format_exc()
+            self._not_loaded("this process could not be replaced", str(error), trace)
 
-    def _not_loaded(self, why: str, error: str, traceback: str | None = None) -> None:
+    def _not_loaded(self, why: str, error: str, trace: str | None = None) -> None:
         if self.load_error:
             self.hold(error, self.held_since_s)
         else:
-            self._end(f"nothing was changed, because {why}: {error}", traceback)
+            self._end(f"nothing was changed, because {why}: {error}", trace)
 
-    def _end(self, error: str, traceback: str | None = None) -> None:
+    def _end(self, error: str, trace: str | None = None) -> None:
         self.last = {"kind": "restart", "ok": not error, "error": error or None}
         if error:
-            self.log.error("restart failed", error=error, exception=traceback or None)
+            self.log.error("restart failed", error=error, exception=trace or None)
         else:
             self.log.info("restarted", workers=self.workers.size)
 

@@ -6,10 +6,11 @@ wrong, the error says how many messages were stored.
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Coroutine, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -57,8 +58,6 @@ def publish(loaded: Loaded, stream: str, fields: tuple[str, ...], source: Any, q
     A field's value is stored as it is when it is a string, and as JSON text otherwise. With --after or --at a running
     pool appends the messages when they are due; `supervisor later` lists them, and cancels them by the printed ids.
     """
-    import asyncio
-
     from supervisor.cli.json_input import json_chunks
 
     if bool(fields) == (source is not None):
@@ -69,7 +68,7 @@ def publish(loaded: Loaded, stream: str, fields: tuple[str, ...], source: Any, q
         raise UsageError("give either --after or --at, not both")
     chunks = json_chunks(source, CHUNK) if source is not None else iter([[_fields(fields)]])
     progress = _Progress(quiet)
-    due = asyncio.run(_publish_all(loaded.settings, stream, chunks, progress, options))
+    due = _run(_publish_all(loaded.settings, stream, chunks, progress, options), progress)
     if due is not None:
         talk(f"due {due.astimezone().isoformat(sep=' ', timespec='seconds')}")
     if quiet:
@@ -78,6 +77,23 @@ def publish(loaded: Loaded, stream: str, fields: tuple[str, ...], source: Any, q
         took_s = max(time.monotonic() - progress.started_s, 1e-6)
         stored = counted(progress.stored, "message")
         talk(f"{stored} stored in {took_s:.2f} s, {progress.stored / took_s:,.0f} a second")
+
+
+def _run(publishing: Coroutine[Any, Any, datetime | None], progress: _Progress) -> datetime | None:
+    """Run it; Ctrl-C ends it at once, also while it waits for stdin, and prints how many were stored."""
+    import asyncio
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else asyncio would only note the first Ctrl-C
+        signal.signal(signal.SIGINT, _interrupt)
+    try:
+        return asyncio.run(publishing)
+    except KeyboardInterrupt:
+        talk(progress.so_far())
+        raise
+
+
+def _interrupt(_number: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _fields(words: Iterable[str]) -> dict[str, str]:
@@ -97,6 +113,8 @@ class _Progress:
 
     def __init__(self, quiet: bool) -> None:
         self.stored = 0
+        #: Messages that are sent and not confirmed.
+        self.unsure = 0
         self.started_s = time.monotonic()
         self._quiet = quiet
         self._shown = sys.stderr.isatty() and (quiet or not sys.stdout.isatty())
@@ -105,16 +123,17 @@ class _Progress:
     def add(self, ids: list[str]) -> None:
         """Count and print the messages of these ids."""
         self.stored += len(ids)
+        self.unsure = 0
         if not self._quiet:
             click.echo("\n".join(ids))
         if self._shown and time.monotonic() - self._shown_s > PROGRESS_EVERY_S:
             self._shown_s = time.monotonic()
             click.echo(f"\r{self.stored:,} messages stored", err=True, nl=False)
 
-    def so_far(self, unsure: int = 0) -> str:
-        """Return how many were stored; `unsure`: how many were sent without an answer."""
-        more = f"; {unsure:,} more were sent and not confirmed" if unsure else ""
-        return f"{self.stored:,} messages were stored{more}"
+    def so_far(self) -> str:
+        """Return how many were stored, and how many were sent without an answer."""
+        more = f"; {self.unsure:,} more were sent and not confirmed" if self.unsure else ""
+        return f"{counted(self.stored, 'message')} {'was' if self.stored == 1 else 'were'} stored{more}"
 
 
 async def _publish_all(
@@ -132,6 +151,7 @@ async def _publish_all(
     due = None
     async with Publisher(redis_url(settings), **limits) as publisher:
         while chunk := _next(chunks, progress):
+            progress.unsure = len(chunk)
             try:
                 if len(chunk) == 1:
                     published = await publisher.publish(stream, chunk[0], **options)
@@ -142,8 +162,9 @@ async def _publish_all(
                     due = stored.due
                     progress.add(stored.ids)
             except PublishError as error:
-                unsure = len(chunk) if isinstance(error, PublishUnknownError) else 0
-                raise _failure(settings, error, progress.so_far(unsure)) from None
+                if not isinstance(error, PublishUnknownError):
+                    progress.unsure = 0
+                raise _failure(settings, error, progress.so_far()) from None
     return due
 
 

@@ -175,6 +175,8 @@ def _tree(layer: Layer, root: Path, problems: list[Problem]) -> dict[str, Any]:
         table = _table(tree, path[:-1])
         if table is not None:
             table[path[-1]] = given.value
+        else:
+            problems.append(Problem(path, given.value, f"must be left out, since {dotted(path[:-1])} is not a table"))
     state_dir = tree.get("state_dir", STATE_DIR)
     if isinstance(state_dir, str | Path):
         place = root / (_expanded(("state_dir",), state_dir, problems) or STATE_DIR)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from supervisor.cli.main import EXIT_INTERRUPTED
 from tests.cli.run import COMMAND, data, environment, lines_of, run, spawn
 from tests.support.waiting import eventually
 
@@ -146,6 +147,18 @@ def test_a_full_server_is_told_with_the_count(tmp_path: Path, redis_server) -> N
     assert "error: Redis refused: OOM" in done.stderr or "error: Redis refused: command not allowed" in done.stderr
     assert 0 < stored < 20_000
     assert f"{stored:,} messages were stored" in done.stderr
+
+
+def test_ctrl_c_while_stdin_is_silent_ends_it_with_the_count(tmp_path: Path, redis_server) -> None:
+    with running("publish", STREAM, "--json", "-", cwd=tmp_path, redis_url=redis_server.url) as publishing:
+        stdin = publishing.process.stdin
+        assert stdin is not None
+        stdin.write(b'{"n": 1}\n')
+        stdin.flush()
+        eventually(lambda: len(publishing.out) == 1, what="the id is printed")
+        publishing.process.send_signal(signal.SIGINT)
+        code = publishing.wait()
+    assert (code, publishing.err) == (EXIT_INTERRUPTED, ["1 message was stored"])
 
 
 def test_a_server_that_dies_under_way_leaves_an_honest_count(tmp_path: Path, durable_server) -> None:

@@ -153,6 +153,17 @@ def test_a_plain_restart_does_not_undo_one_that_begins_the_check_again() -> None
     assert len(preflights) == 2 and found.last is None
 
 
+def test_a_bug_while_the_image_is_replaced_is_a_failed_restart() -> None:
+    def broken(_report: dict[str, Any]) -> None:
+        raise ZeroDivisionError("our own bug")
+
+    found, preflights = restarts(Clock())
+    found.exec_successor = broken
+    found.start()
+    preflights[0].done(0, {})
+    assert found.last is not None and not found.last["ok"] and "our own bug" in found.last["error"]
+
+
 def test_restarts_that_are_asked_for_do_not_multiply_the_attempts_to_load_the_code() -> None:
     clock = Clock()
     found, preflights = restarts(clock)

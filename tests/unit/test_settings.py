@@ -135,6 +135,15 @@ def test_an_app_variable_takes_the_type_of_the_file(tmp_path: Path) -> None:
     assert load(path, environ=environ).settings.app == {"limit": 5, "on": True, "new": "5"}
 
 
+def test_an_app_variable_below_a_plain_value_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, "[app]\nretries = 3\n")
+    [line] = refused(path, environ={"SUPERVISOR_APP__RETRIES__MAX": "5"})
+    assert line == (
+        'environment SUPERVISOR_APP__RETRIES__MAX: app.retries.max = "5": must be left out, since app.retries is not a'
+        " table"
+    )
+
+
 def test_all_errors_are_told_at_once(tmp_path: Path) -> None:
     path = written(
         tmp_path,
