@@ -136,7 +136,7 @@ async def test_nothing_is_asked_while_nothing_is_due(redis_server: AnyServer, re
 async def test_a_server_that_tells_no_changes_is_polled(
     redis_server: AnyServer, redis: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await redis.acl_setuser("default", commands=["-client|tracking"])
+    await redis.acl_setuser("default", enabled=True, nopass=True, commands=["-client|tracking"])
     async with moving(redis, redis_server.url, STREAM) as mover:
         await redis.zadd(KEY, {b'{"a":"b"}': await now_ms(redis) + 100})
         await eventually_async(holds(redis, 1))
@@ -200,7 +200,7 @@ async def test_a_stream_that_this_user_may_not_touch_holds_up_no_other(redis_ser
         await redis.zadd(later_key(stream), {b'{"n":"1"}': due})
     await redis.hset(LATER_STREAMS_KEY, mapping={"old": old_ms, "theirs": due, "ours": due})
     keys = ["ours", "supervisor:{ours}:*", LATER_STREAMS_KEY]
-    await redis.acl_setuser("default", reset_keys=True, keys=keys)
+    await redis.acl_setuser("default", enabled=True, nopass=True, reset_keys=True, keys=keys)
     async with moving(redis, redis_server.url, "theirs"):
         await eventually_async(holds(redis, 1, "ours"))
 
