@@ -26,7 +26,7 @@ SILENCE_LIMIT_S = 5.0
 LEAVE_LIMIT_S = 10.0
 #: Workers obey a pause within half a second.
 OBEY_LIMIT_S = 3.0
-PAUSED = "paused: nothing runs until `supervisor resume`"
+PAUSED = "paused until `supervisor resume`; what ran was finished"
 #: The arbiter removes its socket before it writes the exit report.
 REPORT_LIMIT_S = 2.0
 
