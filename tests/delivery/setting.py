@@ -8,6 +8,8 @@ from tests.delivery.recorder import PLAIN, handlers
 
 STREAM, GROUP, HOST = "events", "workers", "case"
 RATE = 1000.0
+#: Attempts of one worker that a kill may undo: its handler's `concurrency`, and a batch that is done and not yet acked.
+IN_HAND_MAX = 200
 #: At this rate each of four workers has about ten such messages in hand at any moment.
 LONG_WORK_MS = 40.0
 

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 
 from tests.delivery.case import Case
-from tests.delivery.setting import LONG_WORK_MS
+from tests.delivery.setting import IN_HAND_MAX, LONG_WORK_MS
 from tests.support.waiting import eventually
 
 StartCase = Callable[..., Case]
-IN_HAND_MAX = 100
 EVERY_S = 0.4
 BODY = """
 @handler("events", group="workers", retry_base_s=0.2, max_deliveries=3)

@@ -10,14 +10,12 @@ import pytest
 from supervisor.shared_state import SlotField
 from tests.delivery.case import HOST, Case
 from tests.delivery.checker import rate_per_s
-from tests.delivery.setting import LONG_WORK_MS
+from tests.delivery.setting import IN_HAND_MAX, LONG_WORK_MS
 from tests.support.faults import incarnations, ready_again_ms, shared_state_of
 from tests.support.pool import Pool
 from tests.support.waiting import eventually
 
 StartCase = Callable[..., Case]
-#: What a worker may have in hand: its handler's `concurrency`.
-IN_HAND_MAX = 100
 STORM_EVERY_S = 0.5
 
 

@@ -12,13 +12,12 @@ import pytest
 from supervisor.errors import EXIT_HANDLERS, EXIT_USAGE
 from tests.delivery.case import Case
 from tests.delivery.recorder import PLAIN, handlers
-from tests.delivery.setting import LONG_WORK_MS
+from tests.delivery.setting import IN_HAND_MAX, LONG_WORK_MS
 from tests.support.cgroups import MemoryGroup, memory_group
 from tests.support.pids_group import PidsGroup, pids_group
 from tests.support.waiting import eventually
 
 StartCase = Callable[..., Case]
-IN_HAND_MAX = 100
 MEGABYTE = 1_000_000
 
 

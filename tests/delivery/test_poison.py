@@ -14,12 +14,11 @@ import pytest
 from supervisor.shared_state import SlotField
 from tests.delivery.case import HOST, Case
 from tests.delivery.checker import rate_per_s
-from tests.delivery.setting import LONG_WORK_MS
+from tests.delivery.setting import IN_HAND_MAX, LONG_WORK_MS
 from tests.support.faults import shared_state_of
 from tests.support.waiting import eventually
 
 StartCase = Callable[..., Case]
-IN_HAND_MAX = 100
 #: One crash before the message is known, then `max_crashes` alone.
 DEATHS_MAX = 4
 DEATHS = {

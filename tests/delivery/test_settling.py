@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from tests.delivery.case import Case
+from tests.delivery.setting import IN_HAND_MAX
 from tests.support.stepped_clock import SteppedClock
 from tests.support.waiting import eventually
 
 StartCase = Callable[..., Case]
-IN_HAND_MAX = 100
 RETRY_AFTER_S = 2.0
 
 #: `late` asks for a retry in two seconds, then fails, then succeeds.

@@ -12,11 +12,10 @@ import pytest
 
 from tests.delivery.case import HOST, Case
 from tests.delivery.checker import Effect, check, quantile
-from tests.delivery.setting import LONG_WORK_MS
+from tests.delivery.setting import IN_HAND_MAX, LONG_WORK_MS
 from tests.support.waiting import eventually
 
 StartCase = Callable[..., Case]
-IN_HAND_MAX = 100
 BEAT_LIMIT_S = 1.0
 #: A worker without a sign of life is killed this long after its limit, at the latest.
 KILL_SLACK_S = 1.0
