@@ -13,6 +13,7 @@ from supervisor.broker.scripts import PUBLISH_TICKS, RESUME_SCHEDULE, RUN_SCHEDU
 from supervisor.core.ids import parse_number
 from supervisor.core.schedule import LastTick, Schedule
 from supervisor.keys import cron_key, cron_paused_key, origins_key
+from supervisor.text import decoded
 
 #: Next times that are shown.
 SHOWN = 3
@@ -27,7 +28,7 @@ async def last_tick(redis: Redis, schedule: Schedule, now_ms: int) -> LastTick:
     if text is None:
         await redis.hsetnx(key, schedule.name, f"{now_ms} {schedule.when}")
         text = await redis.hget(key, schedule.name)
-    return LastTick.parse(text.decode(errors="replace") if text else "")
+    return LastTick.parse(decoded(text) if text else "")
 
 
 async def publish_ticks(redis: Redis, schedule: Schedule, ticks: Sequence[int]) -> list[str]:
@@ -72,7 +73,7 @@ async def overview(redis: Redis, schedules: Sequence[Schedule]) -> list[dict[str
     found = []
     for schedule in schedules:
         last, paused = next(replies), next(replies)
-        last_ms = LastTick.parse(last.decode(errors="replace")).ms if last else None
+        last_ms = LastTick.parse(decoded(last)).ms if last else None
         times = [_local(schedule, ms) for ms in islice(schedule.after(_now_ms()), SHOWN)]
         found.append(
             {

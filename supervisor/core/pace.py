@@ -62,7 +62,7 @@ class Pace:
         return READS_MAX if self.read_ahead and self.count == self.batch_size and held_s <= self.hold_s else 1
 
     def came_short(self, got: int) -> None:
-        """Note that a read of `count` brought only `got`: there is no backlog, so the next reads ask for little.
+        """Note that a read of `count` brought only `got`: without a backlog, the next reads ask for few messages.
 
         Otherwise the first worker to be served after a quiet time would take a whole burst for itself.
         """

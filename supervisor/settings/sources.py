@@ -63,7 +63,7 @@ def file_layer(path: Path) -> Layer:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"{path}: can't be read: {reason}") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits is no TOMLDecodeError
+    except (ValueError, RecursionError) as error:  # a huge number raises a plain ValueError
         place = _TOML_PLACE.search(str(error))
         line = (place and place[1]) or str(text.count("\n") + 1)
         raise ConfigError(f"{path}:{line}: not valid TOML: {_TOML_PLACE.sub('', str(error))}") from None

@@ -1,4 +1,4 @@
-"""Anonymous memory files leave nothing open when there is no room for them."""
+"""A memory file that can not be extended is closed."""
 
 import errno
 import os
