@@ -220,7 +220,7 @@ def test_44_ctl_socket_deleted(standins: Make, bound: Bounds) -> None:
     assert not set(before.values()) & set(pool.pids().values())
     # The lock does not depend on the socket.
     path.unlink()
-    second = Standins(pool.folder, workers=2).start(ready=False)
+    second = pool.rival().start(ready=False)
     assert second.wait() == EXIT_RUNNING
     assert pool.stop() == EXIT_OK and not path.exists()
 

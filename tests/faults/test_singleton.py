@@ -30,7 +30,7 @@ def test_45_second_supervisor_same_name(
     # Four starts with one state directory at once: one succeeds, and the others name it.
     first = standins(workers=1, ready=False)
     with contextlib.ExitStack() as ended:
-        more = [ended.enter_context(Standins(first.folder, workers=1).start(ready=False)) for _ in range(3)]
+        more = [ended.enter_context(first.rival().start(ready=False)) for _ in range(3)]
         rivals = [rival for rival in (first, *more) if rival.process]
         with bound.within("four starts at once until three were refused", 5000):
             eventually(lambda: sum(rival.process.poll() is not None for rival in rivals) == 3, 30)

@@ -70,7 +70,7 @@ def test_grandchildren_die_with_their_worker(standins: Make) -> None:
 
 def test_a_second_arbiter_is_refused_and_names_the_first(standins: Make) -> None:
     pool = standins().start()
-    other = Standins(pool.folder)
+    other = pool.rival()
     other.start(ready=False)
     assert other.wait() == EXIT_RUNNING
     assert f"pid {pool.pid}" in pool.err

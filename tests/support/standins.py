@@ -1,6 +1,7 @@
 """Runs an arbiter with stand-in children (`standin_main`) for a test and reads what they did."""
 
 import contextlib
+import copy
 import json
 import os
 import signal
@@ -57,6 +58,12 @@ class Standins:
         self.started_ms = 0.0
         #: Taken while the configuration is whole: some tests break it.
         self.paths: PoolPaths = pool_paths(load(self.config, environ={}).settings)
+
+    def rival(self) -> Self:
+        """Return another arbiter for the same folder, not started. Its files stay as they are: others may read them."""
+        rival = copy.copy(self)
+        rival.process, rival.started_ms, rival._mark = None, 0.0, uuid.uuid4().hex
+        return rival
 
     def order(self, orders: dict[str, str]) -> None:
         """Set the behaviour of workers that are spawned from now on."""
