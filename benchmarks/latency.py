@@ -4,17 +4,19 @@
 
 The arrivals are an open loop: 200 a second for an idle pool, then 1 %, 50 %, 80 % and 95 % of the pool's
 capacity, which is looked for first: the highest rate at which one worker keeps up with a publisher on the
-same machine. Pool and C program take turns, and for an idle pool a bare protocol on uvloop as well. p50 and
-p99 are medians of the turns, p99.9 is that of all turns together.
+same machine. Pool and C program take turns, and for an idle pool a bare protocol on uvloop as well. The idle
+pool is measured with all processes on one core, too: then no wake-up has to cross cores. p50 and p99 are
+medians of the turns, p99.9 is that of all turns together.
 """
 
 import contextlib
 import math
+import os
 import subprocess
 import sys
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,11 +91,20 @@ class Load:
     #: Of the capacity; 0 for an idle pool.
     share: float
     rate: float
+    #: Publisher, server and worker share a core.
+    one_core: bool = False
     pool: Samples = field(default_factory=Samples)
     #: Empty where there is no C program.
     blocking: Samples = field(default_factory=Samples)
     #: Of an idle pool only.
     protocol: Samples = field(default_factory=Samples)
+
+    @property
+    def title(self) -> str:
+        """What the table calls it."""
+        if self.share:
+            return f"{self.share:.0%}, {self.rate:,.0f}/s"
+        return f"idle, {self.rate:,.0f}/s" + (", one core" if self.one_core else "")
 
     def ratios(self, percentile: float) -> list[float]:
         """Return the pool's percentile divided by the C program's for each turn, empty if that was not built."""
@@ -106,8 +117,21 @@ def percentile_us(values: Sequence[int], share: float) -> float:
 
 
 @contextmanager
-def pool_reader(running: RedisServer, client: Any, url: str) -> Iterator[Measure]:
-    """A pool of one worker, READY."""
+def on_one_core(pids: Collection[int]) -> Iterator[None]:
+    """Keep these processes, this one and what it starts on one core."""
+    everywhere = os.sched_getaffinity(0)
+    try:
+        for pid in (0, *pids):
+            os.sched_setaffinity(pid, {min(everywhere)})
+        yield
+    finally:
+        for pid in (0, *pids):
+            os.sched_setaffinity(pid, everywhere)
+
+
+@contextmanager
+def pool_reader(running: RedisServer, client: Any, url: str) -> Iterator[tuple[Measure, Collection[int]]]:
+    """A pool of one worker, READY, and the pids of its workers."""
     with project(HANDLER, redis_url=url, workers=1) as pool:
         pool.start()
         turns = iter(range(1_000_000))
@@ -119,7 +143,7 @@ def pool_reader(running: RedisServer, client: Any, url: str) -> Iterator[Measure
             eventually(path.exists, 60, what="the pool has handled all")
             return _emptied(client, path.read_bytes())
 
-        yield measure
+        yield measure, pool.pids().values()
 
 
 def other_reader(running: RedisServer, client: Any, url: str, command: Sequence[str | Path]) -> Measure:
@@ -178,19 +202,22 @@ def measure_loads(running: RedisServer, client: Any, url: str, turns: int, secon
     """All loads, pool and C in turn."""
     built = program("blocking")
     with contextlib.ExitStack() as stack:
-        ours = stack.enter_context(pool_reader(running, client, url))
+        ours, workers = stack.enter_context(pool_reader(running, client, url))
         theirs = other_reader(running, client, url, [built]) if built else None
         protocol = other_reader(running, client, url, [sys.executable, "-m", "benchmarks.protocol_reader"])
         most = capacity(ours)
         loads = [Load(0.0, IDLE_RATE), *(Load(share, most * share) for share in LOADS)]
+        if hasattr(os, "sched_setaffinity"):
+            loads.insert(1, Load(0.0, IDLE_RATE, one_core=True))
         for turn in range(1, turns + 1):
             for load in loads:
                 offsets = schedule(load.rate, seconds if load.share else IDLE_LONGER * seconds, seed=turn)
-                load.pool.turns.append(ours(offsets))
-                if theirs:
-                    load.blocking.turns.append(theirs(offsets))
-                if theirs and not load.share:
-                    load.protocol.turns.append(protocol(offsets))
+                with on_one_core((running.pid, *workers)) if load.one_core else contextlib.nullcontext():
+                    load.pool.turns.append(ours(offsets))
+                    if theirs:
+                        load.blocking.turns.append(theirs(offsets))
+                    if theirs and not load.share:
+                        load.protocol.turns.append(protocol(offsets))
             say(f"  turn {turn} of {turns}")
     return loads
 
@@ -198,14 +225,13 @@ def measure_loads(running: RedisServer, client: Any, url: str, turns: int, secon
 def rows(loads: list[Load]) -> Iterator[list[object]]:
     """For a table: load, who, p50, p99, p99.9, the ratios of p50 and p99 with lowest and highest."""
     for load in loads:
-        name = f"{load.share:.0%}, {load.rate:,.0f}/s" if load.share else f"idle, {load.rate:,.0f}/s"
         beside = [spread(load.ratios(p)) if load.blocking.turns else "not available" for p in (0.5, 0.99)]
-        yield [name, "pool", *_percentiles(load.pool), *beside]
+        yield [load.title, "pool", *_percentiles(load.pool), *beside]
         if load.blocking.turns:
-            yield [name, "C, blocking read", *_percentiles(load.blocking), "", ""]
+            yield [load.title, "C, blocking read", *_percentiles(load.blocking), "", ""]
         if load.protocol.turns:
             beside = [spread(load.protocol.beside(load.blocking, p)) for p in (0.5, 0.99)]
-            yield [name, "bare protocol, uvloop", *_percentiles(load.protocol), *beside]
+            yield [load.title, "bare protocol, uvloop", *_percentiles(load.protocol), *beside]
 
 
 def _percentiles(samples: Samples) -> list[float]:

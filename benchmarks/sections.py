@@ -223,9 +223,10 @@ def latencies(scale: Scale) -> Outcome:
         report.row(*row)
     report.notes.append("p50 and p99: medians of the turns; p99.9: of all turns together. Ratios: to the C program.")
     lines: dict[str, list[float]] = {}
+    plotted = [load for load in loads if not load.one_core]
     for who in ("pool", "blocking"):
         for name, share in (("p50", 0.5), ("p99", 0.99)):
-            samples = [getattr(load, who) for load in loads]
+            samples = [getattr(load, who) for load in plotted]
             if samples[0].turns:
                 title = "pool" if who == "pool" else "C, blocking read"
                 lines[f"{title}, {name}"] = [median(one.each_us(share)) for one in samples]
@@ -233,7 +234,7 @@ def latencies(scale: Scale) -> Outcome:
     def draw(path: Path) -> None:
         from benchmarks import plots
 
-        plots.latency(path, [load.share for load in loads], lines)
+        plots.latency(path, [load.share for load in plotted], lines)
 
     idle_load = loads[0]
     goals = [
