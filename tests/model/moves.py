@@ -115,8 +115,6 @@ class Moves(World):
         if links := [link for process in self.processes for link in process.links]:
             link, loss = links[which % len(links)], list(Loss)[how % len(Loss)]
             link.process.pool.disturb(_STALLED_S if loss is Loss.STALLED else _LOST_S)
-            if link.process is link.process.pool.keeper and loss is not Loss.STALLED:
-                link.process.pool.seen_since_s = self.clock.now_s
             if isinstance(link.process, Worker) and link.process.may_charge:
                 self.ghosts.forgive()  # what was to be charged may not be
             link.lose(loss)

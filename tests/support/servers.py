@@ -25,6 +25,12 @@ from tests.support.flavours import Flavour, flavours, own_flavours
 from tests.support.waiting import eventually
 
 START_LIMIT_S = 20.0
+#: A busy machine takes longer than redis-py's 5 seconds for a long reply.
+ANSWER_LIMIT_S = 30.0
+
+
+def _patient(options: dict[str, Any]) -> dict[str, Any]:
+    return {"socket_timeout": ANSWER_LIMIT_S, "socket_connect_timeout": ANSWER_LIMIT_S} | options
 
 
 class BaseServer:
@@ -35,11 +41,11 @@ class BaseServer:
 
     def client(self, **options: Any) -> Redis:
         """An asyncio client; close it with `aclose()`."""
-        return Redis.from_url(self.url, **options)
+        return Redis.from_url(self.url, **_patient(options))
 
     def sync(self, **options: Any) -> redis_py.Redis:
         """A blocking client without retries, for tests that have no loop."""
-        return redis_py.Redis.from_url(self.url, retry=Retry(NoBackoff(), 0), **options)
+        return redis_py.Redis.from_url(self.url, retry=Retry(NoBackoff(), 0), **_patient(options))
 
     def answers(self) -> bool:
         """Whether PING is answered now (within a second)."""
