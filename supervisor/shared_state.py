@@ -123,6 +123,8 @@ class SlotField(IntEnum):
     THREADS_UNTIL_NS = 32
     #: What the worker lacks, a `core.lacks.Lack`; 0: nothing.
     LACK = 33
+    #: How many servers of Redis have not confirmed all that was settled.
+    SETTLING = 50
 
     #: Pipelines that settle messages: the sum of their durations in microseconds, and the first of 14 buckets.
     SETTLE_US = 34
@@ -184,7 +186,7 @@ def consumer_key(stream: str, group: str) -> int:
 #: Fields that say nothing of the next process in the slot.
 _OF_THE_PROCESS = (
     *(SlotField.WAITING, SlotField.EXIT_CODE, SlotField.RUNNING, SlotField.PAUSED, SlotField.CUT_OFF),
-    *(SlotField.CIRCUITS_OPEN, SlotField.THREADS_UNTIL_NS, SlotField.LACK),
+    *(SlotField.CIRCUITS_OPEN, SlotField.THREADS_UNTIL_NS, SlotField.LACK, SlotField.SETTLING),
 )
 
 
@@ -281,6 +283,14 @@ class SharedSlot:
         used = [SharedConsumer(self._words, at) for at in self._consumers() if self._words[at]]
         isolated = [pair for consumer in used if (pair := consumer.isolated())]
         return list(dict.fromkeys(isolated or [pair for consumer in used if (pair := consumer.started()) != (0, 0)]))
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether messages are in hand or unconfirmed.
+
+        IN_FLIGHT may be as old as a beat; what has been started is noted at once.
+        """
+        return bool(self.get(SlotField.IN_FLIGHT) or self.get(SlotField.SETTLING) or self.last_started())
 
     def cut_offs_and_circuits(self) -> dict[int, list[int]]:
         """Return the fields from CUT_OFF_NS to CIRCUIT_NS by `consumer_key`, where one of these two is set."""

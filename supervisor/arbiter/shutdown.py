@@ -14,7 +14,7 @@ from supervisor.arbiter.spawn import API, KEEPER, REDIS, RELAY
 from supervisor.arbiter.worker_group import WorkerGroup
 from supervisor.core.restart_policy import DRAIN_TIMEOUT
 from supervisor.errors import EXIT_DRAIN, EXIT_OK
-from supervisor.shared_state import HeaderField, SlotField
+from supervisor.shared_state import HeaderField, SlotField, WorkerState
 
 #: The part of the deadline that the embedded server gets to write its file and exit, in seconds and at most as a share.
 SERVER_S = 2.0
@@ -85,7 +85,7 @@ class Shutdown:
 
     @property
     def exit_code(self) -> int:
-        """EXIT_DRAIN if a worker was killed with unfinished messages."""
+        """EXIT_DRAIN if a worker was killed with unfinished messages, or at the deadline in a project's lifespan."""
         return EXIT_DRAIN if any(self._has_left_work(number) for number in self._draining) else EXIT_OK
 
     def log_end(self) -> None:
@@ -94,11 +94,11 @@ class Shutdown:
         self._log.info("stopped", hint=None if self.exit_code == EXIT_OK else hint)
 
     def _has_left_work(self, number: int) -> bool:
-        last_exit = self._workers.slots[number].last_exit
-        if last_exit is None:
+        fields, last_exit = self._workers.shared.slot(number), self._workers.slots[number].last_exit
+        if last_exit is None or last_exit.reason not in (DRAIN_TIMEOUT, QUICK):
             return False
-        in_flight = self._workers.shared.slot(number).get(SlotField.IN_FLIGHT)
-        return last_exit.reason == DRAIN_TIMEOUT or (last_exit.reason == QUICK and in_flight > 0)
+        in_lifespan = last_exit.reason == DRAIN_TIMEOUT and fields.get(SlotField.STATE) == WorkerState.LIFESPAN_END
+        return in_lifespan or fields.has_unfinished
 
     def _log_waiting(self, limit_s: float) -> None:
         waiting = [slot.number for slot in self._workers.living if not slot.kill_reason]

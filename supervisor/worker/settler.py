@@ -119,7 +119,7 @@ class Settler:
         """Send what was decided, including all that is `done`."""
         if not self._wakeup.is_set():
             self._wakeup.set()
-            self._idle.clear()
+            self._begin()
 
     def ack_recorded(self, source: Source, *ids: bytes) -> None:
         """Ack messages of which Redis keeps a record; at most 1,000."""
@@ -179,7 +179,7 @@ class Settler:
     async def flush(self) -> None:
         """Wait until everything decided so far is confirmed, except what the server refuses: that stays pending."""
         self._wakeup.set()
-        self._idle.clear()
+        self._begin()
         await self._idle.wait()
 
     async def run(self) -> None:
@@ -196,6 +196,13 @@ class Settler:
                     self._take()
             if not self._wakeup.is_set():
                 self._idle.set()
+                self._shared.add(SlotField.SETTLING, -1)
+
+    def _begin(self) -> None:
+        """Note, in shared memory too, that something waits for Redis to confirm it."""
+        if self._idle.is_set():
+            self._idle.clear()
+            self._shared.add(SlotField.SETTLING, 1)
 
     def _take(self) -> None:
         """Move what was decided since the last turn to what is to be sent, without what was decided again since."""

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from supervisor.errors import EXIT_DEGRADED, EXIT_DOWN, EXIT_DRAIN, EXIT_FAILED, EXIT_OK
 from supervisor.settings.paths import PoolPaths
 from tests.cli.run import data, run, spawn
@@ -68,6 +70,59 @@ def test_stop_of_a_supervisor_that_is_killed_meanwhile_does_not_say_that_all_is_
     assert stopping.returncode == EXIT_FAILED
     assert b"is gone without an exit report" in told
     assert pool.wait() == -signal.SIGKILL
+
+
+WORK = """
+import asyncio, pathlib
+from supervisor import handler
+
+@handler("events", group="g")
+async def handle(fields: dict[str, str]) -> None:
+    pathlib.Path("begun").touch()
+    while not pathlib.Path("go").exists():
+        await asyncio.sleep(0.01)
+    pathlib.Path("ended").touch()
+"""
+
+
+@pytest.mark.parametrize("handled", [0, 1])
+def test_stop_without_time_leaves_no_work_where_none_is_in_hand(start_pool, redis_server, handled: int) -> None:
+    pool = start_pool(WORK, redis_url=redis_server.url)
+    (pool.folder / "go").touch()
+    with redis_server.sync() as redis:
+        for _ in range(handled):
+            redis.xadd("events", {"n": "1"})
+            eventually(lambda: any(worker["settle_age_s"] is not None for worker in pool.ask("status")["workers"]))
+    done = run("stop", "--timeout", "0", cwd=pool.folder)
+    assert (done.returncode, done.stderr) == (EXIT_OK, "stopped\n")
+    assert pool.wait() == EXIT_OK
+
+
+@pytest.mark.parametrize("how", ["stop", "quick"])
+def test_stop_without_time_tells_of_a_message_that_has_just_begun(start_pool, redis_server, how: str) -> None:
+    pool = start_pool(WORK, redis_url=redis_server.url)
+    with redis_server.sync() as redis:
+        redis.xadd("events", {"n": "1"})
+    eventually((pool.folder / "begun").exists, interval_s=0.001)
+    if how == "quick":
+        pool.send(signal.SIGQUIT)
+    else:
+        assert run("stop", "--timeout", "0", cwd=pool.folder).returncode == EXIT_DRAIN
+    assert pool.wait() == EXIT_DRAIN
+
+
+def test_stop_tells_of_messages_whose_acks_redis_has_not_confirmed(start_pool, redis_server) -> None:
+    pool = start_pool(WORK, redis_url=redis_server.url)
+    with redis_server.sync() as redis:
+        redis.xadd("events", {"n": "1"})
+    eventually((pool.folder / "begun").exists)
+    redis_server.pause()
+    (pool.folder / "go").touch()
+    eventually((pool.folder / "ended").exists)
+    done = run("stop", "--timeout", "2", cwd=pool.folder)
+    redis_server.resume()
+    assert done.returncode == EXIT_DRAIN and "unfinished messages stay pending" in done.stderr
+    assert pool.wait() == EXIT_DRAIN
 
 
 class Unseen(threading.Thread):
