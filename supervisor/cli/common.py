@@ -68,7 +68,7 @@ class Value(click.ParamType):  # type: ignore[type-arg]  # generic in new versio
             return self.kind.check(self.kind.parse(value) if isinstance(value, str) else value)
         except ValueError as error:
             option = isinstance(param, click.Option)
-            name = (param.opts[-1] if option else param.make_metavar(ctx)) if param and ctx else ""
+            name = (param.opts[-1] if option else param.make_metavar(ctx).strip("[].")) if param and ctx else ""
             raise UsageError(f"{name} {value!r}: {error}") from None
 
 

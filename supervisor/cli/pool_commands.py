@@ -47,7 +47,7 @@ class _Scale(Examples):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse as click does, except that a negative number is an argument."""
-        return super().parse_args(ctx, ["--", *args] if args and args[0][:1] == "-" and args[0][1:].isdigit() else args)
+        return super().parse_args(ctx, ["--", *args] if args and args[0][:1] == "-" and args[0][1:2].isdigit() else args)
 
 
 @command(
@@ -57,12 +57,12 @@ class _Scale(Examples):
     kind=_Scale,
     short_help="Change the number of workers.",
 )
-@click.argument("workers", type=Value(WORKERS), metavar="N")
+@click.argument("workers", type=Value(WORKERS), metavar="WORKERS")
 @wait_option
 @timeout_option
 @config_option
 def scale(workers: int, wait: bool, timeout_s: float, config: Path | None) -> int:
-    """Set the number of workers to N. New workers start at once; surplus ones finish what they have in hand."""
+    """Set the number of workers. New workers start at once; surplus ones finish what they have in hand."""
     paths = _paths(config)
     _ask(paths, "scale", n=workers)
     what = f"scaling to {counted(workers, 'worker')}"

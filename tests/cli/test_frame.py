@@ -1,5 +1,6 @@
 """What holds for all commands: help, suggestions, errors and exit codes, output for people and for programs."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,9 @@ import click
 import pytest
 
 from supervisor import compiled
+from supervisor.cli.common import Value
 from supervisor.cli.main import COMMANDS, cli, main
-from supervisor.errors import EXIT_DOWN
+from supervisor.errors import EXIT_DOWN, UsageError
 from tests.cli.run import COMMAND, data, environment, run
 from tests.support.servers import AnyServer
 from tests.support.standins import HANDLERS
@@ -206,12 +208,24 @@ def test_without_a_pool_the_control_commands_exit_with_8(tmp_path: Path) -> None
         assert done.stderr.endswith("\n`supervisor start` starts this folder's pool\n")
 
 
-@pytest.mark.parametrize("number", ["abc", "-1", "257", "1.5", "", "²"])
+@pytest.mark.parametrize("number", ["abc", "-1", "-1.5", "257", "1.5", "", "²"])
 def test_a_number_of_workers_that_makes_no_sense_is_named(tmp_path: Path, number: str) -> None:
     done = run("scale", number, cwd=tmp_path)
     what = "" if number in ("-1", "257") else "a whole number "
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"error: N {number!r}: must be {what}between 0 and 256\n"
+    assert done.stderr == f"error: WORKERS {number!r}: must be {what}between 0 and 256\n"
+
+
+def test_an_error_names_an_option_or_argument_by_a_plain_word() -> None:
+    found = {}
+    for words, one in all_commands().items():
+        for parameter in one.params:
+            if isinstance(parameter.type, Value):
+                with pytest.raises(UsageError) as refused:
+                    parameter.type.convert("", parameter, click.Context(one))
+                found[f"{words} {parameter.name}"] = str(refused.value)
+    assert len(found) > 20
+    assert [text for text in found.items() if not re.match(r"(--[a-z]+|[A-Z]{2,}) '': must (be|not be) ", text[1])] == []
 
 
 def test_a_refusal_of_redis_is_told_in_its_words(tmp_path: Path, redis_url: str) -> None:
@@ -284,15 +298,23 @@ def test_version_names_what_matters(tmp_path: Path) -> None:
     assert found["python"].startswith(f"{sys.version_info.major}.{sys.version_info.minor}")
 
 
-def test_json_is_one_document_or_one_object_per_line() -> None:
-    lines = {"top", "tail", "read", "dead list", "dead replay", "dead drop", "later list", "later cancel", "later run"}
+def all_commands() -> dict[str, click.Command]:
+    """All commands and those in groups, by what is typed; not the groups."""
     context, found = click.Context(cli), {}
     for name in COMMANDS:
-        group = cli.get_command(context, name)
-        parts = group.commands.items() if isinstance(group, click.Group) else [("", group)]
-        for part, command in parts:
-            for option in command.params:
-                if "--json" in option.opts and getattr(option, "is_flag", False):
-                    found[f"{name} {part}".strip()] = option.help
+        one = cli.get_command(context, name)
+        parts = one.commands.items() if isinstance(one, click.Group) else [("", one)]
+        found |= {f"{name} {part}".strip(): command for part, command in parts if command is not None}
+    return found
+
+
+def test_json_is_one_document_or_one_object_per_line() -> None:
+    lines = {"top", "tail", "read", "dead list", "dead replay", "dead drop", "later list", "later cancel", "later run"}
+    found = {
+        words: option.help
+        for words, command in all_commands().items()
+        for option in command.params
+        if "--json" in option.opts and isinstance(option, click.Option) and option.is_flag
+    }
     assert {name for name, text in found.items() if "per line" in text} == lines
     assert {text for name, text in found.items() if name not in lines} == {"Print one JSON document."}
