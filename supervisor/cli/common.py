@@ -43,7 +43,14 @@ class Examples(click.Command):
 
 
 class ExamplesGroup(Examples, click.Group):
-    """A group of commands whose help starts with examples."""
+    """A group of commands whose help starts with examples; without a command it prints the help."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as click does, except that nothing given is no error."""
+        if not args and not ctx.resilient_parsing:
+            click.echo(ctx.get_help(), color=ctx.color)
+            ctx.exit()
+        return super().parse_args(ctx, args)
 
 
 def command(

@@ -86,7 +86,6 @@ class Commands(ExamplesGroup):
 @click.group(
     cls=Commands,
     context_settings=CONTEXT,
-    invoke_without_command=True,
     examples="""\
     supervisor init myproject             a new project that starts at once
     supervisor start --workers 8          the whole pool, in the foreground
@@ -94,11 +93,8 @@ class Commands(ExamplesGroup):
     supervisor status                     the pool and its streams""",
 )
 @click.version_option(__version__, "--version", "-V", prog_name=PROGRAM, message="%(prog)s %(version)s")
-@click.pass_context
-def cli(ctx: click.Context) -> None:
+def cli() -> None:
     """A pool of workers for Redis Streams."""
-    if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help())
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -54,6 +54,16 @@ def test_bare_command_shows_help(tmp_path: Path) -> None:
     assert all(f"\n  {name} " in done.stdout for name in COMMANDS)
 
 
+def test_a_bare_group_shows_its_help_as_the_whole_command_does(tmp_path: Path) -> None:
+    context = click.Context(cli)
+    groups = [name for name in COMMANDS if isinstance(cli.get_command(context, name), click.Group)]
+    assert groups == ["dead", "later", "schedule", "config"]
+    for name in groups:
+        done = run(name, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, ""), name
+        assert done.stdout == run(name, "--help", cwd=tmp_path).stdout
+
+
 def test_each_command_imports_what_it_uses(tmp_path: Path, redis_server: AnyServer) -> None:
     """Elsewhere commands run in forks of one process that has imported everything; here each has an interpreter."""
     with redis_server.sync() as redis:
