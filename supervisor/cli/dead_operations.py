@@ -16,6 +16,7 @@ import click
 from supervisor.broker.dead_letters import by_ids, extent, pages
 from supervisor.broker.replay import DROPPED, REPLAYED, WORDS, Outcome, drop, replay
 from supervisor.cli.common import dumps, talk
+from supervisor.cli.filter_hint import FilterHint
 from supervisor.cli.known_names import handled_pairs, require_group, require_stream
 from supervisor.cli.redis_client import open_redis
 from supervisor.cli.tables import table_text
@@ -70,10 +71,11 @@ async def list_letters(
     """Print the first `count` that match, and how many match in all."""
     shown: list[Letter] = []
     printed = total = 0
+    hint = FilterHint(wanted)
     async with open_redis(loaded.settings) as redis:
         for pair in await _pairs(loaded, redis, *named):
             matching = 0
-            async for page in _fitting(redis, pair, wanted, most=count - printed if wanted.empty else None):
+            async for page in _fitting(redis, pair, wanted, hint, most=count - printed if wanted.empty else None):
                 chosen = page[: count - printed]
                 printed += len(chosen)
                 matching += len(page)
@@ -85,6 +87,8 @@ async def list_letters(
     if not as_json:
         _print(shown, with_stream=named[0] is None)
         talk(counted(total, "dead letter") + (f", {printed:,} shown" if total > printed else ""))
+    if not total:
+        hint.tell()
 
 
 async def named_letters(loaded: Loaded, stream: str, group: str, ids: Sequence[str]) -> list[Letter]:
@@ -108,9 +112,11 @@ async def choose(loaded: Loaded, stream: str, group: str, ids: Sequence[str], wa
         await require_group(loaded, redis, stream, group)
         count, end = await extent(redis, stream, group)
         if not wanted.empty:
-            count = 0
-            async for page in _fitting(redis, (stream, group), wanted, end=end, now_ms=now_ms):
+            count, hint = 0, FilterHint(wanted)
+            async for page in _fitting(redis, (stream, group), wanted, hint, end=end, now_ms=now_ms):
                 count += len(page)
+            if not count:
+                hint.tell()
     return Work(stream, group, count, (), wanted, end, now_ms)
 
 
@@ -145,7 +151,14 @@ async def _of(redis: Redis, work: Work) -> AsyncIterator[Sequence[Letter]]:
 
 
 async def _fitting(
-    redis: Redis, pair: tuple[str, str], wanted: Filter, *, end: str = "+", now_ms: int = 0, most: int | None = None
+    redis: Redis,
+    pair: tuple[str, str],
+    wanted: Filter,
+    hint: FilterHint | None = None,
+    *,
+    end: str = "+",
+    now_ms: int = 0,
+    most: int | None = None,
 ) -> AsyncIterator[list[Letter]]:
     """Yield the matching letters of each page; stop after `most` letters were scanned."""
     now_ms = now_ms or int(time.time() * 1000)
@@ -154,6 +167,8 @@ async def _fitting(
     if most == 0:
         return
     async for page in pages(redis, *pair, end=end):
+        if hint is not None:
+            hint.look(page)
         yield [letter for letter in page if wanted.fits(letter, now_ms)]
         looked += len(page)
         progress(looked)

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,31 @@ def test_what_is_not_known_of_an_interrupted_replay_is_told_and_done_again(tmp_p
         again = run("dead", "replay", *GROUP, "--yes", cwd=tmp_path, redis_url=redis_server.url)
         assert again.returncode == 0 and "missing" not in again.stderr and redis.xlen(KEY) == 0
         assert redis.xlen(replay_key(*GROUP)) == count, "each once"
+
+
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [
+        (("--reason", "Timeot"), "no dead letter has 'Timeot' in its reason, did you mean 'Timeout'?"),
+        (("--reason", "xyz"), "no dead letter has 'xyz' in its reason (there are: KeyError, HandlerTimeoutError)"),
+        (("--handler", "snd"), "no dead letter has 'snd' in its handler, did you mean 'send'?"),
+        (("--reason", "KeyEror", "--handler", "snd"), "'KeyEror' in its reason, did you mean 'KeyError'?"),
+        (("--reason", "keyerror", "--older", "9999d"), ""),
+        (("--text", "nothing like it"), ""),
+    ],
+)
+def test_a_filter_that_fits_nothing_is_answered_with_what_there_is(
+    tmp_path: Path, redis_server: Any, flags: tuple[str, ...], hint: str
+) -> None:
+    with redis_server.sync() as redis:
+        for n in range(3):
+            error = f"KeyError: no mail with {n}" if n else "HandlerTimeoutError: not done within timeout_s = 60"
+            reason = f"failed {'once,' if n == 1 else '3 times, the last time'} with {error}"
+            add_dead_letter(redis, *GROUP, {"n": n}, reason=reason, dead_at_ms=int(time.time() * 1000))
+    for words in (("list",), ("list", "--json"), ("replay",), ("drop", "--json", "--yes")):
+        done = run("dead", *words, *GROUP, *flags, cwd=tmp_path, redis_url=redis_server.url)
+        assert (done.returncode, done.stdout) == (0, ""), done.stderr
+        assert hint in done.stderr and ("has '" in done.stderr) == bool(hint), done.stderr
 
 
 def test_letters_and_fields_that_others_wrote_are_shown(tmp_path: Path, redis_server: Any) -> None:

@@ -1,0 +1,69 @@
+"""What to say about a filter of dead letters that fits none: which reasons and handlers there are."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from supervisor.cli.common import talk
+from supervisor.core.dead_letter import Filter, Letter
+from supervisor.text import did_you_mean, printable
+
+#: How many kinds of reasons and handlers are remembered, and how many are listed.
+KINDS_MAX = 100
+LISTED_MAX = 10
+KIND_CHARACTERS = 60
+
+
+class FilterHint:
+    """Looks at the letters that are filtered, and names the options that fit none of them."""
+
+    def __init__(self, wanted: Filter) -> None:
+        self._parts = [
+            part for part in (_Part("reason", wanted.reason), _Part("handler", wanted.handler)) if part.wanted
+        ]
+
+    def look(self, page: Iterable[Letter]) -> None:
+        """Note what there is."""
+        for part in self._parts:
+            for letter in page:
+                part.look(getattr(letter, part.name))
+
+    def tell(self) -> None:
+        """Print a line for each option that fits no letter."""
+        for part in self._parts:
+            if part.kinds and not part.fits:
+                talk(f"no dead letter has {part.wanted!r} in its {part.name}{_what_there_is(part.wanted, part.kinds)}")
+
+
+class _Part:
+    """One option, and what the letters have instead."""
+
+    def __init__(self, name: str, wanted: str) -> None:
+        self.name, self.wanted = name, wanted
+        #: Some letter has it; another option has excluded the letter.
+        self.fits = False
+        self.kinds: Counter[str] = Counter()
+
+    def look(self, text: str) -> None:
+        if self.fits or not text:
+            return
+        self.fits = self.wanted.lower() in text.lower()
+        kind = printable(_kind(text)[:KIND_CHARACTERS])
+        if kind in self.kinds or len(self.kinds) < KINDS_MAX:
+            self.kinds[kind] += 1
+
+
+def _kind(reason: str) -> str:
+    """Return what many reasons have in common: the error's name, or what comes before a colon."""
+    return re.sub(r"^failed .*? with ", "", reason).partition(":")[0]
+
+
+def _what_there_is(wanted: str, kinds: Counter[str]) -> str:
+    words = [word for kind in kinds for word in (kind, *re.findall(r"[A-Z]?[a-z]+|[A-Z]+", kind))]
+    return did_you_mean(wanted, words) or f" (there are: {_listed([kind for kind, _ in kinds.most_common()])})"
+
+
+def _listed(kinds: Sequence[str]) -> str:
+    return ", ".join(kinds[:LISTED_MAX]) + (", …" if len(kinds) > LISTED_MAX else "")
