@@ -47,9 +47,8 @@ class _Scale(Examples):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse as click does, except that a negative number is an argument."""
-        return super().parse_args(
-            ctx, ["--", *args] if args and args[0][:1] == "-" and args[0][1:2].isdigit() else args
-        )
+        is_negative = args and args[0][:1] == "-" and args[0][1:2].isdigit()
+        return super().parse_args(ctx, ["--", *args] if is_negative else args)
 
 
 @command(

@@ -88,8 +88,11 @@ def _run(publishing: Coroutine[Any, Any, datetime | None], progress: _Progress) 
     try:
         return asyncio.run(publishing)
     except KeyboardInterrupt:
+        progress.clear()
         talk(progress.so_far())
         raise
+    finally:
+        progress.clear()
 
 
 def _interrupt(_number: int, _frame: object) -> NoReturn:
@@ -117,8 +120,10 @@ class _Progress:
         self.unsure = 0
         self.started_s = time.monotonic()
         self._quiet = quiet
-        self._shown = sys.stderr.isatty() and (quiet or not sys.stdout.isatty())
+        self._is_shown = sys.stderr.isatty() and (quiet or not sys.stdout.isatty())
         self._shown_s = 0.0
+        #: The line on the terminal.
+        self._shown = ""
 
     def add(self, ids: list[str]) -> None:
         """Count and print the messages of these ids."""
@@ -126,9 +131,16 @@ class _Progress:
         self.unsure = 0
         if not self._quiet:
             click.echo("\n".join(ids))
-        if self._shown and time.monotonic() - self._shown_s > PROGRESS_EVERY_S:
+        if self._is_shown and time.monotonic() - self._shown_s > PROGRESS_EVERY_S:
             self._shown_s = time.monotonic()
-            click.echo(f"\r{self.stored:,} messages stored", err=True, nl=False)
+            self._shown = f"{counted(self.stored, 'message')} stored"
+            click.echo(f"\r{self._shown}", err=True, nl=False)
+
+    def clear(self) -> None:
+        """Take the count away from the terminal, where another line can then be printed."""
+        if self._shown:
+            click.echo(f"\r{' ' * len(self._shown)}\r", err=True, nl=False)
+            self._shown = ""
 
     def so_far(self) -> str:
         """Return how many were stored, and how many were sent without an answer."""
@@ -144,13 +156,16 @@ async def _publish_all(
     options: dict[str, Any],
 ) -> datetime | None:
     """Publish all chunks; return when the last of them is due."""
-    from supervisor.publisher import Publisher
+    import asyncio
+
+    from supervisor.cli.unread_stream import AskingPublisher, unread_text
     from supervisor.settings.paths import redis_url
 
     limits = {"timeout_s": REPLY_LIMIT_S, "connect_timeout_s": settings.redis.connect_timeout_s}
     due = None
-    async with Publisher(redis_url(settings), **limits) as publisher:
+    async with AskingPublisher(redis_url(settings), **limits) as publisher:
         while chunk := _next(chunks, progress):
+            asking = None if progress.stored else asyncio.create_task(publisher.is_unread(stream))
             progress.unsure = len(chunk)
             try:
                 if len(chunk) == 1:
@@ -165,6 +180,9 @@ async def _publish_all(
                 if not isinstance(error, PublishUnknownError):
                     progress.unsure = 0
                 raise _failure(settings, error, progress.so_far()) from None
+            if asking is not None and await asking:
+                progress.clear()
+                talk(unread_text(settings, stream))
     return due
 
 

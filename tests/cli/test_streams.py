@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from supervisor.cli.main import EXIT_INTERRUPTED
-from tests.cli.run import COMMAND, data, environment, lines_of, run, spawn
+from tests.cli.run import COMMAND, data, environment, lines_of, run, run_on_terminal, spawn
 from tests.support.waiting import eventually
 
 STREAM = "events:user_created"
+UNREAD = f"no consumer group reads {STREAM!r} yet"
 
 
 class Output:
@@ -158,7 +159,7 @@ def test_ctrl_c_while_stdin_is_silent_ends_it_with_the_count(tmp_path: Path, red
         eventually(lambda: len(publishing.out) == 1, what="the id is printed")
         publishing.process.send_signal(signal.SIGINT)
         code = publishing.wait()
-    assert (code, publishing.err) == (EXIT_INTERRUPTED, ["1 message was stored"])
+    assert (code, publishing.err) == (EXIT_INTERRUPTED, [UNREAD, "1 message was stored"])
 
 
 def test_a_server_that_dies_under_way_leaves_an_honest_count(tmp_path: Path, durable_server) -> None:
@@ -181,6 +182,62 @@ def test_a_server_that_dies_under_way_leaves_an_honest_count(tmp_path: Path, dur
     durable_server.start()
     with durable_server.sync() as client:
         assert client.xlen(STREAM) == len(publishing.out) == 1000
+
+
+@pytest.mark.parametrize("options", [(), ("--after", "1h"), ("--key", "k"), ("--quiet",)], ids=" ".join)
+def test_publish_notes_that_no_group_reads_the_stream(tmp_path: Path, every_server, options: tuple[str, ...]) -> None:
+    url = every_server.url
+    done = run("publish", STREAM, "n=1", *options, cwd=tmp_path, redis_url=url)
+    assert done.returncode == 0 and len(done.stdout.split()) == 1
+    assert done.stderr.splitlines()[0] == UNREAD
+    with every_server.sync() as client:
+        client.xgroup_create(STREAM, "g", mkstream=True)
+    done = run("publish", STREAM, "n=1", *options, cwd=tmp_path, redis_url=url)
+    assert "no consumer group" not in done.stderr
+
+
+def test_publish_notes_it_once_for_a_file(tmp_path: Path, redis_server) -> None:
+    lines = '{"n": 1}\n' * 1_200
+    done = run("publish", STREAM, "--json", "-", cwd=tmp_path, redis_url=redis_server.url, stdin=lines)
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 1_200)
+    assert done.stderr.splitlines()[0] == UNREAD and done.stderr.count("no consumer group") == 1
+    assert run("publish", STREAM, "--json", "-", cwd=tmp_path, redis_url=redis_server.url, stdin="[]").stdout == ""
+
+
+def test_publish_suggests_a_stream_that_a_handler_of_the_pool_reads(start_pool, redis_server) -> None:
+    handlers = f"""
+    from supervisor import handler
+    @handler("{STREAM}", group="g")
+    async def handle(fields: dict[str, str]) -> None: ...
+    """
+    pool = start_pool(handlers, redis_url=redis_server.url, workers=1)
+    wrong = STREAM.replace("events", "evnts")
+    assert pool.command("publish", STREAM, "n=1").stderr == ""
+    hint = f"no consumer group reads {wrong!r} yet, did you mean {STREAM!r}?\n"
+    assert pool.command("publish", wrong, "n=1").stderr == hint
+    pool.stop()
+    assert pool.command("publish", wrong, "n=1").stderr == hint
+    assert pool.command("publish", "unlike", "n=1").stderr == "no consumer group reads 'unlike' yet\n"
+
+
+@pytest.mark.parametrize("bad", ["", '{"n": '], ids=["good", "bad"])
+def test_publish_takes_its_count_away_before_it_prints_a_line(tmp_path: Path, redis_server, bad: str) -> None:
+    (tmp_path / "file").write_text('{"n": 1}\n' * 1_200 + bad)
+    words = ("publish", STREAM, "--json", "file", "--quiet")
+    printed = run_on_terminal(*words, cwd=tmp_path, redis_url=redis_server.url)
+    assert "\r500 messages stored" in printed
+    lines = [line.rpartition("\r")[2] for line in printed.split("\n")]
+    assert lines[:2] == [UNREAD, "error: file:1201: not valid JSON: Expecting value" if bad else "1200"]
+
+
+def test_publish_asks_over_its_own_connection_and_only_where_it_may(tmp_path: Path, redis_server) -> None:
+    with redis_server.sync() as client:
+        before = client.info("stats")["total_connections_received"]
+        assert run("publish", STREAM, "n=1", cwd=tmp_path, redis_url=redis_server.url).stderr == f"{UNREAD}\n"
+        assert client.info("stats")["total_connections_received"] == before + 1
+        client.execute_command("ACL", "SETUSER", "default", "-xinfo")
+        done = run("publish", STREAM, "n=1", cwd=tmp_path, redis_url=redis_server.url)
+        assert (done.returncode, len(done.stdout.split()), done.stderr) == (0, 1, "")
 
 
 def test_publish_passes_a_slow_pipe_on_at_once(tmp_path: Path, redis_server) -> None:
