@@ -82,7 +82,7 @@ class PoolStatus:
                 _service(slot, shared) for slot in sorted(self.services.slots.values(), key=lambda slot: slot.number)
             ],
             "operation": self.restarts.describe(),
-            "last_operation": self.restarts.last,
+            "last_operation": self.restarts.describe_last(),
         }
 
     def figures(self) -> dict[str, Any]:

@@ -50,6 +50,8 @@ class RollingRestart:
     exec_successor: Callable[[dict[str, Any]], None]
     #: The result of the last restart.
     last: dict[str, Any] | None = None
+    #: When it ended, monotonic.
+    ended_s: float = 0.0
     #: Why the new code can't be loaded though a preflight could; empty: it is loaded.
     load_error: str = ""
     #: Since when, monotonic.
@@ -77,6 +79,10 @@ class RollingRestart:
         if self._roll is not None:
             return {"kind": "restart", "phase": "rolling", "done": self._roll.done, "total": self._roll.total}
         return None
+
+    def describe_last(self) -> dict[str, Any] | None:
+        """Return how the last restart ended, and how long ago, for `status`."""
+        return self.last and {**self.last, "age_s": round(time.monotonic() - self.ended_s, 3)}
 
     def start(self, *, afresh: bool = False) -> None:
         """Start a restart; queue one more if workers are already being replaced.
@@ -168,7 +174,7 @@ class RollingRestart:
             self._end(f"nothing was changed, because {why}: {error}", trace)
 
     def _end(self, error: str, trace: str | None = None) -> None:
-        self.last = {"kind": "restart", "ok": not error, "error": error or None}
+        self.last, self.ended_s = {"kind": "restart", "ok": not error, "error": error or None}, time.monotonic()
         if error:
             self.log.error("restart failed", error=error, exception=trace or None)
         else:

@@ -1,7 +1,5 @@
 """What to say about a filter of dead letters that fits none: which reasons and handlers there are."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence

@@ -61,7 +61,7 @@ def moved(offset: int, command: str, page: int) -> int:
 
 def view(found: dict[str, Any], rates: Mapping[int, float], clock: str, offset: int, height: int) -> View:
     """Lay the document of `status` out for a terminal of this height. `rates` has messages per second by slot."""
-    sums, about = totals(found, rates), head_lines(found)
+    sums, about = totals(found, rates), head_lines(found, live=True)
     room = max(1, height - BODY_LINES_MIN - len(sums) - 2)
     head = [f"{about[0]}, {clock}", *about[1:room], *sums]
     body = body_lines(found, rates)

@@ -18,6 +18,8 @@ from supervisor.text import counted, duration_text, exit_text
 _LABEL = 8
 #: A message that is due is moved within half a second by any pool.
 OVERDUE_S = 1.0
+#: How long `supervisor top` shows that a restart has failed; `status` shows it until the next one.
+RECENT_S = 600.0
 #: `supervisor schedule list` shows all.
 _SCHEDULES_MAX = 3
 _COLOURS = {
@@ -64,7 +66,7 @@ def status(config: Path | None, as_json: bool) -> int:
 
 def show(found: dict[str, Any], *, rates: Mapping[int, float] | None = None) -> str:
     """Format the document for people. `rates` has messages per second by slot."""
-    lines = head_lines(found)
+    lines = head_lines(found, live=rates is not None)
     if found["workers"]:
         lines += ["", workers_table(found["workers"], rates)]
     if found["groups"]:
@@ -72,8 +74,8 @@ def show(found: dict[str, Any], *, rates: Mapping[int, float] | None = None) -> 
     return "\n".join([*lines, *dead_letters(found["groups"])])
 
 
-def head_lines(found: dict[str, Any]) -> list[str]:
-    """Format the pool as a whole: its state, what is wrong, its Redis and services."""
+def head_lines(found: dict[str, Any], *, live: bool) -> list[str]:
+    """Format the pool as a whole: its state, what is wrong, its Redis and services. `live`: for `top`."""
     state = click.style(f"{found['state']:{_LABEL}}", fg=_COLOURS.get(found["state"]), bold=True)
     about = f"pid {found['pid']}, up {duration_text(found['uptime_s'])}" if found["pid"] else found.get("reason", "")
     redis = found["redis"]
@@ -85,7 +87,7 @@ def head_lines(found: dict[str, Any]) -> list[str]:
     lines.append(_line("redis", server))
     lines += [_line("services", ", ".join(map(_service, found["services"])))] if found.get("services") else []
     lines += _outbox(found.get("outbox"))
-    lines += _operations(found.get("operation"), found.get("last_operation"))
+    lines += _operations(found.get("operation"), found.get("last_operation"), live=live)
     if since := found.get("paused_since"):
         lines.append(_line("paused", f"since {since}: no message is started until `supervisor resume`"))
     lines += [*_late_acks(found["workers"]), *_trimmed(found["groups"]), *_later(found.get("later", ()))]
@@ -148,11 +150,14 @@ def _line(label: str, text: str) -> str:
     return f"{label:{_LABEL}}  " + text.replace("\n", "\n" + " " * (_LABEL + 2))
 
 
-def _operations(now: dict[str, Any] | None, last: dict[str, Any] | None) -> list[str]:
+def _operations(now: dict[str, Any] | None, last: dict[str, Any] | None, *, live: bool) -> list[str]:
+    """Report the restart in progress, or that the last one has failed: the pool runs its earlier code."""
     if now:
         done = f", {now['done']} of {now['total']} workers" if "done" in now else ""
         return [_line(now["kind"], f"{now['phase']}{done}")]
-    return [_line(last["kind"], f"failed: {last['error']}")] if last and not last["ok"] else []
+    if not last or last["ok"] or (live and last["age_s"] > RECENT_S):
+        return []
+    return [_line(last["kind"], f"failed {duration_text(last['age_s'])} ago: {last['error']}")]
 
 
 def _late_acks(workers: Sequence[dict[str, Any]]) -> list[str]:

@@ -136,6 +136,9 @@ def test_restart_with_broken_code_fails_and_changes_nothing(pool) -> None:
     place = f"{pool.folder}/handlers.py:1: ZeroDivisionError: division by zero"
     assert "error: not restarted: nothing was changed" in done.stderr and place in done.stderr
     assert place in status(pool)[1]["last_operation"]["error"]
+    for words in (["status"], ["top", "--count", "1"]):
+        text = run(*words, cwd=pool.folder, redis_url=pool.url).stdout
+        assert re.search(r"(?m)^restart   failed [\w. ]+ ago: nothing was changed", text), text
     [traceback] = [line["exception"] for line in pool.events("restart failed")]
     assert traceback.count("File ") == 1, "frames of the project only"
     assert [worker["pid"] for worker in status(pool)[1]["workers"]] == [worker["pid"] for worker in before]

@@ -6,6 +6,7 @@ import click
 import pytest
 
 from supervisor.cli.screen import View, commands_of, moved, view
+from supervisor.cli.status import show
 
 ROWS, GROUPS, WORKERS = 24, 15, 8
 
@@ -50,6 +51,25 @@ def shown(found: dict[str, Any], offset: int = 0, height: int = ROWS) -> View:
     made = view(found, dict.fromkeys(range(WORKERS), 10.0), "12:00:00", offset, height)
     assert len(made.lines) == height, "the screen is filled and not exceeded"
     return made
+
+
+@pytest.mark.parametrize(
+    ("ok", "age_s", "in_status", "in_top"),
+    [
+        (False, 45.0, "restart   failed 45 s ago: no such module", True),
+        (False, 7_500.0, "restart   failed 2 h 5 m ago: no such module", False),
+        (True, 45.0, "", False),
+    ],
+)
+def test_a_failed_restart_is_shown_in_status_and_for_some_minutes_in_top(
+    found: dict[str, Any], ok: bool, age_s: float, in_status: str, in_top: bool
+) -> None:
+    error = None if ok else "no such module"
+    found["last_operation"] = {"kind": "restart", "ok": ok, "error": error, "age_s": age_s}
+    assert [line for line in show(found).splitlines() if "restart " in line] == ([in_status] if in_status else [])
+    for lines in (shown(found, height=ROWS).lines, show(found, rates={}).splitlines()):
+        assert (in_status in lines) == in_top or not in_status
+        assert any("no such module" in line for line in lines) == in_top
 
 
 def test_all_groups_fit_and_the_sums_are_above_them(found: dict[str, Any]) -> None:
