@@ -1,11 +1,12 @@
 """`supervisor init`: creates a project from the templates. Never overwrites a file."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from supervisor.cli.common import command, talk
+from supervisor.cli.common import command, dumps, json_option, talk
 from supervisor.errors import UsageError
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -28,16 +29,20 @@ _RENAMED = {"gitignore": ".gitignore", "dockerignore": ".dockerignore", "env.exa
 )
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=".", metavar="[DIR]")
 @click.option("--database", is_flag=True, help="Store users in SQLite, and their events in the same transaction.")
-def init(folder: Path, database: bool) -> None:
+@json_option
+def init(folder: Path, database: bool, as_json: bool) -> None:
     """Create a project: handlers, a route, tests, config.toml, a Dockerfile. Existing files are never changed."""
     from supervisor.settings.load import working_dir
 
     if not folder.is_absolute():
         working_dir()  # a deleted one is named here, and not a file in it
     written = write_project(folder, ["project", "database"] if database else ["project"])
+    if as_json:
+        click.echo(dumps({"folder": str(folder), "files": list(map(str, written))}, pretty=True))
+        return
     for path in written:
         click.echo(str(path))
-    change = "" if folder == Path() else f"  cd {folder}\n"
+    change = "" if folder == Path() else f"  cd {shlex.quote(str(folder))}\n"
     talk(
         f"\nNext:\n{change}"
         "  supervisor start\n"

@@ -230,6 +230,24 @@ def test_the_route_of_a_new_project_publishes(tmp_path: Path, redis_url: str, op
             process.communicate()
 
 
+def test_init_prints_what_it_wrote_as_json(tmp_path: Path) -> None:
+    done = run("init", "new", "--json", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = data(done)
+    assert found == {
+        "folder": "new",
+        "files": run("init", "other", cwd=tmp_path).stdout.replace("other", "new").split(),
+    }
+    refused = run("init", "new", "--json", cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "") and "these files exist" in refused.stderr
+
+
+def test_the_next_step_of_init_can_be_pasted(tmp_path: Path) -> None:
+    done = run("init", "my project", cwd=tmp_path)
+    assert done.stderr.splitlines().count("  cd 'my project'") == 2
+    assert "  cd " not in run("init", cwd=tmp_path).stderr
+
+
 def test_init_overwrites_nothing(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("# mine\n")
     done = run("init", cwd=tmp_path)

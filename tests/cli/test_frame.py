@@ -43,7 +43,7 @@ def test_every_command_has_json_where_it_prints_data() -> None:
         for name in COMMANDS
         if any("--json" in parameter.opts for parameter in (cli.get_command(context, name) or cli).params)
     }
-    data_commands = "status top streams pending explain publish read tail doctor bench version"
+    data_commands = "status top streams pending explain publish read tail doctor bench init version"
     assert with_json == set(data_commands.split())
 
 
