@@ -177,8 +177,10 @@ class Moves(World):
                 new.publishes_first, new.letter_dropped = old.publishes_first, old.letter_dropped
                 new.was_done = bool(old.done) or old.was_done
                 self.ghosts.at[place] = new
-                new.letters_max = self.ghosts.of[old.key].letters_max = LETTERS_OF_BOTH
-                if self.ghosts.of[old.key] is old:
+                latest = self.ghosts.of[old.key]  # the message itself, or its replayed copy
+                new.letters_max = latest.letters_max = LETTERS_OF_BOTH
+                latest.read_again = True
+                if latest is old:
                     self.ghosts.of[old.key] = new
         self.network.do("XGROUP", "DESTROY", stream, group)
 
