@@ -182,6 +182,13 @@ def of_status(error: HTTPException) -> Problem:
 
 def response(scope: Scope, problem: Problem) -> Response:
     """Return the problem as an answer to the request of `scope`."""
+    headers = {"Cache-Control": "no-store", **(problem.headers or {})}
+    headers["X-Request-Id"] = scope.get("request_id", "")
+    return Response(document(scope, problem), problem.status_code, headers, MEDIA_TYPE)
+
+
+def document(scope: Scope, problem: Problem) -> bytes:
+    """Return the problem as JSON for the client of `scope`, and count it."""
     if (app := scope.get("app")) is not None:
         app.state.http.refused(problem.kind)
     body: dict[str, Any] = {
@@ -195,9 +202,7 @@ def response(scope: Scope, problem: Problem) -> Response:
     }
     if problem.errors:
         body["errors"] = problem.errors
-    headers = {"Cache-Control": "no-store", **(problem.headers or {})}
-    headers["X-Request-Id"] = body["request_id"]
-    return Response(_json(body), problem.status_code, headers, MEDIA_TYPE)
+    return _json(body)
 
 
 def base_url(scope: Scope) -> str:

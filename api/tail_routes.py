@@ -1,7 +1,7 @@
 """Follows a stream: server-sent events from now on, or after the last event that the client saw.
 
-Each tail has its own connection. It survives an outage of Redis and ends when the service stops, so that an open
-browser never delays a shutdown.
+Each tail has its own connection. It survives an outage of Redis. It ends when Redis refuses to read the stream, with an
+event that says why, and when the service stops, so that an open browser never delays a shutdown.
 
 Only one task writes to the socket at a time. FastAPI's own event streams use a task group, which logs a traceback
 whenever a client leaves while data is being sent to it.
@@ -21,10 +21,10 @@ from starlette.types import Receive, Scope, Send
 
 from supervisor.broker.cancelling import cancel
 from supervisor.broker.connect import client
-from supervisor.broker.redis_errors import REDIS_FAULTS
+from supervisor.broker.redis_errors import REDIS_FAULTS, UNREACHABLE, code_of, is_transient
 
 from .message_routes import as_message
-from .problems import Problem
+from .problems import Problem, document, of_error
 from .read_route import ReadRoute
 from .schemas import EntryId, Stream, problems, text_answer
 from .service import Service, ServiceDep
@@ -59,18 +59,22 @@ async def _begin(
     service: ServiceDep,
     last_event_id: Annotated[EntryId | None, Header(description="Continue after this entry")] = None,
 ) -> str:
-    """Return the entry to begin after. It is read before the answer begins, so that an outage of Redis is a 503."""
-    if last_event_id is not None:
-        return last_event_id
+    """Return the entry to begin after. Redis is asked before the answer begins, so that an outage of it is a 503.
+
+    A client that comes back waits for the end of an outage, as it would have if it had stayed: browsers don't come
+    again after a 503.
+    """
     try:
-        async with service.tail_starts:
+        async with asyncio.timeout(None if last_event_id is None else service.limit_s), service.tail_starts:
             info = await service.redis.xinfo_stream(stream)
-    except ResponseError as error:
-        if "no such key" not in str(error):
+    except REDIS_FAULTS as error:
+        if isinstance(error, ResponseError) and "no such key" in str(error):
+            return last_event_id or _FIRST_ID
+        if last_event_id is None or not _passes(error):
             raise
-        return _FIRST_ID
+        return last_event_id
     last: bytes = info["last-generated-id"]
-    return last.decode()
+    return last_event_id or last.decode()
 
 
 @router.get(
@@ -83,7 +87,10 @@ async def _begin(
     },
 )
 async def tail(stream: Stream, service: ServiceDep, after: Annotated[str, Depends(_begin)]) -> StreamingResponse:
-    """Server-sent events with the data `{"id", "fields"}`: messages published from now on, or after Last-Event-ID."""
+    """Server-sent events with the data `{"id", "fields"}`: messages published from now on, or after Last-Event-ID.
+
+    When Redis refuses to go on, the last event is `error` and its data a problem.
+    """
     # Nothing may be awaited between this check and the count.
     limit = service.settings.api.max_tails
     if service.tails >= limit:
@@ -100,7 +107,7 @@ class _Tail(StreamingResponse):
         service.tails += 1
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send events until the client leaves or the service stops."""
+        """Send events until the client leaves, the service stops, or Redis refuses to read the stream."""
         service = self._service
         ends = [asyncio.create_task(_left(receive)), asyncio.create_task(service.stopping.wait())]
         redis = client(service.url, timeout_s=_CLIENT_LIMIT_S, connect_timeout_s=service.limit_s)
@@ -108,7 +115,7 @@ class _Tail(StreamingResponse):
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await _write(send, b"retry: %d\n: following\n\n" % RETRY_MS)
-            following = asyncio.create_task(self._follow(redis, send))
+            following = asyncio.create_task(self._follow(redis, scope, send))
             await asyncio.wait([following, *ends], return_when=asyncio.FIRST_COMPLETED)
             await cancel(following)
             if not following.cancelled():
@@ -121,8 +128,8 @@ class _Tail(StreamingResponse):
             finally:
                 await redis.aclose()
 
-    async def _follow(self, redis: Redis, send: Send) -> None:
-        """Send events until it is cancelled. A read may be cancelled, since it claims no message."""
+    async def _follow(self, redis: Redis, scope: Scope, send: Send) -> None:
+        """Send events until it is cancelled or Redis refuses. A read may be cancelled, since it claims no message."""
         failures = 0
         behind = True
         sent_s = time.monotonic()
@@ -135,7 +142,10 @@ class _Tail(StreamingResponse):
                     rows = await _new(redis, self._stream, self._after)
                     behind = bool(rows)
                 failures = 0
-            except REDIS_FAULTS:
+            except REDIS_FAULTS as error:
+                if not _passes(error):
+                    await _write(send, b"event: error\ndata: %b\n\n" % document(scope, of_error(error)))
+                    return
                 await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
                 failures += 1
             if rows:
@@ -148,6 +158,11 @@ class _Tail(StreamingResponse):
             else:
                 continue
             sent_s = time.monotonic()
+
+
+def _passes(error: Exception) -> bool:
+    """Return whether waiting may help: Redis is away, starts or fails over. All else is a refusal."""
+    return code_of(error) == UNREACHABLE or is_transient(error)
 
 
 async def _write(send: Send, data: bytes) -> None:

@@ -62,7 +62,7 @@ def code_of(error: BaseException) -> str:
     return inside[1] if inside else "ERR"
 
 
-def is_transient(error: exceptions.ResponseError) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Return whether the server refuses everything for a while (loading, failover, busy): send it again later.
 
     Any other refusal (wrong type, no permission, no memory) concerns one command and must not hold up the others.

@@ -46,7 +46,7 @@ class Events:
         found = []
         for event in events:
             fields = dict(line.split(": ", 1) for line in event if not line.startswith(":") and ": " in line)
-            if "data" in fields:
+            if {"id", "data"} <= fields.keys():
                 message = json.loads(fields["data"])
                 assert message["id"] == fields["id"]
                 found.append((message["id"], message["fields"]["n"]))
@@ -55,6 +55,13 @@ class Events:
     @property
     def numbers(self) -> list[str]:
         return [n for _, n in self.messages]
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The problem in the event that ends the tail."""
+        assert self.ended and self.lines[-3] == "event: error", self.lines
+        found: dict[str, Any] = json.loads(self.lines[-2].removeprefix("data: "))
+        return found
 
     def leave(self) -> None:
         """Hang up; closing alone would wait for the thread that reads."""
@@ -148,6 +155,60 @@ def test_what_can_not_be_followed_is_a_problem_and_no_stream(service: Service, s
     problem(service.http.get(TAIL, headers={"last-event-id": "yesterday"}), 422, "invalid")
     store.set(STREAM, "text")
     problem(service.http.get(TAIL), 409, "wrong-type")
+
+
+def test_a_stream_that_becomes_another_type_ends_its_tails(service: Service, store: redis_py.Redis) -> None:
+    store.xadd(STREAM, {"n": 1})
+    with following(service) as reading, following(service, "0-1") as behind:
+        eventually(lambda: behind.numbers == ["1"])
+        store.set(STREAM, "text")
+        eventually(lambda: reading.ended and behind.ended)
+        refused = problem(service.http.get(TAIL, headers={"last-event-id": "0-1"}), 409, "wrong-type")
+        for events in (reading, behind):
+            assert {**events.error, "request_id": ""} == {**refused, "request_id": ""}
+            assert events.error["request_id"] == events.answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("taken", ["-xread", "resetkeys", "resetpass"])
+def test_a_right_that_is_taken_away_ends_the_tails(start_service: Callable[..., Service], taken: str) -> None:
+    with RedisServer(tcp=True) as server, server.sync() as admin:
+        admin.execute_command("ACL", "SETUSER", "web", "reset", "on", ">secret", "~*", "+@all")
+        service = start_service(f"redis://web:secret@127.0.0.1:{server.port}/0")
+        with following(service) as events:
+            admin.execute_command("ACL", "SETUSER", "web", taken)
+            if taken == "resetpass":  # the connections that there are stay as they are
+                admin.client_kill_filter(_type="normal", skipme=True)
+            eventually(lambda: events.ended)
+            assert (events.error["status"], events.error["title"]) == (503, "Redis refuses the command for now")
+            assert events.error["code"] == ("NOAUTH" if taken == "resetpass" else "NOPERM")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        redis_py.exceptions.BusyLoadingError("Redis is loading the dataset in memory"),
+        redis_py.exceptions.ConnectionError("Connection closed by server."),
+        redis_py.exceptions.MasterDownError("Link with MASTER is down and replica-serve-stale-data is set to 'no'."),
+        redis_py.exceptions.ResponseError("BUSY Redis is busy running a script."),
+        redis_py.exceptions.ResponseError("UNBLOCKED force unblock from blocking operation, instance state changed"),
+        redis_py.exceptions.TimeoutError("Timeout reading from socket"),
+        TimeoutError(),
+    ],
+)
+def test_what_ends_by_itself_is_waited_for(error: Exception) -> None:
+    assert tail_routes._passes(error)
+
+
+def test_a_client_that_comes_back_in_an_outage_waits_for_its_end(
+    durable_server: Any, start_service: Callable[..., Service]
+) -> None:
+    service = start_service(durable_server.url)
+    durable_server.kill()
+    with following(service, "0-1") as events:
+        durable_server.start()
+        with durable_server.sync() as client:
+            client.xadd(STREAM, {"n": 1})
+        eventually(lambda: events.numbers == ["1"])
 
 
 def test_a_client_that_leaves_frees_its_connection(service: Service, store: redis_py.Redis) -> None:
