@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from supervisor.control.client import has_socket
 from supervisor.control.client import request as ask_arbiter
-from supervisor.errors import NotRunningError, SupervisorError
+from supervisor.errors import AnswerLostError, NotRunningError, SupervisorError
 from supervisor.shared_state import SLOTS_MAX
 
 from .access import audited
@@ -21,7 +21,9 @@ from .service import Service, ServiceDep
 router = APIRouter(prefix="/v1", tags=["pool"])
 #: The arbiter answers at once; it only has to be scheduled.
 ANSWER_LIMIT_S = 2.0
-_REFUSALS = ("forbidden", "no-pool", "pool-refused")
+_REFUSALS = ("forbidden", "no-pool", "outcome-unknown", "pool-refused")
+#: Which member of `/health` shows whether a command was carried out.
+_SHOWN_BY = {"pause": "paused", "resume": "paused", "restart": "last_operation", "scale": "workers"}
 
 
 class Scale(BaseModel):
@@ -81,13 +83,15 @@ async def _change(request: Request, service: Service, command: str, *, status: i
     """Have the arbiter carry out a command, log it, and answer with the arbiter's answer."""
     if not has_socket(service.paths):
         raise Problem("no-pool")
-    with audited(request, f"pool:{command}") as fields:
+    with audited(request, f"pool:{command}", workers=args.get("n")) as fields:
         try:
             answer = await asyncio.to_thread(ask_arbiter, service.paths, command, patience_s=ANSWER_LIMIT_S, **args)
+        except AnswerLostError as error:
+            advice = f"the pool may have done it, or do it later. See `{_SHOWN_BY[command]}` of /health, or repeat it"
+            raise Problem("outcome-unknown", f"{error}; {advice}") from None
         except NotRunningError as error:
             raise Problem("no-pool", str(error)) from None
         except SupervisorError as error:
             raise Problem("pool-refused", str(error)) from None
-        if command == "scale":
-            fields |= {"workers": answer["workers"], "before": answer["before"]}
+        fields["before"] = answer.get("before")
     return json_response(answer, status)

@@ -109,9 +109,9 @@ KINDS = {
     ),
     "outcome-unknown": Kind(
         503,
-        "The answer of Redis was lost",
-        "Redis may have done what was asked for. Repeat a publish only with the same Idempotency-Key; dead letters may"
-        " be replayed or removed again. `detail` says what to do after other changes.",
+        "The answer was lost",
+        "Redis or the pool may have done what was asked for. Repeat a publish only with the same Idempotency-Key; dead"
+        " letters may be replayed or removed again. `detail` says what to do after other changes.",
     ),
     "not-confirmed": Kind(
         503,

@@ -78,6 +78,10 @@ class HandlerTimeoutError(SupervisorError):
     """A handler did not end within its `timeout_s`."""
 
 
+class AnswerLostError(NotRunningError):
+    """A supervisor was sent a command and did not answer: it may have carried it out, or do so later."""
+
+
 class OtherUserError(SupervisorError):
     """The pool belongs to another user; whether it runs can't be seen."""
 

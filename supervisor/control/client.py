@@ -4,11 +4,12 @@ import contextlib
 import json
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from supervisor.control.protocol import ANSWER_BYTES_MAX, encode
-from supervisor.errors import NotRunningError, OtherUserError, SupervisorError
+from supervisor.errors import AnswerLostError, NotRunningError, OtherUserError, SupervisorError
 from supervisor.settings.paths import PoolPaths
 from supervisor.text import path_text
 from supervisor.unix_path import socket_path
@@ -23,35 +24,47 @@ def request(paths: PoolPaths, cmd: str, *, patience_s: float = 5.0, **args: Any)
     Retries if the arbiter closes the connection, because it has too many clients or is replacing its own
     image. A command may therefore run twice.
 
-    Raises NotRunningError if there is no answer within `patience_s`, and SupervisorError with the arbiter's
-    message if it refuses; OtherUserError if the pool is another user's.
+    Raises NotRunningError if nobody takes the command within `patience_s`, AnswerLostError if it was sent and has no
+    answer by then, and SupervisorError with the arbiter's message if it refuses; OtherUserError if the pool is another
+    user's.
     """
     deadline_s = time.monotonic() + patience_s
+    line, sent = encode({"cmd": cmd, **args}), False
     while True:
         try:
-            answer = json.loads(_ask(paths, encode({"cmd": cmd, **args}), deadline_s))
+            with _connected(paths, deadline_s) as connection:
+                sent = True
+                connection.sendall(line)
+                answer = json.loads(_read_line(connection, deadline_s))
             break
         except (ConnectionResetError, BrokenPipeError) as error:
             if time.monotonic() + RETRY_S > deadline_s:
-                raise _not_running(paths, error) from None
+                raise _no_answer(paths, error, sent=sent) from None
             time.sleep(RETRY_S)
         except PermissionError:
             raise _other_user(paths) from None
         except (OSError, ValueError) as error:
-            raise _not_running(paths, error) from None
+            raise _no_answer(paths, error, sent=sent) from None
     if not answer.get("ok"):
         raise SupervisorError(str(answer.get("error", "the supervisor refused without giving a reason")))
     data: dict[str, Any] = answer["data"]
     return data
 
 
-def _ask(paths: PoolPaths, line: bytes, deadline_s: float) -> bytes:
+@contextlib.contextmanager
+def _connected(paths: PoolPaths, deadline_s: float) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(max(0.001, deadline_s - time.monotonic()))
-        with socket_path(paths.control) as path:
-            connection.connect(path)
-        connection.sendall(line)
-        return _read_line(connection, deadline_s)
+        while True:
+            try:
+                with socket_path(paths.control) as path:
+                    connection.connect(path)
+                break
+            except BlockingIOError:  # too many wait already
+                if time.monotonic() + RETRY_S > deadline_s:
+                    raise TimeoutError from None
+                time.sleep(RETRY_S)
+        yield connection
 
 
 def _read_line(connection: socket.socket, deadline_s: float) -> bytes:
@@ -77,7 +90,7 @@ def has_socket(paths: PoolPaths) -> bool:
 
 def not_running(paths: PoolPaths) -> NotRunningError:
     """Return the error for a control socket that does not exist."""
-    return _not_running(paths, FileNotFoundError())
+    return _no_answer(paths, FileNotFoundError(), sent=False)
 
 
 def _other_user(paths: PoolPaths) -> OtherUserError:
@@ -92,8 +105,9 @@ def _other_user(paths: PoolPaths) -> OtherUserError:
     )
 
 
-def _not_running(paths: PoolPaths, error: Exception) -> NotRunningError:
-    return NotRunningError(f"no supervisor answers on {path_text(paths.control)}: {_why(paths, error)}")
+def _no_answer(paths: PoolPaths, error: Exception, *, sent: bool) -> NotRunningError:
+    kind = AnswerLostError if sent else NotRunningError
+    return kind(f"no supervisor answers on {path_text(paths.control)}: {_why(paths, error)}")
 
 
 def stopped_pid(paths: PoolPaths) -> int | None:

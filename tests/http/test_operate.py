@@ -1,5 +1,6 @@
 """Operating a pool over HTTP: roles, commands, their log lines, figures; and what the probes say meanwhile."""
 
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,6 +155,17 @@ def test_pending_and_figures_follow_what_happens(pool: Pool, web: httpx.Client) 
     assert web.delete(f"/v1/streams/{STREAM}/dead/{given_up}").status_code == 204
     last = eventually(lambda: changes(pool)[-1] if changes(pool)[-1]["action"] == "dead:drop" else None)
     assert (last["stream"], last["id"]) == (STREAM, given_up)
+
+
+def test_a_frozen_arbiter_carries_out_later_what_it_was_sent(pool: Pool, web: httpx.Client) -> None:
+    pool.send(signal.SIGSTOP)
+    try:
+        told = problem(web.post("/v1/pool:pause"), 503, "outcome-unknown")
+    finally:
+        pool.send(signal.SIGCONT)
+    assert "`paused` of /health" in told["detail"]
+    eventually(lambda: web.get("/health").json()["paused"])
+    assert web.post("/v1/pool:resume").json() == {"paused": False}
 
 
 def test_a_service_without_a_pool_operates_nothing(http: httpx.Client) -> None:
