@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from types import FrameType
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from supervisor._version import __version__
 from supervisor.fastapi import AppConnections
@@ -31,6 +31,7 @@ from . import (
 )
 from .head_requests import AnswerHead
 from .http_figures import HttpFigures
+from .known_query import only_known
 from .request_guard import PROBES, RequestGuard
 from .schemas import PROBLEM_CONTENT, PROBLEM_SCHEMA
 from .schemas import problems as problem_answers
@@ -51,7 +52,8 @@ _ERRORS = "45d"
 #: For the routes of a project's router that has no tags.
 _PROJECT = "project"
 
-_MODULES = (
+#: The modules with the routes below /v1.
+_V1 = (
     dead_letter_routes,
     explain_routes,
     later_routes,
@@ -59,10 +61,9 @@ _MODULES = (
     message_routes,
     overview_routes,
     pool_routes,
-    probe_routes,
-    status_routes,
-    docs_page,
 )
+#: Probes and scrapes must not fail because of a parameter that they don't need.
+_OTHERS = (probe_routes, status_routes, docs_page)
 
 
 def create_app(loaded: Loaded, figures: HttpFigures | None = None) -> FastAPI:
@@ -97,7 +98,9 @@ def create_app(loaded: Loaded, figures: HttpFigures | None = None) -> FastAPI:
     problems.install(app)
     trace_requests(app, loaded.settings)
     app.router.routes.extend(message_routes.plain_routes)
-    for module in _MODULES:
+    for module in _V1:
+        app.include_router(module.router, dependencies=[Depends(only_known)])
+    for module in _OTHERS:
         app.include_router(module.router)
     routers.mount(app, loaded)
     log = service_logger(loaded.settings, "api")

@@ -25,7 +25,7 @@ from .service import ServiceDep
 
 router = APIRouter(prefix="/v1", tags=["later"], route_class=ReadRoute)
 COUNT_MAX = 1_000
-_RUN = ("not-found", "wrong-type", "redis-unavailable", "redis-refused", "outcome-unknown")
+_RUN = ("not-found", "invalid", "wrong-type", "redis-unavailable", "redis-refused", "outcome-unknown")
 _ONCE = "it may be done. Repeat the request: it can be done only once, and 404 says that it is done"
 #: A plus sign in a query is a blank.
 _LOST_PLUS = re.compile(r" (?=\d\d:?\d\d$)")
@@ -108,7 +108,7 @@ async def cancel_later(request: Request, stream: Stream, later_id: str, redis: R
     "/streams/{stream:name}/later/{later_id:id}:run",
     status_code=202,
     summary="Publish a message for later now",
-    responses=answers(Run, *_RUN, "invalid", status=202),
+    responses=answers(Run, *_RUN, status=202),
 )
 async def run_later(request: Request, stream: Stream, later_id: str, redis: RedisDep) -> Response:
     """404: it was published or cancelled, is malformed, or never existed."""
@@ -134,7 +134,7 @@ def _gone(stream: str, later_id: str) -> Problem:
 @router.get(
     "/schedules",
     summary="The schedules of config.toml",
-    responses=answers(ScheduleList, "redis-unavailable"),
+    responses=answers(ScheduleList, "invalid", "redis-unavailable"),
 )
 async def list_schedules(service: ServiceDep, redis: RedisDep) -> Response:
     """When each came last, and when it comes next."""

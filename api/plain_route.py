@@ -14,19 +14,24 @@ from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from .known_query import check_query
+
 _METHOD = "POST"
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class PlainRoute(APIRoute):
-    """Calls its endpoint with the request, and nothing in between."""
+    """Calls its endpoint with the request, whose query it has checked, and nothing in between."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request whose path matches."""
         if scope["method"] != _METHOD:
             await super().handle(scope, receive, send)  # answers 405
             return
-        response: Response = await self.endpoint(Request(scope, receive))
+        request = Request(scope, receive)
+        if scope["query_string"]:
+            check_query(request, self)
+        response: Response = await self.endpoint(request)
         await response(scope, receive, send)
 
 

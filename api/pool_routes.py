@@ -21,7 +21,7 @@ from .service import Service, ServiceDep
 router = APIRouter(prefix="/v1", tags=["pool"])
 #: The arbiter answers at once; it only has to be scheduled.
 ANSWER_LIMIT_S = 2.0
-_REFUSALS = ("forbidden", "no-pool", "outcome-unknown", "pool-refused")
+_REFUSALS = ("invalid", "forbidden", "no-pool", "outcome-unknown", "pool-refused")
 #: Which member of `/health` shows whether a command was carried out.
 _SHOWN_BY = {"pause": "paused", "resume": "paused", "restart": "last_operation", "scale": "workers"}
 
@@ -71,7 +71,7 @@ async def restart_pool(request: Request, service: ServiceDep) -> Response:
 @router.post(
     "/pool:scale",
     summary="Change the number of workers",
-    responses=answers(Scaled, "invalid", "malformed-json", "media-type", *_REFUSALS),
+    responses=answers(Scaled, "malformed-json", "media-type", *_REFUSALS),
     dependencies=[Depends(only_json)],
 )
 async def scale_pool(request: Request, service: ServiceDep, scale: Annotated[Scale, Body()]) -> Response:

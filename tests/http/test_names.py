@@ -25,6 +25,13 @@ def test_dots_and_control_characters_have_one_answer(http: httpx.Client, store: 
     assert store.keys() == []
 
 
+@pytest.mark.parametrize("name", ["%2E", "a%2F..%2Fb", "%0A", "a%00b", "", "x" * 513])
+def test_a_name_in_a_query_is_checked_as_one_in_an_address(http: httpx.Client, name: str) -> None:
+    for query in ("later?stream=", "streams/a/dead?group="):
+        told = problem(http.get(f"/v1/{query}{name}"), 422, "invalid")
+        assert [one["parameter"] for one in told["errors"]] == [query.partition("?")[2].rstrip("=")]
+
+
 def test_a_stream_with_groups_in_its_name_reaches_no_other_streams_letters(
     http: httpx.Client, store: redis_py.Redis
 ) -> None:
