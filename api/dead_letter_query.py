@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self
 from urllib.parse import quote, unquote
 
 from fastapi import Query
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 from redis.asyncio import Redis
@@ -21,7 +21,7 @@ from supervisor.core.dead_letter import Filter, Letter
 from supervisor.text import did_you_mean
 
 from .problems import Problem
-from .schemas import NAME_SCHEMA, EntryId, check_bound, check_name
+from .schemas import EntryId, Name, check_bound
 from .stream_pages import PAGE_BYTES
 
 SCAN_MAX = 10_000
@@ -37,7 +37,6 @@ _OLDER = "The least number of seconds since the message was given up"
 _COUNT = "The greatest number, the oldest first"
 
 Pair = tuple[str, str]
-GroupName = Annotated[str, AfterValidator(check_name), NAME_SCHEMA]
 _Part = Annotated[str, StringConstraints(max_length=TEXT_CHARACTERS_MAX)]
 
 
@@ -89,7 +88,7 @@ class Selection(BaseModel):
     handler: Annotated[_Part, Field(description=_HANDLER)] = ""
     text: Annotated[_Part, Field(description=_TEXT)] = ""
     older_s: Annotated[float, Field(ge=0, le=OLDER_S_MAX, allow_inf_nan=False, description=_OLDER)] = 0
-    group: Annotated[GroupName | None, Field(description="Only this group")] = None
+    group: Annotated[Name | None, Field(description="Only this group")] = None
     count: Annotated[int, Field(ge=1, le=COUNT_MAX, description=_COUNT), BeforeValidator(_whole)] = COUNT_MAX
     cursor: Annotated[
         str | None, Field(description="Where to continue: `next` of an answer", json_schema_extra=CURSOR_SCHEMA)
@@ -126,7 +125,7 @@ class GroupSelection(Selection):
     """Which letters of one group to replay or drop: those in `ids`, those that match all filters, or all of them."""
 
     #: That of the address, if at all.
-    group: SkipJsonSchema[GroupName | None] = None
+    group: SkipJsonSchema[Name | None] = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,6 @@ from .dead_letter_query import (
     CURSOR_SCHEMA,
     SCAN_S,
     Cursor,
-    GroupName,
     GroupSelection,
     Selection,
     filter_of_query,
@@ -30,7 +29,7 @@ from .overview_routes import handled_groups
 from .read_route import ReadRoute
 from .replies import EXAMPLE_LETTER, ChangedLetters, DeadLetterPage
 from .root_path import link
-from .schemas import Bound, EntryId, Group, Stream, answers, json_response, only_json, problems, stream_path
+from .schemas import Bound, EntryId, Group, Name, Stream, answers, json_response, only_json, problems, stream_path
 from .service import ServiceDep
 
 
@@ -46,7 +45,7 @@ Count = Annotated[int, Query(ge=1, le=COUNT_MAX, description="The greatest numbe
 CursorParam = Annotated[
     str | None, Query(description="Where to continue: `next` of an answer", json_schema_extra=CURSOR_SCHEMA)
 ]
-OnlyGroup = Annotated[GroupName | None, Query(description="Only of this group")]
+OnlyGroup = Annotated[Name | None, Query(description="Only of this group")]
 _READ = ("invalid", "wrong-type", "redis-unavailable")
 _CHANGE = (
     "malformed-json", "not-found", "wrong-type", "body-too-large", "media-type", "invalid", "redis-unavailable",

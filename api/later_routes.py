@@ -20,7 +20,7 @@ from .later_replies import LaterList, LaterMessage, Run, ScheduleList
 from .overview_routes import handled_groups
 from .problems import Problem, unknown_when_lost
 from .read_route import ReadRoute
-from .schemas import Stream, answers, json_response, problems
+from .schemas import Name, Stream, answers, json_response, problems
 from .service import ServiceDep
 
 router = APIRouter(prefix="/v1", tags=["later"], route_class=ReadRoute)
@@ -65,7 +65,7 @@ def _wrong(parameter: str, text: str) -> Problem:
 async def list_later(
     service: ServiceDep,
     redis: RedisDep,
-    stream: Annotated[str | None, Query(description="Only of this stream")] = None,
+    stream: Annotated[Name | None, Query(description="Only of this stream")] = None,
     count: Annotated[int, Query(ge=1, le=COUNT_MAX, description="How many of each stream, the first due first")] = 100,
 ) -> Response:
     """`streams` says how many wait in each. A malformed member has an `error`, no `fields`, and a `due` of null."""

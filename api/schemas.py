@@ -75,12 +75,13 @@ _NAMES: dict[str, Any] = {
     "pattern": "^[^\\x00-\\x1f\\x7f]*$",
     "not": {"pattern": r"(^|/)\.{1,2}(/|$)"},
 }
-NAME_SCHEMA = WithJsonSchema(_NAMES)
 _STREAM_NAMES = _NAMES | {"examples": ["events:user_created"]}
 _STREAM_SCHEMA = WithJsonSchema(_STREAM_NAMES)
 _GROUP_SCHEMA = WithJsonSchema(_NAMES | {"examples": ["email_workers"]})
 Stream = Annotated[str, _NAME, AfterValidator(check_name), _STREAM_SCHEMA]
 Group = Annotated[str, _GROUP, AfterValidator(check_name), _GROUP_SCHEMA]
+#: One in a query or a body.
+Name = Annotated[str, AfterValidator(check_name), WithJsonSchema(_NAMES)]
 EntryId = Annotated[str, AfterValidator(check_id), WithJsonSchema({"type": "string", "pattern": f"^{_ID}$"})]
 Bound = Annotated[
     str, AfterValidator(check_bound), WithJsonSchema({"type": "string", "pattern": rf"^([-+]|\(?{_ID})$"})
