@@ -156,5 +156,6 @@ def test_stop_of_a_supervisor_whose_process_is_not_to_be_seen(tmp_path: Path) ->
     unseen.start()
     done = run("stop", cwd=pool.folder)
     unseen.join(5)
-    assert unseen.asked == ["status", "stop"]
+    # Commands of other tests look for running pools meanwhile, and ask each for its status.
+    assert list(dict.fromkeys(unseen.asked)) == ["status", "stop"]
     assert (done.returncode, "Traceback" in done.stderr) == (EXIT_DRAIN, False)
