@@ -155,24 +155,31 @@ class AppConsumers:
     async def _keep(self, pool: str, token: str) -> None:
         """Renew the lease and take over from processes that are gone. Returns when another process has the name."""
         groups = [(spec.stream, spec.group) for spec in self._specs]
-        reaper = Reaper(self._redis, pool, token, self._shared, groups, self._log)
+        reaper = Reaper(self._redis, pool, token, self._shared, groups, self._faults)
         reaper.foreign_after_s = self._settings.consumer.claim_foreign_after_s
-        trimmer = Trimmer(self._redis, self._settings, token, groups, self._log)
+        trimmer = Trimmer(self._redis, self._settings, token, groups, self._faults)
         while True:
             try:
-                if not await take(self._redis, pool, token):
+                if not await self._renew(pool, token):
                     self._log.error("app name lost to another process", name=pool)
                     return
                 if not self._stopping.is_set():
                     await reaper.look()
                     await trimmer.look()
-            except REDIS_FAULTS as error:
+            except REDIS_FAULTS as error:  # what failed has logged it
                 reaper.note_outage()
-                self._faults.redis("can't renew the app name", error)
                 await trimmer.make_room(error)
-            else:
-                self._faults.resolved("can't renew the app name")
             await asyncio.sleep(RENEW_S)
+
+    async def _renew(self, pool: str, token: str) -> bool:
+        """Renew the lease; return False when another process holds it. Raises redis-py's errors."""
+        try:
+            renewed = await take(self._redis, pool, token)
+        except REDIS_FAULTS as error:
+            self._faults.redis("can't renew the app name", error)
+            raise
+        self._faults.resolved("can't renew the app name")
+        return renewed
 
     async def _report(self, runtime: Runtime, fields: SharedSlot) -> None:
         """Write its figures, and have it rescan its pending list when the keeper asks for it."""

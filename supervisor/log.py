@@ -254,7 +254,7 @@ def outage_turn(shared: SharedState) -> Callable[[], bool]:
 
 def _operation(event: str, fields: dict[str, object]) -> str:
     """Return the event with its fields: `can't read stream=events group=mail`."""
-    return " ".join([event, *(f"{name}={value}" for name, value in fields.items())])
+    return " ".join([event, *(f"{name}={value}" for name, value in fields.items() if value is not None)])
 
 
 def _tidy(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:

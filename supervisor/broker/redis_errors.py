@@ -13,10 +13,12 @@ CONNECTION_LOST = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
 
 #: The code for an error without an answer of the server.
 UNREACHABLE = "UNREACHABLE"
+#: The code of a server that has no memory left.
+FULL = "OOM"
 #: redis-py strips the code from the errors that it has a class for.
 _CODES: tuple[tuple[type[Exception], str], ...] = (
     (exceptions.BusyLoadingError, "LOADING"),
-    (exceptions.OutOfMemoryError, "OOM"),
+    (exceptions.OutOfMemoryError, FULL),
     (exceptions.ReadOnlyError, "READONLY"),
     (exceptions.NoPermissionError, "NOPERM"),
     (exceptions.AuthenticationError, "NOAUTH"),

@@ -22,6 +22,7 @@ from supervisor.broker.connect import client
 from supervisor.broker.redis_errors import REDIS_FAULTS, is_transient
 from supervisor.errors import EXIT_OK
 from supervisor.handling.loader import HandlerSpec
+from supervisor.keeper.duty import duty
 from supervisor.keeper.lease import RENEW_S, drop, take
 from supervisor.keeper.reaper import Reaper
 from supervisor.keeper.scheduler import publishing
@@ -77,13 +78,13 @@ class Keeper:
         self._token = token
         self._log = service_logger(settings, "keeper")
         self._faults = FaultLog(self._log, outage_turn(shared))
-        self._reaper = Reaper(self._redis, self._pool, token, shared, self._groups, self._log)
+        self._reaper = Reaper(self._redis, self._pool, token, shared, self._groups, self._faults)
         self._reaper.waiting = {one for spec in specs for one in _waiting_consumers(spec)}
         self._reaper.foreign_after_s = settings.consumer.claim_foreign_after_s
         #: (stream, group) -> entries that were removed unread, as last logged.
         self._limiter = Limiter()
         self._trimmed: dict[tuple[str, str], int] = {}
-        self._trimmer = Trimmer(self._redis, settings, token, self._groups, self._log)
+        self._trimmer = Trimmer(self._redis, settings, token, self._groups, self._faults)
         self._settings = settings
 
     def publishing(self) -> list[Coroutine[Any, Any, None]]:
@@ -93,19 +94,27 @@ class Keeper:
     async def once(self) -> None:
         """Do one turn; a fault of Redis is logged and the next turn tries again."""
         try:
-            if await take(self._redis, self._pool, self._token):
+            if await self._renew():
                 await self._housekeeping()
             else:
                 self._give_up()
-        except REDIS_FAULTS as error:
+        except REDIS_FAULTS as error:  # what failed has logged it
             self._shared.set(HeaderField.KEEPER_REDIS_OK, 0)
             self._reaper.note_outage()
-            self._faults.redis("can't renew the lease", error)
             await self._trimmer.make_room(error)
         else:
             self._shared.set(HeaderField.KEEPER_REDIS_OK, 1)
-            self._faults.resolved("can't renew the lease")
         self._shared.set(HeaderField.KEEPER_BEAT_NS, time.monotonic_ns())
+
+    async def _renew(self) -> bool:
+        """Renew the lease; return False when another pool holds it. Raises redis-py's errors."""
+        try:
+            renewed = await take(self._redis, self._pool, self._token)
+        except REDIS_FAULTS as error:
+            self._faults.redis("can't renew the lease", error)
+            raise
+        self._faults.resolved("can't renew the lease")
+        return renewed
 
     async def _housekeeping(self) -> None:
         if self._autoscaled:
@@ -117,17 +126,21 @@ class Keeper:
     async def _count_trimmed(self) -> None:
         """Count the entries that somebody removed before a group read them: nothing else reports them."""
         for stream, group in self._groups:
-            try:
-                count = await inspect.trimmed_unread(self._redis, stream, group, keep=True)
-            except ResponseError as error:
-                if is_transient(error):
-                    raise
-                continue  # not a stream, or a server that is full: the workers say so
-            before = self._trimmed.setdefault((stream, group), count or 0)
-            if count and count > before:
-                self._trimmed[stream, group] = count
-                if self._limiter.held_back(f"{stream} {group}") is not None:
-                    self._log.warning("entries removed unread", stream=stream, group=group, entries=count)
+            with duty(self._faults, "count removed entries", stream, group):
+                await self._count_trimmed_of(stream, group)
+
+    async def _count_trimmed_of(self, stream: str, group: str) -> None:
+        try:
+            count = await inspect.trimmed_unread(self._redis, stream, group, keep=True)
+        except ResponseError as error:
+            if is_transient(error):
+                raise
+            return  # not a stream, or a server that is full: the workers say so
+        before = self._trimmed.setdefault((stream, group), count or 0)
+        if count and count > before:
+            self._trimmed[stream, group] = count
+            if self._limiter.held_back(f"{stream} {group}") is not None:
+                self._log.warning("entries removed unread", stream=stream, group=group, entries=count)
 
     def _give_up(self) -> None:
         """Tell the arbiter that the lease is another pool's: this one was silent for too long."""
@@ -136,16 +149,11 @@ class Keeper:
             self._shared.set(HeaderField.NAME_TAKEN, 1)
 
     async def _count_backlog(self) -> None:
-        try:
+        with duty(self._faults, "count the backlog"):
             found = await inspect.groups(self._redis, self._groups)
             unread = await inspect.unread_copies(self._redis, self._groups)
-        except ResponseError as error:  # one key that is not a stream must not prevent the rest of the housekeeping
-            if is_transient(error):
-                raise
-            self._faults("can't count the backlog", error)
-            return
-        self._shared.set(HeaderField.BACKLOG, unread + sum(group.lag for group in found))
-        self._shared.set(HeaderField.BACKLOG_NS, time.monotonic_ns())
+            self._shared.set(HeaderField.BACKLOG, unread + sum(group.lag for group in found))
+            self._shared.set(HeaderField.BACKLOG_NS, time.monotonic_ns())
 
     async def clear_isolation_markers(self) -> None:
         """Remove the workers' isolation markers: the workers were stopped on purpose, so no message is charged."""

@@ -16,7 +16,6 @@ Claims count no delivery (JUSTID), and a consumer is deleted only by a script th
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -26,9 +25,11 @@ from redis.exceptions import ResponseError
 
 from supervisor.broker.scripts import CLAIM_PENDING, DELETE_CONSUMER, NOW
 from supervisor.core.reclaim import foreign, owner_of, ownerless
+from supervisor.keeper.duty import duty
 from supervisor.keeper.lease import LEASE_MS, RENEW_S, elected
 from supervisor.keeper.redis_continuity import RedisContinuity
 from supervisor.keys import POOLS_KEY, WAITING_CONSUMERS, consumer_name, host_key, isolated_key, reaper_key, replay_key
+from supervisor.log import FaultLog
 from supervisor.shared_state import SLOTS_MAX, HeaderField, SharedState, SlotField
 from supervisor.text import decoded
 
@@ -41,7 +42,13 @@ class Reaper:
     """Reaps in the groups of one pool's handlers: only there the pool has consumers that can take messages."""
 
     def __init__(
-        self, redis: Redis, pool: str, token: str, shared: SharedState, groups: Sequence[tuple[str, str]], log: Any
+        self,
+        redis: Redis,
+        pool: str,
+        token: str,
+        shared: SharedState,
+        groups: Sequence[tuple[str, str]],
+        faults: FaultLog,
     ) -> None:
         """`groups` are the (stream, group) of this pool's handlers."""
         self._redis = redis
@@ -49,7 +56,7 @@ class Reaper:
         self._token = token
         self._shared = shared
         self._groups = groups
-        self._log = log
+        self._faults = faults
         self._continuity = RedisContinuity()
         self._next = 0
         #: Messages that a consumer of another program holds for longer are claimed; 0: never.
@@ -67,30 +74,44 @@ class Reaper:
 
         It ends in time to renew the lease: what was claimed by then stays claimed, and the next look goes on.
         """
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(RENEW_S):
+        limit = asyncio.timeout(RENEW_S)
+        try:
+            async with limit:
                 await self._look()
+        except TimeoutError:
+            if not limit.expired():  # it was Redis that did not answer
+                raise
 
     async def _look(self) -> None:
-        await self._continuity.look(self._redis)
-        receivers = self._receivers()
-        if not receivers:
+        pools = None
+        with duty(self._faults, "reap"):
+            await self._continuity.look(self._redis)
+            if receivers := self._receivers():
+                pools = await self._pools()
+        if pools is None:  # no worker can take messages, or Redis has refused to tell
             return
-        reply: Any = await self._redis.hkeys(POOLS_KEY)
-        known = {name.decode() for name in reply}
-        dead = await self._without_lease(known) if self._continuity.unbroken_s >= LEASE_MS / 1000 else set()
+        known, dead = pools
         pairs = [*self._groups, *((replay_key(stream, group), group) for stream, group in self._groups)]
         for stream, group in pairs:
-            try:
-                rows: Any = await self._redis.xinfo_consumers(stream, group)
-            except ResponseError:  # the stream or the group is missing; the workers create it
-                continue
-            await self._reap_group(stream, group, _names(rows), receivers, known=known, dead=dead)
-        await self._forget(dead, pairs)
+            with duty(self._faults, "reap", stream, group):
+                await self._reap_group(stream, group, receivers, known=known, dead=dead)
+        with duty(self._faults, "forget dead pools"):
+            await self._forget(dead, pairs)
+
+    async def _pools(self) -> tuple[set[str], set[str]]:
+        """Return the pools that are known, and those of them that count as dead."""
+        reply: Any = await self._redis.hkeys(POOLS_KEY)
+        known = {name.decode() for name in reply}
+        return known, await self._without_lease(known) if self._continuity.unbroken_s >= LEASE_MS / 1000 else set()
 
     async def _reap_group(
-        self, stream: str, group: str, names: list[str], receivers: list[int], *, known: set[str], dead: set[str]
+        self, stream: str, group: str, receivers: list[int], *, known: set[str], dead: set[str]
     ) -> None:
+        try:
+            rows: Any = await self._redis.xinfo_consumers(stream, group)
+        except ResponseError:  # the stream or the group is missing; the workers create it
+            return
+        names = _names(rows)
         if ownerless(names, self._pool, self._held_slots(), dead):
             # Leases are checked again once the time is known: an owner that receives messages after that is back.
             since_ms = await self._redis.eval(NOW.text, 1, stream)
@@ -133,7 +154,7 @@ class Reaper:
         if deleted >= 0:
             await self._redis.hdel(isolated_key(stream, group), consumer)
         if claimed or deleted >= 0:
-            self._log.info(
+            self._faults.log.info(
                 "consumer reaped",
                 consumer=decoded(consumer),
                 stream=stream,

@@ -13,14 +13,14 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from supervisor.broker.redis_errors import REDIS_FAULTS, code_of
+from supervisor.broker.redis_errors import FULL, REDIS_FAULTS, code_of
 from supervisor.broker.scripts import TRIM
 from supervisor.core.retention import HeldBackTimer, Retention, retention_of
+from supervisor.keeper.duty import duty
 from supervisor.keeper.lease import elected
 from supervisor.keys import crashes_key, retries_key, trimmer_key
 from supervisor.log import FaultLog
@@ -30,7 +30,6 @@ from supervisor.text import decoded
 #: Entries removed by one call, at most: about 1 ms of the server's time.
 LIMIT = 10_000
 LOOK_S = 1.0
-_FULL = "OOM"
 
 
 class Trimmer:
@@ -42,14 +41,13 @@ class Trimmer:
         settings: Settings,
         token: str,
         groups: Sequence[tuple[str, str]],
-        log: Any,
+        faults: FaultLog,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`groups` are the (stream, group) of the pool's handlers; a stream that lacks one of them is not trimmed."""
         self._redis = redis
         self._token = token
-        self._log = log
-        self._faults = FaultLog(log)
+        self._faults = faults
         self._clock = clock
         self._held_back = HeldBackTimer()
         #: In the order of the next look; each look moves the first stream to the end.
@@ -62,15 +60,13 @@ class Trimmer:
         """Trim all streams that have a retention. Raises redis-py's errors when Redis is away."""
         until_s = time.monotonic() + LOOK_S
         for stream, retention, groups in self._work:
-            try:
+            with duty(self._faults, "trim", stream):
                 await self._trim(stream, retention, groups, until_s)
-            except ResponseError as error:  # concerns one stream; the others go on
-                self._faults("can't trim", error, key=stream, stream=stream)
         self._work.rotate(-1)
 
     async def make_room(self, error: Exception) -> None:
         """Trim although the keeper's turn has failed, if the error says that the server is full."""
-        if code_of(error) == _FULL:
+        if code_of(error) == FULL:
             with contextlib.suppress(*REDIS_FAULTS):
                 await self.look()
 
@@ -78,7 +74,7 @@ class Trimmer:
         try:
             return await elected(self._redis, trimmer_key(stream), self._token)
         except ResponseError as error:
-            if code_of(error) != _FULL:
+            if code_of(error) != FULL:
                 raise
             return True
 
@@ -94,10 +90,10 @@ class Trimmer:
             if not removed:
                 break
         if total:
-            self._log.debug("stream trimmed", stream=stream, entries=total)
+            self._faults.log.debug("stream trimmed", stream=stream, entries=total)
         held_s = self._held_back.held_s(stream, self._clock(), held=bool(holder))
         if held_s is not None:
-            self._log.warning(
+            self._faults.log.warning(
                 "retention held back",
                 stream=stream,
                 group=decoded(holder),

@@ -15,6 +15,7 @@ from supervisor.broker.scripts import DELETE_CONSUMER
 from supervisor.keeper.lease import LEASE_MS
 from supervisor.keeper.reaper import Reaper
 from supervisor.keys import host_key
+from supervisor.log import FaultLog
 from supervisor.shared_state import HeaderField, SharedState, SlotField
 from tests.support.faults import Bounds
 from tests.support.pool import Pool
@@ -173,7 +174,7 @@ async def test_55_delconsumer_race(every_server: Any, shared: SharedState, monke
             return await plain(*words)
 
         monkeypatch.setattr(redis, "eval", interrupted)
-        reaper = Reaper(redis, "pool", "token", shared, [("events", "workers")], Log())
+        reaper = Reaper(redis, "pool", "token", shared, [("events", "workers")], FaultLog(Log()))
         await reaper.look()
         assert await pending(redis) == {b"pool:0": 3, b"pool:7": 1}, "the slow worker still holds its message"
         monkeypatch.undo()

@@ -11,6 +11,7 @@ from supervisor.handling.loader import specs_of
 from supervisor.keeper.keeper import Keeper
 from supervisor.keeper.reaper import Reaper
 from supervisor.keys import retries_key
+from supervisor.log import FaultLog
 from supervisor.settings.model import Settings
 from supervisor.shared_state import HeaderField, SharedState, SlotField
 from tests.redis.replays import COPIES, GROUP, QUICK, STREAM, nothing_left, replay_all, trimmed
@@ -117,7 +118,7 @@ async def test_a_keeper_takes_over_copies_of_the_dead(redis: Any, sync: Any, eve
     shared.set(HeaderField.WORKERS, 1)
     shared.slot(0).set(SlotField.READY_NS, 1)
     await next_ms(redis)
-    await Reaper(redis, "host", "token", shared, [(STREAM, GROUP)], Log()).look()
+    await Reaper(redis, "host", "token", shared, [(STREAM, GROUP)], FaultLog(Log())).look()
     assert [row["name"] for row in sync.xinfo_consumers(COPIES, GROUP)] == [b"host:0"]
     worker = Worker(every_server.url, [handle], shared, **QUICK)
     await eventually_async(lambda: sorted(got) == sorted(ids))

@@ -16,6 +16,7 @@ from supervisor.keeper.lease import take
 from supervisor.keeper.reaper import Reaper
 from supervisor.keeper.redis_continuity import RedisContinuity
 from supervisor.keys import POOLS_KEY, host_key
+from supervisor.log import FaultLog
 from supervisor.shared_state import HeaderField, SharedState, SlotField
 from tests.support.servers import RedisServer, default_binary
 from tests.support.stepped_clock import SteppedClock
@@ -58,7 +59,7 @@ def make(shared: SharedState) -> Callable[..., Reaper]:
     """A reaper of the pool "here": `make(redis, foreign_after_s=0)`; with `log`, what it tells."""
 
     def made(redis: Any, pool: str = "here", *, foreign_after_s: float = 0, log: Log | None = None) -> Reaper:
-        one = Reaper(redis, pool, f"token of {pool}", shared, [(STREAM, GROUP)], log or Log())
+        one = Reaper(redis, pool, f"token of {pool}", shared, [(STREAM, GROUP)], FaultLog(log or Log()))
         one.foreign_after_s = foreign_after_s
         return one
 

@@ -8,6 +8,7 @@ from supervisor.keeper.keeper import Keeper
 from supervisor.keeper.lease import LEASE_MS
 from supervisor.keeper.trimmer import Trimmer
 from supervisor.keys import trimmer_key
+from supervisor.log import FaultLog
 from supervisor.settings.model import Settings
 from supervisor.shared_state import HeaderField, SharedState
 from tests.redis.trimming import STREAM, add, read
@@ -56,7 +57,9 @@ async def test_one_keeper_trims_a_stream_at_a_time(every_server: Any) -> None:
             for n in range(5):
                 client.xadd(stream, {"n": n})
         async with every_server.client() as redis:
-            first, second = (Trimmer(redis, chosen, t, [(STREAM, "g"), ("all", "g")], Log()) for t in ("1", "2"))
+            first, second = (
+                Trimmer(redis, chosen, t, [(STREAM, "g"), ("all", "g")], FaultLog(Log())) for t in ("1", "2")
+            )
             await first.look()
             assert client.xlen(STREAM) == 3 and client.get(trimmer_key(STREAM)) == b"1"
             assert 0 < client.pttl(trimmer_key(STREAM)) <= LEASE_MS
@@ -83,7 +86,7 @@ async def test_a_group_that_holds_back_is_told_of_now_and_then(every_server: Any
         client.xgroup_create(STREAM, "left", "0")
         async with every_server.client() as redis:
             chosen = Settings(consumer={"max_length": 3})
-            trimmer = Trimmer(redis, chosen, "1", [(STREAM, "g")], log, lambda: clock[0])
+            trimmer = Trimmer(redis, chosen, "1", [(STREAM, "g")], FaultLog(log), lambda: clock[0])
             for _ in range(1000):
                 await trimmer.look()
                 clock[0] += 3.3
@@ -105,9 +108,9 @@ async def test_a_key_that_is_no_stream_holds_up_no_other(every_server: Any) -> N
         client.xgroup_create(STREAM, "g", "$")
         async with every_server.client() as redis:
             groups = [("wrong", "g"), (STREAM, "g")]
-            await Trimmer(redis, Settings(consumer={"max_length": 1}), "1", groups, log).look()
+            await Trimmer(redis, Settings(consumer={"max_length": 1}), "1", groups, FaultLog(log)).look()
         assert client.xlen(STREAM) == 1
-    assert [(what, details["stream"]) for what, details in log.told] == [("can't trim", "wrong")]
+    assert [(details["duty"], details["stream"]) for _, details in log.told] == [("trim", "wrong")]
 
 
 async def test_a_backlog_of_old_entries_goes_while_the_server_serves(redis_server: Any) -> None:
@@ -123,7 +126,7 @@ async def test_a_backlog_of_old_entries_goes_while_the_server_serves(redis_serve
         client.config_set("slowlog-log-slower-than", 0)
         client.slowlog_reset()
         async with redis_server.client() as redis:
-            trimmer = Trimmer(redis, Settings(consumer={"max_length": 10}), "1", [(STREAM, "g")], Log())
+            trimmer = Trimmer(redis, Settings(consumer={"max_length": 10}), "1", [(STREAM, "g")], FaultLog(Log()))
             await eventually_async(lambda: _looked(trimmer, client))
         calls = [row["duration"] for row in client.slowlog_get(1000) if row["command"].startswith(b"EVAL")]
     print(f"{len(calls)} calls, the longest {max(calls) / 1000:.2f} ms")

@@ -13,6 +13,7 @@ from supervisor.broker.replay import REPLAYED, drop, replay
 from supervisor.core.entry_fate import Fate, TurnFact, explain
 from supervisor.keeper.reaper import Reaper
 from supervisor.keys import RATES_CONSUMER, dead_key, message_keys_key
+from supervisor.log import FaultLog
 from supervisor.shared_state import HeaderField, SharedState, SlotField
 from supervisor.worker import turn_gate
 from tests.redis.limited import GROUP, ROW, STREAM, Log, fields, in_order, is_held, is_missing, nothing_left, pools
@@ -264,7 +265,7 @@ async def test_what_waited_is_given_to_workers_when_the_handler_has_no_key_any_m
     shared = SharedState()
     shared.set(HeaderField.WORKERS, 1)
     shared.slot(0).set(SlotField.READY_NS, 1)
-    reaper = Reaper(redis, "host", "token", shared, [(STREAM, GROUP)], structlog.get_logger())
+    reaper = Reaper(redis, "host", "token", shared, [(STREAM, GROUP)], FaultLog(structlog.get_logger()))
     await reaper.look()
     assert await is_held(redis, 0)
     assert shared.slot(0).get(SlotField.RESCAN_PENDING) > 0

@@ -120,9 +120,13 @@ SLACK, STARTS_MIN = 5.0, 4.0
 MS_OF = {"ms": 1.0, "s": 1000.0}
 
 
+#: The events by which the processes of a pool say that Redis is away.
+OUTAGE = ("can't read", "can't settle", "can't renew the lease", "can't do housekeeping")
+
+
 def outage_lines(pool: AnyPool) -> list[dict[str, Any]]:
     """The lines by which the processes of a pool say, one of them at a time, that Redis is away."""
-    return [line for name in ("can't read", "can't settle", "can't renew the lease") for line in pool.events(name)]
+    return [line for name in OUTAGE for line in pool.events(name)]
 
 
 def scaled(bound_ms: float, start_ms: float) -> float:

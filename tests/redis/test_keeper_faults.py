@@ -1,0 +1,191 @@
+"""A fault of a keeper names its duty, ends by itself, and holds up no other duty."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from supervisor import Message, app_consumers, handler
+from supervisor.app_consumers import AppConsumers
+from supervisor.broker import inspect
+from supervisor.handling.loader import specs_of
+from supervisor.keeper import keeper as keeper_module
+from supervisor.keeper.keeper import Keeper
+from supervisor.keeper.reaper import Reaper
+from supervisor.keeper.redis_continuity import RedisContinuity
+from supervisor.keeper.trimmer import Trimmer
+from supervisor.keys import POOLS_KEY
+from supervisor.log import Limiter
+from supervisor.settings.model import Settings
+from supervisor.shared_state import HeaderField, SharedState, SlotField
+from tests.redis.trimming import STREAM, add
+from tests.support.proxy import Proxy
+from tests.support.waiting import eventually_async, next_ms
+
+#: It comes before STREAM.
+OTHER, GROUP = "another", "g"
+LEASE, DUTY, WORKS = "can't renew the lease", "can't do housekeeping", "works again"
+
+
+@handler(STREAM, group=GROUP)
+@handler(OTHER, group=GROUP)
+async def handle(message: Message) -> None: ...
+
+
+class Log:
+    """What was told: events, with their fields that are not empty."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.told: list[tuple[str, dict[str, Any]]] = []
+
+    def info(self, event: str, **fields: Any) -> None:
+        self.told.append((event, {name: value for name, value in fields.items() if value is not None}))
+
+    warning = error = debug = info
+
+    def faults(self) -> list[tuple[str, dict[str, Any]]]:
+        """What failed, without the errors."""
+        return [
+            (event, {name: value for name, value in fields.items() if name != "error"})
+            for event, fields in self.told
+            if event.startswith("can't")
+        ]
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Log:
+    made = Log()
+    monkeypatch.setattr(keeper_module, "service_logger", lambda *_: made)
+    monkeypatch.setattr(app_consumers, "logger", lambda *_, **__: made)
+    monkeypatch.setattr(Limiter, "held_back", lambda *_: 0)  # each line is of interest
+    return made
+
+
+@pytest.fixture
+def proxy(redis_server: Any) -> Iterator[Proxy]:
+    with Proxy(redis_server.url) as made:
+        yield made
+
+
+def settings_of(url: str) -> Settings:
+    return Settings(redis={"url": url}, pool={"host": "host", "workers_max": 2}, consumer={"max_length": 3})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def shared() -> SharedState:
+    made = SharedState()
+    made.set(HeaderField.WORKERS, 1)
+    made.slot(0).set(SlotField.READY_NS, 1)
+    return made
+
+
+def keeper_of(url: str, shared: SharedState) -> Keeper:
+    settings = settings_of(url)
+    return Keeper(settings, specs_of(settings, [handle]), shared, "token")
+
+
+async def forbid_reading_pools(redis: Any) -> None:
+    others = (f"~{OTHER}", f"~{STREAM}", *(f"~supervisor:{kind}*" for kind in ("host", "later", "supervisor", "{")))
+    await redis.execute_command("ACL", "SETUSER", "default", "resetkeys", f"%W~{POOLS_KEY}", *others)
+
+
+async def test_a_fault_of_the_lease_says_so(proxy: Proxy, log: Log, shared: SharedState) -> None:
+    keeper = keeper_of(proxy.url, shared)
+    proxy.set(refuse=True)
+    await keeper.once()
+    assert log.faults() == [(LEASE, {})] and not shared.get(HeaderField.KEEPER_REDIS_OK)
+    proxy.set()
+    await keeper.once()
+    assert [(event, fields["what"]) for event, fields in log.told[1:]] == [(WORKS, LEASE)]
+    assert shared.get(HeaderField.KEEPER_REDIS_OK)
+    await keeper.close()
+
+
+#: Where a keeper is when Redis goes away, and how it names that.
+INTERRUPTED: list[tuple[Any, str, dict[str, str]]] = [
+    (inspect, "unread_copies", {"duty": "count the backlog"}),
+    (RedisContinuity, "look", {"duty": "reap"}),
+    (Reaper, "_reap_group", {"duty": "reap", "stream": OTHER, "group": GROUP}),
+    (Reaper, "_forget", {"duty": "forget dead pools"}),
+    (Trimmer, "_trim", {"duty": "trim", "stream": STREAM}),
+    (Keeper, "_count_trimmed_of", {"duty": "count removed entries", "stream": OTHER, "group": GROUP}),
+]
+
+
+@pytest.mark.parametrize("interrupted", INTERRUPTED, ids=[name for _, name, _ in INTERRUPTED])
+async def test_an_outage_names_what_it_has_interrupted(
+    proxy: Proxy,
+    redis: Any,
+    log: Log,
+    shared: SharedState,
+    monkeypatch: pytest.MonkeyPatch,
+    interrupted: tuple[Any, str, dict[str, str]],
+) -> None:
+    place, name, named = interrupted
+    for stream in (OTHER, STREAM):
+        await redis.xgroup_create(stream, GROUP, "0", mkstream=True)
+    keeper = keeper_of(proxy.url, shared)
+
+    async def goes_away(*_: Any, **__: Any) -> None:
+        proxy.set(refuse=True)
+        proxy.cut()
+        await keeper._redis.ping()
+
+    await keeper.once()
+    assert not log.told
+    with monkeypatch.context() as patched:
+        patched.setattr(place, name, goes_away)
+        await keeper.once()
+    assert log.faults() == [(DUTY, named)]
+    assert not shared.get(HeaderField.KEEPER_REDIS_OK)
+    await keeper.once()
+    also = " ".join([DUTY, *(f"{field}={value}" for field, value in named.items())])
+    assert log.faults()[1:] == [(LEASE, {"also": also})]
+    proxy.set()
+    before = len(log.told)
+    await keeper.once()
+    assert [(event, fields["what"]) for event, fields in log.told[before:]] == [(WORKS, LEASE)]
+    assert shared.get(HeaderField.KEEPER_REDIS_OK)
+    await keeper.close()
+
+
+async def test_a_duty_that_redis_refuses_holds_up_no_other(
+    redis_server: Any, redis: Any, log: Log, shared: SharedState
+) -> None:
+    with redis_server.sync() as client:
+        add(client, 500)
+        client.xgroup_create(STREAM, GROUP, "$")
+    await forbid_reading_pools(redis)
+    keeper = keeper_of(redis_server.url, shared)
+    await keeper.once()
+    await keeper.close()
+    assert log.faults() == [(DUTY, {"duty": "reap"})]
+    assert await redis.xlen(STREAM) == 3
+    assert shared.get(HeaderField.KEEPER_REDIS_OK), "it answers"
+
+
+async def test_a_group_that_redis_refuses_holds_up_no_other(
+    redis_server: Any, redis: Any, log: Log, shared: SharedState
+) -> None:
+    for stream in (OTHER, STREAM):
+        await redis.xgroup_create(stream, GROUP, "0", mkstream=True)
+        await redis.xadd(stream, {"n": "1"})
+        await redis.xreadgroup(GROUP, "host:7", {stream: ">"})  # a slot that does not exist any more
+    await next_ms(redis)
+    await redis.execute_command("ACL", "SETUSER", "default", "resetkeys", f"%R~{OTHER}", f"~{STREAM}", "~supervisor:*")
+    keeper = keeper_of(redis_server.url, shared)
+    await keeper.once()
+    await keeper.close()
+    await redis.execute_command("ACL", "SETUSER", "default", "allkeys")
+    reap = (DUTY, {"duty": "reap", "stream": OTHER, "group": GROUP})
+    assert [one for one in log.faults() if one[1]["duty"] == "reap"] == [reap]
+    assert [row["name"] for row in await redis.xinfo_consumers(STREAM, GROUP)] == [b"host:0"]
+
+
+async def test_consumers_in_an_app_name_the_duty_too(redis_server: Any, redis: Any, log: Log) -> None:
+    await forbid_reading_pools(redis)
+    settings = settings_of(redis_server.url)
+    consumers = AppConsumers(settings, specs_of(settings, [handle]), 1, "app")
+    await eventually_async(lambda: bool(log.faults()))
+    await consumers.stop()
+    assert log.faults()[0] == (DUTY, {"duty": "reap"})
