@@ -12,6 +12,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
+from supervisor.broker import routed_connection
 from supervisor.broker.command_connection import (
     REPLY_SLACK_S,
     Argument,
@@ -69,7 +70,8 @@ class GroupReader:
         self.outstanding = 0
         #: The read on the wire may wait at the server. It is the only one then: CLIENT UNBLOCK ends just one.
         self.may_block = False
-        self._sent_s = time.monotonic()
+        #: When something was sent or received last, except a reply that had come before the connection was idle.
+        self._used_s = time.monotonic()
         #: When the reply that is sent or received must have come, by `time.monotonic`.
         self.due_s = math.inf
 
@@ -96,6 +98,7 @@ class GroupReader:
                         await self._kill(client_id)
             self._replaced.clear()
         self._replies = replies_of(self._connection, at_once=True)
+        self._used_s = time.monotonic()
 
     def select(self, streams: Sequence[str]) -> None:
         """Read new entries of these streams."""
@@ -121,20 +124,19 @@ class GroupReader:
         await self._send(pack_command((*self._head, count, "STREAMS", stream, after)), slack_s)
 
     @property
-    def idle_s(self) -> float:
-        """How long nothing was sent."""
-        return time.monotonic() - self._sent_s
+    def is_stale(self) -> bool:
+        """Whether the connection was idle for so long that a load balancer may have forgotten it: connect again.
 
-    async def ping(self) -> None:
-        """Use the connection, so that no load balancer forgets it. Raises as `receive` does."""
-        await self._send(pack_command(("PING",)), REPLY_SLACK_S)
-        await self.receive()
+        Replies that have come by then can still be received.
+        """
+        return time.monotonic() - self._used_s > routed_connection.IDLE_MAX_S
 
     async def receive(self) -> Reply:
         """Return (stream, entries) of the first read on the wire; streams without entries are left out.
 
         Raises redis-py's errors, OSError and TimeoutError; what was delivered then stays pending.
         """
+        was_stale = self.is_stale
         if self.due_s == math.inf:
             self.due_s = time.monotonic() + self._reply_timeout_s
         # redis-py's own timeout answers None and leaves the reply on the wire, to be taken for the next one's.
@@ -143,6 +145,8 @@ class GroupReader:
                 reply = await self._replies.next()
             else:
                 reply = await self._connection.read_response(disable_decoding=True)
+        if not was_stale:
+            self._used_s = time.monotonic()
         self.outstanding -= 1
         self.may_block = False
         self.due_s = math.inf  # nobody waits for the reply of another read now
@@ -166,8 +170,8 @@ class GroupReader:
     async def _send(self, packed: bytes, reply_timeout_s: float, commands: int = 1) -> None:
         self._reply_timeout_s = reply_timeout_s
         self.outstanding += commands
-        self._sent_s = time.monotonic()
-        self.due_s = self._sent_s + reply_timeout_s
+        self._used_s = time.monotonic()
+        self.due_s = self._used_s + reply_timeout_s
         if self._replies is not None:
             self._replies.write(packed)
         else:

@@ -4,8 +4,8 @@ The way of a message is read from top to bottom in `_fetch`: a batch is received
 is handed to the executor, which calls the handler for each message. Without a backlog the handler comes first. What is
 done is noted at its source, and the settler acks it; what failed goes to `Failures`.
 
-The consumer reads its own pending list when it starts, after every lost connection, and when it is asked to. It never
-ends for a fault of Redis.
+The consumer reads its own pending list when it starts, after every lost connection, over a new one where the last was
+idle for long, and when it is asked to. It never ends for a fault of Redis.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ _RECONNECT_MAX_S = 1.0
 _THREADS_POLL_S = 0.01
 #: A read that has not timed out this long after its time limit never will.
 READ_SLACK_S = 5.0
-#: A connection that reads nothing (in a pause, or behind slow handlers) is used at least this often.
-KEEPALIVE_S = 25.0
+#: How often a consumer without room for more looks again: the number of messages that wait for turns falls silently.
+_LOOK_S = 25.0
 #: How often a burst looks for new entries while it waits for retries.
 _BURST_POLL_S = 0.2
 _CANT_READ = "can't read"
@@ -282,20 +282,18 @@ class Consumer:
         """Send the next read as soon as there is room for what it brings; False when it is time to stop."""
         control, limit = self._control, self._limit
         while not control.stopping:
-            if self._rescan_wanted:
-                await self._adopt_alive(await self._scan())
-                continue
             limit.observe()
-            if self._found_nothing:
+            room = limit.room()
+            if self._rescan_wanted or (room > 0 and self._reader.is_stale):
+                await self._adopt_alive(await self._scan())
+            elif self._found_nothing:
                 self._found_nothing = False
                 await control.until(lambda: control.stopping or self._rescan_wanted, _BURST_POLL_S)
-            elif (room := limit.room()) > 0:
+            elif room > 0:
                 await self._send(room)
                 return True
             else:
-                await control.until(lambda: control.stopping or self._rescan_wanted or limit.room() > 0, KEEPALIVE_S)
-                if self._reader.idle_s >= KEEPALIVE_S:
-                    await self._reader.ping()
+                await control.until(lambda: control.stopping or self._rescan_wanted or limit.room() > 0, _LOOK_S)
         return False
 
     async def _read_ahead(self, coming: int) -> None:
@@ -304,7 +302,7 @@ class Consumer:
         Where two are on the wire, none waits at the server: CLIENT UNBLOCK would end only the first of them.
         """
         self._limit.observe()
-        if self._rescan_wanted:
+        if self._rescan_wanted or self._reader.is_stale:
             return
         if reads := self._limit.reads_at_once(coming, self._reader.outstanding):
             await self._reader.send(self._limit.pace.count, None, reads=reads)
@@ -336,6 +334,8 @@ class Consumer:
     async def _scan(self) -> Adopted:
         """Read the pending lists, except what is in hand. Raises redis-py's errors, OSError and TimeoutError."""
         self._rescans_seen, self._rescan_due = self._control.rescans, False
+        if self._reader.is_stale:  # after a pause, an isolation or slow handlers; the server may be another one by now
+            await self._reader.connect()
         readable = await self._make_groups()
         self._reader.select([source.key for source in readable])
         if len(readable) < len(self._pending):

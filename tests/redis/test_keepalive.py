@@ -8,19 +8,21 @@ from typing import Any
 import pytest
 
 from supervisor import Message, handler
-from supervisor.broker import blocking, group_reader, pipeline_connection, routed_connection
+from supervisor.broker import blocking, pipeline_connection, routed_connection
 from supervisor.broker.command_connection import CommandConnection
 from supervisor.broker.connect import client
 from supervisor.broker.group_reader import GroupReader
 from supervisor.publisher import Publisher
-from supervisor.worker import consumer
-from tests.redis.worker import working
+from supervisor.shared_state import SharedState, SlotField
+from tests.redis.worker import Worker, working
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually_async
 
 STREAM = "events"
 #: Every load balancer remembers a connection for longer.
 REMEMBERED_S = 60
+#: What the tests put for the time after which a connection is made again.
+IDLE_S = 0.3
 
 
 @pytest.fixture
@@ -104,26 +106,101 @@ async def test_a_blocking_client_does_not_wait_for_a_forgotten_connection(
         assert await asyncio.to_thread(redis.ping)
 
 
-@pytest.mark.long
-async def test_a_paused_worker_notices_a_forgotten_connection(
-    proxy: Proxy, redis: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[str] = []
+class Held:
+    """A handler that waits until it may go on."""
 
-    @handler(STREAM, group="g")
-    async def handle(message: Message) -> None:
-        seen.append(message.fields["n"])
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.go_on = asyncio.Event()
+        self.running = 0
 
-    monkeypatch.setattr(consumer, "KEEPALIVE_S", 0.05)
-    monkeypatch.setattr(group_reader, "REPLY_SLACK_S", 0.3)
-    async with working(proxy.url, handle, consumer={"block_ms": 50}) as worker:
+        @handler(STREAM, group="g", concurrency=1)
+        async def handle(message: Message) -> None:
+            self.running += 1
+            await self.go_on.wait()
+            self.seen.append(message.fields["n"])
+
+        self.handle = handle
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Held:
+    monkeypatch.setattr(routed_connection, "IDLE_MAX_S", IDLE_S)
+    return Held()
+
+
+async def forget_idle(worker: Worker, proxy: Proxy) -> None:
+    """Have the worker's connections forgotten once they were idle for too long."""
+    (consumer,) = worker.runtime.consumers
+    both: list[Any] = [consumer._reader._connection, consumer._resources.commands._connection]
+    await eventually_async(lambda: all(one.idle_s > IDLE_S for one in both))
+    assert proxy.swallow()
+
+
+async def test_a_worker_that_was_paused_reads_over_a_new_connection(proxy: Proxy, redis: Any, held: Held) -> None:
+    held.go_on.set()
+    async with working(proxy.url, held.handle, consumer={"block_ms": 50}) as worker:
         await worker.ready.wait()
-        (reading,) = [c.executor for c in worker.runtime.consumers]
         worker.runtime.pause(True)
-        before = proxy.did["accepted"]
-        proxy.swallow()
-        await eventually_async(lambda: proxy.did["accepted"] > before, what="it was made again in the pause")
-        assert not reading.in_hand
+        await forget_idle(worker, proxy)
         await redis.xadd(STREAM, {"n": "1"})
         worker.runtime.pause(False)
-        await eventually_async(lambda: seen == ["1"])
+        await eventually_async(lambda: held.seen == ["1"])
+    assert not worker.faults
+
+
+async def test_a_worker_that_starts_in_a_pause_reads_over_a_new_connection(
+    proxy: Proxy, redis: Any, held: Held
+) -> None:
+    held.go_on.set()
+    await redis.xadd(STREAM, {"n": "1"})
+    await redis.xgroup_create(STREAM, "g", "0")
+    await redis.xreadgroup("g", "host:0", {STREAM: ">"})
+    async with working(proxy.url, held.handle) as worker:
+        worker.runtime.pause(True)
+        await worker.ready.wait()
+        await forget_idle(worker, proxy)
+        await redis.xadd(STREAM, {"n": "2"})
+        assert not held.running
+        worker.runtime.pause(False)
+        await eventually_async(lambda: held.seen == ["1", "2"])
+    assert not worker.faults
+
+
+async def test_a_worker_with_a_slow_handler_reads_over_a_new_connection(proxy: Proxy, redis: Any, held: Held) -> None:
+    async with working(proxy.url, held.handle, consumer={"block_ms": 50}) as worker:
+        await redis.xadd(STREAM, {"n": "1"})
+        await eventually_async(lambda: held.running)
+        await forget_idle(worker, proxy)
+        await redis.xadd(STREAM, {"n": "2"})
+        held.go_on.set()
+        await eventually_async(lambda: held.seen == ["1", "2"])
+    assert not worker.faults
+
+
+async def test_a_worker_that_ran_a_suspect_alone_reads_over_a_new_connection(
+    proxy: Proxy, redis: Any, held: Held
+) -> None:
+    shared = SharedState()
+    first = Worker(proxy.url, [held.handle], shared)
+    await redis.xadd(STREAM, {"n": "1"})
+    await eventually_async(lambda: held.running == 1)
+    await first.vanish()
+    worker = Worker(proxy.url, [held.handle], shared)
+    await eventually_async(lambda: held.running == 2)
+    await forget_idle(worker, proxy)
+    await redis.xadd(STREAM, {"n": "2"})
+    held.go_on.set()
+    await eventually_async(lambda: held.seen == ["1", "2"])
+    await worker.stop()
+    assert not worker.faults
+
+
+async def test_a_connection_that_waits_at_the_server_is_not_idle(proxy: Proxy, held: Held) -> None:
+    async with working(proxy.url, held.handle, consumer={"block_ms": int(2000 * IDLE_S)}) as worker:
+        await worker.ready.wait()
+        fetched, made = worker.shared.get(SlotField.FETCH_NS), proxy.did["accepted"]
+        await eventually_async(lambda: worker.shared.get(SlotField.FETCH_NS) > fetched)
+        fetched = worker.shared.get(SlotField.FETCH_NS)
+        await eventually_async(lambda: worker.shared.get(SlotField.FETCH_NS) > fetched)
+        assert proxy.did["accepted"] == made
