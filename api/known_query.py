@@ -1,4 +1,7 @@
-"""Refuses query parameters that a route does not have: a misspelt one would count as left out."""
+"""Refuses query parameters that a route does not have: a misspelt one would count as left out.
+
+Nor may one be given twice: all but the last would count as left out.
+"""
 
 from collections.abc import Iterator
 
@@ -21,17 +24,21 @@ async def only_known(request: Request) -> None:
 
 
 def check_query(request: Request, route: APIRoute) -> None:
-    """Raise Problem (422) for query parameters that the route's description does not list."""
+    """Raise Problem (422) for query parameters that the route's description does not list, or that are given twice."""
     described = (route.openapi_extra or {}).get("parameters", ())
     known = [*_declared(route.dependant), *(one["name"] for one in described if one["in"] == "query")]
-    unknown = [name for name in request.query_params if name not in known][:_NAMED_MAX]
-    if not unknown:
-        return
+    given = [name for name, _ in request.query_params.multi_items()]
+    unknown = [name for name in dict.fromkeys(given) if name not in known][:_NAMED_MAX]
     errors = [
         {"parameter": name, "detail": f"unknown parameter {name!r}{did_you_mean(name, known)}"} for name in unknown
     ]
     allowed = f"known: {', '.join(known)}" if known else "this address takes none"
-    raise Problem("invalid", f"{'; '.join(error['detail'] for error in errors)} ({allowed})", errors=errors)
+    hint = f" ({allowed})" if unknown else ""
+    errors += [
+        {"parameter": name, "detail": f"{name!r} may be given once only"} for name in known if given.count(name) > 1
+    ]
+    if errors:
+        raise Problem("invalid", "; ".join(error["detail"] for error in errors) + hint, errors=errors)
 
 
 def _declared(dependant: Dependant) -> Iterator[str]:

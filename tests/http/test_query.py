@@ -45,6 +45,20 @@ def test_nothing_is_published_with_a_misspelt_parameter(http: httpx.Client, stor
     assert store.keys() == []
 
 
+def test_each_route_refuses_a_parameter_that_is_given_twice(service: Service) -> None:
+    found = []
+    for path, operations in service.http.get("/openapi.json").json()["paths"].items():
+        for method, operation in operations.items() if path.startswith("/v1/") else ():
+            address = path.format(stream="events", group="g", entry_id="1-0", later_id="x", name="nightly")
+            body: Any = {"n": 1} if method == "post" else None
+            for name in [one["name"] for one in operation.get("parameters", ()) if one["in"] == "query"]:
+                told = problem(service.http.request(method, f"{address}?{name}=1&{name}=1", json=body), 422, "invalid")
+                assert told["detail"] == f"{name!r} may be given once only"
+                assert told["errors"] == [{"parameter": name, "detail": told["detail"]}]
+                found.append(name)
+    assert {"count", "after_s", "cursor"} < set(found)
+
+
 def test_many_unknown_parameters_have_a_short_answer(http: httpx.Client) -> None:
     answer = http.get(f"/v1/dead?{'&'.join(f'p{n}' for n in range(9_000))}")
     assert len(problem(answer, 422, "invalid")["errors"]) == 10 and len(answer.content) < 3000
