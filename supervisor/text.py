@@ -57,7 +57,9 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     """Return `, did you mean 'x'?` when a word in `allowed` is close to `word`, else an empty string."""
     from difflib import get_close_matches
 
-    close = get_close_matches(word, list(allowed), n=1, cutoff=0.6)
+    words = list(allowed)
+    same = [one for one in words if one.lower() == word.lower()]
+    close = same or get_close_matches(word, words, n=1, cutoff=0.6)
     return f", did you mean {close[0]!r}?" if close else ""
 
 
