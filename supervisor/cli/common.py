@@ -17,6 +17,7 @@ import click
 
 from supervisor.core.ids import normalize_id
 from supervisor.errors import UsageError
+from supervisor.standard_streams import silence_stdout
 from supervisor.values import Duration, Kind, Whole
 
 if TYPE_CHECKING:
@@ -182,6 +183,14 @@ def dumps(value: object, *, pretty: bool = False) -> str:
     ascii_only = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
     separators = None if pretty else (",", ":")
     return json.dumps(value, ensure_ascii=ascii_only, indent=2 if pretty else None, separators=separators, default=str)
+
+
+def report(text: str) -> None:
+    """Print what was changed. A reader that leaves (`| head`) does not end the rest of the change."""
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        silence_stdout()
 
 
 def talk(text: str) -> None:

@@ -15,7 +15,7 @@ import click
 
 from supervisor.broker.dead_letters import by_ids, extent, pages
 from supervisor.broker.replay import DROPPED, REPLAYED, WORDS, Outcome, drop, replay
-from supervisor.cli.common import dumps, talk
+from supervisor.cli.common import dumps, report, talk
 from supervisor.cli.filter_hint import FilterHint
 from supervisor.cli.known_names import handled_pairs, require_group, require_stream
 from supervisor.cli.redis_client import open_redis
@@ -193,7 +193,7 @@ def _tell(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
     for outcome in outcomes:
         letter = outcome.letter
         if as_json:
-            click.echo(dumps(outcome.as_dict()))
+            report(dumps(outcome.as_dict()))
         elif outcome.outcome in ("gone", "no-id"):
             talk(f"the letter {letter.letter_id} {WORDS[outcome.outcome]}")
         elif outcome.outcome in WORDS:

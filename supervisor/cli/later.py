@@ -16,6 +16,7 @@ from supervisor.cli.common import (
     count_option,
     dumps,
     json_lines_option,
+    report,
     talk,
     with_settings,
 )
@@ -153,9 +154,9 @@ async def _change_all(
                 done = await _why_not(loaded, redis, stream, message_id, found)
                 talk(f"{message_id}: {done['error']}")
             elif not as_json:
-                click.echo(done.get("entry_id", message_id))
+                report(done.get("entry_id", message_id))
             if as_json:
-                click.echo(dumps({"stream": stream, "id": message_id, **done}))
+                report(dumps({"stream": stream, "id": message_id, **done}))
     if missing and len(ids) > 1:
         talk(f"{counted(len(ids) - missing, 'message')} of {len(ids)}")
     return EXIT_FAILED if missing else EXIT_OK

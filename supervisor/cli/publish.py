@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from supervisor.cli.common import MOMENT, SECONDS, command, talk, with_settings
+from supervisor.cli.common import MOMENT, SECONDS, command, report, talk, with_settings
 from supervisor.errors import PublishError, PublishUnknownError, SupervisorError, UsageError
+from supervisor.standard_streams import OutputError
 from supervisor.text import counted
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ def _run(publishing: Coroutine[Any, Any, datetime | None], progress: _Progress) 
         progress.clear()
         talk(progress.so_far())
         raise
+    except OutputError as error:
+        raise OutputError(f"{error}\n{progress.so_far()}") from None
     finally:
         progress.clear()
 
@@ -130,7 +133,7 @@ class _Progress:
         self.stored += len(ids)
         self.unsure = 0
         if not self._quiet:
-            click.echo("\n".join(ids))
+            report("\n".join(ids))
         if self._is_shown and time.monotonic() - self._shown_s > PROGRESS_EVERY_S:
             self._shown_s = time.monotonic()
             self._shown = f"{counted(self.stored, 'message')} stored"

@@ -14,8 +14,10 @@ import pytest
 
 from supervisor.control import exit_report
 from supervisor.errors import EXIT_DOWN, EXIT_FAILED, EXIT_OK, EXIT_USAGE
+from supervisor.keys import dead_key
 from supervisor.settings.paths import paths_in
-from tests.cli.run import COMMAND, environment, run
+from tests.cli.run import COMMAND, environment, run, spawn
+from tests.support.letters import add_dead_letter
 from tests.support.pool import Pool
 from tests.support.servers import AnyServer
 from tests.support.standins import HANDLERS, Standins
@@ -54,6 +56,40 @@ def test_a_full_disk_behind_stdout_is_named(project: Path, redis_server: AnyServ
             EXIT_FAILED,
             "error: stdout can't be written: No space left on device\n",
         ), words
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        ("publish new --json -", (2_000, 2, 2)),
+        ("dead drop events mail --yes --json", (0, 0, 2)),
+        ("later cancel events a b", (0, 2, 0)),
+    ],
+)
+def test_a_reader_that_leaves_ends_no_change_half_way(
+    project: Path, redis_server: AnyServer, words: str, left: tuple[int, int, int]
+) -> None:
+    later = "supervisor:{events}:later"
+    with redis_server.sync() as redis:
+        for number in range(2):
+            add_dead_letter(redis, "events", "mail", {"n": number})
+            redis.zadd(later, {json.dumps({"id": "ab"[number], "fields": {"n": "1"}}): 9e12})
+        with spawn(*words.split(), cwd=project, redis_url=redis_server.url) as process:
+            assert process.stdout is not None
+            process.stdout.close()
+            process.stdout = None
+            told = process.communicate(b'{"n": 1}\n' * 2_000)[1].decode()
+        assert process.returncode == 0 and "rror" not in told, told
+        assert (redis.xlen("new"), redis.xlen(dead_key("events", "mail")), redis.zcard(later)) == left
+
+
+def test_a_full_disk_behind_stdout_leaves_an_honest_count(project: Path, redis_server: AnyServer) -> None:
+    (project / "lines").write_text('{"n": 1}\n' * 2_000)
+    done = shell("publish events --json lines", ">/dev/full", project, redis_server.url)
+    assert done.returncode == EXIT_FAILED
+    assert done.stderr == "error: stdout can't be written: No space left on device\n500 messages were stored\n"
+    with redis_server.sync() as redis:
+        assert redis.xlen("events") == 500
 
 
 def test_a_stderr_that_takes_nothing_changes_no_outcome(project: Path, redis_server: AnyServer) -> None:
