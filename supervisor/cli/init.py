@@ -8,6 +8,7 @@ import click
 
 from supervisor.cli.common import command, dumps, json_option, talk
 from supervisor.errors import UsageError
+from supervisor.text import path_text
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 #: Files of the second folder that are added to those of the first; the others replace them.
@@ -38,11 +39,12 @@ def init(folder: Path, database: bool, as_json: bool) -> None:
         working_dir()  # a deleted one is named here, and not a file in it
     written = write_project(folder, ["project", "database"] if database else ["project"])
     if as_json:
-        click.echo(dumps({"folder": str(folder), "files": list(map(str, written))}, pretty=True))
+        click.echo(dumps({"folder": path_text(folder), "files": list(map(path_text, written))}, pretty=True))
         return
     for path in written:
         click.echo(str(path))
-    change = "" if folder == Path() else f"  cd {shlex.quote(str(folder))}\n"
+    name = f"./{folder}" if str(folder).startswith("-") else str(folder)
+    change = "" if folder == Path() else f"  cd {shlex.quote(name)}\n"
     talk(
         f"\nNext:\n{change}"
         "  supervisor start\n"

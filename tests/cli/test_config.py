@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cli.run import data, environment, run, run_on_terminal, spawn
+from tests.cli.run import COMMAND, data, environment, run, run_on_terminal, spawn
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -246,6 +246,15 @@ def test_the_next_step_of_init_can_be_pasted(tmp_path: Path) -> None:
     done = run("init", "my project", cwd=tmp_path)
     assert done.stderr.splitlines().count("  cd 'my project'") == 2
     assert "  cd " not in run("init", cwd=tmp_path).stderr
+    assert run("init", "--", "-x", cwd=tmp_path).stderr.splitlines().count("  cd ./-x") == 2
+
+
+def test_what_init_prints_as_json_is_text_for_any_folder(tmp_path: Path) -> None:
+    for locale in ("C", "C.UTF-8"):
+        name = b"\xff" + locale.encode()
+        env = environment("") | {"LC_ALL": locale}
+        done = subprocess.run([*COMMAND, "init", name, "--json"], cwd=tmp_path, env=env, capture_output=True, check=False)
+        assert (done.returncode, json.loads(done.stdout)["folder"]) == (0, "\\xff" + locale), done.stderr
 
 
 def test_init_overwrites_nothing(tmp_path: Path) -> None:
