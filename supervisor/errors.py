@@ -18,7 +18,7 @@ EXIT_HANDLERS = 4
 EXIT_RUNNING = 5
 #: `status` only: the pool is degraded.
 EXIT_DEGRADED = 6
-#: The drain deadline passed with work left.
+#: Stopped with work left.
 EXIT_DRAIN = 7
 #: No supervisor runs here.
 EXIT_DOWN = 8

@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from supervisor.arbiter.arbiter import Arbiter
     from supervisor.arbiter.spawn import EntryPoints
 
-#: Why the exit code is not 0 after a drain.
-WORK_LEFT = "the drain timed out: unfinished messages stay pending and run at the next start"
-
 
 def run(
     loaded: Loaded,
@@ -101,5 +98,5 @@ def _run_and_report(arbiter: Arbiter, paths: PoolPaths) -> int:
     except Exception as error:
         exit_report.write(paths, EXIT_FAILED, repr(error))
         raise
-    exit_report.write(paths, code, "" if code == EXIT_OK else WORK_LEFT)
+    exit_report.write(paths, code, "" if code == EXIT_OK else exit_report.WORK_LEFT)
     return code

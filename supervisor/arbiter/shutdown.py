@@ -12,7 +12,8 @@ from supervisor.arbiter.loop import Loop
 from supervisor.arbiter.services import ServiceGroup
 from supervisor.arbiter.spawn import API, KEEPER, REDIS, RELAY
 from supervisor.arbiter.worker_group import WorkerGroup
-from supervisor.core.restart_policy import DRAIN_TIMEOUT
+from supervisor.control.exit_report import WORK_LEFT
+from supervisor.core.restart_policy import DRAIN_TIMEOUT, ExitKind
 from supervisor.errors import EXIT_DRAIN, EXIT_OK
 from supervisor.shared_state import HeaderField, SlotField, WorkerState
 
@@ -85,20 +86,19 @@ class Shutdown:
 
     @property
     def exit_code(self) -> int:
-        """EXIT_DRAIN if a worker was killed with unfinished messages, or at the deadline in a project's lifespan."""
+        """EXIT_DRAIN if a worker ended with unfinished messages, or at the deadline in a project's lifespan."""
         return EXIT_DRAIN if any(self._has_left_work(number) for number in self._draining) else EXIT_OK
 
     def log_end(self) -> None:
         """Log that the last child is gone."""
-        hint = "unfinished messages stay pending and run at the next start"
-        self._log.info("stopped", hint=None if self.exit_code == EXIT_OK else hint)
+        self._log.info("stopped", hint=None if self.exit_code == EXIT_OK else WORK_LEFT)
 
     def _has_left_work(self, number: int) -> bool:
         fields, last_exit = self._workers.shared.slot(number), self._workers.slots[number].last_exit
-        if last_exit is None or last_exit.reason not in (DRAIN_TIMEOUT, QUICK):
+        timed_out = last_exit is not None and last_exit.reason == DRAIN_TIMEOUT
+        if last_exit is None or (last_exit.kind is ExitKind.DONE and not timed_out):
             return False
-        in_lifespan = last_exit.reason == DRAIN_TIMEOUT and fields.get(SlotField.STATE) == WorkerState.LIFESPAN_END
-        return in_lifespan or fields.has_unfinished
+        return (timed_out and fields.get(SlotField.STATE) == WorkerState.LIFESPAN_END) or fields.has_unfinished
 
     def _log_waiting(self, limit_s: float) -> None:
         waiting = [slot.number for slot in self._workers.living if not slot.kill_reason]

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from supervisor.settings.paths import PoolPaths
 
+#: The reason for EXIT_DRAIN.
+WORK_LEFT = "unfinished messages stay pending and run at the next start"
 _REASON_CHARS_MAX = 500
 _RESERVED_BYTES = 4096
 #: The wall clock may be adjusted by this much in between.
