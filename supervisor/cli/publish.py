@@ -159,8 +159,6 @@ async def _publish_all(
     options: dict[str, Any],
 ) -> datetime | None:
     """Publish all chunks; return when the last of them is due."""
-    import asyncio
-
     from supervisor.cli.unread_stream import AskingPublisher, unread_text
     from supervisor.settings.paths import redis_url
 
@@ -168,7 +166,7 @@ async def _publish_all(
     due = None
     async with AskingPublisher(redis_url(settings), **limits) as publisher:
         while chunk := _next(chunks, progress):
-            asking = None if progress.stored else asyncio.create_task(publisher.is_unread(stream))
+            is_first = not progress.stored
             progress.unsure = len(chunk)
             try:
                 if len(chunk) == 1:
@@ -183,7 +181,7 @@ async def _publish_all(
                 if not isinstance(error, PublishUnknownError):
                     progress.unsure = 0
                 raise _failure(settings, error, progress.so_far()) from None
-            if asking is not None and await asking:
+            if is_first and await publisher.is_unread(stream):
                 progress.clear()
                 talk(unread_text(settings, stream))
     return due

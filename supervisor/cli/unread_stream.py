@@ -12,16 +12,14 @@ _NO_STREAM = "no such key"
 
 
 class AskingPublisher(Publisher):
-    """A publisher that can ask who reads a stream, in the pipeline of what is published at the same time."""
+    """A publisher that can ask who reads a stream."""
 
     async def is_unread(self, stream: str) -> bool:
         """Return whether no consumer group reads the stream; False where Redis does not tell."""
         try:
             return not await self._router.send(stream, lambda node: node.command("XINFO", "GROUPS", stream))
-        except PublishError as error:  # the publish itself says what is wrong; here a right may be missing
+        except PublishError as error:  # a right may be missing
             return _NO_STREAM in str(error)
-        except ValueError:  # not the name of a stream
-            return False
 
 
 def unread_text(settings: Settings, stream: str) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 from supervisor.cli.main import EXIT_INTERRUPTED
 from tests.cli.run import COMMAND, data, environment, lines_of, run, run_on_terminal, spawn
+from tests.support.servers import RedisServer
 from tests.support.waiting import eventually
 
 STREAM = "events:user_created"
@@ -156,7 +157,7 @@ def test_ctrl_c_while_stdin_is_silent_ends_it_with_the_count(tmp_path: Path, red
         assert stdin is not None
         stdin.write(b'{"n": 1}\n')
         stdin.flush()
-        eventually(lambda: len(publishing.out) == 1, what="the id is printed")
+        eventually(lambda: publishing.out and publishing.err == [UNREAD], what="the id and the note are printed")
         publishing.process.send_signal(signal.SIGINT)
         code = publishing.wait()
     assert (code, publishing.err) == (EXIT_INTERRUPTED, [UNREAD, "1 message was stored"])
@@ -238,6 +239,14 @@ def test_publish_asks_over_its_own_connection_and_only_where_it_may(tmp_path: Pa
         client.execute_command("ACL", "SETUSER", "default", "-xinfo")
         done = run("publish", STREAM, "n=1", cwd=tmp_path, redis_url=redis_server.url)
         assert (done.returncode, len(done.stdout.split()), done.stderr) == (0, 1, "")
+
+
+def test_publish_does_without_the_note_where_no_connection_is_left_for_it(tmp_path: Path) -> None:
+    lines = '{"n": 1}\n' * 500
+    with RedisServer() as server, server.sync() as client:
+        client.config_set("maxclients", 2)
+        done = run("publish", STREAM, "--json", "-", cwd=tmp_path, redis_url=server.url, stdin=lines)
+        assert (done.returncode, len(done.stdout.splitlines())) == (0, 500), done.stderr
 
 
 def test_publish_passes_a_slow_pipe_on_at_once(tmp_path: Path, redis_server) -> None:
