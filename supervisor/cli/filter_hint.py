@@ -12,6 +12,8 @@ from supervisor.text import did_you_mean, printable
 KINDS_MAX = 100
 LISTED_MAX = 10
 KIND_CHARACTERS = 60
+#: All of it, its words, and the words in those.
+_PARTS = (".+", r"\w+", "[A-Z]?[a-z]+|[A-Z]+")
 
 
 class FilterHint:
@@ -48,7 +50,7 @@ class _Part:
         if self.fits or not text:
             return
         self.fits = self.wanted.lower() in text.lower()
-        kind = printable(_kind(text)[:KIND_CHARACTERS])
+        kind = printable(_kind(text)[:KIND_CHARACTERS].strip())
         if kind in self.kinds or len(self.kinds) < KINDS_MAX:
             self.kinds[kind] += 1
 
@@ -59,7 +61,7 @@ def _kind(reason: str) -> str:
 
 
 def _what_there_is(wanted: str, kinds: Counter[str]) -> str:
-    words = [word for kind in kinds for word in (kind, *re.findall(r"[A-Z]?[a-z]+|[A-Z]+", kind))]
+    words = [word for kind in kinds for parts in _PARTS for word in re.findall(parts, kind)]
     return did_you_mean(wanted, words) or f" (there are: {_listed([kind for kind, _ in kinds.most_common()])})"
 
 

@@ -56,6 +56,7 @@ def test_what_is_not_known_of_an_interrupted_replay_is_told_and_done_again(tmp_p
         (("--reason", "Timeot"), "no dead letter has 'Timeot' in its reason, did you mean 'Timeout'?"),
         (("--reason", "xyz"), "no dead letter has 'xyz' in its reason (there are: KeyError, HandlerTimeoutError)"),
         (("--handler", "snd"), "no dead letter has 'snd' in its handler, did you mean 'send'?"),
+        (("--handler", "send_mial"), "no dead letter has 'send_mial' in its handler, did you mean 'send_mail'?"),
         (("--reason", "KeyEror", "--handler", "snd"), "'KeyEror' in its reason, did you mean 'KeyError'?"),
         (("--reason", "keyerror", "--older", "9999d"), ""),
         (("--text", "nothing like it"), ""),
@@ -68,7 +69,8 @@ def test_a_filter_that_fits_nothing_is_answered_with_what_there_is(
         for n in range(3):
             error = f"KeyError: no mail with {n}" if n else "HandlerTimeoutError: not done within timeout_s = 60"
             reason = f"failed {'once,' if n == 1 else '3 times, the last time'} with {error}"
-            add_dead_letter(redis, *GROUP, {"n": n}, reason=reason, dead_at_ms=int(time.time() * 1000))
+            about = {"reason": reason, "handler": "handlers.mail.send_mail"}
+            add_dead_letter(redis, *GROUP, {"n": n}, **about, dead_at_ms=int(time.time() * 1000))
     for words in (("list",), ("list", "--json"), ("replay",), ("drop", "--json", "--yes")):
         done = run("dead", *words, *GROUP, *flags, cwd=tmp_path, redis_url=redis_server.url)
         assert (done.returncode, done.stdout) == (0, ""), done.stderr
