@@ -32,7 +32,8 @@ class Mute(threading.Thread):
             while not self.change:
                 connection, _ = self.listener.accept()
                 with connection, connection.makefile() as reader:
-                    command = json.loads(reader.readline())["cmd"]
+                    line = reader.readline()  # empty: the client has not waited
+                    command = json.loads(line)["cmd"] if line else ""
                     self.change = command if command in COMMANDS else ""
 
 
