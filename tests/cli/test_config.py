@@ -253,7 +253,8 @@ def test_what_init_prints_as_json_is_text_for_any_folder(tmp_path: Path) -> None
     for locale in ("C", "C.UTF-8"):
         name = b"\xff" + locale.encode()
         env = environment("") | {"LC_ALL": locale}
-        done = subprocess.run([*COMMAND, "init", name, "--json"], cwd=tmp_path, env=env, capture_output=True, check=False)
+        words = [*COMMAND, "init", name, "--json"]
+        done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, check=False)
         assert (done.returncode, json.loads(done.stdout)["folder"]) == (0, "\\xff" + locale), done.stderr
 
 
