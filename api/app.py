@@ -52,7 +52,7 @@ _ERRORS = "45d"
 #: For the routes of a project's router that has no tags.
 _PROJECT = "project"
 
-#: The modules with the routes below /v1.
+#: The modules whose routes are all below /v1.
 _V1 = (
     dead_letter_routes,
     explain_routes,

@@ -1,4 +1,4 @@
-"""The figures of the streams and groups that have handlers, as `supervisor streams` has them, and of the workers."""
+"""The figures of the streams and groups that have handlers: `supervisor streams` over HTTP."""
 
 from typing import Annotated, Any
 
@@ -13,9 +13,9 @@ from supervisor.overview import overview
 
 from .pool_replies import PendingList, PendingOfGroup
 from .read_route import ReadRoute
-from .replies import GroupList, StreamList, WorkerList
-from .schemas import NO_CACHE, Group, Stream, answers, json_response
-from .service import ServiceDep, refuse_without_redis, seen_from_here
+from .replies import GroupList, StreamList
+from .schemas import Group, Stream, answers, json_response
+from .service import ServiceDep, refuse_without_redis
 
 router = APIRouter(prefix="/v1", tags=["status"], route_class=ReadRoute)
 PendingCount = Annotated[int, Query(ge=1, le=10_000, description="The greatest number, the oldest first")]
@@ -41,17 +41,6 @@ async def list_streams(service: ServiceDep, redis: RedisDep) -> Response:
 async def list_groups(service: ServiceDep) -> Response:
     """Lag, pending messages, oldest entry and dead letters of each group."""
     return json_response({"groups": await handled_groups(service)})
-
-
-@router.get(
-    "/workers",
-    summary="The workers of this host's pool",
-    responses=answers(WorkerList, "invalid"),
-)
-async def list_workers(service: ServiceDep) -> Response:
-    """The list is empty where no pool runs."""
-    state = seen_from_here(service, await service.state())
-    return json_response({key: state.get(key, []) for key in ("state", "workers", "services")}, 200, NO_CACHE)
 
 
 @router.get(

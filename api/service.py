@@ -283,10 +283,3 @@ def refuse_without_redis(state: dict[str, Any]) -> None:
         raise Problem("redis-unavailable", error, code="UNREACHABLE")
     if state["redis"]["version"] is None:
         raise Problem("busy", "nothing is known of Redis yet")
-
-
-def seen_from_here(service: Service, state: dict[str, Any]) -> dict[str, Any]:
-    """Return the state of the service alone where no pool runs on this host."""
-    if state["pid"] is None and not has_socket(service.paths):
-        return {**state, "state": "down" if "error" in state["redis"] else "healthy", "reason": "no pool on this host"}
-    return state

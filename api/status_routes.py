@@ -2,16 +2,20 @@
 
 import asyncio
 from html import escape
+from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, Response
 
+from supervisor.control.client import has_socket
+
 from .html import page
+from .known_query import only_known
 from .metrics import render
 from .problems import KINDS, Problem
-from .replies import PoolState
+from .replies import PoolState, WorkerList
 from .schemas import NO_CACHE, answers, json_response, problems, text_answer
-from .service import PROBE_LIMIT_S, ServiceDep, seen_from_here
+from .service import PROBE_LIMIT_S, Service, ServiceDep
 
 router = APIRouter()
 
@@ -33,7 +37,7 @@ async def health(service: ServiceDep) -> Response:
 
     Where no pool runs on this host, the state is that of the service alone.
     """
-    state = seen_from_here(service, await service.state(PROBE_LIMIT_S))
+    state = _seen_from_here(service, await service.state(PROBE_LIMIT_S))
     down = state["state"] == "down" or "error" in state["redis"]
     return json_response(state, 503 if down else 200, NO_CACHE)
 
@@ -48,8 +52,21 @@ async def health(service: ServiceDep) -> Response:
 async def metrics(request: Request, service: ServiceDep) -> Response:
     """Text format 0.0.4."""
     state, figures = await asyncio.gather(service.state(PROBE_LIMIT_S), service.figures())
-    text = render(seen_from_here(service, state), figures, request.app.state.http, service.produced, service.tails)
+    text = render(_seen_from_here(service, state), figures, request.app.state.http, service.produced, service.tails)
     return _Metrics(text, 200, NO_CACHE)
+
+
+@router.get(
+    "/v1/workers",
+    tags=["status"],
+    summary="The workers of this host's pool",
+    responses=answers(WorkerList, "invalid"),
+    dependencies=[Depends(only_known)],
+)
+async def list_workers(service: ServiceDep) -> Response:
+    """The list is empty where no pool runs."""
+    state = _seen_from_here(service, await service.state())
+    return json_response({key: state.get(key, []) for key in ("state", "workers", "services")}, 200, NO_CACHE)
 
 
 @router.get(
@@ -65,3 +82,10 @@ async def read_problem(kind: str) -> Response:
     if found is None:
         raise Problem("not-found", f"unknown kind; there are: {', '.join(KINDS)}")
     return page(found.title, f"<p>Status {found.status}, code <code>{kind}</code></p><p>{escape(found.text)}</p>")
+
+
+def _seen_from_here(service: Service, state: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of the service alone where no pool runs on this host."""
+    if state["pid"] is None and not has_socket(service.paths):
+        return {**state, "state": "down" if "error" in state["redis"] else "healthy", "reason": "no pool on this host"}
+    return state

@@ -210,6 +210,18 @@ def test_it_starts_without_redis_and_is_ready_when_it_comes(
     check_works(service)
 
 
+def test_a_silent_redis_hides_no_workers(redis_server: Any, start_service: Callable[..., Service]) -> None:
+    """Also when nothing is known of it, because it has been silent since the start."""
+    redis_server.pause()
+    try:
+        service = start_service(redis_server.url, config="[api]\nproduce_timeout_ms = 10", ready=False)
+        eventually(lambda: service.http.get("/livez").status_code == 200)
+        answer = service.http.get("/v1/workers")
+        assert (answer.status_code, answer.json().get("workers")) == (200, [])
+    finally:
+        redis_server.resume()
+
+
 def test_resets_of_resting_connections_are_no_errors(redis_server: Any, start_service: Callable[..., Service]) -> None:
     # Resets are the point here, not times.
     given = {**options(), "config": "[api]\nproduce_timeout_ms = 10000\n" + options()["config"].replace("[api]", "")}
