@@ -37,6 +37,8 @@ from supervisor.text import decoded, did_you_mean
 #: Unread entries that are counted at most where Redis does not know the lag: about 1 ms of the server's time.
 LAG_COUNT_MAX = 1_000
 _FIRST_ID = "0-0"
+#: What Redis says of a key, or of a group, that does not exist.
+_MISSING = ("no such key", "NOGROUP")
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,30 +286,32 @@ def _pending(row: dict[str, Any], retry: bytes | None) -> PendingInfo:
 
 
 async def _group(redis: Redis, info: StreamInfo, members: list[dict[str, Any]], group: str, now_ms: int) -> GroupInfo:
-    stream = info.stream
-    copies = replay_key(stream, group)
-    keys = [("XLEN", dead_key(stream, group)), ("XLEN", copies)]
-    hashes = [("HLEN", retries_key(stream, group)), ("HLEN", retries_key(copies, group))]
-    dead, replaying, *retrying = await _ask(redis, [*keys, *hashes])
-    held_back = [await _held_back(redis, key, group) for key in (stream, copies)[: 1 + bool(replaying)]]
+    stream, copies = info.stream, replay_key(info.stream, group)
     member = next((m for m in members if decoded(m["name"]) == group), None)
     last = decoded(member["last-delivered-id"]) if member else _FIRST_ID
-    lag, at_least, oldest = await _unread(redis, info, member, last)
-    held = member["pending"] if member else 0
-    if held:
-        summary = await redis.execute_command("XPENDING", stream, group)
-        oldest = _older(oldest, decoded(summary["min"] or b""))
-    oldest_of_both = oldest
-    if replaying:
-        first = await redis.execute_command("XRANGE", copies, "-", "+", "COUNT", 1)
-        oldest_of_both = _older(oldest, decoded(first[0][0]) if first else "")
+    lag, at_least, first_unread = await _unread(redis, info, member, last)
+    dead, replaying, summary, first, trimmed, *of_both = await _ask(
+        redis,
+        [
+            ("XLEN", dead_key(stream, group)),
+            ("XLEN", copies),
+            ("XPENDING", stream, group),
+            ("XRANGE", copies, "-", "+", "COUNT", "1"),
+            _trimmed_unread(stream, group),
+            *(("HLEN", retries_key(key, group)) for key in (stream, copies)),
+            *(("XINFO CONSUMERS", key, group) for key in (stream, copies)),
+        ],
+    )
+    retrying, held_back = of_both[:2], [_held_back(rows) for rows in of_both[2:]]
+    oldest = _older(first_unread, decoded(summary["min"] or b"") if summary else "")
+    oldest_of_both = _older(oldest, decoded(first[0][0]) if first else "")
     return GroupInfo(
         stream=stream,
         group=group,
         exists=member is not None,
         lag=lag,
         lag_at_least=at_least,
-        pending=held + replaying,
+        pending=(member["pending"] if member else 0) + replaying,
         replaying=replaying,
         retrying=sum(retrying),
         waiting_turn=sum(one.get(TURNS_CONSUMER, 0) for one in held_back),
@@ -316,17 +320,13 @@ async def _group(redis: Redis, info: StreamInfo, members: list[dict[str, Any]], 
         oldest_s=age_s(oldest_of_both, now_ms) if oldest_of_both else None,
         oldest_id=oldest or None,
         dead=dead,
-        trimmed_unread=await trimmed_unread(redis, stream, group),
+        trimmed_unread=_known(trimmed),
     )
 
 
-async def _held_back(redis: Redis, stream: str, group: str) -> dict[str, int]:
+def _held_back(rows: list[dict[str, Any]] | None) -> dict[str, int]:
     """Return how many messages each of WAITING_CONSUMERS holds, of those that exist."""
-    try:
-        rows: Any = await redis.xinfo_consumers(stream, group)
-    except ResponseError:  # the group does not exist
-        return {}
-    held = {decoded(row["name"]): row["pending"] for row in rows}
+    held = {decoded(row["name"]): row["pending"] for row in rows or ()}
     return {name: held[name] for name in WAITING_CONSUMERS if name in held}
 
 
@@ -336,9 +336,16 @@ async def trimmed_unread(redis: Redis, stream: str, group: str, *, keep: bool = 
     With `keep` the record in Redis is brought up to date: some servers forget it when the group reads on. Raises
     redis-py's errors.
     """
+    count: int = await redis.execute_command(*_trimmed_unread(stream, group, keep=keep))
+    return _known(count)
+
+
+def _trimmed_unread(stream: str, group: str, *, keep: bool = False) -> tuple[str, ...]:
     record = trimmed_key(stream, group)
-    script, flag = TRIMMED_UNREAD.text, "1" if keep else ""
-    count: int = await redis.eval(script, 3, stream, record, f"{record}:probe", group, flag)
+    return "EVAL", TRIMMED_UNREAD.text, "3", stream, record, f"{record}:probe", group, "1" if keep else ""
+
+
+def _known(count: int) -> int | None:
     return count if count >= 0 else None
 
 
@@ -361,14 +368,15 @@ async def _unread(redis: Redis, info: StreamInfo, member: dict[str, Any] | None,
     return min(counted, LAG_COUNT_MAX), counted > LAG_COUNT_MAX, decoded(first)
 
 
-async def _ask(redis: Redis, commands: Sequence[tuple[str, str]]) -> list[Any]:
-    """Send commands on one key each in one round trip; return their replies, None for a missing key."""
+async def _ask(redis: Redis, commands: Sequence[tuple[str, ...]]) -> list[Any]:
+    """Send commands in one round trip; return their replies, None for a missing key or group."""
     pipe = redis.pipeline(transaction=False)
-    for name, key in commands:
-        pipe.execute_command(name, key)
+    for command in commands:
+        pipe.execute_command(*command)
     replies = await pipe.execute(raise_on_error=False)
-    for reply, (_, key) in zip(replies, commands, strict=True):
-        if isinstance(reply, Exception) and "no such key" not in str(reply):
+    for reply, command in zip(replies, commands, strict=True):
+        if isinstance(reply, Exception) and not any(text in str(reply) for text in _MISSING):
+            key = command[3 if command[0] == "EVAL" else 1]
             raise type(reply)(f"{reply} (key {key})") if isinstance(reply, ResponseError) else reply
     return [None if isinstance(reply, Exception) else reply for reply in replies]
 
