@@ -1,6 +1,6 @@
 """A fault of a keeper names its duty, ends by itself, and holds up no other duty."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -79,9 +79,20 @@ def shared() -> SharedState:
     return made
 
 
-def keeper_of(url: str, shared: SharedState) -> Keeper:
-    settings = settings_of(url)
-    return Keeper(settings, specs_of(settings, [handle]), shared, "token")
+MakeKeeper = Callable[[str], Keeper]
+
+
+@pytest.fixture
+async def keeper_of(log: Log, shared: SharedState) -> AsyncIterator[MakeKeeper]:
+    made: list[Keeper] = []
+
+    def make(url: str) -> Keeper:
+        settings = settings_of(url)
+        made.append(Keeper(settings, specs_of(settings, [handle]), shared, "token"))
+        return made[0]
+
+    yield make
+    await made[0].close()
 
 
 async def forbid_reading_pools(redis: Any) -> None:
@@ -89,8 +100,8 @@ async def forbid_reading_pools(redis: Any) -> None:
     await redis.execute_command("ACL", "SETUSER", "default", "resetkeys", f"%W~{POOLS_KEY}", *others)
 
 
-async def test_a_fault_of_the_lease_says_so(proxy: Proxy, log: Log, shared: SharedState) -> None:
-    keeper = keeper_of(proxy.url, shared)
+async def test_a_fault_of_the_lease_says_so(proxy: Proxy, log: Log, shared: SharedState, keeper_of: MakeKeeper) -> None:
+    keeper = keeper_of(proxy.url)
     proxy.set(refuse=True)
     await keeper.once()
     assert log.faults() == [(LEASE, {})] and not shared.get(HeaderField.KEEPER_REDIS_OK)
@@ -98,7 +109,6 @@ async def test_a_fault_of_the_lease_says_so(proxy: Proxy, log: Log, shared: Shar
     await keeper.once()
     assert [(event, fields["what"]) for event, fields in log.told[1:]] == [(WORKS, LEASE)]
     assert shared.get(HeaderField.KEEPER_REDIS_OK)
-    await keeper.close()
 
 
 #: Where a keeper is when Redis goes away, and how it names that.
@@ -118,13 +128,14 @@ async def test_an_outage_names_what_it_has_interrupted(
     redis: Any,
     log: Log,
     shared: SharedState,
+    keeper_of: MakeKeeper,
     monkeypatch: pytest.MonkeyPatch,
     interrupted: tuple[Any, str, dict[str, str]],
 ) -> None:
     place, name, named = interrupted
     for stream in (OTHER, STREAM):
         await redis.xgroup_create(stream, GROUP, "0", mkstream=True)
-    keeper = keeper_of(proxy.url, shared)
+    keeper = keeper_of(proxy.url)
 
     async def goes_away(*_: Any, **__: Any) -> None:
         proxy.set(refuse=True)
@@ -146,26 +157,24 @@ async def test_an_outage_names_what_it_has_interrupted(
     await keeper.once()
     assert [(event, fields["what"]) for event, fields in log.told[before:]] == [(WORKS, LEASE)]
     assert shared.get(HeaderField.KEEPER_REDIS_OK)
-    await keeper.close()
 
 
 async def test_a_duty_that_redis_refuses_holds_up_no_other(
-    redis_server: Any, redis: Any, log: Log, shared: SharedState
+    redis_server: Any, redis: Any, log: Log, shared: SharedState, keeper_of: MakeKeeper
 ) -> None:
     with redis_server.sync() as client:
         add(client, 500)
         client.xgroup_create(STREAM, GROUP, "$")
     await forbid_reading_pools(redis)
-    keeper = keeper_of(redis_server.url, shared)
+    keeper = keeper_of(redis_server.url)
     await keeper.once()
-    await keeper.close()
     assert log.faults() == [(DUTY, {"duty": "reap"})]
     assert await redis.xlen(STREAM) == 3
     assert shared.get(HeaderField.KEEPER_REDIS_OK), "it answers"
 
 
 async def test_a_group_that_redis_refuses_holds_up_no_other(
-    redis_server: Any, redis: Any, log: Log, shared: SharedState
+    redis_server: Any, redis: Any, log: Log, shared: SharedState, keeper_of: MakeKeeper
 ) -> None:
     for stream in (OTHER, STREAM):
         await redis.xgroup_create(stream, GROUP, "0", mkstream=True)
@@ -173,9 +182,8 @@ async def test_a_group_that_redis_refuses_holds_up_no_other(
         await redis.xreadgroup(GROUP, "host:7", {stream: ">"})  # a slot that does not exist any more
     await next_ms(redis)
     await redis.execute_command("ACL", "SETUSER", "default", "resetkeys", f"%R~{OTHER}", f"~{STREAM}", "~supervisor:*")
-    keeper = keeper_of(redis_server.url, shared)
+    keeper = keeper_of(redis_server.url)
     await keeper.once()
-    await keeper.close()
     await redis.execute_command("ACL", "SETUSER", "default", "allkeys")
     reap = (DUTY, {"duty": "reap", "stream": OTHER, "group": GROUP})
     assert [one for one in log.faults() if one[1]["duty"] == "reap"] == [reap]

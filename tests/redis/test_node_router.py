@@ -1,7 +1,8 @@
 """What a publisher keeps of the nodes of a cluster."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -33,10 +34,14 @@ class Slots:
         return [SlotRange(1, 16383, Address("127.0.0.1", self.owner.port))] if self.owner else [elsewhere]
 
 
-def router_of(nodes: list[RedisServer], slots: Slots) -> NodeRouter:
-    made = NodeRouter(f"redis+cluster://127.0.0.1:{nodes[0].port}", timeout_s=60)
-    made._cluster.slots = slots.slots  # type: ignore[union-attr, method-assign]
-    return made
+@asynccontextmanager
+async def routing(slots: Slots) -> AsyncIterator[NodeRouter]:
+    router = NodeRouter("redis+cluster://127.0.0.1:1", timeout_s=60)
+    router._cluster.slots = slots.slots  # type: ignore[union-attr, method-assign]
+    try:
+        yield router
+    finally:
+        await router.close()
 
 
 async def add(router: NodeRouter) -> None:
@@ -52,46 +57,43 @@ async def test_what_is_under_way_on_a_node_that_leaves_is_answered_and_then_it_i
     nodes: list[RedisServer],
 ) -> None:
     slots = Slots(nodes[0])
-    router = router_of(nodes, slots)
+    async with routing(slots) as router:
 
-    async def take_two(node: Any) -> list[Any]:
-        return [await node.command("BLPOP", LIST, 0) for _ in range(2)]
+        async def take_two(node: Any) -> list[Any]:
+            return [await node.command("BLPOP", LIST, 0) for _ in range(2)]
 
-    await add(router)
-    taking = asyncio.create_task(router.send(STREAM, take_two))
-    await eventually_async(lambda: blocked(nodes[0]))
-    slots.owner, router._slots = nodes[1], None
-    await add(router)
-    with nodes[0].sync() as client:
-        client.rpush(LIST, "1")
-        await eventually_async(lambda: blocked(nodes[0]) and not client.exists(LIST))
-        client.rpush(LIST, "2")
-    assert [value for _, value in await taking] == [b"1", b"2"]
-    await eventually_async(lambda: not connections(nodes[0]), what="its connection is closed")
-    assert connections(nodes[1]) == 1 and len(router._nodes) == 1
-    await router.close()
+        await add(router)
+        taking = asyncio.create_task(router.send(STREAM, take_two))
+        await eventually_async(lambda: blocked(nodes[0]))
+        slots.owner, router._slots = nodes[1], None
+        await add(router)
+        with nodes[0].sync() as client:
+            client.rpush(LIST, "1")
+            await eventually_async(lambda: blocked(nodes[0]) and not client.exists(LIST))
+            client.rpush(LIST, "2")
+        assert [value for _, value in await taking] == [b"1", b"2"]
+        await eventually_async(lambda: not connections(nodes[0]), what="its connection is closed")
+        assert connections(nodes[1]) == 1 and len(router._nodes) == 1
 
 
 async def test_a_node_that_comes_back_is_used_again(nodes: list[RedisServer]) -> None:
     slots = Slots(nodes[0])
-    router = router_of(nodes, slots)
-    for owner in (*nodes, nodes[0]):
-        slots.owner, router._slots = owner, None
-        await add(router)
-    with nodes[0].sync() as client:
-        assert client.xlen(STREAM) == 2
-    await router.close()
+    async with routing(slots) as router:
+        for owner in (*nodes, nodes[0]):
+            slots.owner, router._slots = owner, None
+            await add(router)
+        with nodes[0].sync() as client:
+            assert client.xlen(STREAM) == 2
     await eventually_async(lambda: not any(map(connections, nodes)), what="all are closed")
 
 
 async def test_a_slot_that_gets_an_owner_later_is_found(nodes: list[RedisServer]) -> None:
     slots = Slots(None)
-    router = router_of(nodes, slots)
-    with pytest.raises(PublishRefusedError, match="no node of the cluster serves"):
+    async with routing(slots) as router:
+        with pytest.raises(PublishRefusedError, match="no node of the cluster serves"):
+            await add(router)
+        slots.owner = nodes[0]
         await add(router)
-    slots.owner = nodes[0]
-    await add(router)
-    await router.close()
 
 
 def blocked(node: RedisServer) -> bool:
