@@ -147,8 +147,12 @@ class _Progress:
 
     def so_far(self) -> str:
         """Return how many were stored, and how many were sent without an answer."""
-        more = f"; {self.unsure:,} more were sent and not confirmed" if self.unsure else ""
-        return f"{counted(self.stored, 'message')} {'was' if self.stored == 1 else 'were'} stored{more}"
+        more = f"; {self.unsure:,} more {_were(self.unsure)} sent and not confirmed" if self.unsure else ""
+        return f"{counted(self.stored, 'message')} {_were(self.stored)} stored{more}"
+
+
+def _were(count: int) -> str:
+    return "was" if count == 1 else "were"
 
 
 async def _publish_all(
@@ -199,7 +203,9 @@ def _failure(settings: Settings, error: PublishError, so_far: str) -> Supervisor
     from supervisor.broker.redis_errors import CONNECTION_LOST, UNREACHABLE
     from supervisor.cli.redis_client import refused, unreachable
 
-    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    # Its own text begins with what became of the message, which `so_far` says.
+    own = PublishError(str(error).partition(": ")[2] or str(error), error.code) if error.code == UNREACHABLE else error
+    cause = error.__cause__ if isinstance(error.__cause__, Exception) else own
     if error.code == UNREACHABLE or isinstance(cause, CONNECTION_LOST):
         return unreachable(settings, cause, so_far)
     return refused(settings, cause, so_far)

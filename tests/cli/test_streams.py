@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from supervisor.cli import publish
 from supervisor.cli.main import EXIT_INTERRUPTED
 from tests.cli.run import COMMAND, data, environment, lines_of, run, run_on_terminal, spawn
 from tests.support.servers import RedisServer
@@ -161,6 +163,26 @@ def test_ctrl_c_while_stdin_is_silent_ends_it_with_the_count(tmp_path: Path, red
         publishing.process.send_signal(signal.SIGINT)
         code = publishing.wait()
     assert (code, publishing.err) == (EXIT_INTERRUPTED, [UNREAD, "1 message was stored"])
+
+
+def test_a_server_that_is_silent_is_told_in_plain_words(tmp_path: Path, redis_server) -> None:
+    redis_server.pause()
+    code = "from supervisor.cli import main, publish; publish.REPLY_LIMIT_S = 0.3; main.main()"
+    words = [sys.executable, "-c", code, "publish", STREAM, "n=1"]
+    env = environment(redis_server.url)
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    redis_server.resume()
+    assert done.returncode == 3
+    assert done.stderr == (
+        f"error: Redis at {redis_server.url} can't be reached: no answer within 0.3 s\n0 messages were stored\n"
+    )
+
+
+@pytest.mark.parametrize(("unsure", "told"), [(1, "1 more was sent"), (500, "500 more were sent")])
+def test_what_was_not_confirmed_is_counted_in_plain_words(unsure: int, told: str) -> None:
+    progress = publish._Progress(quiet=True)
+    progress.unsure = unsure
+    assert progress.so_far() == f"0 messages were stored; {told} and not confirmed"
 
 
 def test_a_server_that_dies_under_way_leaves_an_honest_count(tmp_path: Path, durable_server) -> None:
