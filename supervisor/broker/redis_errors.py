@@ -13,6 +13,8 @@ CONNECTION_LOST = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
 
 #: The code for an error without an answer of the server.
 UNREACHABLE = "UNREACHABLE"
+#: The code for a right that the user lacks.
+NOPERM = "NOPERM"
 #: The code of a server that has no memory left.
 FULL = "OOM"
 #: redis-py strips the code from the errors that it has a class for.
@@ -20,7 +22,7 @@ _CODES: tuple[tuple[type[Exception], str], ...] = (
     (exceptions.BusyLoadingError, "LOADING"),
     (exceptions.OutOfMemoryError, FULL),
     (exceptions.ReadOnlyError, "READONLY"),
-    (exceptions.NoPermissionError, "NOPERM"),
+    (exceptions.NoPermissionError, NOPERM),
     (exceptions.AuthenticationError, "NOAUTH"),
     (exceptions.NoScriptError, "NOSCRIPT"),
     (exceptions.ExecAbortError, "EXECABORT"),
@@ -34,6 +36,8 @@ _CODE = re.compile(r"-?([A-Z][A-Z0-9_]+)(?= |$)")
 #: Before Redis 7 a script's error is wrapped: `ERR Error running script (...): @user_script:3: -OOM command ...`.
 #: redis-py wraps those of a pipeline: `Command # 1 (XLEN text) of pipeline caused error: ('WRONGTYPE Operation ...',)`.
 _WRAPPED_CODE = re.compile(r"""(?:@user_script: ?\d+|of pipeline caused error): [(]?["']?-?([A-Z][A-Z0-9_]+) """)
+#: A right that a script lacks has no code: in Redis up to 7, and in later ones and Valkey.
+_DENIED_IN_SCRIPT = ("The user executing the script can't", "ACL failure in script")
 #: Refusals that end by themselves. AskError is the base of MovedError: the next connection goes to the right node.
 _TRANSIENT = (
     exceptions.AskError,
@@ -57,6 +61,8 @@ def code_of(error: BaseException) -> str:
     if not isinstance(error, exceptions.ResponseError):
         return UNREACHABLE
     text = str(error)
+    if any(denied in text for denied in _DENIED_IN_SCRIPT):
+        return NOPERM
     found = _CODE.match(text)
     if found and found[1] != "ERR":
         return found[1]
@@ -79,7 +85,7 @@ def permanent_cause(error: BaseException) -> str:
             return text
         if isinstance(cause, exceptions.AuthenticationError):
             return f"refuses the credentials: {cause}"
-        if isinstance(cause, exceptions.NoPermissionError):
+        if code_of(cause) == NOPERM:
             return f"refuses a command: {cause}; README.md lists the rights that its user needs"
         if isinstance(cause, exceptions.AskError):
             return "is a node of a cluster: write redis+cluster:// for redis://"

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from redis.exceptions import ResponseError
 
-from supervisor.broker.redis_errors import code_of, is_transient
+from supervisor.broker.redis_errors import code_of, is_transient, permanent_cause
 
 FAILING = {
     "NOGROUP": "return redis.call('XPENDING', 'stream', 'missing')",
@@ -35,3 +35,14 @@ async def test_errors_in_a_pipeline(every_server: Any) -> None:
         with pytest.raises(ResponseError) as caught:
             await pipe.execute()
         assert code_of(caught.value) == "WRONGTYPE"
+
+
+@pytest.mark.parametrize("refused", ["redis.call('XADD', 'stream', '*', 'n', '1')", "redis.call('GET', 'other')"])
+async def test_a_right_that_a_script_lacks(every_server: Any, refused: str) -> None:
+    async with every_server.client() as redis:
+        await redis.acl_setuser("limited", enabled=True, passwords=["+x"], keys=["stream"], commands=["+@all", "-xadd"])
+        async with every_server.client(username="limited", password="x") as limited:
+            with pytest.raises(ResponseError) as caught:
+                await limited.eval(f"return {refused}", 0)
+    assert code_of(caught.value) == "NOPERM"
+    assert "README.md lists the rights" in permanent_cause(caught.value)
