@@ -18,7 +18,7 @@ import click
 from supervisor.core.ids import normalize_id
 from supervisor.errors import UsageError
 from supervisor.standard_streams import silence_stdout
-from supervisor.values import Duration, Kind, Whole
+from supervisor.values import Duration, Kind, Text, Whole
 
 if TYPE_CHECKING:
     from supervisor.settings.load import Loaded
@@ -122,6 +122,8 @@ class Moment(Kind):
 
 
 SECONDS = Value(Duration())
+#: Empty text would mean all of something, where a variable of the shell is not set.
+TEXT = Value(Text("text that is not empty", "(?s).+"))
 MOMENT = Value(Moment())
 COUNT = Value(Whole(1))
 ID = Value(EntryId())

@@ -14,8 +14,8 @@ from supervisor.cli.common import (
     CONTEXT,
     ID,
     SECONDS,
+    TEXT,
     ExamplesGroup,
-    Value,
     command,
     count_option,
     dumps,
@@ -27,13 +27,10 @@ from supervisor.cli.common import (
 from supervisor.core.dead_letter import Filter
 from supervisor.errors import EXIT_FAILED, EXIT_OK, UsageError
 from supervisor.text import counted, printable
-from supervisor.values import Text
 
 if TYPE_CHECKING:
     from supervisor.settings.load import Loaded
 
-#: Empty text would select every letter, where a variable of the shell is not set.
-_PART = Value(Text("text that is not empty", "(?s).+"))
 #: Control characters that `show` prints.
 KEPT = "\n\t"
 
@@ -56,9 +53,9 @@ def dead() -> None:
 def _filtered(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that select dead letters; the function gets them as `wanted`."""
 
-    @click.option("--reason", type=_PART, metavar="R", help="With the text R in the reason.")
-    @click.option("--handler", type=_PART, metavar="H", help="Of handlers with H in their name.")
-    @click.option("--text", type=_PART, metavar="T", help="With the text T in a field, the id or the error.")
+    @click.option("--reason", type=TEXT, metavar="R", help="With the text R in the reason.")
+    @click.option("--handler", type=TEXT, metavar="H", help="Of handlers with H in their name.")
+    @click.option("--text", type=TEXT, metavar="T", help="With the text T in a field, the id or the error.")
     @click.option("--older", "older_s", type=SECONDS, default=0, metavar="S", help="Dead for S (60, 7d) or more.")
     @functools.wraps(function)
     def with_filter(reason: str | None, handler: str | None, text: str | None, older_s: float, **others: Any) -> Any:
@@ -74,8 +71,8 @@ def _filtered(function: Callable[..., Any]) -> Callable[..., Any]:
     supervisor dead list events:user_created email_workers --text ada@example.com""",
     short_help="List dead letters of one group or of all handlers.",
 )
-@click.argument("stream", required=False)
-@click.argument("group", required=False)
+@click.argument("stream", type=TEXT, required=False)
+@click.argument("group", type=TEXT, required=False)
 @_filtered
 @count_option(100, text="How many, the oldest first.")
 @with_settings
@@ -90,8 +87,8 @@ def list_(loaded: Loaded, stream: str | None, group: str | None, wanted: Filter,
 
 
 @command("supervisor dead show events:user_created email_workers 1764000000000-0")
-@click.argument("stream")
-@click.argument("group")
+@click.argument("stream", type=TEXT)
+@click.argument("group", type=TEXT)
 @click.argument("id_", type=ID, metavar="ID")
 @with_settings
 @json_option
@@ -122,8 +119,8 @@ def show(loaded: Loaded, stream: str, group: str, id_: str, as_json: bool) -> in
 def _change(verb: str, help_text: str, short: str) -> click.Command:
     """Make `replay` or `drop`: they select letters in the same way and ask for confirmation."""
 
-    @click.argument("stream")
-    @click.argument("group")
+    @click.argument("stream", type=TEXT)
+    @click.argument("group", type=TEXT)
     @click.argument("ids", type=ID, nargs=-1, metavar="[ID]...")
     @_filtered
     @click.option("--yes", is_flag=True, help="Do not ask.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import command, dumps, json_option, talk, with_settings
+from supervisor.cli.common import TEXT, command, dumps, json_option, talk, with_settings
 from supervisor.cli.tables import table_text
 from supervisor.core.entry_fate import Entry, GroupFacts, LaterFact, Presence, TurnFact, Verdict
 from supervisor.core.entry_fate import explain as judge
@@ -37,8 +37,8 @@ _SHOWN = 5
     supervisor explain 1764000000000-0 --json""",
     short_help="Show what happened to one message.",
 )
-@click.argument("id_", metavar="ID")
-@click.argument("stream", required=False)
+@click.argument("id_", type=TEXT, metavar="ID")
+@click.argument("stream", type=TEXT, required=False)
 @with_settings
 @json_option
 def explain(loaded: Loaded, id_: str, stream: str | None, as_json: bool) -> int:

@@ -11,6 +11,7 @@ import click
 
 from supervisor.cli.common import (
     CONTEXT,
+    TEXT,
     ExamplesGroup,
     command,
     count_option,
@@ -54,7 +55,7 @@ def later() -> None:
     supervisor later list reports --json""",
     short_help="List what is to be published later.",
 )
-@click.argument("streams", metavar="[STREAM]...", nargs=-1)
+@click.argument("streams", type=TEXT, metavar="[STREAM]...", nargs=-1)
 @count_option(100, text="How many of each stream, the first due first.")
 @with_settings
 @json_lines_option
@@ -117,8 +118,8 @@ def _row(waiting: Waiting) -> list[str]:
 def _change(verb: str, short: str, text: str, change: Callable[..., Awaitable[dict[str, str]]]) -> click.Command:
     """Make `cancel` or `run`: they take the same arguments. `change` returns the outcome, empty if it failed."""
 
-    @click.argument("stream")
-    @click.argument("ids", nargs=-1, required=True, metavar="ID...")
+    @click.argument("stream", type=TEXT)
+    @click.argument("ids", type=TEXT, nargs=-1, required=True, metavar="ID...")
     @with_settings
     @json_lines_option
     def changed(loaded: Loaded, stream: str, ids: tuple[str, ...], as_json: bool) -> int:

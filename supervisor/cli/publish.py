@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from supervisor.cli.common import MOMENT, SECONDS, command, report, talk, with_settings
+from supervisor.cli.common import MOMENT, SECONDS, TEXT, command, report, talk, with_settings
 from supervisor.errors import PublishError, PublishUnknownError, SupervisorError, UsageError
 from supervisor.standard_streams import OutputError
 from supervisor.text import counted
@@ -39,7 +39,7 @@ PROGRESS_EVERY_S = 0.2
     supervisor publish reports kind=weekly --at 2030-01-31T08:00+01:00""",
     short_help="Append messages to a stream.",
 )
-@click.argument("stream")
+@click.argument("stream", type=TEXT)
 @click.argument("fields", metavar="[KEY=VALUE]...", nargs=-1)
 @click.option(
     "--json",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import IdBound, Value, command, count_option, dumps, json_lines_option, with_settings
+from supervisor.cli.common import TEXT, IdBound, Value, command, count_option, dumps, json_lines_option, with_settings
 from supervisor.text import decoded
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ BOUND = IdBound(
     supervisor read events:user_created --from 1764000000000 --json""",
     short_help="Print a stream's entries.",
 )
-@click.argument("stream")
+@click.argument("stream", type=TEXT)
 @click.option(
     "--from", "start", type=Value(BOUND), default="-", metavar="ID", help="The first id, or Unix ms; '(ID' excludes ID."
 )

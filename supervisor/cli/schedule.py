@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import CONTEXT, ExamplesGroup, command, dumps, json_option, talk, with_settings
+from supervisor.cli.common import CONTEXT, TEXT, ExamplesGroup, command, dumps, json_option, talk, with_settings
 from supervisor.errors import UsageError
 from supervisor.text import did_you_mean, duration_text
 
@@ -82,7 +82,7 @@ def _change(
 ) -> click.Command:
     """Make a command that changes one schedule. `change` returns what to print, as text and for JSON."""
 
-    @click.argument("name")
+    @click.argument("name", type=TEXT)
     @with_settings
     @json_option
     def changed(loaded: Loaded, name: str, as_json: bool) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import command, count_option, dumps, json_option, talk, with_settings
+from supervisor.cli.common import TEXT, command, count_option, dumps, json_option, talk, with_settings
 from supervisor.cli.tables import table_text
 from supervisor.text import duration_text
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     supervisor streams --json""",
     short_help="Show streams and the backlog of each group.",
 )
-@click.argument("names", metavar="[STREAM]...", nargs=-1)
+@click.argument("names", type=TEXT, metavar="[STREAM]...", nargs=-1)
 @with_settings
 @json_option
 def streams(loaded: Loaded, names: tuple[str, ...], as_json: bool) -> None:
@@ -83,8 +83,8 @@ def retention_text(item: dict[str, Any]) -> str:
     supervisor pending events:user_created email_workers --count 5 --json""",
     short_help="List the unsettled messages of a group.",
 )
-@click.argument("stream")
-@click.argument("group")
+@click.argument("stream", type=TEXT)
+@click.argument("group", type=TEXT)
 @count_option(100, 10_000, text="How many, the oldest first.")
 @with_settings
 @json_option

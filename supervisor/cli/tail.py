@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from supervisor.cli.common import IdBound, Value, command, count_option, json_lines_option, talk, warn, with_settings
+from supervisor.cli.common import (
+    TEXT,
+    IdBound,
+    Value,
+    command,
+    count_option,
+    json_lines_option,
+    talk,
+    warn,
+    with_settings,
+)
 from supervisor.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +42,7 @@ START = IdBound("$ or an entry id such as 0 or 1764000000000-0", "$")
     supervisor tail events:user_created --json --count 1""",
     short_help="Follow a stream.",
 )
-@click.argument("stream")
+@click.argument("stream", type=TEXT)
 @click.option(
     "--from",
     "start",

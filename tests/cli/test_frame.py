@@ -239,6 +239,18 @@ def test_an_error_names_an_option_or_argument_by_a_plain_word() -> None:
     assert [text for text in found.items() if not plain.match(text[1])] == []
 
 
+def test_an_argument_that_is_empty_is_refused(tmp_path: Path) -> None:
+    """A variable of the shell that is not set must not mean `all`, nor an entry that nobody can have."""
+    for words, one in all_commands().items():
+        for parameter in one.params:
+            if isinstance(parameter, click.Argument) and words not in ("help", "init"):
+                assert isinstance(parameter.type, Value) or parameter.name == "fields", (words, parameter.name)
+    for words in (["dead", "list", ""], ["explain", "1-1", ""], ["tail", ""], ["later", "list", "a", ""]):
+        done = run(*words, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == "error: STREAM '': must be text that is not empty\n"
+
+
 def test_a_refusal_of_redis_is_told_in_its_words(tmp_path: Path, redis_url: str) -> None:
     assert run("publish", "s", "a=1", cwd=tmp_path, redis_url=redis_url).returncode == 0
     for words in (["read", "key"], ["publish", "key", "a=1"], ["streams", "key"]):
