@@ -297,7 +297,7 @@ async def _group(redis: Redis, info: StreamInfo, members: list[dict[str, Any]], 
             ("XLEN", copies),
             ("XPENDING", stream, group),
             ("XRANGE", copies, "-", "+", "COUNT", "1"),
-            _trimmed_unread(stream, group),
+            ("EVAL", *_trimmed_unread(stream, group)),
             *(("HLEN", retries_key(key, group)) for key in (stream, copies)),
             *(("XINFO CONSUMERS", key, group) for key in (stream, copies)),
         ],
@@ -336,13 +336,15 @@ async def trimmed_unread(redis: Redis, stream: str, group: str, *, keep: bool = 
     With `keep` the record in Redis is brought up to date: some servers forget it when the group reads on. Raises
     redis-py's errors.
     """
-    count: int = await redis.execute_command(*_trimmed_unread(stream, group, keep=keep))
+    script, keys, *arguments = _trimmed_unread(stream, group, keep=keep)
+    count: int = await redis.eval(script, int(keys), *arguments)
     return _known(count)
 
 
 def _trimmed_unread(stream: str, group: str, *, keep: bool = False) -> tuple[str, ...]:
+    """Return the arguments of EVAL."""
     record = trimmed_key(stream, group)
-    return "EVAL", TRIMMED_UNREAD.text, "3", stream, record, f"{record}:probe", group, "1" if keep else ""
+    return TRIMMED_UNREAD.text, "3", stream, record, f"{record}:probe", group, "1" if keep else ""
 
 
 def _known(count: int) -> int | None:
