@@ -34,10 +34,11 @@ def request(paths: PoolPaths, cmd: str, *, patience_s: float = 5.0, **args: Any)
         try:
             with _connected(paths, deadline_s) as connection:
                 sent = True
-                connection.sendall(line)
+                with contextlib.suppress(BrokenPipeError):  # it was refused already: that is to be read
+                    connection.sendall(line)
                 answer = json.loads(_read_line(connection, deadline_s))
             break
-        except (ConnectionResetError, BrokenPipeError) as error:
+        except ConnectionResetError as error:
             if time.monotonic() + RETRY_S > deadline_s:
                 raise _no_answer(paths, error, sent=sent) from None
             time.sleep(RETRY_S)

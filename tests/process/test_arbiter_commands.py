@@ -5,13 +5,15 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from supervisor.control.client import request
+from supervisor.control.protocol import encode
+from supervisor.control.server import NOT_ALLOWED
 from supervisor.errors import EXIT_OK, NotRunningError, SupervisorError
 from tests.support.standins import HANDLERS, Standins
 from tests.support.waiting import eventually
@@ -196,6 +198,25 @@ def test_a_request_without_an_arbiter_fails(tmp_path: Path) -> None:
         leftover.bind(str(paths.control))
     with pytest.raises(NotRunningError, match="is gone"):
         request(paths, "ping")
+
+
+def test_a_refusal_that_comes_before_the_request_was_sent_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a busy machine, where the arbiter runs first."""
+
+    @contextlib.contextmanager
+    def refused(*_: object) -> Iterator[socket.socket]:
+        its, own = socket.socketpair()
+        with its:
+            its.sendall(encode({"ok": False, "error": NOT_ALLOWED}))
+        with own:
+            yield own
+
+    monkeypatch.setattr("supervisor.control.client._connected", refused)
+    with pytest.raises(SupervisorError, match="belongs to another user") as error:
+        request(Standins(tmp_path).paths, "ping", patience_s=0.1)
+    assert not isinstance(error.value, NotRunningError)
 
 
 def _worker_pid(pool: Standins) -> int:
