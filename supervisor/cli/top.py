@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 #: The document of `status`, messages per second by slot, and the time of day.
 Look = tuple[dict[str, Any], dict[int, float], str]
+#: They have no control sequences; rich draws nothing there.
+_PLAIN_TERMINALS = ("dumb", "unknown")
 
 
 @command(
@@ -63,7 +66,7 @@ def top(interval_s: float, count: int | None, config: Path | None, as_json: bool
     if as_json:
         for found, _, _ in looks:
             click.echo(dumps(found))
-    elif sys.stdout.isatty():
+    elif sys.stdout.isatty() and os.environ.get("TERM") not in _PLAIN_TERMINALS:
         _live(looks)
     else:
         for look in looks:
@@ -99,6 +102,9 @@ def _live(looks: Iterator[Look]) -> None:
     from rich.console import Console
     from rich.live import Live
 
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores one
+            signal.signal(number, _leave)
     console = Console(highlight=False)
     feed = _Feed(looks)
     offset, look = 0, feed.first()
@@ -113,6 +119,11 @@ def _live(looks: Iterator[Look]) -> None:
                     return
                 offset = moved(offset, command, page)
             look = feed.latest(look)
+
+
+def _leave(number: int, _frame: object) -> NoReturn:
+    """End with the code that a shell gives for the signal; on the way out the terminal is restored."""
+    sys.exit(128 + number)
 
 
 def _text(lines: list[str]) -> Any:

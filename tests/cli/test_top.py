@@ -3,8 +3,11 @@
 import contextlib
 import os
 import re
+import signal
 import termios
 from pathlib import Path
+
+import pytest
 
 from supervisor.control import last_groups
 from supervisor.settings.paths import paths_in
@@ -43,6 +46,35 @@ def test_it_scrolls_and_q_ends_it(tmp_path: Path, redis_server: AnyServer) -> No
             os.write(master, b"q")
             assert top.wait(20) == 0
         assert termios.tcgetattr(slave) == before, "the terminal is as it was"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_it_leaves_the_terminal_as_it_was(
+    tmp_path: Path, redis_server: AnyServer, number: signal.Signals
+) -> None:
+    with terminal_of(80, 24) as (_, slave, printed):
+        before = termios.tcgetattr(slave)
+        options = {"stdin": slave, "stdout": slave, "stderr": slave, "env": {"TERM": "xterm"}}
+        with spawn("top", cwd=tmp_path, redis_url=redis_server.url, **options) as top, contextlib.ExitStack() as ended:
+            ended.callback(top.kill)
+            eventually(lambda: "q quits" in bytes(printed).decode(errors="replace"), 20)
+            top.send_signal(number)
+            assert top.wait(20) == 128 + number
+        assert termios.tcgetattr(slave) == before
+        leave_screen = b"\x1b[?1049l"
+        eventually(lambda: leave_screen in bytes(printed))
+        assert b"Traceback" not in printed
+
+
+def test_a_terminal_without_control_sequences_gets_one_update_after_the_other(
+    tmp_path: Path, redis_server: AnyServer
+) -> None:
+    with terminal_of(80, 24) as (_, slave, printed):
+        options = {"stdin": slave, "stdout": slave, "stderr": slave, "env": {"TERM": "dumb"}}
+        words = ("top", "--count", "2", "--interval", "0.1")
+        with spawn(*words, cwd=tmp_path, redis_url=redis_server.url, **options) as top:
+            assert top.wait(60) == 0
+        eventually(lambda: bytes(printed).count(b"supervisor top  ") == 2)
 
 
 def test_it_ends_with_its_terminal(tmp_path: Path, redis_server: AnyServer) -> None:
