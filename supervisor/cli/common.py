@@ -75,9 +75,24 @@ class Value(click.ParamType):  # type: ignore[type-arg]  # generic in new versio
                 raise ValueError("must not be empty")
             return self.kind.check(self.kind.parse(value) if isinstance(value, str) else value)
         except ValueError as error:
-            option = isinstance(param, click.Option)
-            name = (param.opts[-1] if option else param.make_metavar(ctx).strip("[].")) if param and ctx else ""
-            raise UsageError(f"{name} {value!r}: {error}") from None
+            raise UsageError(f"{_name(param, ctx)} {value!r}: {error}") from None
+
+
+class FilePath(click.Path):
+    """The type of a path. An empty one, of a variable of the shell that is not set, would be the working folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path. Raises UsageError."""
+        if value == "":
+            raise UsageError(f"{_name(param, ctx)} '': must not be empty")
+        return super().convert(value, param, ctx)
+
+
+def _name(param: click.Parameter | None, ctx: click.Context | None) -> str:
+    """Return `--timeout` for an option, `STREAM` for an argument."""
+    if param is None or ctx is None:
+        return ""
+    return max(param.opts, key=len) if isinstance(param, click.Option) else param.make_metavar(ctx).strip("[].")
 
 
 class EntryId(Kind):
@@ -138,7 +153,7 @@ def count_option(default: int | None = None, most: int | None = None, *, text: s
 config_option = click.option(
     "--config",
     "-c",
-    type=click.Path(path_type=Path),
+    type=FilePath(path_type=Path),
     metavar="FILE",
     help="Read this config.toml.  [default: $SUPERVISOR_CONFIG, or ./config.toml if there is one]",
 )

@@ -249,6 +249,10 @@ def test_an_argument_that_is_empty_is_refused(tmp_path: Path) -> None:
         done = run(*words, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr == "error: STREAM '': must be text that is not empty\n"
+    (tmp_path / "config.toml").write_text("")
+    for words, name in ((["config", "check", "--config", ""], "--config"), (["init", ""], "DIR")):
+        done = run(*words, cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {name} '': must not be empty\n")
 
 
 def test_a_refusal_of_redis_is_told_in_its_words(tmp_path: Path, redis_url: str) -> None:
