@@ -286,11 +286,11 @@ class SharedSlot:
 
     @property
     def has_unfinished(self) -> bool:
-        """Whether messages are in hand or unconfirmed.
+        """Whether messages run, or have ended without Redis having confirmed it.
 
-        IN_FLIGHT may be as old as a beat; what has been started is noted at once.
+        IN_FLIGHT does not tell: it may be as old as a beat, and counts messages that were only read ahead.
         """
-        return bool(self.get(SlotField.IN_FLIGHT) or self.get(SlotField.SETTLING) or self.last_started())
+        return bool(self.get(SlotField.SETTLING) or self.last_started())
 
     def cut_offs_and_circuits(self) -> dict[int, list[int]]:
         """Return the fields from CUT_OFF_NS to CIRCUIT_NS by `consumer_key`, where one of these two is set."""

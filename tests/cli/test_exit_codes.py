@@ -15,7 +15,9 @@ import pytest
 
 from supervisor.errors import EXIT_DEGRADED, EXIT_DOWN, EXIT_DRAIN, EXIT_FAILED, EXIT_OK
 from supervisor.settings.paths import PoolPaths
+from supervisor.shared_state import SlotField
 from tests.cli.run import data, run, spawn
+from tests.support.faults import shared_state_of
 from tests.support.standins import Standins
 from tests.support.waiting import eventually
 
@@ -87,16 +89,22 @@ async def handle(fields: dict[str, str]) -> None:
 """
 
 
-@pytest.mark.parametrize("handled", [0, 1])
-def test_stop_without_time_leaves_no_work_where_none_is_in_hand(start_pool, redis_server, handled: int) -> None:
+def test_stop_without_time_leaves_no_work_where_none_is_in_hand(start_pool, redis_server) -> None:
     pool = start_pool(WORK, redis_url=redis_server.url)
-    (pool.folder / "go").touch()
-    with redis_server.sync() as redis:
-        for _ in range(handled):
-            redis.xadd("events", {"n": "1"})
-            eventually(lambda: any(worker["settle_age_s"] is not None for worker in pool.ask("status")["workers"]))
     done = run("stop", "--timeout", "0", cwd=pool.folder)
     assert (done.returncode, done.stderr) == (EXIT_OK, "stopped\n")
+    assert pool.wait() == EXIT_OK
+
+
+def test_a_quick_stop_leaves_no_work_when_the_last_message_has_just_ended(start_pool, redis_server) -> None:
+    pool = start_pool(WORK, redis_url=redis_server.url, workers=1)
+    fields = shared_state_of(pool.pid).slot(0)
+    with redis_server.sync() as redis:
+        redis.xadd("events", {"n": "1"})
+    eventually(lambda: fields.get(SlotField.IN_FLIGHT), interval_s=0.001, what="a beat has noted it")
+    (pool.folder / "go").touch()
+    eventually(lambda: fields.get(SlotField.DONE) and not fields.get(SlotField.SETTLING), interval_s=0.001)
+    pool.send(signal.SIGQUIT)
     assert pool.wait() == EXIT_OK
 
 

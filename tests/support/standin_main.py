@@ -81,6 +81,7 @@ class Worker:
 
     def do_stubborn(self) -> int:
         self.fields.set(SlotField.IN_FLIGHT, 1)
+        self.note_started()
         while True:
             self.beat()
             time.sleep(BEAT_S)
@@ -152,10 +153,13 @@ class Worker:
         return self.do_good()
 
     def do_started_message(self) -> int:
-        consumer = self.shared.slot(self.slot).consumer("events", "group")
+        self.note_started()
+        return self.do_good()
+
+    def note_started(self) -> None:
+        consumer = self.fields.consumer("events", "group")
         assert consumer is not None
         consumer.set_started(1234, 5)
-        return self.do_good()
 
 
 def note(what: str, slot: int, **more: Any) -> None:
