@@ -12,7 +12,7 @@ import click
 
 from supervisor.cli.common import SECONDS, Examples, Value, command, config_option, load_settings_anyway, talk
 from supervisor.cli.pool_lookup import require_pool
-from supervisor.errors import EXIT_DRAIN, EXIT_FAILED, EXIT_OK, NotRunningError, SupervisorError
+from supervisor.errors import EXIT_DRAIN, EXIT_FAILED, EXIT_OK, AnswerLostError, NotRunningError, SupervisorError
 from supervisor.text import counted
 from supervisor.values import WORKERS
 
@@ -311,8 +311,10 @@ def _ask(paths: PoolPaths, cmd: str, **args: Any) -> dict[str, Any]:
     try:
         return request(paths, cmd, **args)
     except NotRunningError as error:
-        # Starting another one does not help when there is one that does not answer.
-        hint = "" if isinstance(error.__context__, TimeoutError) else "\n`supervisor start` starts this folder's pool"
+        hint = "\n`supervisor start` starts this folder's pool"
+        if isinstance(error.__context__, TimeoutError):  # starting another one does not help
+            changes = isinstance(error, AnswerLostError) and cmd not in ("status", "ping")
+            hint = "\nthe pool may have done it, or do it later" if changes else ""
         raise NotRunningError(f"{error}{hint}") from None
 
 
