@@ -128,21 +128,31 @@ class LimitedConsumer(Consumer):
         return starting
 
     async def _start_found(self, messages: list[Message]) -> None:
-        found = messages
-        self._starting.update(message.entry for message in found)
+        entries = {message.entry for message in messages}
+        self._starting |= entries
         try:
-            if self._turns is not None:
-                messages = by_id(await self._turns.again(messages))
-            messages = await self._reserve(messages)
+            await self._start_allowed(messages)
         except REDIS_FAULTS:  # some of them may wait in Redis now: a scan shows which ones
-            if self._turns is not None:
-                self._turns.forget(messages)
-            await self._find_again()
+            is_asked = False
         else:
-            self._note_started(found)
-            self._start_soon(messages)
+            is_asked = True
         finally:
-            self._starting.difference_update(message.entry for message in found)
+            self._starting -= entries
+        if not is_asked:  # not before: a scan leaves out what is about to start
+            await self._find_again()
+
+    async def _start_allowed(self, found: list[Message]) -> None:
+        """Start those that have their turns and whose rate allows it. Raises redis-py's errors and OSError."""
+        messages = found
+        if self._turns is not None:
+            try:
+                messages = by_id(await self._turns.again(found))
+            except REDIS_FAULTS:
+                self._turns.forget(found)
+                raise
+        messages = await self._reserve(messages)
+        self._note_started(found)
+        self._start_soon(messages)
 
     def _start_soon(self, messages: list[Message]) -> None:
         """Have messages handled: when a suspect runs alone, which may have begun while Redis was asked, after it."""
