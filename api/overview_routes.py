@@ -10,6 +10,7 @@ from supervisor.broker import inspect
 from supervisor.errors import UsageError
 from supervisor.fastapi import RedisDep
 from supervisor.overview import overview
+from supervisor.status import RedisSide
 
 from .pool_replies import PendingList, PendingOfGroup
 from .read_route import ReadRoute
@@ -28,9 +29,11 @@ PendingCount = Annotated[int, Query(ge=1, le=10_000, description="The greatest n
 )
 async def list_streams(service: ServiceDep, redis: RedisDep) -> Response:
     """What `supervisor streams --json` prints: each stream with all its groups, including those of other programs."""
-    own = [(group["stream"], group["group"]) for group in await handled_groups(service)]
+    side = await seen(service)
+    own = [(group["stream"], group["group"]) for group in side.groups]
     names = sorted({stream for stream, _ in own})
-    return json_response({"streams": await overview(redis, service.settings, names, own)})
+    found = await overview(redis, service.settings, names, own)
+    return json_response({"streams": found, "problems": side.problems})
 
 
 @router.get(
@@ -40,7 +43,8 @@ async def list_streams(service: ServiceDep, redis: RedisDep) -> Response:
 )
 async def list_groups(service: ServiceDep) -> Response:
     """Lag, pending messages, oldest entry and dead letters of each group."""
-    return json_response({"groups": await handled_groups(service)})
+    side = await seen(service)
+    return json_response({"groups": side.groups, "problems": side.problems})
 
 
 @router.get(
@@ -50,8 +54,9 @@ async def list_groups(service: ServiceDep) -> Response:
 )
 async def list_pending(service: ServiceDep, redis: RedisDep, count: PendingCount = 100) -> Response:
     """`count` is for each group."""
-    pairs = [(group["stream"], group["group"]) for group in await handled_groups(service)]
-    return json_response({"groups": [await _pending(redis, *pair, count) for pair in pairs]})
+    side = await seen(service)
+    found = [await _pending(redis, group["stream"], group["group"], count) for group in side.groups]
+    return json_response({"groups": found, "problems": side.problems})
 
 
 @router.get(
@@ -72,9 +77,7 @@ async def _pending(redis: Redis, stream: str, group: str, count: int) -> dict[st
     return {"stream": stream, "group": group, "pending": found}
 
 
-async def handled_groups(service: ServiceDep) -> list[dict[str, Any]]:
-    """Return the figures of all groups that have handlers. Raises Problem when Redis does not answer."""
-    state = await service.state()
-    refuse_without_redis(state)
-    found: list[dict[str, Any]] = state["groups"]
-    return found
+async def seen(service: ServiceDep) -> RedisSide:
+    """Return what Redis says of the groups that have handlers. Raises Problem when it does not answer."""
+    refuse_without_redis(await service.state())
+    return service.redis_side.peek() or RedisSide({})

@@ -41,9 +41,11 @@ class PendingOfGroup(BaseModel):
 class PendingList(BaseModel):
     """The unsettled messages of all groups that have handlers."""
 
-    model_config = described({"groups": [_EXAMPLE_PENDING_OF_GROUP]})
+    model_config = described({"groups": [_EXAMPLE_PENDING_OF_GROUP], "problems": []})
 
     groups: list[PendingOfGroup]
+    problems: list[str]
+    """Why some streams are missing: their keys have another type, or Redis denies the right."""
 
 
 # The pool

@@ -317,9 +317,11 @@ class WorkerList(BaseModel):
 class GroupList(BaseModel):
     """The groups that have handlers."""
 
-    model_config = described({"groups": [_EXAMPLE_GROUP]})
+    model_config = described({"groups": [_EXAMPLE_GROUP], "problems": []})
 
     groups: list[GroupInfo]
+    problems: list[str]
+    """Why some streams are missing: their keys have another type, or Redis denies the right."""
 
 
 class RetentionState(BaseModel):
@@ -354,8 +356,11 @@ class StreamList(BaseModel):
                     "last_id": EXAMPLE_ID, "retention": {"max_age_s": 0, "max_length": 0, "held_by": None},
                     "groups": [_EXAMPLE_GROUP],
                 }
-            ]
+            ],
+            "problems": [],
         }
     )  # fmt: skip
 
     streams: list[StreamState]
+    problems: list[str]
+    """Why some streams are missing: their keys have another type, or Redis denies the right."""

@@ -43,6 +43,8 @@ class RedisSide:
     schedules: list[dict[str, Any]] = field(default_factory=list)
     #: Why the figures of some streams are missing.
     problems: list[str] = field(default_factory=list)
+    #: Stream and group of all handlers, also of those that are not in `groups`.
+    pairs: Sequence[tuple[str, str]] = ()
     #: The share of `maxmemory` in use; None without a limit, or where it is not known.
     memory_percent: float | None = None
 
@@ -74,7 +76,7 @@ async def look_at_redis(redis: Redis, url: str, pairs: Sequence[tuple[str, str]]
         schedules = await _schedules(redis, settings) if settings.schedule else []
     except REDIS_FAULTS as error:
         return RedisSide({**server, "error": str(error) or type(error).__name__})
-    return RedisSide(server, groups, later, schedules, problems, described.memory_percent)
+    return RedisSide(server, groups, later, schedules, problems, pairs, described.memory_percent)
 
 
 async def _later(redis: Redis, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import redis as redis_py
 
 from tests.http.service import STREAM, browser, problem, timed
 from tests.support.faults import scaled
+from tests.support.letters import add_dead_letter
 from tests.support.pool import Pool
 from tests.support.servers import AnyServer, default_flavour, start_server
 from tests.support.waiting import eventually
@@ -195,6 +196,19 @@ def test_an_arbiter_that_hangs_is_told_in_time(pool: Pool, web: httpx.Client) ->
     finally:
         pool.send(signal.SIGCONT)
     eventually(lambda: web.get("/readyz").status_code == 200)
+
+
+def test_a_key_of_another_type_is_named_by_each_list_and_hides_no_dead_letter(
+    http: httpx.Client, store: redis_py.Redis
+) -> None:
+    add_dead_letter(store, STREAM, "mail", {"n": 1})
+    assert http.get("/v1/groups").json()["problems"] == []
+    store.delete(STREAM)
+    store.set(STREAM, "text")
+    for name in ("streams", "groups", "pending"):
+        [text] = eventually(lambda of=name: http.get(f"/v1/{of}").json()["problems"])
+        assert STREAM in text and "WRONGTYPE" in text
+    assert http.get("/v1/dead").json()["total"] == 1
 
 
 def test_without_a_pool_the_service_speaks_for_itself(http: httpx.Client, store: redis_py.Redis) -> None:
