@@ -13,8 +13,9 @@ from supervisor.text import did_you_mean
 
 from .problems import Problem
 
-#: An answer names the first ones.
+#: An answer names the first ones, and so much of each.
 _NAMED_MAX = 10
+_NAME_CHARS_MAX = 100
 
 
 async def only_known(request: Request) -> None:
@@ -28,7 +29,7 @@ def check_query(request: Request, route: APIRoute) -> None:
     described = (route.openapi_extra or {}).get("parameters", ())
     known = [*_declared(route.dependant), *(one["name"] for one in described if one["in"] == "query")]
     given = [name for name, _ in request.query_params.multi_items()]
-    unknown = [name for name in dict.fromkeys(given) if name not in known][:_NAMED_MAX]
+    unknown = [name[:_NAME_CHARS_MAX] for name in dict.fromkeys(given) if name not in known][:_NAMED_MAX]
     errors = [
         {"parameter": name, "detail": f"unknown parameter {name!r}{did_you_mean(name, known)}"} for name in unknown
     ]

@@ -155,9 +155,12 @@ def _operations(now: dict[str, Any] | None, last: dict[str, Any] | None, *, live
     if now:
         done = f", {now['done']} of {now['total']} workers" if "done" in now else ""
         return [_line(now["kind"], f"{now['phase']}{done}")]
-    if not last or last["ok"] or (live and last["age_s"] > RECENT_S):
+    if not last or last["ok"]:
         return []
-    return [_line(last["kind"], f"failed {duration_text(last['age_s'])} ago: {last['error']}")]
+    age_s = last.get("age_s", 0.0)  # a pool that runs the code before an upgrade does not tell
+    if live and age_s > RECENT_S:
+        return []
+    return [_line(last["kind"], f"failed {duration_text(age_s)} ago: {last['error']}")]
 
 
 def _late_acks(workers: Sequence[dict[str, Any]]) -> list[str]:

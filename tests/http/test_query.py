@@ -39,6 +39,11 @@ def test_the_answer_says_what_was_meant(http: httpx.Client, address: str, meant:
     assert [one["detail"] for one in told["errors"]] == [told["detail"].partition(" (")[0]]
 
 
+def test_the_answer_to_a_long_name_is_short(http: httpx.Client) -> None:
+    told = problem(http.get(f"/v1/later?{'n' * 20_000}=1"), 422, "invalid")
+    assert told["errors"][0]["parameter"] == "n" * 100 and len(told["detail"]) < 1000
+
+
 def test_nothing_is_published_with_a_misspelt_parameter(http: httpx.Client, store: Any) -> None:
     told = problem(http.post("/v1/streams/a/messages?after=30", json={"n": 1}), 422, "invalid")
     assert "'after', did you mean 'after_s'?" in told["detail"]
