@@ -157,10 +157,11 @@ def _operations(now: dict[str, Any] | None, last: dict[str, Any] | None, *, live
         return [_line(now["kind"], f"{now['phase']}{done}")]
     if not last or last["ok"]:
         return []
-    age_s = last.get("age_s", 0.0)  # a pool that runs the code before an upgrade does not tell
-    if live and age_s > RECENT_S:
+    age_s = last.get("age_s")  # a pool of an earlier version does not tell
+    if live and age_s is not None and age_s > RECENT_S:
         return []
-    return [_line(last["kind"], f"failed {duration_text(age_s)} ago: {last['error']}")]
+    when = "" if age_s is None else f" {duration_text(age_s)} ago"
+    return [_line(last["kind"], f"failed{when}: {last['error']}")]
 
 
 def _late_acks(workers: Sequence[dict[str, Any]]) -> list[str]:

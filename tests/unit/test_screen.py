@@ -58,11 +58,12 @@ def shown(found: dict[str, Any], offset: int = 0, height: int = ROWS) -> View:
     [
         (False, 45.0, "restart   failed 45 s ago: no such module", True),
         (False, 7_500.0, "restart   failed 2 h 5 m ago: no such module", False),
+        (False, None, "restart   failed: no such module", True),
         (True, 45.0, "", False),
     ],
 )
 def test_a_failed_restart_is_shown_in_status_and_for_some_minutes_in_top(
-    found: dict[str, Any], ok: bool, age_s: float, in_status: str, in_top: bool
+    found: dict[str, Any], ok: bool, age_s: float | None, in_status: str, in_top: bool
 ) -> None:
     error = None if ok else "no such module"
     found["last_operation"] = {"kind": "restart", "ok": ok, "error": error, "age_s": age_s}
