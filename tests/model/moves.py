@@ -170,6 +170,8 @@ class Moves(World):
         self._disturb()
         entries = self.server.streams[stream.encode()].entries
         for place, old in list(self.ghosts.at.items()):
+            if place[:2] == (stream, group) and old.deleted:
+                old.torn = True  # what is recorded of it from now on stays: no ack removes it
             if place[:2] == (stream, group) and old.id in entries:  # a copy that is settled is deleted
                 new = Ghost(old.key, place, old.poison, old.number, old.turn, runners=old.runners)
                 new.torn, new.deleted, new.hangs = True, old.deleted, old.hangs
