@@ -96,8 +96,12 @@ async def _explain(loaded: Loaded, id_: str, stream: str | None) -> list[Verdict
 
 async def _explain_entry(redis: Redis, entry_id: str, groups: Mapping[str, Sequence[str]]) -> list[Verdict]:
     from supervisor.broker.entry_lookup import collect
+    from supervisor.cli.redis_client import read_each
 
-    return [judge(*await collect(redis, name, entry_id, own)) for name, own in sorted(groups.items())]
+    async def read(name: str) -> Verdict:
+        return judge(*await collect(redis, name, entry_id, groups[name]))
+
+    return await read_each(sorted(groups), read)
 
 
 async def _explain_later(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from supervisor.broker.connect import client
 from supervisor.broker.redis_errors import CONNECTION_LOST, likely_cause, permanent_cause
+from supervisor.cli.common import warn
 from supervisor.errors import RedisUnreachableError, SupervisorError
 from supervisor.settings.masking import masked
 from supervisor.settings.paths import redis_url
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from supervisor.settings.model import Settings
+
+T = TypeVar("T")
 
 
 @asynccontextmanager
@@ -34,6 +37,22 @@ async def open_redis(settings: Settings) -> AsyncIterator[Redis]:
         raise refused(settings, error) from None
     finally:
         await redis.aclose()
+
+
+async def read_each(streams: Iterable[str], read: Callable[[str], Awaitable[T]]) -> list[T]:
+    """Return what `read` returns for each stream. Warns of those that Redis refuses; raises when it refuses all."""
+    found: list[T] = []
+    refusals: dict[str, ResponseError] = {}
+    for stream in streams:
+        try:
+            found.append(await read(stream))
+        except ResponseError as error:
+            refusals[stream] = error
+    if refusals and not found:
+        raise next(iter(refusals.values()))
+    for stream, refusal in refusals.items():
+        warn(f"{stream} can't be read: {refusal}")
+    return found
 
 
 def refused(settings: Settings, error: Exception, more: str = "") -> SupervisorError:

@@ -8,6 +8,7 @@ import click
 
 from supervisor.cli.common import TEXT, command, count_option, dumps, json_option, talk, with_settings
 from supervisor.cli.tables import table_text
+from supervisor.errors import EXIT_FAILED, EXIT_OK
 from supervisor.text import duration_text
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 @click.argument("names", type=TEXT, metavar="[STREAM]...", nargs=-1)
 @with_settings
 @json_option
-def streams(loaded: Loaded, names: tuple[str, ...], as_json: bool) -> None:
+def streams(loaded: Loaded, names: tuple[str, ...], as_json: bool) -> int:
     """Show streams and the backlog of each of their groups.
 
     lag: entries not yet delivered. pending: delivered and not settled. oldest: age of the oldest entry that is not
@@ -32,23 +33,33 @@ def streams(loaded: Loaded, names: tuple[str, ...], as_json: bool) -> None:
     """
     import asyncio
 
-    found = asyncio.run(_overview(loaded, names))
+    found, complete = asyncio.run(_overview(loaded, names))
     if as_json:
         click.echo(dumps(found, pretty=True))
     else:
         _print(found)
+    return EXIT_OK if complete else EXIT_FAILED
 
 
-async def _overview(loaded: Loaded, names: tuple[str, ...]) -> list[dict[str, Any]]:
+async def _overview(loaded: Loaded, names: tuple[str, ...]) -> tuple[list[dict[str, Any]], bool]:
+    """Return the streams, and whether these are all that were meant."""
     from supervisor.cli.known_names import handled_pairs, require_stream
-    from supervisor.cli.redis_client import open_redis
+    from supervisor.cli.redis_client import open_redis, read_each
     from supervisor.overview import overview
 
     pairs = [] if names else await handled_pairs(loaded)
     async with open_redis(loaded.settings) as redis:
         for name in names:
             await require_stream(loaded, redis, name)
-        return await overview(redis, loaded.settings, names or sorted({stream for stream, _ in pairs}), pairs)
+        if names:
+            return await overview(redis, loaded.settings, names, ()), True
+
+        async def read(name: str) -> list[dict[str, Any]]:
+            return await overview(redis, loaded.settings, [name], [pair for pair in pairs if pair[0] == name])
+
+        handled = sorted({stream for stream, _ in pairs})
+        found = await read_each(handled, read)
+        return [one for page in found for one in page], len(found) == len(handled)
 
 
 def _print(found: list[dict[str, Any]]) -> None:

@@ -195,3 +195,23 @@ async def test_messages_of_a_foreign_consumer_are_named(every_server, tmp_path: 
     env = {"SUPERVISOR_CONSUMER__CLAIM_FOREIGN_AFTER_S": "60"}
     text = run("pending", STREAM, GROUP, cwd=tmp_path, redis_url=url, env=env).stderr
     assert "for 60 s" in text
+
+
+def test_one_wrong_key_hides_no_other_stream(tmp_path: Path, redis_server) -> None:
+    handlers = "from supervisor import handler\n"
+    for name in ("a", "b"):
+        handlers += f"\n@handler({name!r}, group='g')\ndef of_{name}(fields: dict[str, str]) -> None: ...\n"
+    (tmp_path / "handlers.py").write_text(handlers)
+    with redis_server.sync() as redis:
+        redis.set("a", "text")
+        entry = redis.xadd("b", {"n": 1}).decode()
+        shown = run("streams", "--json", cwd=tmp_path, redis_url=redis_server.url)
+        assert (shown.returncode, [one["stream"] for one in data(shown)]) == (1, ["b"])
+        told = run("explain", entry, cwd=tmp_path, redis_url=redis_server.url)
+        assert told.returncode == 0 and told.stdout.startswith(f"b {entry}: ")
+        for done in (shown, told):
+            assert done.stderr.startswith("warning: a can't be read: WRONGTYPE ") and done.stderr.count("\n") == 1
+        redis.set("b", "text")
+        for words in (["streams"], ["explain", entry], ["streams", "a"], ["explain", entry, "a"]):
+            done = run(*words, cwd=tmp_path, redis_url=redis_server.url)
+            assert (done.returncode, done.stdout) == (1, "") and "error: Redis refused: WRONGTYPE" in done.stderr
