@@ -125,6 +125,8 @@ class SlotField(IntEnum):
     LACK = 33
     #: How many servers of Redis have not confirmed all that was settled.
     SETTLING = 50
+    #: How many commands that ack messages Redis has refused and not carried out since; they are sent again.
+    REFUSED = 51
 
     #: Pipelines that settle messages: the sum of their durations in microseconds, and the first of 14 buckets.
     SETTLE_US = 34
@@ -187,6 +189,7 @@ def consumer_key(stream: str, group: str) -> int:
 _OF_THE_PROCESS = (
     *(SlotField.WAITING, SlotField.EXIT_CODE, SlotField.RUNNING, SlotField.PAUSED, SlotField.CUT_OFF),
     *(SlotField.CIRCUITS_OPEN, SlotField.THREADS_UNTIL_NS, SlotField.LACK, SlotField.SETTLING),
+    SlotField.REFUSED,
 )
 
 

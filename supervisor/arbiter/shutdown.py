@@ -95,8 +95,12 @@ class Shutdown:
 
     def _has_left_work(self, number: int) -> bool:
         fields, last_exit = self._workers.shared.slot(number), self._workers.slots[number].last_exit
-        timed_out = last_exit is not None and last_exit.reason == DRAIN_TIMEOUT
-        if last_exit is None or (last_exit.kind is ExitKind.DONE and not timed_out):
+        if last_exit is None:
+            return False
+        if fields.get(SlotField.REFUSED):  # a drain does not wait for it
+            return True
+        timed_out = last_exit.reason == DRAIN_TIMEOUT
+        if last_exit.kind is ExitKind.DONE and not timed_out:
             return False
         return (timed_out and fields.get(SlotField.STATE) == WorkerState.LIFESPAN_END) or fields.has_unfinished
 

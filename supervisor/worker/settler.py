@@ -277,6 +277,8 @@ class Settler:
     def _confirm(self, command: _Command, reply: Any) -> None:
         if command.retried and not self._is_superseded(command):
             del self._retries[command.source, command.retried]
+        if command.ids and command.refusals:
+            self._shared.add(SlotField.REFUSED, -1)
         if command.is_ack and not command.repeated:
             lost = len(command.ids) - (reply[0] if isinstance(reply, list) else reply)
             if lost > 0:
@@ -286,6 +288,8 @@ class Settler:
             command.answered(reply, command.repeated)
 
     def _put_off(self, command: _Command) -> None:
+        if command.ids and not command.refusals:
+            self._shared.add(SlotField.REFUSED, 1)
         command.refusals += 1
         self._refused.add(command)
         delay_s = backoff_s(command.refusals, _RETRY_BASE_S, _REFUSED_MAX_S, random.random)

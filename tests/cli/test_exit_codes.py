@@ -150,6 +150,38 @@ def test_stop_tells_of_messages_whose_acks_redis_has_not_confirmed(start_pool, r
     assert pool.wait() == EXIT_DRAIN
 
 
+@pytest.mark.parametrize("words", [["stop"], ["stop", "--timeout", "0"]], ids=" ".join)
+def test_stop_tells_of_messages_whose_acks_redis_refuses(start_pool, redis_server, words: list[str]) -> None:
+    pool = start_pool(WORK, redis_url=redis_server.url, workers=1)
+    with redis_server.sync() as redis:
+        redis.xadd("events", {"n": "1"})
+        eventually((pool.folder / "begun").exists)
+        redis.execute_command("ACL", "SETUSER", "default", "-xack")
+        try:
+            (pool.folder / "go").touch()
+            eventually(lambda: pool.events("can't settle"))
+            done = run(*words, cwd=pool.folder)
+        finally:
+            redis.execute_command("ACL", "SETUSER", "default", "+xack")
+    assert (done.returncode, done.stderr) == (EXIT_DRAIN, LEFT)
+    assert pool.wait() == EXIT_DRAIN
+
+
+def test_stop_leaves_no_work_when_redis_takes_the_acks_after_all(start_pool, redis_server) -> None:
+    pool = start_pool(WORK, redis_url=redis_server.url, workers=1)
+    fields = shared_state_of(pool.pid).slot(0)
+    with redis_server.sync() as redis:
+        redis.execute_command("ACL", "SETUSER", "default", "-xack")
+        try:
+            (pool.folder / "go").touch()
+            redis.xadd("events", {"n": "1"})
+            eventually(lambda: fields.get(SlotField.REFUSED) == 1)
+        finally:
+            redis.execute_command("ACL", "SETUSER", "default", "+xack")
+        eventually(lambda: fields.get(SlotField.REFUSED) == 0)
+    assert run("stop", "--timeout", "0", cwd=pool.folder).returncode == EXIT_OK
+
+
 class Unseen(threading.Thread):
     """Answers as an arbiter whose process can't be seen from here, as from outside of its container."""
 
