@@ -16,13 +16,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import ResponseError
 
 from supervisor.broker import later_set as later
 from supervisor.broker.cancelling import cancel
 from supervisor.broker.connect import cluster
 from supervisor.broker.key_watch import KeyWatch
-from supervisor.broker.redis_errors import REDIS_FAULTS, is_transient
+from supervisor.broker.redis_errors import NOPERM, REDIS_FAULTS, code_of, is_transient
 from supervisor.core.later import LaterMessage, digest_of, parse_member
 from supervisor.keys import LATER_STREAMS_KEY, later_key
 from supervisor.log import FaultLog
@@ -98,7 +98,9 @@ class LaterMover:
         self._streams_s = _NEVER_S  # a change that is reported meanwhile sets it again
         try:
             noted = await later.noted_streams(self._redis)
-        except NoPermissionError as error:  # the streams that are known by themselves go on
+        except ResponseError as error:  # the streams that are known by themselves go on
+            if code_of(error) != NOPERM:
+                raise
             self._faults("can't publish what is due", error)
             self._streams_s = min(self._streams_s, time.monotonic() + _REFUSED_S)
             return
@@ -116,8 +118,10 @@ class LaterMover:
         """Remove the note of a stream that has no message for later; return whether it had none."""
         try:
             return await later.forget_empty(self._redis, stream, noted_ms)
-        except NoPermissionError:  # another team's stream; its own keepers forget it
-            return False
+        except ResponseError as error:
+            if code_of(error) != NOPERM:
+                raise
+            return False  # another team's stream; its own keepers forget it
 
     async def _look_at(self, stream: str) -> None:
         self._look_s[stream] = _NEVER_S  # a change that is reported meanwhile sets it again
@@ -129,7 +133,7 @@ class LaterMover:
             if is_transient(error):
                 raise
             self._faults("can't publish what is due", error, key=stream, stream=stream)
-            next_s = _REFUSED_S if isinstance(error, NoPermissionError) else _RETRY_S
+            next_s = _REFUSED_S if code_of(error) == NOPERM else _RETRY_S
         self._look_s[stream] = min(self._look_s[stream], time.monotonic() + next_s)
 
     async def _move_some(self, stream: str) -> float:
