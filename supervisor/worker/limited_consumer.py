@@ -143,6 +143,10 @@ class LimitedConsumer(Consumer):
 
     async def _start_allowed(self, found: list[Message]) -> None:
         """Start those that have their turns and whose rate allows it. Raises redis-py's errors and OSError."""
+        # What has to wait may be taken over by any worker, which must know of the attempts that have failed.
+        await self._control.until(lambda: self._control.stopping or not self._is_recording(found))
+        if self._control.stopping:
+            return
         messages = found
         if self._turns is not None:
             try:
@@ -153,6 +157,9 @@ class LimitedConsumer(Consumer):
         messages = await self._reserve(messages)
         self._note_started(found)
         self._start_soon(messages)
+
+    def _is_recording(self, messages: list[Message]) -> bool:
+        return any(self._settler.is_recording(message.origin, message.entry) for message in messages)  # type: ignore[arg-type]
 
     def _start_soon(self, messages: list[Message]) -> None:
         """Have messages handled: when a suspect runs alone, which may have begun while Redis was asked, after it."""

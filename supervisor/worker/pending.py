@@ -101,7 +101,7 @@ class PendingList:
         self._resources.shared.add(SlotField.ADOPTED, len(found))
         if not self.opened:
             self._note_reclaimed(len(found))
-        retries = await self._records(self._source.retries, found)
+        retries = self._newest(found, await self._records(self._source.retries, found))
         crashes = await self._records(self._source.crashes, found)
         kept: list[Message] = []
         kept_retries: list[bytes | None] = []
@@ -222,6 +222,13 @@ class PendingList:
         for at in range(0, len(ids), PAGE):
             records += await self._commands.call("HMGET", key, *ids[at : at + PAGE])
         return records
+
+    def _newest(self, found: list[Message], records: list[bytes | None]) -> list[bytes | None]:
+        """Return the records of retries, with those that this worker has decided and Redis does not have yet."""
+        unconfirmed = self._resources.settler.unconfirmed_retry
+        return [
+            unconfirmed(self._source, message.entry) or record for message, record in zip(found, records, strict=True)
+        ]
 
     async def _charge_marked(self, found: list[Message]) -> None:
         """Charge the message that was marked as running alone at the crash, if there is one."""

@@ -65,8 +65,9 @@ class _Command:
     refusals: int = 0
     #: What it said the last time.
     refusal: Exception | None = None
-    #: The message whose retry it records; empty for other commands.
+    #: The message whose retry it records, and the record; empty for other commands.
     retried: bytes = b""
+    record: bytes = b""
     #: The script that it calls, by its digest unless the server does not know it.
     script: Script | None = None
     #: Gets the reply, and whether the command was sent more than once.
@@ -110,6 +111,16 @@ class Settler:
         commands = (*self._decided, *self._sent, *self._refused)
         return set(source.done).union(*(command.ids for command in commands if command.source is source))
 
+    def unconfirmed_retry(self, source: Source, entry: bytes) -> bytes | None:
+        """Return the record of the message's retry that Redis has not confirmed; None: there is none."""
+        command = self._retries.get((source, entry))
+        return None if command is None else command.record
+
+    def is_recording(self, source: Source, entry: bytes) -> bool:
+        """Whether the record of the message's retry is still on its way to Redis, which has not refused it."""
+        command = self._retries.get((source, entry))
+        return command is not None and command not in self._refused
+
     def refused(self) -> dict[Source, Exception]:
         """Return the last error of each source of which the server refuses something; it is sent again."""
         commands = (*self._refused, *self._sent, *self._decided)
@@ -130,7 +141,7 @@ class Settler:
         """Record how often this message failed, when it is due (Unix ms) and after how long; it stays pending."""
         record = RetryRecord(attempts, due_ms, delay_ms).encode()
         command = self._call(source, RECORD_RETRY, (2, source.key, source.retries, source.group, entry, record))
-        command.retried = entry
+        command.retried, command.record = entry, record.encode()
         self._retries[source, entry] = command
         self._decide(command)
 

@@ -47,6 +47,8 @@ class TurnSettler:
         self._done: dict[Source, list[bytes]] = {}
         self.wake = settler.wake
         self.retry_later = settler.retry_later
+        self.unconfirmed_retry = settler.unconfirmed_retry
+        self.is_recording = settler.is_recording
         self.unmark = settler.unmark
         self.charge = settler.charge
         self.note_emits = settler.note_emits
