@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import growth, idle, latency, queues, recovery
+from benchmarks import growth, idle, latency, queues, recovery, server_share
 from benchmarks.contestants import Backlog, Contestant, Turn, in_c, loop, pool
 from benchmarks.goals import Goal
 from benchmarks.measure import ratios, spread, take_turns
@@ -171,27 +171,42 @@ def drain_with(running: RedisServer, scale: Scale, workload: str, counts: tuple[
 def workers(scale: Scale) -> Outcome:
     """One, two and four workers; the loop has as many processes, the C program one."""
     report = Report("Workers", (*DRAIN_COLUMNS[:-1], "ratio to one worker"))
-    series: dict[str, dict[int, list[float]]] = {}
-    limit: list[float] = []
-    found: dict[str, dict[int, Drain]] = {}
     with started(report) as running:
-        for name in ("message", "model"):
-            found[name] = drain_with(running, scale, name, WORKERS)
-            for count, one in found[name].items():
-                beside = spread(ratios(one.pool, found[name][1].pool)) if count > 1 else ""
-                report.row(f"{WORKLOADS[name].title}, {count} worker(s)", *drain_cells(one), beside)
-                series.setdefault(f"pool, {name}", {})[count] = [turn.rate for turn in one.pool]
-                series.setdefault(f"redis-py, {name}", {})[count] = [turn.rate for turn in one.loop]
-            limit += [turn.rate for turn in found[name][1].c]
+        found = {name: drain_with(running, scale, name, WORKERS) for name in ("message", "model")}
+    with larger_share_of(report) as preferred:
+        by_share = drain_with(preferred, scale, "model", WORKERS) if preferred else {}
+    for drains, share in [*((drains, "") for drains in found.values()), (by_share, ", server preferred")]:
+        for count, one in drains.items():
+            beside = spread(ratios(one.pool, drains[1].pool)) if count > 1 else ""
+            report.row(f"{WORKLOADS[one.workload].title}, {count} worker(s){share}", *drain_cells(one), beside)
+    report.notes.append(
+        f"Server preferred: it has {server_share.TIMES} times the CPU share of any other group of processes."
+    )
 
     def draw(path: Path) -> None:
         from benchmarks import plots
 
-        plots.throughput(path, series, limit)
+        series = {
+            f"{who}, {name}": {count: [turn.rate for turn in getattr(one, kind)] for count, one in drains.items()}
+            for name, drains in found.items()
+            for who, kind in (("pool", "pool"), ("redis-py", "loop"))
+        }
+        plots.throughput(path, series, [turn.rate for drains in found.values() for turn in drains[1].c])
 
-    two = ratios(found["model"][2].pool, found["model"][1].pool)
-    goal = Goal("pydantic model, two workers beside one", 1.0, two)
-    return Outcome([report], {"throughput.svg": draw}, [goal])
+    title = "pydantic model, two workers beside one"
+    goals = [
+        Goal(name, 1.0, ratios(drains[2].pool, drains[1].pool))
+        for name, drains in ((title, found["model"]), (f"{title}, server preferred", by_share))
+        if drains
+    ]
+    return Outcome([report], {"throughput.svg": draw}, goals)
+
+
+@contextmanager
+def larger_share_of(report: Report) -> Iterator[RedisServer | None]:
+    """A server with a larger share of the CPU; None where this machine does not allow it."""
+    with started(report) as running, server_share.larger_share(running.pid) as allowed:
+        yield running if allowed else None
 
 
 def settings(scale: Scale) -> Outcome:
