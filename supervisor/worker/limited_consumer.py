@@ -143,10 +143,11 @@ class LimitedConsumer(Consumer):
 
     async def _start_allowed(self, found: list[Message]) -> None:
         """Start those that have their turns and whose rate allows it. Raises redis-py's errors and OSError."""
-        # What has to wait may be taken over by any worker, which must know of the attempts that have failed.
-        await self._control.until(lambda: self._control.stopping or not self._is_recording(found))
-        if self._control.stopping:
-            return
+        if self._rates is not None:
+            # What has to wait may be taken over by any worker, which must know of the attempts that have failed.
+            await self._control.until(lambda: self._control.stopping or not self._is_recording(found))
+            if self._control.stopping:
+                return
         messages = found
         if self._turns is not None:
             try:
@@ -225,7 +226,7 @@ class LimitedConsumer(Consumer):
 
     async def _nothing_left(self) -> bool:
         await self._settler.flush()  # an answer that is still to come may bring the next message of a key
-        if self._rates is not None and self._rates.waiting:
+        if self._starting or (self._rates is not None and self._rates.waiting):
             return False
         return await super()._nothing_left()
 
