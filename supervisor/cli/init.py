@@ -17,6 +17,8 @@ _PUBLISH = "  supervisor publish events:user_created user_id=1 email=ada@example
 _POST = """\
   curl -H 'Content-Type: application/json' -d '{"email": "ada@example.com"}' localhost:8000/users
 """
+#: Also installs what a project with a database needs to start.
+_INSTALL = "  python -m pip install -e '.[dev]'"
 #: Template -> real name, for files whose real name git or package builders would act on.
 _RENAMED = {"gitignore": ".gitignore", "dockerignore": ".dockerignore", "env.example": ".env.example"}
 
@@ -45,15 +47,16 @@ def init(folder: Path, database: bool, as_json: bool) -> None:
         click.echo(str(path))
     name = f"./{folder}" if str(folder).startswith("-") else str(folder)
     change = "" if folder == Path() else f"  cd {shlex.quote(name)}\n"
+    packages = f"{_INSTALL}\n" if database else ""
     talk(
-        f"\nNext:\n{change}"
+        f"\nNext:\n{change}{packages}"
         "  supervisor start\n"
         f"\nIn another terminal:\n{change}"
         f"{_POST if database else _PUBLISH}"
         "  supervisor status\n"
         "  supervisor restart         after changing a handler\n"
         "\nREADME.md says more. To run the tests:\n"
-        "  python -m pip install -e '.[dev]'\n"
+        f"{_INSTALL}\n"
         "  python -m pytest"
     )
 

@@ -249,6 +249,11 @@ def test_the_next_step_of_init_can_be_pasted(tmp_path: Path) -> None:
     assert run("init", "--", "-x", cwd=tmp_path).stderr.splitlines().count("  cd ./-x") == 2
 
 
+def test_a_project_with_a_database_is_installed_before_its_start(tmp_path: Path) -> None:
+    steps = run("init", "shop", "--database", cwd=tmp_path).stderr.split()
+    assert steps.index("install") < steps.index("start")
+
+
 def test_what_init_prints_as_json_is_text_for_any_folder(tmp_path: Path) -> None:
     for locale in ("C", "C.UTF-8"):
         name = b"\xff" + locale.encode()

@@ -363,7 +363,7 @@ class Ghosts:
                 record = self._world.server.call("HGET", retries_key(*place[:2]), place[2])
                 recorded = int(record.split(b":")[0]) if record else 0
                 self._forbid(recorded < failures, f"{place!r} failed {failures} times, and {recorded} are recorded")
-        if not worker.is_idle or worker.stopping or pool.paused_s is not None:
+        if not worker.is_idle or worker.stopping or pool.paused_s is not None or worker.waits_for_redis:
             return
         since_s = max(pool.disturbed_s, pool.resumed_s, worker.busy_s)
         for ghost in self.at.values():

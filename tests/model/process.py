@@ -161,6 +161,11 @@ class Worker(Process):
         return self.is_confirmed
 
     @property
+    def waits_for_redis(self) -> bool:
+        """Some of it can't go on before Redis answers again."""
+        return any(of.waits_for_redis for of in self._consumers)
+
+    @property
     def is_confirmed(self) -> bool:
         """All that was decided is written."""
         if any(of._settler.backlog for of in self._consumers):  # one with turns keeps some of it itself
