@@ -132,6 +132,8 @@ class Moves(World):
     def move_restart(self, _: int, how: int) -> None:
         """The server starts again; sometimes it loads for a while."""
         self._disturb()
+        if any(worker.may_charge for worker in self.workers):
+            self.ghosts.forgive()  # what was to be charged may not be
         self.network.restart()
         for pool in self.pools:
             pool.seen_since_s = self.clock.now_s
