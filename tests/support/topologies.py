@@ -1,6 +1,7 @@
 """Redis as it is run in production: with TLS, behind Sentinel, as a cluster. Each test starts its own processes."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
@@ -81,6 +82,15 @@ def has_replica(server: RedisServer) -> bool:
         told = asked.info("replication")
     first = told.get("slave0")
     return bool(first and first["state"] == "online" and first["offset"] == told["master_repl_offset"])
+
+
+def replicate(server: RedisServer, key: str = "mark") -> float:
+    """Wait until a replica has all that was stored before the call; return when that was, by `time.monotonic`."""
+    called_s = time.monotonic()
+    with bare(server) as client:
+        client.set(key, 1)
+        eventually(lambda: client.wait(1, 1000) == 1, what="the replica has all that was stored")
+    return called_s
 
 
 class Sentinels(Group):
