@@ -125,7 +125,7 @@ class GroupReader:
 
     @property
     def is_stale(self) -> bool:
-        """Whether the connection was idle for so long that a load balancer may have forgotten it: connect again.
+        """Whether to connect again: the connection was idle so long that a load balancer may have dropped it.
 
         Replies that have come by then can still be received.
         """

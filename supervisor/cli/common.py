@@ -47,7 +47,7 @@ class ExamplesGroup(Examples, click.Group):
     """A group of commands whose help starts with examples; without a command it prints the help."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse as click does, except that nothing given is no error."""
+        """Print the help if there are no arguments; otherwise parse them as click does."""
         if not args and not ctx.resilient_parsing:
             click.echo(ctx.get_help(), color=ctx.color)
             ctx.exit()

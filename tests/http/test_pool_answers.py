@@ -1,4 +1,4 @@
-"""What a change of the pool answers when the arbiter's answer is lost or late, and when there is no arbiter."""
+"""HTTP answers to changes of the pool when the arbiter's answer is lost or late, and when no arbiter runs."""
 
 import json
 import socket
