@@ -2,10 +2,11 @@
 
     python -m benchmarks.latency --turns 5 --seconds 1.5
 
-The arrivals are an open loop: 200 a second for an idle pool, then 1 %, 50 %, 80 % and 95 % of the pool's
+The arrivals are an open loop: 20 and 200 a second for an idle pool, then 1 %, 50 %, 80 % and 95 % of the pool's
 capacity, which is looked for first: the highest rate at which one worker keeps up with a publisher on the
-same machine. Pool and C program take turns, and for an idle pool a bare protocol on uvloop as well. The idle
-pool is measured with all processes on one core, too: then no wake-up has to cross cores. p50 and p99 are
+same machine. Pool and C program take turns, and for an idle pool a bare protocol on uvloop as well. At 20 a
+second all cores rest before each message; at 200 the core that publisher and server used last is still awake.
+The latter is measured with all processes on one core, too: then no wake-up has to cross cores. p50 and p99 are
 medians of the turns, p99.9 is that of all turns together.
 """
 
@@ -31,8 +32,8 @@ from tests.support.servers import RedisServer
 from tests.support.waiting import eventually
 
 LOADS = (0.01, 0.5, 0.8, 0.95)
-#: Messages a second that leave the pool idle between any two, and how much longer they are measured.
-IDLE_RATE, IDLE_LONGER = 200.0, 1.5
+#: Messages a second that leave the pool idle between any two, and how many of them a turn has at least.
+IDLE_RATES, IDLE_MESSAGES = (20.0, 200.0), 100
 GROUP = "latency"
 #: What is kept up with must be handled this soon, but for one in a hundred.
 KEPT_UP_S = 0.05
@@ -105,6 +106,10 @@ class Load:
         if self.share:
             return f"{self.share:.0%}, {self.rate:,.0f}/s"
         return f"idle, {self.rate:,.0f}/s" + (", one core" if self.one_core else "")
+
+    def seconds(self, of_a_turn: float) -> float:
+        """How long a turn of it takes; longer for the few messages of an idle pool."""
+        return of_a_turn if self.share else max(of_a_turn * 1.5, IDLE_MESSAGES / self.rate)
 
     def ratios(self, percentile: float) -> list[float]:
         """Return the pool's percentile divided by the C program's for each turn, empty if that was not built."""
@@ -206,12 +211,13 @@ def measure_loads(running: RedisServer, client: Any, url: str, turns: int, secon
         theirs = other_reader(running, client, url, [built]) if built else None
         protocol = other_reader(running, client, url, [sys.executable, "-m", "benchmarks.protocol_reader"])
         most = capacity(ours)
-        loads = [Load(0.0, IDLE_RATE), *(Load(share, most * share) for share in LOADS)]
+        loads = [Load(0.0, rate) for rate in IDLE_RATES]
         if hasattr(os, "sched_setaffinity"):
-            loads.insert(1, Load(0.0, IDLE_RATE, one_core=True))
+            loads.append(Load(0.0, IDLE_RATES[-1], one_core=True))
+        loads += [Load(share, most * share) for share in LOADS]
         for turn in range(1, turns + 1):
             for load in loads:
-                offsets = schedule(load.rate, seconds if load.share else IDLE_LONGER * seconds, seed=turn)
+                offsets = schedule(load.rate, load.seconds(seconds), seed=turn)
                 with on_one_core((running.pid, *workers)) if load.one_core else contextlib.nullcontext():
                     load.pool.turns.append(ours(offsets))
                     if theirs:
