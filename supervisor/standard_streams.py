@@ -63,11 +63,6 @@ class Output:
         self._send = _sender(self.fd) if stat.S_ISSOCK(mode) else None
         self._wait_ms = wait_ms or (TERMINAL_WAIT_MS if stat.S_ISCHR(mode) else 0)
 
-    @property
-    def is_socket(self) -> bool:
-        """Whether the descriptor is a socket."""
-        return self._send is not None
-
     def write(self, data: bytes) -> bool:
         """Write one or more lines; return False if some were dropped."""
         if self.dropped:

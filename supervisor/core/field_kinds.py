@@ -46,7 +46,6 @@ _TIME_FORMS = ("ser_json_timedelta", "ser_json_temporal")
 
 _RECORDS = frozenset({"dataclass-args", "model-fields", "typed-dict"})
 _FUNCTIONS = frozenset({"function-after", "function-before", "function-wrap"})
-_WRAPPERS = _FUNCTIONS | {"dataclass", "default", "definitions", "model"}
 _ANY: Schema = {"type": "any"}
 
 

@@ -28,8 +28,6 @@ from supervisor.errors import EncodeError
 _JSON_STARTS = frozenset('{["-0123456789tfnNI \t\r\n')
 #: At first, after filling in what is missing, and after reading fields the other way.
 _ATTEMPTS = 3
-#: What pydantic writes instead of a secret.
-_MASK = "**********"
 _AS_IT_IS = "publish message.model_dump(mode='json') to store it as it is"
 
 

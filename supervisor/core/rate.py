@@ -1,4 +1,4 @@
-"""Rates: how many messages may start in a time, spread evenly (GCRA). Pure; `reserve_rate.lua` does the same."""
+"""Rates: how many messages may start in a time, spread evenly (GCRA). Pure; `reserve_rate.lua` reserves."""
 
 from typing import NamedTuple
 
@@ -17,21 +17,8 @@ class Rate(NamedTuple):
     tolerance_us: float
 
 
-class Reservation(NamedTuple):
-    """The answer to one reservation."""
-
-    due_us: float
-    #: The theoretical arrival time of the next message.
-    next_us: float
-
-
 def parse_rate(text: str) -> Rate:
     """Return the rate of `"100/m"`, which `settings.model.RATE` has checked."""
     count, _, unit = text.partition("/")
     interval_us = seconds_of(f"1{unit}") * 1e6 / int(count)
     return Rate(interval_us, max(0.0, BURST_S * 1e6 - interval_us))
-
-
-def reserve(rate: Rate, next_us: float, now_us: float, cost: float = 1.0) -> Reservation:
-    """Return when a message may start, which is never taken back, and what to keep for the next one."""
-    return Reservation(max(now_us, next_us - rate.tolerance_us), max(now_us, next_us) + cost * rate.interval_us)

@@ -9,13 +9,10 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from supervisor import HandlerError, Message, handler
 from supervisor.core.message_key import cost_reader, key_reader, keys_reader
-from supervisor.core.rate import BURST_S, parse_rate, reserve
 from supervisor.handling.loader import specs_of
 from supervisor.settings.model import Settings
 
@@ -153,30 +150,3 @@ def test_a_cost_is_a_number() -> None:
     for text in ("x", "-1", "nan", "inf", "1e12"):
         with pytest.raises(ValueError, match="the field 'tokens', which is the rate_cost, must be a number from 0"):
             cost_reader("tokens")(message(tokens=text))
-
-
-@given(
-    count=st.integers(1, 2000),
-    unit=st.sampled_from("smhd"),
-    gaps=st.lists(st.integers(0, 2_000_000), min_size=1, max_size=60),
-    costs=st.data(),
-)
-def test_no_window_has_more_than_the_rate_and_one_burst(count: int, unit: str, gaps: list[int], costs: Any) -> None:
-    rate = parse_rate(f"{count}/{unit}")
-    period_us = {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit] * 1e6
-    now_us, next_us, starts = 0.0, 0.0, []
-    for gap in gaps:
-        now_us += gap
-        cost = costs.draw(st.sampled_from([1.0, 1.0, 3.0]))
-        slot = reserve(rate, next_us, now_us, cost)
-        assert slot.due_us >= now_us
-        next_us = slot.next_us
-        starts.append((slot.due_us, cost))
-    assert starts == sorted(starts, key=lambda one: one[0])
-    burst = max(1.0, count * BURST_S * 1e6 / period_us)
-    for first in range(len(starts)):
-        for last in range(first, len(starts)):
-            took_us = starts[last][0] - starts[first][0]
-            # The last one starts when what came before is paid, whatever it costs itself.
-            used = sum(cost for _, cost in starts[first:last]) + 1
-            assert used <= took_us / rate.interval_us + burst + 1e-6 * used

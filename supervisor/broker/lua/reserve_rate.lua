@@ -1,7 +1,7 @@
 -- KEYS stream, replay stream, due messages, behind, rates, rates of before a change that is under way, interval; ARGV
 -- group, interval in us, tolerance in us, 1 or 2 for the replay stream, 1 to start all now, then for each message its
 -- name, its rate, and its cost.
--- Reserves the time of each message's start (GCRA, as `core/rate.py`). `rates` is a sorted set of the times at which the
+-- Reserves the time of each message's start (GCRA). `rates` is a sorted set of the times at which the
 -- next message of each rate may start, us. What may not start now goes to the consumer WAITS and into `due` (a sorted set
 -- by ms). Both are of the rates' clock. Gives {a flag for each message: 1 when it starts now, ms until the first one is
 -- due or -1}.
