@@ -3,17 +3,49 @@
 A connection beyond the limit takes the place of the one that has waited longest for a request. Where all are busy, it
 is served only if it is a probe. The limit follows the free descriptors, so that others who use them up take none of
 those that probes need.
+
+The limits hold before the token is looked at, so they apply to everybody who reaches the port.
 """
 
 import asyncio
 import os
 import resource
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from supervisor.log import Limiter
 
-from .connection_limits import LIMITS, TICK_S
 
+@dataclass(slots=True)
+class ConnectionLimits:
+    """What a client may send, how long that may take, and how many connections there may be."""
+
+    #: The request line and the headers.
+    head_bytes: int = 64 * 1024
+    headers: int = 100
+    #: From the connection, or the first byte of a further request, to the end of the head.
+    head_s: float = 10.0
+    #: A body must arrive at this rate; the grace is added once.
+    body_grace_s: float = 10.0
+    body_bytes_per_s: float = 1000.0
+    #: A connection on which no request is under way.
+    idle_s: float = 5.0
+    #: The rest of a body whose request was already answered.
+    discard_s: float = 2.0
+    #: A client that takes nothing of its answer.
+    unread_s: float = 30.0
+    #: The time in which a refused client can read the refusal.
+    linger_s: float = 1.0
+    #: All bytes that were read ahead of what is handled, of all connections.
+    buffered_bytes: int = 32 * 1024 * 1024
+    connections: int = 4000
+    #: Further connections, which are answered only if they are probes.
+    for_probes: int = 32
+
+
+LIMITS = ConnectionLimits()
+#: How often the times are looked at.
+TICK_S = 0.5
 #: Free descriptors that connections leave for everything else: Redis, the arbiter's socket, the project's routes.
 _SPARE_MAX = 64
 _SPARE_SHARE = 4

@@ -29,12 +29,9 @@ class AnswerHead:
                 endless = True
                 task.cancel()
 
-        task = asyncio.create_task(self._answer(as_get, receive, only_head))
+        task = asyncio.ensure_future(self._app(as_get, receive, only_head))
         try:
             await task
         except asyncio.CancelledError:
             if not endless:
                 raise
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app(scope, receive, send)

@@ -21,8 +21,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from .connection_limits import LIMITS, TICK_S
-from .connections import Connections
+from .connections import LIMITS, TICK_S, Connections
 from .http_figures import HttpFigures
 from .problems import Problem, response
 from .request_guard import PROBES

@@ -25,7 +25,7 @@ from .service import ServiceDep
 
 router = APIRouter(prefix="/v1", tags=["later"], route_class=ReadRoute)
 COUNT_MAX = 1_000
-_RUN = ("not-found", "invalid", "wrong-type", "redis-unavailable", "redis-refused", "outcome-unknown")
+_CHANGE = ("not-found", "invalid", "wrong-type", "redis-unavailable", "redis-refused", "outcome-unknown")
 _ONCE = "it may be done. Repeat the request: it can be done only once, and 404 says that it is done"
 #: A plus sign in a query is a blank.
 _LOST_PLUS = re.compile(r" (?=\d\d:?\d\d$)")
@@ -93,7 +93,7 @@ async def read_later(stream: Stream, later_id: str, redis: RedisDep) -> Response
     "/streams/{stream:name}/later/{later_id:id}",
     status_code=204,
     summary="Cancel a message for later",
-    responses=problems("not-found", "invalid", "wrong-type", "redis-unavailable", "redis-refused", "outcome-unknown"),
+    responses=problems(*_CHANGE),
 )
 async def cancel_later(request: Request, stream: Stream, later_id: str, redis: RedisDep) -> Response:
     """404: it was published or cancelled, or never existed."""
@@ -108,7 +108,7 @@ async def cancel_later(request: Request, stream: Stream, later_id: str, redis: R
     "/streams/{stream:name}/later/{later_id:id}:run",
     status_code=202,
     summary="Publish a message for later now",
-    responses=answers(Run, *_RUN, status=202),
+    responses=answers(Run, *_CHANGE, status=202),
 )
 async def run_later(request: Request, stream: Stream, later_id: str, redis: RedisDep) -> Response:
     """404: it was published or cancelled, is malformed, or never existed."""
@@ -145,7 +145,7 @@ async def list_schedules(service: ServiceDep, redis: RedisDep) -> Response:
     "/schedules/{name}:run",
     status_code=202,
     summary="Publish the message of a schedule now",
-    responses=answers(Run, *_RUN, status=202),
+    responses=answers(Run, *_CHANGE, status=202),
 )
 async def run_schedule(request: Request, name: str, service: ServiceDep, redis: RedisDep) -> Response:
     """Its ticks stay as they are. A paused schedule stays paused."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request
-from starlette.requests import ClientDisconnect
 
 from supervisor.core.encode import encode_fields
 from supervisor.errors import EncodeError
@@ -17,14 +16,10 @@ from .json_body import parse_batch, parse_value
 from .plain_route import read_body
 from .problems import Problem, pointer_of
 from .schemas import check_media_type
-from .validation import Incoming
+from .validation import ERRORS_MAX, SLICE, Incoming
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
-#: Messages that are encoded before other requests get their turn.
-SLICE = 200
-#: Errors that are listed at most.
-_ERRORS_MAX = 100
 
 
 @dataclass(slots=True)
@@ -32,7 +27,7 @@ class Input:
     """The messages of a request."""
 
     messages: list[Incoming] = field(default_factory=list)
-    #: Of the events, where these are CloudEvents.
+    #: The idempotency key of CloudEvents.
     key: str | None = None
 
 
@@ -135,7 +130,7 @@ class _Items:
             text = f"{self._noun} {number}: {text}"
         self._first = self._first or text
         self._errors.append({"pointer": pointer_of(*path), "detail": text})
-        if len(self._errors) >= _ERRORS_MAX:
+        if len(self._errors) >= ERRORS_MAX:
             self.finish()
 
 
@@ -155,9 +150,9 @@ def _binary_event(headers: Mapping[str, str], body: bytes) -> Input:
 
 
 async def _lines(request: Request) -> AsyncIterator[tuple[int, bytes]]:
-    """Yield the lines of a body with their numbers while it arrives, without the blank ones."""
+    """Yield the lines of a body that are not blank, with their numbers, while it arrives. Raises ClientDisconnect."""
     number, begun = 0, list[bytes]()
-    async for piece in _pieces(request):
+    async for piece in request.stream():
         *ends, rest = piece.split(b"\n")
         for end in ends:
             number += 1
@@ -168,18 +163,6 @@ async def _lines(request: Request) -> AsyncIterator[tuple[int, bytes]]:
         begun.append(rest)
     if (last := b"".join(begun)).strip():
         yield number + 1, last
-
-
-async def _pieces(request: Request) -> AsyncIterator[bytes]:
-    """Yield the body as it arrives. Raises ClientDisconnect when the client leaves before it has sent all of it."""
-    receive = request.receive
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        yield message.get("body", b"")
-        if not message.get("more_body", False):
-            return
 
 
 def _kind(value: object) -> str:

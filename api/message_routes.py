@@ -17,7 +17,7 @@ from supervisor.core.confirmation import Confirmation
 from supervisor.core.encode import FIELDS_MAX
 from supervisor.core.ids import time_of_id
 from supervisor.fastapi import IDEMPOTENCY_KEY_PATTERN, get_idempotency_key
-from supervisor.publisher import BATCH_MAX, KEY_BYTES_MAX, Publisher
+from supervisor.publisher import BATCH_MAX, KEY_BYTES_MAX
 from supervisor.text import decoded
 from supervisor.values import SECONDS_MAX
 
@@ -25,7 +25,7 @@ from . import cloud_events
 from .admission import check_allowed, check_limits, has_limits
 from .later_replies import StoredLater, StoredLaterBatch
 from .later_routes import parse_time
-from .message_input import NDJSON, SLICE, Input, read_many, read_one
+from .message_input import NDJSON, Input, read_many, read_one
 from .plain_route import plain_post
 from .problems import Problem
 from .replies import MessagePage, Stored, StoredBatch, StoredMessage
@@ -44,6 +44,7 @@ from .schemas import (
 from .service import Service, ServiceDep
 from .stream_pages import read_page
 from .tracing import trace_fields
+from .validation import SLICE
 
 router = APIRouter(prefix="/v1/streams", tags=["streams"])
 COUNT_MAX = 1_000
@@ -159,7 +160,7 @@ async def publish(request: Request) -> Response:
             stream, fields, key=key or given.key, confirmation=confirmation
         )
     else:
-        entry, replayed, due = await _publisher(request).publish(
+        entry, replayed, due = await _service(request).publisher.publish(
             stream, fields[0], key=key or given.key, after_s=after_s, at=at
         )
     headers = {"Idempotency-Replayed": "true"} if replayed else {}
@@ -180,7 +181,8 @@ async def publish_batch(request: Request) -> Response:
     given = await read_many(request)
     fields = await _checked(request, stream, given)
     confirmation = _confirmation(request, later=after_s is not None or at is not None)
-    publisher = _service(request).confirming if confirmation else _publisher(request)
+    service = _service(request)
+    publisher = service.confirming if confirmation else service.publisher
     ids, replayed, due = await publisher.publish_batch(
         stream, fields, key=key or given.key, after_s=after_s, at=at, confirmation=confirmation
     )
@@ -291,11 +293,6 @@ def as_message(entry: bytes, fields: Mapping[bytes, bytes]) -> dict[str, Any]:
 
 def _text(due: datetime) -> str:
     return due.isoformat(timespec="milliseconds")
-
-
-def _publisher(request: Request) -> Publisher:
-    found: Publisher = request.app.state.supervisor.publisher
-    return found
 
 
 def _admitted(request: Request) -> str:

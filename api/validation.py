@@ -17,9 +17,10 @@ from supervisor.settings.load import Loaded
 
 from .problems import Problem, pointer_of
 
-#: Messages that are checked before other requests get their turn.
-_SLICE = 200
-_ERRORS_MAX = 100
+#: Messages that are encoded or checked before other requests are handled.
+SLICE = 200
+#: Errors that an answer lists at most.
+ERRORS_MAX = 100
 _UNSTORED_ID = "0-1"
 
 
@@ -44,10 +45,10 @@ class HandlerModels:
         """Raise Problem with all that is wrong with the messages, or when the handlers can't be imported."""
         specs = [spec for spec in await self._load() if spec.stream == stream]
         errors: list[dict[str, str]] = []
-        for at in range(0, len(messages) if specs else 0, _SLICE):
-            for message in messages[at : at + _SLICE]:
+        for at in range(0, len(messages) if specs else 0, SLICE):
+            for message in messages[at : at + SLICE]:
                 errors += (error for spec in specs for error in _errors(spec, message) if error not in errors)
-                if len(errors) >= _ERRORS_MAX:
+                if len(errors) >= ERRORS_MAX:
                     raise _problem(stream, errors)
             await asyncio.sleep(0)
         if errors:
@@ -68,7 +69,7 @@ class HandlerModels:
 def _problem(stream: str, errors: Sequence[dict[str, str]]) -> Problem:
     detail = f"{errors[0]['pointer']}: {errors[0]['detail']}"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return Problem("invalid", f"does not fit the handlers of {stream}: {detail}{more}", errors=errors[:_ERRORS_MAX])
+    return Problem("invalid", f"does not fit the handlers of {stream}: {detail}{more}", errors=errors[:ERRORS_MAX])
 
 
 def _errors(spec: HandlerSpec, message: Incoming) -> Iterator[dict[str, str]]:

@@ -70,10 +70,6 @@ class BenchPool:
         """True while its arbiter is alive."""
         return self._process.returncode is None
 
-    def pids(self) -> list[int]:
-        """Return the pids of its workers."""
-        return [worker["pid"] for worker in self._status()["workers"] if worker["pid"]]
-
     def latencies_ns(self) -> list[int]:
         """Return what the `latency` handler has noted so far."""
         return [int(line) for line in (self._folder / "latencies").read_text().splitlines()]

@@ -29,7 +29,7 @@ BATCH = f"POST {MESSAGES}:batch HTTP/1.1\r\nhost: x\r\ncontent-type: application
 #: The times of the service are cut short by a module of the project, which its process imports.
 SHORT = """
 from fastapi import APIRouter
-from supervisor_api.connection_limits import LIMITS
+from supervisor_api.connections import LIMITS
 
 LIMITS.head_s = LIMITS.body_grace_s = LIMITS.idle_s = 1.0
 router = APIRouter()

@@ -12,8 +12,8 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from api import connection_limits, connections
-from api.connection_limits import LIMITS
+from api import connections
+from api.connections import LIMITS
 from api.http_figures import HttpFigures
 from api.http_protocol import protocol
 
@@ -122,7 +122,7 @@ def on_site(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Run a test against a site with these limits."""
 
     def run(test: Callable[[Site], Awaitable[None]], **limits: Any) -> None:
-        changed = dataclasses.replace(connection_limits.Limits(), idle_s=0.3, linger_s=0.3)
+        changed = dataclasses.replace(connections.ConnectionLimits(), idle_s=0.3, linger_s=0.3)
         for name, value in {**dataclasses.asdict(changed), **limits}.items():
             monkeypatch.setattr(LIMITS, name, value)
 
