@@ -3,7 +3,7 @@
 from fnmatch import fnmatchcase
 
 from supervisor.settings.model import ApiSettings
-from supervisor.status import RedisSide
+from supervisor.status import RedisStatus
 from supervisor.text import did_you_mean
 
 from .problems import Problem
@@ -19,18 +19,18 @@ def check_allowed(settings: ApiSettings, stream: str) -> None:
         )
 
 
-def check_limits(settings: ApiSettings, stream: str, side: RedisSide | None) -> None:
-    """Raise Problem while the stream's groups are too far behind, or Redis is short of memory; `side` may be old."""
-    if side is None:
+def check_limits(settings: ApiSettings, stream: str, redis_status: RedisStatus | None) -> None:
+    """Raise Problem while the stream's groups are too far behind, or Redis is short of memory."""
+    if redis_status is None:
         return
-    used = side.memory_percent
+    used = redis_status.memory_percent
     if settings.max_memory_percent and used is not None and used > settings.max_memory_percent:
         raise Problem(
             "memory", f"Redis uses {used:.1f} % of its maxmemory; the limit is {settings.max_memory_percent:g} %"
         )
     if not settings.max_lag:
         return
-    for group in side.groups:
+    for group in redis_status.groups:
         behind = group["lag"] + group["pending"]
         if group["stream"] == stream and behind > settings.max_lag:
             raise Problem(

@@ -15,7 +15,7 @@ from supervisor.broker.replay import Outcome, drop, replay
 from supervisor.core.dead_letter import Filter, Letter
 
 from .dead_letter_query import SCAN_MAX, Pair, ScanResult, Selection, parse_cursor, scan
-from .overview_routes import seen
+from .overview_routes import redis_status_of
 from .problems import Problem, of_code, pointer_of, unknown_when_lost
 from .schemas import json_response
 from .service import Service
@@ -28,7 +28,7 @@ async def pairs_of(service: Service, redis: Redis, stream: str, group: str | Non
     """Return the named group, or all groups of the stream: those with handlers and those that Redis knows."""
     if group is not None:
         return [(stream, group)]
-    known = {name for handled, name in (await seen(service)).pairs if handled == stream}
+    known = {name for handled, name in (await redis_status_of(service)).pairs if handled == stream}
     [info] = await inspect.streams(redis, [stream])
     return sorted((stream, name) for name in known.union(info.groups))
 

@@ -25,7 +25,7 @@ from .dead_letter_query import (
     scan,
 )
 from .dead_letter_responses import Verb, change, delete, only, page, pairs_of, read
-from .overview_routes import seen
+from .overview_routes import redis_status_of
 from .read_route import ReadRoute
 from .replies import EXAMPLE_LETTER, ChangedLetters, DeadLetterPage
 from .root_path import link
@@ -192,5 +192,5 @@ async def list_dead(
     service: ServiceDep, redis: RedisDep, wanted: FilterDep, count: Count = 100, cursor: CursorParam = None
 ) -> Response:
     """The groups follow each other in the order of their names."""
-    found = await scan(redis, (await seen(service)).pairs, wanted, count, parse_cursor(cursor), tally=True)
+    found = await scan(redis, (await redis_status_of(service)).pairs, wanted, count, parse_cursor(cursor), tally=True)
     return page(found, wanted, count, link("/v1/dead"), {"cursor": found.next.encode()} if found.next else None)

@@ -8,7 +8,7 @@ from supervisor.core.entry_fate import Presence
 from supervisor.core.entry_fate import explain as judge
 from supervisor.fastapi import RedisDep
 
-from .overview_routes import seen
+from .overview_routes import redis_status_of
 from .problems import Problem
 from .read_route import ReadRoute
 from .replies import Explanation
@@ -33,7 +33,7 @@ async def explain_message(stream: Stream, entry_id: EntryId, service: ServiceDep
     `before` is the number of entries that come first. `idle_ms` is the time since the last delivery to `consumer`. 404:
     Redis has no trace of the message, so it was not published, or was trimmed or deleted.
     """
-    own = [group for handled, group in (await seen(service)).pairs if handled == stream]
+    own = [group for handled, group in (await redis_status_of(service)).pairs if handled == stream]
     found = judge(*await collect(redis, stream, entry_id, own, letters_max=LETTERS_MAX))
     if not found.known:
         why = "trimmed, deleted, or never published" if found.presence is Presence.GONE else found.presence.value
@@ -51,7 +51,7 @@ async def explain_later(stream: Stream, later_id: str, service: ServiceDep, redi
 
     404: no message for later has this id, and none that was published or cancelled lately.
     """
-    own = [group for handled, group in (await seen(service)).pairs if handled == stream]
+    own = [group for handled, group in (await redis_status_of(service)).pairs if handled == stream]
     found = judge(*await collect_later(redis, stream, later_id, own, letters_max=LETTERS_MAX))
     if not found.known:
         raise Problem("not-found", f"stream {stream!r} has no message for later {later_id!r}, and had none lately")

@@ -17,7 +17,7 @@ from supervisor.text import did_you_mean
 
 from .access import audited
 from .later_replies import LaterList, LaterMessage, Run, ScheduleList
-from .overview_routes import seen
+from .overview_routes import redis_status_of
 from .problems import Problem, unknown_when_lost
 from .read_route import ReadRoute
 from .schemas import Name, Stream, answers, json_response, problems
@@ -72,7 +72,7 @@ async def list_later(
     if stream is not None:
         names = [stream]
     else:
-        handled = {name for name, _ in (await seen(service)).pairs}
+        handled = {name for name, _ in (await redis_status_of(service)).pairs}
         names = sorted({*handled, *await later.noted_streams(redis)})
     totals = await later.counts(redis, names)
     found = [one.as_dict() for total in totals async for one in later.listed(redis, total.stream, count)]

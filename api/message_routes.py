@@ -302,7 +302,7 @@ def _admitted(request: Request) -> str:
     settings = service.settings.api
     check_allowed(settings, stream)
     if has_limits(settings):
-        check_limits(settings, stream, service.redis_side.peek())
+        check_limits(settings, stream, service.redis_status.peek())
     return stream
 
 

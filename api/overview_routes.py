@@ -10,7 +10,7 @@ from supervisor.broker import inspect
 from supervisor.errors import UsageError
 from supervisor.fastapi import RedisDep
 from supervisor.overview import overview
-from supervisor.status import RedisSide
+from supervisor.status import RedisStatus
 
 from .pool_replies import PendingList, PendingOfGroup
 from .read_route import ReadRoute
@@ -29,11 +29,11 @@ PendingCount = Annotated[int, Query(ge=1, le=10_000, description="The greatest n
 )
 async def list_streams(service: ServiceDep, redis: RedisDep) -> Response:
     """What `supervisor streams --json` prints: each stream with all its groups, including those of other programs."""
-    side = await seen(service)
-    own = [(group["stream"], group["group"]) for group in side.groups]
+    redis_status = await redis_status_of(service)
+    own = [(group["stream"], group["group"]) for group in redis_status.groups]
     names = sorted({stream for stream, _ in own})
     found = await overview(redis, service.settings, names, own)
-    return json_response({"streams": found, "problems": side.problems})
+    return json_response({"streams": found, "problems": redis_status.problems})
 
 
 @router.get(
@@ -43,8 +43,8 @@ async def list_streams(service: ServiceDep, redis: RedisDep) -> Response:
 )
 async def list_groups(service: ServiceDep) -> Response:
     """Lag, pending messages, oldest entry and dead letters of each group."""
-    side = await seen(service)
-    return json_response({"groups": side.groups, "problems": side.problems})
+    redis_status = await redis_status_of(service)
+    return json_response({"groups": redis_status.groups, "problems": redis_status.problems})
 
 
 @router.get(
@@ -54,9 +54,9 @@ async def list_groups(service: ServiceDep) -> Response:
 )
 async def list_pending(service: ServiceDep, redis: RedisDep, count: PendingCount = 100) -> Response:
     """`count` is for each group."""
-    side = await seen(service)
-    found = [await _pending(redis, group["stream"], group["group"], count) for group in side.groups]
-    return json_response({"groups": found, "problems": side.problems})
+    redis_status = await redis_status_of(service)
+    found = [await _pending(redis, group["stream"], group["group"], count) for group in redis_status.groups]
+    return json_response({"groups": found, "problems": redis_status.problems})
 
 
 @router.get(
@@ -77,7 +77,7 @@ async def _pending(redis: Redis, stream: str, group: str, count: int) -> dict[st
     return {"stream": stream, "group": group, "pending": found}
 
 
-async def seen(service: ServiceDep) -> RedisSide:
+async def redis_status_of(service: ServiceDep) -> RedisStatus:
     """Return what Redis says of the groups that have handlers. Raises Problem when it does not answer."""
     refuse_without_redis(await service.state())
-    return service.redis_side.peek() or RedisSide({})
+    return service.redis_status.peek() or RedisStatus({})

@@ -21,7 +21,7 @@ from supervisor.core.cut_off import SETTLED
 
 from .schemas import NO_CACHE, problems, text_answer
 from .service import PROBE_LIMIT_S, Pulse, Service, ServiceDep
-from .snapshots import TOO_BUSY, Finding
+from .snapshots import TOO_BUSY, PartHealth
 
 router = APIRouter()
 #: It may have any value, or none, any number of times.
@@ -44,7 +44,7 @@ class Check:
 
     name: str
     #: What is wrong with it; empty: nothing.
-    trouble: str = ""
+    failure: str = ""
     #: A note on a part that is well.
     note: str = ""
 
@@ -52,27 +52,27 @@ class Check:
 def _checks(pulse: Pulse | None) -> list[Check]:
     if pulse is None:
         return [Check("redis", "not known yet")]
-    found = [_check("redis", pulse.redis)]
+    checks = [_check("redis", pulse.redis)]
     if pulse.pool is None:
-        return [*found, _check("workers", pulse.arbiter)] if pulse.arbiter.error else found
+        return [*checks, _check("workers", pulse.arbiter)] if pulse.arbiter.error else checks
     ready, total = pulse.workers
     draining = pulse.pool["state"] == "draining"
-    trouble = "the pool is draining" if draining else ""
+    failure = "the pool is draining" if draining else ""
     if not ready:
-        trouble = f"{ready} of {total} are ready" if total else "there are none: `supervisor scale` starts some"
-    found.append(_check("workers", replace(pulse.arbiter, error=pulse.arbiter.error or trouble)))
-    if trouble := _trouble_of_keeper(pulse):
-        found.append(Check("keeper", trouble))
+        failure = f"{ready} of {total} are ready" if total else "there are none: `supervisor scale` starts some"
+    checks.append(_check("workers", replace(pulse.arbiter, error=pulse.arbiter.error or failure)))
+    if failure := _keeper_failure(pulse):
+        checks.append(Check("keeper", failure))
     if since := pulse.pool.get("paused_since"):
-        found.append(Check("paused", f"no message is started since {since}, until `supervisor resume`"))
+        checks.append(Check("paused", f"no message is started since {since}, until `supervisor resume`"))
     for one in pulse.pool.get("cut_off", ()):
         if one["workers"] == one["of"] and not pulse.redis.error:
             what = "is not settled" if SETTLED in one["reason"] else "is not read"
-            found.append(Check("reading", f"{one['stream']} / {one['group']} {what}: {one['reason']}"))
-    return found
+            checks.append(Check("reading", f"{one['stream']} / {one['group']} {what}: {one['reason']}"))
+    return checks
 
 
-def _trouble_of_keeper(pulse: Pulse) -> str:
+def _keeper_failure(pulse: Pulse) -> str:
     """Return what is wrong with the keeper: without it, dead hosts' messages stay and the lease of this one ends."""
     keeper = next((one for one in (pulse.pool or {})["services"] if one["name"] == "keeper"), None)
     if keeper is None or keeper["state"] in ("EMPTY", "BACKOFF", "FAILED"):
@@ -84,32 +84,32 @@ def _trouble_of_keeper(pulse: Pulse) -> str:
     return ""
 
 
-def _check(name: str, finding: Finding) -> Check:
-    if not finding.busy or finding.error:
-        return Check(name, finding.error)
-    return Check(name, note=f", as of {time.monotonic() - finding.at_s:.0f} s ago: {TOO_BUSY}")
+def _check(name: str, health: PartHealth) -> Check:
+    if not health.busy or health.error:
+        return Check(name, health.error)
+    return Check(name, note=f", as of {time.monotonic() - health.at_s:.0f} s ago: {TOO_BUSY}")
 
 
 async def _ready(service: Service) -> list[Check]:
     checks = _checks(await service.pulse.get(PROBE_LIMIT_S))
     if service.stopping.is_set():
         checks.append(Check("service", "the service is stopping"))
-    service.started = service.started or not any(check.trouble for check in checks)
+    service.started = service.started or not any(check.failure for check in checks)
     return checks
 
 
 def _answer(checks: Sequence[Check], verbose: str | None, exclude: Sequence[str] = ()) -> Response:
-    good = not any(check.trouble and check.name not in exclude for check in checks)
+    good = not any(check.failure and check.name not in exclude for check in checks)
     verdict = "ok" if good else "failed"
     text = "\n".join([*(_line(check, exclude) for check in checks), verdict, ""]) if verbose is not None else verdict
     return PlainTextResponse(text, 200 if good else 503, NO_CACHE)
 
 
 def _line(check: Check, exclude: Sequence[str]) -> str:
-    if not check.trouble:
+    if not check.failure:
         return f"[+]{check.name} ok{check.note}"
     sign, verdict = ("+", "excluded") if check.name in exclude else ("-", "failed")
-    return f"[{sign}]{check.name} {verdict}: {check.trouble}"
+    return f"[{sign}]{check.name} {verdict}: {check.failure}"
 
 
 @router.get("/livez", tags=["probes"], response_class=PlainTextResponse, responses=_OK, summary="Is the process alive?")

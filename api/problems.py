@@ -43,7 +43,7 @@ BLANK = "about:blank"
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ProblemKind:
     """One kind of problem."""
 
     status: int
@@ -53,78 +53,88 @@ class Kind:
 
 
 KINDS = {
-    "bad-request": Kind(400, "Bad request", "`detail` says what is wrong with the request."),
-    "malformed-json": Kind(400, "The body is not JSON", "Send valid JSON in UTF-8; `detail` says where the error is."),
-    "unauthorized": Kind(
+    "bad-request": ProblemKind(400, "Bad request", "`detail` says what is wrong with the request."),
+    "malformed-json": ProblemKind(
+        400, "The body is not JSON", "Send valid JSON in UTF-8; `detail` says where the error is."
+    ),
+    "unauthorized": ProblemKind(
         401, "A token is needed", "Send `Authorization: Bearer <token>` with the token in [api] token."
     ),
-    "forbidden": Kind(403, "The token is read-only", "This changes something; use the operator's token, [api] token."),
-    "cross-site": Kind(403, "Refused from another site", "A browser sent this for a page of another origin."),
-    "websocket-refused": Kind(
+    "forbidden": ProblemKind(
+        403, "The token is read-only", "This changes something; use the operator's token, [api] token."
+    ),
+    "cross-site": ProblemKind(403, "Refused from another site", "A browser sent this for a page of another origin."),
+    "websocket-refused": ProblemKind(
         403, "The WebSocket was refused", "No route takes a WebSocket at this address, or the route has refused it."
     ),
-    "stream-not-allowed": Kind(
+    "stream-not-allowed": ProblemKind(
         403, "The stream may not be written to", "[api] streams lists the streams that clients may publish to."
     ),
-    "not-found": Kind(404, "Not found", "Nothing exists at this address, or it was removed."),
-    "method-not-allowed": Kind(405, "Method not allowed", "The header Allow lists the methods of this address."),
-    "ambiguous": Kind(
+    "not-found": ProblemKind(404, "Not found", "Nothing exists at this address, or it was removed."),
+    "method-not-allowed": ProblemKind(405, "Method not allowed", "The header Allow lists the methods of this address."),
+    "ambiguous": ProblemKind(
         409, "More than one dead letter", "Several groups have a dead letter with this id; name one with `group`."
     ),
-    "wrong-type": Kind(409, "The key is not a stream", "Redis holds another type of value under this name."),
-    "too-slow": Kind(408, "The request came too slowly", "Send the head at once, and the body without long breaks."),
-    "pool-refused": Kind(409, "The pool refuses that now", "`detail` says why, for example that the pool is draining."),
-    "body-too-large": Kind(413, "The body is too large", "Send less at once, or raise [api] max_body_bytes."),
-    "media-type": Kind(415, "Unsupported media type", "Set Content-Type to one of those that `detail` names."),
-    "invalid": Kind(422, "The request is not valid", "`errors` lists what is wrong, by JSON pointer or parameter."),
-    "idempotency-key-reused": Kind(
+    "wrong-type": ProblemKind(409, "The key is not a stream", "Redis holds another type of value under this name."),
+    "too-slow": ProblemKind(
+        408, "The request came too slowly", "Send the head at once, and the body without long breaks."
+    ),
+    "pool-refused": ProblemKind(
+        409, "The pool refuses that now", "`detail` says why, for example that the pool is draining."
+    ),
+    "body-too-large": ProblemKind(413, "The body is too large", "Send less at once, or raise [api] max_body_bytes."),
+    "media-type": ProblemKind(415, "Unsupported media type", "Set Content-Type to one of those that `detail` names."),
+    "invalid": ProblemKind(
+        422, "The request is not valid", "`errors` lists what is wrong, by JSON pointer or parameter."
+    ),
+    "idempotency-key-reused": ProblemKind(
         422, "The Idempotency-Key was used for another message", "A key is kept for 24 hours; use a new one."
     ),
-    "no-models": Kind(
+    "no-models": ProblemKind(
         501,
         "Messages can't be validated here",
         "The service can't import the handlers, whose models say what is valid; `detail` says why. Nothing was stored.",
     ),
-    "head-too-large": Kind(
+    "head-too-large": ProblemKind(
         431, "The head of the request is too large", "Send fewer or shorter headers; `detail` says what is allowed."
     ),
-    "internal": Kind(500, "Internal error", "This is a bug: the log has a traceback with the same request id."),
-    "backlog": Kind(
+    "internal": ProblemKind(500, "Internal error", "This is a bug: the log has a traceback with the same request id."),
+    "backlog": ProblemKind(
         429, "The backlog is too long", "The stream's handlers are behind by more than [api] max_lag. Try again later."
     ),
-    "memory": Kind(
+    "memory": ProblemKind(
         503,
         "Redis is short of memory",
         "Redis uses more of its memory than [api] max_memory_percent. Nothing was stored; try again later.",
     ),
-    "redis-unavailable": Kind(
+    "redis-unavailable": ProblemKind(
         503,
         "Redis is unreachable",
         "Try again after the time in Retry-After. The service's own routes have stored nothing.",
     ),
-    "redis-refused": Kind(
+    "redis-refused": ProblemKind(
         503,
         "Redis refuses the command for now",
         "Redis is out of memory, loading, read-only or the like. Nothing was stored; try again later.",
     ),
-    "outcome-unknown": Kind(
+    "outcome-unknown": ProblemKind(
         503,
         "The answer was lost",
         "Redis or the pool may have done what was asked for. Repeat a publish only with the same Idempotency-Key; dead"
         " letters may be replayed or removed again. `detail` says what to do after other changes.",
     ),
-    "not-confirmed": Kind(
+    "not-confirmed": ProblemKind(
         503,
         "Stored, but not confirmed",
         "The message is stored, but not as many replicas have it as were asked for, or it is not yet on disk. Repeat it"
         " only with the same Idempotency-Key.",
     ),
-    "busy": Kind(
+    "busy": ProblemKind(
         503,
         "Too many requests",
         "Too many requests wait for Redis, too many clients follow streams, or there are too many connections.",
     ),
-    "no-pool": Kind(
+    "no-pool": ProblemKind(
         503, "No pool answers on this host", "Ask the HTTP service of a host that runs `supervisor start`."
     ),
 }

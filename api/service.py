@@ -25,14 +25,14 @@ from supervisor.publisher import Publisher
 from supervisor.settings.load import Loaded
 from supervisor.settings.model import Settings
 from supervisor.settings.paths import PoolPaths, pool_paths, redis_url
-from supervisor.status import RedisSide, document, look_at_redis, pairs_of, with_memory
+from supervisor.status import RedisStatus, document, pairs_of, read_redis_status, with_memory
 
 from .problems import Problem
 from .publish_figures import CountingPublisher, Produced
-from .snapshots import NO_ANSWER, Finding, LoopWatch, Snapshot, is_pressed, judge
+from .snapshots import NO_ANSWER, LoopWatch, PartHealth, Snapshot, is_pressed, judge
 from .validation import HandlerModels
 
-#: How often each part is looked at while somebody asks. The kernel walks all pages of a worker for its memory.
+#: How often each part is examined while requests ask for it. The kernel walks all pages of a worker for its memory.
 PULSE_EVERY_S = 0.5
 GROUPS_EVERY_S = 0.5
 MEMORY_EVERY_S = 10.0
@@ -59,9 +59,9 @@ class Pulse:
     """Whether the service can do its work."""
 
     #: Whether Redis takes writes.
-    redis: Finding
+    redis: PartHealth
     #: Whether the arbiter answers, where its socket exists.
-    arbiter: Finding
+    arbiter: PartHealth
     #: The answer of the arbiter; None: no pool runs on this host, or it does not answer.
     pool: dict[str, Any] | None = None
 
@@ -99,7 +99,7 @@ class Service:
         #: Limits how many tails ask Redis at once where to begin: the client has at most 100 connections.
         self.tail_starts = asyncio.Semaphore(TAIL_STARTS_MAX)
         self.pulse: Snapshot[Pulse] = Snapshot(self._measure_pulse, every_s=PULSE_EVERY_S)
-        self.redis_side: Snapshot[RedisSide] = Snapshot(self._look_at_redis, every_s=GROUPS_EVERY_S)
+        self.redis_status: Snapshot[RedisStatus] = Snapshot(self._read_redis_status, every_s=GROUPS_EVERY_S)
         self._memory: Snapshot[dict[int, dict[str, Any]]] = Snapshot(self._measure_memory, every_s=MEMORY_EVERY_S)
         self._figures: Snapshot[dict[str, Any]] = Snapshot(self._ask_for_figures, every_s=FIGURES_EVERY_S)
 
@@ -110,7 +110,7 @@ class Service:
 
     @property
     def _snapshots(self) -> tuple[Snapshot[Any], ...]:
-        return self.pulse, self.redis_side, self._memory, self._figures
+        return self.pulse, self.redis_status, self._memory, self._figures
 
     async def figures(self) -> dict[str, Any]:
         """Return what the workers of this host's pool have counted; empty where that is not known."""
@@ -121,8 +121,8 @@ class Service:
 
         Waits at most `limit_s` for a part of which nothing is known yet.
         """
-        pulse, side, memory = await asyncio.gather(
-            self.pulse.get(limit_s), self.redis_side.get(limit_s), self._memory.get(limit_s)
+        pulse, redis_status, memory = await asyncio.gather(
+            self.pulse.get(limit_s), self.redis_status.get(limit_s), self._memory.get(limit_s)
         )
         pool: dict[str, Any] = {"state": "down", "pid": None, "uptime_s": None, "workers": []}
         if pulse is None:
@@ -131,13 +131,13 @@ class Service:
             pool = pulse.pool
         elif pulse is not None and pulse.arbiter.error:
             pool["reason"] = pulse.arbiter.error
-        side = side or RedisSide({"url": None, "version": None, "durability": None})
+        redis_status = redis_status or RedisStatus({"url": None, "version": None, "durability": None})
         # A Redis that is full or read-only still shows everything; slowness of our own says nothing of it.
         if pulse is not None and pulse.redis.error and not (pulse.redis.refuses or pulse.redis.unknown):
-            side = RedisSide({**side.server, "error": pulse.redis.error})
+            redis_status = RedisStatus({**redis_status.server, "error": pulse.redis.error})
         memory = memory or {}
         workers = [{**worker, **memory.get(worker["pid"], NO_MEMORY)} for worker in pool.get("workers", [])]
-        return document(pool, side, workers)
+        return document(pool, redis_status, workers)
 
     @property
     def confirming(self) -> Publisher:
@@ -205,14 +205,14 @@ class Service:
         )
         arbiter = judge(
             before.arbiter if before else None,
-            Finding(arbiter_error, now_s),
+            PartHealth(arbiter_error, now_s),
             timed_out=arbiter_late,
             starved=watch.starved,
             pressed=pressed,
         )
         return Pulse(redis, arbiter, before.pool if arbiter.busy and before is not None else pool)
 
-    async def _would_write(self) -> tuple[Finding, bool]:
+    async def _would_write(self) -> tuple[PartHealth, bool]:
         """Return why a write would fail now (empty: it would not), and whether Redis did not answer in time."""
         error, late, refuses = "", False, False
         try:
@@ -229,7 +229,7 @@ class Service:
             error, late = NO_ANSWER, True
         except REDIS_FAULTS as fault:
             error = str(fault) or NO_ANSWER
-        return Finding(error, time.monotonic(), refuses), late
+        return PartHealth(error, time.monotonic(), refuses), late
 
     def _ask(self) -> tuple[dict[str, Any] | None, str, bool]:
         """Return the arbiter's answer, or why there is none and whether it is only late."""
@@ -242,16 +242,16 @@ class Service:
         del answer["redis_url"]  # with its password
         return answer, "", False
 
-    async def _look_at_redis(self, before: RedisSide | None) -> RedisSide:
+    async def _read_redis_status(self, before: RedisStatus | None) -> RedisStatus:
         pulse = await self.pulse.get(FIRST_LIMIT_S)
         answer = (pulse and pulse.pool) or {}
         # An arbiter that does not answer now (it loads new code) has written down its groups: this process imports
         # handlers only where no pool ever ran.
         pairs = pairs_of(answer, self.settings, None) or pairs_of(answer, self.settings, self.loaded.root)
         self.produced.handled.update(stream for stream, _ in pairs)
-        side = await look_at_redis(self._patient, self.url, pairs, self.settings)
+        status = await read_redis_status(self._patient, self.url, pairs, self.settings)
         # The pulse says whether Redis can be used; while Redis is silent, the last figures stay.
-        return before if "error" in side.server and before is not None else side
+        return before if "error" in status.server and before is not None else status
 
     async def _ask_for_figures(self, before: dict[str, Any] | None) -> dict[str, Any]:
         if not has_socket(self.paths):

@@ -102,7 +102,7 @@ class Snapshot(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class PartHealth:
     """What was found out about one part."""
 
     #: What is wrong; empty: nothing.
@@ -120,7 +120,7 @@ class Finding:
         return self.error == TOO_BUSY
 
 
-def judge(before: Finding | None, now: Finding, *, timed_out: bool, starved: bool, pressed: bool) -> Finding:
+def judge(before: PartHealth | None, now: PartHealth, *, timed_out: bool, starved: bool, pressed: bool) -> PartHealth:
     """Return what holds after another look.
 
     `starved`: this process had too little CPU time to receive an answer. `pressed`: the machine is busy, so the

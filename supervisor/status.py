@@ -31,7 +31,7 @@ REDIS_LIMIT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class RedisSide:
+class RedisStatus:
     """What Redis says of itself and of the groups."""
 
     #: `{"url", "version", "durability"}`, and `error` when it can't be used.
@@ -59,13 +59,15 @@ async def collect(settings: Settings, root: Path | None = None) -> dict[str, Any
     url = answer.get("redis_url") or redis_url(settings)
     redis = client(url, timeout_s=REDIS_LIMIT_S, connect_timeout_s=REDIS_LIMIT_S)
     try:
-        side = await look_at_redis(redis, url, pairs_of(answer, settings, root), settings)
+        redis_status = await read_redis_status(redis, url, pairs_of(answer, settings, root), settings)
     finally:
         await redis.aclose()
-    return document(answer, side, await with_memory(answer.get("workers", [])))
+    return document(answer, redis_status, await with_memory(answer.get("workers", [])))
 
 
-async def look_at_redis(redis: Redis, url: str, pairs: Sequence[tuple[str, str]], settings: Settings) -> RedisSide:
+async def read_redis_status(
+    redis: Redis, url: str, pairs: Sequence[tuple[str, str]], settings: Settings
+) -> RedisStatus:
     """Ask Redis about itself and the groups. The result names what it refuses or does not answer."""
     server: dict[str, Any] = {"url": masked(url), "version": None, "durability": None}
     try:
@@ -75,8 +77,8 @@ async def look_at_redis(redis: Redis, url: str, pairs: Sequence[tuple[str, str]]
         later = await _later(redis, pairs)
         schedules = await _schedules(redis, settings) if settings.schedule else []
     except REDIS_FAULTS as error:
-        return RedisSide({**server, "error": str(error) or type(error).__name__})
-    return RedisSide(server, groups, later, schedules, problems, pairs, described.memory_percent)
+        return RedisStatus({**server, "error": str(error) or type(error).__name__})
+    return RedisStatus(server, groups, later, schedules, problems, pairs, described.memory_percent)
 
 
 async def _later(redis: Redis, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
@@ -124,19 +126,26 @@ async def _readable_groups(redis: Redis, pairs: Sequence[tuple[str, str]]) -> tu
     return found, list(dict.fromkeys(problems))
 
 
-def document(answer: dict[str, Any], side: RedisSide, workers: list[dict[str, Any]]) -> dict[str, Any]:
+def document(answer: dict[str, Any], redis_status: RedisStatus, workers: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the document of the arbiter's answer, what Redis says, and the workers with their memory."""
     reasons = list(answer.get("degraded_reasons", []))
-    if "error" in side.server:
-        reasons.append(f"Redis can't be used: {side.server['error']}")
-    reasons += [f"a stream can't be read: {problem}" for problem in side.problems]
-    wrong = "error" in side.server or side.problems
+    if "error" in redis_status.server:
+        reasons.append(f"Redis can't be used: {redis_status.server['error']}")
+    reasons += [f"a stream can't be read: {problem}" for problem in redis_status.problems]
+    wrong = "error" in redis_status.server or redis_status.problems
     state = "degraded" if wrong and answer["state"] in ("healthy", "paused") else answer["state"]
-    head = {"state": state, "pid": answer["pid"], "uptime_s": answer["uptime_s"], "redis": side.server}
+    head = {"state": state, "pid": answer["pid"], "uptime_s": answer["uptime_s"], "redis": redis_status.server}
     rest = {k: v for k, v in answer.items() if k not in ("redis", "redis_url", "consumers", "workers", *head)}
     if answer["pid"]:
         rest["degraded_reasons"] = reasons
-    return {**head, "workers": workers, "groups": side.groups, "later": side.later, "schedules": side.schedules, **rest}
+    return {
+        **head,
+        "workers": workers,
+        "groups": redis_status.groups,
+        "later": redis_status.later,
+        "schedules": redis_status.schedules,
+        **rest,
+    }
 
 
 def configured_pairs(settings: Settings, root: Path) -> list[tuple[str, str]]:

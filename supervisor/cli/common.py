@@ -78,7 +78,7 @@ class Value(click.ParamType):  # type: ignore[type-arg]  # generic in new versio
             raise UsageError(f"{_name(param, ctx)} {value!r}: {error}") from None
 
 
-class FilePath(click.Path):
+class NonEmptyPath(click.Path):
     """The type of a path. An empty one, of a variable of the shell that is not set, would be the working folder."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -153,7 +153,7 @@ def count_option(default: int | None = None, most: int | None = None, *, text: s
 config_option = click.option(
     "--config",
     "-c",
-    type=FilePath(path_type=Path),
+    type=NonEmptyPath(path_type=Path),
     metavar="FILE",
     help="Read this config.toml.  [default: $SUPERVISOR_CONFIG, or ./config.toml if there is one]",
 )

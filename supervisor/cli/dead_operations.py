@@ -50,7 +50,7 @@ class Work:
     now_ms: int = 0
 
 
-class Progress:
+class ProgressLine:
     """Prints the progress of long work now and then."""
 
     def __init__(self, did: str, total: int) -> None:
@@ -75,7 +75,9 @@ async def list_letters(
     async with open_redis(loaded.settings) as redis:
         for pair in await _pairs(loaded, redis, *named):
             matching = 0
-            async for page in _fitting(redis, pair, wanted, hint, most=count - printed if wanted.empty else None):
+            async for page in _matching_pages(
+                redis, pair, wanted, hint, most=count - printed if wanted.empty else None
+            ):
                 chosen = page[: count - printed]
                 printed += len(chosen)
                 matching += len(page)
@@ -113,7 +115,7 @@ async def choose(loaded: Loaded, stream: str, group: str, ids: Sequence[str], wa
         count, end = await extent(redis, stream, group)
         if not wanted.empty:
             count, hint = 0, FilterHint(wanted)
-            async for page in _fitting(redis, (stream, group), wanted, hint, end=end, now_ms=now_ms):
+            async for page in _matching_pages(redis, (stream, group), wanted, hint, end=end, now_ms=now_ms):
                 count += len(page)
             if not count:
                 hint.tell()
@@ -123,17 +125,17 @@ async def choose(loaded: Loaded, stream: str, group: str, ids: Sequence[str], wa
 async def carry_out(loaded: Loaded, verb: str, work: Work, *, as_json: bool) -> int:
     """Replay or drop the letters; return the exit code."""
     act, done = _ACTIONS[verb]
-    progress = Progress(done, work.count)
+    progress = ProgressLine(done, work.count)
     tried = count = asked = 0
     async with open_redis(loaded.settings) as redis:
         try:
-            async for page in _of(redis, work):
+            async for page in _pages_of(redis, work):
                 asked = len(page)
                 outcomes = await act(redis, page)
                 asked = 0
                 tried += len(outcomes)
                 count += sum(outcome.outcome == done for outcome in outcomes)
-                _tell(outcomes, as_json=as_json)
+                _print_outcomes(outcomes, as_json=as_json)
                 progress(count)
         finally:
             talk(f"{count:,} {done}")
@@ -142,15 +144,15 @@ async def carry_out(loaded: Loaded, verb: str, work: Work, *, as_json: bool) -> 
     return EXIT_OK if count == tried else EXIT_FAILED
 
 
-async def _of(redis: Redis, work: Work) -> AsyncIterator[Sequence[Letter]]:
+async def _pages_of(redis: Redis, work: Work) -> AsyncIterator[Sequence[Letter]]:
     if work.named:
         yield work.named
         return
-    async for page in _fitting(redis, (work.stream, work.group), work.wanted, end=work.end, now_ms=work.now_ms):
+    async for page in _matching_pages(redis, (work.stream, work.group), work.wanted, end=work.end, now_ms=work.now_ms):
         yield page
 
 
-async def _fitting(
+async def _matching_pages(
     redis: Redis,
     pair: tuple[str, str],
     wanted: Filter,
@@ -162,7 +164,7 @@ async def _fitting(
 ) -> AsyncIterator[list[Letter]]:
     """Yield the matching letters of each page; stop after `most` letters were scanned."""
     now_ms = now_ms or int(time.time() * 1000)
-    progress = Progress("scanned", (await extent(redis, *pair))[0])
+    progress = ProgressLine("scanned", (await extent(redis, *pair))[0])
     looked = 0
     if most == 0:
         return
@@ -188,7 +190,7 @@ async def _pairs(loaded: Loaded, redis: Redis, stream: str | None, group: str | 
     return found
 
 
-def _tell(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
+def _print_outcomes(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
     """Print the outcome of each letter. Raises SupervisorError when Redis refused all: it would refuse the rest too."""
     for outcome in outcomes:
         letter = outcome.letter

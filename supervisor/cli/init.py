@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from supervisor.cli.common import FilePath, command, dumps, json_option, talk
+from supervisor.cli.common import NonEmptyPath, command, dumps, json_option, talk
 from supervisor.errors import UsageError
 from supervisor.text import path_text
 
@@ -30,7 +30,7 @@ _RENAMED = {"gitignore": ".gitignore", "dockerignore": ".dockerignore", "env.exa
     supervisor init --database shop     users and their events in a database""",
     short_help="Create a new project.",
 )
-@click.argument("folder", type=FilePath(path_type=Path, file_okay=False), default=".", metavar="[DIR]")
+@click.argument("folder", type=NonEmptyPath(path_type=Path, file_okay=False), default=".", metavar="[DIR]")
 @click.option("--database", is_flag=True, help="Store users in SQLite, and their events in the same transaction.")
 @json_option
 def init(folder: Path, database: bool, as_json: bool) -> None:

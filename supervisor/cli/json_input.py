@@ -25,7 +25,7 @@ def json_chunks(source: IO[bytes], size: int) -> Iterator[list[dict[str, str]]]:
     A chunk is shorter where the source has no more at the moment, so that a slow pipe is not held up.
     Raises UsageError that names the line; the chunk it stands in is not yielded.
     """
-    reader = _Reader(source)
+    reader = _JsonReader(source)
     chunk: list[dict[str, str]] = []
     for line, value in reader.values():
         if not isinstance(value, dict):
@@ -41,7 +41,7 @@ def json_chunks(source: IO[bytes], size: int) -> Iterator[list[dict[str, str]]]:
         yield chunk
 
 
-class _Reader:
+class _JsonReader:
     def __init__(self, source: IO[bytes]) -> None:
         import codecs
 

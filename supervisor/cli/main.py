@@ -58,7 +58,7 @@ START = "start"
 QUICK = frozenset({"status", "scale", "pause", "resume", "streams", "pending", "publish", "read", "version", "help"})
 
 
-class Commands(ExamplesGroup):
+class LazyGroup(ExamplesGroup):
     """The group of all commands; a module is imported when its command is looked up."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -84,7 +84,7 @@ class Commands(ExamplesGroup):
 
 
 @click.group(
-    cls=Commands,
+    cls=LazyGroup,
     context_settings=CONTEXT,
     examples="""\
     supervisor init myproject             a new project that starts at once

@@ -65,20 +65,20 @@ def tail(loaded: Loaded, stream: str, start: str, count: int | None, as_json: bo
 async def _follow(loaded: Loaded, stream: str, start: str, count: int | None, as_json: bool) -> None:
     from supervisor.cli.read import print_entries
 
-    reader = _Reader(loaded, stream)
+    follower = _Follower(loaded, stream)
     try:
-        await reader.begin(start)
-        talk(f"following {stream} after {reader.last_id}; Ctrl-C ends")
+        await follower.begin(start)
+        talk(f"following {stream} after {follower.last_id}; Ctrl-C ends")
         left = count
         while left is None or left > 0:
-            entries = await reader.next(PAGE if left is None else min(PAGE, left))
+            entries = await follower.next(PAGE if left is None else min(PAGE, left))
             print_entries(entries, as_json)
             left = None if left is None else left - len(entries)
     finally:
-        await reader.close()
+        await follower.close()
 
 
-class _Reader:
+class _Follower:
     def __init__(self, loaded: Loaded, stream: str) -> None:
         from supervisor.broker.connect import client
         from supervisor.settings.paths import redis_url

@@ -201,10 +201,10 @@ def test_many_letters_are_never_in_memory_at_once(tmp_path: Path, redis_server: 
 
 def test_long_work_tells_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dead_operations, "PROGRESS_S", 0.0)
-    dead_operations.Progress("replayed", 1_000_000)(1_500)
+    dead_operations.ProgressLine("replayed", 1_000_000)(1_500)
     assert capsys.readouterr().err == "replayed 1,500 of 1,000,000\n"
     monkeypatch.setattr(dead_operations, "PROGRESS_S", 60.0)
-    dead_operations.Progress("replayed", 1_000_000)(1_500)
+    dead_operations.ProgressLine("replayed", 1_000_000)(1_500)
     assert capsys.readouterr().err == ""
 
 

@@ -5,7 +5,7 @@ import pytest
 from api.admission import check_allowed, check_limits
 from api.problems import Problem
 from supervisor.settings.model import ApiSettings
-from supervisor.status import RedisSide
+from supervisor.status import RedisStatus
 
 GROUPS = [{"stream": "a", "group": "g", "lag": 5, "pending": 1}, {"stream": "b", "group": "g", "lag": 0, "pending": 0}]
 
@@ -19,10 +19,10 @@ GROUPS = [{"stream": "a", "group": "g", "lag": 5, "pending": 1}, {"stream": "b",
     ],
 )  # fmt: skip
 def test_limits(settings: dict[str, float], stream: str, memory_percent: float | None, kind: str) -> None:
-    side = RedisSide({}, GROUPS, memory_percent=memory_percent)
+    redis_status = RedisStatus({}, GROUPS, memory_percent=memory_percent)
     found = ""
     try:
-        check_limits(ApiSettings(**settings), stream, side)
+        check_limits(ApiSettings(**settings), stream, redis_status)
     except Problem as problem:
         found = problem.kind
         assert problem.headers and int(problem.headers["Retry-After"]) >= 1

@@ -8,7 +8,7 @@ import pytest
 
 from api.probe_routes import _answer, _checks
 from api.service import Pulse
-from api.snapshots import Finding
+from api.snapshots import PartHealth
 from api.status_routes import _seen_from_here
 
 KEEPER = {"name": "keeper", "state": "READY", "beat_age_s": 1.0, "last_exit": None}
@@ -18,11 +18,11 @@ LEFT = {"reason": "signal", "code": None, "signal": 9, "uptime_s": 1.0}
 def pulse(error: str = "", **pool: Any) -> Pulse:
     """A pool with one ready worker and a keeper, changed by `pool`."""
     known = {"state": "healthy", "workers": [{"state": "READY"}], "services": [KEEPER]} | pool
-    return Pulse(Finding(error, time.monotonic()), Finding("", time.monotonic()), known)
+    return Pulse(PartHealth(error, time.monotonic()), PartHealth("", time.monotonic()), known)
 
 
 def failed(found: Pulse | None) -> list[str]:
-    return [check.name for check in _checks(found) if check.trouble]
+    return [check.name for check in _checks(found) if check.failure]
 
 
 def test_a_pool_that_works_is_ready() -> None:
@@ -51,7 +51,7 @@ def test_a_pool_that_works_is_ready() -> None:
 )
 def test_each_part_that_is_missing_is_named_and_can_be_excluded(pool: dict[str, Any], part: str, words: str) -> None:
     checks = _checks(pulse(**pool))
-    assert [check.name for check in checks if check.trouble] == [part]
+    assert [check.name for check in checks if check.failure] == [part]
     answer = _answer(checks, "")
     assert answer.status_code == 503 and words in bytes(answer.body).decode()
     assert _answer(checks, None, ["redis"]).status_code == 503

@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 import time
 
-from api.snapshots import TOO_BUSY, Finding, LoopWatch, Snapshot, judge
+from api.snapshots import TOO_BUSY, LoopWatch, PartHealth, Snapshot, judge
 
-OK, SILENT = Finding("", 100.0), Finding("no answer in time", 101.0)
+OK, SILENT = PartHealth("", 100.0), PartHealth("no answer in time", 101.0)
 
 
 def test_silence_is_a_failure_where_there_was_time_to_hear_an_answer() -> None:
@@ -24,12 +24,12 @@ def test_without_earlier_knowledge_it_is_too_busy_to_tell() -> None:
 
 
 def test_an_answer_counts_however_busy_the_machine_is() -> None:
-    refused = Finding("OOM: full", 102.0)
+    refused = PartHealth("OOM: full", 102.0)
     assert judge(OK, refused, timed_out=False, starved=True, pressed=True) == refused
 
 
 def test_a_busy_machine_is_no_excuse_for_ever() -> None:
-    late = Finding("no answer in time", OK.at_s + 60)
+    late = PartHealth("no answer in time", OK.at_s + 60)
     assert judge(OK, late, timed_out=True, starved=False, pressed=True) == late
     assert judge(OK, late, timed_out=True, starved=True, pressed=True).error == ""
 
