@@ -126,7 +126,7 @@ class Explanation(BaseModel):
     id: str
     """The message's id. For a message that has not entered its stream: its id until then."""
     first_id: EntryIdText | None
-    """Of the stream; null when it is empty."""
+    """The first entry of the stream; null when it is empty."""
     last_id: EntryIdText | None
     presence: Presence
     known: bool
@@ -136,7 +136,7 @@ class Explanation(BaseModel):
     origin: Origin | None
     """What published it; null for a producer, or when it is not known any more."""
     later: LaterFact | None
-    """Of a message for later that is not in its stream."""
+    """What is known of a message for later that is not in its stream."""
     groups: list[GroupFate]
 
 
@@ -248,7 +248,7 @@ class ServiceState(BaseModel):
     restarts: int
     last_exit: Exit | None
     beat_age_s: float | None
-    """Since the last turn of the keeper; null for the others."""
+    """Since the last cycle of the keeper or the relay; null for the others."""
 
 
 class LaterCount(BaseModel):

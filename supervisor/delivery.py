@@ -8,7 +8,7 @@ from supervisor import compiled
 _decode = bytes.decode
 
 
-class Origin(Protocol):
+class MessageSource(Protocol):
     """Where a message comes from."""
 
     @property
@@ -25,7 +25,7 @@ class PythonDelivery:
 
     __slots__ = ("_fields", "_id", "entry", "failures", "flat", "origin", "recorded")
 
-    origin: Origin
+    origin: MessageSource
     #: The id of the entry that is acked.
     entry: bytes
     #: Names and values as Redis sends them: `name, value, name, value`.
@@ -39,7 +39,7 @@ class PythonDelivery:
     _fields: dict[str, str] | None
 
     @classmethod
-    def from_reply(cls, origin: Origin, entries: Iterable[Sequence[Any]]) -> list[Self]:
+    def from_reply(cls, origin: MessageSource, entries: Iterable[Sequence[Any]]) -> list[Self]:
         """Make a message of each `[id, [name, value, ...]]` of a reply."""
         messages, new = [], cls.__new__
         for entry, flat in entries:

@@ -60,7 +60,7 @@ class HeaderField(IntEnum):
     PAUSED_MS = 13
     #: When a process of the pool has last logged an outage of Redis; the others hold their lines back.
     OUTAGE_LOGGED_NS = 14
-    #: The relay: its last turn, its RelayState, rows published, rows left, when the oldest was added (Unix ms).
+    #: The relay: end of its last cycle, its RelayState, rows published, rows left, when the oldest was added (Unix ms).
     RELAY_BEAT_NS = 15
     RELAY_STATE = 16
     RELAYED = 17

@@ -33,7 +33,7 @@ from supervisor.arbiter.shutdown import Shutdown
 from supervisor.arbiter.spawn import API, KEEPER, REDIS, EntryPoints, Spawner
 from supervisor.arbiter.stack_dumps import StackDumps
 from supervisor.arbiter.startup_report import StartupReport
-from supervisor.arbiter.state_dir import Site
+from supervisor.arbiter.state_dir import PoolLocation
 from supervisor.arbiter.systemd import SystemdNotifier
 from supervisor.arbiter.worker_group import WorkerGroup
 from supervisor.control.server import ControlServer, listen
@@ -61,7 +61,7 @@ class Arbiter:
         loaded: Loaded,
         handlers: LoadedHandlers,
         entry_points: EntryPoints,
-        site: Site,
+        location: PoolLocation,
         inherited: ReloadState | None,
         *,
         burst: bool,
@@ -70,7 +70,7 @@ class Arbiter:
         self._began_s = time.monotonic()
         self._loaded, self._settings = loaded, loaded.settings
         self._handlers, self._specs = handlers, handlers.specs
-        self._site, self._paths = site, site.state_dir.paths
+        self._location, self._paths = location, location.state_dir.paths
         self._log = logger(self._settings)
         self._limiter = Limiter()
         self._inherited, self._burst = inherited, burst
@@ -91,7 +91,7 @@ class Arbiter:
             loaded=loaded,
             specs=handlers.specs,
             preloaded=handlers.preloaded,
-            state_dir=site.state_dir,
+            state_dir=location.state_dir,
             entry_points=entry_points,
             shared=self._shared,
             http=self._http,
@@ -100,7 +100,7 @@ class Arbiter:
             lease_token=token,
             burst=burst,
             control_fds=self._control.fds,
-            private_fds=lambda: [*self._loop.fds(), *self._children.fds(), site.lock_fd],
+            private_fds=lambda: [*self._loop.fds(), *self._children.fds(), location.lock_fd],
         )
         self._assemble()
         self._failure: SupervisorError | None = None
@@ -210,7 +210,7 @@ class Arbiter:
             self._show_report(0, pool.first_workers)
         self._workers.scale(pool.first_workers)
         self._services.add(NAMES.index(KEEPER), self._spawner)
-        self._services.want(self._settings, self._spawner)
+        self._services.apply_settings(self._settings, self._spawner)
         self._services.check()
         self._loop.call_at(time.monotonic() + pool.boot_limit_s, self._report_started)
 
@@ -241,7 +241,7 @@ class Arbiter:
 
     def _start_preflight(self, done: Callable[[int, dict[str, Any]], None]) -> CheckProcess:
         def start(out_fd: int) -> int:
-            body = partial(reload.exec_preflight, self._settings, self._site, out_fd)
+            body = partial(reload.exec_preflight, self._settings, self._location, out_fd)
             try:
                 return self._spawner.fork("preflight", body, uses_state=True)
             finally:  # nobody reads its stacks
@@ -252,7 +252,7 @@ class Arbiter:
     def _exec_successor(self, report: dict[str, Any]) -> NoReturn:
         state = reload.ReloadState(
             shared_fd=self._shared.fd,
-            lock_fd=self._site.lock_fd,
+            lock_fd=self._location.lock_fd,
             control_fd=self._control.listener.fileno(),
             workers=[slot for slot in self._workers.slots.values() if slot.wanted or slot.living],
             services=list(self._services.slots.values()),
@@ -262,11 +262,11 @@ class Arbiter:
             outputs=self._outputs.state(),
             http=self._http.state(),
             signals=[],
-            state_dir_fd=self._site.state_dir.fd,
+            state_dir_fd=self._location.state_dir.fd,
             snapshot=snapshot.pack(self._loaded, self._specs),
             held_since_s=self._restarts.held_since_s,
         )
-        reload.exec_successor(state, self._site, self._loop, self._systemd, preloaded=report.get("preloaded", True))
+        reload.exec_successor(state, self._location, self._loop, self._systemd, preloaded=report.get("preloaded", True))
 
     def _resume(self, inherited: ReloadState) -> None:
         """Continue with the children of the earlier image and replace them one by one."""
@@ -284,18 +284,18 @@ class Arbiter:
             self._restarts.hold(inherited.load_error, inherited.held_since_s)
             return
         pool = self._settings.pool
-        self._services.want(self._settings, self._spawner)
+        self._services.apply_settings(self._settings, self._spawner)
         self._services.check()
         changed = pool.workers != inherited.configured_workers
         self._workers.scale(pool.workers if changed else self._workers.size)
-        self._restarts.roll(at_once=self._site.started_from.reloads)
+        self._restarts.roll(at_once=self._location.started_from.reloads)
 
     # Events
 
     def _changed(self) -> None:
         """React to a change of any child's state."""
         if self._shutdown.begun:
-            self._go_on_ending()
+            self._advance_shutdown()
             return
         if self._boot_check is not None:
             return
@@ -305,16 +305,16 @@ class Arbiter:
         self._restarts.step()
         if not workers.was_ready and any(slot.state is State.FAILED for slot in workers.slots.values()):
             self._fail(HandlerError("a worker can't start with this configuration; its error is logged above"))
-        elif not self._inherited and self._services.has_failed_at_first(API):
+        elif not self._inherited and self._services.failed_first_start(API):
             self._fail(HandlerError("the HTTP service can't start; its error is logged above"), drain=True)
         elif self._burst and workers.slots and workers.size == 0 and not workers.living:
             self._stop("no work left")
 
-    def _go_on_ending(self) -> None:
+    def _advance_shutdown(self) -> None:
         self._restarts.cancel()
         if self._boot_check is not None:
             self._boot_check.kill()
-        elif self._shutdown.is_over():
+        elif self._shutdown.advance():
             self._loop.stop()
 
     def _fail(self, error: SupervisorError, *, drain: bool = False) -> None:
@@ -378,12 +378,12 @@ class Arbiter:
 
     def _tick(self) -> None:
         self._loop.call_at(time.monotonic() + min(TICK_S, self._systemd.watchdog_s or TICK_S), self._tick)
-        self._site.keep(self._spawner.lease_token, self._log, self._limiter)
+        self._location.restore_state_dir(self._spawner.lease_token, self._log, self._limiter)
         self._control.tidy()
         if self._systemd.watchdog_s is not None:
             self._systemd.alive()
         self._systemd.status(self._status.line())
-        self._lifespan_waits.look()
+        self._lifespan_waits.check()
         self._outage_watch.check()
         if self._shutdown.begun:
             return

@@ -14,7 +14,7 @@ from supervisor.arbiter.preload import LoadedHandlers
 from supervisor.arbiter.reload import ReloadState
 from supervisor.arbiter.started_from import StartedFrom
 from supervisor.arbiter.started_from import inherited as inherited_start
-from supervisor.arbiter.state_dir import Site, StateDir
+from supervisor.arbiter.state_dir import PoolLocation, StateDir
 from supervisor.control import exit_report, last_groups
 from supervisor.errors import EXIT_FAILED, EXIT_OK, SupervisorError
 from supervisor.handling.router_check import check_routers
@@ -57,10 +57,10 @@ def run(
     if inherited:
         loaded, handlers = _load_again(loaded, inherited, started_from)
         state_dir = StateDir(loaded.settings.state_dir, inherited.state_dir_fd, project=loaded.root)
-        site = Site(state_dir, inherited.lock_fd, started_from)
+        location = PoolLocation(state_dir, inherited.lock_fd, started_from)
     else:
         state_dir = StateDir(loaded.settings.state_dir, project=loaded.root)
-        site = Site(state_dir, lock_state_dir(state_dir.paths), started_from)
+        location = PoolLocation(state_dir, lock_state_dir(state_dir.paths), started_from)
         if loaded.settings.api.enabled:
             check_routers(loaded)
         handlers = preload.load(loaded, begin_again=lambda: reload.begin_again(started_from))
@@ -68,7 +68,7 @@ def run(
     from supervisor.arbiter.arbiter import Arbiter
     from supervisor.arbiter.spawn import real_entry_points
 
-    arbiter = Arbiter(loaded, handlers, entry_points or real_entry_points(), site, inherited, burst=burst)
+    arbiter = Arbiter(loaded, handlers, entry_points or real_entry_points(), location, inherited, burst=burst)
     last_groups.write(state_dir.paths, [(spec.stream, spec.group) for spec in handlers.specs])
     return _run_and_report(arbiter, state_dir.paths)
 

@@ -18,7 +18,7 @@ _PHASES: dict[int, str] = {WorkerState.LIFESPAN_START: "start", WorkerState.LIFE
 
 @dataclass(slots=True)
 class LifespanWaits:
-    """Looks at the workers once in a while."""
+    """Checks how long workers have been in a lifespan."""
 
     workers: WorkerGroup
     specs: Iterable[HandlerSpec]
@@ -27,7 +27,7 @@ class LifespanWaits:
     #: (slot, incarnation, phase) that was logged.
     _logged: set[tuple[int, int, str]] = field(default_factory=set)
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Log each wait once, those of several workers together."""
         waiting: dict[str, list[tuple[int, int, str]]] = {}
         current = set()

@@ -31,8 +31,8 @@ _NAMES = {STDOUT: "stdout", STDERR: "stderr"}
 
 
 @dataclass(slots=True)
-class Origin:
-    """Who writes into a pipe, and to which descriptor of the pool that belongs."""
+class ChildOutput:
+    """A pipe that a child writes into: which child, and to which descriptor of the pool its lines go."""
 
     read_fd: int
     #: STDOUT or STDERR.
@@ -72,9 +72,9 @@ class Outputs:
         self._sinks = {STDOUT: _Sink(loop, STDOUT), STDERR: _Sink(loop, STDERR)}
         # One pipe for both keeps the order in which a child writes to them.
         self._targets = [STDERR] if os.path.sameopenfile(STDOUT, STDERR) else [STDOUT, STDERR]
-        self._origins: dict[int, Origin] = {}
+        self._by_fd: dict[int, ChildOutput] = {}
         for state in inherited:
-            self._watch(Origin(**state))
+            self._watch(ChildOutput(**state))
 
     def open(self) -> Pipes | None:
         """Create the pipes of a child; None if there is no free descriptor: then the child keeps the arbiter's."""
@@ -92,59 +92,59 @@ class Outputs:
         for read_fd, write_fd, target in pipes.ends:
             os.close(write_fd)
             os.set_blocking(read_fd, False)
-            self._watch(Origin(read_fd, target, name, fields))
+            self._watch(ChildOutput(read_fd, target, name, fields))
 
     def fds(self) -> list[int]:
         """Return the read ends; a forked child closes them."""
-        return list(self._origins)
+        return list(self._by_fd)
 
     def state(self) -> list[dict[str, Any]]:
         """Return what the next image of this process needs."""
         for sink in self._sinks.values():
             sink.finish()
-        return [asdict(origin) for origin in self._origins.values()]
+        return [asdict(output) for output in self._by_fd.values()]
 
     def finish(self) -> None:
         """Write what children that are gone have left. A process that one of them left behind may print on and on."""
         until_s = time.monotonic() + LAST_S
-        for origin in list(self._origins.values()):
-            while self._read(origin) and time.monotonic() < until_s:
+        for output in list(self._by_fd.values()):
+            while self._read(output) and time.monotonic() < until_s:
                 pass
         for sink in self._sinks.values():
             sink.finish()
 
-    def _watch(self, origin: Origin) -> None:
+    def _watch(self, output: ChildOutput) -> None:
         def ready(_events: int) -> None:
-            self._read(origin)
+            self._read(output)
 
-        self._origins[origin.read_fd] = origin
-        self._loop.watch(origin.read_fd, selectors.EVENT_READ, ready)
+        self._by_fd[output.read_fd] = output
+        self._loop.watch(output.read_fd, selectors.EVENT_READ, ready)
 
-    def _read(self, origin: Origin) -> bool:
+    def _read(self, output: ChildOutput) -> bool:
         """Read once; return False if nothing was there, or at the end of the pipe."""
         try:
-            chunk = os.read(origin.read_fd, READ_BYTES)
+            chunk = os.read(output.read_fd, READ_BYTES)
         except BlockingIOError:
             return False
-        *lines, origin.rest = (origin.rest + chunk.decode("latin-1")).split("\n")
-        if origin.rest and (len(origin.rest) > LINE_BYTES_MAX or not chunk):
-            lines.append(origin.rest)
-            origin.rest = ""
+        *lines, output.rest = (output.rest + chunk.decode("latin-1")).split("\n")
+        if output.rest and (len(output.rest) > LINE_BYTES_MAX or not chunk):
+            lines.append(output.rest)
+            output.rest = ""
         if lines:
-            self._sinks[origin.to].write(self._formatted(origin, lines))
+            self._sinks[output.to].write(self._formatted(output, lines))
         if not chunk:
-            self._loop.unwatch(origin.read_fd)
-            os.close(origin.read_fd)
-            del self._origins[origin.read_fd]
+            self._loop.unwatch(output.read_fd)
+            os.close(output.read_fd)
+            del self._by_fd[output.read_fd]
         return bool(chunk)
 
-    def _formatted(self, origin: Origin, lines: list[str]) -> Iterator[bytes]:
+    def _formatted(self, output: ChildOutput, lines: list[str]) -> Iterator[bytes]:
         texts = (line.encode("latin-1").decode(errors="backslashreplace").removesuffix("\r") for line in lines)
         if self._human:
             for text in texts:
-                yield f"{origin.name} | {text}\n".encode()
+                yield f"{output.name} | {text}\n".encode()
             return
-        fields = {**origin.fields, "to": _NAMES[origin.to]}
+        fields = {**output.fields, "to": _NAMES[output.to]}
         own = json.dumps(fields)[1:-1]
         at = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         for text in texts:

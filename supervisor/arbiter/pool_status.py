@@ -26,7 +26,8 @@ from supervisor.text import counted, exit_text, path_text
 
 _ACTIVITIES = frozenset(WorkerState)
 _RELAY_STATES = frozenset(RelayState)
-_RELAY_TROUBLES: dict[int, str] = {RelayState.NO_DATABASE: "its database", RelayState.NO_REDIS: "Redis"}
+#: What the relay can't use in this state.
+_LOST_BY_RELAY: dict[int, str] = {RelayState.NO_DATABASE: "its database", RelayState.NO_REDIS: "Redis"}
 _LACKS = frozenset(Lack) - {Lack.NONE}
 #: What a slot without a READY child does, in singular and plural.
 _DOES = {
@@ -105,7 +106,7 @@ class PoolStatus:
             return "starting"
         if wanted and not any(slot.state is State.READY for slot in self.workers.slots.values()):
             return "down"
-        if broken or self.workers.breaker.is_open or self._redis_lost or self._hindrances():
+        if broken or self.workers.breaker.is_open or self._redis_lost or self._worker_problems():
             return "degraded"
         complete = all(slot.state is State.READY for slot in wanted) and all(slot.living for slot in services)
         if not complete:
@@ -159,7 +160,7 @@ class PoolStatus:
     def _cut_off(self) -> list[dict[str, Any]]:
         """Return the groups that workers can't read for some time, with the reason of the first."""
         found: list[dict[str, Any]] = []
-        for spec, cut_off_s, code in self._troubles(SlotField.CUT_OFF):
+        for spec, cut_off_s, code in self._hindered_handlers(SlotField.CUT_OFF):
             since_s = [since for since in cut_off_s if since >= CUT_OFF_S]
             if since_s:
                 found.append({**self._group(spec, len(since_s)), "for_s": max(since_s), "reason": reason_of(code)})
@@ -169,14 +170,14 @@ class PoolStatus:
         """Return the groups whose handler fails for nearly everything."""
         return [
             {**self._group(spec, len(open_s)), "for_s": max(open_s)}
-            for spec, open_s, _ in self._troubles(SlotField.CIRCUITS_OPEN)
+            for spec, open_s, _ in self._hindered_handlers(SlotField.CIRCUITS_OPEN)
         ]
 
     def _group(self, spec: HandlerSpec, workers: int) -> dict[str, Any]:
         ready = sum(slot.state is State.READY for slot in self.workers.slots.values())
         return {"stream": spec.stream, "group": spec.group, "workers": workers, "of": ready}
 
-    def _troubles(self, count: SlotField) -> list[tuple[HandlerSpec, list[float], str]]:
+    def _hindered_handlers(self, count: SlotField) -> list[tuple[HandlerSpec, list[float], str]]:
         """Return the handlers that something hinders, for how long in each worker, and the code of the first error.
 
         `count` is the slot's field that says whether there are any.
@@ -208,9 +209,9 @@ class PoolStatus:
                 reasons.append(f"{name_of(slot.number)} {_DOES[slot.state][0]} ({_exit_text(slot)}{restarts})")
         if self._redis_lost:
             reasons.append("the keeper can't use Redis")
-        return [*reasons, *self._hindrances()]
+        return [*reasons, *self._worker_problems()]
 
-    def _hindrances(self) -> list[str]:
+    def _worker_problems(self) -> list[str]:
         """Return what keeps living workers from working as they should."""
         reasons = []
         if self.restarts.load_error:
@@ -219,7 +220,7 @@ class PoolStatus:
                 f" {self.restarts.load_error}"
             )
         if self.services.get(RELAY) is not None and (
-            lost := _RELAY_TROUBLES.get(self.workers.shared.get(HeaderField.RELAY_STATE))
+            lost := _LOST_BY_RELAY.get(self.workers.shared.get(HeaderField.RELAY_STATE))
         ):
             reasons.append(f"the relay of the outbox can't use {lost}")
         for lack, numbers in self._lacking().items():

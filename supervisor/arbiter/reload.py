@@ -27,7 +27,7 @@ from supervisor.arbiter.http_listener import sockets_of
 from supervisor.arbiter.import_probe import UNSAFE_VARIABLE
 from supervisor.arbiter.loop import Loop
 from supervisor.arbiter.started_from import StartedFrom
-from supervisor.arbiter.state_dir import Site, identity_of
+from supervisor.arbiter.state_dir import PoolLocation, identity_of
 from supervisor.arbiter.systemd import SystemdNotifier
 from supervisor.core.restart_policy import Exit, ExitKind, History
 from supervisor.core.slot import Slot, State
@@ -86,7 +86,7 @@ class ReloadState:
     def fds(self) -> list[int]:
         """All descriptors that the successor needs."""
         ready_fd = [self.http["ready_fd"]] if self.http else []
-        pipes = [origin["read_fd"] for origin in self.outputs]
+        pipes = [output["read_fd"] for output in self.outputs]
         own = [self.shared_fd, self.lock_fd, self.state_dir_fd]
         return [*own, *self.sockets, *ready_fd, *self.stack_fds.values(), *pipes]
 
@@ -117,20 +117,20 @@ def identity(settings: Settings) -> dict[str, Any]:
 # The preflight
 
 
-def exec_preflight(settings: Settings, site: Site, out_fd: int) -> NoReturn:
+def exec_preflight(settings: Settings, location: PoolLocation, out_fd: int) -> NoReturn:
     """In a forked child: exec the preflight, which writes its report to `out_fd`; handlers' prints go to stderr."""
     os.dup2(2, 1)
     os.set_inheritable(out_fd, True)
     request = {
         "layout": LAYOUT,
         "identity": identity(settings),
-        "state_dir": str(site.state_dir.path),
-        "state_id": site.state_dir.identity,
+        "state_dir": str(location.state_dir.path),
+        "state_id": location.state_dir.identity,
         "bind": pool_bind(settings),
         "out_fd": out_fd,
     }
-    site.started_from.enter()
-    environment = {**os.environ, **site.started_from.variable(), PREFLIGHT_VARIABLE: json.dumps(request)}
+    location.started_from.enter()
+    environment = {**os.environ, **location.started_from.variable(), PREFLIGHT_VARIABLE: json.dumps(request)}
     exec_command(own_command(), environment)
 
 
@@ -224,7 +224,7 @@ def exec_held(state: ReloadState, error: BaseException, started_from: StartedFro
 
 
 def exec_successor(
-    state: ReloadState, site: Site, loop: Loop, systemd: SystemdNotifier, *, preloaded: bool
+    state: ReloadState, location: PoolLocation, loop: Loop, systemd: SystemdNotifier, *, preloaded: bool
 ) -> NoReturn:
     """Replace the image of this process. Raises OSError; then nothing has changed.
 
@@ -238,8 +238,8 @@ def exec_successor(
     try:
         unsafe = {} if preloaded else {UNSAFE_VARIABLE: "1"}
         with _working_dir_kept():
-            site.started_from.enter()
-            _exec(state, {**os.environ, **systemd.environment(), **site.started_from.variable(), **unsafe})
+            location.started_from.enter()
+            _exec(state, {**os.environ, **systemd.environment(), **location.started_from.variable(), **unsafe})
     finally:
         systemd.ready()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -15,7 +15,7 @@ from supervisor.shared_state import HeaderField, SharedState
 
 #: The number of a service's slot is its index here. More processes of the HTTP service have the numbers behind it.
 NAMES = (REDIS, KEEPER, RELAY, API)
-#: A keeper or relay that has not completed a turn for this long is stuck. Its own Redis timeouts are shorter.
+#: A keeper or relay that has not completed a cycle for this long is stuck. Its own Redis timeouts are shorter.
 KEEPER_SILENT_S = 60.0
 #: The services that beat, and where.
 BEATS = {KEEPER: HeaderField.KEEPER_BEAT_NS, RELAY: HeaderField.RELAY_BEAT_NS}
@@ -59,7 +59,7 @@ class ServiceGroup(ChildGroup):
             self._spawns[number] = spawns[kind_of(number)]
         self.adopt(slot or Slot(number))
 
-    def want(self, settings: Settings, spawner: Spawner) -> None:
+    def apply_settings(self, settings: Settings, spawner: Spawner) -> None:
         """Run as many processes of the services that may be turned off as the settings ask for."""
         wanted = {RELAY: int(bool(settings.outbox.url)), API: settings.api.processes if settings.api.enabled else 0}
         for name, processes in wanted.items():
@@ -104,7 +104,7 @@ class ServiceGroup(ChildGroup):
         """Return the name of the process."""
         return name_of(number)
 
-    def has_failed_at_first(self, name: str) -> bool:
+    def failed_first_start(self, name: str) -> bool:
         """Return whether the service could not start with this configuration, and has never run."""
         return any(slot.state is State.FAILED and slot.incarnation == 1 for slot in self.all_of(name))
 

@@ -72,8 +72,8 @@ class Shutdown:
         self._workers.kill(QUICK)
         self._check()
 
-    def is_over(self) -> bool:
-        """Return whether no child is left; stops relay, keeper and server when it is their turn."""
+    def advance(self) -> bool:
+        """Stop relay, keeper and server in this order, after the workers; return whether no child is left."""
         if not self.begun or self._workers.living:
             return False
         self._services.stop_service(RELAY, max(self._until_s - self._reserve_s, time.monotonic() + LAST_S))

@@ -70,15 +70,15 @@ class StateDir:
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
-    """Where a pool lives."""
+class PoolLocation:
+    """The open state directory of a pool, its lock, and where the pool was started from."""
 
     state_dir: StateDir
     #: Holds the lock of the state directory.
     lock_fd: int
     started_from: StartedFrom
 
-    def keep(self, token: str, log: Any, limiter: Limiter) -> None:
+    def restore_state_dir(self, token: str, log: Any, limiter: Limiter) -> None:
         """Create the state directory again if it was removed, unless another pool uses its path by now."""
         if not self.state_dir.was_removed:
             return

@@ -52,8 +52,8 @@ async def _main(settings: Settings, specs: Sequence[HandlerSpec], shared: Shared
     due = [asyncio.create_task(work) for work in keeper.publishing()]
     parent = os.getppid()
     while not stop.is_set() and os.getppid() == parent:
-        await keeper.once()
-        await asyncio.wait([stopping, *due], timeout=keeper.turn_s, return_when=asyncio.FIRST_COMPLETED)
+        await keeper.run_cycle()
+        await asyncio.wait([stopping, *due], timeout=keeper.pause_s, return_when=asyncio.FIRST_COMPLETED)
         for task in due:
             if task.done():  # it ends only by a bug: the arbiter starts the next keeper
                 task.result()
@@ -65,13 +65,13 @@ async def _main(settings: Settings, specs: Sequence[HandlerSpec], shared: Shared
 
 
 class Keeper:
-    """Does the housekeeping of one pool, turn by turn."""
+    """Does the housekeeping of one pool, cycle by cycle."""
 
     def __init__(self, settings: Settings, specs: Sequence[HandlerSpec], shared: SharedState, token: str) -> None:
         self._groups = [(spec.stream, spec.group) for spec in specs]
         self._autoscaled = bool(settings.pool.workers_max)
-        #: Pause between two turns.
-        self.turn_s = BACKLOG_S if self._autoscaled else RENEW_S
+        #: Pause between two cycles.
+        self.pause_s = BACKLOG_S if self._autoscaled else RENEW_S
         self._pool = pool_id(settings.pool.host, settings.pool.name)
         self._redis = client(redis_url(settings), connect_timeout_s=settings.redis.connect_timeout_s)
         self._shared = shared
@@ -88,11 +88,11 @@ class Keeper:
         self._settings = settings
 
     def publishing(self) -> list[Coroutine[Any, Any, None]]:
-        """Return what publishes messages when they are due; it runs beside the turns, which may take long."""
+        """Return what publishes messages when they are due; it runs beside the cycles, which may take long."""
         return publishing(self._redis, self._settings, redis_url(self._settings), self._groups, self._log)
 
-    async def once(self) -> None:
-        """Do one turn; a fault of Redis is logged and the next turn tries again."""
+    async def run_cycle(self) -> None:
+        """Do all duties once; a fault of Redis is logged and the next cycle tries again."""
         try:
             if await self._renew():
                 await self._housekeeping()

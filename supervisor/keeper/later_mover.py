@@ -5,7 +5,7 @@
    `supervisor:later`.
 3. The server says when one of these sets changes (`broker/key_watch.py`), so nothing is asked while nothing is due.
    Where it can't, the keeper asks each `POLL_S`.
-4. A look moves at most `BATCH_MAX` messages of a stream, then the next stream has its turn.
+4. A look moves at most `BATCH_MAX` messages of a stream, then the mover goes on with the next stream.
 5. A malformed member is logged and stays, without a due time.
 """
 
@@ -74,12 +74,12 @@ class LaterMover:
         watching = asyncio.create_task(self._watch_forever())
         try:
             while True:
-                await self._turn()
+                await self._cycle()
                 await self._sleep()
         finally:
             await cancel(watching)
 
-    async def _turn(self) -> None:
+    async def _cycle(self) -> None:
         """Look at every stream whose time has come. A fault of Redis is logged, and looked at again soon."""
         try:
             if self._streams_s <= time.monotonic():

@@ -54,10 +54,10 @@ class Scheduler:
     async def run(self) -> None:
         """Publish until cancelled."""
         while True:
-            await self.turn()
+            await self.run_cycle()
             await asyncio.sleep(self._pause_s())
 
-    async def turn(self) -> int:
+    async def run_cycle(self) -> int:
         """Publish what is due, and return how many messages. A fault of Redis is logged, and tried again soon."""
         published = 0
         for schedule in self._schedules.values():

@@ -65,7 +65,7 @@ class Trimmer:
         self._work.rotate(-1)
 
     async def make_room(self, error: Exception) -> None:
-        """Trim although the keeper's turn has failed, if the error says that the server is full."""
+        """Trim although the keeper's cycle has failed, if the error says that the server is full."""
         if code_of(error) == FULL:
             with contextlib.suppress(*REDIS_FAULTS):
                 await self.look()

@@ -1,4 +1,4 @@
-"""The relay's view of the outbox: one transaction for each turn, over any driver of SQLAlchemy."""
+"""The relay's view of the outbox: one transaction for each cycle, over any driver of SQLAlchemy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
 
 T = TypeVar("T")
-#: What a turn raises while the database is away, or the tables are missing.
+#: What a cycle raises while the database is away, or the tables are missing.
 DATABASE_FAULTS = (SQLAlchemyError, OSError)
 #: A relay that is silent for this long is taken for dead by the relays of other pools.
 LEASE_S = 15.0

@@ -1,7 +1,7 @@
 """The relay: the service that publishes the rows of a database's outbox, in the order of commit, once.
 
 1. One relay at a time publishes: it holds a lease in the database. The others stand by.
-2. A turn deletes what the last one has published and reads the next rows, in one transaction. Then it publishes them,
+2. A cycle deletes what the last one has published and reads the next rows, in one transaction. Then it publishes them,
    with one script for each stream, which remembers the key of each row: a row whose deletion was lost is not stored
    twice.
 3. A key is forgotten some time after its row was deleted, when no relay can have it in hand any more.
@@ -57,11 +57,11 @@ STANDBY_S = 1.0
 COUNT_S = 2.0
 _RETRY_BASE_S = 0.2
 _RETRY_MAX_S = 5.0
-#: A stream that refuses a row is left alone for so long.
+#: How long a stream that refuses a row is left alone.
 _REFUSED_MAX_S = 30.0
 #: After this time without a renewal of the lease nothing is sent: another relay may publish soon.
 _FRESH_S = LEASE_S / 2
-#: A key is kept for so long after its row was deleted, and without that at most for a week.
+#: How long a key is kept after its row was deleted, and at most (a week) when it was not.
 _FORGET_S = 60.0
 _KEPT_MS = 7 * 24 * 3600 * 1000
 _SCRIPT_BYTES_MAX = 4 * 1024 * 1024
@@ -84,7 +84,7 @@ async def _main(settings: Settings, shared: SharedState, token: str) -> int:
     relay = Relay(settings, shared, token)
     parent = os.getppid()
     while not stop.is_set() and os.getppid() == parent:
-        pause_s = await relay.once()
+        pause_s = await relay.run_cycle()
         try:
             async with asyncio.timeout(pause_s):
                 await stop.wait()
@@ -97,7 +97,7 @@ async def _main(settings: Settings, shared: SharedState, token: str) -> int:
 
 
 class Relay:
-    """Publishes turn by turn."""
+    """Publishes the outbox, cycle by cycle."""
 
     def __init__(self, settings: Settings, shared: SharedState, token: str) -> None:
         self._database = Database(settings.outbox.url)
@@ -120,11 +120,11 @@ class Relay:
         self._forgettable: dict[str, deque[tuple[float, str]]] = {}
         self._counted_s = 0.0
 
-    async def once(self) -> float:
-        """Do one turn; return how long to wait before the next one."""
+    async def run_cycle(self) -> float:
+        """Do one cycle; return how long to wait before the next one."""
         began_s = time.monotonic()
         try:
-            rows = await self._database.run(self._turn)
+            rows = await self._database.run(self._cycle)
         except DATABASE_FAULTS as error:
             self._database_faults.redis(_CANT_READ, error)
             return self._failed(RelayState.NO_DATABASE)
@@ -143,10 +143,10 @@ class Relay:
 
     async def finish(self) -> None:
         """Publish what is in the outbox; stop where nothing can be published, and don't wait for rows to come."""
-        while await self.once() == 0 and self._more:
+        while await self.run_cycle() == 0 and self._more:
             pass
 
-    def _turn(self, connection: Connection) -> list[Row] | None:
+    def _cycle(self, connection: Connection) -> list[Row] | None:
         """Delete what is published; return the next rows, or None while another relay publishes."""
         delete_rows(connection, [row.id for row in self._published])
         if not take_lease(connection, self._token):

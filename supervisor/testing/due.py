@@ -30,7 +30,7 @@ class DueMessages:
 
     async def publish(self) -> bool:
         """Publish what is due; return whether something was. Raises ValueError for a malformed member."""
-        published = bool(await self._scheduler.turn())
+        published = bool(await self._scheduler.run_cycle())
         for stream in {*self._streams, *await later.noted_streams(self._redis)}:
             while members := (await later.due(self._redis, stream, _BATCH_MAX, self._ahead_ms)).members:
                 messages = [(member, parse_member(member)) for member in members]

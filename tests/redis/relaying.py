@@ -38,7 +38,7 @@ async def relaying(redis_url: str, url: str, token: str = "pool") -> AsyncIterat
 
     async def go_on() -> None:
         while not stop.is_set():
-            await asyncio.sleep(min(await relay.once(), 0.05))
+            await asyncio.sleep(min(await relay.run_cycle(), 0.05))
 
     task = asyncio.create_task(go_on())
     try:

@@ -103,10 +103,10 @@ async def forbid_reading_pools(redis: Any) -> None:
 async def test_a_fault_of_the_lease_says_so(proxy: Proxy, log: Log, shared: SharedState, keeper_of: MakeKeeper) -> None:
     keeper = keeper_of(proxy.url)
     proxy.set(refuse=True)
-    await keeper.once()
+    await keeper.run_cycle()
     assert log.faults() == [(LEASE, {})] and not shared.get(HeaderField.KEEPER_REDIS_OK)
     proxy.set()
-    await keeper.once()
+    await keeper.run_cycle()
     assert [(event, fields["what"]) for event, fields in log.told[1:]] == [(WORKS, LEASE)]
     assert shared.get(HeaderField.KEEPER_REDIS_OK)
 
@@ -142,19 +142,19 @@ async def test_an_outage_names_what_it_has_interrupted(
         proxy.cut()
         await keeper._redis.ping()
 
-    await keeper.once()
+    await keeper.run_cycle()
     assert not log.told
     with monkeypatch.context() as patched:
         patched.setattr(place, name, goes_away)
-        await keeper.once()
+        await keeper.run_cycle()
     assert log.faults() == [(DUTY, named)]
     assert not shared.get(HeaderField.KEEPER_REDIS_OK)
-    await keeper.once()
+    await keeper.run_cycle()
     also = " ".join([DUTY, *(f"{field}={value}" for field, value in named.items())])
     assert log.faults()[1:] == [(LEASE, {"also": also})]
     proxy.set()
     before = len(log.told)
-    await keeper.once()
+    await keeper.run_cycle()
     assert [(event, fields["what"]) for event, fields in log.told[before:]] == [(WORKS, LEASE)]
     assert shared.get(HeaderField.KEEPER_REDIS_OK)
 
@@ -167,7 +167,7 @@ async def test_a_duty_that_redis_refuses_holds_up_no_other(
         client.xgroup_create(STREAM, GROUP, "$")
     await forbid_reading_pools(redis)
     keeper = keeper_of(redis_server.url)
-    await keeper.once()
+    await keeper.run_cycle()
     assert log.faults() == [(DUTY, {"duty": "reap"})]
     assert await redis.xlen(STREAM) == 3
     assert shared.get(HeaderField.KEEPER_REDIS_OK), "it answers"
@@ -183,7 +183,7 @@ async def test_a_group_that_redis_refuses_holds_up_no_other(
     await next_ms(redis)
     await redis.execute_command("ACL", "SETUSER", "default", "resetkeys", f"%R~{OTHER}", f"~{STREAM}", "~supervisor:*")
     keeper = keeper_of(redis_server.url)
-    await keeper.once()
+    await keeper.run_cycle()
     await redis.execute_command("ACL", "SETUSER", "default", "allkeys")
     reap = (DUTY, {"duty": "reap", "stream": OTHER, "group": GROUP})
     assert [one for one in log.faults() if one[1]["duty"] == "reap"] == [reap]

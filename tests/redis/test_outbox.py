@@ -160,7 +160,7 @@ class TestRelay:
             for n in range(10):
                 add(session, STREAM, Event(n=n))
         killed, _ = relay_of(redis_url, place.sync)
-        await killed.once()  # published, and gone before the next turn
+        await killed.run_cycle()  # published, and gone before the next cycle
         assert await numbers(redis) == list(range(10)) and waiting(engine) == 10
         with Session(engine) as session, session.begin():
             add(session, STREAM, Event(n=10))
@@ -188,7 +188,7 @@ class TestRelay:
         self, place: Place, engine: Any, redis: Any, redis_url: str
     ) -> None:
         dead, _ = relay_of(redis_url, place.sync, "dead")
-        await dead.once()
+        await dead.run_cycle()
         async with relaying(redis_url, place.sync, "next") as shared:
             await eventually_async(lambda: shared.get(HeaderField.RELAY_STATE) == RelayState.STANDBY)
             with engine.begin() as connection:

@@ -38,8 +38,8 @@ async def test_each_tick_is_published_once_by_three_keepers(every_server: AnySer
     keepers = [Scheduler(redis, [minutely()], Log(), clock) for _ in range(3)]
     for minute in range(4):
         clock.ms = START_MS + minute * MINUTE_MS
-        await asyncio.gather(*(keeper.turn() for keeper in keepers))
-        await asyncio.gather(*(keeper.turn() for keeper in keepers))
+        await asyncio.gather(*(keeper.run_cycle() for keeper in keepers))
+        await asyncio.gather(*(keeper.run_cycle() for keeper in keepers))
         assert await published(redis) == minute, "a new schedule begins with its next tick"
     fields = [fields[b"at"] for _, fields in await redis.xrange(STREAM)]
     assert fields == [f"2027-01-15T08:0{minute}:00+00:00".encode() for minute in (1, 2, 3)]
@@ -49,9 +49,9 @@ async def test_ticks_that_no_pool_was_there_for(redis: Any) -> None:
     for missed, count in (("skip", 1), ("once", 1), ("all", 30)):
         await redis.flushall()
         clock = Clock()
-        await Scheduler(redis, [minutely(missed)], Log(), clock).turn()
+        await Scheduler(redis, [minutely(missed)], Log(), clock).run_cycle()
         clock.ms += 30 * MINUTE_MS
-        await Scheduler(redis, [minutely(missed)], Log(), clock).turn()
+        await Scheduler(redis, [minutely(missed)], Log(), clock).run_cycle()
         assert await published(redis) == count
 
 
@@ -66,10 +66,10 @@ async def test_a_malformed_time_of_a_pause_is_still_a_pause(redis: Any, value: s
 async def test_a_paused_schedule_misses_nothing(redis: Any) -> None:
     clock, schedule = Clock(), minutely("all")
     keeper = Scheduler(redis, [schedule], Log(), clock)
-    await keeper.turn()
+    await keeper.run_cycle()
     assert await schedules.pause(redis, schedule) and not await schedules.pause(redis, schedule)
     clock.ms += 5 * MINUTE_MS
-    await keeper.turn()
+    await keeper.run_cycle()
     assert await published(redis) == 0
     [shown] = await schedules.overview(redis, [schedule])
     assert shown["paused_since"] and shown["next"] == []
@@ -82,10 +82,10 @@ async def test_the_last_tick_is_shown_and_not_the_start(redis: Any) -> None:
     clock, schedule = Clock(), minutely()
     clock.ms += 500
     keeper = Scheduler(redis, [schedule], Log(), clock)
-    await keeper.turn()
+    await keeper.run_cycle()
     assert (await schedules.overview(redis, [schedule]))[0]["last"] is None
     clock.ms += MINUTE_MS
-    await keeper.turn()
+    await keeper.run_cycle()
     assert (await schedules.overview(redis, [schedule]))[0]["last"] == "2027-01-15T08:01:00+00:00"
 
 
@@ -99,14 +99,14 @@ async def test_a_full_server_and_a_wrong_type_cost_no_tick(redis_server: AnyServ
     clock, log = Clock(), Log()
     await redis.set("wrong", "1")
     keeper = Scheduler(redis, [minutely(), minutely(name="other", stream="wrong")], log, clock)
-    await keeper.turn()
+    await keeper.run_cycle()
     clock.ms += MINUTE_MS
     await redis.config_set("maxmemory", 1)
-    await keeper.turn()
+    await keeper.run_cycle()
     assert await published(redis) == 0
     await redis.config_set("maxmemory", 0)
     clock.ms += 600
-    await keeper.turn()
+    await keeper.run_cycle()
     assert await published(redis) == 1
     events = [(event, fields["schedule"]) for event, fields in log.events if event == "can't publish a schedule"]
     assert {name for _, name in events} == {"minutely", "other"}
@@ -115,14 +115,14 @@ async def test_a_full_server_and_a_wrong_type_cost_no_tick(redis_server: AnyServ
 async def test_between_ticks_nothing_is_asked(redis: Any) -> None:
     clock = Clock()
     keeper = Scheduler(redis, [minutely()], Log(), clock)
-    await keeper.turn()
+    await keeper.run_cycle()
     before = (await redis.info("stats"))["total_commands_processed"]
     for _ in range(50):
         clock.ms += 1_000
-        await keeper.turn()
+        await keeper.run_cycle()
     assert (await redis.info("stats"))["total_commands_processed"] == before + 1
     clock.ms = START_MS - 10 * MINUTE_MS
-    await keeper.turn()
+    await keeper.run_cycle()
     clock.ms += MINUTE_MS
-    await keeper.turn()
+    await keeper.run_cycle()
     assert await published(redis) == 0, "a clock that was set back repeats nothing"

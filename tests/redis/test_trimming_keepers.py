@@ -41,7 +41,7 @@ async def test_a_key_that_is_not_a_stream_prevents_no_other_work_of_a_keeper_tha
         add(client, 500)
         client.xgroup_create(STREAM, "g", "$")
         keeper = Keeper(chosen, specs_of(chosen, [handle]), shared, "token")
-        await keeper.once()
+        await keeper.run_cycle()
         await keeper.close()
         assert shared.get(HeaderField.KEEPER_REDIS_OK) == 1
         assert client.xlen(STREAM) == 3

@@ -14,7 +14,7 @@ import pytest
 from supervisor.arbiter import gil_watch, outputs, reload
 from supervisor.arbiter.locks import lock_state_dir
 from supervisor.arbiter.loop import Loop, Timer
-from supervisor.arbiter.outputs import Origin, Outputs
+from supervisor.arbiter.outputs import ChildOutput, Outputs
 from supervisor.arbiter.reload import ReloadState
 from supervisor.arbiter.rolling_restart import RollingRestart, _Roll
 from supervisor.arbiter.services import NAMES, ServiceGroup
@@ -73,7 +73,9 @@ class Services:
         return 1000 + len(self.started)
 
     def want_api(self, processes: int) -> None:
-        self.group.want(Settings(api={"enabled": processes > 0, "processes": max(1, processes)}), self.spawner)
+        self.group.apply_settings(
+            Settings(api={"enabled": processes > 0, "processes": max(1, processes)}), self.spawner
+        )
         self.group.check()
 
 
@@ -190,7 +192,7 @@ def test_signals_are_not_blocked_for_ever_when_the_image_can_not_be_replaced(mon
     told: list[str] = []
     systemd: Any = SimpleNamespace(reloading=lambda: told.append("reloading"), ready=lambda: told.append("ready"))
     loop: Any = SimpleNamespace(take_signals=list)
-    site: Any = None
+    location: Any = None
 
     def none_left(*_: object) -> int:
         raise OSError(24, os.strerror(24))
@@ -199,7 +201,7 @@ def test_signals_are_not_blocked_for_ever_when_the_image_can_not_be_replaced(mon
     try:
         with monkeypatch.context() as patched, pytest.raises(OSError, match="Too many open files"):
             patched.setattr(os, "open", none_left)
-            reload.exec_successor(state, site, loop, systemd, preloaded=True)
+            reload.exec_successor(state, location, loop, systemd, preloaded=True)
         assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -232,7 +234,7 @@ def test_a_process_that_prints_on_and_on_does_not_keep_the_pool_from_ending(monk
     monkeypatch.setattr(outputs, "LAST_S", 0.05)
     found = Outputs(Loop(print), human=True)
     read, write = os.pipe()
-    found._watch(Origin(read, STDERR, "worker 0", {}))
+    found._watch(ChildOutput(read, STDERR, "worker 0", {}))
     monkeypatch.setattr(found, "_read", lambda _origin: True)  # there is always more
     found.finish()
     os.close(read)
