@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from supervisor.broker.turns import Turns, taken_of
-from supervisor.core.options import HALT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -85,9 +84,6 @@ class TurnSettler:
         if place is None:
             self._settler.dead_letter(source, entry, letter)
             return
-        _, field = place
-        if self._on_dead == HALT and field:
-            letter = [*letter[:2], "halts", field[1:], *letter[2:]]
         script, arguments = self.turns.dead_letter(
             place, source.retries, source.crashes, letter, replays=source.replays, on_dead=self._on_dead
         )

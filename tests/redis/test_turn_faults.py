@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from supervisor import Message, handler
+from supervisor import Message, Reject, handler
 from supervisor.broker.command_connection import CommandConnection
+from supervisor.broker.inspect import pending
+from supervisor.broker.replay import drop, replay
 from supervisor.broker.scripts import SETTLE_TURNS
 from supervisor.broker.turns import Checked, Turns
 from supervisor.keys import TURNS_CONSUMER
@@ -18,6 +20,7 @@ from supervisor.worker.limited_consumer import LimitedConsumer
 from supervisor.worker.pending import PendingList
 from tests.redis.limited import GROUP, STREAM, is_held, nothing_left, pools
 from tests.redis.worker import Worker
+from tests.support.letters import letters
 from tests.support.waiting import eventually_async
 
 
@@ -218,3 +221,74 @@ async def test_a_full_server_is_drained_by_a_handler_with_turns(every_server: An
             await eventually_async(lambda: len(seen) == 20)
             await eventually_async(lambda: nothing_left(redis))
         await redis.config_set("maxmemory", 0)
+
+
+async def test_the_dead_letter_of_a_copy_takes_no_place_from_its_message(
+    every_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The group was made again while the copy ran: its message waits behind it, and nothing runs without that."""
+    monkeypatch.setattr(turn_gate, "LOOK_S", 0.05)
+    seen: list[str] = []
+    copy_may_end, message_may_end = asyncio.Event(), asyncio.Event()
+
+    @handler(STREAM, group=GROUP, key="customer", on_dead="halt")
+    async def bill(message: Message) -> None:
+        seen.append(message.fields["n"])
+        if len(seen) == 2:
+            await copy_may_end.wait()
+        elif len(seen) == 3:
+            await message_may_end.wait()
+        if message.fields["n"] == "0":
+            raise Reject("no")
+
+    async with every_server.client() as redis, pools(every_server.url, bill, count=1):
+        for n in range(2):
+            await redis.xadd(STREAM, {"customer": "a", "n": n})
+        await replay(redis, await eventually_async(lambda: letters(redis, STREAM, GROUP)))
+        await eventually_async(lambda: seen == ["0", "0"])
+        await redis.xgroup_destroy(STREAM, GROUP)
+        await eventually_async(lambda: pending(redis, STREAM, GROUP))
+        await eventually_async(lambda: is_held(redis, 2))
+        copy_may_end.set()
+        (first,) = await eventually_async(lambda: letters(redis, STREAM, GROUP))
+        await eventually_async(lambda: seen == ["0", "0", "0"])
+        message_may_end.set()
+        _, second = await eventually_async(lambda: two_letters(redis))
+        assert (first.halts, second.halts) == ("", "a")
+        await drop(redis, [first])
+        assert await is_held(redis, 1)
+        await drop(redis, [second])
+        await eventually_async(lambda: nothing_left(redis))
+    assert seen == ["0", "0", "0", "1"]
+
+
+async def two_letters(redis: Any) -> Any:
+    found = await letters(redis, STREAM, GROUP)
+    return found if len(found) == 2 else None
+
+
+@pytest.mark.parametrize("is_destroyed", [True, False])
+async def test_the_messages_of_a_halted_key_that_are_read_again_run_in_order(
+    redis: Any, redis_url: str, is_destroyed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turn_gate, "LOOK_S", 0.05)
+    seen: list[str] = []
+    is_fixed = False
+
+    @handler(STREAM, group=GROUP, key="customer", on_dead="halt")
+    async def bill(message: Message) -> None:
+        seen.append(message.fields["n"])
+        if message.fields["n"] == "1" and not is_fixed:
+            raise Reject("not yet")
+
+    for n in range(3):
+        await redis.xadd(STREAM, {"customer": "a", "n": n})
+    async with pools(redis_url, bill, count=1):
+        found = await eventually_async(lambda: letters(redis, STREAM, GROUP))
+        is_fixed = True
+        await (redis.xgroup_destroy(STREAM, GROUP) if is_destroyed else redis.xgroup_setid(STREAM, GROUP, "0"))
+        await redis.xadd(STREAM, {"customer": "a", "n": 3})
+        await eventually_async(lambda: len(seen) == 6)
+        await eventually_async(lambda: nothing_left(redis))
+        await drop(redis, found)
+    assert seen == ["0", "1", "0", "1", "2", "3"]

@@ -103,12 +103,14 @@ end
 
 -- Gives a place in a row; whether it is known to have a turn.
 local function enter(row, member, ms, own)
-  -- The dead letter that halted the key; else the message itself may wait there, in a group that was made again.
-  if own ~= member and ask('ZSCORE', row, own) == HALTED then
+  local is_halted = ask('ZSCORE', row, own) == HALTED
+  if is_halted and own ~= member then -- the copy takes the place of the dead letter
     ask('ZREM', row, own)
     ask('ZADD', row, HOLDS, member)
-  elseif ask('ZADD', row, 'NX', ms, member) == 0 and ask('ZSCORE', row, member) == HALTED then
-    ask('ZADD', row, HOLDS, member)
+  elseif is_halted then
+    ask('ZADD', row, ms, member)
+  else
+    ask('ZADD', row, 'NX', ms, member)
   end
   return tonumber(ask('ZSCORE', row, member)) < 0
 end

@@ -4,7 +4,7 @@
 local removed = redis.call('XDEL', KEYS[1], ARGV[1])
 local ms, seq = string.match(ARGV[2], '^(%d+)-(%d+)$')
 local member = ms .. '-' .. string.char(96 + #seq) .. seq
--- With another score the message itself has its place there again: its group was lost and made again.
+-- With another score the message itself is in its place: it was read once more.
 if removed == 1 and redis.call('ZSCORE', KEYS[2], member) == '-2' then
   redis.call('ZREM', KEYS[2], member)
   redis.call('SADD', KEYS[3], ARGV[3])

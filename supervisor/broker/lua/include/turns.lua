@@ -4,7 +4,8 @@
 --
 -- 1. A row is a sorted set of the unsettled messages of one key, in the order of the stream. A message whose score is
 --    HOLDS has a turn and keeps it until it is settled, whichever worker has it; the others have their time as score. A
---    member with score HALTED is a dead letter that stops its key.
+--    member with score HALTED is a message whose dead letter stops its key. When it is read once more (its group was
+--    made again), it waits in its place like any other.
 -- 2. A member is the message's id with a letter for the number of digits before its sequence (`1700000000000-b10`), so
 --    that members of the same millisecond sort as ids do. A copy in the replay stream is a member of its message's id,
 --    with `@` and its own id behind it. Scripts are called with the plain forms, `1700000000000-10` and `0-10@...`.
