@@ -45,8 +45,8 @@ def too_large(most: int) -> Problem:
 
 
 def _encoding(headers: Mapping[bytes, bytes]) -> bytes:
-    found = headers.get(b"content-encoding", b"").strip().lower()
-    return b"" if found == b"identity" else found
+    encoding = headers.get(b"content-encoding", b"").strip().lower()
+    return b"" if encoding == b"identity" else encoding
 
 
 def _counted(receive: Receive, most: int) -> Receive:

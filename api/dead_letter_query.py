@@ -178,7 +178,7 @@ async def scan(
     during the scan: a message that is replayed and fails again must not be found again and again.
     """
     extents = {pair: await extent(redis, *pair) for pair in pairs}
-    found = ScanResult(total=sum(total for total, _ in extents.values()))
+    result = ScanResult(total=sum(total for total, _ in extents.values()))
     counting = tally and not wanted.empty
     walk = [
         Cursor(pair, cursor.start, cursor.end)
@@ -187,32 +187,32 @@ async def scan(
         for pair in sorted(pairs)
         if cursor is None or pair >= cursor.pair
     ]
-    await _fill(found, _walk(redis, walk, SCAN_MAX if counting else count + 1), wanted, count, counting=counting)
+    await _fill(result, _walk(redis, walk, SCAN_MAX if counting else count + 1), wanted, count, counting=counting)
     if wanted.empty:
-        found.matching, found.complete = found.total, True
-    return found
+        result.matching, result.complete = result.total, True
+    return result
 
 
 async def _fill(
-    found: ScanResult, letters: AsyncIterator[tuple[Letter, str]], wanted: Filter, count: int, *, counting: bool
+    result: ScanResult, letters: AsyncIterator[tuple[Letter, str]], wanted: Filter, count: int, *, counting: bool
 ) -> None:
     now_ms, until_s = int(time.time() * 1000), time.monotonic() + SCAN_S
     size, full = 0, False
     async for letter, end in letters:
-        full = full or len(found.letters) >= count or size > PAGE_BYTES
-        late = found.scanned >= SCAN_MAX or (found.scanned and time.monotonic() > until_s)
+        full = full or len(result.letters) >= count or size > PAGE_BYTES
+        late = result.scanned >= SCAN_MAX or (result.scanned and time.monotonic() > until_s)
         if late or (full and not counting):
-            found.next = found.next or Cursor((letter.stream, letter.group), letter.letter_id, end)
+            result.next = result.next or Cursor((letter.stream, letter.group), letter.letter_id, end)
             return
-        found.scanned += 1
+        result.scanned += 1
         if wanted.fits(letter, now_ms):
-            found.matching += 1
+            result.matching += 1
             if not full:
-                found.letters.append(letter)
+                result.letters.append(letter)
                 size += sum(map(len, (letter.traceback, letter.stack, *letter.fields, *letter.fields.values())))
-            elif found.next is None:
-                found.next = Cursor((letter.stream, letter.group), letter.letter_id, end)
-    found.complete = True
+            elif result.next is None:
+                result.next = Cursor((letter.stream, letter.group), letter.letter_id, end)
+    result.complete = True
 
 
 async def _walk(redis: Redis, cursors: Sequence[Cursor], most: int) -> AsyncIterator[tuple[Letter, str]]:

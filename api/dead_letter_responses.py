@@ -41,16 +41,16 @@ def only(group: str, named: str | None) -> str:
     return group
 
 
-def page(found: ScanResult, wanted: Filter, count: int, address: str, following: Mapping[str, str] | None) -> Response:
+def page(result: ScanResult, wanted: Filter, count: int, address: str, following: Mapping[str, str] | None) -> Response:
     """Build a page of letters; `following` is the query that leads to the next page."""
     link = f"{address}?{urlencode({**_query(wanted), 'count': count, **following})}" if following else None
     return json_response(
         {
-            "letters": [letter.as_dict() for letter in found.letters],
-            "total": found.total,
-            "scanned": found.scanned,
-            "matching": found.matching,
-            "complete": found.complete,
+            "letters": [letter.as_dict() for letter in result.letters],
+            "total": result.total,
+            "scanned": result.scanned,
+            "matching": result.matching,
+            "complete": result.complete,
             "next": link,
         }
     )
@@ -64,21 +64,21 @@ def _query(wanted: Filter) -> dict[str, str]:
 
 async def read(redis: Redis, pairs: Sequence[Pair], entry_id: str) -> Letter:
     """Return the letter with this id or of the message with this id. Raises Problem unless exactly one group has it."""
-    found = [
+    letters = [
         letter for pair in pairs for letter in (await by_ids(redis, *pair, [entry_id], scan_max=SCAN_MAX)).values()
     ]
-    if not found:
+    if not letters:
         raise Problem(
             "not-found",
             f"no dead letter {entry_id}. For a message's id, only the first {SCAN_MAX:,} letters after it are searched;"
             " use the letter's own id, or list with `text`",
         )
-    if len(found) > 1:
-        names = ", ".join(letter.group for letter in found)
+    if len(letters) > 1:
+        names = ", ".join(letter.group for letter in letters)
         raise Problem(
-            "ambiguous", f"the groups {names} have a dead letter {entry_id}; name one: ?group={found[0].group}"
+            "ambiguous", f"the groups {names} have a dead letter {entry_id}; name one: ?group={letters[0].group}"
         )
-    return found[0]
+    return letters[0]
 
 
 async def delete(redis: Redis, pairs: Sequence[Pair], entry_id: str) -> Response:
@@ -94,10 +94,10 @@ async def change(redis: Redis, verb: Verb, pairs: Sequence[Pair], selection: Sel
     """Replay or drop the selected letters, and answer with the outcome of each."""
     cursor = parse_cursor(selection.cursor)
     if selection.ids is not None:
-        found, missing = await _named(redis, pairs, selection.ids)
+        result, missing = await _named(redis, pairs, selection.ids)
     else:
-        found, missing = await scan(redis, pairs, selection.filter, selection.count, cursor), []
-    outcomes = await _carry_out(redis, verb, found.letters)
+        result, missing = await scan(redis, pairs, selection.filter, selection.count, cursor), []
+    outcomes = await _carry_out(redis, verb, result.letters)
     _raise_if_all_failed(outcomes)
     entries = [
         {"stream": outcome.letter.stream, "group": outcome.letter.group, **outcome.as_dict()} for outcome in outcomes
@@ -107,9 +107,9 @@ async def change(redis: Redis, verb: Verb, pairs: Sequence[Pair], selection: Sel
         {
             "outcomes": entries,
             "counts": Counter(entry["outcome"] for entry in entries),
-            "total": found.total,
-            "scanned": found.scanned,
-            "next": {**body, "cursor": found.next.encode()} if found.next else None,
+            "total": result.total,
+            "scanned": result.scanned,
+            "next": {**body, "cursor": result.next.encode()} if result.next else None,
         }
     )
 
@@ -122,14 +122,14 @@ async def _carry_out(redis: Redis, verb: Verb, letters: Sequence[Letter]) -> lis
 
 async def _named(redis: Redis, pairs: Sequence[Pair], ids: Sequence[str]) -> tuple[ScanResult, list[str]]:
     """Return the letters with these ids in all groups, and the ids without a letter."""
-    found = ScanResult(total=0)
+    result = ScanResult(total=0)
     missing = set(ids)
     for pair in pairs:
         named = await by_ids(redis, *pair, ids, scan_max=SCAN_MAX)
-        found.letters += {letter.letter_id: letter for letter in named.values()}.values()
+        result.letters += {letter.letter_id: letter for letter in named.values()}.values()
         missing -= named.keys()
-    found.total = found.scanned = found.matching = len(found.letters)
-    return found, sorted(missing)
+    result.total = result.scanned = result.matching = len(result.letters)
+    return result, sorted(missing)
 
 
 def _raise_if_all_failed(outcomes: Sequence[Outcome]) -> None:

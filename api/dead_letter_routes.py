@@ -114,9 +114,9 @@ async def list_dead_of_group(
 ) -> Response:  # fmt: skip
     """`start` is the id of the first letter."""
     pair = (stream, group)
-    found = await scan(redis, [pair], wanted, count, Cursor(pair, start), tally=True)
-    following = {"start": found.next.start} if found.next else None
-    return page(found, wanted, count, f"{stream_path(stream)}/groups/{quote(group, safe=':')}/dead", following)
+    result = await scan(redis, [pair], wanted, count, Cursor(pair, start), tally=True)
+    following = {"start": result.next.start} if result.next else None
+    return page(result, wanted, count, f"{stream_path(stream)}/groups/{quote(group, safe=':')}/dead", following)
 
 
 @router.get(
@@ -158,9 +158,9 @@ async def list_dead_of_stream(
 ) -> Response:  # fmt: skip
     """The groups follow each other in the order of their names."""
     pairs = await pairs_of(service, redis, stream, group)
-    found = await scan(redis, pairs, wanted, count, parse_cursor(cursor), tally=True)
-    following = {"cursor": found.next.encode()} | ({"group": group} if group else {}) if found.next else None
-    return page(found, wanted, count, f"{stream_path(stream)}/dead", following)
+    result = await scan(redis, pairs, wanted, count, parse_cursor(cursor), tally=True)
+    following = {"cursor": result.next.encode()} | ({"group": group} if group else {}) if result.next else None
+    return page(result, wanted, count, f"{stream_path(stream)}/dead", following)
 
 
 @router.delete(
@@ -192,5 +192,5 @@ async def list_dead(
     service: ServiceDep, redis: RedisDep, wanted: FilterDep, count: Count = 100, cursor: CursorParam = None
 ) -> Response:
     """The groups follow each other in the order of their names."""
-    found = await scan(redis, (await redis_status_of(service)).pairs, wanted, count, parse_cursor(cursor), tally=True)
-    return page(found, wanted, count, link("/v1/dead"), {"cursor": found.next.encode()} if found.next else None)
+    result = await scan(redis, (await redis_status_of(service)).pairs, wanted, count, parse_cursor(cursor), tally=True)
+    return page(result, wanted, count, link("/v1/dead"), {"cursor": result.next.encode()} if result.next else None)

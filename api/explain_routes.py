@@ -34,11 +34,11 @@ async def explain_message(stream: Stream, entry_id: EntryId, service: ServiceDep
     Redis has no trace of the message, so it was not published, or was trimmed or deleted.
     """
     own = [group for handled, group in (await redis_status_of(service)).pairs if handled == stream]
-    found = judge(*await collect(redis, stream, entry_id, own, letters_max=LETTERS_MAX))
-    if not found.known:
-        why = "trimmed, deleted, or never published" if found.presence is Presence.GONE else found.presence.value
+    verdict = judge(*await collect(redis, stream, entry_id, own, letters_max=LETTERS_MAX))
+    if not verdict.known:
+        why = "trimmed, deleted, or never published" if verdict.presence is Presence.GONE else verdict.presence.value
         raise Problem("not-found", f"stream {stream!r} has no trace of {entry_id}: {why}")
-    return json_response(found.as_dict())
+    return json_response(verdict.as_dict())
 
 
 @router.get(
@@ -52,7 +52,7 @@ async def explain_later(stream: Stream, later_id: str, service: ServiceDep, redi
     404: no message for later has this id, and none that was published or cancelled lately.
     """
     own = [group for handled, group in (await redis_status_of(service)).pairs if handled == stream]
-    found = judge(*await collect_later(redis, stream, later_id, own, letters_max=LETTERS_MAX))
-    if not found.known:
+    verdict = judge(*await collect_later(redis, stream, later_id, own, letters_max=LETTERS_MAX))
+    if not verdict.known:
         raise Problem("not-found", f"stream {stream!r} has no message for later {later_id!r}, and had none lately")
-    return json_response(found.as_dict())
+    return json_response(verdict.as_dict())

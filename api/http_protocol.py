@@ -178,11 +178,11 @@ class BoundedProtocol(HttpToolsProtocol):
             return begin + min(self._body_left or _BODY_PIECE, _BODY_PIECE)
         most = begin + _HEAD_PIECE
         if self._head_tail:
-            found = (self._head_tail + data[begin : begin + 3]).find(_HEAD_END)
-            if found >= 0:
-                return begin + found + len(_HEAD_END) - len(self._head_tail)
-        found = data.find(_HEAD_END, begin, most)
-        return min(most, len(data)) if found < 0 else found + len(_HEAD_END)
+            at = (self._head_tail + data[begin : begin + 3]).find(_HEAD_END)
+            if at >= 0:
+                return begin + at + len(_HEAD_END) - len(self._head_tail)
+        at = data.find(_HEAD_END, begin, most)
+        return min(most, len(data)) if at < 0 else at + len(_HEAD_END)
 
     def _parse(self, piece: bytes) -> None:
         if self._phase is _Phase.BODY:

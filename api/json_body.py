@@ -47,10 +47,10 @@ async def parse_value(body: bytes, place: str = "") -> Any:
 async def parse_batch(body: bytes) -> Any:
     """Return the items of an array, or a value of another kind. Raises Problem, also for too many items."""
     if len(body) <= AT_ONCE_BYTES:
-        found = parse_json(body)
-        if isinstance(found, list):
-            _check_count(len(found))
-        return found
+        value = parse_json(body)
+        if isinstance(value, list):
+            _check_count(len(value))
+        return value
     return await _in_thread(_array, body)
 
 

@@ -75,8 +75,8 @@ async def list_later(
         handled = {name for name, _ in (await redis_status_of(service)).pairs}
         names = sorted({*handled, *await later.noted_streams(redis)})
     totals = await later.counts(redis, names)
-    found = [one.as_dict() for total in totals async for one in later.listed(redis, total.stream, count)]
-    return json_response({"messages": found, "streams": [total._asdict() for total in totals]})
+    messages = [one.as_dict() for total in totals async for one in later.listed(redis, total.stream, count)]
+    return json_response({"messages": messages, "streams": [total._asdict() for total in totals]})
 
 
 @router.get(
@@ -86,7 +86,7 @@ async def list_later(
 )
 async def read_later(stream: Stream, later_id: str, redis: RedisDep) -> Response:
     """404: it was published or cancelled, or never existed."""
-    return json_response((await _found(redis, stream, later_id)).as_dict())
+    return json_response((await _find(redis, stream, later_id)).as_dict())
 
 
 @router.delete(
@@ -97,9 +97,9 @@ async def read_later(stream: Stream, later_id: str, redis: RedisDep) -> Response
 )
 async def cancel_later(request: Request, stream: Stream, later_id: str, redis: RedisDep) -> Response:
     """404: it was published or cancelled, or never existed."""
-    found = await _found(redis, stream, later_id)
+    waiting = await _find(redis, stream, later_id)
     with audited(request, "later:cancel", stream=stream, id=later_id), unknown_when_lost(_ONCE):
-        if not await later.cancel(redis, found):
+        if not await later.cancel(redis, waiting):
             raise _gone(stream, later_id)
     return Response(status_code=204)
 
@@ -112,19 +112,19 @@ async def cancel_later(request: Request, stream: Stream, later_id: str, redis: R
 )
 async def run_later(request: Request, stream: Stream, later_id: str, redis: RedisDep) -> Response:
     """404: it was published or cancelled, is malformed, or never existed."""
-    found = await _found(redis, stream, later_id)
+    waiting = await _find(redis, stream, later_id)
     with audited(request, "later:run", stream=stream, id=later_id), unknown_when_lost(_ONCE):
-        entry = await later.run_now(redis, found)
+        entry = await later.run_now(redis, waiting)
         if entry is None:
             raise _gone(stream, later_id)
     return json_response({"id": entry, "stream": stream}, 202)
 
 
-async def _found(redis: RedisDep, stream: str, later_id: str) -> later.Waiting:
-    found = await later.find(redis, stream, later_id)
-    if found is None:
+async def _find(redis: RedisDep, stream: str, later_id: str) -> later.Waiting:
+    waiting = await later.find(redis, stream, later_id)
+    if waiting is None:
         raise _gone(stream, later_id)
-    return found
+    return waiting
 
 
 def _gone(stream: str, later_id: str) -> Problem:
@@ -149,12 +149,12 @@ async def list_schedules(service: ServiceDep, redis: RedisDep) -> Response:
 )
 async def run_schedule(request: Request, name: str, service: ServiceDep, redis: RedisDep) -> Response:
     """Its ticks stay as they are. A paused schedule stays paused."""
-    found = {one.name: one for one in schedules_of(service.settings)}
-    if name not in found:
-        raise Problem("not-found", f"config.toml has no schedule {name!r}{did_you_mean(name, found)}")
-    stream = found[name].stream
+    configured = {one.name: one for one in schedules_of(service.settings)}
+    if name not in configured:
+        raise Problem("not-found", f"config.toml has no schedule {name!r}{did_you_mean(name, configured)}")
+    stream = configured[name].stream
     await redis.ping()  # while Redis can't be reached, it is certain that nothing is published
     advice = "the message may be published. Look at the stream before you repeat the request"
     with audited(request, "schedule:run", schedule=name, stream=stream) as fields, unknown_when_lost(advice):
-        fields["id"] = entry = await schedules.run_now(redis, found[name])
+        fields["id"] = entry = await schedules.run_now(redis, configured[name])
     return json_response({"id": entry, "stream": stream}, 202)

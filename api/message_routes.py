@@ -332,8 +332,8 @@ def _confirmation(request: Request, *, later: bool) -> Confirmation | None:
 
 
 def _service(request: Request) -> Service:
-    found: Service = request.app.state.service
-    return found
+    service: Service = request.app.state.service
+    return service
 
 
 def _flag(request: Request, name: str, *, default: bool) -> bool:

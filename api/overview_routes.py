@@ -32,8 +32,8 @@ async def list_streams(service: ServiceDep, redis: RedisDep) -> Response:
     redis_status = await redis_status_of(service)
     own = [(group["stream"], group["group"]) for group in redis_status.groups]
     names = sorted({stream for stream, _ in own})
-    found = await overview(redis, service.settings, names, own)
-    return json_response({"streams": found, "problems": redis_status.problems})
+    streams = await overview(redis, service.settings, names, own)
+    return json_response({"streams": streams, "problems": redis_status.problems})
 
 
 @router.get(
@@ -55,8 +55,8 @@ async def list_groups(service: ServiceDep) -> Response:
 async def list_pending(service: ServiceDep, redis: RedisDep, count: PendingCount = 100) -> Response:
     """`count` is for each group."""
     redis_status = await redis_status_of(service)
-    found = [await _pending(redis, group["stream"], group["group"], count) for group in redis_status.groups]
-    return json_response({"groups": found, "problems": redis_status.problems})
+    groups = [await _pending(redis, group["stream"], group["group"], count) for group in redis_status.groups]
+    return json_response({"groups": groups, "problems": redis_status.problems})
 
 
 @router.get(
@@ -71,10 +71,10 @@ async def list_pending_of_group(stream: Stream, group: Group, redis: RedisDep, c
 
 async def _pending(redis: Redis, stream: str, group: str, count: int) -> dict[str, Any]:
     try:
-        found = [info.as_dict() for info in await inspect.pending(redis, stream, group, count)]
+        messages = [info.as_dict() for info in await inspect.pending(redis, stream, group, count)]
     except UsageError:  # no such group: no worker has created it yet, or it has no handler
-        found = []
-    return {"stream": stream, "group": group, "pending": found}
+        messages = []
+    return {"stream": stream, "group": group, "pending": messages}
 
 
 async def redis_status_of(service: ServiceDep) -> RedisStatus:

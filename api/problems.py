@@ -182,8 +182,8 @@ def of_status(error: HTTPException) -> Problem:
     problem = Problem(_OF_STATUS.get(error.status_code, "internal"), detail, headers=error.headers)
     if error.status_code not in _OF_STATUS:
         problem.status_code, problem.kind = error.status_code, BLANK
-        found = [status for status in HTTPStatus if status == error.status_code]
-        problem.title = problem.text = found[0].phrase if found else "Error"
+        standard = [status for status in HTTPStatus if status == error.status_code]
+        problem.title = problem.text = standard[0].phrase if standard else "Error"
         problem.code = problem.title.lower().replace(" ", "-")
     elif detail in ("Not Found", "Method Not Allowed"):  # the framework's, which say less than the texts here
         problem.detail = ""
@@ -247,8 +247,8 @@ def unknown_when_lost(advice: str) -> Iterator[None]:
     except CONNECTION_LOST as error:
         if code_of(error) != UNREACHABLE:  # a refusal, for which redis-py has a subclass of ConnectionError
             raise
-        said = str(error) or "no answer in time"
-        raise Problem("outcome-unknown", f"{said}; {advice}", code=UNREACHABLE) from None
+        reason = str(error) or "no answer in time"
+        raise Problem("outcome-unknown", f"{reason}; {advice}", code=UNREACHABLE) from None
 
 
 def of_error(error: Exception) -> Problem:
@@ -298,14 +298,14 @@ def _of_publish(error: PublishError) -> Problem:
 
 
 def _of_validation(error: RequestValidationError) -> Problem:
-    found: list[dict[str, str]] = []
+    errors: list[dict[str, str]] = []
     for item in error.errors():
         where, *path = item["loc"]
         if item["type"] == "json_invalid":
             return Problem("malformed-json", f"{item['msg']}: {item.get('ctx', {}).get('error', '')}".rstrip(": "))
         place = {"pointer": pointer_of(*path)} if where == "body" else {"parameter": ".".join(map(str, path))}
-        found.append({**place, "detail": item["msg"]})
-    return Problem("invalid", "; ".join(entry["detail"] for entry in found), errors=found)
+        errors.append({**place, "detail": item["msg"]})
+    return Problem("invalid", "; ".join(entry["detail"] for entry in errors), errors=errors)
 
 
 def _of_usage(error: UsageError) -> Problem:

@@ -172,10 +172,10 @@ def _is_open(path: str) -> bool:
 @functools.lru_cache(maxsize=64)
 def _is_loopback(host: bytes) -> bool:
     """Return whether a Host header, with or without a port, can only mean the machine that sent it."""
-    found = _HOST.fullmatch(host.decode("latin-1").strip().lower())
-    if found is None:
+    match = _HOST.fullmatch(host.decode("latin-1").strip().lower())
+    if match is None:
         return False
-    name = found[1].strip("[]").removesuffix(".")
+    name = match[1].strip("[]").removesuffix(".")
     if name == "localhost" or name.endswith(".localhost"):  # RFC 6761, 6.3
         return True
     try:

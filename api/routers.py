@@ -47,14 +47,14 @@ def mount(app: FastAPI, loaded: Loaded) -> None:
 
 
 def _router_in(module: ModuleType, attribute: str, setting: str) -> APIRouter:
-    found = getattr(module, attribute, None)
-    if isinstance(found, APIRouter):
-        return found
+    candidate = getattr(module, attribute, None)
+    if isinstance(candidate, APIRouter):
+        return candidate
     routers = [name for name, value in vars(module).items() if isinstance(value, APIRouter)]
     if not hasattr(module, attribute):
         raise no_router(module.__file__, attribute, routers, setting)
     hint = f"; its routers: {', '.join(routers)}" if routers else ""
-    kind = type(found).__name__
+    kind = type(candidate).__name__
     raise HandlerError(f"{setting}: {attribute!r} in {module.__file__} is not an APIRouter but a {kind}{hint}")
 
 

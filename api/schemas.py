@@ -148,16 +148,16 @@ def check_media_type(request: Request, *allowed: str) -> str:
 
 def problems(*kinds: str) -> dict[int | str, dict[str, Any]]:
     """Return the `responses` of a route that may answer with these kinds of problems."""
-    found: dict[int | str, dict[str, Any]] = {}
+    responses: dict[int | str, dict[str, Any]] = {}
     for name in (*kinds, *_ANYWHERE):
         kind = KINDS[name]
-        entry = found.setdefault(kind.status, {"description": kind.title, "content": PROBLEM_CONTENT})
+        entry = responses.setdefault(kind.status, {"description": kind.title, "content": PROBLEM_CONTENT})
         if kind.title not in entry["description"]:
             entry["description"] += f"; {kind.title}"
         entry.setdefault("x-problems", {})[name] = kind.title
         if kind.status in _HEADERS:
             entry["headers"] = _HEADERS[kind.status]
-    return found
+    return responses
 
 
 def answers(model: Any, *kinds: str, status: int = 200, **more: Any) -> dict[int | str, dict[str, Any]]:

@@ -269,8 +269,8 @@ class Service:
 
 async def get_service(request: Request) -> Service:
     """Return the service of this process."""
-    found: Service = request.app.state.service
-    return found
+    service: Service = request.app.state.service
+    return service
 
 
 ServiceDep = Annotated[Service, Depends(get_service)]

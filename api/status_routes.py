@@ -78,10 +78,11 @@ async def list_workers(service: ServiceDep) -> Response:
 )
 async def read_problem(kind: str) -> Response:
     """Explain what the problem means and what to do."""
-    found = KINDS.get(kind)
-    if found is None:
+    problem_kind = KINDS.get(kind)
+    if problem_kind is None:
         raise Problem("not-found", f"unknown kind; there are: {', '.join(KINDS)}")
-    return page(found.title, f"<p>Status {found.status}, code <code>{kind}</code></p><p>{escape(found.text)}</p>")
+    head = f"<p>Status {problem_kind.status}, code <code>{kind}</code></p>"
+    return page(problem_kind.title, f"{head}<p>{escape(problem_kind.text)}</p>")
 
 
 def _seen_from_here(service: Service, state: dict[str, Any]) -> dict[str, Any]:

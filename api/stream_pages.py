@@ -17,5 +17,5 @@ async def read_page(
 ) -> tuple[list[Row], bool]:
     """Return at most `count` entries between the bounds, and whether there are more."""
     first, last = (end, start) if reverse else (start, end)
-    more, found = await redis.eval(READ_PAGE.text, 1, stream, first, last, count, PAGE_BYTES, int(reverse))
-    return [(entry, dict(zip(flat[::2], flat[1::2], strict=True))) for entry, flat in found], bool(more)
+    more, entries = await redis.eval(READ_PAGE.text, 1, stream, first, last, count, PAGE_BYTES, int(reverse))
+    return [(entry, dict(zip(flat[::2], flat[1::2], strict=True))) for entry, flat in entries], bool(more)

@@ -87,5 +87,5 @@ def __getattr__(name: str) -> Any:
     """Import a public name at its first use."""
     if name not in _LAZY:
         raise AttributeError(f"module 'supervisor' has no attribute {name!r}")
-    found = globals()[name] = getattr(import_module(_LAZY[name]), name)
-    return found
+    value = globals()[name] = getattr(import_module(_LAZY[name]), name)
+    return value

@@ -65,10 +65,10 @@ class Context:
         from supervisor.broker.connect import client, running_loop
 
         loop = running_loop()
-        found: Redis = self._once(
+        redis: Redis = self._once(
             ("redis", loop), lambda: (blocking_client if loop is None else client)(self.redis_url)
         )
-        return found
+        return redis
 
     @property
     def publisher(self) -> Publisher:
@@ -82,8 +82,8 @@ class Context:
         from supervisor.sync_publisher import SyncPublisher
 
         kind: Any = SyncPublisher if running_loop() is None else Publisher
-        found: Publisher = self._once(("publisher", kind), lambda: kind(self.redis_url))
-        return found
+        publisher: Publisher = self._once(("publisher", kind), lambda: kind(self.redis_url))
+        return publisher
 
     async def aclose(self) -> None:
         """Close what was made, all of it also when one fails; then raises that error."""
@@ -134,12 +134,12 @@ _entered_last: Context | None = None
 
 def context() -> Context:
     """Return the context of the running handler, also in threads that it has started. Raises UsageError elsewhere."""
-    found = _current.get(None)
-    if found is None and threading.current_thread() is not threading.main_thread():
-        found = _entered_last
-    if found is None:
+    current = _current.get(None)
+    if current is None and threading.current_thread() is not threading.main_thread():
+        current = _entered_last
+    if current is None:
         raise UsageError("supervisor.context() was called outside of a running handler")
-    return found
+    return current
 
 
 def enter(entered: Context) -> None:

@@ -164,10 +164,10 @@ def _load(config: Path | str | None, redis_url: str | None, *, complete: bool) -
 
 
 def _connections(connection: HTTPConnection) -> AppConnections:
-    found: AppConnections | None = getattr(connection.app.state, "supervisor", None)
-    if found is None:
+    connections: AppConnections | None = getattr(connection.app.state, "supervisor", None)
+    if connections is None:
         raise UsageError(
             "this app has no publisher and no Redis client: mount the router in the HTTP service ([api] routers),"
             " or start the app with lifespan=supervisor.fastapi.lifespan(...)"
         )
-    return found
+    return connections

@@ -116,8 +116,8 @@ def close(listening: Sequence[socket.socket], bind: str = "") -> None:
 def _addresses(host: str, port: int) -> list[tuple[int, tuple[str, int]]]:
     if host == _LOCALHOST:
         return [(family, (address, port)) for family, address in _LOOPBACK]
-    family, _, _, _, found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    return [(family, found)]  # type: ignore[list-item]
+    family, _, _, _, sockaddr = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    return [(family, sockaddr)]  # type: ignore[list-item]
 
 
 def _listen_tcp(family: int, address: tuple[str, int]) -> socket.socket:

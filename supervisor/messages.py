@@ -100,8 +100,8 @@ class Message(Delivery):
         return _restored, (self.id, self.stream, self.group, list(self.flat), self.failures)
 
     def _not_utf8(self) -> "DecodeError":
-        found = (not_utf8(name, value) for name, value in self.raw.items())
-        error = next((one for one in found if one is not None), DecodeError("the message is not UTF-8"))
+        errors = (not_utf8(name, value) for name, value in self.raw.items())
+        error = next((one for one in errors if one is not None), DecodeError("the message is not UTF-8"))
         error.message = self
         return error
 

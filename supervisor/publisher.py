@@ -204,10 +204,10 @@ class Publisher:
             return await self._once(stream, messages, options.key, options)
         confirmation = options.confirmation
         wait = confirmation.command if confirmation else ()
-        found = await self._router.send(stream, lambda node: node.transaction(_additions(stream, messages), wait=wait))
-        ids = [entry.decode() for entry in (found[0] if confirmation else found)]
+        reply = await self._router.send(stream, lambda node: node.transaction(_additions(stream, messages), wait=wait))
+        ids = [entry.decode() for entry in (reply[0] if confirmation else reply)]
         if confirmation:
-            _check_confirmed(confirmation, found[1], ids)
+            _check_confirmed(confirmation, reply[1], ids)
         return PublishedBatch(ids)
 
     async def evaluate(
@@ -253,16 +253,16 @@ class Publisher:
     @property
     def _router(self) -> NodeRouter:
         loop = asyncio.get_running_loop()
-        found = self._of_loops.get(loop)
-        if found is None:
+        entry = self._of_loops.get(loop)
+        if entry is None:
             for other in list(self._of_loops):  # threads with loops of their own change it meanwhile
                 if other.is_closed():
                     self._of_loops.pop(other, None)
             router = self._make()
-            found = self._of_loops[loop] = router, _closed_with_its_loop(router)
+            entry = self._of_loops[loop] = router, _closed_with_its_loop(router)
             with contextlib.suppress(StopIteration):  # it runs up to its `yield`
-                anext(found[1]).__await__().send(None)
-        return found[0]
+                anext(entry[1]).__await__().send(None)
+        return entry[0]
 
     async def _once(
         self, stream: str, messages: Sequence[Mapping[str, Value]], key: str, options: _Options
@@ -278,14 +278,14 @@ class Publisher:
         arguments = (await _fingerprint(messages), int(options.key_ttl_s * 1000), *values)
         confirmation = options.confirmation
         wait = confirmation.command if confirmation else ()
-        found = await self._router.send(
+        reply = await self._router.send(
             stream, lambda node: node.script(PUBLISH_ONCE, keys, *arguments, repeatable=True, wait=wait)
         )
-        status, *entries = found[0] if confirmation else found
+        status, *entries = reply[0] if confirmation else reply
         _refuse_conflict(status, stream, key)
         ids = [entry.decode() for entry in entries]
         if confirmation:
-            _check_confirmed(confirmation, found[1], ids)
+            _check_confirmed(confirmation, reply[1], ids)
         return PublishedBatch(ids, status == 1)
 
     async def _later(

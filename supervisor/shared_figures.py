@@ -130,21 +130,21 @@ def keep_rows(words: memoryview, first: int, keys: Collection[int]) -> None:
 
 def sums(words: memoryview, slots: Iterable[int], keys: Collection[int]) -> dict[int, list[int]]:
     """Return the sums of all rows with these keys; `slots` are the indexes at which the rows of the slots begin."""
-    found: dict[int, int] = {}
+    totals: dict[int, int] = {}
     for first in slots:
         for index, key in enumerate(_keys(words, first)):
             if key in keys:
                 at = first + index * FIGURE_FIELDS
                 # One addition of long numbers adds up all fields: the arbiter may have thousands of rows.
                 row = int.from_bytes(words[at + 1 : at + FIGURE_FIELDS].tobytes(), "little")
-                found[key] = found.get(key, 0) + row
+                totals[key] = totals.get(key, 0) + row
     size = FIGURE_FIELDS * _FIELD_BYTES
     return {
         key: [key, *memoryview(total.to_bytes(size, "little")).cast("Q").tolist()[: FIGURE_FIELDS - 1]]
-        for key, total in found.items()
+        for key, total in totals.items()
     }
 
 
 def _keys(words: memoryview, first: int) -> list[int]:
-    found: list[int] = words[first : first + FIGURE_ROWS * FIGURE_FIELDS : FIGURE_FIELDS].tolist()
-    return found
+    keys: list[int] = words[first : first + FIGURE_ROWS * FIGURE_FIELDS : FIGURE_FIELDS].tolist()
+    return keys

@@ -224,8 +224,8 @@ class SharedSlot:
     def histogram(self, total: SlotField, bounds_s: Sequence[float]) -> list[int]:
         """Return the sum in microseconds and the counts of all buckets."""
         at = self._base + total
-        found: list[int] = self._words[at : at + len(bounds_s) + 2].tolist()
-        return found
+        fields: list[int] = self._words[at : at + len(bounds_s) + 2].tolist()
+        return fields
 
     def reset_for_new_worker(self) -> None:
         """Reset the fields of the last incarnation, before the fork.
@@ -297,12 +297,12 @@ class SharedSlot:
 
     def cut_offs_and_circuits(self) -> dict[int, list[int]]:
         """Return the fields from CUT_OFF_NS to CIRCUIT_NS by `consumer_key`, where one of these two is set."""
-        found = {}
+        by_key = {}
         for at in self._consumers():
             fields = self._words[at + ConsumerField.CUT_OFF_NS : at + ConsumerField.CIRCUIT_NS + 1].tolist()
             if fields[0] or fields[-1]:
-                found[int(self._words[at])] = fields
-        return found
+                by_key[int(self._words[at])] = fields
+        return by_key
 
     def _consumers(self) -> range:
         """Return the indexes at which the consumers' fields begin."""

@@ -96,7 +96,7 @@ async def _schedules(redis: Redis, settings: Settings) -> list[dict[str, Any]]:
     from supervisor.core.schedule import schedules_of
 
     try:
-        found = await overview(redis, schedules_of(settings))
+        schedules = await overview(redis, schedules_of(settings))
     except ResponseError:
         return []
     return [
@@ -107,7 +107,7 @@ async def _schedules(redis: Redis, settings: Settings) -> list[dict[str, Any]]:
             "next": next(iter(one["next"]), None),
             "paused_since": one["paused_since"],
         }
-        for one in found
+        for one in schedules
     ]
 
 
@@ -116,14 +116,14 @@ async def _readable_groups(redis: Redis, pairs: Sequence[tuple[str, str]]) -> tu
     try:
         return [info.as_dict() for info in await inspect.groups(redis, pairs)], []
     except ResponseError:
-        found, problems = [], []
+        groups, problems = [], []
     for stream, group in pairs:
         try:
-            found += [info.as_dict() for info in await inspect.groups(redis, [(stream, group)])]
+            groups += [info.as_dict() for info in await inspect.groups(redis, [(stream, group)])]
         except ResponseError as error:
             text = str(error)
             problems.append(text if stream in text else f"{stream}: {text}")
-    return found, list(dict.fromkeys(problems))
+    return groups, list(dict.fromkeys(problems))
 
 
 def document(answer: dict[str, Any], redis_status: RedisStatus, workers: list[dict[str, Any]]) -> dict[str, Any]:
@@ -188,18 +188,18 @@ def pairs_of(answer: dict[str, Any], settings: Settings, root: Path | None) -> l
 
 
 def _memory(pid: int | None) -> dict[str, int | None]:
-    found: dict[str, int | None] = {"rss_bytes": None, "pss_bytes": None}
+    memory: dict[str, int | None] = {"rss_bytes": None, "pss_bytes": None}
     if pid and sys.platform == "linux":
         with contextlib.suppress(OSError):  # the process has just left, or belongs to another user
             with open(f"/proc/{pid}/statm", "rb") as file:
-                found["rss_bytes"] = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+                memory["rss_bytes"] = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
             with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
-                found["pss_bytes"] = next(
+                memory["pss_bytes"] = next(
                     (int(line.split()[1]) * 1024 for line in file if line.startswith(b"Pss:")), None
                 )
     elif pid:
         import psutil  # 15 ms of CPU
 
         with contextlib.suppress(psutil.Error, OSError):
-            found["rss_bytes"] = psutil.Process(pid).memory_info().rss
-    return found
+            memory["rss_bytes"] = psutil.Process(pid).memory_info().rss
+    return memory

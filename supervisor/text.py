@@ -119,8 +119,8 @@ def _public(error: BaseException) -> str:
     if public is not None:
         return public
     if type(error).__module__.startswith("pydantic") and callable(errors := getattr(error, "errors", None)):
-        found = errors(include_url=False, include_context=False, include_input=False)
-        places = ", ".join(f"{'.'.join(map(str, one['loc'])) or 'value'} ({one['type']})" for one in found[:5])
+        problems = errors(include_url=False, include_context=False, include_input=False)
+        places = ", ".join(f"{'.'.join(map(str, one['loc'])) or 'value'} ({one['type']})" for one in problems[:5])
         return f"{getattr(error, 'title', 'value')}: {places}"
     return error_text(error)
 

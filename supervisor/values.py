@@ -166,8 +166,8 @@ def seconds_of(value: Any) -> Any:
     """Return `"36h"` as 129600.0, `""` as 0; anything else unchanged."""
     if value == "":
         return 0
-    found = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,9})?) ?([dhms])", value) if isinstance(value, str) else None
-    return float(found[1]) * _UNITS_S[found[2]] if found else value
+    match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,9})?) ?([dhms])", value) if isinstance(value, str) else None
+    return float(match[1]) * _UNITS_S[match[2]] if match else value
 
 
 class Text(Kind):

@@ -69,16 +69,16 @@ class ChildProcesses:
                 self._reap(pid)
         while hasattr(os, "waitid"):
             try:
-                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                exited = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if found is None:
+            if exited is None:
                 return
-            if found.si_pid in self._callbacks:
-                self._reap(found.si_pid)
+            if exited.si_pid in self._callbacks:
+                self._reap(exited.si_pid)
             else:
                 with contextlib.suppress(ChildProcessError):
-                    os.waitpid(found.si_pid, os.WNOHANG)
+                    os.waitpid(exited.si_pid, os.WNOHANG)
 
     def _reap(self, pid: int) -> None:
         if pid not in self._callbacks or not _has_exited(pid):

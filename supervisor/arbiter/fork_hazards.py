@@ -41,11 +41,11 @@ def thread_names() -> str:
 
 def descriptors() -> dict[int, str]:
     """Return what each descriptor of this process is."""
-    found = {}
+    targets = {}
     for name in listed_descriptors():
         with contextlib.suppress(OSError):
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-    return found
+            targets[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+    return targets
 
 
 def listed_descriptors() -> list[str]:

@@ -123,9 +123,9 @@ def _run(loaded: Loaded, out_fd: int) -> NoReturn:
         for fd in (1, 2):
             os.dup2(null, fd)
         os.close(null)
-        found = import_here(loaded)
-        described = {"specs": [_described(spec) for spec in found.specs], "causes": list(map(asdict, found.causes))}
-        report = {**described, "import_s": found.import_s, "memory_mb": found.memory_mb}
+        probed = import_here(loaded)
+        described = {"specs": [_described(spec) for spec in probed.specs], "causes": list(map(asdict, probed.causes))}
+        report = {**described, "import_s": probed.import_s, "memory_mb": probed.memory_mb}
         code = EXIT_OK
     except HandlerError as error:
         report = {"error": str(error)}

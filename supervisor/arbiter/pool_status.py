@@ -121,12 +121,12 @@ class PoolStatus:
 
     def _lacking(self) -> dict[Lack, list[int]]:
         """Return what workers lack, and in which slots."""
-        found: dict[Lack, list[int]] = {}
+        slots_by_lack: dict[Lack, list[int]] = {}
         for slot in self.workers.living:
             value = self.workers.shared.slot(slot.number).get(SlotField.LACK)
             if value in _LACKS:
-                found.setdefault(Lack(value), []).append(slot.number)
-        return found
+                slots_by_lack.setdefault(Lack(value), []).append(slot.number)
+        return slots_by_lack
 
     @property
     def _redis_lost(self) -> bool:
@@ -159,12 +159,12 @@ class PoolStatus:
 
     def _cut_off(self) -> list[dict[str, Any]]:
         """Return the groups that workers can't read for some time, with the reason of the first."""
-        found: list[dict[str, Any]] = []
+        groups: list[dict[str, Any]] = []
         for spec, cut_off_s, code in self._hindered_handlers(SlotField.CUT_OFF):
             since_s = [since for since in cut_off_s if since >= CUT_OFF_S]
             if since_s:
-                found.append({**self._group(spec, len(since_s)), "for_s": max(since_s), "reason": reason_of(code)})
-        return found
+                groups.append({**self._group(spec, len(since_s)), "for_s": max(since_s), "reason": reason_of(code)})
+        return groups
 
     def _circuits(self) -> list[dict[str, Any]]:
         """Return the groups whose handler fails for nearly everything."""
@@ -185,15 +185,15 @@ class PoolStatus:
         shared, now_ns = self.workers.shared, time.monotonic_ns()
         ready = [slot.number for slot in self.workers.slots.values() if slot.state is State.READY]
         rows = [shared.slot(number).cut_offs_and_circuits() for number in ready if shared.slot(number).get(count)]
-        found = []
+        hindered = []
         for spec in self.specs if rows else ():
             key = consumer_key(spec.stream, spec.group)
             fields = [row[key] for row in rows if key in row]
             at = 0 if count is SlotField.CUT_OFF else -1
             since_s = [round((now_ns - one[at]) / NS, 1) for one in fields if 0 < one[at] <= now_ns]
             if since_s:
-                found.append((spec, since_s, unpack_code(*fields[0][1:3])))
-        return found
+                hindered.append((spec, since_s, unpack_code(*fields[0][1:3])))
+        return hindered
 
     def _degraded_reasons(self) -> list[str]:
         reasons = []

@@ -68,16 +68,16 @@ def load(
         decided = examine(loaded)
         if not decided.preloaded:
             return decided
-    found = import_here(loaded)
+    probed = import_here(loaded)
     try:
         fork.check_safe(own_sockets)
         fork.check_no_event_loop()
     except fork.ForkUnsafeError as error:
         if again or begin_again is None:
             raise HandlerError(str(error)) from None
-        _decide(found, preload)
+        _decide(probed, preload)
         begin_again()
-    return LoadedHandlers(found.specs)
+    return LoadedHandlers(probed.specs)
 
 
 def examine(loaded: Loaded) -> LoadedHandlers:
@@ -85,9 +85,9 @@ def examine(loaded: Loaded) -> LoadedHandlers:
     return _decide(probe(loaded), loaded.settings.pool.preload)
 
 
-def _decide(found: Probe, preload: Any) -> LoadedHandlers:
+def _decide(probed: Probe, preload: Any) -> LoadedHandlers:
     """Return where the handlers are imported, given what their import has done. Raises HandlerError."""
-    connected = [cause for cause in found.causes if cause.kind == CONNECTION]
+    connected = [cause for cause in probed.causes if cause.kind == CONNECTION]
     if preload is not False and connected:
         listed = "; ".join(f"{_by(cause)} has a socket {cause.detail}" for cause in connected[:_CAUSES_SHOWN_MAX])
         raise HandlerError(
@@ -95,10 +95,10 @@ def _decide(found: Probe, preload: Any) -> LoadedHandlers:
             " @worker_lifespan, which runs in each worker; what it yields is context().state in handlers"
         )
     # A loop has several descriptors.
-    causes = dict.fromkeys(f"{_by(cause)} {_does(cause)}" for cause in found.causes)
+    causes = dict.fromkeys(f"{_by(cause)} {_does(cause)}" for cause in probed.causes)
     reason = "; ".join(list(causes)[:_CAUSES_SHOWN_MAX])
     if preload is True and reason:
-        threads = sum(cause.count for cause in found.causes)
+        threads = sum(cause.count for cause in probed.causes)
         raise HandlerError(
             f"{1 + threads} threads run before the workers are forked: {reason}. A fork keeps only one of them and the"
             ' locks of all: set [pool] preload = "auto", which imports the handlers in the workers'
@@ -106,7 +106,7 @@ def _decide(found: Probe, preload: Any) -> LoadedHandlers:
             else f'{reason}, which no fork can share: set [pool] preload = "auto"'
         )
     preloaded = not reason if preload == "auto" else preload
-    return LoadedHandlers(found.specs, bool(preloaded), reason, found.import_s, found.memory_mb)
+    return LoadedHandlers(probed.specs, bool(preloaded), reason, probed.import_s, probed.memory_mb)
 
 
 def _by(cause: Cause) -> str:

@@ -36,10 +36,10 @@ class Recycler:
         if not self._limits.any or self._restarts.rolling or not wanted:
             return
         usages = [self._usage(slot) for slot in wanted if slot.state is State.READY]
-        found = most_overdue(usages, self._limits)
-        if found is None or len(usages) < len(wanted):
+        overdue = most_overdue(usages, self._limits)
+        if overdue is None or len(usages) < len(wanted):
             return
-        number, reason = found
+        number, reason = overdue
         usage = next(usage for usage in usages if usage.slot == number)
         self._log.info(
             "recycling worker",

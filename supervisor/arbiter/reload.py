@@ -305,15 +305,15 @@ def _encode(state: ReloadState) -> bytes:
 
 
 def _decode(data: bytes) -> ReloadState:
-    found = json.loads(data)
-    found["workers"] = [_slot(slot) for slot in found["workers"]]
-    found["services"] = [_slot(slot) for slot in found["services"]]
-    return ReloadState(**found)
+    state = json.loads(data)
+    state["workers"] = [_slot(slot) for slot in state["workers"]]
+    state["services"] = [_slot(slot) for slot in state["services"]]
+    return ReloadState(**state)
 
 
-def _slot(found: dict[str, Any]) -> Slot:
-    last_exit = found["last_exit"]
+def _slot(fields: dict[str, Any]) -> Slot:
+    last_exit = fields["last_exit"]
     if last_exit is not None:
         last_exit = Exit(**{**last_exit, "kind": ExitKind(last_exit["kind"])})
-    history = History(**found["history"])
-    return Slot(**{**found, "state": State(found["state"]), "history": history, "last_exit": last_exit})
+    history = History(**fields["history"])
+    return Slot(**{**fields, "state": State(fields["state"]), "history": history, "last_exit": last_exit})

@@ -37,5 +37,5 @@ def pack(loaded: Loaded, specs: Sequence[HandlerSpec]) -> str:
 
 def unpack(text: str) -> tuple[Loaded, list[HandlerSpec]]:
     """Return settings and handlers from `pack`; what was code is None."""
-    found: tuple[Loaded, list[HandlerSpec]] = pickle.loads(base64.b64decode(text))
-    return found
+    unpickled: tuple[Loaded, list[HandlerSpec]] = pickle.loads(base64.b64decode(text))
+    return unpickled

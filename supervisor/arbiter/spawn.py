@@ -74,8 +74,8 @@ def real_entry_points() -> EntryPoints:
     from supervisor.worker import process as worker
 
     def where_runs(token: str) -> str:
-        found = pool_with_token(token)
-        return f"pid {found.pid}, state directory {path_text(found.paths.state_dir)}" if found else ""
+        pool = pool_with_token(token)
+        return f"pid {pool.pid}, state directory {path_text(pool.paths.state_dir)}" if pool else ""
 
     def run_worker(
         settings: Settings, specs: Specs, shared: SharedState, slot: int, burst: bool, crash: Crash | None
@@ -221,7 +221,7 @@ def _api_command(loaded: Loaded) -> tuple[list[str], dict[str, str]]:
 
 
 def _flags_as_environment(loaded: Loaded) -> dict[str, str]:
-    found = {}
+    environment = {}
     for key, origin in loaded.origins.items():
         if not origin.startswith("flag "):
             continue
@@ -229,5 +229,5 @@ def _flags_as_environment(loaded: Loaded) -> dict[str, str]:
         for part in key.split("."):
             value = getattr(value, part)
         name = "SUPERVISOR_" + key.upper().replace(".", "__")
-        found[name] = value if isinstance(value, str) else json.dumps(value)
-    return found
+        environment[name] = value if isinstance(value, str) else json.dumps(value)
+    return environment

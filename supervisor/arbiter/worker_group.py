@@ -97,31 +97,31 @@ class WorkerGroup(ChildGroup):
         if state in _IN_LIFESPAN:
             # It may load a model in one step; the boot limit and the deadline of a drain hold.
             return Heartbeat(ready=ready, leaving=state == WorkerState.LIFESPAN_END)
-        found = self._liveness.heartbeat(
+        heartbeat = self._liveness.heartbeat(
             slot.number,
             ready=ready,
             beat_ns=fields.get(SlotField.BEAT_NS),
             deadline_ns=fields.get(SlotField.DEADLINE_NS),
         )
-        return replace(self._excused(found, slot, fields), leaving=state == WorkerState.DRAIN)
+        return replace(self._excused(heartbeat, slot, fields), leaving=state == WorkerState.DRAIN)
 
-    def _excused(self, found: Heartbeat, slot: Slot, fields: SharedSlot) -> Heartbeat:
+    def _excused(self, heartbeat: Heartbeat, slot: Slot, fields: SharedSlot) -> Heartbeat:
         """Do not count the silence of a loop that a thread of a plain handler starves, within the handler's time."""
         limit_s = self._limits.beat_s
-        if found.silent_s < limit_s / 2:
+        if heartbeat.silent_s < limit_s / 2:
             self._gil.forget(slot.pid)
             self._starved.discard(slot.pid)
-            return found
+            return heartbeat
         if fields.get(SlotField.THREADS_UNTIL_NS) < time.monotonic_ns() or not self._gil.is_starved(slot.pid):
-            return found
-        if found.silent_s > limit_s and slot.pid not in self._starved:
+            return heartbeat
+        if heartbeat.silent_s > limit_s and slot.pid not in self._starved:
             self._starved.add(slot.pid)
             hint = 'a plain handler holds Python\'s lock for long: give it run_in = "process"'
             ids = self.last_started(slot.number) or None
             self.log.warning(
                 "worker starved", **self.log_fields(slot.number), pid=slot.pid, last_started=ids, hint=hint
             )
-        return replace(found, silent_s=0.0, overdue=False)
+        return replace(heartbeat, silent_s=0.0, overdue=False)
 
     def deadline_ns(self, number: int) -> int:
         """Return the deadline that the worker set itself."""

@@ -76,8 +76,8 @@ async def own_keys(redis: Redis) -> AsyncIterator[OwnKeys]:
 async def _killed(redis: Redis, pools: dict[bytes, bytes]) -> list[OwnKeys]:
     """Return the benchmarks among the pools that hold no lease."""
     matches = [match for pool in pools if (match := _HOST.fullmatch(pool))]
-    found = [OwnKeys(match[1].decode()) for match in matches]
-    return [own for own in found if not await redis.exists(keys.host_key(own.host))]
+    candidates = [OwnKeys(match[1].decode()) for match in matches]
+    return [own for own in candidates if not await redis.exists(keys.host_key(own.host))]
 
 
 async def _remove_and_put_back(redis: Redis, own: OwnKeys, pools: dict[bytes, bytes]) -> None:

@@ -80,8 +80,8 @@ def _entries(reply: Any) -> list[Any]:
     """Return the entries, whether the reply is RESP2's list of pairs or RESP3's map."""
     if not reply:
         return []
-    found: list[Any] = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
-    return found[0] if found and isinstance(found[0], list) else found
+    entries: list[Any] = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
+    return entries[0] if entries and isinstance(entries[0], list) else entries
 
 
 async def main(url: str, stream: str, group: str, work: str) -> None:

@@ -247,12 +247,12 @@ async def _latency(redis: Redis, pool: BenchPool, stream: str) -> dict[str, floa
     for number in range(LATENCY_MESSAGES):
         await asyncio.sleep(max(0.0, begin_s + number * LATENCY_INTERVAL_S - time.monotonic()))
         await redis.xadd(stream, {"sent_ns": time.monotonic_ns()})
-    found: list[int] = []
+    latencies_ns: list[int] = []
     until_s = time.monotonic() + TURN_LIMIT_S
-    while len(found) < LATENCY_MESSAGES:
+    while len(latencies_ns) < LATENCY_MESSAGES:
         if time.monotonic() > until_s:
-            raise SupervisorError(f"the handler got {len(found)} of {LATENCY_MESSAGES} messages")
+            raise SupervisorError(f"the handler got {len(latencies_ns)} of {LATENCY_MESSAGES} messages")
         await asyncio.sleep(_POLL_S)
-        found = pool.latencies_ns()
-    cuts = statistics.quantiles(found, n=100)
+        latencies_ns = pool.latencies_ns()
+    cuts = statistics.quantiles(latencies_ns, n=100)
     return {"p50": cuts[49] / 1e6, "p99": cuts[98] / 1e6, "messages": LATENCY_MESSAGES}

@@ -97,11 +97,11 @@ async def named_letters(loaded: Loaded, stream: str, group: str, ids: Sequence[s
     """Return the dead letters with these ids, their own or their messages'. Raises UsageError for an unknown id."""
     async with open_redis(loaded.settings) as redis:
         await require_group(loaded, redis, stream, group)
-        found = await by_ids(redis, stream, group, ids, alone=True)
-    missing = [id_ for id_ in ids if id_ not in found]
+        letters = await by_ids(redis, stream, group, ids, alone=True)
+    missing = [id_ for id_ in ids if id_ not in letters]
     if missing:
         raise UsageError(f"no dead letter {missing[0]!r} of {stream} {group}; `supervisor dead list` shows all")
-    return list({letter.letter_id: letter for letter in found.values()}.values())
+    return list({letter.letter_id: letter for letter in letters.values()}.values())
 
 
 async def choose(loaded: Loaded, stream: str, group: str, ids: Sequence[str], wanted: Filter) -> Work:
@@ -184,10 +184,10 @@ async def _pairs(loaded: Loaded, redis: Redis, stream: str | None, group: str | 
         return [(stream, group)]
     if stream:
         await require_stream(loaded, redis, stream)
-    found = [pair for pair in await handled_pairs(loaded) if stream in (None, pair[0])]
-    if not found:
+    pairs = [pair for pair in await handled_pairs(loaded) if stream in (None, pair[0])]
+    if not pairs:
         raise UsageError(f"no handler here reads {stream!r}; name its group too" if stream else "there are no handlers")
-    return found
+    return pairs
 
 
 def _print_outcomes(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
@@ -211,7 +211,7 @@ def _clipped(reason: str) -> str:
     return f"{reason[: REASON_CHARACTERS - 1]}…"
 
 
-def _print(found: Sequence[Letter], *, with_stream: bool) -> None:
+def _print(letters: Sequence[Letter], *, with_stream: bool) -> None:
     """Print one line for each letter. The id of the message is enough for `show`, so the letter's id may be dropped."""
     now_s = time.time()
     rows = [
@@ -225,7 +225,7 @@ def _print(found: Sequence[Letter], *, with_stream: bool) -> None:
             letter.handler.rpartition(".")[2],
             _clipped(letter.reason),
         ]
-        for letter in found
+        for letter in letters
     ]
     if rows:
         columns = ["letter", "message", *(["stream"] if with_stream else []), "group"]

@@ -101,11 +101,11 @@ def _all(config: Path | None) -> Iterator[Finding]:
 
 
 def _python() -> Iterator[Finding]:
-    found = platform.python_version()
+    version = platform.python_version()
     if sys.version_info < PYTHON_MIN:
-        yield Finding(FAIL, f"Python {found}", f"Python {'.'.join(map(str, PYTHON_MIN))} or newer is needed")
+        yield Finding(FAIL, f"Python {version}", f"Python {'.'.join(map(str, PYTHON_MIN))} or newer is needed")
     else:
-        yield Finding(OK, f"Python {found} on {platform.system()}")
+        yield Finding(OK, f"Python {version} on {platform.system()}")
     if find_spec("hiredis") is None:
         yield Finding(FAIL, "hiredis is not installed", 'pip install "redis[hiredis]"')
     else:

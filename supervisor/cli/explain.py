@@ -52,17 +52,17 @@ def explain(loaded: Loaded, id_: str, stream: str | None, as_json: bool) -> int:
     """
     import asyncio
 
-    found = asyncio.run(_explain(loaded, id_, stream))
+    verdicts = asyncio.run(_explain(loaded, id_, stream))
     if as_json:
-        click.echo(dumps([verdict.as_dict() for verdict in found], pretty=True))
+        click.echo(dumps([verdict.as_dict() for verdict in verdicts], pretty=True))
     else:
-        known = [verdict for verdict in found if verdict.known] or found
+        known = [verdict for verdict in verdicts if verdict.known] or verdicts
         click.echo("\n\n".join(map(_text, known)))
         _hint_at_letters(known)
         if strangers := {one.facts.consumer for verdict in known for one in verdict.groups if one.facts.foreign}:
             claim_after_s = loaded.settings.consumer.claim_foreign_after_s
             talk(f"messages of {', '.join(sorted(strangers))}: {foreign_text(claim_after_s)}")
-    return EXIT_OK if any(verdict.known for verdict in found) else EXIT_FAILED
+    return EXIT_OK if any(verdict.known for verdict in verdicts) else EXIT_FAILED
 
 
 async def _explain(loaded: Loaded, id_: str, stream: str | None) -> list[Verdict]:
@@ -87,11 +87,11 @@ async def _explain(loaded: Loaded, id_: str, stream: str | None) -> list[Verdict
             return [verdict for verdict in later if verdict.known] or later
         if stream:
             await require_stream(loaded, redis, stream)
-        found = await _explain_entry(redis, entry_id, groups)
-        if any(verdict.known for verdict in found):
-            return found
+        verdicts = await _explain_entry(redis, entry_id, groups)
+        if any(verdict.known for verdict in verdicts):
+            return verdicts
         later = await _explain_later(redis, id_, groups, everywhere=stream is None)
-        return [verdict for verdict in later if verdict.known] or found
+        return [verdict for verdict in later if verdict.known] or verdicts
 
 
 async def _explain_entry(redis: Redis, entry_id: str, groups: Mapping[str, Sequence[str]]) -> list[Verdict]:
@@ -174,33 +174,33 @@ def _origin_text(origin: Origin) -> str:
 
 
 def _details(entry: Entry, facts: GroupFacts) -> str:
-    found = []
+    details = []
     if facts.consumer == REPLAY_CONSUMER:
-        found.append("no worker has read it yet")
+        details.append("no worker has read it yet")
     elif facts.consumer == TURNS_CONSUMER:
-        found.append(_turn_text(facts.turn))
+        details.append(_turn_text(facts.turn))
     elif facts.consumer == RATES_CONSUMER:
         due_s = ((facts.next_due_ms or 0) - entry.now_ms) / 1000
-        found.append(f"due in {duration_text(max(0.0, due_s))}")
+        details.append(f"due in {duration_text(max(0.0, due_s))}")
     elif facts.consumer:
         whose = " (a consumer of no pool)" if facts.foreign else ""
-        found.append(f"with {facts.consumer}{whose} for {duration_text(facts.idle_ms / 1000)}")
-        found += [f"{counted(facts.attempts, 'attempt')} failed"] if facts.attempts else []
+        details.append(f"with {facts.consumer}{whose} for {duration_text(facts.idle_ms / 1000)}")
+        details += [f"{counted(facts.attempts, 'attempt')} failed"] if facts.attempts else []
         due_s = ((facts.next_due_ms or 0) - entry.now_ms) / 1000
-        found += [f"next attempt in {duration_text(due_s)}"] if due_s > 0 else []
+        details += [f"next attempt in {duration_text(due_s)}"] if due_s > 0 else []
     elif facts.letter:
         age_s = max(0.0, (entry.now_ms - facts.letter.dead_at_ms) / 1000)
-        found.append(f"{facts.letter.reason} ({duration_text(age_s)} ago, letter {facts.letter.letter_id})")
+        details.append(f"{facts.letter.reason} ({duration_text(age_s)} ago, letter {facts.letter.letter_id})")
     elif facts.before:
-        found.append(f"{'at least ' if facts.before_at_least else ''}{facts.before:,} before it")
+        details.append(f"{'at least ' if facts.before_at_least else ''}{facts.before:,} before it")
     if facts.emitted:
         more = f" and {len(facts.emitted) - _SHOWN} more" if len(facts.emitted) > _SHOWN else ""
-        found.append(f"emitted {', '.join(map(' '.join, facts.emitted[:_SHOWN]))}{more}")
-    found += [f"its worker crashed with it {counted(facts.crashes, 'time')}"] if facts.crashes else []
-    found += (
+        details.append(f"emitted {', '.join(map(' '.join, facts.emitted[:_SHOWN]))}{more}")
+    details += [f"its worker crashed with it {counted(facts.crashes, 'time')}"] if facts.crashes else []
+    details += (
         [f"unless it is among {facts.letters_left:,} dead letters that were not scanned"] if facts.letters_left else []
     )
-    return ", ".join(found)
+    return ", ".join(details)
 
 
 def _turn_text(turn: TurnFact | None) -> str:
@@ -216,8 +216,8 @@ def _turn_text(turn: TurnFact | None) -> str:
     return f"{key}it is the turn of {holders}{before}"
 
 
-def _hint_at_letters(found: Sequence[Verdict]) -> None:
-    for verdict in found:
+def _hint_at_letters(verdicts: Sequence[Verdict]) -> None:
+    for verdict in verdicts:
         for one in verdict.groups:
             if one.facts.letter and not one.facts.consumer:
                 words: list[Any] = ["supervisor", "dead", "show", verdict.entry.stream, one.facts.group]

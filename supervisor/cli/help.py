@@ -24,8 +24,8 @@ def help_(ctx: click.Context, words: tuple[str, ...]) -> None:
         group = context.command
         if not isinstance(group, click.Group):
             raise UsageError(f"{context.command_path} has no subcommands")
-        found = group.get_command(context, word)
-        if found is None:
+        child = group.get_command(context, word)
+        if child is None:
             raise UsageError(f"there is no command {word!r}{did_you_mean(word, group.list_commands(context))}")
-        context = click.Context(found, info_name=word, parent=context)
+        context = click.Context(child, info_name=word, parent=context)
     click.echo(context.get_help())

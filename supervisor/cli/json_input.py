@@ -107,8 +107,8 @@ class _JsonReader:
     def _peek(self) -> str:
         """Return the next character that is not blank; empty at the end."""
         while True:
-            found = _BLANK.match(self._text, self._at)
-            self._move(found.end() if found else self._at)
+            blank = _BLANK.match(self._text, self._at)
+            self._move(blank.end() if blank else self._at)
             if self._at < len(self._text) or self._ended:
                 return self._text[self._at : self._at + 1]
             self._more(PIECE_BYTES)

@@ -148,11 +148,11 @@ async def _change_all(
     missing = 0
     async with open_redis(loaded.settings) as redis:
         for message_id in ids:
-            found = await find(redis, stream, message_id)
-            done = await change(redis, found) if found is not None else {}
+            waiting = await find(redis, stream, message_id)
+            done = await change(redis, waiting) if waiting is not None else {}
             missing += not done
             if not done:
-                done = await _why_not(loaded, redis, stream, message_id, found)
+                done = await _why_not(loaded, redis, stream, message_id, waiting)
                 talk(f"{message_id}: {done['error']}")
             elif not as_json:
                 report(done.get("entry_id", message_id))
@@ -163,12 +163,14 @@ async def _change_all(
     return EXIT_FAILED if missing else EXIT_OK
 
 
-async def _why_not(loaded: Loaded, redis: Redis, stream: str, message_id: str, found: Waiting | None) -> dict[str, str]:
+async def _why_not(
+    loaded: Loaded, redis: Redis, stream: str, message_id: str, waiting: Waiting | None
+) -> dict[str, str]:
     """Return the outcome for a message that could not be changed."""
     from supervisor.broker.origins import cancelled_ms, entry_of_later
 
-    if found is not None and found.message is None:
-        return {"outcome": "malformed", "error": f"malformed: {found.error}"}
+    if waiting is not None and waiting.message is None:
+        return {"outcome": "malformed", "error": f"malformed: {waiting.error}"}
     if entry := await entry_of_later(redis, stream, message_id):
         return {"outcome": "not there", "error": f"not there: it was published as {entry}", "entry_id": entry}
     if await cancelled_ms(redis, stream, message_id) is not None:

@@ -71,8 +71,8 @@ class LazyGroup(ExamplesGroup):
             return None
         module = import_module(f"supervisor.cli.{COMMANDS[cmd_name]}")
         # The function has an underscore behind its name where that is a name of Python.
-        found: click.Command = getattr(module, cmd_name, None) or getattr(module, f"{cmd_name}_")
-        return found
+        command: click.Command = getattr(module, cmd_name, None) or getattr(module, f"{cmd_name}_")
+        return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

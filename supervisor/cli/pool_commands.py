@@ -223,13 +223,13 @@ def _tell_end(paths: PoolPaths, pid: int, since_s: float) -> int:
     from supervisor.control import exit_report
 
     until_s = time.monotonic() + REPORT_LIMIT_S
-    while (said := exit_report.read(paths, pid, since_s)) is None:
+    while (report := exit_report.read(paths, pid, since_s)) is None:
         if time.monotonic() > until_s:
             talk(f"the supervisor (pid {pid}) is gone without an exit report: it was killed, or it crashed")
             return EXIT_FAILED
         time.sleep(POLL_S)
-    talk("stopped" if said.exit_code == EXIT_OK else f"stopped, but {said.reason}")
-    return said.exit_code
+    talk("stopped" if report.exit_code == EXIT_OK else f"stopped, but {report.reason}")
+    return report.exit_code
 
 
 @command(

@@ -103,15 +103,15 @@ def _interrupt(_number: int, _frame: object) -> NoReturn:
 
 
 def _fields(words: Iterable[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
             raise UsageError(f"{word!r}: a field must be KEY=VALUE")
-        if key in found:
+        if key in fields:
             raise UsageError(f"{word!r}: the field {key!r} is given twice")
-        found[key] = value
-    return found
+        fields[key] = value
+    return fields
 
 
 class _Progress:

@@ -41,18 +41,18 @@ async def open_redis(settings: Settings) -> AsyncIterator[Redis]:
 
 async def read_each(streams: Iterable[str], read: Callable[[str], Awaitable[T]]) -> list[T]:
     """Return what `read` returns for each stream. Warns of those that Redis refuses; raises when it refuses all."""
-    found: list[T] = []
+    results: list[T] = []
     refusals: dict[str, ResponseError] = {}
     for stream in streams:
         try:
-            found.append(await read(stream))
+            results.append(await read(stream))
         except ResponseError as error:
             refusals[stream] = error
-    if refusals and not found:
+    if refusals and not results:
         raise next(iter(refusals.values()))
     for stream, refusal in refusals.items():
         warn(f"{stream} can't be read: {refusal}")
-    return found
+    return results
 
 
 def refused(settings: Settings, error: Exception, more: str = "") -> SupervisorError:

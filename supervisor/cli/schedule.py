@@ -45,16 +45,16 @@ def list_(loaded: Loaded, as_json: bool) -> None:
     """List the schedules of config.toml with their last and next ticks."""
     import asyncio
 
-    found = asyncio.run(_overview(loaded))
+    schedules = asyncio.run(_overview(loaded))
     if as_json:
-        click.echo(dumps(found, pretty=True))
-    elif not found:
+        click.echo(dumps(schedules, pretty=True))
+    elif not schedules:
         talk('config.toml has no [schedule."name"]')
     else:
         from supervisor.cli.tables import table_text
 
         columns = ["name", "stream", "when", "last", "next"]
-        click.echo(table_text(columns, list(map(_row, found)), whole=["name"], drop=("last",)))
+        click.echo(table_text(columns, list(map(_row, schedules)), whole=["name"], drop=("last",)))
 
 
 async def _overview(loaded: Loaded) -> list[dict[str, Any]]:
@@ -88,8 +88,8 @@ def _change(
     def changed(loaded: Loaded, name: str, as_json: bool) -> None:
         import asyncio
 
-        said, outcome = asyncio.run(_change_one(loaded, name, change))
-        click.echo(dumps({"name": name, **outcome}, pretty=True) if as_json else said)
+        text, outcome = asyncio.run(_change_one(loaded, name, change))
+        click.echo(dumps({"name": name, **outcome}, pretty=True) if as_json else text)
 
     changed.__doc__ = text
     examples = f"""\
@@ -104,12 +104,12 @@ async def _change_one(
     from supervisor.cli.redis_client import open_redis
     from supervisor.core.schedule import schedules_of
 
-    found = {one.name: one for one in schedules_of(loaded.settings)}
-    if name not in found:
-        near = did_you_mean(name, found) or (f" (there are: {', '.join(found)})" if found else "")
+    schedules = {one.name: one for one in schedules_of(loaded.settings)}
+    if name not in schedules:
+        near = did_you_mean(name, schedules) or (f" (there are: {', '.join(schedules)})" if schedules else "")
         raise UsageError(f"config.toml has no schedule {name!r}{near}")
     async with open_redis(loaded.settings) as redis:
-        return await change(redis, found[name])
+        return await change(redis, schedules[name])
 
 
 async def _run(redis: Redis, one: Schedule) -> tuple[str, dict[str, str]]:
@@ -122,15 +122,15 @@ async def _run(redis: Redis, one: Schedule) -> tuple[str, dict[str, str]]:
 async def _pause(redis: Redis, one: Schedule) -> tuple[str, dict[str, str]]:
     from supervisor.broker.schedules import pause
 
-    said = "is paused" if await pause(redis, one) else "was paused already"
-    return f"{one.name} {said}", {"outcome": said}
+    state = "is paused" if await pause(redis, one) else "was paused already"
+    return f"{one.name} {state}", {"outcome": state}
 
 
 async def _resume(redis: Redis, one: Schedule) -> tuple[str, dict[str, str]]:
     from supervisor.broker.schedules import resume
 
-    said = "goes on" if await resume(redis, one) else "was not paused"
-    return f"{one.name} {said}", {"outcome": said}
+    state = "goes on" if await resume(redis, one) else "was not paused"
+    return f"{one.name} {state}", {"outcome": state}
 
 
 RUN = """Publish the message of a schedule now, besides its ticks, and print its id. A paused schedule stays paused."""

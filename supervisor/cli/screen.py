@@ -45,12 +45,12 @@ class View:
 
 def commands_of(typed: str) -> list[str]:
     """Return what the typed keys do; unknown keys do nothing."""
-    found = []
+    commands = []
     while typed:
         key = next((key for key in sorted(KEYS, key=len, reverse=True) if typed.startswith(key)), typed[0])
-        found += [KEYS[key]] if key in KEYS else []
+        commands += [KEYS[key]] if key in KEYS else []
         typed = typed[len(key) :]
-    return found
+    return commands
 
 
 def moved(offset: int, command: str, page: int) -> int:
@@ -59,12 +59,12 @@ def moved(offset: int, command: str, page: int) -> int:
     return max(0, offset + by.get(command, 0))
 
 
-def view(found: dict[str, Any], rates: Mapping[int, float], clock: str, offset: int, height: int) -> View:
+def view(status: dict[str, Any], rates: Mapping[int, float], clock: str, offset: int, height: int) -> View:
     """Lay the document of `status` out for a terminal of this height. `rates` has messages per second by slot."""
-    sums, about = totals(found, rates), head_lines(found, live=True)
+    sums, about = totals(status, rates), head_lines(status, live=True)
     room = max(1, height - BODY_LINES_MIN - len(sums) - 2)
     head = [f"{about[0]}, {clock}", *about[1:room], *sums]
-    body = body_lines(found, rates)
+    body = body_lines(status, rates)
     page = max(1, height - len(head) - 2)
     offset = min(offset, max(0, len(body) - page))
     shown = body[offset : offset + page]
@@ -74,19 +74,19 @@ def view(found: dict[str, Any], rates: Mapping[int, float], clock: str, offset: 
     return View([*head, "", *shown, *[""] * (page - len(shown)), keys], offset, page)
 
 
-def body_lines(found: dict[str, Any], rates: Mapping[int, float]) -> list[str]:
+def body_lines(status: dict[str, Any], rates: Mapping[int, float]) -> list[str]:
     """Return the lines that scroll: the groups first, which tell more than the workers."""
     parts = []
-    if found["groups"]:
-        parts.append(groups_table(found["groups"]))
-    if found["workers"]:
-        parts.append(workers_table(found["workers"], rates))
+    if status["groups"]:
+        parts.append(groups_table(status["groups"]))
+    if status["workers"]:
+        parts.append(workers_table(status["workers"], rates))
     return "\n\n".join(parts).split("\n")
 
 
-def totals(found: dict[str, Any], rates: Mapping[int, float]) -> list[str]:
+def totals(status: dict[str, Any], rates: Mapping[int, float]) -> list[str]:
     """Return the sums over all workers and over all groups, a line each."""
-    workers, groups = found["workers"], found["groups"]
+    workers, groups = status["workers"], status["groups"]
     lines = []
     if workers:
         ready = sum(worker["state"] == "READY" for worker in workers)

@@ -49,66 +49,67 @@ def status(config: Path | None, as_json: bool) -> int:
     from supervisor.status import collect
 
     loaded = load_settings_anyway(config)
-    found = asyncio.run(collect(loaded.settings))
+    document = asyncio.run(collect(loaded.settings))
     if as_json:
-        click.echo(dumps(found, pretty=True))
+        click.echo(dumps(document, pretty=True))
     else:
-        click.echo(show(found))
-        if found["pid"] is None:
-            if not found["groups"] and found["redis"]["version"]:
+        click.echo(show(document))
+        if document["pid"] is None:
+            if not document["groups"] and document["redis"]["version"]:
                 talk("no pool has run here yet; `supervisor streams` loads the handlers and shows their groups")
             if stopped_pid(pool_paths(loaded.settings)) is None:  # else another start would be refused
                 talk(down_hint(loaded))
-    if found["pid"] is None:
+    if document["pid"] is None:
         return EXIT_DOWN
-    return EXIT_DEGRADED if found["state"] in ("degraded", "down") else EXIT_OK
+    return EXIT_DEGRADED if document["state"] in ("degraded", "down") else EXIT_OK
 
 
-def show(found: dict[str, Any], *, rates: Mapping[int, float] | None = None) -> str:
+def show(document: dict[str, Any], *, rates: Mapping[int, float] | None = None) -> str:
     """Format the document for people. `rates` has messages per second by slot."""
-    lines = head_lines(found, live=rates is not None)
-    if found["workers"]:
-        lines += ["", workers_table(found["workers"], rates)]
-    if found["groups"]:
-        lines += ["", groups_table(found["groups"])]
-    return "\n".join([*lines, *dead_letters(found["groups"])])
+    lines = head_lines(document, live=rates is not None)
+    if document["workers"]:
+        lines += ["", workers_table(document["workers"], rates)]
+    if document["groups"]:
+        lines += ["", groups_table(document["groups"])]
+    return "\n".join([*lines, *dead_letters(document["groups"])])
 
 
-def head_lines(found: dict[str, Any], *, live: bool) -> list[str]:
+def head_lines(document: dict[str, Any], *, live: bool) -> list[str]:
     """Format the pool as a whole: its state, what is wrong, its Redis and services. `live`: for `top`."""
-    state = click.style(f"{found['state']:{_LABEL}}", fg=_COLOURS.get(found["state"]), bold=True)
-    about = f"pid {found['pid']}, up {duration_text(found['uptime_s'])}" if found["pid"] else found.get("reason", "")
-    redis = found["redis"]
+    state = click.style(f"{document['state']:{_LABEL}}", fg=_COLOURS.get(document["state"]), bold=True)
+    pid, up = document["pid"], duration_text(document["uptime_s"])
+    about = f"pid {pid}, up {up}" if pid else document.get("reason", "")
+    redis = document["redis"]
     if redis["version"]:
         server = f"{redis['version']}, durability {redis['durability']}, at {redis['url']}"
     else:
         server = f"{redis['url']}: {redis.get('error', '?')}"
-    lines = [f"{state}  {about}", *(_line("", reason) for reason in found.get("degraded_reasons", ()))]
+    lines = [f"{state}  {about}", *(_line("", reason) for reason in document.get("degraded_reasons", ()))]
     lines.append(_line("redis", server))
-    lines += [_line("services", ", ".join(map(_service, found["services"])))] if found.get("services") else []
-    lines += _outbox(found.get("outbox"))
-    lines += _operations(found.get("operation"), found.get("last_operation"), live=live)
-    if since := found.get("paused_since"):
+    lines += [_line("services", ", ".join(map(_service, document["services"])))] if document.get("services") else []
+    lines += _outbox(document.get("outbox"))
+    lines += _operations(document.get("operation"), document.get("last_operation"), live=live)
+    if since := document.get("paused_since"):
         lines.append(_line("paused", f"since {since}: no message is started until `supervisor resume`"))
-    lines += [*_late_acks(found["workers"]), *_trimmed(found["groups"]), *_later(found.get("later", ()))]
-    lines += _schedules(found.get("schedules", ()))
+    lines += [*_late_acks(document["workers"]), *_trimmed(document["groups"]), *_later(document.get("later", ()))]
+    lines += _schedules(document.get("schedules", ()))
     return "\n".join(lines).split("\n")
 
 
-def _outbox(found: dict[str, Any] | None) -> list[str]:
+def _outbox(outbox: dict[str, Any] | None) -> list[str]:
     """Report what the relay of the database's outbox does."""
-    if not found:
+    if not outbox:
         return []
-    text = found["state"].replace("_", " ")
-    if found["oldest_s"] is not None:
-        text += f", {counted(found['rows'], 'row')} waiting, the oldest for {duration_text(found['oldest_s'])}"
+    text = outbox["state"].replace("_", " ")
+    if outbox["oldest_s"] is not None:
+        text += f", {counted(outbox['rows'], 'row')} waiting, the oldest for {duration_text(outbox['oldest_s'])}"
     return [_line("outbox", text)]
 
 
-def _later(found: Sequence[dict[str, Any]]) -> list[str]:
+def _later(counts: Sequence[dict[str, Any]]) -> list[str]:
     """Report what is to be published later."""
     lines = []
-    for one in found:
+    for one in counts:
         text = f"{counted(one['waiting'], 'message')} of {one['stream']}"
         if one["overdue_s"] is not None and one["overdue_s"] >= OVERDUE_S:
             text += f"; the first is overdue for {duration_text(one['overdue_s'])}"
@@ -118,14 +119,14 @@ def _later(found: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _schedules(found: Sequence[dict[str, Any]]) -> list[str]:
+def _schedules(schedules: Sequence[dict[str, Any]]) -> list[str]:
     """Report the schedules that come next, and those that are paused."""
-    coming = sorted(found, key=lambda one: datetime.fromisoformat(one["next"]).timestamp() if one["next"] else inf)
+    coming = sorted(schedules, key=lambda one: datetime.fromisoformat(one["next"]).timestamp() if one["next"] else inf)
     lines = []
     for one in coming[:_SCHEDULES_MAX]:
         when = f"next {one['next']}" if one["next"] else f"paused since {one['paused_since']}"
         lines.append(_line("schedule", f"{one['name']}: {when}"))
-    more = len(found) - _SCHEDULES_MAX
+    more = len(schedules) - _SCHEDULES_MAX
     return [*lines, _line("", f"{more} more: `supervisor schedule list`")] if more > 0 else lines
 
 
@@ -224,19 +225,19 @@ def groups_table(groups: Sequence[dict[str, Any]]) -> str:
 
 def _waiting_text(turn: int, rate: int) -> str:
     """Return what waits for its turn or rate; empty, which hides the column, where no group has such limits."""
-    found = [f"{number:,} {what}" for number, what in ((turn, "turn"), (rate, "rate")) if number]
-    return ", ".join(found)
+    parts = [f"{number:,} {what}" for number, what in ((turn, "turn"), (rate, "rate")) if number]
+    return ", ".join(parts)
 
 
 def dead_letters(groups: Sequence[dict[str, Any]]) -> list[str]:
     """Return a hint on how to list the dead letters, in two lines however many groups have some."""
-    found = [(group["stream"], group["group"]) for group in groups if group["dead"]]
-    if not found:
+    pairs = [(group["stream"], group["group"]) for group in groups if group["dead"]]
+    if not pairs:
         return []
-    if len(found) == 1:
-        return ["", f"dead letters of {found[0][1]}:", f"  {dead_command(*found[0])}"]
+    if len(pairs) == 1:
+        return ["", f"dead letters of {pairs[0][1]}:", f"  {dead_command(*pairs[0])}"]
     total = sum(group["dead"] for group in groups)
-    return ["", f"{counted(total, 'dead letter')} of {len(found)} groups:", "  supervisor dead list"]
+    return ["", f"{counted(total, 'dead letter')} of {len(pairs)} groups:", "  supervisor dead list"]
 
 
 def dead_command(stream: str, group: str) -> str:

@@ -33,11 +33,11 @@ def streams(loaded: Loaded, names: tuple[str, ...], as_json: bool) -> int:
     """
     import asyncio
 
-    found, complete = asyncio.run(_overview(loaded, names))
+    overview, complete = asyncio.run(_overview(loaded, names))
     if as_json:
-        click.echo(dumps(found, pretty=True))
+        click.echo(dumps(overview, pretty=True))
     else:
-        _print(found)
+        _print(overview)
     return EXIT_OK if complete else EXIT_FAILED
 
 
@@ -58,24 +58,24 @@ async def _overview(loaded: Loaded, names: tuple[str, ...]) -> tuple[list[dict[s
             return await overview(redis, loaded.settings, [name], [pair for pair in pairs if pair[0] == name])
 
         handled = sorted({stream for stream, _ in pairs})
-        found = await read_each(handled, read)
-        return [one for page in found for one in page], len(found) == len(handled)
+        pages = await read_each(handled, read)
+        return [one for page in pages for one in page], len(pages) == len(handled)
 
 
-def _print(found: list[dict[str, Any]]) -> None:
+def _print(overview: list[dict[str, Any]]) -> None:
     from supervisor.cli.status import groups_table
 
     rows = []
-    for item in found:
+    for item in overview:
         length = f"{item['length']:,}" if item["exists"] else "does not exist yet"
         rows.append([item["stream"], length, item["first_id"] or "-", item["last_id"] or "-", retention_text(item)])
     click.echo(table_text(["stream", "length", "first", "last", "kept"], rows, numbers=["length"]))
-    if groups := [group for item in found for group in item["groups"]]:
+    if groups := [group for item in overview for group in item["groups"]]:
         click.echo()
         click.echo(groups_table(groups))
-    elif found:
+    elif overview:
         talk("no group reads these streams yet")
-    for item in found:
+    for item in overview:
         if holder := item["retention"]["held_by"]:
             talk(f"{item['stream']}: nothing is removed until group {holder} settles its oldest entry")
 
@@ -103,21 +103,21 @@ def pending(loaded: Loaded, stream: str, group: str, count: int, as_json: bool) 
     """List the messages of a group that were delivered and are not settled: their consumer, and when they are due."""
     import asyncio
 
-    found = asyncio.run(_pending(loaded, stream, group, count))
+    messages = asyncio.run(_pending(loaded, stream, group, count))
     if as_json:
-        click.echo(dumps(found, pretty=True))
+        click.echo(dumps(messages, pretty=True))
         return
-    if not found:
+    if not messages:
         talk("nothing is pending")
         return
-    _print_pending(found)
-    if strangers := sorted({item["consumer"] for item in found if item["foreign"]}):
+    _print_pending(messages)
+    if strangers := sorted({item["consumer"] for item in messages if item["foreign"]}):
         from supervisor.core.reclaim import foreign_text
 
         talk(
             f"{', '.join(strangers)} belongs to no pool: {foreign_text(loaded.settings.consumer.claim_foreign_after_s)}"
         )
-    if len(found) == count:
+    if len(messages) == count:
         talk(f"the first {count}; --count shows more")
 
 
@@ -135,7 +135,7 @@ async def _pending(loaded: Loaded, stream: str, group: str, count: int) -> list[
             return []
 
 
-def _print_pending(found: list[dict[str, Any]]) -> None:
+def _print_pending(messages: list[dict[str, Any]]) -> None:
     import time
 
     now_ms = time.time() * 1000
@@ -149,6 +149,6 @@ def _print_pending(found: list[dict[str, Any]]) -> None:
             str(item["attempts"]),
             duration_text(max(0.0, item["next_due_ms"] - now_ms) / 1000) if item["next_due_ms"] else "-",
         ]
-        for item in found
+        for item in messages
     ]
     click.echo(table_text(["id", "consumer", *numbers], rows, numbers=numbers))

@@ -64,8 +64,8 @@ def top(interval_s: float, count: int | None, config: Path | None, as_json: bool
     """
     looks = _looks(load_settings_anyway(config), interval_s, count)
     if as_json:
-        for found, _, _ in looks:
-            click.echo(dumps(found))
+        for status, _, _ in looks:
+            click.echo(dumps(status))
     elif sys.stdout.isatty() and os.environ.get("TERM") not in _PLAIN_TERMINALS:
         _live(looks)
     else:
@@ -84,12 +84,12 @@ def _looks(loaded: Loaded, interval_s: float, count: int | None) -> Iterator[Loo
     before_s = time.monotonic()
     looked = 0
     while True:
-        found = asyncio.run(collect(loaded.settings))
+        status = asyncio.run(collect(loaded.settings))
         now_s = time.monotonic()
-        done = {worker["slot"]: worker["done"] for worker in found["workers"]}
+        done = {worker["slot"]: worker["done"] for worker in status["workers"]}
         passed_s = max(now_s - before_s, 1e-3)
         rates = {slot: (number - before[slot]) / passed_s for slot, number in done.items() if slot in before}
-        yield found, rates, time.strftime("%H:%M:%S")
+        yield status, rates, time.strftime("%H:%M:%S")
         before, before_s = done, now_s
         looked += 1
         if looked == count:
@@ -110,8 +110,8 @@ def _live(looks: Iterator[Look]) -> None:
     offset, look = 0, feed.first()
     with _keys() as typed, Live(console=console, screen=True, auto_refresh=False) as live:
         while look is not None:
-            found, rates, clock = look
-            shown = view(found, rates, clock, offset, console.size.height)
+            status, rates, clock = look
+            shown = view(status, rates, clock, offset, console.size.height)
             live.update(_text(shown.lines), refresh=True)
             offset, page = shown.offset, shown.page
             for command in typed(feed.ready_fd):
@@ -206,7 +206,7 @@ def _keys() -> Iterator[Callable[[int], list[str]]]:
             termios.tcsetattr(stdin, termios.TCSADRAIN, before)
 
 
-def _frame(found: dict[str, Any], rates: dict[int, float], clock: str) -> str:
+def _frame(status: dict[str, Any], rates: dict[int, float], clock: str) -> str:
     from supervisor.cli.status import show
 
-    return f"supervisor top  {clock}\n\n{show(found, rates=rates)}"
+    return f"supervisor top  {clock}\n\n{show(status, rates=rates)}"

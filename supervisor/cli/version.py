@@ -15,14 +15,14 @@ def versions() -> dict[str, str]:
     from supervisor import compiled
     from supervisor._version import __version__
 
-    found = {"supervisor": __version__, "python": platform.python_version()}
+    by_name = {"supervisor": __version__, "python": platform.python_version()}
     for name, package in _PACKAGES.items():
         try:
-            found[name] = metadata.version(package)
+            by_name[name] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[name] = "missing"
-    found["message-path"] = compiled.describe()
-    return found
+            by_name[name] = "missing"
+    by_name["message-path"] = compiled.describe()
+    return by_name
 
 
 @command(

@@ -62,7 +62,7 @@ def _overwrite(path: Path, data: bytes) -> None:
 def read(paths: PoolPaths, pid: int, since_s: float) -> ExitReport | None:
     """Return the report of the arbiter `pid`, unless it is older than `since_s`: pids are reused."""
     try:
-        found = ExitReport(**json.loads(paths.exit_report.read_bytes()))
+        report = ExitReport(**json.loads(paths.exit_report.read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
-    return found if found.pid == pid and found.at_s >= since_s - CLOCK_SLACK_S else None
+    return report if report.pid == pid and report.at_s >= since_s - CLOCK_SLACK_S else None

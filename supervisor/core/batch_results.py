@@ -34,10 +34,10 @@ def unreadable(batch: Sequence[Message], error: BaseException) -> list[tuple[Mes
     """
     if not any(one.message in batch for one in related_errors(error) if isinstance(one, DecodeError)):
         return []
-    found = []
+    errors = []
     for message in batch:
         try:
             message.read_fields()
         except DecodeError as own:
-            found.append((message, own))
-    return found
+            errors.append((message, own))
+    return errors

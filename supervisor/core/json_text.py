@@ -40,11 +40,11 @@ def _integer(text: str) -> float:
 
 
 def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(members)
-    if len(found) < len(members):
+    value = dict(members)
+    if len(value) < len(members):
         counts = Counter(name for name, _ in members)
         raise ValueError(f"an object has two members {counts.most_common(1)[0][0]!r}")
-    return found
+    return value
 
 
 def _refuse_constant(name: str) -> Any:

@@ -81,22 +81,22 @@ def to_member(message_id: str, fields: Mapping[str, Value]) -> str:
 def parse_member(member: bytes) -> LaterMessage:
     """Return the message of a member. Raises ValueError, which says what is wrong."""
     try:
-        found = DECODER.decode(member.decode())
+        value = DECODER.decode(member.decode())
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: {error.reason}") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise ValueError("not a JSON object")
     message_id = None
-    if found.keys() <= _WRAPPED and isinstance(found.get("fields"), dict):
-        message_id, found = found.get("id"), found["fields"]
+    if value.keys() <= _WRAPPED and isinstance(value.get("fields"), dict):
+        message_id, value = value.get("id"), value["fields"]
         if message_id is not None and (not isinstance(message_id, str | int) or not str(message_id)):
             raise ValueError("its id is not a string")
         if not is_unicode(str(message_id)):
             raise ValueError("its id is not Unicode")
     name = digest_of(member) if message_id is None else str(message_id)
-    return LaterMessage(name, _encoded(found))
+    return LaterMessage(name, _encoded(value))
 
 
 def digest_of(member: bytes) -> str:

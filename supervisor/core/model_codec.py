@@ -96,10 +96,10 @@ class ModelCodec:
                 pass  # values of other types than declared, or not Unicode
             else:
                 return self._texts(message, dumped)
-        found = self._texts(message, self._dump(message))
+        texts = self._texts(message, self._dump(message))
         if self._computed:
-            found |= self._computed_fields(message)
-        return self._checked_round_trip(message, found)
+            texts |= self._computed_fields(message)
+        return self._checked_round_trip(message, texts)
 
     def dump(self, message: Any) -> Any:
         """Return what stands for the message within another message, as JSON has it."""
@@ -234,8 +234,8 @@ class ModelCodec:
             dumped = self._dump_each(message, error)
         if not isinstance(dumped, dict):
             raise EncodeError(f"a message must have named fields, and {type(message).__name__} is written as a value")
-        found: dict[str, Any] = mend(message, dumped, nested=False)
-        return found
+        mended: dict[str, Any] = mend(message, dumped, nested=False)
+        return mended
 
     def _dump_each(self, message: Any, error: Exception) -> dict[str, Any]:
         """Dump field by field: bytes that are not UTF-8 stay bytes, and what can't be dumped is named."""
@@ -344,14 +344,14 @@ def codec_of(kind: Any) -> ModelCodec:
 
 def _merged(members: list[Fields]) -> dict[str, FieldKind]:
     """Return the fields by where they are stored; one that members of a union read differently is read as JSON."""
-    found: dict[str, FieldKind] = {}
+    merged: dict[str, FieldKind] = {}
     for member in members:
         for one in member.fields:
-            other = found.setdefault(one.key, one)
+            other = merged.setdefault(one.key, one)
             if other.kind is not one.kind:
                 kinds = {other.kind, one.kind}
-                found[one.key] = replace(one, kind=ReadAs.JSON if ReadAs.JSON in kinds else ReadAs.NULLABLE)
-    return found
+                merged[one.key] = replace(one, kind=ReadAs.JSON if ReadAs.JSON in kinds else ReadAs.NULLABLE)
+    return merged
 
 
 def _reads_as_json(kind: ReadAs, text: str) -> bool:

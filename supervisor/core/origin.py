@@ -44,20 +44,20 @@ class Origin:
     @classmethod
     def parse(cls, fields: Mapping[bytes, bytes]) -> "Origin | None":
         """Read what `include/origin.lua` has noted; None for what another version has noted."""
-        found = {decoded(name): decoded(value) for name, value in fields.items()}
+        texts = {decoded(name): decoded(value) for name, value in fields.items()}
         try:
-            kind = OriginKind(found.get("kind", ""))
+            kind = OriginKind(texts.get("kind", ""))
         except ValueError:
             return None
         return cls(
             kind=kind,
-            later=found.get("later"),
-            schedule=found.get("schedule"),
-            tick_ms=parse_number(found.get("tick_ms")),
-            row=found.get("row"),
-            stream=found.get("stream"),
-            group=found.get("group"),
-            ids=tuple(found.get("ids", "").split()),
+            later=texts.get("later"),
+            schedule=texts.get("schedule"),
+            tick_ms=parse_number(texts.get("tick_ms")),
+            row=texts.get("row"),
+            stream=texts.get("stream"),
+            group=texts.get("group"),
+            ids=tuple(texts.get("ids", "").split()),
         )
 
 

@@ -24,25 +24,25 @@ def ownerless(consumers: Iterable[str], own_pool: str, held_slots: Set[int], dea
 
     `held_slots`: the own pool's slots that have a process or will get one. `dead_pools`: known pools without a lease.
     """
-    found = []
+    orphaned = []
     for name in consumers:
         owner = owner_of(name)
         if owner is None:
             continue
         pool, slot = owner
         if (pool == own_pool and slot not in held_slots) or (pool != own_pool and pool in dead_pools):
-            found.append(name)
-    return found
+            orphaned.append(name)
+    return orphaned
 
 
 def foreign(consumers: Iterable[str], own_pool: str, known_pools: Set[str]) -> list[str]:
     """Return the consumers of other programs: of no pool in `known_pools`, which hold or held a lease."""
-    found = []
+    foreign_names = []
     for name in consumers:
         owner = owner_of(name)
         if owner is None or owner[0] not in known_pools | {own_pool}:
-            found.append(name)
-    return found
+            foreign_names.append(name)
+    return foreign_names
 
 
 def foreign_text(claim_after_s: float) -> str:

@@ -37,12 +37,12 @@ class WorkerUsage:
 
 def most_overdue(workers: Iterable[WorkerUsage], limits: RecycleLimits) -> tuple[int, str] | None:
     """Return (slot, reason) of the worker that exceeds a limit by the largest factor, or None."""
-    worst, found = 1.0, None
+    worst, overdue = 1.0, None
     for worker in workers:
         for share, reason in _shares(worker, limits):
             if share >= worst:
-                worst, found = share, (worker.slot, reason)
-    return found
+                worst, overdue = share, (worker.slot, reason)
+    return overdue
 
 
 def _shares(worker: WorkerUsage, limits: RecycleLimits) -> Iterable[tuple[float, str]]:

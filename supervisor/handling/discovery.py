@@ -30,12 +30,12 @@ def declarations_in(values: Iterable[Any]) -> Iterator[Declared]:
 def handlers_in(modules: Iterable[ModuleType]) -> list[Declared]:
     """Return all handlers of these modules. Raises HandlerError for one that is declared and can't be found."""
     modules = list(modules)
-    found = [declared for module in modules for declared in declarations_in(vars(module).values())]
-    known = {id(declaration) for _, declaration in found}
+    declared_handlers = [declared for module in modules for declared in declarations_in(vars(module).values())]
+    known = {id(declaration) for _, declaration in declared_handlers}
     errors = [error for module in modules for error in _lost(module, known)]
     if errors:
         raise HandlerError("\n".join(dict.fromkeys(errors)))
-    return found
+    return declared_handlers
 
 
 def _lost(module: ModuleType, known: set[int]) -> Iterator[str]:

@@ -50,8 +50,8 @@ def missing_module(name: str, root: Path, setting: str = "handlers") -> HandlerE
     """Return the error for a module that `setting` names and that does not exist."""
     package, dot, _ = name.rpartition(".")
     folder = root.joinpath(*package.split(".")) if package else root
-    found = [path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()] if folder.is_dir() else []
-    hint = did_you_mean(name, [f"{package}{dot}{stem}" for stem in found]) or f"; {INIT_HINT}"
+    stems = [path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()] if folder.is_dir() else []
+    hint = did_you_mean(name, [f"{package}{dot}{stem}" for stem in stems]) or f"; {INIT_HINT}"
     return HandlerError(f"{setting}: there is no module {name!r} in {root} or among what is installed{hint}")
 
 

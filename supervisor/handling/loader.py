@@ -71,8 +71,8 @@ def load_handlers(
     modules = [module for name in settings.handlers for module in _modules(name, root, settings.router_modules)]
     functions = handlers_in(modules)
     if not functions:
-        found = [f"{name} ({file_of(sys.modules[name])})" for name in settings.handlers]
-        raise HandlerError(f"no @handler found in {' and '.join(found) or 'no module, handlers = []'}; {INIT_HINT}")
+        searched = [f"{name} ({file_of(sys.modules[name])})" for name in settings.handlers]
+        raise HandlerError(f"no @handler found in {' and '.join(searched) or 'no module, handlers = []'}; {INIT_HINT}")
     return make_specs(settings, functions, lifespans_in(modules), for_all(settings, root, origins))
 
 
@@ -145,8 +145,10 @@ def _spec(settings: Settings, function: Callable[..., Any], declaration: Declara
     except TypeError as error:
         raise HandlerError(f"{declaration.where}: {name}: the first parameter's annotation {error}") from None
     except (PydanticUserError, NameError) as error:
-        said = str(error).partition("\n")[0]
-        raise HandlerError(f"{declaration.where}: {name}: pydantic can't validate {signature.item!r}: {said}") from None
+        reason = str(error).partition("\n")[0]
+        raise HandlerError(
+            f"{declaration.where}: {name}: pydantic can't validate {signature.item!r}: {reason}"
+        ) from None
     is_async = is_coroutine_function(function)
     if signature.with_message:
         function, decode = with_message(function, decode, batch=signature.batch)

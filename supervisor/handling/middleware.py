@@ -70,7 +70,7 @@ def read_middleware(function: Any, where: str) -> Middleware:
 
 def load_middleware(names: Iterable[str], root: Path, setting: str) -> list[Middleware]:
     """Import what the setting `middleware` names. Raises HandlerError that names file and line."""
-    found = []
+    loaded_middleware = []
     for text in names:
         module_name, _, name = text.partition(":")
         module = import_module_of(module_name, root, setting)
@@ -79,8 +79,8 @@ def load_middleware(names: Iterable[str], root: Path, setting: str) -> list[Midd
             known = [key for key, value in vars(module).items() if inspect.iscoroutinefunction(value)]
             hint = did_you_mean(name, known)
             raise HandlerError(f"{setting}: there is no {name!r} in {file_of(module)}{hint}")
-        found.append(read_middleware(function, f"{setting} = {text!r}"))
-    return found
+        loaded_middleware.append(read_middleware(function, f"{setting} = {text!r}"))
+    return loaded_middleware
 
 
 def compose(chain: Sequence[Middleware], decode: Decoder, function: Handle, *, batch: bool) -> Handle:

@@ -132,9 +132,9 @@ def _read_middleware(given: object, where: str) -> tuple[Middleware, ...]:
 
 def own_declarations(value: object) -> list[Declaration]:
     """Return the declarations of a callable, without asking a proxy for attributes that it may invent."""
-    found = inspect.getattr_static(value, ATTRIBUTE, None)
-    if isinstance(found, list):
-        return found
+    declarations = inspect.getattr_static(value, ATTRIBUTE, None)
+    if isinstance(declarations, list):
+        return declarations
     return [declaration for function, declaration in _unmarked if function is value]
 
 

@@ -163,14 +163,14 @@ def _takes_message(function: Callable[..., Any], second: inspect.Parameter, batc
     """Whether the second parameter is for the message. Raises HandlerError for the form of the other kind."""
     if second.annotation is second.empty:
         return False
-    found = _without_none(_resolved(function, second, where))
+    annotation = _without_none(_resolved(function, second, where))
     wanted, other = (list[Message], Message) if batch else (Message, list[Message])
-    if found == other:
+    if annotation == other:
         right, kind = ("list[Message]", "a batch") if batch else ("Message", "one message")
         raise HandlerError(
             f"{where}: {name_of(function)} takes {kind}: annotate its second parameter {second.name!r} with {right}"
         )
-    return found == wanted
+    return annotation == wanted
 
 
 def _without_none(annotation: object) -> object:
@@ -199,19 +199,19 @@ def _resolved(function: Callable[..., Any], parameter: inspect.Parameter, where:
     holder = type("holder", (), {"__annotations__": {parameter.name: parameter.annotation}})
     try:
         names = {**getattr(innermost, "__globals__", {}), **_closure(innermost)}
-        found: object = typing.get_type_hints(holder, names, include_extras=True)[parameter.name]
+        annotation: object = typing.get_type_hints(holder, names, include_extras=True)[parameter.name]
     except Exception as error:
         raise HandlerError(
             f"{where}: {name_of(function)}: the annotation of {parameter.name!r} can't be resolved: {error}"
             " (an import under TYPE_CHECKING is not there at run time)"
         ) from None
-    return found
+    return annotation
 
 
 def _closure(function: Any) -> dict[str, Any]:
     names, cells = getattr(getattr(function, "__code__", None), "co_freevars", ()), getattr(function, "__closure__", ())
-    found = {}
+    variables = {}
     for name, cell in zip(names, cells or (), strict=False):
         with contextlib.suppress(ValueError):  # a variable that is assigned later
-            found[name] = cell.cell_contents
-    return found
+            variables[name] = cell.cell_contents
+    return variables

@@ -66,12 +66,12 @@ def worker_lifespan(function: Function) -> Function:
 
 def lifespans_in(modules: Iterable[ModuleType]) -> list[Lifespan]:
     """Return the lifespans of these modules in their order. Raises HandlerError for one that has lost its name."""
-    found: dict[str, Lifespan] = {}
+    lifespans: dict[str, Lifespan] = {}
     for module in modules:
         for function in _declared_in(module):
             where = inspect.getattr_static(function, ATTRIBUTE)
-            found[where] = Lifespan(f"{function.__module__}.{function.__qualname__}", where, function)
-    return list(found.values())
+            lifespans[where] = Lifespan(f"{function.__module__}.{function.__qualname__}", where, function)
+    return list(lifespans.values())
 
 
 def lifespans_of(functions: Iterable[Callable[..., Any]]) -> list[Lifespan]:

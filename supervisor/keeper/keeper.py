@@ -150,9 +150,9 @@ class Keeper:
 
     async def _count_backlog(self) -> None:
         with duty(self._faults, "count the backlog"):
-            found = await inspect.groups(self._redis, self._groups)
+            groups = await inspect.groups(self._redis, self._groups)
             unread = await inspect.unread_copies(self._redis, self._groups)
-            self._shared.set(HeaderField.BACKLOG, unread + sum(group.lag for group in found))
+            self._shared.set(HeaderField.BACKLOG, unread + sum(group.lag for group in groups))
             self._shared.set(HeaderField.BACKLOG_NS, time.monotonic_ns())
 
     async def clear_isolation_markers(self) -> None:

@@ -85,8 +85,8 @@ class Database:
         if not self._is_async:
             return await asyncio.to_thread(self._run, work)
         async with self._engine.begin() as connection:
-            found: T = await connection.run_sync(_bounded, work)
-            return found
+            result: T = await connection.run_sync(_bounded, work)
+            return result
 
     def _run(self, work: Callable[[Connection], T]) -> T:
         with self._engine.begin() as connection:

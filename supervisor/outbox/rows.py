@@ -25,12 +25,12 @@ def row_text(fields: Mapping[str, Value]) -> str:
 def row_fields(text: str) -> dict[str, Value]:
     """Return the fields of a row. Raises ValueError for a row that another program has written wrongly."""
     try:
-        found = json.loads(text)
+        members = json.loads(text)
     except RecursionError as error:
         raise ValueError(f"fields must be JSON: {error}") from None
-    if not isinstance(found, dict) or not found:
+    if not isinstance(members, dict) or not members:
         raise ValueError("fields must be a JSON object that is not empty")
-    return {checked_text("a field's name", name): _value(name, value) for name, value in found.items()}
+    return {checked_text("a field's name", name): _value(name, value) for name, value in members.items()}
 
 
 def check_row(key: object, stream: object, fields: object) -> None:

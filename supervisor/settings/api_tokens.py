@@ -41,10 +41,10 @@ class FileState(NamedTuple):
 def file_state(name: str) -> FileState | None:
     """Return the state of a file; None where it can't be seen."""
     try:
-        found = Path(name).stat()
+        status = Path(name).stat()
     except OSError:
         return None
-    return FileState(found.st_ino, found.st_size, found.st_mtime_ns)
+    return FileState(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def read_tokens(settings: ApiSettings) -> ApiTokens:

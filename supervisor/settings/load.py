@@ -131,10 +131,10 @@ def config_path(config: Path | None, environ: Mapping[str, str] = os.environ) ->
         place = config or Path(str(named)).expanduser()
     except RuntimeError:
         raise ConfigError(f"{origin}{named}: there is no such user") from None
-    found = place / CONFIG_NAME if place.is_dir() else place
-    if not found.is_file():
-        raise ConfigError(f"{origin}{found}: there is no such file; `supervisor init` makes one")
-    return found if found.is_absolute() else working_dir(environ) / found
+    path = place / CONFIG_NAME if place.is_dir() else place
+    if not path.is_file():
+        raise ConfigError(f"{origin}{path}: there is no such file; `supervisor init` makes one")
+    return path if path.is_absolute() else working_dir(environ) / path
 
 
 def working_dir(environ: Mapping[str, str] = os.environ) -> Path:

@@ -228,14 +228,14 @@ class ApiSettings(Section):
 
     def contradictions(self) -> list[tuple[str, str]]:
         """Each token has one source, and there is no read_token without a token."""
-        found = [
+        problems = [
             (f"{name}_file", f"must be empty, since {name} is set")
             for name in ("token", "read_token")
             if getattr(self, name) and getattr(self, f"{name}_file")
         ]
         if (self.read_token or self.read_token_file) and not (self.token or self.token_file):
-            found.append(("read_token", "must be empty without token or token_file: nobody could change anything"))
-        return found
+            problems.append(("read_token", "must be empty without token or token_file: nobody could change anything"))
+        return problems
 
 
 class LogSettings(Section):

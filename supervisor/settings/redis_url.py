@@ -123,11 +123,11 @@ def _check_server(authority: str, path: str) -> None:
 
 
 def _host(text: str, kind: Kind) -> tuple[str, int]:
-    found = _HOST.fullmatch(unquote(text))
-    port = int(found[2]) if found and found[2] else _PORTS[kind]
-    if not found or not 0 < port <= _PORT_MAX:
+    match = _HOST.fullmatch(unquote(text))
+    port = int(match[2]) if match and match[2] else _PORTS[kind]
+    if not match or not 0 < port <= _PORT_MAX:
         raise ValueError(f"must have hosts as in {_EXAMPLES[kind]}, with @ : / in user and password as %40 %3A %2F")
-    return found[1].strip("[]"), port
+    return match[1].strip("[]"), port
 
 
 def _behind_sentinels(path: str, options: dict[str, str]) -> tuple[str, str]:

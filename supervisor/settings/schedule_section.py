@@ -73,20 +73,20 @@ class ScheduleSettings(Section):
 
     def contradictions(self) -> list[tuple[str, str]]:
         """Return what is missing or does not go together."""
-        found = []
+        problems = []
         if not self.stream:
-            found.append(("stream", "must be the name of a stream"))
+            problems.append(("stream", "must be the name of a stream"))
         if wrong := _wrong_fields(self.fields):
-            found.append(("fields", wrong))
+            problems.append(("fields", wrong))
         if self.cron and self.every:
-            found.append(("cron", "must be left out where every is given"))
+            problems.append(("cron", "must be left out where every is given"))
         elif not self.cron and not self.every:
-            found.append(("every", 'must be given where cron is not, such as "15m"'))
+            problems.append(("every", 'must be given where cron is not, such as "15m"'))
         elif self.every and self.every < EVERY_MIN_S:
-            found.append(("every", f"must be at least {EVERY_MIN_S} s"))
+            problems.append(("every", f"must be at least {EVERY_MIN_S} s"))
         elif self.every and self.timezone != "UTC":
-            found.append(("timezone", "must be left out: an interval has none, it counts from 1970-01-01 UTC"))
-        return found
+            problems.append(("timezone", "must be left out: an interval has none, it counts from 1970-01-01 UTC"))
+        return problems
 
 
 def _wrong_fields(fields: dict[str, Any]) -> str:

@@ -100,8 +100,8 @@ class Tables(Table):
 
     def collect(self, path: KeyPath, value: Any, problems: list[Problem]) -> Any:
         """Make a dict of name -> Section."""
-        found = _as_table(path, value, problems)
-        return {name: Table.collect(self, (*path, name), one, problems) for name, one in found.items()}
+        tables = _as_table(path, value, problems)
+        return {name: Table.collect(self, (*path, name), one, problems) for name, one in tables.items()}
 
 
 class FreeTable(Kind):

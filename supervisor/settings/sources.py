@@ -83,9 +83,9 @@ def salvaged_layer(path: Path) -> Layer:
             if line.lstrip().startswith("["):
                 break
             with contextlib.suppress(tomllib.TOMLDecodeError):
-                found = tomllib.loads(line)
-                if "state_dir" in found:
-                    layer["state_dir",] = Given(found["state_dir"], f"{path}:{number}")
+                table = tomllib.loads(line)
+                if "state_dir" in table:
+                    layer["state_dir",] = Given(table["state_dir"], f"{path}:{number}")
     return layer
 
 
@@ -126,16 +126,16 @@ def environment_layer(environ: Mapping[str, str], below: Layer) -> tuple[Layer, 
 
 def _variables() -> dict[str, tuple[KeyPath, Kind]]:
     """Return all variables that name a setting, with the path and kind of the setting."""
-    found: dict[str, tuple[KeyPath, Kind]] = {}
+    variables: dict[str, tuple[KeyPath, Kind]] = {}
     for name, (kind, _) in Settings.declared.items():
         if isinstance(kind, Tables | FreeTable):
             continue
         if isinstance(kind, Table):
             for key, inner in kind.section.declared.items():
-                found[f"{PREFIX}{name}__{key}".upper()] = (name, key), inner.kind
+                variables[f"{PREFIX}{name}__{key}".upper()] = (name, key), inner.kind
         else:
-            found[f"{PREFIX}{name}".upper()] = (name,), kind
-    return found
+            variables[f"{PREFIX}{name}".upper()] = (name,), kind
+    return variables
 
 
 def _unknown(name: str, known: Mapping[str, Any]) -> str:

@@ -13,16 +13,16 @@ def unused_overrides(loaded: Loaded, pairs: Iterable[tuple[str, str]]) -> list[s
     groups: dict[str, list[str]] = {}
     for stream, group in pairs:
         groups.setdefault(stream, []).append(group)
-    found = []
+    lines = []
     for stream, override in loaded.settings.stream.items():
         if stream not in groups:
-            found.append(_line(loaded, ("stream", stream), f"no handler reads it{did_you_mean(stream, groups)}"))
+            lines.append(_line(loaded, ("stream", stream), f"no handler reads it{did_you_mean(stream, groups)}"))
             continue
         for group in override.group:
             if group not in groups[stream]:
                 hint = did_you_mean(group, groups[stream])
-                found.append(_line(loaded, ("stream", stream, "group", group), f"no handler is in it{hint}"))
-    return found
+                lines.append(_line(loaded, ("stream", stream, "group", group), f"no handler is in it{hint}"))
+    return lines
 
 
 def _line(loaded: Loaded, table: KeyPath, text: str) -> str:

@@ -39,8 +39,8 @@ def shown(path: KeyPath, value: Any) -> str:
 def _right_table(path: KeyPath) -> str:
     """Return a hint at the table that has the key, if one does."""
     tables = [path[:2], *((section,) for section in Settings.declared)]
-    found = next((table for table in tables if table != path[:-1] and path[-1] in _fields(table)), None)
-    return f", it belongs to [{dotted(found)}]" if found else ""
+    right = next((table for table in tables if table != path[:-1] and path[-1] in _fields(table)), None)
+    return f", it belongs to [{dotted(right)}]" if right else ""
 
 
 def _fields(table: KeyPath) -> dict[str, Any]:

@@ -171,11 +171,11 @@ def _outcome(spec: HandlerSpec, message: Message, error: BaseException | None, e
 
 
 def _spec(specs: list[HandlerSpec], group: str) -> HandlerSpec:
-    found = [spec for spec in specs if not group or spec.group == group]
-    if len(found) != 1:
+    candidates = [spec for spec in specs if not group or spec.group == group]
+    if len(candidates) != 1:
         groups = ", ".join(repr(spec.group) for spec in specs)
         raise UsageError(f"deliver: which handler of {specs[0].name}? group= is one of {groups}")
-    return found[0]
+    return candidates[0]
 
 
 def _message(spec: HandlerSpec, fields: Any, message_id: str, attempt: int) -> Message:
@@ -190,16 +190,16 @@ def _message(spec: HandlerSpec, fields: Any, message_id: str, attempt: int) -> M
 async def _emitted(url: str) -> tuple[Emitted, ...]:
     """Return the entries of all streams, in the order of their ids."""
     redis: Any = client(url)
-    found = []
+    emitted = []
     try:
         async for key in redis.scan_iter(_type="stream"):
             for entry, fields in await redis.xrange(key):
                 order = tuple(int(part) for part in entry.split(b"-"))
                 decoded = {name.decode(): value.decode(errors="replace") for name, value in fields.items()}
-                found.append((order, Emitted(key.decode(), entry.decode(), decoded)))
+                emitted.append((order, Emitted(key.decode(), entry.decode(), decoded)))
     finally:
         await redis.aclose()
-    return tuple(one for _, one in sorted(found, key=lambda pair: (pair[0], pair[1].stream)))
+    return tuple(one for _, one in sorted(emitted, key=lambda pair: (pair[0], pair[1].stream)))
 
 
 async def _close(context: LazyContext) -> None:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def supervisor_config(pytestconfig: pytest.Config) -> Path | None:
     """The project's config.toml: that of pytest's root folder, if there is one. Override it to name another one."""
-    found = pytestconfig.rootpath / "config.toml"
-    return found if found.is_file() else None
+    path = pytestconfig.rootpath / "config.toml"
+    return path if path.is_file() else None
 
 
 @pytest.fixture

@@ -161,12 +161,12 @@ class TestPool:
 
     async def _copies(self) -> list[tuple[str, str, str]]:
         """Return stream, group and id of each replayed message that is not settled."""
-        redis, found = cast("Any", self.redis), []
+        redis, copies = cast("Any", self.redis), []
         for spec in self._specs:
             for entry, fields in await redis.xrange(replay_key(spec.stream, spec.group)):
                 message_id = original_id(entry, [part for pair in fields.items() for part in pair])
-                found.append((spec.stream, spec.group, message_id.decode()))
-        return found
+                copies.append((spec.stream, spec.group, message_id.decode()))
+        return copies
 
     # The worker
 
