@@ -166,9 +166,8 @@ class AppConsumers:
                 if not self._stopping.is_set():
                     await reaper.look()
                     await trimmer.look()
-            except REDIS_FAULTS as error:  # what failed has logged it
+            except REDIS_FAULTS:  # what failed has logged it
                 reaper.note_outage()
-                await trimmer.make_room(error)
             await asyncio.sleep(RENEW_S)
 
     async def _renew(self, pool: str, token: str) -> bool:

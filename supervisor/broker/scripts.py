@@ -75,6 +75,7 @@ CLAIM_PENDING = _script("claim_pending")
 DELETE_CONSUMER = _script("delete_consumer")
 TAKE_LEASE = _script("take_lease")
 DROP_LEASE = _script("drop_lease")
+NOTE_POOL = _script("note_pool")
 TRIM = _script("trim")
 
 # Publishing and replaying.

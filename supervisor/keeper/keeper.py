@@ -98,10 +98,9 @@ class Keeper:
                 await self._housekeeping()
             else:
                 self._give_up()
-        except REDIS_FAULTS as error:  # what failed has logged it
+        except REDIS_FAULTS:  # what failed has logged it
             self._shared.set(HeaderField.KEEPER_REDIS_OK, 0)
             self._reaper.note_outage()
-            await self._trimmer.make_room(error)
         else:
             self._shared.set(HeaderField.KEEPER_REDIS_OK, 1)
         self._shared.set(HeaderField.KEEPER_BEAT_NS, time.monotonic_ns())

@@ -13,7 +13,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from supervisor.broker.scripts import DROP_LEASE, TAKE_LEASE
+from supervisor.broker.scripts import DROP_LEASE, NOTE_POOL, TAKE_LEASE
 from supervisor.errors import SupervisorError
 from supervisor.keys import POOLS_KEY, host_key, pool_id
 
@@ -34,7 +34,7 @@ async def take(redis: Redis, pool: str, token: str) -> bool:
     """
     taken: Any = await redis.eval(TAKE_LEASE.text, 1, host_key(pool), token, LEASE_MS)
     if taken:
-        await redis.hset(POOLS_KEY, pool, int(time.time() * 1000))
+        await redis.eval(NOTE_POOL.text, 1, POOLS_KEY, pool, int(time.time() * 1000))
     return bool(taken)
 
 

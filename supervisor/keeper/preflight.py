@@ -19,7 +19,7 @@ from supervisor.broker.command_connection import CommandConnection
 from supervisor.broker.connect import client, describe
 from supervisor.broker.group_reader import GroupReader
 from supervisor.broker.inspect import trimmed_unread
-from supervisor.broker.redis_errors import REDIS_FAULTS, likely_cause, permanent_cause
+from supervisor.broker.redis_errors import FULL, REDIS_FAULTS, code_of, likely_cause, permanent_cause
 from supervisor.core.backoff import backoff_s
 from supervisor.errors import (
     EXIT_OK,
@@ -89,9 +89,9 @@ async def check(
         if not await take_when_free(redis, pool, token, partial(_begin_wait, settings, pool, where_runs)):
             raise _taken(pool, "it has renewed its lease")
         for spec in specs:
-            await make_group(redis, spec)
-            await _check_reading(settings, url, spec, pool)
-            await trimmed_unread(redis, spec.stream, spec.group, keep=True)
+            if await make_group(redis, spec):
+                await _check_reading(settings, url, spec, pool)
+                await trimmed_unread(redis, spec.stream, spec.group, keep=True)
     except RedisError as error:
         cause = permanent_cause(error) or f"refuses to serve: {error}"
         raise RedisUnreachableError(f"Redis at {masked(url)} {cause}") from None
@@ -152,15 +152,19 @@ def _check_names(specs: Sequence[HandlerSpec]) -> None:
             )
 
 
-async def make_group(redis: Redis, spec: HandlerSpec) -> None:
-    """Create the handler's group and its stream where they are missing."""
+async def make_group(redis: Redis, spec: HandlerSpec) -> bool:
+    """Create the handler's group and its stream where they are missing; False when a full server refuses it."""
     try:
         await redis.xgroup_create(spec.stream, spec.group, spec.options.start, mkstream=True)
     except ResponseError as error:
         if str(error).startswith("WRONGTYPE"):
             raise ConfigError(f"{spec.where}: the key {spec.stream!r} in Redis is not a stream") from None
+        # Refused even where the group exists. The pool starts nevertheless: only its handlers make room there.
+        if code_of(error) == FULL:
+            return False
         if not str(error).startswith("BUSYGROUP"):
             raise
+    return True
 
 
 async def _wait_for(redis: Redis, url: str, settings: Settings) -> None:

@@ -3,21 +3,17 @@
 1. For each stream one keeper is elected, like the reaper. The script `broker/lua/trim.lua` decides what may go, and is
    called again while it removes something.
 2. One look takes at most a second, so that the lease is renewed in time; the next look goes on.
-3. On a full server no keeper can be elected, but entries can be removed: then every keeper trims.
-4. A group that holds back more is reported after a while, and again from time to time.
+3. A group that holds back more is reported after a while, and again from time to time.
 
 Streams of dead letters are never trimmed: a dead letter is all that is left of its message.
 """
 
-import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
 
-from supervisor.broker.redis_errors import FULL, REDIS_FAULTS, code_of
 from supervisor.broker.scripts import TRIM
 from supervisor.core.retention import HeldBackTimer, Retention, retention_of
 from supervisor.keeper.duty import duty
@@ -64,22 +60,8 @@ class Trimmer:
                 await self._trim(stream, retention, groups, until_s)
         self._work.rotate(-1)
 
-    async def make_room(self, error: Exception) -> None:
-        """Trim although the keeper's cycle has failed, if the error says that the server is full."""
-        if code_of(error) == FULL:
-            with contextlib.suppress(*REDIS_FAULTS):
-                await self.look()
-
-    async def _is_elected(self, stream: str) -> bool:
-        try:
-            return await elected(self._redis, trimmer_key(stream), self._token)
-        except ResponseError as error:
-            if code_of(error) != FULL:
-                raise
-            return True
-
     async def _trim(self, stream: str, retention: Retention, groups: list[str], until_s: float) -> None:
-        if time.monotonic() > until_s or not await self._is_elected(stream):
+        if time.monotonic() > until_s or not await elected(self._redis, trimmer_key(stream), self._token):
             return
         keys = [stream, *(key(stream, group) for group in groups for key in (retries_key, crashes_key))]
         limits = (int(retention.max_age_s * 1000), retention.max_length, LIMIT)

@@ -14,7 +14,7 @@ from supervisor.keeper.keeper import Keeper
 from supervisor.keeper.reaper import Reaper
 from supervisor.keeper.redis_continuity import RedisContinuity
 from supervisor.keeper.trimmer import Trimmer
-from supervisor.keys import POOLS_KEY
+from supervisor.keys import POOLS_KEY, host_key
 from supervisor.log import Limiter
 from supervisor.settings.model import Settings
 from supervisor.shared_state import HeaderField, SharedState, SlotField
@@ -97,7 +97,8 @@ async def keeper_of(log: Log, shared: SharedState) -> AsyncIterator[MakeKeeper]:
 
 async def forbid_reading_pools(redis: Any) -> None:
     others = (f"~{OTHER}", f"~{STREAM}", *(f"~supervisor:{kind}*" for kind in ("host", "later", "supervisor", "{")))
-    await redis.execute_command("ACL", "SETUSER", "default", "resetkeys", f"%W~{POOLS_KEY}", *others)
+    writing = f"(+eval +hdel +hset ~{POOLS_KEY})"
+    await redis.execute_command("ACL", "SETUSER", "default", "resetkeys", *others, writing)
 
 
 async def test_a_fault_of_the_lease_says_so(proxy: Proxy, log: Log, shared: SharedState, keeper_of: MakeKeeper) -> None:
@@ -109,6 +110,30 @@ async def test_a_fault_of_the_lease_says_so(proxy: Proxy, log: Log, shared: Shar
     await keeper.run_cycle()
     assert [(event, fields["what"]) for event, fields in log.told[1:]] == [(WORKS, LEASE)]
     assert shared.get(HeaderField.KEEPER_REDIS_OK)
+
+
+async def test_a_full_server_keeps_a_keeper_from_nothing(
+    every_server: Any, log: Log, shared: SharedState, keeper_of: MakeKeeper
+) -> None:
+    """It proves that the pool is alive, takes over from the dead and makes room."""
+    async with every_server.client() as redis:
+        for stream in (STREAM, OTHER):
+            await redis.xgroup_create(stream, GROUP, "0", mkstream=True)
+        for n in range(9):
+            await redis.xadd(STREAM, {"n": n})
+        await redis.xreadgroup(GROUP, "gone:0", {STREAM: ">"}, count=1)
+        await redis.xreadgroup(GROUP, "host:0", {STREAM: ">"})
+        await redis.hset(POOLS_KEY, "gone", 1)
+        keeper = keeper_of(every_server.url)
+        keeper._reaper._continuity._since_s -= 60
+        await redis.config_set("maxmemory", 1)
+        await keeper.run_cycle()
+        assert await redis.get(host_key("host")) == b"token" and shared.get(HeaderField.KEEPER_REDIS_OK)
+        assert {row["consumer"] for row in await redis.xpending_range(STREAM, GROUP, "-", "+", 20)} == {b"host:0"}
+        await redis.xack(STREAM, GROUP, *[entry for entry, _ in await redis.xrange(STREAM)])
+        await keeper.run_cycle()
+        assert await redis.xlen(STREAM) == 3
+        assert log.faults() == []
 
 
 #: Where a keeper is when Redis goes away, and how it names that.
