@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from types import FrameType
 from typing import Any
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 
 from supervisor._version import __version__
 from supervisor.fastapi import AppConnections
@@ -29,9 +29,9 @@ from . import (
     status_routes,
     tail_routes,
 )
+from .checked_body import STRICT
 from .head_requests import AnswerHead
 from .http_figures import HttpFigures
-from .known_query import only_known
 from .request_guard import PROBES, RequestGuard
 from .schemas import PROBLEM_CONTENT, PROBLEM_SCHEMA
 from .schemas import problems as problem_answers
@@ -99,7 +99,7 @@ def create_app(loaded: Loaded, figures: HttpFigures | None = None) -> FastAPI:
     trace_requests(app, loaded.settings)
     app.router.routes.extend(message_routes.plain_routes)
     for module in _V1:
-        app.include_router(module.router, dependencies=[Depends(only_known)])
+        app.include_router(module.router, dependencies=STRICT)
     for module in _OTHERS:
         app.include_router(module.router)
     routers.mount(app, loaded)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from supervisor.core.json_text import DECODER
 from supervisor.publisher import BATCH_MAX
+from supervisor.text import fault_text
 
 from .problems import Problem
 from .schemas import parse_json
@@ -113,8 +114,8 @@ def _end_of_item(body: bytes, text: str, at: int, place: str) -> int:
         return _scan(text, at)[1]
     except json.JSONDecodeError as error:
         raise _malformed(body, error.pos, error.msg) from None
-    except RecursionError as error:
-        raise Problem("malformed-json", f"{place}{error}") from None
+    except (ValueError, RecursionError) as error:
+        raise Problem("malformed-json", f"{place}{fault_text(error)}") from None
 
 
 def _parsed(text: bytes, place: str) -> Any:

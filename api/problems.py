@@ -32,6 +32,7 @@ from supervisor.errors import (
     PublishUnknownError,
     UsageError,
 )
+from supervisor.text import fault_text
 
 MEDIA_TYPE = "application/problem+json"
 #: A range, so that clients that were refused together do not all come back at once.
@@ -55,7 +56,9 @@ class ProblemKind:
 KINDS = {
     "bad-request": ProblemKind(400, "Bad request", "`detail` says what is wrong with the request."),
     "malformed-json": ProblemKind(
-        400, "The body is not JSON", "Send valid JSON in UTF-8; `detail` says where the error is."
+        400,
+        "The body is not JSON",
+        "Send valid JSON in UTF-8, in which no object has two members of one name; `detail` says what is wrong.",
     ),
     "unauthorized": ProblemKind(
         401, "A token is needed", "Send `Authorization: Bearer <token>` with the token in [api] token."
@@ -142,6 +145,8 @@ _LATER = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 #: The errors of Redis for `(0-0` as an end and for `(` with the highest id as a start.
 _NO_INTERVAL = ("invalid start ID", "invalid end ID")
+#: What the framework says of JSON that can't be read for another reason than its syntax.
+_NOT_PARSED = "There was an error parsing the body"
 #: The framework's own errors.
 _OF_STATUS = {
     400: "bad-request",
@@ -178,6 +183,8 @@ class Problem(HTTPException):
 
 def of_status(error: HTTPException) -> Problem:
     """Return the problem for an HTTPException; a status that has no kind keeps its standard title."""
+    if error.detail == _NOT_PARSED and isinstance(cause := error.__cause__, ValueError | RecursionError):
+        return Problem("malformed-json", fault_text(cause))
     detail = error.detail if isinstance(error.detail, str) else orjson.dumps(error.detail).decode()
     problem = Problem(_OF_STATUS.get(error.status_code, "internal"), detail, headers=error.headers)
     if error.status_code not in _OF_STATUS:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, routing
+from fastapi import APIRouter, Depends, FastAPI, routing
 from fastapi.utils import generate_unique_id
 from starlette.routing import BaseRoute, Match
 
@@ -16,6 +16,7 @@ from supervisor.handling.imports import import_module_of, make_importable
 from supervisor.handling.router_check import no_router, router_setting
 from supervisor.settings.load import Loaded
 
+from .checked_body import no_member_twice
 from .schemas import problems
 
 #: Newer versions of FastAPI keep included routers as a tree, older ones as a flat list.
@@ -39,6 +40,7 @@ def mount(app: FastAPI, loaded: Loaded) -> None:
         try:
             app.include_router(
                 router,
+                dependencies=[Depends(no_member_twice)],
                 responses=problems("invalid", "redis-unavailable"),
                 generate_unique_id_function=generate_unique_id,
             )

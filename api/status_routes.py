@@ -4,13 +4,13 @@ import asyncio
 from html import escape
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 
 from supervisor.control.client import has_socket
 
+from .checked_body import STRICT
 from .html import page
-from .known_query import only_known
 from .metrics import render
 from .problems import KINDS, Problem
 from .replies import PoolState, WorkerList
@@ -61,7 +61,7 @@ async def metrics(request: Request, service: ServiceDep) -> Response:
     tags=["status"],
     summary="The workers of this host's pool",
     responses=answers(WorkerList, "invalid"),
-    dependencies=[Depends(only_known)],
+    dependencies=STRICT,
 )
 async def list_workers(service: ServiceDep) -> Response:
     """The list is empty where no pool runs."""

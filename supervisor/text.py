@@ -1,6 +1,7 @@
 """Text for people: counts, durations, exits, errors and suggestions, in the log, on the terminal and over HTTP."""
 
 import signal
+import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -172,3 +173,10 @@ def printable(text: str, *, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() or one in keep else ascii(one)[1:-1] for one in text)
+
+
+def fault_text(error: Exception) -> str:
+    """Return what is wrong with a text that can't be read or written. For a long integer, Python names a setting."""
+    if "integer string conversion" in str(error):
+        return f"an integer has more than {sys.get_int_max_str_digits():,} digits"
+    return str(error)

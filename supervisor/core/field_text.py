@@ -5,6 +5,7 @@ from typing import Any
 
 from supervisor.core.json_text import dump_exact
 from supervisor.errors import EncodeError
+from supervisor.text import fault_text
 
 #: A field's value: text, or the bytes of a model's `bytes` field.
 Value = str | bytes
@@ -29,7 +30,7 @@ def json_value_text(
     try:
         return dump_exact(value, default or _refuse, spell_nan=spell_nan)
     except (TypeError, ValueError, RecursionError) as error:
-        raise EncodeError(f"field {name!r}: not JSON serializable: {error}", name) from None
+        raise EncodeError(f"field {name!r}: not JSON serializable: {fault_text(error)}", name) from None
 
 
 def _refuse(value: Any) -> Any:

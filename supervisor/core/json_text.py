@@ -13,6 +13,8 @@ from typing import Any, Self
 
 import orjson
 
+from supervisor.text import fault_text
+
 _STRING_OR_NUMBER = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?', re.DOTALL)
 _INTEGERS = range(-(2**63), 2**64)
 
@@ -36,7 +38,12 @@ def _decimal(text: str) -> float:
 
 
 def _integer(text: str) -> float:
-    return ExactNumber(text) if text == "-0" else int(text)
+    if text == "-0":
+        return ExactNumber(text)
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ValueError(fault_text(error)) from None
 
 
 def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:

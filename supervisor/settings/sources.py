@@ -17,7 +17,7 @@ from supervisor import compiled
 from supervisor.errors import ConfigError
 from supervisor.settings.model import Settings
 from supervisor.settings.section import FreeTable, Table, Tables
-from supervisor.text import did_you_mean
+from supervisor.text import did_you_mean, fault_text
 from supervisor.values import KeyPath, Kind, kind_of
 
 PREFIX = "SUPERVISOR_"
@@ -66,7 +66,7 @@ def file_layer(path: Path) -> Layer:
     except (ValueError, RecursionError) as error:  # a huge number raises a plain ValueError
         place = _TOML_PLACE.search(str(error))
         line = (place and place[1]) or str(text.count("\n") + 1)
-        raise ConfigError(f"{path}:{line}: not valid TOML: {_TOML_PLACE.sub('', str(error))}") from None
+        raise ConfigError(f"{path}:{line}: not valid TOML: {_TOML_PLACE.sub('', fault_text(error))}") from None
     lines = _line_numbers(text)
     layer: Layer = {}
     for key, value in leaves(tables):

@@ -9,7 +9,7 @@ import pytest
 from supervisor.cli.json_input import json_chunks
 from supervisor.core.encode import encode_fields
 from supervisor.core.json_text import parse_exact
-from supervisor.errors import UsageError
+from supervisor.errors import EncodeError, UsageError
 
 NUMBERS = [
     "0", "-0", "-0.0", "1", "1.0", "1.5", "1.50", "100.00", "0.10", "1e2", "1E2", "1e+2", "-1.5e-7", "1e400", "0.00001",
@@ -40,6 +40,21 @@ def test_a_number_is_stored_as_it_was_written(read: Any, number: str) -> None:
 def test_an_object_with_two_members_of_one_name_is_refused(read: Any, text: str) -> None:
     with pytest.raises((ValueError, UsageError), match="two members 'a'"):
         read(text)
+
+
+@pytest.mark.parametrize("read", [by_http, by_command])
+@pytest.mark.parametrize("number", ["1" * 5_000, "-" + "1" * 5_000], ids=["positive", "negative"])
+def test_an_integer_with_too_many_digits_is_told_in_plain_words(read: Any, number: str) -> None:
+    with pytest.raises((ValueError, UsageError), match=r"an integer has more than 4,300 digits$"):
+        read(f'{{"n": {number}}}')
+
+
+@pytest.mark.parametrize(
+    "value", [10**5_000, [-(10**5_000)], {"deep": 10**5_000}], ids=["bare", "in a list", "in an object"]
+)
+def test_an_integer_with_too_many_digits_is_told_to_a_publisher(value: Any) -> None:
+    with pytest.raises(EncodeError, match=r"field 'n': not JSON serializable: an integer has more than 4,300 digits$"):
+        encode_fields({"n": value})
 
 
 @pytest.mark.parametrize(
