@@ -89,7 +89,7 @@ async def _begin(
 async def tail(stream: Stream, service: ServiceDep, after: Annotated[str, Depends(_begin)]) -> StreamingResponse:
     """Server-sent events with the data `{"id", "fields"}`: messages published from now on, or after Last-Event-ID.
 
-    When Redis refuses to go on, the last event is `error` and its data a problem.
+    When Redis refuses to go on, the last event is `problem` and its data a problem document.
     """
     # Nothing may be awaited between this check and the count.
     limit = service.settings.api.max_tails
@@ -144,7 +144,8 @@ class _Tail(StreamingResponse):
                 failures = 0
             except REDIS_FAULTS as error:
                 if not _passes(error):
-                    await _write(send, b"event: error\ndata: %b\n\n" % document(scope, of_error(error)))
+                    # Not `error`: a browser's EventSource has an event of that name for lost connections.
+                    await _write(send, b"event: problem\ndata: %b\n\n" % document(scope, of_error(error)))
                     return
                 await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
                 failures += 1

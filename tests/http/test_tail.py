@@ -59,7 +59,7 @@ class Events:
     @property
     def error(self) -> dict[str, Any]:
         """The problem in the event that ends the tail."""
-        assert self.ended and self.lines[-3] == "event: error", self.lines
+        assert self.ended and self.lines[-3] == "event: problem", self.lines
         found: dict[str, Any] = json.loads(self.lines[-2].removeprefix("data: "))
         return found
 
