@@ -49,7 +49,7 @@ class LaterMessage(BaseModel):
     stream: str
     id: str
     due: str | None
-    """Null for a malformed member, which is never published."""
+    """Null for a malformed member that was due, and is never published."""
     fields: dict[str, str] | None = None
     error: str | None = None
     """Why a member is malformed."""

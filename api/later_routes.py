@@ -68,7 +68,10 @@ async def list_later(
     stream: Annotated[Name | None, Query(description="Only of this stream")] = None,
     count: Annotated[int, Query(ge=1, le=COUNT_MAX, description="How many of each stream, the first due first")] = 100,
 ) -> Response:
-    """`streams` says how many wait in each. A malformed member has an `error`, no `fields`, and a `due` of null."""
+    """`streams` says how many wait in each. A malformed member has an `error` and no `fields`.
+
+    It counts as waiting until it is due, and as malformed from then on: then it is logged, and its `due` is null.
+    """
     if stream is not None:
         names = [stream]
     else:

@@ -50,7 +50,7 @@ _OF_OUTBOX = (
 _OF_LATER = (
     ("supervisor_later_messages", "Messages that are published later.", "waiting"),
     ("supervisor_later_overdue_seconds", "How long the first of them has been due.", "overdue_s"),
-    ("supervisor_later_malformed_messages", "Malformed members of the set.", "malformed"),
+    ("supervisor_later_malformed_messages", "Malformed members of the set that were due.", "malformed"),
 )
 #: name, help, key in an entry of `schedules`: a time
 _OF_SCHEDULE = (

@@ -258,9 +258,11 @@ class LaterCount(BaseModel):
 
     stream: str
     waiting: int
+    """With malformed members that are not due yet: a member is read when it is due."""
     overdue_s: float | None
     """How long the first message has been due; null while none is."""
     malformed: int
+    """Malformed members that were due; they are never published."""
 
 
 class ScheduleTicks(BaseModel):

@@ -43,7 +43,7 @@ class Waiting(NamedTuple):
     """A message that waits, as it is listed."""
 
     stream: str
-    #: Infinite for a malformed message, which is never published.
+    #: Infinite for a malformed message that was due, and is never published.
     due_ms: float
     member: bytes
     #: None: malformed.
@@ -56,7 +56,7 @@ class Waiting(NamedTuple):
         return self.message.id if self.message else digest_of(self.member)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the message for JSON; `due` is null for a malformed one."""
+        """Return the message for JSON; `due` is null for a malformed one that was due."""
         known: dict[str, Any] = {"stream": self.stream, "id": self.id, "due": None}
         if not isinf(self.due_ms):
             known["due"] = moment(self.due_ms).isoformat(timespec="milliseconds")
@@ -69,10 +69,11 @@ class LaterCount(NamedTuple):
     """How much is to be published later in one stream."""
 
     stream: str
-    #: With those that are due and without those that are malformed.
+    #: All that have a due time: what is due, too, and what will turn out to be malformed then.
     waiting: int
     #: How long the oldest message that is due waits to be moved; None: none is due.
     overdue_s: float | None
+    #: Those that were due, and stay for ever.
     malformed: int
 
 

@@ -106,10 +106,10 @@ async def _streams(loaded: Loaded, redis: Redis) -> list[str]:
 def _row(waiting: Waiting) -> list[str]:
     from supervisor.publisher import TRACE_FIELDS
 
-    if waiting.message is None:
-        return ["never", waiting.stream, waiting.id, f"malformed: {waiting.error}"]
     left_s = waiting.due_ms / 1000 - time.time()
     due = "never" if isinf(left_s) else f"in {duration_text(left_s)}" if left_s > 0 else f"{duration_text(-left_s)} ago"
+    if waiting.message is None:
+        return [due, waiting.stream, waiting.id, f"malformed: {waiting.error}"]
     fields = sorted(waiting.as_dict()["fields"].items(), key=lambda field: field[0] in TRACE_FIELDS)  # those come last
     text = " ".join(f"{name}={value}" for name, value in fields)
     return [due, waiting.stream, waiting.id, text[:FIELDS_CHARACTERS]]

@@ -106,8 +106,10 @@ def test_a_batch_under_a_key(http: httpx.Client, store: redis_py.Redis) -> None:
 
 def test_a_message_is_published_before_its_time(http: httpx.Client, store: redis_py.Redis) -> None:
     store.zadd(later_key(STREAM), {'{"id":"u 1","fields":{"n":"1"}}': 4e12, "bad": 5e12})
-    listed = http.get("/v1/later", params={"stream": STREAM}).json()["messages"]
-    assert listed[0]["id"] == "u 1" and "error" in listed[1]
+    found = http.get("/v1/later", params={"stream": STREAM}).json()
+    listed = found["messages"]
+    assert found["streams"] == [{"stream": STREAM, "waiting": 2, "overdue_s": None, "malformed": 0}]
+    assert listed[0]["id"] == "u 1" and "error" in listed[1] and listed[1]["due"].startswith("2128-")
     answer = http.post(f"/v1/streams/{STREAM}/later/u%201:run")
     assert answer.status_code == 202 and store.xrange(STREAM) == [(answer.json()["id"], {"n": "1"})]
     assert problem(http.post(f"/v1/streams/{STREAM}/later/{listed[1]['id']}:run"), 404, "not-found")

@@ -1,5 +1,5 @@
 -- KEYS later.
--- Gives {messages that wait, ms for which the first has been overdue or -1, malformed members}.
+-- Gives {messages that wait, ms for which the first has been overdue or -1, malformed members that were due}.
 -- include: clock
 local malformed = redis.call('ZCOUNT', KEYS[1], '+inf', '+inf')
 local first = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
