@@ -12,7 +12,7 @@ from supervisor.text import path_text
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 #: Files of the second folder that are added to those of the first; the others replace them.
-_ADDED = {"README.md", "config.toml", "gitignore", "dockerignore"}
+_ADDED = {"config.toml", "gitignore", "dockerignore"}
 _PUBLISH = "  supervisor publish events:user_created user_id=1 email=ada@example.com\n"
 _POST = """\
   curl -H 'Content-Type: application/json' -d '{"email": "ada@example.com"}' localhost:8000/users

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -206,14 +207,24 @@ def test_init_writes_a_project_once(tmp_path: Path) -> None:
         assert step in readme and any(line.startswith(step) for line in steps), step
 
 
+@WITH_AND_WITHOUT_DATABASE
+def test_the_readme_of_a_new_project_has_a_row_for_each_file(tmp_path: Path, options: list[str]) -> None:
+    made = [
+        Path(name).relative_to("new").as_posix() for name in run("init", "new", *options, cwd=tmp_path).stdout.split()
+    ]
+    rows = re.findall(r"^\| `(\S+)` \|", (tmp_path / "new" / "README.md").read_text(), re.MULTILINE)
+    plain = {"README.md", ".gitignore", ".dockerignore", "handlers/__init__.py", "tests/conftest.py"}
+    assert sorted(rows) == sorted(set(made) - plain)
+
+
 @pytest.mark.parametrize("options", [pytest.param([], id="plain", marks=pytest.mark.long), DATABASE])
 def test_the_route_of_a_new_project_publishes(tmp_path: Path, redis_url: str, options: list[str]) -> None:
     assert run("init", "new", *options, cwd=tmp_path).returncode == 0
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = "{}:{}".format(*free.getsockname())
-    request = urllib.request.Request(
-        f"http://{address}/users", b'{"user_id": 2, "email": "bob@example.com"}', {"Content-Type": "application/json"}
-    )
+    [posted] = re.findall(r"-d '(.*)' localhost:8000/users", (tmp_path / "new" / "README.md").read_text())
+    assert ("user_id" in json.loads(posted)) is not bool(options), "the database numbers the users"
+    request = urllib.request.Request(f"http://{address}/users", posted.encode(), {"Content-Type": "application/json"})
     with spawn("start", "--bind", address, cwd=tmp_path / "new", redis_url=redis_url) as process:
         try:
             assert process.stdout is not None
@@ -224,7 +235,7 @@ def test_the_route_of_a_new_project_publishes(tmp_path: Path, redis_url: str, op
                 return {}
 
             assert eventually(answer, 60, what="the service answers")["status"] == (201 if options else 202)
-            assert b"welcome, bob@example.com" in process.stdout.readline()
+            assert f"welcome, {json.loads(posted)['email']}" in process.stdout.readline().decode()
         finally:
             process.terminate()
             process.communicate()
