@@ -1,4 +1,4 @@
-"""Who may do what: the token of a request, the role that it gives, and the audit log of what operators change."""
+"""Access control: reads the role of a request from its token, and logs what operators change."""
 
 import hmac
 import time

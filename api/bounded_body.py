@@ -82,7 +82,7 @@ class _Gunzip:
             if message["type"] != "http.request":
                 return message
             self._packed, self._more = message.get("body", b""), message.get("more_body", False)
-        await asyncio.sleep(0)  # a body that is there as a whole lets others in between its pieces
+        await asyncio.sleep(0)  # a body that has arrived as a whole must not hold up other requests
         piece = self._unpack()
         done = not (self._packed or self._full or self._more)
         if done and not self._member.eof:

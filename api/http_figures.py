@@ -6,7 +6,7 @@ from starlette.types import Scope
 
 #: Stands for the paths that match no route: clients choose them, so their number has no bound.
 NO_ROUTE = "none"
-#: Methods are the clients' own words, too.
+#: Other methods are counted together: clients may send any word.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 

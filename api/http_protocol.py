@@ -109,7 +109,7 @@ class BoundedProtocol(HttpToolsProtocol):
         #: Bytes of the head that is not complete, and the last of them.
         self._head_bytes = 0
         self._head_tail = b""
-        #: Of the body: bytes, those around it, its start, and what is still to come where the head tells.
+        #: Bytes of the body and of its framing, its start, and what is still to come where the head says it.
         self._body_bytes = 0
         self._framing_bytes = 0
         self._body_since_s = 0.0
@@ -120,7 +120,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unread_since_s = 0.0
         self._leaving = False
 
-    # Of the transport
+    # Events of the transport
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the time for the first head."""
@@ -217,7 +217,7 @@ class BoundedProtocol(HttpToolsProtocol):
             # The parser has left out the body, which would be taken for a request.
             self.cycle.keep_alive = False
 
-    # Of the parser
+    # Events of the parser
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Note a header. Trailers come too late for the request, which is handled already."""
@@ -275,7 +275,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.cycle is not None and self.cycle.response_complete:
             self._wait_for_request()
 
-    # Of the answer
+    # The end of an answer
 
     def on_response_complete(self) -> None:
         """Continue with what the client has sent in the meantime, or wait for it."""
@@ -301,7 +301,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._deadline_s = self.loop.time() + LIMITS.idle_s
         self._connections.waiting[self] = None
 
-    # Of the limits
+    # Limits
 
     def check(self, now_s: float) -> None:
         """End the connection if its time is over."""

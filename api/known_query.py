@@ -13,7 +13,7 @@ from supervisor.text import did_you_mean
 
 from .problems import Problem
 
-#: An answer names the first ones, and so much of each.
+#: How many unknown parameters an answer names, and how many characters of each.
 _NAMED_MAX = 10
 _NAME_CHARS_MAX = 100
 

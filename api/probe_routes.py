@@ -35,7 +35,7 @@ _OK_OR_FAILED = {**_OK, 503: text_answer("text/plain", "failed", description="No
 
 
 #: A keeper renews its lease every few seconds, and has lost it after ten.
-KEEPER_SILENT_S = 20.0
+KEEPER_LATE_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def _keeper_failure(pulse: Pulse) -> str:
         left = (keeper or {}).get("last_exit")
         return f"it is not running; its last exit: {left['reason']}" if left else "it is not running"
     age_s = keeper["beat_age_s"] or 0.0
-    if age_s > KEEPER_SILENT_S and not pulse.redis.error:
+    if age_s > KEEPER_LATE_S and not pulse.redis.error:
         return f"it has done nothing for {age_s:.0f} s"
     return ""
 

@@ -1,6 +1,6 @@
 """What is known of Redis and the pool, refreshed in the background, so that a request waits for none of it.
 
-1. A snapshot is refreshed from the start of the service, often while somebody asks for it and for a minute longer.
+1. A snapshot is refreshed from the start of the service; often while requests ask for it and for a minute longer.
 2. A machine that gives this process no CPU time must not look like a Redis that failed: a part that could not be
    examined is "too busy to tell", and its last result stays valid.
 """
@@ -37,7 +37,7 @@ class Snapshot(Generic[T]):
     """The latest result of `fetch`, which gets the result before it."""
 
     def __init__(self, fetch: Callable[[T | None], Awaitable[T]], *, every_s: float) -> None:
-        """Fetch every `every_s` while somebody asks."""
+        """Fetch every `every_s` while requests ask for the result."""
         self._fetch = fetch
         self._every_s = every_s
         self._demand = asyncio.Event()
@@ -73,11 +73,11 @@ class Snapshot(Generic[T]):
             self._task = asyncio.create_task(self._refresh())
 
     async def close(self) -> None:
-        """Stop refreshing, and wait until a fetch that is under way has let go of what it uses."""
+        """Stop refreshing, and wait for the end of a fetch that is under way."""
         self._closed = True
         if self._task is not None:
             await cancel(self._task)
-        self._news.set()  # whoever waits gets what is known
+        self._news.set()  # those who wait get what is known
 
     def _want(self, now_s: float) -> None:
         self._wanted_s = now_s

@@ -1,4 +1,4 @@
-"""Publishes messages: everything that one turn of the event loop publishes goes out as one pipeline.
+"""Publishes messages: everything that one iteration of the event loop publishes goes out as one pipeline.
 
 1. A publish whose answer was lost is repeated only when it carries a key, so nothing is stored twice.
 2. Each publish is answered within its timeout, whatever Redis does; nothing is kept for later.

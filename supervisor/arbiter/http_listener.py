@@ -28,7 +28,7 @@ class HttpListener:
         self._ready_fd = -1
         if inherited:
             self._ready_fd = inherited["ready_fd"]
-            self._sockets = [socket.socket(fileno=fd) for fd in sockets_of(inherited)]
+            self._sockets = [socket.socket(fileno=fd) for fd in inherited["fds"]]
             if inherited["bind"] != bind:
                 self._close(inherited["bind"])
 
@@ -82,8 +82,3 @@ class HttpListener:
         if not self._sockets:
             return None
         return {"bind": self.bind, "fds": self.sockets(), "ready_fd": self._ready_fd}
-
-
-def sockets_of(state: Mapping[str, Any]) -> list[int]:
-    """Return the descriptors of the sockets in the state of an earlier image, which may have known only one."""
-    return state["fds"] if "fds" in state else [state["fd"]]

@@ -23,7 +23,6 @@ from typing import Any, NoReturn, get_args, get_type_hints
 import supervisor
 from supervisor.arbiter import snapshot
 from supervisor.arbiter.fork import exec_command, own_command
-from supervisor.arbiter.http_listener import sockets_of
 from supervisor.arbiter.import_probe import UNSAFE_VARIABLE
 from supervisor.arbiter.loop import Loop
 from supervisor.arbiter.started_from import StartedFrom
@@ -80,7 +79,7 @@ class ReloadState:
     @property
     def sockets(self) -> list[int]:
         """The descriptors that are sockets."""
-        return [self.control_fd, *(sockets_of(self.http) if self.http else [])]
+        return [self.control_fd, *(self.http["fds"] if self.http else [])]
 
     @property
     def fds(self) -> list[int]:

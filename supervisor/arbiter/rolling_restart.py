@@ -125,7 +125,7 @@ class RollingRestart:
             self.start()
 
     def roll(self, *, at_once: bool = False) -> None:
-        """Replace the current workers; `at_once`: all at the same time, as one wants it during development."""
+        """Replace the current workers; `at_once`: all at the same time, for development."""
         self._roll = _Roll(self.workers, self.drain_s, at_once=at_once)
         self.step()
 

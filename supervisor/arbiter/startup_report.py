@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import click
+
 from supervisor._version import __version__
 from supervisor.arbiter.spawn import Specs
 from supervisor.http_bind import url_of
 from supervisor.log import has_colours, is_human, stderr
 from supervisor.settings.load import Loaded
-
-BOLD, DIM, GREEN, YELLOW, PLAIN = "\033[1m", "\033[2m", "\033[32m", "\033[33m", "\033[0m"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +53,17 @@ class StartupReport:
         )
 
     def _lines(self, *, colours: bool) -> Iterator[str]:
-        def paint(code: str, text: str) -> str:
-            return f"{code}{text}{PLAIN}" if colours else text
+        def style(text: str, **styles: Any) -> str:
+            return click.style(text, **styles) if colours else text
 
         def line(label: str, text: str) -> str:
-            return f"  {paint(DIM, f'{label:<9}')} {text}"
+            return f"  {style(f'{label:<9}', dim=True)} {text}"
 
         settings, redis = self.loaded.settings, self.redis
         durability = redis.get("durability", "?")
         volatile = durability == "none"
-        kept = paint(YELLOW, "loses its data at a restart") if volatile else f"durability {durability}"
-        yield paint(BOLD, f"supervisor {__version__}")
+        kept = style("loses its data at a restart", fg="yellow") if volatile else f"durability {durability}"
+        yield style(f"supervisor {__version__}", bold=True)
         yield line("config", str(self.loaded.path or "none, all defaults (`supervisor init` creates one)"))
         embedded = " (embedded)" if self.embedded else ""
         yield line("redis", f"{redis.get('version', '?')}{embedded} at {redis.get('url', '?')}, {kept}")
@@ -72,8 +72,8 @@ class StartupReport:
             streams.setdefault(spec.stream, []).append(spec.group)
         for stream, groups in streams.items():
             yield line("stream", f"{stream} → {', '.join(groups)}")
-        colour = GREEN if self.ready == self.workers else YELLOW
-        ready = paint(colour, f"{self.ready}/{self.workers} ready") + f" in {self.boot_ms} ms"
+        colour = "green" if self.ready == self.workers else "yellow"
+        ready = style(f"{self.ready}/{self.workers} ready", fg=colour) + f" in {self.boot_ms} ms"
         yield line("workers", f"{self.workers}, until no work is left" if self.burst else ready)
         if self.api:
             processes = f" ({self.api} processes)" if self.api > 1 else ""

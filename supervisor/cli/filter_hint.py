@@ -1,4 +1,4 @@
-"""What to say about a filter of dead letters that fits none: which reasons and handlers there are."""
+"""A hint for a filter that matches no dead letter: names the reasons and handlers that exist."""
 
 import re
 from collections import Counter
@@ -25,7 +25,7 @@ class FilterHint:
         ]
 
     def look(self, page: Iterable[Letter]) -> None:
-        """Note what there is."""
+        """Note the reasons and handlers of these letters."""
         for part in self._parts:
             for letter in page:
                 part.look(getattr(letter, part.name))
@@ -34,7 +34,7 @@ class FilterHint:
         """Print a line for each option that fits no letter."""
         for part in self._parts:
             if part.kinds and not part.fits:
-                talk(f"no dead letter has {part.wanted!r} in its {part.name}{_what_there_is(part.wanted, part.kinds)}")
+                talk(f"no dead letter has {part.wanted!r} in its {part.name}{_alternatives(part.wanted, part.kinds)}")
 
 
 class _Part:
@@ -60,7 +60,7 @@ def _kind(reason: str) -> str:
     return re.sub(r"^failed .*? with ", "", reason).partition(":")[0]
 
 
-def _what_there_is(wanted: str, kinds: Counter[str]) -> str:
+def _alternatives(wanted: str, kinds: Counter[str]) -> str:
     words = [word for kind in kinds for parts in _PARTS for word in re.findall(parts, kind)]
     return did_you_mean(wanted, words) or f" (there are: {_listed([kind for kind, _ in kinds.most_common()])})"
 

@@ -1,4 +1,4 @@
-"""The note to those who publish to a stream that no consumer group reads: its name may be mistyped."""
+"""Notes for a publisher that no consumer group reads the stream, whose name may be mistyped."""
 
 from supervisor.control import last_groups
 from supervisor.errors import PublishError
@@ -23,6 +23,6 @@ class AskingPublisher(Publisher):
 
 
 def unread_text(settings: Settings, stream: str) -> str:
-    """Return that nobody reads the stream, and which one of this folder's pool may have been meant."""
+    """Return the note, with the stream of this folder's pool that may have been meant."""
     known = {name for name, _ in last_groups.read(pool_paths(settings))} - {stream}
     return f"no consumer group reads {stream!r} yet{did_you_mean(stream, known)}"
