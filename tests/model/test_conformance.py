@@ -23,7 +23,6 @@ from hypothesis.stateful import (
 from redis.exceptions import ResponseError
 
 from supervisor.broker import scripts
-from supervisor.broker.redis_errors import code_of
 from supervisor.broker.turns import Place, Turns
 from supervisor.keys import (
     crashes_key,
@@ -40,12 +39,12 @@ from supervisor.keys import (
 )
 from tests.model.commands import Argument
 from tests.model.group import written
+from tests.model.real_server import STREAM, Real, comparable, said, without_idle
 from tests.model.server import Server
 from tests.support.servers import AnyServer
 
-STREAM, GROUPS, CONSUMERS = "events", ("g", "h"), ("a:0", "a:1", "b:0")
+GROUPS, CONSUMERS = ("g", "h"), ("a:0", "a:1", "b:0")
 HOUR_MS = 3_600_000
-
 groups = st.sampled_from(GROUPS)
 consumers = st.sampled_from(CONSUMERS)
 counts = st.integers(1, 3)
@@ -53,50 +52,11 @@ counts = st.integers(1, 3)
 numbers = st.integers(0, 12)
 
 
-class Real:
-    """A real server, by raw commands and replies of RESP2."""
-
-    def __init__(self, server: AnyServer) -> None:
-        self._client = server.sync(protocol=2)
-        self._connection = self._client.connection_pool.get_connection()
-        # Redis says 7.0, Valkey says 7.2.4 and its own version besides.
-        version = str(self._client.info("server")["redis_version"])
-        self.eager = tuple(map(int, version.split(".")[:2])) >= (7, 2)
-
-    def call(self, *command: Argument) -> Any:
-        if command:
-            self._connection.send_command(*command)
-        return self._connection.read_response()
-
-    def call_all(self, commands: list[tuple[Argument, ...]]) -> list[Any]:
-        """At once; of an error its first word."""
-        for command in commands:
-            self._connection.send_command(*command)
-        return [said(self, ()) for _ in commands]
-
-    def close(self) -> None:
-        self._connection.disconnect()
-        self._client.close()
-
-
 @pytest.fixture
 def real(every_server: AnyServer) -> Iterator[Real]:
     found = Real(every_server)
     yield found
     found.close()
-
-
-def said(by: Any, command: tuple[Argument, ...]) -> Any:
-    """The reply, or the code of the error."""
-    try:
-        return by.call(*command)
-    except ResponseError as error:
-        return code_of(error)
-
-
-def as_dicts(rows: Any) -> list[dict[bytes, Any]]:
-    """XINFO's flat lists, or the model's dicts."""
-    return [row if isinstance(row, dict) else dict(zip(row[::2], row[1::2], strict=True)) for row in rows]
 
 
 class Conformance(RuleBasedStateMachine):
@@ -374,30 +334,11 @@ def finished(work: Coroutine[Any, Any, Any]) -> Any:
     raise AssertionError("it waits")
 
 
-def without_idle(rows: Any) -> Any:
-    """Of XPENDING's rows: id, consumer, times delivered."""
-    return [(row[0], row[1], row[3]) for row in rows] if isinstance(rows, list) else rows
-
-
 def contents(reply: Any) -> Any:
     """Of an answer of XREADGROUP: the ids only of the stream whose ids the test chooses."""
     if not isinstance(reply, list):
         return reply
     return [[key, rows if key == STREAM.encode() else [row[1] for row in rows]] for key, rows in reply]
-
-
-def comparable(command: tuple[Argument, ...], reply: Any) -> Any:
-    """Without what only the server knows: idle times, ids that it chose."""
-    if isinstance(reply, str):
-        return reply
-    if command[0] == "XPENDING" and len(command) > 3:
-        return without_idle(reply)
-    if command[0] == "XINFO":
-        names = (b"name", b"pending", b"consumers", b"last-delivered-id")
-        return [[row.get(name) for name in names] for row in as_dicts(reply)]
-    if command[0] == "HGETALL":
-        return reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
-    return [row[1] for row in reply] if command[0] == "XRANGE" and command[1] != STREAM else reply
 
 
 def test_the_model_does_what_a_server_does(real: Real) -> None:

@@ -9,7 +9,7 @@ from supervisor.broker import schedules
 from supervisor.core.schedule import LastTick, Schedule
 from supervisor.keeper.scheduler import Scheduler
 from supervisor.keys import cron_key, cron_paused_key
-from tests.redis.test_later import Log
+from tests.redis.moving import Log
 from tests.support.servers import AnyServer
 
 STREAM = "reports"

@@ -19,8 +19,8 @@ from supervisor.errors import EXIT_REDIS, EXIT_USAGE
 from supervisor.publisher import Publisher
 from supervisor.shared_state import SlotField
 from tests.cli.run import spawn
+from tests.redis.moving import moving
 from tests.redis.test_cancelling import TURNS_MAX, cancelled
-from tests.redis.test_later import moving
 from tests.redis.worker import working
 from tests.support.pool import Pool
 from tests.support.recording import RECORD, seen
