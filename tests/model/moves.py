@@ -13,6 +13,7 @@ from supervisor.core.later import to_member
 from supervisor.core.options import HALT
 from supervisor.keeper.lease import LEASE_MS
 from supervisor.keys import (
+    WAITING_CONSUMERS,
     crashes_key,
     dead_key,
     later_key,
@@ -170,6 +171,9 @@ class Moves(World):
         if how % 4 or self.network.mode is not Mode.NOTHING or self.group(stream, group) is None:
             return
         self._disturb()
+        for owner in {self.ghosts.owner(old) for old in self.ghosts.at.values() if old.place[:2] == (stream, group)}:
+            if owner not in ("", *WAITING_CONSUMERS):
+                self.ghosts.blur(owner)  # its next incarnation no longer finds all that the dead one had
         entries = self.server.streams[stream.encode()].entries
         for place, old in list(self.ghosts.at.items()):
             if place[:2] == (stream, group) and old.deleted:
