@@ -127,10 +127,13 @@ class Settler:
         return {command.source: command.refusal for command in commands if command.refusal is not None}
 
     def wake(self) -> None:
-        """Send what was decided, including all that is `done`."""
-        if not self._wakeup.is_set():
-            self._wakeup.set()
-            self._begin()
+        """Send what was decided, including all that is `done`; until it is confirmed, shared memory says so."""
+        if self._wakeup.is_set():
+            return
+        self._wakeup.set()
+        if self._idle.is_set():
+            self._idle.clear()
+            self._shared.add(SlotField.SETTLING, 1)
 
     def ack_recorded(self, source: Source, *ids: bytes) -> None:
         """Ack messages of which Redis keeps a record; at most 1,000."""
@@ -189,8 +192,7 @@ class Settler:
 
     async def flush(self) -> None:
         """Wait until everything decided so far is confirmed, except what the server refuses: that stays pending."""
-        self._wakeup.set()
-        self._begin()
+        self.wake()
         await self._idle.wait()
 
     async def run(self) -> None:
@@ -208,12 +210,6 @@ class Settler:
             if not self._wakeup.is_set():
                 self._idle.set()
                 self._shared.add(SlotField.SETTLING, -1)
-
-    def _begin(self) -> None:
-        """Note, in shared memory too, that something waits for Redis to confirm it."""
-        if self._idle.is_set():
-            self._idle.clear()
-            self._shared.add(SlotField.SETTLING, 1)
 
     def _take(self) -> None:
         """Move what was decided since the last turn to what is to be sent, without what was decided again since."""
