@@ -5,7 +5,7 @@ connection is made at the first use, and again at the first use after it was los
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import hiredis
@@ -23,18 +23,14 @@ Argument = bytes | str | int | float
 #: Host and port of a server; a unix socket has neither.
 Server = tuple[str | None, int | None] | None
 
-_pack: Any = compiled.entries.pack_command if compiled.entries is not None else hiredis.pack_command
+_packer: Any = hiredis if compiled.entries is None else compiled.entries
+#: Returns a command in Redis's wire format.
+pack_command: Callable[[tuple[Argument, ...]], bytes] = _packer.pack_command
 
 #: How much longer than the server's own BLOCK a reply may take before the connection counts as dead.
 REPLY_SLACK_S = 3.0
 #: A pipeline gets the time that its bytes take over a link of this speed.
 _SLOW_BYTES_PER_S = 256 * 1024
-
-
-def pack_command(arguments: tuple[Argument, ...]) -> bytes:
-    """Return a command in Redis's wire format."""
-    packed: bytes = _pack(arguments)
-    return packed
 
 
 def server_of(link: AbstractConnection) -> Server:

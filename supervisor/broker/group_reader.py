@@ -70,7 +70,7 @@ class GroupReader:
         self.outstanding = 0
         #: The read on the wire may wait at the server. It is the only one then: CLIENT UNBLOCK ends just one.
         self.may_block = False
-        #: When something was sent or received last, except a reply that had come before the connection was idle.
+        #: When something was sent last, or a reply came to a read that waited at the server.
         self._used_s = time.monotonic()
         #: When the reply that is sent or received must have come, by `time.monotonic`.
         self.due_s = math.inf
@@ -136,7 +136,7 @@ class GroupReader:
 
         Raises redis-py's errors, OSError and TimeoutError; what was delivered then stays pending.
         """
-        was_stale = self.is_stale
+        waits = self.may_block and not self.is_stale  # else the reply may have come before the connection was idle
         if self.due_s == math.inf:
             self.due_s = time.monotonic() + self._reply_timeout_s
         # redis-py's own timeout answers None and leaves the reply on the wire, to be taken for the next one's.
@@ -145,7 +145,7 @@ class GroupReader:
                 reply = await self._replies.next()
             else:
                 reply = await self._connection.read_response(disable_decoding=True)
-        if not was_stale:
+        if waits:
             self._used_s = time.monotonic()
         self.outstanding -= 1
         self.may_block = False

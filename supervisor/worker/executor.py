@@ -333,10 +333,10 @@ class Executor:
 
     def measured(self) -> tuple[int, float, float]:
         """Return (messages run, seconds they held the loop, longest hold of one) since the last call."""
-        finished, runners = self.finished, self._runners
-        taken = max(0, finished - self._counted), runners.busy_s, self._slowest_s
+        finished, runners = max(self._counted, self.finished), self._runners  # each counts once, though it may fall
+        measured = finished - self._counted, runners.busy_s, self._slowest_s
         self._counted, runners.busy_s, self._slowest_s = finished, 0.0, 0.0
-        return taken
+        return measured
 
 
 def _calls_of(

@@ -33,18 +33,20 @@ class ReadLimit:
         self._retries = retries
         self._circuit = circuit
         self.pace = Pace(spec.options.hold_ms / 1000, spec.options.batch_size)
-        self._finished_seen = 0
-        self._finished_at_s = time.monotonic()
+        #: How many messages have run since the rate was taken, and when that was.
+        self._ran = 0
+        self._rated_s = time.monotonic()
         self._rate = 0.0
 
     def observe(self) -> None:
         """Adapt the pace to what was measured since the last read."""
-        self.pace.observe(*self._executor.measured())
-        now_s, finished = time.monotonic(), self._executor.finished
-        if now_s - self._finished_at_s >= _RATE_WINDOW_S:
-            # Below 0, when runners were just woken, it would forbid any read until all that runs has ended.
-            self._rate = max(0, finished - self._finished_seen) / (now_s - self._finished_at_s)
-            self._finished_at_s, self._finished_seen = now_s, finished
+        ran, busy_s, slowest_s = self._executor.measured()
+        self.pace.observe(ran, busy_s, slowest_s)
+        self._ran += ran
+        now_s = time.monotonic()
+        if now_s - self._rated_s >= _RATE_WINDOW_S:
+            self._rate = self._ran / (now_s - self._rated_s)
+            self._rated_s, self._ran = now_s, 0
 
     def room(self, coming: int = 0) -> int:
         """Return how many more messages may be read; 0 or less: none."""
@@ -57,13 +59,12 @@ class ReadLimit:
         ):
             return 0
         # What is read beyond the handler's concurrency must be started within `hold_ms` at the present rate.
-        ahead = 0
-        if self.pace.read_ahead and executor.running:
-            ahead = min(max(options.batch_size, executor.limit), int(self._rate * self.pace.hold_s / 2))
-        if executor.unstarted > ahead:
+        ahead, running, unstarted, limit = 0, executor.running, executor.unstarted, executor.limit
+        if running and self.pace.read_ahead:
+            ahead = min(max(options.batch_size, limit), int(self._rate * self.pace.hold_s / 2))
+        if unstarted > ahead:
             return 0
-        room = executor.limit + ahead - executor.in_hand
-        return int(min(room, self._circuit.room)) - coming
+        return int(min(limit + ahead - running - unstarted, self._circuit.room)) - coming
 
     def room_ahead(self, coming: int) -> int:
         """Return how many messages may be read before the `coming` ones are handled; 0 or less: none."""
