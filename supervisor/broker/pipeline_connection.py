@@ -16,7 +16,7 @@ from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadin
 from supervisor.broker.command_connection import pack_command
 from supervisor.broker.connect import connection
 from supervisor.broker.redis_errors import REDIS_FAULTS
-from supervisor.broker.routed_connection import close, reopen, send_packed
+from supervisor.broker.routed_connection import close, is_lost, lost
 from supervisor.broker.routes import Address
 from supervisor.errors import UsageError
 
@@ -49,6 +49,7 @@ class PipelineConnection:
             if isinstance(source, str)
             else _connection_like(source)
         )
+        #: It has answered READONLY: after a failover another server answers at the same name.
         self._demoted = False
         #: When the last reply came, by `time.monotonic`.
         self._answered_s = time.monotonic()
@@ -62,16 +63,21 @@ class PipelineConnection:
 
         Raises redis-py's errors and OSError; nothing was sent then.
         """
-        await reopen(self._connection, demoted=self._demoted)
+        if self._demoted or is_lost(self._connection):
+            await self.drop()
         self._demoted = False
+        await self._connection.connect()
         if time.monotonic() - self._answered_s > QUIET_S and not await self._works(probe_s):
             await self.drop()
-            await reopen(self._connection)
+            await self._connection.connect()
         self._answered_s = time.monotonic()
 
     async def send(self, packed: Sequence[bytes]) -> None:
         """Send packed commands. Raises redis-py's errors and OSError; how much was sent is then unknown."""
-        await send_packed(self._connection, packed)
+        try:
+            await self._connection.send_packed_command(packed, check_health=False)
+        except RuntimeError as error:
+            raise lost(error) from None
 
     async def replies(self, count: int) -> tuple[Any, Exception | None]:
         """Read `count` replies; return the last one, and the first refusal among them, also within a transaction.

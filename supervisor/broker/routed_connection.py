@@ -14,7 +14,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from time import monotonic
 from typing import Any
 
@@ -46,17 +46,6 @@ def is_lost(connection: AbstractConnection) -> bool:
     return reader.at_eof() or reader.exception() is not None or writer.transport.is_closing()
 
 
-async def reopen(connection: AbstractConnection, *, demoted: bool = False) -> None:
-    """Connect any of redis-py's connections unless connected; replace a lost one.
-
-    `demoted`: the server has answered READONLY. After a failover another server answers at the same name, so the
-    connection is made again. Raises redis-py's errors and OSError.
-    """
-    if demoted or is_lost(connection):
-        await close(connection, nowait=True)
-    await connection.connect()
-
-
 async def close(connection: AbstractConnection, *, nowait: bool = False) -> None:
     """Disconnect any of redis-py's connections; its socket is closed also if that fails or is cancelled.
 
@@ -77,15 +66,8 @@ def _socket_closed(connection: AbstractConnection) -> Iterator[None]:
             writer.transport.abort()
 
 
-async def send_packed(connection: AbstractConnection, packed: Sequence[bytes]) -> None:
-    """Send packed commands. Raises redis-py's errors and OSError; how much was sent is then unknown."""
-    try:
-        await connection.send_packed_command(packed, check_health=False)
-    except RuntimeError as error:
-        raise _lost(error) from None
-
-
-def _lost(error: RuntimeError) -> RedisConnectionError:
+def lost(error: RuntimeError) -> RedisConnectionError:
+    """Return what to raise instead of uvloop's error."""
     return RedisConnectionError(f"Connection lost: {error}")
 
 
@@ -148,7 +130,7 @@ class LostConnectionMixin(AbstractConnection):
             if task is not None and task.cancelling() > cancelling:
                 raise asyncio.CancelledError from error
             if isinstance(error, RuntimeError):
-                raise _lost(error) from None
+                raise lost(error) from None
             raise
         if task is not None and task.cancelling() > cancelling:
             await self.disconnect(nowait=True)  # its reply would be taken for the next one's
