@@ -65,7 +65,7 @@ class Runtime:
         """
         self._shared = shared
         self._control = RunControl()
-        self._context = Context(settings.app, settings.state_dir.absolute(), name, redis_url(settings))
+        self.context = Context(settings.app, settings.state_dir.absolute(), name, redis_url(settings))
         streams = [spec.stream for spec in specs]
         self._connections = SettleConnections(settings, streams, name, shared, faults, self._control)
         self.settlers = self._connections.settlers
@@ -85,7 +85,7 @@ class Runtime:
         #: The last report was that of a worker that waits for messages.
         self._quiet = False
         self._tasks: set[asyncio.Task[None]] = set()
-        enter(self._context)
+        enter(self.context)
         _free_unused(shared, specs)
         resources = self._resources(settings, name, faults, burst=burst, crash=crash)
         self.consumers = [self._consumer(spec, resources) for spec in specs]
@@ -164,7 +164,7 @@ class Runtime:
         if self._processes is not None:
             self._processes.close()
         with contextlib.suppress(*REDIS_FAULTS):  # TLS waits for the other end, which may be away
-            await self._context.aclose()
+            await self.context.aclose()
 
     def rescan(self) -> None:
         """Have every consumer read its own pending list again, since another process has put messages there."""
@@ -178,16 +178,6 @@ class Runtime:
                 consumer.executor.pause(paused)
             self._unblock_all()
             self.report()
-
-    @property
-    def context(self) -> Context:
-        """The context of the handlers."""
-        return self._context
-
-    @property
-    def stopping(self) -> bool:
-        """Whether a drain has begun."""
-        return self._control.stopping
 
     @property
     def cut_off(self) -> bool:

@@ -210,7 +210,7 @@ async def test_a_long_adopted_list_is_started_batch_by_batch(redis_url: str, red
     assert row is not None
     assert row.started() < parse_id(ids[30])
     stopping = asyncio.create_task(worker.stop())
-    await eventually_async(lambda: worker.runtime.stopping)
+    await eventually_async(lambda: worker.runtime._control.stopping)
     await asyncio.sleep(0.2)  # what was read ahead would be started by now
     hold.set()
     await stopping

@@ -197,7 +197,7 @@ async def test_suspects_that_did_not_run_before_a_drain_stay_suspects(redis_url:
     second = Worker(redis_url, [handle], shared)
     await eventually_async(lambda: alone)
     draining = asyncio.create_task(second.stop())
-    await eventually_async(lambda: second.runtime.stopping)
+    await eventually_async(lambda: second.runtime._control.stopping)
     hold.set()
     await draining
     fields.clear_started()
