@@ -6,13 +6,12 @@
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from supervisor.broker.cancelling import cancel
+from supervisor.broker.cancelling import cancel, wait_at_most
 
 T = TypeVar("T")
 #: A snapshot is refreshed often for this long after the last request for it, and then every IDLE_S.
@@ -57,9 +56,7 @@ class Snapshot(Generic[T]):
         self._want(now_s)
         if not self._closed and now_s - self._taken_s > 2 * self._every_s:
             known = now_s - self._taken_s < AGE_S_MAX
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(limit_s, WAIT_S) if known else limit_s):
-                    await self._news.wait()
+            await wait_at_most(min(limit_s, WAIT_S) if known else limit_s, self._news)
         return self._young()
 
     def peek(self) -> T | None:
@@ -96,9 +93,7 @@ class Snapshot(Generic[T]):
             await asyncio.sleep(self._every_s)
             if time.monotonic() - self._wanted_s > DEMAND_S:
                 self._demand.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(IDLE_S):
-                        await self._demand.wait()
+                await wait_at_most(IDLE_S, self._demand)
 
 
 @dataclass(frozen=True, slots=True)

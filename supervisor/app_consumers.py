@@ -13,7 +13,7 @@ from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
-from supervisor.broker.cancelling import cancel
+from supervisor.broker.cancelling import cancel, wait_at_most
 from supervisor.broker.connect import client
 from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.core.backoff import backoff_s
@@ -66,7 +66,9 @@ class AppConsumers:
         try:
             while (lease := await self._take_lease()) is not None:
                 await self._work(*lease)
-                await self._pause(_REPORT_S)  # another process has the name, or the keeper's part has failed
+                await wait_at_most(
+                    _REPORT_S, self._stopping
+                )  # another process has the name, or the keeper's part has failed
         finally:
             with contextlib.suppress(*REDIS_FAULTS):  # TLS waits for the other end, which may be away
                 await self._redis.aclose()
@@ -83,7 +85,8 @@ class AppConsumers:
             else:
                 self._faults.resolved("can't take an app name")
                 return lease
-            await self._pause(backoff_s(failures, _RECONNECT_BASE_S, _RECONNECT_MAX_S, random.random))
+            delay_s = backoff_s(failures, _RECONNECT_BASE_S, _RECONNECT_MAX_S, random.random)
+            await wait_at_most(delay_s, self._stopping)
         return None
 
     async def _work(self, pool: str, token: str) -> None:
@@ -125,9 +128,7 @@ class AppConsumers:
             finally:
                 await runtime.close(crashed=failed)
             delay_s = backoff_s(failures, _RESTART_BASE_S, _RESTART_MAX_S, random.random) if failed else 0
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(delay_s):
-                    await leaving.wait()
+            await wait_at_most(delay_s, leaving)
 
     async def _run_until(self, runtime: Runtime, fields: SharedSlot, leaving: asyncio.Event) -> None:
         """Run it in the project's lifespans, drain it when `leaving` is set. Raises what its own code raises."""
@@ -200,11 +201,6 @@ class AppConsumers:
     def _log_failure(self, task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._log.error("app consumers failed", exc_info=error)
-
-    async def _pause(self, limit_s: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(limit_s):
-                await self._stopping.wait()
 
 
 def _note_ready(fields: SharedSlot) -> None:

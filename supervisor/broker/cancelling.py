@@ -1,6 +1,7 @@
-"""Ends tasks that talk to Redis."""
+"""Ends tasks that talk to Redis, and waits for events with a limit on time."""
 
 import asyncio
+import contextlib
 from typing import Any
 
 
@@ -14,3 +15,10 @@ async def cancel(*tasks: asyncio.Task[Any], again_s: float = 0.1) -> None:
             task.cancel()
         await asyncio.wait(left, timeout=again_s)
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def wait_at_most(limit_s: float | None, event: asyncio.Event) -> None:
+    """Wait until the event is set, or until the time is over; None: without a limit."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(limit_s):
+            await event.wait()

@@ -10,7 +10,6 @@
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -19,7 +18,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from supervisor.broker import later_set as later
-from supervisor.broker.cancelling import cancel
+from supervisor.broker.cancelling import cancel, wait_at_most
 from supervisor.broker.connect import cluster
 from supervisor.broker.key_watch import KeyWatch
 from supervisor.broker.redis_errors import NOPERM, REDIS_FAULTS, code_of, is_transient
@@ -167,9 +166,7 @@ class LaterMover:
         self._wake.clear()
         if wait_s > 0:
             # `wait_for` of Python 3.11 may swallow a cancellation.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(wait_s, _STREAMS_S)):
-                    await self._wake.wait()
+            await wait_at_most(min(wait_s, _STREAMS_S), self._wake)
 
     # Changes
 

@@ -8,9 +8,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import TYPE_CHECKING
 
+from supervisor.broker.cancelling import wait_at_most
 from supervisor.broker.rates import Rates, Request
 from supervisor.core.message_key import cost_reader, key_reader
 from supervisor.core.rate import parse_rate
@@ -89,9 +89,7 @@ class RateGate:
         """Wait until some message may be due."""
         while (wait_s := self._due_s - self._loop.time()) > 0:
             self._sooner.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self._sooner.wait()
+            await wait_at_most(wait_s, self._sooner)
 
     async def take_due(self, count: int) -> list[Message]:
         """Take over at most `count` messages that are due. Raises redis-py's errors and OSError."""

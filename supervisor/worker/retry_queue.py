@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import heapq
 from itertools import count
 from typing import TYPE_CHECKING
+
+from supervisor.broker.cancelling import wait_at_most
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,9 +52,7 @@ class RetryQueue:
         """Wait until some message is due."""
         while not self.any_due:
             self._first_changed.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(self._heap[0][0] if self._heap else None):
-                    await self._first_changed.wait()
+            await wait_at_most(self._heap[0][0] - self._loop.time() if self._heap else None, self._first_changed)
 
     def take_due(self) -> list[Message]:
         """Remove and return all that are due."""

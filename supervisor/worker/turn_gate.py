@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+from supervisor.broker.cancelling import wait_at_most
 from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.core.message_key import key_reader, keys_reader
 from supervisor.core.replayed_copy import name_of_copy
@@ -194,9 +195,7 @@ class TurnGate:
     async def run(self, find_again: Callable[[], Awaitable[None]]) -> None:
         """Look at rows that wait, until cancelled; `find_again` has the pending lists read."""
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_S):
-                    await self._look_now.wait()
+            await wait_at_most(LOOK_S, self._look_now)
             self._look_now.clear()
             with contextlib.suppress(*REDIS_FAULTS):  # others report it
                 if await self._look():
