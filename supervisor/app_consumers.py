@@ -19,7 +19,7 @@ from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.core.backoff import backoff_s
 from supervisor.core.outcome import Crash
 from supervisor.handling.loader import HandlerSpec
-from supervisor.keeper.lease import RENEW_S, drop, take, take_free_number
+from supervisor.keeper.lease import RENEW_S, drop, renew, take_free_number
 from supervisor.keeper.reaper import Reaper
 from supervisor.keeper.scheduler import publishing
 from supervisor.keeper.trimmer import Trimmer
@@ -161,7 +161,7 @@ class AppConsumers:
         trimmer = Trimmer(self._redis, self._settings, token, groups, self._faults)
         while True:
             try:
-                if not await self._renew(pool, token):
+                if not await renew(self._redis, pool, token, self._faults, of_app=True):
                     self._log.error("app name lost to another process", name=pool)
                     return
                 if not self._stopping.is_set():
@@ -170,16 +170,6 @@ class AppConsumers:
             except REDIS_FAULTS:  # what failed has logged it
                 reaper.note_outage()
             await asyncio.sleep(RENEW_S)
-
-    async def _renew(self, pool: str, token: str) -> bool:
-        """Renew the lease; return False when another process holds it. Raises redis-py's errors."""
-        try:
-            renewed = await take(self._redis, pool, token)
-        except REDIS_FAULTS as error:
-            self._faults.redis("can't renew the app name", error)
-            raise
-        self._faults.resolved("can't renew the app name")
-        return renewed
 
     async def _report(self, runtime: Runtime, fields: SharedSlot) -> None:
         """Write its figures, and have it rescan its pending list when the keeper asks for it."""

@@ -23,7 +23,7 @@ from supervisor.broker.redis_errors import REDIS_FAULTS, is_transient
 from supervisor.errors import EXIT_OK
 from supervisor.handling.loader import HandlerSpec
 from supervisor.keeper.duty import duty
-from supervisor.keeper.lease import RENEW_S, drop, take
+from supervisor.keeper.lease import RENEW_S, drop, renew
 from supervisor.keeper.reaper import Reaper
 from supervisor.keeper.scheduler import publishing
 from supervisor.keeper.trimmer import Trimmer
@@ -94,7 +94,7 @@ class Keeper:
     async def run_cycle(self) -> None:
         """Do all duties once; a fault of Redis is logged and the next cycle tries again."""
         try:
-            if await self._renew():
+            if await renew(self._redis, self._pool, self._token, self._faults):
                 await self._housekeeping()
             else:
                 self._give_up()
@@ -104,16 +104,6 @@ class Keeper:
         else:
             self._shared.set(HeaderField.KEEPER_REDIS_OK, 1)
         self._shared.set(HeaderField.KEEPER_BEAT_NS, time.monotonic_ns())
-
-    async def _renew(self) -> bool:
-        """Renew the lease; return False when another pool holds it. Raises redis-py's errors."""
-        try:
-            renewed = await take(self._redis, self._pool, self._token)
-        except REDIS_FAULTS as error:
-            self._faults.redis("can't renew the lease", error)
-            raise
-        self._faults.resolved("can't renew the lease")
-        return renewed
 
     async def _housekeeping(self) -> None:
         if self._autoscaled:

@@ -13,9 +13,11 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.broker.scripts import DROP_LEASE, NOTE_POOL, TAKE_LEASE
 from supervisor.errors import SupervisorError
 from supervisor.keys import POOLS_KEY, host_key, pool_id
+from supervisor.log import FaultLog
 
 #: Without a renewal for this long the pool counts as dead.
 LEASE_MS = 10_000
@@ -36,6 +38,17 @@ async def take(redis: Redis, pool: str, token: str) -> bool:
     if taken:
         await redis.eval(NOTE_POOL.text, 1, POOLS_KEY, pool, int(time.time() * 1000))
     return bool(taken)
+
+
+async def renew(redis: Redis, pool: str, token: str, faults: FaultLog, *, of_app: bool = False) -> bool:
+    """Renew the lease; return False when another holds it. Raises redis-py's errors, and logs them."""
+    try:
+        renewed = await take(redis, pool, token)
+    except REDIS_FAULTS as error:
+        faults.redis("can't renew the app name" if of_app else "can't renew the lease", error)
+        raise
+    faults.resolved("can't renew the app name" if of_app else "can't renew the lease")
+    return renewed
 
 
 async def take_when_free(redis: Redis, pool: str, token: str, waiting: Callable[[str, float], None]) -> bool:
