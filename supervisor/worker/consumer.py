@@ -233,31 +233,26 @@ class Consumer:
             asked = self._limit.pace.count
             reply = await self._receive()
             self._answered = True
+            self._shared.set(SlotField.FETCH_NS, time.monotonic_ns())
             self.cut_off.answered()
             got = sum([len(entries) for _, entries in reply])
-            is_short = got < asked and not behind_short
+            if got < asked and not behind_short:
+                self._limit.pace.came_short(got)
             behind_short = got < asked and self._reader.outstanding > 0
             self._found_nothing = self._resources.burst and not got
             if not got:
-                self._note_answer(got, is_short)
                 if self._resources.burst and not self._reader.outstanding and await self._nothing_left():
                     return
                 continue
             if self._control.isolating:
                 await self._control.until(lambda: not self._control.isolating)
-            await self._hand_over(reply, got, is_short=is_short, is_backlog=got >= asked)
+            await self._hand_over(reply, got, is_backlog=got >= asked)
 
     async def _receive(self) -> Reply:
         """Return the next reply."""
         return await self._reader.receive()
 
-    def _note_answer(self, got: int, is_short: bool) -> None:
-        """Note that a read was answered; `is_short`: it brought so little that the next one asks for less."""
-        self._shared.set(SlotField.FETCH_NS, time.monotonic_ns())
-        if is_short:
-            self._limit.pace.came_short(got)
-
-    async def _hand_over(self, reply: Reply, got: int, *, is_short: bool, is_backlog: bool) -> None:
+    async def _hand_over(self, reply: Reply, got: int, *, is_backlog: bool) -> None:
         """Hand a batch to the executor, and send the next read: in a backlog before, so that Redis works meanwhile."""
         if is_backlog:
             await self._read_ahead(got)
@@ -268,7 +263,6 @@ class Consumer:
             source.note_started(messages[-1].entry)
             self.executor.submit(messages, at_once=not is_backlog)
             source.note_waits(messages, received_s)  # an idle worker's handler has begun: this and the rest can wait
-        self._note_answer(got, is_short)
         if self._reader.outstanding > 1 or (self.executor.unstarted and not is_backlog):
             await asyncio.sleep(0)  # the handler starts before the next read, or before the next reply is looked at
         if not is_backlog:

@@ -90,13 +90,12 @@ class LimitedConsumer(Consumer):
             reply = [*reply, *await super()._receive()]
         return reply
 
-    async def _hand_over(self, reply: Reply, got: int, *, is_short: bool, is_backlog: bool) -> None:
+    async def _hand_over(self, reply: Reply, got: int, *, is_backlog: bool) -> None:
         """Hand what may run of a batch to the executor, and send the next read.
 
         In a backlog it is sent before the batch is handled, and after it was given its turns: the server would do the
         read first.
         """
-        self._note_answer(got, is_short)
         received_s = time.time()
         found: dict[Source, list[Message]] = {}
         for key, entries in reply:
