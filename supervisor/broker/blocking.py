@@ -60,7 +60,7 @@ class _UnixConnection(UnixDomainSocketConnection):
                 self.path = path
 
 
-def blocking_client(url: str, *, timeout_s: float = 5.0, connect_timeout_s: float = 5.0) -> Redis:
+def blocking_client(url: str, *, timeout_s: float = 5.0) -> Redis:
     """Return a client that threads may share: bytes in and out, no retries. Close it with `close()`.
 
     For a cluster it is redis-py's RedisCluster. The URL is one that `broker.connect` takes.
@@ -68,7 +68,7 @@ def blocking_client(url: str, *, timeout_s: float = 5.0, connect_timeout_s: floa
     parsed = parse(url)
     options: dict[str, Any] = dict(parse_url(parsed.url))
     kind = options.pop("connection_class", None)
-    options.setdefault("socket_connect_timeout", connect_timeout_s)
+    options.setdefault("socket_connect_timeout", timeout_s)
     options |= {"socket_timeout": timeout_s, "protocol": 2, "decode_responses": False}
     options["retry"] = Retry(NoBackoff(), 0)
     if parsed.kind == "server":

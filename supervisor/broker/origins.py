@@ -1,5 +1,6 @@
 """Looks up what published an entry, and what was published because of one (`include/origin.lua`)."""
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 from redis.asyncio import Redis
@@ -25,15 +26,9 @@ async def origin_of(redis: Redis, stream: str, entry_id: str) -> Origin | None:
 
 async def entry_of_later(redis: Redis, stream: str, later_id: str) -> str | None:
     """Return the entry that a message for later has become, if that was lately. Raises redis-py's errors."""
-    end = "+"
-    for _ in range(0, _SCAN_MAX, _PAGE):
-        page: Any = await redis.xrevrange(origins_key(stream), end, "-", count=_PAGE)
-        for entry_id, fields in page:
-            if fields.get(b"later") == later_id.encode(errors="surrogateescape"):
-                return entry_id.decode()  # type: ignore[no-any-return]
-        if len(page) < _PAGE:
-            break
-        end = f"({page[-1][0].decode()}"
+    async for entry_id, fields in _scan(redis, "XREVRANGE", stream, "+", "-"):
+        if fields.get(b"later") == later_id.encode(errors="surrogateescape"):
+            return entry_id.decode()
     return None
 
 
@@ -53,13 +48,23 @@ async def emitted(redis: Redis, stream: str, group: str, entry_id: str) -> tuple
     for target in targets:
         start = f"{max(0, parse_id(entry_id)[0] - _SKEW_MS)}-0"
         name = target.decode(errors="surrogateescape")
-        for _ in range(0, _SCAN_MAX, _PAGE):
-            page: Any = await redis.xrange(origins_key(name), start, "+", count=_PAGE)
-            for own_id, fields in page:
-                origin = Origin.parse(fields)
-                if origin and (origin.stream, origin.group) == (stream, group) and entry_id in origin.ids:
-                    found.append((name, own_id.decode()))
-            if len(page) < _PAGE or len(found) >= EMITTED_MAX:
-                break
-            start = f"({page[-1][0].decode()}"
-    return tuple(found[:EMITTED_MAX])
+        async for own_id, fields in _scan(redis, "XRANGE", name, start, "+"):
+            origin = Origin.parse(fields)
+            if origin and (origin.stream, origin.group) == (stream, group) and entry_id in origin.ids:
+                found.append((name, own_id.decode()))
+            if len(found) == EMITTED_MAX:
+                return tuple(found)
+    return tuple(found)
+
+
+async def _scan(
+    redis: Redis, command: str, stream: str, start: str, end: str
+) -> AsyncIterator[tuple[bytes, dict[bytes, bytes]]]:
+    """Yield what is known of the stream's entries between these bounds of the command, up to a limit."""
+    for _ in range(0, _SCAN_MAX, _PAGE):
+        page = await redis.execute_command(command, origins_key(stream), start, end, "COUNT", _PAGE)
+        for entry in page:
+            yield entry
+        if len(page) < _PAGE:
+            return
+        start = f"({page[-1][0].decode()}"
