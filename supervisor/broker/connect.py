@@ -53,6 +53,7 @@ from supervisor.broker.routes import ASK_LIMIT_S, Address, ClusterRoute, FixedRo
 from supervisor.errors import ConfigError
 from supervisor.settings.masking import masked
 from supervisor.settings.redis_url import parse
+from supervisor.text import decoded
 
 try:
     from redis.driver_info import DriverInfo
@@ -267,15 +268,11 @@ async def _durability(redis: RedisClient, info: dict[str, Any]) -> str:
     settings: dict[str, str] = {}
     try:
         for key in ("appendfsync", "save"):
-            reply = await redis.config_get(key)
-            settings.update({_text(name): _text(value) for name, value in reply.items()})
+            reply: dict[Any, Any] = await redis.config_get(key)
+            settings.update({decoded(name): decoded(value) for name, value in reply.items()})
     except RedisError:  # CONFIG is often forbidden at hosted services
         pass
     if info.get("aof_enabled"):
         sync = settings.get("appendfsync", "everysec")
         return sync if sync in ("everysec", "always") else "rdb"
     return "rdb" if settings.get("save", "") else "none"
-
-
-def _text(value: object) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)

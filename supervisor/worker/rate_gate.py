@@ -14,7 +14,6 @@ from supervisor.broker.cancelling import wait_at_most
 from supervisor.broker.rates import Rates, Request
 from supervisor.core.message_key import cost_reader, key_reader
 from supervisor.core.rate import parse_rate
-from supervisor.core.replayed_copy import name_of_copy
 from supervisor.core.retry_record import parse_retry
 
 if TYPE_CHECKING:
@@ -122,5 +121,4 @@ class RateGate:
         except Exception as error:
             self._failures.failed(message, error)
             return None
-        name = name_of_copy(message.id, message.entry) if source.replays else message.entry
-        return Request(name, key, cost)
+        return Request(source.name_of(message), key, cost)

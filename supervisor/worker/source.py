@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from supervisor.core.ids import parse_id
-from supervisor.core.replayed_copy import original
+from supervisor.core.replayed_copy import name_of_copy, original
 from supervisor.keys import crashes_key, dead_key, emits_key, isolated_key, replay_key, retries_key
 from supervisor.messages import Message
 from supervisor.shared_consumer import MarksOwner
@@ -100,6 +100,10 @@ class Source:
             message.recorded = True  # settled by a script, which also removes the copy
             messages.append(message)
         return messages
+
+    def name_of(self, message: Message) -> bytes:
+        """Return the message's name in rows and among rates: its id; of a copy `<id of the message>@<its own>`."""
+        return name_of_copy(message.id, message.entry) if self.replays else message.entry
 
 
 def by_id(messages: Iterable[Message]) -> list[Message]:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from supervisor.broker.cancelling import wait_at_most
 from supervisor.broker.redis_errors import REDIS_FAULTS
 from supervisor.core.message_key import key_reader, keys_reader
-from supervisor.core.replayed_copy import name_of_copy
 from supervisor.keys import turn_field
 
 if TYPE_CHECKING:
@@ -264,7 +263,7 @@ class TurnGate:
         """
         if not source.replays and (keys := self._keys(messages)) is not None:
             return list(messages), list(zip([one.entry for one in messages], map(turn_field, keys), strict=True))
-        read, replays, found, places = self._key, source.replays, [], []
+        read, found, places = self._key, [], []
         for message in messages:
             try:
                 key = read(message)
@@ -273,8 +272,7 @@ class TurnGate:
                     self._failures.failed(message, error)
                 continue
             found.append(message)
-            name = name_of_copy(message.id, message.entry) if replays else message.entry
-            places.append((name, b"" if key is None else turn_field(key)))
+            places.append((source.name_of(message), b"" if key is None else turn_field(key)))
         return found, places
 
     def _place(self, source: Source, message: Message) -> Place | None:
