@@ -69,8 +69,7 @@ class SharedConsumer:
         """Clear the marks of the slot's worker, and keep those of its predecessor."""
         if self.owner >= MarksOwner.BOTH:
             self.set_isolated(0, 0)
-        if self.owner == MarksOwner.WORKER:
-            self.set_started(0, 0)
+        self.note_idle()
 
     def started(self) -> tuple[int, int]:
         """Return the highest id whose handler any incarnation has started."""
@@ -87,6 +86,12 @@ class SharedConsumer:
         words, at = self._words, self._at + ConsumerField.STARTED_MS
         if ms > words[at] or (ms == words[at] and seq > words[at + 1]):
             words[at], words[at + 1] = ms, seq
+
+    def note_idle(self) -> None:
+        """Record that no message runs, once it is known what a predecessor has started."""
+        words, at = self._words, self._at
+        if words[at + ConsumerField.OWNER] == MarksOwner.WORKER:
+            words[at + ConsumerField.STARTED_MS] = words[at + ConsumerField.STARTED_SEQ] = 0
 
     def set_cut_off(self, since_ns: int, code: tuple[int, int] = (0, 0)) -> None:
         """Record since when the worker can't read (0: it reads), and the packed code of the error."""

@@ -264,7 +264,7 @@ class Executor:
         """Note in shared memory that no message runs: a process that ends now was not ended by one."""
         if not (self._aborting or self.in_hand):
             for source in self._sources:
-                source.note_idle()
+                source.marks.note_idle()
 
     # What stops it.
 

@@ -8,7 +8,6 @@ from supervisor.core.ids import parse_id
 from supervisor.core.replayed_copy import name_of_copy, original
 from supervisor.keys import crashes_key, dead_key, emits_key, isolated_key, replay_key, retries_key
 from supervisor.messages import Message
-from supervisor.shared_consumer import MarksOwner
 from supervisor.shared_figures import FigureField
 
 if TYPE_CHECKING:
@@ -71,11 +70,6 @@ class Source:
     def note_failing(self) -> None:
         """Note in shared memory that all that was started and is not settled may be what ends this process."""
         self.marks.raise_started(*self._started)
-
-    def note_idle(self) -> None:
-        """Note in shared memory that no message runs, once it is known what a predecessor has started."""
-        if self.marks.owner == MarksOwner.WORKER:
-            self.marks.set_started(0, 0)
 
     def new_messages(self, entries: Entries) -> list[Message]:
         """Return the messages of a reply with entries that were not delivered before, and count them."""
