@@ -108,7 +108,7 @@ class PublishPipeline:
             if number % AT_ONCE == 0:
                 await asyncio.sleep(0)
         packed.append(pack_command(("EXEC",)))
-        return await self._submit(packed, len(packed), wait=pack_command(tuple(wait)) if wait else b"")
+        return await self._submit(packed, len(packed), wait=wait)
 
     async def script(
         self,
@@ -124,13 +124,12 @@ class PublishPipeline:
         """
         tail = (len(keys), *keys, *arguments)
         values = await pack_arguments(tail)
-        packed_wait = pack_command(tuple(wait)) if wait else b""
         return await self._submit(
             script_call("EVALSHA", script.sha, len(tail), values),
             1,
             partial(script_call, "EVAL", script.text, len(tail), values),
             repeatable=repeatable,
-            wait=packed_wait,
+            wait=wait,
         )
 
     async def close(self) -> None:
@@ -145,7 +144,7 @@ class PublishPipeline:
         pack_text: Callable[[], list[bytes]] | None = None,
         *,
         repeatable: bool = False,
-        wait: bytes = b"",
+        wait: Sequence[str | int] = (),
     ) -> Any:
         size = sum(map(len, pieces))
         queue = self._small
@@ -154,7 +153,8 @@ class PublishPipeline:
             size += commands * _COMMAND_BYTES
         loop = asyncio.get_running_loop()
         done = loop.create_future()
-        job = Job(pieces, commands, size, done, pack_text=pack_text, repeatable=repeatable, wait=wait)
+        packed_wait = pack_command(tuple(wait)) if wait else b""
+        job = Job(pieces, commands, size, done, pack_text=pack_text, repeatable=repeatable, wait=packed_wait)
         queue.add(job)
         if queue is self._small and not self._spent_s:
             return await job.done

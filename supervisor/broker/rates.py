@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from supervisor.broker.scripts import CHANGE_RATE, RESERVE_RATE, TAKE_DUE
-from supervisor.broker.turns import Taken
+from supervisor.broker.turns import Taken, taken
 from supervisor.keys import before_change, behind_key, due_key, interval_key, rates_key, replay_key, retries_key
 
 if TYPE_CHECKING:
@@ -64,14 +64,12 @@ class Rates:
 
     async def end_change(self) -> None:
         """Finish a change of the rate that a worker has begun and may have left, whatever the new rate was."""
-        while await self._change("", _CHANGED):
+        while await self.change(_CHANGED, ""):
             pass
 
-    async def change(self, count: int) -> int:
-        """Apply this rate to `count` times that were reserved by another one; return 0 when all have it."""
-        return await self._change(repr(self._rate.interval_us), count)
-
-    async def _change(self, interval_us: str, count: int) -> int:
+    async def change(self, count: int, interval_us: str | None = None) -> int:
+        """Apply a rate, else this one, to `count` times that another one reserved; return 0 when all have it."""
+        interval_us = repr(self._rate.interval_us) if interval_us is None else interval_us
         due = self._keys[2]
         keys = (due, self._rates, before_change(due), before_change(self._rates), self._interval, self._behind)
         left: int = await self._commands.script(CHANGE_RATE, keys, interval_us, count)
@@ -102,12 +100,10 @@ class Rates:
         keys = (*self._keys, *self._retries, self._rates, *before)
         arguments = (self._group, self._consumer, max(0, count))
         found, next_ms, waiting, changing = await self._commands.script(TAKE_DUE, keys, *arguments)
-        return DueMessages([_due(*one) for one in found], _ms(next_ms), waiting, bool(changing))
+        records = [record for *_, record in found]
+        due = zip(taken(one[:3] for one in found), records, strict=True)
+        return DueMessages(list(due), _ms(next_ms), waiting, bool(changing))
 
 
 def _ms(number: int) -> int | None:
     return None if number < 0 else number
-
-
-def _due(at: int, entry: bytes, flat: list[Any], record: bytes) -> tuple[Taken, bytes]:
-    return Taken(at == 2, entry, flat), record  # noqa: PLR2004 - the replay stream's number

@@ -120,8 +120,8 @@ class Turns:
         status, *rest = await self._commands.script(ADMIT, self._keys, *self._arguments, mode, upto, *names)
         if status:
             return Admission([], [], b"" if status == b"none" else status)
-        idle, taken = rest
-        return Admission([number - 1 for number in idle], _taken(taken))
+        idle, found = rest
+        return Admission([number - 1 for number in idle], taken(found))
 
     async def note_keys(self, places: Sequence[Place]) -> None:
         """Note the keys of messages, for `explain`; a full server keeps none."""
@@ -142,8 +142,8 @@ class Turns:
         """
         keys = (*self._keys, self._released)
         reply = await self._commands.script(TURNS_CHECK, keys, *self._arguments, len(fields), *fields, *free)
-        gone, taken, own = reply
-        return Checked(gone, _taken(taken), [(_is_replayed(at), entry) for at, entry in own])
+        gone, found, own = reply
+        return Checked(gone, taken(found), [(_is_replayed(at), entry) for at, entry in own])
 
     def settle(
         self, places: Sequence[Place], retries: str, crashes: str, *, replays: bool
@@ -162,12 +162,8 @@ class Turns:
         return DEAD_LETTER_TURN, (len(keys), *keys, *arguments)
 
 
-def taken_of(reply: Sequence[Any]) -> list[Taken]:
-    """Return what a settling script's reply says was taken over."""
-    return _taken(reply[1])
-
-
-def _taken(found: Iterable[Any]) -> list[Taken]:
+def taken(found: Iterable[Any]) -> list[Taken]:
+    """Return what a script's reply says was taken over."""
     return [Taken(_is_replayed(at), entry, flat) for at, entry, flat in found]
 
 

@@ -38,6 +38,7 @@ class RateGate:
         options = spec.options
         rate = parse_rate(options.rate)
         self._rates = Rates(resources.commands, spec.stream, spec.group, resources.consumer, rate)
+        self.begin = self._rates.begin
         self._failures = failures
         self._sources = sources
         self._key = key_reader(options.rate_key)
@@ -49,10 +50,6 @@ class RateGate:
         self.waiting = 0
         #: A change of the rate is under way.
         self.is_changing = False
-
-    async def begin(self) -> None:
-        """Apply this rate to what waits. Raises redis-py's errors and OSError."""
-        await self._rates.begin()
 
     async def reserve(
         self, messages: Sequence[Message], *, at_once: bool = False

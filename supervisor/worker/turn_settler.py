@@ -6,7 +6,7 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from supervisor.broker.turns import Turns, taken_of
+from supervisor.broker.turns import Turns, taken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -122,7 +122,7 @@ class TurnSettler:
             held = self.held[source]
             for entry in entries:
                 held.pop(entry, None)
-            self.passed_on(taken_of(reply), {field for _, field in places} if repeated else set())
+            self.passed_on(taken(reply[1]), {field for _, field in places} if repeated else set())
 
         self._settler.run_script(source, script, arguments, tuple(entries), is_ack=True, answered=answered)
         if self._notes_keys:
