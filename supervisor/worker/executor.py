@@ -50,7 +50,6 @@ class Executor:
         self._ready: deque[Message] = deque()
         #: What waits because the pool is paused or the handler's circuit is open.
         self._held: deque[Message] = deque()
-        self._paused = False
         #: How many more messages may be started; infinity unless the handler fails for everything.
         self._startable = inf
         self._aborting = False
@@ -74,29 +73,25 @@ class Executor:
     def submit(self, messages: Sequence[Message], *, at_once: bool = False) -> None:
         """Run these, in order, as soon as there is room; with `at_once` before returning, until the first one waits."""
         self._submitted += len(messages)
-        if self._paused or self._startable < inf:
+        if self._control.paused or self._startable < inf:
             self._held.extend(messages)
-            self._hold_and_release()
+            self.hold_and_release()
         else:
             self._ready.extend(messages)
             self._runners.advance(at_once)
-
-    def pause(self, paused: bool) -> None:
-        """Start nothing, or go on; what runs goes on."""
-        self._paused = paused
-        self._hold_and_release()
 
     def hold_to(self, run_max: float) -> None:
         """Let at most `run_max` messages run, until the next call."""
         if run_max == 0:
             self._hold()
         self._startable = run_max if run_max == inf else max(0, run_max - self.running - len(self._ready))
-        self._hold_and_release()
+        self.hold_and_release()
 
-    def _hold_and_release(self) -> None:
-        if self._paused:
+    def hold_and_release(self) -> None:
+        """Start nothing while the worker is paused, or else what may run; what runs goes on."""
+        if self._control.paused:
             self._hold()
-        while self._held and self._startable > 0 and not self._paused:
+        while self._held and self._startable > 0 and not self._control.paused:
             self._ready.append(self._held.popleft())
             self._startable -= 1
         self._runners.advance()
@@ -241,7 +236,7 @@ class Executor:
             runner.emits = []
             given_up = {message.entry for message, _ in unreadable_ones}
             others = [message for message in runner.messages if message.entry not in given_up]
-            (self._held if self._paused else self._ready).extendleft(reversed(others))
+            (self._held if self._control.paused else self._ready).extendleft(reversed(others))
         return bool(unreadable_ones)
 
     def _ran(self, runner: Runner, before_s: float, now_s: float, size: int = 1) -> None:

@@ -175,7 +175,7 @@ class Runtime:
         """Start no message, or go on; what runs goes on."""
         if self._control.pause(paused):
             for consumer in self.consumers:
-                consumer.executor.pause(paused)
+                consumer.executor.hold_and_release()
             self._unblock_all()
             self.report()
 
