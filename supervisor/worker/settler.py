@@ -103,8 +103,8 @@ class Settler:
     @property
     def backlog(self) -> int:
         """How many messages wait for their ack to be sent or confirmed."""
-        waiting = sum(len(source.done) for source in self._sources)
-        return waiting + sum(len(command.ids) for command in (*self._decided, *self._sent, *self._refused))
+        waiting = sum([len(source.done) for source in self._sources])
+        return waiting + sum([len(command.ids) for command in (*self._decided, *self._sent, *self._refused)])
 
     def unconfirmed(self, source: Source) -> set[bytes]:
         """Return the ids of `source` whose outcome is decided and not confirmed."""
