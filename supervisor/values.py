@@ -22,7 +22,7 @@ _UNITS_S = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
-class Problem(NamedTuple):
+class WrongValue(NamedTuple):
     """A value that was refused."""
 
     path: KeyPath
@@ -42,12 +42,12 @@ class Kind:
         """Read the text as a value for `check`; unchanged when it can't be read, so that `check` says what is wrong."""
         return text
 
-    def collect(self, path: KeyPath, value: Any, problems: list[Problem]) -> Any:
+    def collect(self, path: KeyPath, value: Any, problems: list[WrongValue]) -> Any:
         """Check the value; on an error add it to `problems` and return WRONG."""
         try:
             return self.check(value)
         except ValueError as error:
-            problems.append(Problem(path, value, str(error)))
+            problems.append(WrongValue(path, value, str(error)))
             return WRONG
 
 
@@ -223,10 +223,10 @@ class ListOf(Kind):
                 return text
         return [part.strip() for part in text.split(",") if part.strip()]
 
-    def collect(self, path: KeyPath, value: Any, problems: list[Problem]) -> Any:
+    def collect(self, path: KeyPath, value: Any, problems: list[WrongValue]) -> Any:
         """Check each item of the list."""
         if not isinstance(value, list):
-            problems.append(Problem(path, value, f"must be a list, such as {self.example}"))
+            problems.append(WrongValue(path, value, f"must be a list, such as {self.example}"))
             return WRONG
         before = len(problems)
         items = [self.item.collect((*path, str(at)), one, problems) for at, one in enumerate(value)]

@@ -74,8 +74,8 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Rate:
-    """One kind of handler."""
+class HandlerRate:
+    """The rate of one kind of handler."""
 
     handler: str
     pool_per_s: Spread
@@ -94,7 +94,7 @@ class Result:
     messages: int
     turns: int
     cores: int = os.cpu_count() or 1
-    rates: list[Rate] = field(default_factory=list)
+    rates: list[HandlerRate] = field(default_factory=list)
     #: From the publishing of a message to the handler's first line, in an idle pool.
     latency_ms: dict[str, float] = field(default_factory=dict)
 
@@ -212,7 +212,7 @@ class Backlog:
         raise SupervisorError(f"group {group} of {self.stream} is gone: did somebody delete it?")
 
 
-async def _rates(backlog: Backlog, pool: BenchPool, group: str, plan: Plan, say: Callable[[str], None]) -> Rate:
+async def _rates(backlog: Backlog, pool: BenchPool, group: str, plan: Plan, say: Callable[[str], None]) -> HandlerRate:
     ours: list[float] = []
     theirs: list[float] = []
     for turn in range(plan.turns + 1):
@@ -225,7 +225,7 @@ async def _rates(backlog: Backlog, pool: BenchPool, group: str, plan: Plan, say:
         theirs.append(other)
         say(f"{TITLES[group]}, turn {turn} of {plan.turns}: {one:,.0f}/s, a redis-py loop {other:,.0f}/s")
     beside = [a / b for a, b in zip(ours, theirs, strict=True)]
-    return Rate(TITLES[group], Spread.of(ours), Spread.of(theirs), Spread.of(beside))
+    return HandlerRate(TITLES[group], Spread.of(ours), Spread.of(theirs), Spread.of(beside))
 
 
 async def _loop_turn(backlog: Backlog, work: str, url: str) -> float:

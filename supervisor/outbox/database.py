@@ -56,7 +56,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class OutboxBacklog:
     """What waits in the outbox."""
 
     rows: int
@@ -140,10 +140,10 @@ def next_rows(connection: Connection, streams_off: Collection[str], ids_off: Col
     return [Row(*found) for found in connection.execute(wanted)]
 
 
-def count_waiting(connection: Connection) -> Waiting:
+def count_waiting(connection: Connection) -> OutboxBacklog:
     """Count all rows, and say when the oldest was added."""
     oldest: ColumnElement[float | None] = literal_column(_OLDEST_S[connection.dialect.name])
     rows, oldest_s = connection.execute(select(func.count(), oldest).select_from(outbox)).one()
     if oldest_s is None or oldest_s < 0:
-        return Waiting(rows, None)
-    return Waiting(rows, moment(float(oldest_s) * 1000))
+        return OutboxBacklog(rows, None)
+    return OutboxBacklog(rows, moment(float(oldest_s) * 1000))

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from supervisor.outbox.database import Row, Waiting
+    from supervisor.outbox.database import OutboxBacklog, Row
     from supervisor.settings.model import Settings
 
 #: Pauses: when the outbox was empty, and while another relay publishes.
@@ -243,7 +243,7 @@ class Relay:
         self._shared.set(HeaderField.RELAY_STATE, state)
         self._shared.set(HeaderField.RELAY_BEAT_NS, time.monotonic_ns())
 
-    def _show(self, waiting: Waiting) -> None:
+    def _show(self, waiting: OutboxBacklog) -> None:
         self._shared.set(HeaderField.OUTBOX_ROWS, waiting.rows)
         oldest = waiting.oldest
         self._shared.set(HeaderField.OUTBOX_OLDEST_MS, int(oldest.timestamp() * 1000) if oldest else 0)

@@ -27,7 +27,7 @@ from supervisor.settings.sources import (
     leaves,
     salvaged_layer,
 )
-from supervisor.values import KeyPath, Problem
+from supervisor.values import KeyPath, WrongValue
 
 CONFIG_NAME = "config.toml"
 STATE_DIR: Path = Settings.declared["state_dir"].default()
@@ -110,7 +110,7 @@ def _load(
     from_environment, errors = environment_layer(environ, layer)
     layer.update(from_environment)
     layer.update(_flag_layer(flags))
-    problems: list[Problem] = []
+    problems: list[WrongValue] = []
     root = Path(os.path.realpath(path.parent if path else working_dir(environ)))
     settings = Settings.collect((), _tree(layer, root, problems), problems)
     if problems:
@@ -168,7 +168,7 @@ def _flag_layer(flags: Mapping[str, Any]) -> Layer:
 _API_FILES = ("token_file", "read_token_file")
 
 
-def _tree(layer: Layer, root: Path, problems: list[Problem]) -> dict[str, Any]:
+def _tree(layer: Layer, root: Path, problems: list[WrongValue]) -> dict[str, Any]:
     """Return the layer as nested tables, with absolute paths; those that lead nowhere are added to `problems`."""
     tree: dict[str, Any] = {}
     for path, given in layer.items():
@@ -176,7 +176,9 @@ def _tree(layer: Layer, root: Path, problems: list[Problem]) -> dict[str, Any]:
         if table is not None:
             table[path[-1]] = given.value
         else:
-            problems.append(Problem(path, given.value, f"must be left out, since {dotted(path[:-1])} is not a table"))
+            problems.append(
+                WrongValue(path, given.value, f"must be left out, since {dotted(path[:-1])} is not a table")
+            )
     state_dir = tree.get("state_dir", STATE_DIR)
     if isinstance(state_dir, str | Path):
         place = root / (_expanded(("state_dir",), state_dir, problems) or STATE_DIR)
@@ -193,7 +195,7 @@ def _tree(layer: Layer, root: Path, problems: list[Problem]) -> dict[str, Any]:
     return tree
 
 
-def _expanded(key: KeyPath, path: str | Path, problems: list[Problem]) -> Path | None:
+def _expanded(key: KeyPath, path: str | Path, problems: list[WrongValue]) -> Path | None:
     """Return the path with the home folder in place of `~`; on an error add it to `problems` and return None."""
     try:
         if "\0" not in str(path):
@@ -201,7 +203,7 @@ def _expanded(key: KeyPath, path: str | Path, problems: list[Problem]) -> Path |
         allowed = "must be a path, which has no NUL character"
     except RuntimeError:
         allowed = "must be a path; the user after ~ has no home folder"
-    problems.append(Problem(key, path, allowed))
+    problems.append(WrongValue(key, path, allowed))
     return None
 
 

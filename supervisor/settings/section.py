@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any, ClassVar, NamedTuple, NoReturn, Self, dataclass_transform
 
 from supervisor.errors import ConfigError
-from supervisor.values import WRONG, KeyPath, Kind, Problem
+from supervisor.values import WRONG, KeyPath, Kind, WrongValue
 
 
 class Setting(NamedTuple):
@@ -48,22 +48,22 @@ class Section:
 
     def __init__(self, **values: Any) -> None:
         """Raises ConfigError that names every value that is wrong."""
-        problems: list[Problem] = []
+        problems: list[WrongValue] = []
         vars(self).update(vars(self.collect((), values, problems)))
         if problems:
             wrong = (f"{'.'.join(one.path)} = {one.value!r}: {one.allowed or 'unknown key'}" for one in problems)
             raise ConfigError("\n".join(wrong))
 
     @classmethod
-    def collect(cls, path: KeyPath, values: Mapping[str, Any], problems: list[Problem]) -> Self:
+    def collect(cls, path: KeyPath, values: Mapping[str, Any], problems: list[WrongValue]) -> Self:
         """Make the table from `values`. Each error is added to `problems`, and the default used instead."""
         made, before = cls.__new__(cls), len(problems)
-        problems += [Problem((*path, name), value, "") for name, value in values.items() if name not in cls.declared]
+        problems += [WrongValue((*path, name), value, "") for name, value in values.items() if name not in cls.declared]
         for name, (kind, default) in cls.declared.items():
             value = kind.collect((*path, name), values[name], problems) if name in values else WRONG
             vars(made)[name] = default() if value is WRONG else value
         if len(problems) == before:  # else a default that replaced a wrong value may contradict others
-            problems += [Problem((*path, name), getattr(made, name), text) for name, text in made.contradictions()]
+            problems += [WrongValue((*path, name), getattr(made, name), text) for name, text in made.contradictions()]
         return made
 
     def contradictions(self) -> list[tuple[str, str]]:
@@ -90,7 +90,7 @@ class Table(Kind):
     def __init__(self, section: type[Section]) -> None:
         self.section = section
 
-    def collect(self, path: KeyPath, value: Any, problems: list[Problem]) -> Any:
+    def collect(self, path: KeyPath, value: Any, problems: list[WrongValue]) -> Any:
         """Make the Section."""
         return self.section.collect(path, _as_table(path, value, problems), problems)
 
@@ -98,7 +98,7 @@ class Table(Kind):
 class Tables(Table):
     """A table of such tables, with free names."""
 
-    def collect(self, path: KeyPath, value: Any, problems: list[Problem]) -> Any:
+    def collect(self, path: KeyPath, value: Any, problems: list[WrongValue]) -> Any:
         """Make a dict of name -> Section."""
         tables = _as_table(path, value, problems)
         return {name: Table.collect(self, (*path, name), one, problems) for name, one in tables.items()}
@@ -107,16 +107,16 @@ class Tables(Table):
 class FreeTable(Kind):
     """A table with any keys."""
 
-    def collect(self, path: KeyPath, value: Any, problems: list[Problem]) -> Any:
+    def collect(self, path: KeyPath, value: Any, problems: list[WrongValue]) -> Any:
         """Return the table unchanged."""
         return dict(_as_table(path, value, problems))
 
 
-def _as_table(path: KeyPath, value: Any, problems: list[Problem]) -> Mapping[str, Any]:
+def _as_table(path: KeyPath, value: Any, problems: list[WrongValue]) -> Mapping[str, Any]:
     if isinstance(value, dict):
         return value
     name = ".".join(path)
-    problems.append(Problem(path, value, f"must be a table, [{name}]"))
+    problems.append(WrongValue(path, value, f"must be a table, [{name}]"))
     return {}
 
 

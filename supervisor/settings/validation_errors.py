@@ -9,10 +9,10 @@ from supervisor.settings.model import Settings
 from supervisor.settings.section import Section, Table, Tables
 from supervisor.settings.sources import Layer, dotted
 from supervisor.text import did_you_mean
-from supervisor.values import KeyPath, Problem
+from supervisor.values import KeyPath, WrongValue
 
 
-def error_line(problem: Problem, layer: Layer) -> str:
+def error_line(problem: WrongValue, layer: Layer) -> str:
     """Return a line about the problem with the place of the value."""
     path, name = problem.path, dotted(problem.path)
     given = next((layer[path[:n]] for n in range(len(path), 0, -1) if path[:n] in layer), None)

@@ -15,8 +15,8 @@ from supervisor.settings.model import Settings
 _BATCH_MAX = 100
 
 
-class DueMessages:
-    """What becomes due by a clock that can be moved."""
+class DuePublisher:
+    """Publishes what is due by a clock that can be moved."""
 
     def __init__(self, redis: Redis, settings: Settings, streams: Iterable[str], log: Any) -> None:
         self._redis = redis

@@ -24,7 +24,7 @@ from supervisor.log import FaultLog, logger
 from supervisor.messages import Message
 from supervisor.publisher import Published, Publisher
 from supervisor.shared_state import SharedState
-from supervisor.testing.due import DueMessages
+from supervisor.testing.due import DuePublisher
 from supervisor.testing.embedded_server import database, state_folder
 from supervisor.testing.project import Handlers, settings_of, specs_among
 from supervisor.worker.lifespans import WorkerLifespans
@@ -82,7 +82,7 @@ class TestPool:
         self._calls = 0
         self._stack = AsyncExitStack()
         self._runtime: Runtime
-        self._due: DueMessages
+        self._due: DuePublisher
         self._running: asyncio.Task[None]
         #: A client of the pool's database: bytes in and out.
         self.redis: Redis
@@ -178,7 +178,7 @@ class TestPool:
         surroundings = copy_context()  # `context()` is for the handlers, not for the test
         log = logger(settings, worker=_WORKER)
         faults, shared = FaultLog(log), SharedState().slot(0)
-        self._due = DueMessages(self.redis, settings, {spec.stream for spec in self._specs}, log)
+        self._due = DuePublisher(self.redis, settings, {spec.stream for spec in self._specs}, log)
         await self._due.publish()  # schedules begin
         self._runtime = surroundings.run(Runtime, settings, self._specs, shared, _WORKER, faults)
         ready = asyncio.Event()
