@@ -156,8 +156,10 @@ class AppConsumers:
     async def _keep(self, pool: str, token: str) -> None:
         """Renew the lease and take over from processes that are gone. Returns when another process has the name."""
         groups = [(spec.stream, spec.group) for spec in self._specs]
-        reaper = Reaper(self._redis, pool, token, self._shared, groups, self._faults)
-        reaper.foreign_after_s = self._settings.consumer.claim_foreign_after_s
+        foreign_after_s = self._settings.consumer.claim_foreign_after_s
+        reaper = Reaper(
+            self._redis, pool, token, self._shared, self._specs, self._faults, foreign_after_s=foreign_after_s
+        )
         trimmer = Trimmer(self._redis, self._settings, token, groups, self._faults)
         while True:
             try:

@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import uvloop
@@ -27,7 +27,7 @@ from supervisor.keeper.lease import RENEW_S, drop, renew
 from supervisor.keeper.reaper import Reaper
 from supervisor.keeper.scheduler import publishing
 from supervisor.keeper.trimmer import Trimmer
-from supervisor.keys import RATES_CONSUMER, TURNS_CONSUMER, consumer_name, isolated_key, pool_id, replay_key
+from supervisor.keys import consumer_name, isolated_key, pool_id, replay_key
 from supervisor.log import FaultLog, Limiter, outage_turn, service_logger
 from supervisor.settings.model import Settings
 from supervisor.settings.paths import redis_url
@@ -78,9 +78,10 @@ class Keeper:
         self._token = token
         self._log = service_logger(settings, "keeper")
         self._faults = FaultLog(self._log, outage_turn(shared))
-        self._reaper = Reaper(self._redis, self._pool, token, shared, self._groups, self._faults)
-        self._reaper.waiting = {one for spec in specs for one in _waiting_consumers(spec)}
-        self._reaper.foreign_after_s = settings.consumer.claim_foreign_after_s
+        foreign_after_s = settings.consumer.claim_foreign_after_s
+        self._reaper = Reaper(
+            self._redis, self._pool, token, shared, specs, self._faults, foreign_after_s=foreign_after_s
+        )
         #: (stream, group) -> entries that were removed unread, as last logged.
         self._limiter = Limiter()
         self._trimmed: dict[tuple[str, str], int] = {}
@@ -157,12 +158,3 @@ class Keeper:
         with contextlib.suppress(*REDIS_FAULTS):  # the lease expires by itself
             await drop(self._redis, self._pool, self._token)
         await self._redis.aclose()
-
-
-def _waiting_consumers(spec: HandlerSpec) -> Iterator[tuple[str, str, str]]:
-    """Yield the (stream, group, consumer) that hold what waits for the handler's limits."""
-    for stream in (spec.stream, replay_key(spec.stream, spec.group)):
-        if spec.options.has_turns:
-            yield stream, spec.group, TURNS_CONSUMER
-        if spec.options.rate:
-            yield stream, spec.group, RATES_CONSUMER

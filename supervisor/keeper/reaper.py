@@ -17,7 +17,7 @@ Claims count no delivery (JUSTID), and a consumer is deleted only by a script th
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from redis.asyncio import Redis
@@ -25,10 +25,21 @@ from redis.exceptions import ResponseError
 
 from supervisor.broker.scripts import CLAIM_PENDING, DELETE_CONSUMER, NOW
 from supervisor.core.reclaim import foreign, owner_of, ownerless
+from supervisor.handling.loader import HandlerSpec
 from supervisor.keeper.duty import duty
 from supervisor.keeper.lease import LEASE_MS, RENEW_S, elected
 from supervisor.keeper.redis_continuity import RedisContinuity
-from supervisor.keys import POOLS_KEY, WAITING_CONSUMERS, consumer_name, host_key, isolated_key, reaper_key, replay_key
+from supervisor.keys import (
+    POOLS_KEY,
+    RATES_CONSUMER,
+    TURNS_CONSUMER,
+    WAITING_CONSUMERS,
+    consumer_name,
+    host_key,
+    isolated_key,
+    reaper_key,
+    replay_key,
+)
 from supervisor.log import FaultLog
 from supervisor.shared_state import SLOTS_MAX, HeaderField, SharedState, SlotField
 from supervisor.text import decoded
@@ -47,23 +58,24 @@ class Reaper:
         pool: str,
         token: str,
         shared: SharedState,
-        groups: Sequence[tuple[str, str]],
+        specs: Sequence[HandlerSpec],
         faults: FaultLog,
+        *,
+        foreign_after_s: float = 0.0,
     ) -> None:
-        """`groups` are the (stream, group) of this pool's handlers."""
+        """`specs` are this pool's handlers. `foreign_after_s`: see the module, 3; 0: never."""
         self._redis = redis
         self._pool = pool
         self._token = token
         self._shared = shared
-        self._groups = groups
+        self._groups = [(spec.stream, spec.group) for spec in specs]
         self._faults = faults
         self._continuity = RedisContinuity()
         self._next = 0
-        #: Messages that a consumer of another program holds for longer are claimed; 0: never.
-        self.foreign_after_s = 0.0
+        self._foreign_after_s = foreign_after_s
         #: The (stream, group, consumer) whose messages wait for turns or rates. Elsewhere they no longer need to: a
         #: handler has lost its `key` or `rate`.
-        self.waiting: set[tuple[str, str, str]] = set()
+        self._waiting = {waiting for spec in specs for waiting in _waiting_consumers(spec)}
 
     def note_outage(self) -> None:
         """Note that Redis was away: every pool gets the time to renew its lease before it counts as dead."""
@@ -118,12 +130,12 @@ class Reaper:
             still_dead = await self._without_lease(dead)
             ours = ownerless(names, self._pool, self._held_slots(), still_dead)
             await self._reap_all(stream, group, ours, receivers, since_ms=since_ms)
-        free = [name for name in WAITING_CONSUMERS if name in names and (stream, group, name) not in self.waiting]
+        free = [name for name in WAITING_CONSUMERS if name in names and (stream, group, name) not in self._waiting]
         await self._reap_all(stream, group, free, receivers)
         names = [name for name in names if name not in WAITING_CONSUMERS]
-        if 0 < self.foreign_after_s <= self._continuity.unbroken_s:
+        if 0 < self._foreign_after_s <= self._continuity.unbroken_s:
             others = await self._without_live_pools(foreign(names, self._pool, known))
-            await self._reap_all(stream, group, others, receivers, idle_ms=int(self.foreign_after_s * 1000))
+            await self._reap_all(stream, group, others, receivers, idle_ms=int(self._foreign_after_s * 1000))
 
     async def _reap_all(
         self, stream: str, group: str, names: list[str], receivers: list[int], *, idle_ms: int = 0, since_ms: int = 0
@@ -205,6 +217,15 @@ class Reaper:
         """Return the wanted slots and those that still have a process, which hands over by itself."""
         leaving = {slot for slot in range(SLOTS_MAX) if self._shared.slot(slot).get(SlotField.PID)}
         return leaving | set(self._slots())
+
+
+def _waiting_consumers(spec: HandlerSpec) -> Iterator[tuple[str, str, str]]:
+    """Yield the (stream, group, consumer) that hold what waits for the handler's limits."""
+    for stream in (spec.stream, replay_key(spec.stream, spec.group)):
+        if spec.options.has_turns:
+            yield stream, spec.group, TURNS_CONSUMER
+        if spec.options.rate:
+            yield stream, spec.group, RATES_CONSUMER
 
 
 def _names(rows: list[dict[str, Any]]) -> list[str]:

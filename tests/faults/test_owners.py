@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from supervisor import Message, handler
 from supervisor.broker.scripts import DELETE_CONSUMER
+from supervisor.handling.loader import specs_of
 from supervisor.keeper.lease import LEASE_MS
 from supervisor.keeper.reaper import Reaper
 from supervisor.keys import host_key
 from supervisor.log import FaultLog
+from supervisor.settings.model import Settings
 from supervisor.shared_state import HeaderField, SharedState, SlotField
 from tests.support.faults import Bounds
 from tests.support.pool import Pool
@@ -23,6 +26,10 @@ from tests.support.recording import RECORD, seen
 from tests.support.waiting import eventually, next_ms
 
 StartPool = Callable[..., Pool]
+
+
+@handler("events", group="workers")
+async def handle(message: Message) -> None: ...
 
 
 def held(redis: Any) -> dict[str, int]:
@@ -174,7 +181,7 @@ async def test_55_delconsumer_race(every_server: Any, shared: SharedState, monke
             return await plain(*words)
 
         monkeypatch.setattr(redis, "eval", interrupted)
-        reaper = Reaper(redis, "pool", "token", shared, [("events", "workers")], FaultLog(Log()))
+        reaper = Reaper(redis, "pool", "token", shared, specs_of(Settings(), [handle]), FaultLog(Log()))
         await reaper.look()
         assert await pending(redis) == {b"pool:0": 3, b"pool:7": 1}, "the slow worker still holds its message"
         monkeypatch.undo()

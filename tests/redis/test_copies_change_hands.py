@@ -118,7 +118,7 @@ async def test_a_keeper_takes_over_copies_of_the_dead(redis: Any, sync: Any, eve
     shared.set(HeaderField.WORKERS, 1)
     shared.slot(0).set(SlotField.READY_NS, 1)
     await next_ms(redis)
-    await Reaper(redis, "host", "token", shared, [(STREAM, GROUP)], FaultLog(Log())).look()
+    await Reaper(redis, "host", "token", shared, specs_of(Settings(), [handle]), FaultLog(Log())).look()
     assert [row["name"] for row in sync.xinfo_consumers(COPIES, GROUP)] == [b"host:0"]
     worker = Worker(every_server.url, [handle], shared, **QUICK)
     await eventually_async(lambda: sorted(got) == sorted(ids))

@@ -1,5 +1,6 @@
 """A fault of a keeper names its duty, ends by itself, and holds up no other duty."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -222,3 +223,38 @@ async def test_consumers_in_an_app_name_the_duty_too(redis_server: Any, redis: A
     await eventually_async(lambda: bool(log.faults()))
     await consumers.stop()
     assert log.faults()[0] == (DUTY, {"duty": "reap"})
+
+
+async def test_consumers_in_an_app_leave_what_waits_for_its_turn(
+    redis_server: Any, redis: Any, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end = asyncio.Event()
+
+    @handler(STREAM, group=GROUP, key="customer")
+    async def bill(message: Message) -> None:
+        await may_end.wait()
+
+    async def looks() -> int:
+        return int((await redis.info("commandstats")).get("cmdstat_hkeys", {"calls": 0})["calls"])
+
+    async def waits() -> bool:
+        (info,) = await inspect.groups(redis, [(STREAM, GROUP)])
+        return info.waiting_turn == 2
+
+    monkeypatch.setattr(app_consumers, "RENEW_S", 0.05)
+    for _ in range(3):
+        await redis.xadd(STREAM, {"customer": "a"})
+    settings = settings_of(redis_server.url)
+    consumers = AppConsumers(settings, specs_of(settings, [bill]), 1, "app")
+    try:
+        await eventually_async(waits)
+        before = await looks()
+
+        async def has_looked() -> bool:
+            return await looks() > before + 2
+
+        await eventually_async(has_looked)
+        assert "consumer reaped" not in [event for event, _ in log.told]
+    finally:
+        may_end.set()
+        await consumers.stop()

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from supervisor import Message, handler
 from supervisor.broker.scripts import CLAIM_PENDING
+from supervisor.handling.loader import specs_of
 from supervisor.keeper import reaper as reaper_module
 from supervisor.keeper import redis_continuity
 from supervisor.keeper.lease import take
@@ -17,6 +19,7 @@ from supervisor.keeper.reaper import Reaper
 from supervisor.keeper.redis_continuity import RedisContinuity
 from supervisor.keys import POOLS_KEY, host_key
 from supervisor.log import FaultLog
+from supervisor.settings.model import Settings
 from supervisor.shared_state import HeaderField, SharedState, SlotField
 from tests.support.servers import RedisServer, default_binary
 from tests.support.stepped_clock import SteppedClock
@@ -27,6 +30,10 @@ STREAM, GROUP = "events", "workers"
 LEASE_S = 0.3
 AFTER_S = 0.3
 HOUR_MS = 3_600_000
+
+
+@handler(STREAM, group=GROUP)
+async def handle(message: Message) -> None: ...
 
 
 class Log:
@@ -59,9 +66,8 @@ def make(shared: SharedState) -> Callable[..., Reaper]:
     """A reaper of the pool "here": `make(redis, foreign_after_s=0)`; with `log`, what it tells."""
 
     def made(redis: Any, pool: str = "here", *, foreign_after_s: float = 0, log: Log | None = None) -> Reaper:
-        one = Reaper(redis, pool, f"token of {pool}", shared, [(STREAM, GROUP)], FaultLog(log or Log()))
-        one.foreign_after_s = foreign_after_s
-        return one
+        specs, faults = specs_of(Settings(), [handle]), FaultLog(log or Log())
+        return Reaper(redis, pool, f"token of {pool}", shared, specs, faults, foreign_after_s=foreign_after_s)
 
     return made
 
@@ -159,8 +165,8 @@ async def test_what_another_program_left_is_taken_by_the_age_of_the_message(
         await redis.xack(STREAM, GROUP, *young)
         await reaper.look()
         assert named in await held(redis)
-        reaper.foreign_after_s = AFTER_S
-        await eventually_async(lambda: _gone(reaper, redis, named))
+        sooner = make(redis, foreign_after_s=AFTER_S)
+        await eventually_async(lambda: _gone(sooner, redis, named))
 
 
 async def _gone(reaper: Reaper, redis: Any, name: bytes) -> bool:

@@ -11,9 +11,11 @@ from supervisor.broker.entry_lookup import collect
 from supervisor.broker.inspect import groups, pending
 from supervisor.broker.replay import REPLAYED, drop, replay
 from supervisor.core.entry_fate import Fate, TurnFact, explain
+from supervisor.handling.loader import specs_of
 from supervisor.keeper.reaper import Reaper
 from supervisor.keys import RATES_CONSUMER, dead_key, message_keys_key
 from supervisor.log import FaultLog
+from supervisor.settings.model import Settings
 from supervisor.shared_state import HeaderField, SharedState, SlotField
 from supervisor.worker import turn_gate
 from tests.redis.limited import GROUP, ROW, STREAM, Log, fields, in_order, is_held, is_missing, nothing_left, pools
@@ -252,6 +254,9 @@ async def test_explain_names_the_holder_where_a_function_makes_the_keys(redis: A
         await eventually_async(lambda: is_missing(redis, message_keys_key(STREAM, GROUP)))
 
 
+async def no_keys(message: Message) -> None: ...
+
+
 async def test_what_waited_is_given_to_workers_when_the_handler_has_no_key_any_more(redis: Any, redis_url: str) -> None:
     @handler(STREAM, group=GROUP, key="customer")
     async def bill(message: Message) -> None:
@@ -265,7 +270,8 @@ async def test_what_waited_is_given_to_workers_when_the_handler_has_no_key_any_m
     shared = SharedState()
     shared.set(HeaderField.WORKERS, 1)
     shared.slot(0).set(SlotField.READY_NS, 1)
-    reaper = Reaper(redis, "host", "token", shared, [(STREAM, GROUP)], FaultLog(structlog.get_logger()))
+    specs = specs_of(Settings(), [handler(STREAM, group=GROUP)(no_keys)])
+    reaper = Reaper(redis, "host", "token", shared, specs, FaultLog(structlog.get_logger()))
     await reaper.look()
     assert await is_held(redis, 0)
     assert shared.slot(0).get(SlotField.RESCAN_PENDING) > 0
