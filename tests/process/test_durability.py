@@ -45,7 +45,7 @@ def test_a_killed_redis_loses_what_its_durability_says(
         for n in range(EACH):
             redis.xadd("events", {"n": f"after-{n}"})
         assert redis.xlen("events") == 2 * EACH and not seen(pool)
-        # A write to the file is put off while another is synced.
+        # A write to the file is put off for up to two seconds while another is synced: the README says so.
         eventually(lambda: not redis.info("persistence").get("aof_buffer_length"), what="the file has been written")
         pid = server.pid
         server.kill()
