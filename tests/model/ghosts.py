@@ -376,13 +376,13 @@ class Ghosts:
             scanned = ghost.scanned_by is worker and now_s - max(ghost.scanned_s, since_s) > _OBEYS_S
             self._forbid(had or scanned, f"{worker.name} is idle, and has {ghost.place!r} pending")
 
-    def letters(self, ghost: Ghost) -> list[tuple[str, int]]:
-        """Reason and deliveries of each of its letters."""
+    def letters(self, ghost: Ghost, *, halting: bool = False) -> list[tuple[str, int]]:
+        """Reason and deliveries of each of its letters; `halting`: of those that say that they stop its key."""
         dead = self._world.server.streams.get(dead_key(self._world.stream, ghost.key[0]).encode())
         found = []
         for flat in dead.entries.values() if dead else ():
             letter = dict(zip(flat[::2], flat[1::2], strict=True))
-            if letter[b"id"] == ghost.key[1]:
+            if letter[b"id"] == ghost.key[1] and (b"halts" in letter or not halting):
                 found.append((letter[b"reason"].decode(), int(letter[b"deliveries"])))
         return found
 
