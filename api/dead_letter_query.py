@@ -21,12 +21,11 @@ from supervisor.core.dead_letter import Filter, Letter
 from supervisor.text import did_you_mean
 
 from .problems import Problem
-from .schemas import EntryId, Name, check_bound
+from .schemas import COUNT_MAX, EntryId, Name, check_bound
 from .stream_pages import PAGE_BYTES
 
 SCAN_MAX = 10_000
 SCAN_S = 1.0
-COUNT_MAX = 1_000
 TEXT_CHARACTERS_MAX = 1_000
 #: A year.
 OLDER_S_MAX = 31_536_000

@@ -14,7 +14,6 @@ from supervisor.fastapi import RedisDep
 
 from .access import audited
 from .dead_letter_query import (
-    COUNT_MAX,
     CURSOR_SCHEMA,
     SCAN_S,
     Cursor,
@@ -29,7 +28,19 @@ from .overview_routes import redis_status_of
 from .read_route import ReadRoute
 from .replies import EXAMPLE_LETTER, ChangedLetters, DeadLetterPage
 from .root_path import link
-from .schemas import Bound, EntryId, Group, Name, Stream, answers, json_response, only_json, problems, stream_path
+from .schemas import (
+    COUNT_MAX,
+    Bound,
+    EntryId,
+    Group,
+    Name,
+    Stream,
+    answers,
+    json_response,
+    only_json,
+    problems,
+    stream_path,
+)
 from .service import ServiceDep
 
 

@@ -20,11 +20,10 @@ from .later_replies import LaterList, LaterMessage, Run, ScheduleList
 from .overview_routes import redis_status_of
 from .problems import Problem, unknown_when_lost
 from .read_route import ReadRoute
-from .schemas import Name, Stream, answers, json_response, problems
+from .schemas import COUNT_MAX, Name, Stream, answers, json_response, problems
 from .service import ServiceDep
 
 router = APIRouter(prefix="/v1", tags=["later"], route_class=ReadRoute)
-COUNT_MAX = 1_000
 _CHANGE = ("not-found", "invalid", "wrong-type", "redis-unavailable", "redis-refused", "outcome-unknown")
 _ONCE = "it may be done. Repeat the request: it can be done only once, and 404 says that it is done"
 #: A plus sign in a query is a blank.

@@ -30,6 +30,7 @@ from .plain_route import plain_post
 from .problems import Problem
 from .replies import MessagePage, Stored, StoredBatch, StoredMessage
 from .schemas import (
+    COUNT_MAX,
     STREAM_PARAMETER,
     Bound,
     EntryId,
@@ -47,7 +48,6 @@ from .tracing import trace_fields
 from .validation import SLICE
 
 router = APIRouter(prefix="/v1/streams", tags=["streams"])
-COUNT_MAX = 1_000
 _EXAMPLE = {"user_id": 1, "email": "ada@example.com"}
 _MESSAGE = {
     "type": "object",

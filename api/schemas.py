@@ -19,6 +19,8 @@ from .root_path import link
 from .stream_paths import IdConvertor, NameConvertor
 
 STREAM_CHARACTERS_MAX = 512
+#: The most entries, dead letters or messages that one answer lists.
+COUNT_MAX = 1_000
 #: Control characters, and halves of surrogate pairs, which have no UTF-8.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 #: RFC 3986, 5.2.4: dot segments are removed from an address, even when the dots are percent-encoded.

@@ -134,7 +134,7 @@ def test_an_id_of_a_letter_and_of_anothers_message_means_the_letter(http: httpx.
     assert store.xlen(dead_key(STREAM, GROUP)) == 0, "when that is gone it is the message's"
 
 
-@pytest.mark.parametrize("group", ["\\ud800", "\\u0000", ""])
+@pytest.mark.parametrize("group", ["\\u0000", ""])
 def test_a_group_that_has_no_name_in_redis_is_refused(http: httpx.Client, group: str) -> None:
     body = f'{{"all": true, "group": "{group}"}}'
     answer = http.post(f"/v1/streams/{STREAM}/dead:replay", content=body, headers={"content-type": "application/json"})
