@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from supervisor.log import FaultLog
     from supervisor.settings.model import Settings
     from supervisor.shared_state import SharedSlot
-    from supervisor.worker.handler_threads import HandlerThreads
     from supervisor.worker.process_calls import ProcessPool
     from supervisor.worker.run_control import RunControl
+    from supervisor.worker.thread_calls import HandlerThreads
     from supervisor.worker.turn_settler import TurnSettler
     from supervisor.worker.worker_lacks import WorkerLacks
 

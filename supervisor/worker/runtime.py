@@ -20,12 +20,12 @@ from supervisor.errors import HandlerError
 from supervisor.settings.paths import redis_url
 from supervisor.shared_state import SlotField, WorkerState
 from supervisor.worker.consumer import Consumer
-from supervisor.worker.handler_threads import HandlerThreads
 from supervisor.worker.limited_consumer import LimitedConsumer
 from supervisor.worker.process_calls import ProcessPool
 from supervisor.worker.resources import Resources, SettleConnections
 from supervisor.worker.run_control import RunControl
 from supervisor.worker.source import source_key, sources_of
+from supervisor.worker.thread_calls import HandlerThreads
 from supervisor.worker.turn_settler import TurnSettler
 from supervisor.worker.worker_lacks import WorkerLacks
 

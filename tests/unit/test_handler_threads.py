@@ -4,7 +4,7 @@ import threading
 from typing import Any
 
 from supervisor.shared_state import SharedState, SlotField
-from supervisor.worker.handler_threads import HandlerThreads
+from supervisor.worker.thread_calls import HandlerThreads
 
 
 async def test_a_call_that_begins_while_another_one_ends_is_noted() -> None:
