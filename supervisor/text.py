@@ -6,6 +6,8 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+#: Package -> the extra that installs it.
+_EXTRAS = {"sqlalchemy": "sqlalchemy", "aiosqlite": "sqlalchemy", "opentelemetry": "otel", "sentry_sdk": "sentry"}
 _MINUTE_S = 60
 _HOUR_S = 3600
 _DAY_S = 86400
@@ -62,6 +64,12 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     same = [one for one in words if one.lower() == word.lower()]
     close = same or get_close_matches(word, words, n=1, cutoff=0.6)
     return f", did you mean {close[0]!r}?" if close else ""
+
+
+def install_hint(error: ImportError) -> str:
+    """Return `: pip install '...'` when an extra of ours installs the missing package, else an empty string."""
+    extra = _EXTRAS.get(error.name or "")
+    return f": pip install 'redis-streams-supervisor[{extra}]'" if extra else ""
 
 
 def error_summary(error: BaseException) -> str:

@@ -134,6 +134,12 @@ def _prepare_interpreter() -> None:
     sys.setswitchinterval(_SWITCH_S)
 
 
+def check_routers(loaded: Loaded) -> None:
+    """Import the routers that a pool's HTTP service mounts, if any. Raises HandlerError."""
+    if loaded.settings.api.enabled and loaded.settings.api.routers:
+        application().create_app(loaded)
+
+
 def application() -> Any:
     """Return the module with `create_app(loaded)`. Raises SupervisorError when it is not installed."""
     return module_of("app")

@@ -85,7 +85,7 @@ def check(config: Path | None, as_json: bool) -> None:
     from supervisor.text import counted
 
     loaded = load_settings(config)
-    errors: list[SupervisorError] = [*_unusable(loaded.settings)]
+    errors: list[SupervisorError] = [*unusable(loaded.settings)]
     try:
         specs = _import_all(loaded)
     except HandlerError as error:
@@ -103,7 +103,7 @@ def check(config: Path | None, as_json: bool) -> None:
     talk(f"{loaded.path or 'no config.toml, the defaults'}: valid, {counted(len(specs), 'handler')}")
 
 
-def _unusable(settings: Settings) -> Iterator[ConfigError]:
+def unusable(settings: Settings) -> Iterator[ConfigError]:
     """Yield what a start would refuse, though each value is allowed alone."""
     from supervisor.broker.connect import check_url
     from supervisor.http_bind import check_bind
@@ -122,14 +122,12 @@ def _unusable(settings: Settings) -> Iterator[ConfigError]:
 def _import_all(loaded: Loaded) -> list[HandlerSpec]:
     """Import the project's handlers and routers. Raises HandlerError."""
     from supervisor.arbiter.preload import examine
+    from supervisor.cli.api import check_routers
 
     handlers = examine(loaded)
     if handlers.reason:
         warn(f"handlers are imported in the workers: {handlers.reason}; {handlers.cost}")
-    if loaded.settings.api.enabled and loaded.settings.api.routers:
-        from supervisor.cli.api import application
-
-        application().create_app(loaded)
+    check_routers(loaded)
     return handlers.specs
 
 

@@ -21,7 +21,9 @@ from supervisor import compiled
 from supervisor.cli.common import command, config_option, dumps, json_option, load_settings
 from supervisor.errors import (
     EXIT_FAILED,
+    EXIT_HANDLERS,
     EXIT_OK,
+    EXIT_USAGE,
     ConfigError,
     HandlerError,
     RedisUnreachableError,
@@ -47,6 +49,7 @@ KEEPER_CONNECTIONS = 5
 OVERDUE_MAX_S = 10.0
 #: The server's connections are not for one pool alone.
 CONNECTIONS_SHARE_MAX = 0.8
+_START_REMEDY = "`supervisor start` exits with {} until this is fixed"
 _REFUSED_REMEDY = "give this user the right, or correct the key; README.md lists the rights"
 
 #: (stream, group) of each handler.
@@ -87,6 +90,8 @@ def doctor(config: Path | None, as_json: bool) -> int:
 def _all(config: Path | None) -> Iterator[Finding]:
     import asyncio
 
+    from supervisor.cli.config import unusable
+
     yield from _python()
     try:
         loaded = load_settings(config)
@@ -94,10 +99,12 @@ def _all(config: Path | None) -> Iterator[Finding]:
         yield Finding(FAIL, str(error), "`supervisor config show` lists all keys")
         return
     yield Finding(OK, f"configuration: {loaded.path or 'no config.toml, the defaults'}")
+    wrong = [str(error) for error in unusable(loaded.settings)]
+    yield from (Finding(FAIL, text, _START_REMEDY.format(EXIT_USAGE)) for text in wrong)
     yield from _machine(loaded.settings)
     pairs: Pairs = []
     yield from _handlers(loaded, pairs)
-    yield from asyncio.run(_redis(loaded.settings, pairs))
+    yield from (finding for finding in asyncio.run(_redis(loaded.settings, pairs)) if finding.text not in wrong)
 
 
 def _python() -> Iterator[Finding]:
@@ -154,12 +161,13 @@ def _machine(settings: Settings) -> Iterator[Finding]:
 
 def _handlers(loaded: Loaded, pairs: Pairs) -> Iterator[Finding]:
     from supervisor.arbiter.preload import examine
+    from supervisor.cli.api import check_routers
     from supervisor.settings.unused_overrides import unused_overrides
 
     try:
         handlers = examine(loaded)
     except HandlerError as error:
-        yield Finding(FAIL, f"handlers: {error}", "`supervisor start` exits with 4 until this is fixed")
+        yield Finding(FAIL, f"handlers: {error}", _START_REMEDY.format(EXIT_HANDLERS))
         return
     pairs += [(spec.stream, spec.group) for spec in handlers.specs]
     listed = ", ".join(f"{stream} / {group}" for stream, group in pairs)
@@ -175,6 +183,10 @@ def _handlers(loaded: Loaded, pairs: Pairs) -> Iterator[Finding]:
         yield Finding(
             WARN, f"{loaded.root / name}: `import {name}` means the standard library's", "give it another name"
         )
+    try:
+        check_routers(loaded)
+    except HandlerError as error:
+        yield Finding(FAIL, f"routers: {error}", _START_REMEDY.format(EXIT_HANDLERS))
 
 
 async def _redis(settings: Settings, pairs: Pairs) -> list[Finding]:

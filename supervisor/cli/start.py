@@ -78,10 +78,10 @@ def start(
         if reload:
             before = before or _watched(loaded)
         code = run(loaded, burst=burst, started_from=before)
-        if preflight and loaded.settings.api.enabled and loaded.settings.api.routers:
-            from supervisor.cli.api import application
+        if preflight:
+            from supervisor.cli.api import check_routers
 
-            application().create_app(loaded)
+            check_routers(loaded)
         return code
 
 

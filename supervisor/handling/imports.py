@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from supervisor.errors import HandlerError
-from supervisor.text import did_you_mean
+from supervisor.text import did_you_mean, install_hint
 
 INIT_HINT = "`supervisor init` makes an example"
 #: Packages that the pool and the commands import late.
@@ -68,7 +68,8 @@ def _import_failure(name: str, root: Path, error: BaseException) -> str:
     frames = [f for f in frames if f.filename != __file__]
     own = [f for f in frames if _belongs_to(root, Path(f.filename))] or frames
     place = f"{own[-1].filename}:{own[-1].lineno}" if own else name
-    return f"{place}: {type(error).__name__}: {error} (while importing {name!r})"
+    hint = install_hint(error) if isinstance(error, ImportError) else ""
+    return f"{place}: {type(error).__name__}: {error} (while importing {name!r}){hint}"
 
 
 def _belongs_to(root: Path, file: Path) -> bool:

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from supervisor.core.later import moment
 from supervisor.errors import ConfigError
 from supervisor.outbox.tables import insert_new, lease, outbox
+from supervisor.text import install_hint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -76,8 +77,10 @@ class Database:
             made: Any = create_async_engine if dialect.is_async else create_engine
             options = {"pool_size": 1, "max_overflow": 0, "connect_args": _CONNECT.get(parsed.get_driver_name(), {})}
             self._engine = made(parsed, **options)
-        except (SQLAlchemyError, ImportError) as error:
+        except SQLAlchemyError as error:
             raise ConfigError(f"outbox.url: {error}") from error
+        except ImportError as error:
+            raise ConfigError(f"outbox.url: {error}{install_hint(error)}") from error
         self._is_async = dialect.is_async
 
     async def run(self, work: Callable[[Connection], T]) -> T:

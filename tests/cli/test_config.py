@@ -170,6 +170,19 @@ def test_doctor_says_so_when_the_configuration_is_wrong(tmp_path: Path) -> None:
     assert "did you mean 'workers'" in found["fail"][0]
 
 
+def test_doctor_finds_what_a_start_would_refuse(tmp_path: Path, redis_url: str) -> None:
+    (tmp_path / "handlers.py").write_text(HANDLERS)
+    (tmp_path / "config.toml").write_text(
+        '[outbox]\nurl = "mysql://localhost/shop"\n[api]\nbind = "0.0.0.0:8000"\nrouters = ["gone"]\n'
+    )
+    checked = run("config", "check", cwd=tmp_path, redis_url=redis_url)
+    assert checked.returncode == 2
+    done = run("doctor", cwd=tmp_path, redis_url=redis_url)
+    assert done.returncode == 1
+    for error in checked.stderr.removeprefix("error: ").splitlines():
+        assert re.search(rf"\[fail\] (routers: )?{re.escape(error)}\n", done.stdout), done.stdout
+
+
 def test_a_burst_without_workers_is_refused(tmp_path: Path) -> None:
     done = run("start", "--burst", "--workers", "0", cwd=tmp_path)
     assert done.returncode == 2

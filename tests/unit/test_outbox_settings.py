@@ -1,5 +1,6 @@
 """The URL of the outbox, and how its rows keep values."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,11 @@ class TestSettings:
     def test_a_url_that_can_not_be_used_is_refused_at_the_start(self, url: str, said: str) -> None:
         with pytest.raises(ConfigError, match=said):
             check_outbox(Settings(outbox={"url": url}))
+
+    def test_a_driver_of_the_extra_that_is_missing_is_told_how_to_install(self, monkeypatch) -> None:
+        monkeypatch.setitem(sys.modules, "aiosqlite", None)
+        with pytest.raises(ConfigError, match=r"aiosqlite.*: pip install 'redis-streams-supervisor\[sqlalchemy\]'$"):
+            check_outbox(Settings(outbox={"url": "sqlite+aiosqlite:///shop.db"}))
 
     def test_a_relative_file_is_in_the_folder_of_the_configuration(self, tmp_path: Path) -> None:
         config = tmp_path / "config.toml"
