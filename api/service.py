@@ -25,7 +25,7 @@ from supervisor.publisher import Publisher
 from supervisor.settings.load import Loaded
 from supervisor.settings.model import Settings
 from supervisor.settings.paths import PoolPaths, pool_paths, redis_url
-from supervisor.status import RedisStatus, document, pairs_of, read_redis_status, with_memory
+from supervisor.status import RedisStatus, document, pairs_of, read_redis_status, with_memory, without_pool
 
 from .problems import Problem
 from .publish_figures import CountingPublisher, Produced
@@ -124,13 +124,10 @@ class Service:
         pulse, redis_status, memory = await asyncio.gather(
             self.pulse.get(limit_s), self.redis_status.get(limit_s), self._memory.get(limit_s)
         )
-        pool: dict[str, Any] = {"state": "down", "pid": None, "uptime_s": None, "workers": []}
         if pulse is None:
-            pool["state"] = "starting"  # nothing was found out yet
-        if pulse is not None and pulse.pool is not None:
-            pool = pulse.pool
-        elif pulse is not None and pulse.arbiter.error:
-            pool["reason"] = pulse.arbiter.error
+            pool = without_pool(None, "starting")  # nothing was found out yet
+        else:
+            pool = pulse.pool if pulse.pool is not None else without_pool(pulse.arbiter.error or None)
         redis_status = redis_status or RedisStatus({"url": None, "version": None, "durability": None})
         # A Redis that is full or read-only still shows everything; slowness of our own says nothing of it.
         if pulse is not None and pulse.redis.error and not (pulse.redis.refuses or pulse.redis.unknown):

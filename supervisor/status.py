@@ -62,6 +62,8 @@ async def collect(settings: Settings, root: Path | None = None) -> dict[str, Any
         redis_status = await read_redis_status(redis, url, pairs_of(answer, settings, root), settings)
     finally:
         await redis.aclose()
+    if "error" in redis_status.server and answer["pid"] is None and not settings.redis.url:
+        redis_status.server["error"] = "the embedded server runs only during `supervisor start`"
     return document(answer, redis_status, await with_memory(answer.get("workers", [])))
 
 
@@ -135,17 +137,18 @@ def document(answer: dict[str, Any], redis_status: RedisStatus, workers: list[di
     wrong = "error" in redis_status.server or redis_status.problems
     state = "degraded" if wrong and answer["state"] in ("healthy", "paused") else answer["state"]
     head = {"state": state, "pid": answer["pid"], "uptime_s": answer["uptime_s"], "redis": redis_status.server}
-    rest = {k: v for k, v in answer.items() if k not in ("redis", "redis_url", "consumers", "workers", *head)}
-    if answer["pid"]:
-        rest["degraded_reasons"] = reasons
-    return {
-        **head,
-        "workers": workers,
-        "groups": redis_status.groups,
-        "later": redis_status.later,
-        "schedules": redis_status.schedules,
-        **rest,
-    }
+    of_redis = {"groups": redis_status.groups, "later": redis_status.later, "schedules": redis_status.schedules}
+    known = {"workers": workers, **of_redis}
+    rest = {k: v for k, v in answer.items() if k not in ("redis", "redis_url", "consumers", *head, *known)}
+    return {**head, **known, "reason": None, **rest, "degraded_reasons": reasons if answer["pid"] else []}
+
+
+def without_pool(reason: str | None, state: str = "down") -> dict[str, Any]:
+    """Return the answer of a pool that does not run: each field of a running one's, empty or None."""
+    lists = ("degraded_reasons", "cut_off", "circuits", "workers", "services")
+    unknown = ("pid", "uptime_s", "burst", "config", "state_dir", "paused", "paused_since", "breaker_open", "outbox")
+    operations = ("operation", "last_operation")
+    return {"state": state, "reason": reason, **dict.fromkeys(unknown + operations), **{name: [] for name in lists}}
 
 
 def configured_pairs(settings: Settings, root: Path) -> list[tuple[str, str]]:
@@ -172,7 +175,7 @@ def _ask_arbiter(settings: Settings) -> dict[str, Any]:
     try:
         return request(pool_paths(settings), "status")
     except NotRunningError as error:
-        return {"state": "down", "pid": None, "uptime_s": None, "reason": str(error)}
+        return without_pool(str(error))
 
 
 def pairs_of(answer: dict[str, Any], settings: Settings, root: Path | None) -> list[tuple[str, str]]:

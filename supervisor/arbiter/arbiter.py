@@ -134,7 +134,7 @@ class Arbiter:
             shutdown=self._shutdown,
             restarts=self._restarts,
             log=log,
-            status=lambda: {**self._status.document(), "redis_url": redis_url(self._settings)},
+            status=self._answer_status,
             figures=self._status.figures,
             stop=self._stop,
         )
@@ -327,6 +327,11 @@ class Arbiter:
         self._shutdown.begin(self._settings.pool.drain_s)
         self._shutdown.kill()
         self._changed()
+
+    def _answer_status(self) -> dict[str, Any]:
+        """Return the document with what the commands need besides: all groups, and the URL with its password."""
+        groups = [[spec.stream, spec.group] for spec in self._specs]
+        return {**self._status.document(), "consumers": groups, "redis_url": redis_url(self._settings)}
 
     def _internal_error(self, error: Exception) -> None:
         """Log a bug of the arbiter; the children live on, but a pool that has never worked is given up."""

@@ -72,7 +72,6 @@ class PoolStatus:
             "circuits": self._circuits(),
             "breaker_open": self.workers.breaker.is_open,
             "redis": self.redis,
-            "consumers": [[spec.stream, spec.group] for spec in self.specs],
             "workers": [
                 _worker(slot, shared.slot(slot.number))
                 for slot in self.workers.slots.values()

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tests.cli.run import data, run
+from tests.support.documents import fields_of_status
 from tests.support.waiting import eventually
 
 STREAM = "events:x"
@@ -98,6 +99,16 @@ def test_status_without_a_pool_shows_the_groups_of_the_last_one(pool, redis_serv
     found = data(done)
     assert (found["state"], found["pid"], found["workers"]) == ("down", None, [])
     assert [(group["stream"], group["group"], group["lag"]) for group in found["groups"]] == [(STREAM, "g", 1)]
+
+
+def test_status_has_the_documented_fields_with_and_without_a_pool(pool) -> None:
+    _, running = status(pool)
+    assert run("stop", cwd=pool.folder, redis_url=pool.url).returncode == 0
+    code, down = status(pool)
+    assert code == 8
+    assert set(running) == set(down) == fields_of_status()
+    known = {"state", "reason", "redis", "groups"}
+    assert {key: value for key, value in down.items() if value not in (None, []) and key not in known} == {}
 
 
 def test_status_where_no_pool_has_run_names_the_command_that_shows_the_groups(tmp_path: Path, redis_server) -> None:

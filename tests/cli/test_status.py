@@ -135,3 +135,5 @@ def test_status_without_a_pool_says_how_to_start_one(tmp_path: Path) -> None:
     done = run("status", cwd=tmp_path)
     assert done.returncode == 8 and done.stdout.startswith("down      no supervisor answers on")
     assert "`supervisor start` starts this folder's pool" in done.stderr
+    socket = tmp_path / ".supervisor" / "redis.sock"
+    assert f"redis     unix://{socket}: the embedded server runs only during `supervisor start`\n" in done.stdout

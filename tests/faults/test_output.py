@@ -182,6 +182,25 @@ def test_lines_arrive_whole_with_the_name_of_their_worker(start_pool: StartPool,
     assert sorted(err) == sorted(f"sh {n}" for n in range(200))
 
 
+def test_one_pipe_for_both_keeps_the_order_and_counts_as_stderr(start_pool: StartPool, redis_server: Any) -> None:
+    handlers = """
+    import sys
+    @handler("events", group="workers")
+    async def handle(message: Message) -> None:
+        for n in range(3):
+            print(n, "out")
+            print(n, "err", file=sys.stderr)
+        record("done")
+"""
+    pool = start_pool(RECORD + handlers, redis_url=redis_server.url, program=redirected("2>&1"))
+    redis_server.sync().xadd("events", {"n": 1})
+    eventually(lambda: seen(pool)["done"] == 1)
+    assert pool.stop() == 0
+    lines = [line for line in lines_of(pool, "out") if line["event"] == "output"]
+    assert [line["text"] for line in lines] == ["0 out", "0 err", "1 out", "1 err", "2 out", "2 err"]
+    assert {line["to"] for line in lines} == {"stderr"}
+
+
 LOGS = RECORD + (
     """
     import asyncio, logging

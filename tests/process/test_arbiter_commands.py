@@ -15,6 +15,7 @@ from supervisor.control.client import request
 from supervisor.control.protocol import encode
 from supervisor.control.server import NOT_ALLOWED
 from supervisor.errors import EXIT_OK, NotRunningError, SupervisorError
+from tests.support.documents import fields_of_status
 from tests.support.standins import HANDLERS, Standins
 from tests.support.waiting import eventually
 
@@ -60,8 +61,16 @@ def test_signals_scale_by_one(standins: Make) -> None:
     pool.wait_ready()
     pool.send(signal.SIGTTOU)
     eventually(lambda: list(pool.pids()) == [0])
+
+
+def test_sigusr1_logs_the_documented_fields(standins: Make) -> None:
+    pool = standins(workers=1).start()
     pool.send(signal.SIGUSR1)
-    eventually(lambda: pool.events("status"))
+    (event,) = eventually(lambda: pool.events("status"))
+    of_redis = {"groups", "later", "schedules"}
+    fields = set(event) - {"timestamp", "level", "event"}
+    assert fields <= fields_of_status() - of_redis
+    assert {"state", "degraded_reasons", "pid", "config", "workers", "services"} <= fields
 
 
 @pytest.mark.parametrize("wrong", [-1, 257, "2", None, True, 1.5])
