@@ -157,7 +157,9 @@ class Duration(Number):
             raise ValueError(f"must be {self._described()}") from None
 
     def _described(self) -> str:
-        limits = "a century at most" if self.most == SECONDS_MAX else f"between {self.least:,} and {self.most:,} s"
+        limits = (
+            "between 0 and a century" if self.most == SECONDS_MAX else f"between {self.least:,} and {self.most:,} s"
+        )
         zero = f"; 0: {self.zero}" if self.zero else ""
         return f'seconds, or a time with its unit such as "7d", "36h", "90m" or "45s", {limits}{zero}'
 

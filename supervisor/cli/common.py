@@ -8,22 +8,26 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import augment_usage_errors
 
 from supervisor.core.ids import normalize_id
 from supervisor.errors import UsageError
 from supervisor.standard_streams import silence_stdout
+from supervisor.text import did_you_mean
 from supervisor.values import Duration, Kind, Text, Whole
 
 if TYPE_CHECKING:
     from supervisor.settings.load import Loaded
 
 Function = TypeVar("Function", bound="Callable[..., Any]")
+#: A longer list is for `--help`.
+LISTED_MAX = 10
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -42,6 +46,11 @@ class Examples(click.Command):
             formatter.write("\n".join(f"  {line.strip()}" for line in self.examples.splitlines()) + "\n")
         super().format_help_text(ctx, formatter)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as click does; each error says whose `--help` shows how, which click leaves out for a missing value."""
+        with augment_usage_errors(ctx):
+            return super().parse_args(ctx, args)
+
 
 class ExamplesGroup(Examples, click.Group):
     """A group of commands whose help starts with examples; without a command it prints the help."""
@@ -52,6 +61,21 @@ class ExamplesGroup(Examples, click.Group):
             click.echo(ctx.get_help(), color=ctx.color)
             ctx.exit()
         return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Do as click does, and say for a mistyped name which commands there are."""
+        names = self.list_commands(ctx)
+        if args and args[0] not in names and not args[0].startswith("-"):
+            raise click.UsageError(no_command(args[0], names), ctx)
+        return super().resolve_command(ctx, args)
+
+
+def no_command(name: str, names: Sequence[str]) -> str:
+    """Return what to say about a name that no command has; all names are listed where they are few."""
+    listed = f" (there are: {', '.join(names)})" if len(names) <= LISTED_MAX else ""
+    return f"there is no command {name!r}{did_you_mean(name, names) or listed}"
 
 
 def command(
@@ -72,7 +96,7 @@ class Value(click.ParamType):  # type: ignore[type-arg]  # generic in new versio
         """Return the value as it is used. Raises UsageError."""
         try:
             if value == "" and isinstance(self.kind, Duration):  # a variable of the shell that is not set
-                raise ValueError("must not be empty")
+                return self.kind.check(None)
             return self.kind.check(self.kind.parse(value) if isinstance(value, str) else value)
         except ValueError as error:
             raise UsageError(f"{_name(param, ctx)} {value!r}: {error}") from None

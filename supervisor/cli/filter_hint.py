@@ -1,12 +1,13 @@
-"""A hint for a filter that matches no dead letter: names the reasons and handlers that exist."""
+"""What to say about a filter of dead letters that fits none: which reasons and handlers there are, and how old."""
 
 import re
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from supervisor.cli.common import talk
 from supervisor.core.dead_letter import Filter, Letter
-from supervisor.text import did_you_mean, printable
+from supervisor.text import did_you_mean, duration_text, printable
 
 #: How many kinds of reasons and handlers are remembered, and how many are listed.
 KINDS_MAX = 100
@@ -20,21 +21,34 @@ class FilterHint:
     """Looks at the letters that are filtered, and names the options that fit none of them."""
 
     def __init__(self, wanted: Filter) -> None:
+        self._wanted = wanted
+        self._text_fits = not wanted.text
+        self._oldest_ms: int | None = None
         self._parts = [
             part for part in (_Part("reason", wanted.reason), _Part("handler", wanted.handler)) if part.wanted
         ]
 
     def look(self, page: Iterable[Letter]) -> None:
-        """Note the reasons and handlers of these letters."""
-        for part in self._parts:
-            for letter in page:
+        """Note what there is."""
+        for letter in page:
+            for part in self._parts:
                 part.look(getattr(letter, part.name))
+            self._text_fits = self._text_fits or self._wanted.text_fits(letter)
+            if self._oldest_ms is None or letter.dead_at_ms < self._oldest_ms:
+                self._oldest_ms = letter.dead_at_ms
 
     def tell(self) -> None:
         """Print a line for each option that fits no letter."""
+        if self._oldest_ms is None:  # there are no letters
+            return
         for part in self._parts:
             if part.kinds and not part.fits:
-                talk(f"no dead letter has {part.wanted!r} in its {part.name}{_alternatives(part.wanted, part.kinds)}")
+                talk(f"no dead letter has {part.wanted!r} in its {part.name}{_what_there_is(part.wanted, part.kinds)}")
+        if not self._text_fits:
+            talk(f"no dead letter has {self._wanted.text!r} in a field's name or value, its id or its error")
+        age_s, wanted_s = time.time() - self._oldest_ms / 1000, self._wanted.older_than_ms / 1000
+        if age_s < wanted_s:
+            talk(f"no dead letter is {duration_text(wanted_s)} old; the oldest is {duration_text(max(0.0, age_s))} old")
 
 
 class _Part:

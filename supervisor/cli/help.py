@@ -2,9 +2,8 @@
 
 import click
 
-from supervisor.cli.common import command
+from supervisor.cli.common import command, no_command
 from supervisor.errors import UsageError
-from supervisor.text import did_you_mean
 
 
 @command(
@@ -26,6 +25,6 @@ def help_(ctx: click.Context, words: tuple[str, ...]) -> None:
             raise UsageError(f"{context.command_path} has no subcommands")
         child = group.get_command(context, word)
         if child is None:
-            raise UsageError(f"there is no command {word!r}{did_you_mean(word, group.list_commands(context))}")
+            raise UsageError(no_command(word, group.list_commands(context)))
         context = click.Context(child, info_name=word, parent=context)
     click.echo(context.get_help())

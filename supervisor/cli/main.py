@@ -19,7 +19,7 @@ from supervisor._version import __version__
 from supervisor.cli.common import CONTEXT, ExamplesGroup
 from supervisor.errors import EXIT_FAILED, EXIT_OK, EXIT_REDIS, EXIT_USAGE, SupervisorError
 from supervisor.standard_streams import OutputError, guard_text_streams, open_closed, silence_stdout
-from supervisor.text import did_you_mean, is_unicode
+from supervisor.text import is_unicode
 
 EXIT_INTERRUPTED = 130
 PROGRAM = "supervisor"
@@ -73,14 +73,6 @@ class LazyGroup(ExamplesGroup):
         # The function has an underscore behind its name where that is a name of Python.
         command: click.Command = getattr(module, cmd_name, None) or getattr(module, f"{cmd_name}_")
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Do as click does, and suggest a command for a mistyped name."""
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            raise click.UsageError(f"there is no command {args[0]!r}{did_you_mean(args[0], COMMANDS)}", ctx)
-        return super().resolve_command(ctx, args)
 
 
 @click.group(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from supervisor.cli.common import SECONDS, Examples, Value, command, config_opti
 from supervisor.cli.pool_lookup import require_pool
 from supervisor.errors import EXIT_DRAIN, EXIT_FAILED, EXIT_OK, AnswerLostError, NotRunningError, SupervisorError
 from supervisor.text import counted
-from supervisor.values import WORKERS
+from supervisor.values import WORKERS, Whole
 
 if TYPE_CHECKING:
     from supervisor.settings.paths import PoolPaths
@@ -51,6 +52,16 @@ class _Scale(Examples):
         return super().parse_args(ctx, ["--", *args] if is_negative else args)
 
 
+class _Total(Whole):
+    """How many workers there should be. `+1` looks like one more and would otherwise be read as 1."""
+
+    def parse(self, text: str) -> Any:
+        """Read a number without a sign. Raises ValueError for one with a sign."""
+        if re.fullmatch(r"\s*[+-]\d+\s*", text):
+            raise ValueError(f"must be how many workers there should be, {self.limits()}")
+        return super().parse(text)
+
+
 @command(
     """\
     supervisor scale 16
@@ -58,7 +69,7 @@ class _Scale(Examples):
     kind=_Scale,
     short_help="Change the number of workers.",
 )
-@click.argument("workers", type=Value(WORKERS), metavar="WORKERS")
+@click.argument("workers", type=Value(_Total(WORKERS.least, WORKERS.most)), metavar="WORKERS")
 @wait_option
 @timeout_option
 @config_option
@@ -311,11 +322,12 @@ def _ask(paths: PoolPaths, cmd: str, **args: Any) -> dict[str, Any]:
     try:
         return request(paths, cmd, **args)
     except NotRunningError as error:
-        hint = "\n`supervisor start` starts this folder's pool"
-        if isinstance(error.__context__, TimeoutError):  # starting another one does not help
-            changes = isinstance(error, AnswerLostError) and cmd not in ("status", "ping")
-            hint = "\nthe pool may have done it, or do it later" if changes else ""
-        raise NotRunningError(f"{error}{hint}") from None
+        if not isinstance(error.__context__, TimeoutError):
+            raise NotRunningError(f"{error}\n`supervisor start` starts this folder's pool") from None
+        changes = isinstance(error, AnswerLostError) and cmd not in ("status", "ping")
+        silent = NotRunningError(f"{error}\nthe pool may have done it, or do it later" if changes else str(error))
+        silent.exit_code = EXIT_FAILED  # it runs: starting another one does not help
+        raise silent from None
 
 
 @dataclass(frozen=True, slots=True)

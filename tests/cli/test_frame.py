@@ -159,14 +159,24 @@ def test_commands_import_no_more_without_a_pool(tmp_path: Path, redis_server: An
 
 @pytest.mark.parametrize(
     ("words", "hint"),
-    [(["strat"], "did you mean 'start'"), (["start", "--worker", "1"], "--workers"), (["config", "chek"], "check")],
+    [
+        (["strat"], "did you mean 'start'"),
+        (["start", "--worker", "1"], "--workers"),
+        (["config", "chek"], "there is no command 'chek', did you mean 'check'?\n`supervisor config --help` shows how"),
+        (["dead", "purge"], "there is no command 'purge' (there are: drop, list, replay, show)"),
+        (["help", "dead", "purge"], "there is no command 'purge' (there are: drop, list, replay, show)"),
+        (["dead", "list", "--older"], "requires an argument\n`supervisor dead list --help` shows how"),
+        (["dead", "replay", "a", "b", "--older", ""], "--older '': must be seconds, or a time with its unit"),
+        (["dead", "drop", "a", "b", "--older", "-5"], "--older '-5': must be seconds, or a time with its unit"),
+        (["stop", "--timeout", "1x"], "between 0 and a century"),
+    ],
 )
 def test_typos_are_answered_with_a_suggestion(words: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(words)
     seen = capsys.readouterr()
     assert (left.value.code, seen.out) == (2, "")
-    assert hint in seen.err
+    assert hint in seen.err, seen.err
 
 
 def test_a_wrong_configuration_exits_with_2(tmp_path: Path) -> None:
@@ -198,6 +208,26 @@ def test_broken_handlers_exit_with_4(tmp_path: Path) -> None:
     assert f"error: {tmp_path}/handlers.py:2: ModuleNotFoundError" in done.stderr
 
 
+@pytest.mark.parametrize(("package", "extra"), [("sqlalchemy", "sqlalchemy"), ("sentry_sdk", "sentry")])
+def test_each_command_names_the_extra_that_handlers_lack(
+    tmp_path: Path, redis_url: str, package: str, extra: str
+) -> None:
+    """As a module does that imports a package which is not installed."""
+    missing = f"raise ModuleNotFoundError(\"No module named '{package}'\", name='{package}')\n"
+    (tmp_path / "handlers.py").write_text(missing)
+    for words in ("config check", "start --no-api", "start --burst", "streams", "dead list", "doctor", "explain 1-1"):
+        done = run(*words.split(), cwd=tmp_path, redis_url=redis_url)
+        assert done.returncode == (1 if words == "doctor" else 4), words
+        where = f"{tmp_path}/handlers.py:1: ModuleNotFoundError: No module named '{package}'"
+        what = f"pip install 'redis-streams-supervisor[{extra}]'"
+        told = done.stdout + done.stderr
+        assert where in told and f"{what}\n" in told, told
+    (tmp_path / "routes.py").write_text(missing)
+    (tmp_path / "config.toml").write_text('[api]\nrouters = ["routes:router"]\n')
+    done = run("api", cwd=tmp_path, redis_url=redis_url)
+    assert done.returncode == 4 and f"pip install 'redis-streams-supervisor[{extra}]'\n" in done.stderr
+
+
 def test_a_folder_without_handlers_is_told_what_makes_one(tmp_path: Path) -> None:
     for words in (["config", "check"], ["start", "--no-api"]):
         done = run(*words, cwd=tmp_path)
@@ -218,12 +248,19 @@ def test_without_a_pool_the_control_commands_exit_with_8(tmp_path: Path) -> None
         assert done.stderr.endswith("\n`supervisor start` starts this folder's pool\n")
 
 
-@pytest.mark.parametrize("number", ["abc", "-1", "-1.5", "257", "1.5", "", "²"])
+@pytest.mark.parametrize("number", ["abc", "-1.5", "257", "1.5", "", "²"])
 def test_a_number_of_workers_that_makes_no_sense_is_named(tmp_path: Path, number: str) -> None:
     done = run("scale", number, cwd=tmp_path)
-    what = "" if number in ("-1", "257") else "a whole number "
+    what = "" if number == "257" else "a whole number "
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"error: WORKERS {number!r}: must be {what}between 0 and 256\n"
+
+
+@pytest.mark.parametrize("number", ["+1", "-1", " +1", "+16"])
+def test_scale_takes_no_change_for_a_number_of_workers(tmp_path: Path, number: str) -> None:
+    done = run("scale", number, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: WORKERS {number!r}: must be how many workers there should be, between 0 and 256\n"
 
 
 def test_an_error_names_an_option_or_argument_by_a_plain_word() -> None:

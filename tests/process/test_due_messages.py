@@ -82,7 +82,9 @@ def test_commands_and_status_of_what_is_published_later(start_pool: StartPool, r
     def cli(*words: str) -> Any:
         return run(*words, "--config", str(pool.config), cwd=pool.folder, redis_url=redis_server.url)
 
-    assert "--after '': must not be empty" in cli("publish", "events", "n=1", "--after", "").stderr
+    assert (
+        "--after '': must be seconds, or a time with its unit" in cli("publish", "events", "n=1", "--after", "").stderr
+    )
     waits = cli("publish", "events", "n=1", "--after", "1h")
     assert waits.returncode == 0 and waits.stderr.startswith("due ")
     first, again = (cli("publish", "other", "n=2", "--at", "2099-01-01T08:00Z", "--key", "k") for _ in range(2))
