@@ -3,11 +3,14 @@
 Only text and numbers in here; `top` reads the keys and draws.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from supervisor.cli.status import groups_table, head_lines, workers_table
+import click
+
+from supervisor.cli.status import TEXT_AT, groups_table, head_lines, workers_table
 from supervisor.cli.tables import lag_text
 from supervisor.text import duration_text
 
@@ -59,12 +62,15 @@ def moved(offset: int, command: str, page: int) -> int:
     return max(0, offset + by.get(command, 0))
 
 
-def view(status: dict[str, Any], rates: Mapping[int, float], clock: str, offset: int, height: int) -> View:
-    """Lay the document of `status` out for a terminal of this height. `rates` has messages per second by slot."""
-    sums, about = totals(status, rates), head_lines(status, live=True)
+def view(status: dict[str, Any], rates: Mapping[int, float], clock: str, offset: int, size: tuple[int, int]) -> View:
+    """Lay the document of `status` out for a terminal of `size`. `rates` has messages per second by slot."""
+    width, height = size
+    first, *others = head_lines(status, live=True)
+    about = [part for line in (f"{first}, {clock}", *others) for part in folded(line, width)]
+    sums = [part for line in totals(status, rates) for part in folded(line, width)]
     room = max(1, height - BODY_LINES_MIN - len(sums) - 2)
-    head = [f"{about[0]}, {clock}", *about[1:room], *sums]
-    body = body_lines(status, rates)
+    head = [*about[:room], *sums]
+    body = [*about[room:], *([""] if about[room:] else []), *body_lines(status, rates)]
     page = max(1, height - len(head) - 2)
     offset = min(offset, max(0, len(body) - page))
     shown = body[offset : offset + page]
@@ -72,6 +78,16 @@ def view(status: dict[str, Any], rates: Mapping[int, float], clock: str, offset:
     if len(body) > page:
         keys = f"lines {offset + 1}-{offset + len(shown)} of {len(body)}  ↑ ↓ PgUp PgDn scroll  q quits"
     return View([*head, "", *shown, *[""] * (page - len(shown)), keys], offset, page)
+
+
+def folded(line: str, width: int) -> list[str]:
+    """Return a labelled line in parts that fit; only its label may have a colour."""
+    plain = click.unstyle(line)
+    if len(plain) <= width:
+        return [line]
+    indent = " " * min(TEXT_AT, width // 2)
+    first, *more = textwrap.wrap(plain, width, subsequent_indent=indent, break_on_hyphens=False)
+    return [line.removesuffix(plain[TEXT_AT:]) + first[TEXT_AT:], *more]
 
 
 def body_lines(status: dict[str, Any], rates: Mapping[int, float]) -> list[str]:

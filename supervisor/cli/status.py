@@ -14,8 +14,9 @@ from supervisor.cli.tables import lag_text, size, table_text
 from supervisor.errors import EXIT_DEGRADED, EXIT_DOWN, EXIT_OK
 from supervisor.text import counted, duration_text, exit_text
 
-#: The width of the labels on the left.
+#: The width of the labels on the left, and where the text after them begins.
 _LABEL = 8
+TEXT_AT = _LABEL + 2
 #: A message that is due is moved within half a second by any pool.
 OVERDUE_S = 1.0
 #: How long `supervisor top` shows that a restart has failed; `status` shows it until the next one.
@@ -41,10 +42,10 @@ _COLOURS = {
 @config_option
 @json_option
 def status(config: Path | None, as_json: bool) -> int:
-    """Show the workers and the groups. Exits with 6 when the pool is degraded, with 8 when none is running."""
+    """Show the workers and the groups. Exits with 6 when the pool is degraded or silent, with 8 when none runs."""
     import asyncio
 
-    from supervisor.control.client import stopped_pid
+    from supervisor.control.client import is_held
     from supervisor.settings.paths import pool_paths
     from supervisor.status import collect
 
@@ -54,14 +55,15 @@ def status(config: Path | None, as_json: bool) -> int:
         click.echo(dumps(document, pretty=True))
     else:
         click.echo(show(document))
-        if document["pid"] is None:
-            if not document["groups"] and document["redis"]["version"]:
-                talk("no pool has run here yet; `supervisor streams` loads the handlers and shows their groups")
-            if stopped_pid(pool_paths(loaded.settings)) is None:  # else another start would be refused
-                talk(down_hint(loaded))
-    if document["pid"] is None:
-        return EXIT_DOWN
-    return EXIT_DEGRADED if document["state"] in ("degraded", "down") else EXIT_OK
+    if document["pid"] is not None:
+        return EXIT_DEGRADED if document["state"] in ("degraded", "down") else EXIT_OK
+    if is_held(pool_paths(loaded.settings)):  # a pool runs and does not answer: another start would be refused
+        return EXIT_DEGRADED
+    if not as_json:
+        if not document["groups"] and document["redis"]["version"]:
+            talk("no pool has run here yet; `supervisor streams` loads the handlers and shows their groups")
+        talk(down_hint(loaded))
+    return EXIT_DOWN
 
 
 def show(document: dict[str, Any], *, rates: Mapping[int, float] | None = None) -> str:
@@ -148,7 +150,7 @@ def trimmed_text(group: dict[str, Any]) -> str:
 
 def _line(label: str, text: str) -> str:
     """Format a labelled line; further lines of the text are indented like the first."""
-    return f"{label:{_LABEL}}  " + text.replace("\n", "\n" + " " * (_LABEL + 2))
+    return f"{label:{_LABEL}}  " + text.replace("\n", "\n" + " " * TEXT_AT)
 
 
 def _operations(now: dict[str, Any] | None, last: dict[str, Any] | None, *, live: bool) -> list[str]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -25,7 +23,8 @@ from supervisor.cli.common import (
     json_lines_option,
     load_settings_anyway,
 )
-from supervisor.cli.screen import commands_of, moved, view
+from supervisor.cli.keyboard import Keyboard
+from supervisor.cli.screen import moved, view
 from supervisor.errors import EXIT_OK
 from supervisor.values import Duration
 
@@ -108,15 +107,21 @@ def _live(looks: Iterator[Look]) -> None:
     console = Console(highlight=False)
     feed = _Feed(looks)
     offset, look = 0, feed.first()
-    with _keys() as typed, Live(console=console, screen=True, auto_refresh=False) as live:
+    with Keyboard() as keyboard, Live(console=console, screen=True, auto_refresh=False) as live:
         while look is not None:
             status, rates, clock = look
-            shown = view(status, rates, clock, offset, console.size.height)
+            shown = view(status, rates, clock, offset, (console.size.width, console.size.height))
             live.update(_text(shown.lines), refresh=True)
             offset, page = shown.offset, shown.page
-            for command in typed(feed.ready_fd):
+            for command in keyboard.wait(feed.ready_fd):
                 if command == "quit":
                     return
+                if command == "stop":
+                    live.stop()
+                    keyboard.stop()
+                if command in ("stop", "draw"):
+                    live.stop()
+                    live.start()
                 offset = moved(offset, command, page)
             look = feed.latest(look)
 
@@ -174,36 +179,6 @@ class _Feed:
         if isinstance(update, BaseException):
             raise update
         return update
-
-
-@contextmanager
-def _keys() -> Iterator[Callable[[int], list[str]]]:
-    """Read single keys. Yields a function that waits for keys or a readable descriptor, and returns what keys do."""
-    import termios
-    import tty
-
-    stdin = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
-
-    def wait(ready_fd: int) -> list[str]:
-        readable, _, _ = select.select([ready_fd, *([] if stdin is None else [stdin])], [], [])
-        if stdin not in readable:
-            return []
-        try:
-            typed = os.read(stdin, 1024)
-        except OSError:  # the terminal is gone
-            typed = b""
-        return commands_of(typed.decode(errors="replace")) if typed else ["quit"]
-
-    if stdin is None:
-        yield wait
-        return
-    before = termios.tcgetattr(stdin)
-    try:
-        tty.setcbreak(stdin)
-        yield wait
-    finally:
-        with suppress(termios.error):  # the terminal is gone
-            termios.tcsetattr(stdin, termios.TCSADRAIN, before)
 
 
 def _frame(status: dict[str, Any], rates: dict[int, float], clock: str) -> str:

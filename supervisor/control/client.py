@@ -1,6 +1,7 @@
 """The client of the control socket."""
 
 import contextlib
+import errno
 import json
 import socket
 import time
@@ -87,6 +88,15 @@ def has_socket(paths: PoolPaths) -> bool:
         return paths.control.exists()
     except OSError:
         return True
+
+
+def is_held(paths: PoolPaths) -> bool:
+    """Return whether a process has the control socket open, also one that does not answer."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.setblocking(False)
+        with socket_path(paths.control) as path:
+            return connection.connect_ex(path) in (0, errno.EAGAIN)  # EAGAIN: too many wait for an answer already
+    return False
 
 
 def not_running(paths: PoolPaths) -> NotRunningError:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from supervisor.control import exit_report
-from supervisor.errors import EXIT_DOWN, EXIT_FAILED, EXIT_OK, EXIT_USAGE
+from supervisor.errors import EXIT_DEGRADED, EXIT_DOWN, EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from supervisor.keys import dead_key
 from supervisor.settings.paths import paths_in
 from tests.cli.run import COMMAND, environment, run, spawn
@@ -191,6 +191,7 @@ def test_a_pool_whose_process_is_stopped_is_named(tmp_path: Path) -> None:
             done = [run(*words, "--config", str(pool.config), cwd=tmp_path) for words in (["status"], ["scale", "2"])]
         finally:
             os.kill(pool.pid, signal.SIGCONT)
+        assert [one.returncode for one in done] == [EXIT_DEGRADED, EXIT_FAILED], "a pool runs here"
         for text in (one.stdout + one.stderr for one in done):
             assert f"its process {pool.pid} is stopped" in text and f"kill -CONT {pool.pid}" in text
             assert "supervisor start" not in text

@@ -1,12 +1,16 @@
 """`supervisor top` on a terminal of 80 columns and 24 lines: it scrolls, and q ends it."""
 
 import contextlib
+import fcntl
 import os
 import re
 import signal
+import struct
 import termios
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from supervisor.control import last_groups
@@ -16,6 +20,7 @@ from tests.support.servers import AnyServer
 from tests.support.waiting import eventually
 
 COUNT = 30
+ENTER_SCREEN, LEAVE_SCREEN = b"\x1b[?1049h", b"\x1b[?1049l"
 
 
 def last_screen(printed: bytes) -> str:
@@ -61,9 +66,38 @@ def test_a_signal_that_ends_it_leaves_the_terminal_as_it_was(
             top.send_signal(number)
             assert top.wait(20) == 128 + number
         assert termios.tcgetattr(slave) == before
-        leave_screen = b"\x1b[?1049l"
-        eventually(lambda: leave_screen in bytes(printed))
+        eventually(lambda: LEAVE_SCREEN in bytes(printed))
         assert b"Traceback" not in printed
+
+
+def until_drawn(printed: bytearray, since: int, act: Callable[[], None]) -> None:
+    act()
+    eventually(lambda: "q quits" in last_screen(bytes(printed[since:])))
+
+
+def test_stopped_it_gives_the_terminal_back_and_takes_it_again(tmp_path: Path, redis_server: AnyServer) -> None:
+    """As with Ctrl-Z and `fg`. In a group of its own, since the kernel stops no orphaned one for SIGTSTP."""
+    with terminal_of(80, 24) as (master, slave, printed):
+        before = termios.tcgetattr(slave)
+        options = {"stdin": slave, "stdout": slave, "stderr": slave, "env": {"TERM": "xterm"}, "process_group": 0}
+        words = ("top", "--interval", "60")
+        with spawn(*words, cwd=tmp_path, redis_url=redis_server.url, **options) as top, contextlib.ExitStack() as ended:
+            ended.callback(top.kill)
+            process = psutil.Process(top.pid)
+            eventually(lambda: "q quits" in last_screen(bytes(printed)), 20)
+            for _ in range(2):
+                top.send_signal(signal.SIGTSTP)
+                eventually(lambda: process.status() == psutil.STATUS_STOPPED)
+                assert termios.tcgetattr(slave) == before
+                eventually(lambda: bytes(printed).count(LEAVE_SCREEN) == bytes(printed).count(ENTER_SCREEN))
+                until_drawn(printed, len(printed), lambda: top.send_signal(signal.SIGCONT))
+                assert not termios.tcgetattr(slave)[3] & termios.ICANON
+            fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 12, 60, 0, 0))
+            top.send_signal(signal.SIGWINCH)
+            eventually(lambda: last_screen(bytes(printed)).count("\n") == 11, what="it is drawn again for the new size")
+            os.write(master, b"q")
+            assert top.wait(20) == 0
+        assert termios.tcgetattr(slave) == before
 
 
 def test_a_terminal_without_control_sequences_gets_one_update_after_the_other(

@@ -8,7 +8,7 @@ import pytest
 from supervisor.cli.screen import View, commands_of, moved, view
 from supervisor.cli.status import show
 
-ROWS, GROUPS, WORKERS = 24, 15, 8
+ROWS, COLUMNS, GROUPS, WORKERS = 24, 80, 15, 8
 
 
 def worker(slot: int) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def found() -> dict[str, Any]:
 
 
 def shown(found: dict[str, Any], offset: int = 0, height: int = ROWS) -> View:
-    made = view(found, dict.fromkeys(range(WORKERS), 10.0), "12:00:00", offset, height)
+    made = view(found, dict.fromkeys(range(WORKERS), 10.0), "12:00:00", offset, (COLUMNS, height))
     assert len(made.lines) == height, "the screen is filled and not exceeded"
     return made
 
@@ -104,6 +104,25 @@ def test_many_faults_leave_room_for_the_sums(found: dict[str, Any]) -> None:
     found |= {"state": "degraded", "degraded_reasons": [f"fault {number}" for number in range(40)]}
     text = "\n".join(shown(found).lines)
     assert "fault 0" in text and "groups    15" in text and "lines 1-" in text
+    offset, seen = 0, ""
+    for _ in range(10):
+        made = shown(found, offset)
+        offset, seen = moved(made.offset, "page down", made.page), "\n".join([seen, *made.lines])
+    assert all(f"fault {number}\n" in seen for number in range(40)), "the others are reached by scrolling"
+
+
+@pytest.mark.parametrize("state", ["healthy", "down"])
+def test_a_long_reason_is_folded_and_whole(found: dict[str, Any], state: str) -> None:
+    words = [f"word{number}" for number in range(60)]
+    error = f"nothing was changed:\n/srv/{'long/' * 30}handlers.py:1: {' '.join(words)}"
+    found |= {"state": state, "last_operation": {"kind": "restart", "ok": False, "error": error, "age_s": 1.0}}
+    found |= {"pid": None, "reason": "no supervisor answers on /srv/" + "x" * 80} if state == "down" else {}
+    lines = [click.unstyle(line) for line in shown(found).lines]
+    assert [line for line in lines if len(line) > COLUMNS] == []
+    text = "".join(line.strip() for line in lines)
+    assert f"/srv/{'long/' * 30}handlers.py:1:" in text and "x" * 80 in text + "x" * 80 * (state == "healthy")
+    assert [word for word in words if word not in text] == []
+    assert lines[0].startswith(f"{state} ") and "12:00:00" in text
 
 
 def test_keys() -> None:
