@@ -1,4 +1,4 @@
-"""The keys and the job control of `supervisor top`: single keys, Ctrl-Z and `fg`, a terminal of another size."""
+"""The keys and the job control of `supervisor top`: single keys, Ctrl-Z and `fg`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 #: What the signals do. They are read like keys, so that none of them comes in the middle of a drawing.
-_SIGNALS = {signal.SIGTSTP: "stop", signal.SIGCONT: "draw", signal.SIGWINCH: "draw"}
+_SIGNALS = {signal.SIGTSTP: "stop", signal.SIGCONT: "draw"}
 
 
 class Keyboard:
