@@ -43,7 +43,7 @@ class FilterHint:
             return
         for part in self._parts:
             if part.kinds and not part.fits:
-                talk(f"no dead letter has {part.wanted!r} in its {part.name}{_what_there_is(part.wanted, part.kinds)}")
+                talk(f"no dead letter has {part.wanted!r} in its {part.name}{_alternatives(part.wanted, part.kinds)}")
         if not self._text_fits:
             talk(f"no dead letter has {self._wanted.text!r} in a field's name or value, its id or its error")
         age_s, wanted_s = time.time() - self._oldest_ms / 1000, self._wanted.older_than_ms / 1000
