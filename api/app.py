@@ -16,6 +16,8 @@ from supervisor.log import service_logger
 from supervisor.settings.load import Loaded
 
 from . import (
+    board_routes,
+    dashboard_page,
     dead_letter_routes,
     docs_page,
     explain_routes,
@@ -54,6 +56,7 @@ _PROJECT = "project"
 
 #: The modules whose routes are all below /v1.
 _V1 = (
+    board_routes,
     dead_letter_routes,
     explain_routes,
     later_routes,
@@ -63,7 +66,7 @@ _V1 = (
     pool_routes,
 )
 #: Probes and scrapes must not fail because of a parameter that they don't need.
-_OTHERS = (probe_routes, status_routes, docs_page)
+_OTHERS = (probe_routes, status_routes, docs_page, dashboard_page)
 
 
 def create_app(loaded: Loaded, figures: HttpFigures | None = None) -> FastAPI:

@@ -87,7 +87,8 @@ class _Page:
         """Return the parts of the page."""
         yield f"<p>{escape(self._schema['info'].get('summary', ''))}</p>"
         yield f"<p><a href='{self._root}/openapi.json'>/openapi.json</a> describes the routes for programs;"
-        yield f" <a href='{self._root}{_INTERACTIVE}'>{_INTERACTIVE}</a> sends requests from the browser.</p>"
+        yield f" <a href='{self._root}{_INTERACTIVE}'>{_INTERACTIVE}</a> sends requests from the browser;"
+        yield f" <a href='{self._root}/ui'>/ui</a> is the dashboard.</p>"
         for tag in self._schema.get("tags", []):
             yield f"<h2>{escape(tag['name'])}</h2><p>{escape(tag.get('description', ''))}</p>"
             for path, operations in self._schema["paths"].items():

@@ -232,7 +232,9 @@ def _of_http(http: HttpFigures, tails: int) -> list[str]:
             "Answers with a problem, by its kind.",
             [({"kind": kind, **http.labels}, count) for kind, count in sorted(http.refusals.items())],
         ),
-        *_family("supervisor_http_tails", "gauge", "Clients that follow a stream now.", [(http.labels, tails)]),
+        *_family(
+            "supervisor_http_tails", "gauge", "Clients that follow a stream or the state now.", [(http.labels, tails)]
+        ),
     ]
 
 

@@ -20,6 +20,7 @@ from supervisor.settings.model import Settings
 
 from .access import READER, Access
 from .bounded_body import bounded, check_length
+from .dashboard_page import PATHS as DASHBOARD
 from .http_figures import HttpFigures
 from .problems import KINDS, Problem, response
 from .root_path import path_below, with_root_path
@@ -165,8 +166,10 @@ async def _websocket(app: ASGIApp, refusal: Problem | None, scope: Scope, receiv
 
 
 def _is_open(path: str) -> bool:
-    """Return whether a GET of this path needs no token: the probes, and the page about a kind of problem."""
-    return path in PROBES or (path.startswith(PROBLEM_PAGES) and path.removeprefix(PROBLEM_PAGES) in KINDS)
+    """Return whether a GET of this path needs no token: the probes, the dashboard's files, a page about a problem."""
+    if path in PROBES or path in DASHBOARD:
+        return True
+    return path.startswith(PROBLEM_PAGES) and path.removeprefix(PROBLEM_PAGES) in KINDS
 
 
 @functools.lru_cache(maxsize=64)

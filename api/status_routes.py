@@ -37,7 +37,7 @@ async def health(service: ServiceDep) -> Response:
 
     Where no pool runs on this host, the state is that of the service alone.
     """
-    state = _seen_from_here(service, await service.state(PROBE_LIMIT_S))
+    state = seen_from_here(service, await service.state(PROBE_LIMIT_S))
     down = state["state"] == "down" or "error" in state["redis"]
     return json_response(state, 503 if down else 200, NO_CACHE)
 
@@ -52,7 +52,7 @@ async def health(service: ServiceDep) -> Response:
 async def metrics(request: Request, service: ServiceDep) -> Response:
     """Text format 0.0.4."""
     state, figures = await asyncio.gather(service.state(PROBE_LIMIT_S), service.figures())
-    text = render(_seen_from_here(service, state), figures, request.app.state.http, service.produced, service.tails)
+    text = render(seen_from_here(service, state), figures, request.app.state.http, service.produced, service.tails)
     return _Metrics(text, 200, NO_CACHE)
 
 
@@ -65,7 +65,7 @@ async def metrics(request: Request, service: ServiceDep) -> Response:
 )
 async def list_workers(service: ServiceDep) -> Response:
     """The list is empty where no pool runs."""
-    state = _seen_from_here(service, await service.state())
+    state = seen_from_here(service, await service.state())
     return json_response({key: state.get(key, []) for key in ("state", "workers", "services")}, 200, NO_CACHE)
 
 
@@ -85,7 +85,7 @@ async def read_problem(kind: str) -> Response:
     return page(problem_kind.title, f"{head}<p>{escape(problem_kind.text)}</p>")
 
 
-def _seen_from_here(service: Service, state: dict[str, Any]) -> dict[str, Any]:
+def seen_from_here(service: Service, state: dict[str, Any]) -> dict[str, Any]:
     """Return the state of the service alone where no pool runs on this host."""
     if state["pid"] is None and not has_socket(service.paths):
         return {**state, "state": "down" if "error" in state["redis"] else "healthy", "reason": "no pool on this host"}

@@ -2,9 +2,6 @@
 
 Each tail has its own connection. It survives an outage of Redis. It ends when Redis refuses to read the stream, with an
 event that says why, and when the service stops, so that an open browser never delays a shutdown.
-
-Only one task writes to the socket at a time. FastAPI's own event streams use a task group, which logs a traceback
-whenever a client leaves while data is being sent to it.
 """
 
 import asyncio
@@ -19,12 +16,12 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 from starlette.types import Receive, Scope, Send
 
-from supervisor.broker.cancelling import cancel
 from supervisor.broker.connect import client
 from supervisor.broker.redis_errors import REDIS_FAULTS, UNREACHABLE, code_of, is_transient
 
+from .event_stream import MEDIA_TYPE, EventStream, write_events
 from .message_routes import as_message
-from .problems import Problem, document, of_error
+from .problems import document, of_error
 from .read_route import ReadRoute
 from .schemas import EntryId, Stream, problems, text_answer
 from .service import Service, ServiceDep
@@ -42,15 +39,12 @@ BLOCK_MS = 5_000
 #: Entries of one page of what is there already.
 PAGE_MAX = 100
 _PIECE_BYTES = 64 * 1024
-#: How long a browser waits before it reconnects, and this service before it reconnects to Redis.
-RETRY_MS = 2_000
+#: How long the service waits before it reconnects to Redis.
 BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 #: Proxies close connections that are silent for long.
 PING_S = 15.0
 _CLIENT_LIMIT_S = BLOCK_MS / 1000 + 3
 _FIRST_ID = "0-0"
-_MEDIA_TYPE = "text/event-stream"
-_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _EXAMPLE = 'id: 1764000000000-0\ndata: {"id":"1764000000000-0","fields":{"user_id":"1"}}\n\n'
 
 
@@ -82,7 +76,7 @@ async def _begin(
     summary="Follow a stream",
     response_class=StreamingResponse,
     responses={
-        200: text_answer(_MEDIA_TYPE, _EXAMPLE),
+        200: text_answer(MEDIA_TYPE, _EXAMPLE),
         **problems("invalid", "wrong-type", "redis-unavailable", "busy"),
     },
 )
@@ -91,45 +85,27 @@ async def tail(stream: Stream, service: ServiceDep, after: Annotated[str, Depend
 
     When Redis refuses to go on, the last event is `problem` and its data a problem document.
     """
-    # Nothing may be awaited between this check and the count.
-    limit = service.settings.api.max_tails
-    if service.tails >= limit:
-        raise Problem("busy", f"{service.tails} clients already follow streams; [api] max_tails = {limit}")
     return _Tail(service, stream, after)
 
 
-class _Tail(StreamingResponse):
+class _Tail(EventStream):
     def __init__(self, service: Service, stream: str, after: str) -> None:
-        super().__init__((), headers=_HEADERS, media_type=_MEDIA_TYPE)
-        self._service = service
+        super().__init__(service)
         self._stream = stream
         self._after = after
-        service.tails += 1
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send events until the client leaves, the service stops, or Redis refuses to read the stream."""
-        service = self._service
-        ends = [asyncio.create_task(_left(receive)), asyncio.create_task(service.stopping.wait())]
-        redis = client(service.url, timeout_s=_CLIENT_LIMIT_S, connect_timeout_s=service.limit_s)
-        following: asyncio.Task[None] | None = None
+        """Send the stream's entries."""
+        service = self.service
+        self._redis = client(service.url, timeout_s=_CLIENT_LIMIT_S, connect_timeout_s=service.limit_s)
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await _write(send, b"retry: %d\n: following\n\n" % RETRY_MS)
-            following = asyncio.create_task(self._follow(redis, scope, send))
-            await asyncio.wait([following, *ends], return_when=asyncio.FIRST_COMPLETED)
-            await cancel(following)
-            if not following.cancelled():
-                following.result()  # raises what it has failed with
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await super().__call__(scope, receive, send)
         finally:
-            service.tails -= 1
-            try:
-                await cancel(*ends, *([following] if following else []))
-            finally:
-                await redis.aclose()
+            await self._redis.aclose()
 
-    async def _follow(self, redis: Redis, scope: Scope, send: Send) -> None:
+    async def follow(self, scope: Scope, send: Send) -> None:
         """Send events until it is cancelled or Redis refuses. A read may be cancelled, since it claims no message."""
+        redis = self._redis
         failures = 0
         behind = True
         sent_s = time.monotonic()
@@ -145,17 +121,17 @@ class _Tail(StreamingResponse):
             except REDIS_FAULTS as error:
                 if not _passes(error):
                     # Not `error`: a browser's EventSource has an event of that name for lost connections.
-                    await _write(send, b"event: problem\ndata: %b\n\n" % document(scope, of_error(error)))
+                    await write_events(send, b"event: problem\ndata: %b\n\n" % document(scope, of_error(error)))
                     return
                 await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
                 failures += 1
             if rows:
                 for events in _events(rows):
-                    await _write(send, events)
+                    await write_events(send, events)
                     await asyncio.sleep(0)
                 self._after = rows[-1][0].decode()
             elif time.monotonic() - sent_s >= PING_S:
-                await _write(send, b": ping\n\n")
+                await write_events(send, b": ping\n\n")
             else:
                 continue
             sent_s = time.monotonic()
@@ -164,10 +140,6 @@ class _Tail(StreamingResponse):
 def _passes(error: Exception) -> bool:
     """Return whether waiting may help: Redis is away, starts or fails over. All else is a refusal."""
     return code_of(error) == UNREACHABLE or is_transient(error)
-
-
-async def _write(send: Send, data: bytes) -> None:
-    await send({"type": "http.response.body", "body": data, "more_body": True})
 
 
 def _events(rows: Iterable[Row]) -> Iterator[bytes]:
@@ -180,12 +152,6 @@ def _events(rows: Iterable[Row]) -> Iterator[bytes]:
             piece = b""
     if piece:
         yield piece
-
-
-async def _left(receive: Receive) -> None:
-    """Return when the client has disconnected."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _new(redis: Redis, stream: str, after: str) -> list[Row]:

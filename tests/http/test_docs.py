@@ -41,7 +41,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_lists_all_routes(http: httpx.
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert answer.headers["content-security-policy"].startswith("default-src 'none'")
     page = Page(answer.text)
-    assert page.links[:2] == ["/openapi.json", "/docs/interactive"] and "script" not in page.tags
+    assert page.links[:3] == ["/openapi.json", "/docs/interactive", "/ui"] and "script" not in page.tags
     addresses = {link for link in page.links if not link.startswith("#")}
     assert "/problems/redis-unavailable" in addresses
     assert all(http.get(link).status_code == 200 for link in addresses)

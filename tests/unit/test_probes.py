@@ -9,7 +9,7 @@ import pytest
 from api.probe_routes import _answer, _checks
 from api.service import Pulse
 from api.snapshots import PartHealth
-from api.status_routes import _seen_from_here
+from api.status_routes import seen_from_here
 
 KEEPER = {"name": "keeper", "state": "READY", "beat_age_s": 1.0, "last_exit": None}
 LEFT = {"reason": "signal", "code": None, "signal": 9, "uptime_s": 1.0}
@@ -69,7 +69,7 @@ def test_a_state_directory_that_can_not_be_looked_into_is_no_error() -> None:
 
     service: Any = SimpleNamespace(paths=SimpleNamespace(control=Hidden()))
     state = {"state": "down", "pid": None, "reason": "no permission"}
-    assert _seen_from_here(service, state) == state
+    assert seen_from_here(service, state) == state
 
 
 def test_nothing_is_ready_before_anything_is_known() -> None:
