@@ -77,6 +77,6 @@ class StartupReport:
         yield line("workers", f"{self.workers}, until no work is left" if self.burst else ready)
         if self.api:
             processes = f" ({self.api} processes)" if self.api > 1 else ""
-            yield line("http", f"{url_of(settings.api.bind)}{processes}  (docs at /docs, health at /readyz)")
+            yield line("http", f"{url_of(settings.api.bind)}{processes}  (dashboard at /ui, docs at /docs)")
         yield line("state", str(settings.state_dir))
         yield line("", "Ctrl-C drains and stops")
