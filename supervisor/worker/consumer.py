@@ -138,7 +138,9 @@ class Consumer:
                 await self._adopt_alive(await self.open())
 
     async def run_retries(self) -> None:
-        """Run failed messages again when they are due, until cancelled."""
+        """Run failed messages again when they are due, and those whose turns have come, until cancelled."""
+        # A start raises the marks in shared memory, by which it is first found out what a predecessor had started.
+        await self._control.until(lambda: self.opened)
         while True:
             await self.retries.wait_due()
             if not await self._control.until_may_start():
@@ -343,6 +345,7 @@ class Consumer:
             if not pending.opened:
                 pending.note_opened(adopted.suspects)
         self.opened = True
+        self._control.notify()
         return adopted
 
     async def _make_groups(self) -> dict[Source, PendingList]:

@@ -56,7 +56,7 @@ class LimitedConsumer(Consumer):
 
     def tasks(self) -> list[Coroutine[None, None, None]]:
         """Return what runs beside the consumer."""
-        found = [self._turns.run(self._find_again)] if self._turns is not None else []
+        found = [self._look_at_turns(self._turns)] if self._turns is not None else []
         return [*found, self._run_due(self._rates)] if self._rates is not None else found
 
     async def run_isolated(self, message: Message) -> None:
@@ -65,6 +65,11 @@ class LimitedConsumer(Consumer):
             with contextlib.suppress(*REDIS_FAULTS):
                 await self._rates.reserve([message], at_once=True)
         await super().run_isolated(message)
+
+    async def _look_at_turns(self, turns: TurnGate) -> None:
+        """Take over messages whose turns have come, until cancelled; not before they may be started."""
+        await self._control.until(lambda: self.opened)
+        await turns.run(self._find_again)
 
     async def _run_due(self, rates: RateGate) -> None:
         """Run messages that waited for their rate when they are due, until cancelled."""
@@ -220,7 +225,6 @@ class LimitedConsumer(Consumer):
             started, self._started = self._started, None
         if self._rates is not None:  # some may have been started since, and even have ended
             adopted.leave_out({*started, *self._starting, *(message.entry for message in self._left())})
-            self._control.notify()  # what is due may be taken over from now on
         return adopted
 
     async def _nothing_left(self) -> bool:

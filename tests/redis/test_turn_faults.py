@@ -267,6 +267,10 @@ async def two_letters(redis: Any) -> Any:
     return found if len(found) == 2 else None
 
 
+async def all_settled(redis: Any) -> bool:
+    return not (await redis.xpending(STREAM, GROUP))["pending"]
+
+
 @pytest.mark.parametrize("is_destroyed", [True, False])
 async def test_the_messages_of_a_halted_key_that_are_read_again_run_in_order(
     redis: Any, redis_url: str, is_destroyed: bool, monkeypatch: pytest.MonkeyPatch
@@ -292,3 +296,73 @@ async def test_the_messages_of_a_halted_key_that_are_read_again_run_in_order(
         await eventually_async(lambda: nothing_left(redis))
         await drop(redis, found)
     assert seen == ["0", "1", "0", "1", "2", "3"]
+
+
+async def test_a_turn_that_comes_while_pending_lists_are_read_charges_nobody(redis: Any, redis_url: str) -> None:
+    """What a predecessor had only read is not taken for a message that ran, because another one begins before it."""
+    seen: list[str] = []
+    shared = SharedState()
+
+    @handler(STREAM, group=GROUP, key="customer", on_dead="halt")
+    async def first_bill(message: Message) -> None:
+        if message.fields["n"] == "1":
+            raise Reject("no")
+        await asyncio.sleep(3600)
+
+    @handler(STREAM, group=GROUP, key="customer", on_dead="halt")
+    async def bill(message: Message) -> None:
+        seen.append(message.fields["n"])
+
+    for n in range(3):
+        await redis.xadd(STREAM, {"customer": "ab"[n > 0], "n": n})
+    first = Worker(redis_url, [first_bill], shared)
+    found = await eventually_async(lambda: letters(redis, STREAM, GROUP))
+    await eventually_async(lambda: is_held(redis, 1))
+    await first.vanish()
+    await redis.xadd(STREAM, {"customer": "b", "n": 3})
+    await redis.xreadgroup(GROUP, "host:0", {STREAM: ">"})
+    await drop(redis, found)
+    row: Any = shared.slot(0).consumer(STREAM, GROUP)
+    row.set_started(0, 0)  # nothing ran when it died
+    shared.slot(0).reset_for_new_worker()
+    second = Worker(redis_url, [bill], shared, consumer={"max_crashes": 1})  # it gives 2 its turn, for the place of 3
+    await eventually_async(lambda: all_settled(redis))
+    await second.stop()
+    assert [letter.reason for letter in await letters(redis, STREAM, GROUP)] == []
+    assert sorted(seen) == ["0", "2", "3"]
+
+
+async def test_a_worker_that_has_not_read_its_pending_lists_takes_no_turns(
+    redis: Any, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may not start them yet, and another worker may."""
+    monkeypatch.setattr(turn_gate, "LOOK_S", 0.02)
+    monkeypatch.setattr(turn_gate, "_LOOK_IDLE_MS", 0)
+    seen: list[str] = []
+    may_read = asyncio.Event()
+    scan = PendingList.scan
+
+    async def waits(self: PendingList, *arguments: Any) -> Any:
+        await may_read.wait()
+        return await scan(self, *arguments)
+
+    @handler(STREAM, group=GROUP, key="customer")
+    async def bill(message: Message) -> None:
+        seen.append(message.fields["n"])
+        await asyncio.sleep(3600 if len(seen) == 1 else 0)
+
+    ids = [await redis.xadd(STREAM, {"customer": "a", "n": n}) for n in range(2)]
+    shared = SharedState()
+    first = Worker(redis_url, [bill], shared)
+    await eventually_async(lambda: seen == ["0"])
+    await eventually_async(lambda: is_held(redis, 1))
+    await first.vanish()
+    await redis.xack(STREAM, GROUP, ids[0])
+    monkeypatch.setattr(PendingList, "scan", waits)
+    second = Worker(redis_url, [bill], shared)
+    await asyncio.sleep(0.3)  # it would have looked at the row, which passes the turn on
+    was_held = await is_held(redis, 1)
+    may_read.set()
+    await eventually_async(lambda: nothing_left(redis))
+    await second.stop()
+    assert was_held and seen == ["0", "1"]
