@@ -300,13 +300,11 @@ class Ghosts:
     def check(self) -> None:
         """Raises BrokenRuleError."""
         for ghost in self.of.values():
-            held = self._world.group(*ghost.place[:2])
-            if held is None:
+            if self._world.group(*ghost.place[:2]) is None:
                 continue
             letters = self.letters(ghost)
-            pending, unread = ghost.id in held.pending, ghost.id > held.last
             settled = ghost.done or ghost.was_done or letters or ghost.letter_dropped or ghost.deleted or ghost.dropped
-            if not (pending or unread or settled):
+            if not (settled or self._world.is_open(ghost.place)):
                 raise BrokenRuleError(f"{ghost.place!r} is lost: neither pending, nor done, nor dead")
             self._forbid(len(letters) > ghost.letters_max, f"{ghost.place!r} has {len(letters)} letters")
             too_often = any(deliveries > self._world.options.max_deliveries for _, deliveries in letters)

@@ -83,14 +83,10 @@ class Limits:
                 continue
             is_first = not ghost.begun and ghost.place[0] == stream
             comes_before = is_first and (other.place[0] == stream or halts)
-            self._forbid(comes_before and self._is_open(other), f"{which} comes before it")
+            self._forbid(comes_before and self._world.is_open(other.place), f"{which} comes before it")
             # The letter of a copy stops nothing while its message, which was read again, is to run.
             stops = halts and self._world.ghosts.letters(other, halting=other.read_again)
             self._forbid(stops, f"{which} is a dead letter, which halts it")
-
-    def _is_open(self, ghost: Ghost) -> bool:
-        held = self._world.group(*ghost.place[:2])
-        return held is not None and (ghost.id in held.pending or ghost.id > held.last)
 
     def check_end(self) -> None:
         """When all is quiet. Raises BrokenRuleError."""

@@ -5,13 +5,14 @@ from collections.abc import Coroutine, Sequence
 from functools import cached_property
 from typing import Any
 
+from supervisor.core.ids import parse_id
 from supervisor.core.options import Options
 from supervisor.keys import (
     RATES_CONSUMER,
     TURNS_CONSUMER,
     replay_key,
 )
-from tests.model.ghosts import BrokenRuleError, Ghost, Ghosts
+from tests.model.ghosts import BrokenRuleError, Ghost, Ghosts, Place
 from tests.model.group import Group
 from tests.model.handlers import Handlers, Kind
 from tests.model.limits import OUT, Limits, emits
@@ -108,6 +109,14 @@ class World:
         """A read of new entries would be answered at once."""
         held, member = self.server.streams.get(stream.encode()), self.group(stream, group)
         return held is not None and member is not None and next(reversed(held.entries), (0, 0)) > member.last
+
+    def is_open(self, place: Place) -> bool:
+        """What is there is unread or pending: a group that was made again does not read what was deleted."""
+        stream, group, entry = place
+        member, at = self.group(stream, group), parse_id(entry)
+        if member is None:
+            return False
+        return at in member.pending or (at > member.last and at in self.server.streams[stream.encode()].entries)
 
     def publish(self, *, poison: bool = False, undecodable: bool = False) -> None:
         """One message; `undecodable`: for the group whose handler decodes."""
