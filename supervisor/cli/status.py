@@ -206,27 +206,28 @@ def workers_table(workers: Sequence[dict[str, Any]], rates: Mapping[int, float] 
 
 
 def groups_table(groups: Sequence[dict[str, Any]]) -> str:
-    """Format the table of groups in `status` and `streams`."""
-    numbers = ["lag", "pending", "waiting", "retrying", "consumers", "oldest", "dead"]
+    """Format the table of groups in `status` and `streams`. `waiting` is there where some message waits."""
+    waiting = [_waiting_text(group["waiting_turn"], group["waiting_rate"]) for group in groups]
+    numbers = ["lag", "pending", *(["waiting"] if any(waiting) else []), "retrying", "consumers", "oldest", "dead"]
     rows = [
         [
             group["stream"],
             group["group"],
             lag_text(group["lag"], group["lag_at_least"]),
             f"{group['pending']:,}",
-            _waiting_text(group["waiting_turn"], group["waiting_rate"]),
+            *([text] if any(waiting) else []),
             f"{group['retrying']:,}",
             str(group["consumers"]),
             duration_text(group["oldest_s"]),
             f"{group['dead']:,}",
         ]
-        for group in groups
+        for group, text in zip(groups, waiting, strict=True)
     ]
     return table_text(["stream", "group", *numbers], rows, numbers=numbers, drop=("consumers", "retrying", "waiting"))
 
 
 def _waiting_text(turn: int, rate: int) -> str:
-    """Return what waits for its turn or rate; empty, which hides the column, where no group has such limits."""
+    """Return how many messages wait for their turn or rate; empty where none does."""
     parts = [f"{number:,} {what}" for number, what in ((turn, "turn"), (rate, "rate")) if number]
     return ", ".join(parts)
 

@@ -130,3 +130,9 @@ def test_keys() -> None:
         "down", "up", "up", "down", "page down", "page up", "page down", "top", "bottom", "quit",
     ]  # fmt: skip
     assert commands_of("xyz\x1b[Z\x1b") == []
+
+
+def test_the_column_of_waiting_messages_is_there_only_where_some_wait(found: dict[str, Any]) -> None:
+    assert "waiting" not in show(found)
+    found["groups"][1] |= {"waiting_turn": 1_200, "waiting_rate": 3}
+    assert "  waiting" in show(found) and "1,200 turn, 3 rate" in show(found)
