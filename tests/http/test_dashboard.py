@@ -22,7 +22,7 @@ ROUTER = """
 from fastapi import APIRouter
 router = APIRouter()
 
-@router.get("/ui/reports/all")
+@router.get("/ui/reports")
 async def reports() -> str:
     return "secret"
 """
@@ -87,12 +87,12 @@ def test_the_script_finds_its_elements_and_routes(http: httpx.Client) -> None:
 
 
 def test_other_paths_below_the_page_need_a_token(guarded: Service) -> None:
-    problem(guarded.http.get("/ui/reports/all"), 401, "unauthorized")
+    problem(guarded.http.get("/ui/reports"), 401, "unauthorized")
     problem(guarded.http.get("/ui/other.js"), 401, "unauthorized")
     problem(guarded.http.get("/v1/board"), 401, "unauthorized")
     problem(guarded.http.post("/ui"), 401, "unauthorized")
     operator = {"authorization": f"Bearer {TOKEN}"}
-    assert guarded.http.get("/ui/reports/all", headers=operator).json() == "secret"
+    assert guarded.http.get("/ui/reports", headers=operator).json() == "secret"
     problem(guarded.http.get("/ui/other.js", headers=operator), 404, "not-found")
 
 
