@@ -8,9 +8,9 @@ from email.message import Message
 from fastapi import Depends, Request
 from fastapi.requests import HTTPConnection
 
+from .json_body import check_json
 from .known_query import only_known
 from .problems import Problem
-from .schemas import parse_json
 
 _NONE_TAKEN = "this address takes no body"
 
@@ -31,7 +31,7 @@ async def no_member_twice(connection: HTTPConnection) -> None:
     FastAPI has read it before, with a parser that takes the last of such members. A WebSocket has no body.
     """
     if isinstance(connection, Request) and connection.scope["route"].body_field is not None and _is_json(connection):
-        parse_json(await connection.body())
+        await check_json(await connection.body())
 
 
 def _is_json(request: Request) -> bool:

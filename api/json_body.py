@@ -55,6 +55,14 @@ async def parse_batch(body: bytes) -> Any:
     return await _in_thread(_array, body)
 
 
+async def check_json(body: bytes) -> None:
+    """Raise Problem unless the body is valid JSON, of any number of values: FastAPI has read it already."""
+    if len(body) <= AT_ONCE_BYTES:
+        parse_json(body)
+    else:
+        await _in_thread(parse_json, body)
+
+
 async def _in_thread(parse: Callable[..., _Result], *arguments: Any) -> _Result:
     return await asyncio.get_running_loop().run_in_executor(_parser, parse, *arguments)
 
