@@ -6,15 +6,17 @@ else waits for the lease's end: two live pools of one name would share consumers
 """
 
 import asyncio
+import re
 import secrets
 import time
 from collections.abc import Callable
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError, ResponseError
 
-from supervisor.broker.redis_errors import REDIS_FAULTS
-from supervisor.broker.scripts import DROP_LEASE, NOTE_POOL, TAKE_LEASE
+from supervisor.broker.redis_errors import NOPERM, REDIS_FAULTS, code_of
+from supervisor.broker.scripts import DROP_LEASE, NOTE_POOL, TAKE_LEASE, Script
 from supervisor.errors import SupervisorError
 from supervisor.keys import POOLS_KEY, host_key, pool_id
 from supervisor.log import FaultLog
@@ -34,9 +36,9 @@ async def take(redis: Redis, pool: str, token: str) -> bool:
 
     The pool is known to exist from then on, before its first worker can read a message.
     """
-    taken: Any = await redis.eval(TAKE_LEASE.text, 1, host_key(pool), token, LEASE_MS)
+    taken: Any = await _run(redis, TAKE_LEASE, host_key(pool), token, LEASE_MS)
     if taken:
-        await redis.eval(NOTE_POOL.text, 1, POOLS_KEY, pool, int(time.time() * 1000))
+        await _run(redis, NOTE_POOL, POOLS_KEY, pool, int(time.time() * 1000))
     return bool(taken)
 
 
@@ -89,10 +91,22 @@ async def take_free_number(redis: Redis, host: str, name: str) -> tuple[str, str
 
 async def drop(redis: Redis, pool: str, token: str) -> None:
     """Give the lease up, so that other pools need not wait for its end."""
-    await redis.eval(DROP_LEASE.text, 1, host_key(pool), token)
+    await _run(redis, DROP_LEASE, host_key(pool), token)
 
 
 async def elected(redis: Redis, key: str, token: str) -> bool:
     """Return whether this keeper is elected for the task of `key`, for one lease from now."""
-    chosen: Any = await redis.eval(TAKE_LEASE.text, 1, key, token, LEASE_MS)
+    chosen: Any = await _run(redis, TAKE_LEASE, key, token, LEASE_MS)
     return bool(chosen)
+
+
+async def _run(redis: Redis, script: Script, key: str, *arguments: str | int) -> Any:
+    """Run a script on its key. The error for a missing right names all that the script needs, which Redis does not."""
+    try:
+        return await redis.eval(script.text, 1, key, *arguments)
+    except ResponseError as error:
+        if code_of(error) != NOPERM:
+            raise
+        commands = sorted(set(re.findall(r"redis\.call\('([A-Z]+)'", script.text)))
+        rights = " ".join(f"+{command.lower()}" for command in ("EVAL", *commands))
+        raise NoPermissionError(f"{str(error).rstrip('.')}; it needs {rights}, and to read and write {key!r}") from None

@@ -137,6 +137,8 @@ BOOT = {
     "no ping": (COMMANDS + "-ping", "pool", PASSWORD, r"refuses a command: .*'ping'.*README"),
     "no xgroup": (COMMANDS + "-xgroup", "pool", PASSWORD, r"refuses a command: .*'xgroup.*README"),
     "no lease": (COMMANDS + "-eval", "pool", PASSWORD, r"refuses a command: .*'eval'.*README"),
+    "no del": (COMMANDS + "-del", "pool", PASSWORD, r"refuses a command: .*\+eval \+del \+get \+set,.*README"),
+    "no hdel": (COMMANDS + "-hdel", "pool", PASSWORD, r"refuses a command: .*\+eval \+hdel \+hset,.*README"),
     "no info": (COMMANDS + "-info", "pool", PASSWORD, r"refuses a command: .*'info'.*README"),
 }
 
@@ -163,3 +165,11 @@ def test_keys_that_are_not_allowed(server: RedisServer, admin: Admin, tmp_path: 
     code, output = boot(tmp_path / "p", url_of(server))
     assert code == EXIT_REDIS, output
     assert re.search(r"refuses a command: .*key.*README", output)
+
+
+def test_a_key_that_may_only_be_written(server: RedisServer, admin: Admin, tmp_path: Path) -> None:
+    others = (f"~supervisor:{kind}*" for kind in ("host", "later", "supervisor", "{"))
+    grant(admin, COMMANDS, "~events", *others, "%W~supervisor:pools")
+    code, output = boot(tmp_path / "p", url_of(server))
+    assert code == EXIT_REDIS, output
+    assert re.search(r"refuses a command: .*read and write 'supervisor:pools'.*README", output)
