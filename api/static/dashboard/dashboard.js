@@ -159,7 +159,7 @@ function show(event) {
 
 function allow(control) {
   control.disabled = role === "reader";
-  if (control.disabled) control.title = "The token of this tab may only read.";
+  control.title = control.disabled ? "The token of this tab may only read." : "";
 }
 
 const KIND = { healthy: "good", starting: "warn", paused: "warn", degraded: "warn", draining: "warn", down: "bad" };
@@ -305,10 +305,13 @@ function deadGroup(stream, group) {
   const filter = element("input", { type: "search", placeholder: "in a field, an id or an error", "aria-label": "Filter" });
   const answer = element("output");
   const body = element("tbody");
+  let listed = ""; // the filter of the letters that are shown; the field may have another text by now
   const list = async () => {
-    const query = filter.value ? `&text=${encodeURIComponent(filter.value)}` : "";
+    const text = filter.value;
+    const query = text ? `&text=${encodeURIComponent(text)}` : "";
     try {
       const page = await getJson(`${path}/dead?count=${LETTERS}${query}`);
+      listed = text;
       body.replaceChildren(...page.letters.map((letter) => letterRow(path, letter, list, answer)));
       if (!page.letters.length) body.append(emptyRow(5, "None matches."));
       const least = page.complete ? "" : "at least ";
@@ -318,10 +321,10 @@ function deadGroup(stream, group) {
     }
   };
   const all = (verb, past) => async () => {
-    const which = filter.value ? `those with “${filter.value}”` : "all of them";
+    const which = listed ? `those with “${listed}”` : "all of them";
     const wanted = await confirmed(`${verb === "replay" ? "Replay" : "Remove for good"}: dead letters of ${stream}, ${group}, ${which} (${answer.textContent})?`, verb === "replay" ? "Replay" : "Remove");
     if (!wanted) return;
-    let selection = filter.value ? { text: filter.value } : { all: true };
+    let selection = listed ? { text: listed } : { all: true };
     const counts = {};
     try {
       while (selection) {
