@@ -66,9 +66,8 @@ class AppConsumers:
         try:
             while (lease := await self._take_lease()) is not None:
                 await self._work(*lease)
-                await wait_at_most(
-                    _REPORT_S, self._stopping
-                )  # another process has the name, or the keeper's part has failed
+                # It returns when another process has the name, or the keeper's part has failed.
+                await wait_at_most(_REPORT_S, self._stopping)
         finally:
             with contextlib.suppress(*REDIS_FAULTS):  # TLS waits for the other end, which may be away
                 await self._redis.aclose()

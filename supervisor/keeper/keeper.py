@@ -82,8 +82,8 @@ class Keeper:
         self._reaper = Reaper(
             self._redis, self._pool, token, shared, specs, self._faults, foreign_after_s=foreign_after_s
         )
-        #: (stream, group) -> entries that were removed unread, as last logged.
         self._limiter = Limiter()
+        #: (stream, group) -> entries that were removed unread, as last logged.
         self._trimmed: dict[tuple[str, str], int] = {}
         self._trimmer = Trimmer(self._redis, settings, token, self._groups, self._faults)
         self._settings = settings
