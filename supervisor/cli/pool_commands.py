@@ -53,12 +53,12 @@ class _Scale(Examples):
 
 
 class _Total(Whole):
-    """How many workers there should be. `+1` looks like one more and would otherwise be read as 1."""
+    """A total number of workers. `+1` looks like one more and would otherwise be read as 1."""
 
     def parse(self, text: str) -> Any:
         """Read a number without a sign. Raises ValueError for one with a sign."""
         if re.fullmatch(r"\s*[+-]\d+\s*", text):
-            raise ValueError(f"must be how many workers there should be, {self.limits()}")
+            raise ValueError(f"must be the total number of workers, {self.limits()}")
         return super().parse(text)
 
 

@@ -260,7 +260,7 @@ def test_a_number_of_workers_that_makes_no_sense_is_named(tmp_path: Path, number
 def test_scale_takes_no_change_for_a_number_of_workers(tmp_path: Path, number: str) -> None:
     done = run("scale", number, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"error: WORKERS {number!r}: must be how many workers there should be, between 0 and 256\n"
+    assert done.stderr == f"error: WORKERS {number!r}: must be the total number of workers, between 0 and 256\n"
 
 
 def test_an_error_names_an_option_or_argument_by_a_plain_word() -> None:
