@@ -47,7 +47,7 @@ class FilterHint:
         if not self._text_fits:
             talk(f"no dead letter has {self._wanted.text!r} in a field's name or value, its id or its error")
         age_s, wanted_s = time.time() - self._oldest_ms / 1000, self._wanted.older_than_ms / 1000
-        if age_s < wanted_s:
+        if wanted_s and age_s < wanted_s:
             talk(f"no dead letter is {duration_text(wanted_s)} old; the oldest is {duration_text(max(0.0, age_s))} old")
 
 
