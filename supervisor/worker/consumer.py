@@ -139,7 +139,7 @@ class Consumer:
 
     async def run_retries(self) -> None:
         """Run failed messages again when they are due, and those whose turns have come, until cancelled."""
-        # A start raises the marks in shared memory, by which it is first found out what a predecessor had started.
+        # The marks in shared memory say what a predecessor had started. `open` reads them; a start changes them.
         await self._control.until(lambda: self.opened)
         while True:
             await self.retries.wait_due()

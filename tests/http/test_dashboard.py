@@ -77,6 +77,9 @@ def test_the_script_finds_its_elements_and_routes(http: httpx.Client) -> None:
     script = files["ui/dashboard.js"].text
     named = set(re.findall(r'byId\("([^"]+)"\)', script))
     assert len(named) > 15 and named <= Page(page.text).ids
+    addresses = {re.sub(r"\$\{[^}]*\}", "{}", one) for one in re.findall(r'[`"](v1/[^`"?]+)', script)}
+    assert addresses == {"v1/board", "v1/pool:{}", "v1/streams/{}/groups/{}", "v1/streams/{}/messages/{}/explain"}
+    assert set(re.findall(r'data-command="(\w+)"', page.text)) == {"pause", "resume", "restart"}
     routes = http.get("/openapi.json").json()["paths"]
     for route in (
         "/v1/board", "/v1/pool:pause", "/v1/pool:resume", "/v1/pool:restart", "/v1/pool:scale",
