@@ -179,6 +179,13 @@ class Worker(Process):
         return [((message.origin.key, message.group, message.entry), message.failures) for message in messages]  # type: ignore[attr-defined]
 
     @property
+    def with_turns(self) -> list[tuple[str, str, bytes]]:
+        """Where those are from that have their turns here, also suspects that did not run yet."""
+        gates = [gate for of in self._consumers if (gate := getattr(of, "_turns", None)) is not None]
+        held = [item for gate in gates for item in gate._held.items()]
+        return [(source.key, source.group, entry) for source, entries in held for entry in entries]
+
+    @property
     def opened_rows(self) -> list[SharedConsumer]:
         """The marks that are its own, and not a predecessor's that it has not looked at yet."""
         lists = [item for of in self._consumers for item in of._pending.items()]

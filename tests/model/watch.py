@@ -128,14 +128,18 @@ class WatchedServer(Server):
             if pool.up and owner.startswith(pool.name + ":") and pool is not taker:
                 self._world.ghosts.blur(owner)  # its next incarnation may find only a part of what the dead one had
             for worker in pool.living:
-                if worker.name == owner and not self._waits_unknown(ghost, worker):
+                if worker.name == owner and not (self._waits_unknown(ghost, worker) or self._waits_again(ghost, heir)):
                     self._check_taken(ghost, worker, taker)
 
     def _waits_unknown(self, ghost: Ghost, worker: Worker) -> bool:
         """It waits for its turn, and the worker that has read it has not looked at it yet, or has forgotten it."""
         waits = self._world.specs_of[ghost.key[0]].options.is_limited
-        in_hand = [*worker.in_hand, *(place for place, _ in worker.waiting)]
+        in_hand = [*worker.in_hand, *(place for place, _ in worker.waiting), *worker.with_turns]
         return waits and ghost.place not in in_hand
+
+    def _waits_again(self, ghost: Ghost, heir: str) -> bool:
+        """A worker takes it over with its turn, and its group was made again: the rows do not know what was in hand."""
+        return ghost.read_again and self._world.network.sender.name == heir
 
     def _check_taken(self, ghost: Ghost, worker: Worker, taker: Pool) -> None:
         """A message may be taken from a living worker only when its host had no lease for a time since it has it."""
