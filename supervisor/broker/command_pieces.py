@@ -1,4 +1,4 @@
-"""Packs and slices what is too large for one turn of the event loop; other tasks run in between."""
+"""Packs and slices what is too large for one iteration of the event loop; other tasks run in between."""
 
 import asyncio
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""A future whose waiting task goes on at once, and not at the next turn of the event loop."""
+"""A future whose waiting task goes on at once, and not at the next iteration of the event loop."""
 
 import asyncio
 from asyncio import _enter_task, _leave_task
@@ -10,7 +10,7 @@ from typing import Any
 class DirectFuture(asyncio.Future[None]):
     """A future for one waiting task.
 
-    An idle worker saves a turn of the event loop, with its system call, for each task between socket and handler.
+    An idle worker saves an iteration of the event loop, with its system call, for each task between socket and handler.
     """
 
     _resume: Callable[[Any], object] | None = None

@@ -59,7 +59,7 @@ class Replies(asyncio.Protocol):
     def __init__(self, connection: AbstractConnection, parser: ReplyParser, *, at_once: bool) -> None:
         """Take over a connection after its handshake, when nothing is on the wire.
 
-        With `at_once` the task goes on before `data_received` returns, else at the next turn of the event loop.
+        With `at_once` the task goes on before `data_received` returns, else at the next iteration of the event loop.
         """
         self._at_once = at_once
         self._connection: Any = connection

@@ -1,4 +1,4 @@
-"""Sends everything that one turn of the event loop asks for as one pipeline, and gives each caller its own result.
+"""Sends everything that one iteration of the event loop asks for as one pipeline, and gives each caller its own result.
 
 1. One pipeline is on the wire at a time; what arrives in the meantime goes out with the next, so the order is kept.
    Large jobs have a queue and a connection of their own, so that small ones do not wait for megabytes.
@@ -198,7 +198,7 @@ class JobQueue:
             job.limit_s += (self._queued_bytes + sum(one.size for one in self._sending)) / self._bytes_per_s
         job.deadline_s = loop.time() + job.limit_s
         if self._task is None:
-            # It runs in the loop's next turn, so the first pipeline has everything that this turn publishes.
+            # It runs in the loop's next iteration, so the first pipeline has everything that this one publishes.
             self._task = loop.create_task(self._send_all())
         if self._timer is None:
             self._timer = loop.call_at(job.deadline_s, self._expire)

@@ -29,7 +29,7 @@ class RunControl:
         self._isolation = asyncio.Lock()
 
     def notify(self) -> None:
-        """Have the conditions checked at the next turn of the event loop; tasks whose condition is true go on."""
+        """Have the conditions checked at the next iteration of the event loop; tasks whose condition is true go on."""
         if self._check_due:
             return
         for waiter in self._conditions:

@@ -180,7 +180,7 @@ class Runners:
                 self._activate(at_once)
 
     def advance_soon(self) -> None:
-        """Have runners take what is ready at the next turn of the event loop."""
+        """Have runners take what is ready at the next iteration of the event loop."""
         if not self._advance_due:
             self._advance_due = True
             self._loop.call_soon(self.advance)

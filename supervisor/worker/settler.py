@@ -1,6 +1,6 @@
 """Sends the outcomes of messages to Redis: acks, retries, dead letters.
 
-1. Each turn takes everything that was decided since the last one and sends it as one pipeline, up to some megabytes,
+1. Each cycle takes everything that was decided since the last one and sends it as one pipeline, up to some megabytes,
    with one variadic XACK per stream.
 2. What was sent and not confirmed is sent again after a lost connection: all of it may be repeated, except charges.
 3. What the server refuses is kept and tried again; the message stays pending until then. A server that refuses for
@@ -97,7 +97,7 @@ class Settler:
         self._idle.set()
 
     def add(self, source: Source) -> None:
-        """Take what is `done` of this source with each turn."""
+        """Take what is `done` of this source with each cycle."""
         self._sources.append(source)
 
     @property
@@ -212,7 +212,7 @@ class Settler:
                 self._shared.add(SlotField.SETTLING, -1)
 
     def _take(self) -> None:
-        """Move what was decided since the last turn to what is to be sent, without what was decided again since."""
+        """Move what was decided since the last cycle to what is to be sent, without what was decided again since."""
         acks = []
         for source in self._sources:
             if source.done:
@@ -259,7 +259,7 @@ class Settler:
         return not again
 
     def _judge(self, sent: list[_Command], replies: list[Any]) -> list[_Command]:
-        """Return what must be sent again with the next turn; put off what the server refuses."""
+        """Return what must be sent again with the next cycle; put off what the server refuses."""
         again = []
         for command, reply in zip(sent, replies, strict=True):
             if not isinstance(reply, Exception):

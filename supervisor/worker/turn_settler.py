@@ -53,7 +53,7 @@ class TurnSettler:
         self.note_emits = settler.note_emits
 
     def add(self, source: Source) -> None:
-        """Settle what is `done` of this source with each turn of the settler."""
+        """Settle what is `done` of this source with each cycle of the settler."""
         self.held[source] = {}
         source.settle = partial(self._settle_done, source)
         self._settler.add(source)
@@ -68,7 +68,7 @@ class TurnSettler:
         return self._settler.unconfirmed(source).union(self._done.get(source, ()))
 
     def ack_recorded(self, source: Source, *ids: bytes) -> None:
-        """Ack messages; those of one turn of the event loop together."""
+        """Ack messages; those of one iteration of the event loop together."""
         for entry in ids:
             place = self.held[source].get(entry)
             if place is None:
