@@ -1,10 +1,11 @@
-"""Server-sent events: an answer that goes on until its client leaves or the service stops.
+"""Server-sent events: an answer that goes on until its client leaves, its token is changed or the service stops.
 
 Only one task writes to the socket at a time. FastAPI's own event streams use a task group, which logs a traceback
 whenever a client leaves while data is being sent to it.
 """
 
 import asyncio
+from typing import Any
 
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -17,6 +18,8 @@ from .service import Service
 MEDIA_TYPE = "text/event-stream"
 #: How long a browser waits before it reconnects.
 RETRY_MS = 2_000
+#: The role of a client is looked at this often.
+_ROLE_EVERY_S = 1.0
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -37,9 +40,10 @@ class EventStream(StreamingResponse):
         raise NotImplementedError
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send events until the client leaves, the service stops, or there are no more."""
+        """Send events until the client leaves, its role changes, the service stops, or there are no more."""
         service = self.service
-        ends = [asyncio.create_task(_left(receive)), asyncio.create_task(service.stopping.wait())]
+        waits = (_left(receive), _lost_role(scope), service.stopping.wait())
+        ends: list[asyncio.Task[Any]] = [asyncio.create_task(wait) for wait in waits]
         following: asyncio.Task[None] | None = None
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -64,3 +68,9 @@ async def _left(receive: Receive) -> None:
     """Return when the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def _lost_role(scope: Scope) -> None:
+    """Return when the client's token has another role than at the start, or none: its file was changed."""
+    while scope["role_now"]() == scope["role"]:
+        await asyncio.sleep(_ROLE_EVERY_S)

@@ -101,7 +101,9 @@ class RequestGuard:
         # A WebSocket has no method. Browsers let pages of any origin open one, so it is never safe.
         method = scope.get("method", "")
         if not (method in _LOOKING and _is_open(path_below(scope))):
-            scope["role"] = role = self._access.role(headers.get(b"authorization", b""))
+            role_now = functools.partial(self._access.role, headers.get(b"authorization", b""))
+            scope["role"] = role = role_now()
+            scope["role_now"] = role_now  # for answers that go on after the token was changed
             if role is None:
                 return Problem(_WRONG_TOKEN, headers={"WWW-Authenticate": "Bearer"})
             wrong = Problem("forbidden") if role == READER and method not in _SAFE_METHODS else None

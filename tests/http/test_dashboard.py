@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urljoin
@@ -116,6 +117,18 @@ def test_a_board_counts_as_a_client_that_follows(guarded: Service) -> None:
         next(events)
         refused = guarded.http.get("/v1/board", headers={"authorization": f"Bearer {TOKEN}"})
         assert "max_tails = 1" in problem(refused, 503, "busy")["detail"]
+
+
+@pytest.mark.parametrize("path", ["/v1/board", "/v1/streams/orders/tail"])
+def test_a_token_that_is_taken_back_ends_what_it_follows(guarded: Service, tmp_path: Path, path: str) -> None:
+    headers = {"authorization": f"Bearer {READ}"}
+    with guarded.http.stream("GET", path, headers=headers) as answer:
+        lines = answer.iter_lines()
+        assert next(lines).startswith("retry: ")
+        (tmp_path / "service0" / "read_token").write_text("another token")
+        for _ in lines:
+            pass  # the answer ends
+    problem(guarded.http.get(path, headers=headers), 401, "unauthorized")
 
 
 def followers(service: Service) -> int:
