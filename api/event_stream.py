@@ -5,12 +5,11 @@ whenever a client leaves while data is being sent to it.
 """
 
 import asyncio
-from typing import Any
 
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from supervisor.broker.cancelling import cancel
+from supervisor.broker.cancelling import cancel, wait_at_most
 
 from .problems import Problem
 from .service import Service
@@ -42,8 +41,7 @@ class EventStream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send events until the client leaves, its role changes, the service stops, or there are no more."""
         service = self.service
-        waits = (_left(receive), _lost_role(scope), service.stopping.wait())
-        ends: list[asyncio.Task[Any]] = [asyncio.create_task(wait) for wait in waits]
+        ends = [asyncio.create_task(_left(receive)), asyncio.create_task(_refused(scope, service.stopping))]
         following: asyncio.Task[None] | None = None
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -70,7 +68,7 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-async def _lost_role(scope: Scope) -> None:
-    """Return when the client's token has another role than at the start, or none: its file was changed."""
-    while scope["role_now"]() == scope["role"]:
-        await asyncio.sleep(_ROLE_EVERY_S)
+async def _refused(scope: Scope, stopping: asyncio.Event) -> None:
+    """Return when the service stops, or the client's token has another role or none, since its file was changed."""
+    while not stopping.is_set() and scope["role_now"]() == scope["role"]:
+        await wait_at_most(_ROLE_EVERY_S, stopping)

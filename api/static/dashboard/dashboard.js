@@ -5,6 +5,8 @@ const HISTORY_S = 300;
 const RATE_OVER_S = 5;
 const LETTERS = 50;
 const SILENT_MS = 5000;
+const GIVE_UP_MS = 15000;
+const FAILURE_SHOWN_S = 600;
 const WAITS_MS = [500, 1000, 2000, 5000];
 
 const byId = (id) => document.getElementById(id);
@@ -12,7 +14,7 @@ const samples = []; // {at, done, failed, backlog} of the last HISTORY_S
 let token = sessionStorage.getItem("token") ?? "";
 let role = null;
 let lastEventAt = 0;
-let following = null;
+let following = null; // {connection, heardAt} of the board; null while the tab is hidden
 
 // Elements
 
@@ -33,6 +35,17 @@ function row(cells, numbers = []) {
 
 function emptyRow(columns, text) {
   return element("tr", {}, element("td", { colspan: columns, class: "empty" }, text));
+}
+
+// What is the same stays, so that a selection or an open list of suggestions does, too.
+function refill(parent, elements) {
+  elements.forEach((made, at) => {
+    const old = parent.children[at];
+    if (!old) parent.append(made);
+    else if (made.tagName === "TR") refill(old, [...made.children]);
+    else if (!old.isEqualNode(made)) old.replaceWith(made);
+  });
+  while (parent.children.length > elements.length) parent.lastElementChild.remove();
 }
 
 // Figures as text
@@ -56,10 +69,11 @@ class Refused extends Error {}
 
 async function request(path, options = {}) {
   const headers = { ...options.headers };
-  if (token) headers.authorization = `Bearer ${token}`;
+  const sent = token;
+  if (sent) headers.authorization = `Bearer ${String.fromCharCode(...new TextEncoder().encode(sent))}`; // headers are bytes
   const answer = await fetch(path, { ...options, headers });
   if (answer.status === 401) {
-    await askForToken(token !== "");
+    if (sent === token) await askForToken(sent !== "");
     return request(path, options);
   }
   if (answer.ok) return answer;
@@ -83,6 +97,7 @@ function askForToken(wasWrong) {
     byId("token-wrong").hidden = !wasWrong;
     byId("token").onclose = () => {
       token = byId("token-text").value.trim();
+      byId("token-text").value = "";
       sessionStorage.setItem("token", token);
       asking = null;
       resolve();
@@ -105,17 +120,20 @@ function confirmed(text, verb) {
 // The board
 
 async function follow() {
-  const abort = new AbortController();
-  following = abort;
+  const mine = { connection: null, heardAt: 0 };
+  following = mine;
   let failures = 0;
-  while (!abort.signal.aborted) {
+  while (following === mine) {
+    mine.connection = new AbortController();
+    mine.heardAt = Date.now();
     try {
-      const answer = await request("v1/board", { signal: abort.signal });
+      const answer = await request("v1/board", { signal: mine.connection.signal });
       const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
       let text = "";
       for (;;) {
         const { value, done } = await reader.read();
         if (done) break;
+        mine.heardAt = Date.now();
         text += value;
         const events = text.split("\n\n");
         text = events.pop();
@@ -128,7 +146,7 @@ async function follow() {
         }
       }
     } catch (error) {
-      if (abort.signal.aborted) return;
+      if (following !== mine) return;
       note(error instanceof Refused ? error.message : "The service does not answer.");
     }
     await new Promise((resolve) => setTimeout(resolve, WAITS_MS[Math.min(failures++, WAITS_MS.length - 1)]));
@@ -136,8 +154,10 @@ async function follow() {
 }
 
 function note(text) {
+  if (text && lastEventAt) showWord("no answer", "bad");
   const seconds = lastEventAt ? ` The figures are ${age((Date.now() - lastEventAt) / 1000)} old.` : "";
-  byId("connection").textContent = text ? `${text}${seconds} Trying again.` : "";
+  if (byId("connection-text").textContent !== text) byId("connection-text").textContent = text;
+  byId("connection-age").textContent = `${seconds} Trying again.`;
   byId("connection").hidden = !text;
   document.body.classList.toggle("stale", Boolean(text));
 }
@@ -148,13 +168,18 @@ function show(event) {
   note("");
   if (role !== event.role) {
     role = event.role;
-    for (const one of document.querySelectorAll("#pool button, #pool input")) allow(one);
+    document.querySelectorAll(".changes").forEach(allow);
   }
+  const groups = status.groups ?? [];
+  // In an outage of Redis there are no groups in the status: that is not the same as no backlog and no dead letters.
+  const known = groups.length > 0 || Boolean(status.redis?.version && !status.redis.error);
   showState(status);
-  showFigures(status, Date.parse(event.at) / 1000);
-  showGroups(status.groups ?? []);
+  showFigures(status, known, Date.parse(event.at) / 1000);
+  showGroups(groups);
   showWorkers(status.workers ?? []);
-  showDeadGroups(status.groups ?? []);
+  if (known) showDeadGroups(groups);
+  byId("dead-none").hidden = deadGroups.size > 0;
+  byId("dead-none").textContent = known ? "There are none." : "Nothing is known of them while Redis does not answer.";
 }
 
 function allow(control) {
@@ -164,25 +189,35 @@ function allow(control) {
 
 const KIND = { healthy: "good", starting: "warn", paused: "warn", degraded: "warn", draining: "warn", down: "bad" };
 
+function showWord(word, kind) {
+  byId("state").textContent = word;
+  byId("state").className = `state ${kind}`;
+  document.title = `${word} – Supervisor`;
+}
+
 function showState(status) {
-  byId("state").textContent = status.state;
-  byId("state").className = `state ${KIND[status.state] ?? "warn"}`;
-  document.title = `${status.state} – Supervisor`;
+  showWord(status.state, KIND[status.state] ?? "warn");
   const redis = status.redis ?? {};
   const syncs = { none: "keeps nothing on disk", rdb: "snapshots only", everysec: "AOF, synced each second", always: "AOF, synced always" };
   byId("redis").textContent = redis.version ? `${redis.version}, ${syncs[redis.durability] ?? "durability unknown"}` : "Redis: nothing known yet";
-  const reasons = [status.reason, redis.error && `Redis: ${redis.error}`, ...(status.degraded_reasons ?? [])].filter(Boolean);
-  if (status.operation) reasons.push(`${status.operation.kind}: ${status.operation.phase}, ${status.operation.done ?? 0} of ${status.operation.total ?? "?"} workers`);
-  byId("reasons").replaceChildren(...[...new Set(reasons)].map((text) => element("li", {}, text)));
+  const now = status.operation;
+  const last = status.last_operation;
+  const reasons = [
+    status.reason, redis.error && `Redis: ${redis.error}`, ...(status.degraded_reasons ?? []),
+    now && `${now.kind}: ${now.error ?? (now.phase === "rolling" ? `${now.done} of ${now.total} workers are replaced` : "the new code is checked")}`,
+    !now && last && !last.ok && last.age_s < FAILURE_SHOWN_S && `The last ${last.kind} failed: ${last.error}`,
+  ].filter(Boolean);
+  refill(byId("reasons"), [...new Set(reasons)].map((text) => element("li", {}, text)));
   byId("reasons").hidden = !reasons.length;
 }
 
 const sum = (list, name) => list.reduce((total, one) => total + (one[name] ?? 0), 0);
 
-function showFigures(status, at) {
+function showFigures(status, known, at) {
   const workers = status.workers ?? [];
   const groups = status.groups ?? [];
-  const backlog = sum(groups, "lag") + sum(groups, "pending");
+  const backlog = known ? sum(groups, "lag") + sum(groups, "pending") : null;
+  if (samples.length && samples.at(-1).at > at) samples.length = 0; // the clock was set back
   samples.push({ at, done: sum(workers, "done"), failed: sum(workers, "failed"), backlog });
   while (samples[0].at < at - HISTORY_S) samples.shift();
   const oldest = groups.map((group) => group.oldest_s).filter((seconds) => typeof seconds === "number");
@@ -193,13 +228,13 @@ function showFigures(status, at) {
     ["in hand", count(sum(workers, "in_flight"))],
     ["backlog", count(backlog)],
     ["oldest", oldest.length ? age(Math.max(...oldest)) : "–"],
-    ["for later", count(sum(status.later ?? [], "waiting"))],
-    ["dead letters", count(sum(groups, "dead"))],
+    ["for later", count(known ? sum(status.later ?? [], "waiting") : null)],
+    ["dead letters", count(known ? sum(groups, "dead") : null)],
   ];
-  byId("figures").replaceChildren(...figures.map(([name, value]) =>
+  refill(byId("figures"), figures.map(([name, value]) =>
     element("div", {}, element("dt", {}, name), element("dd", {}, value))));
-  chart("chart-done", samples.map((_, at) => ratePerSecond(at, "done") ?? 0));
-  chart("chart-backlog", samples.map((sample) => sample.backlog));
+  chart("chart-done", "Done a second", samples.map((_, at) => ratePerSecond(at, "done")));
+  chart("chart-backlog", "Backlog", samples.map((sample) => sample.backlog));
 }
 
 // The counters belong to slots: they fall when the pool is scaled down or started anew.
@@ -211,34 +246,34 @@ function ratePerSecond(at, name) {
   return Math.max(0, (now[name] - samples[first][name]) / (now.at - samples[first].at));
 }
 
-function chart(id, values) {
-  const highest = Math.max(1, ...values);
+function chart(id, name, values) {
+  const highest = Math.max(...values);
   const begins = 300 - (samples.at(-1).at - samples[0].at);
-  const points = values.map((value, at) => `${begins + samples[at].at - samples[0].at},${58 - (56 * value) / highest}`);
+  const points = values.map((value, at) => (value === null ? "" : `${begins + samples[at].at - samples[0].at},${58 - (56 * value) / (highest || 1)}`));
   const line = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
-  line.setAttribute("points", points.join(" "));
+  line.setAttribute("points", points.filter(Boolean).join(" "));
   byId(id).replaceChildren(line);
-  byId(id).setAttribute("aria-label", `now ${count(values.at(-1))}, highest ${count(highest)}`);
+  byId(id).setAttribute("aria-label", `${name}: now ${count(values.at(-1))}, highest ${count(highest)}`);
 }
 
 function showGroups(groups) {
   const oldestFirst = [...groups].sort((a, b) => (b.oldest_s ?? -1) - (a.oldest_s ?? -1));
-  byId("groups").replaceChildren(...(groups.length ? oldestFirst.map((group) => row([
+  refill(byId("groups"), groups.length ? oldestFirst.map((group) => row([
     group.stream, group.exists === false ? `${group.group} (not created yet)` : group.group,
     `${group.lag_at_least ? "≥ " : ""}${count(group.lag)}`, count(group.pending), count(group.retrying),
     count((group.waiting_turn ?? 0) + (group.waiting_rate ?? 0)), age(group.oldest_s), count(group.dead),
-  ], [2, 3, 4, 5, 6, 7])) : [emptyRow(8, "No group is known: the pool has no handlers, or Redis has not answered yet.")]));
-  byId("streams").replaceChildren(...[...new Set(groups.map((group) => group.stream))].map((name) => element("option", { value: name })));
+  ], [2, 3, 4, 5, 6, 7])) : [emptyRow(8, "No group is known: the pool has no handlers, or Redis does not answer.")]);
+  refill(byId("streams"), [...new Set(groups.map((group) => group.stream))].map((name) => element("option", { value: name })));
 }
 
 const WORKER_KIND = { READY: "good", STARTING: "warn", DRAINING: "warn", BACKOFF: "bad", FAILED: "bad" };
 
 function showWorkers(workers) {
-  byId("workers").replaceChildren(...(workers.length ? workers.map((worker) => row([
+  refill(byId("workers"), workers.length ? workers.map((worker) => row([
     worker.slot, element("span", { class: WORKER_KIND[worker.state] ?? "" }, worker.state), worker.pid,
     worker.activity ? `${worker.activity} ${age(worker.activity_s)}` : "–", count(worker.in_flight), count(worker.done),
     count(worker.failed), mib(worker.rss_bytes), count(worker.restarts), lastExit(worker.last_exit),
-  ], [2, 4, 5, 6, 7, 8])) : [emptyRow(10, "No pool runs on this host.")]));
+  ], [2, 4, 5, 6, 7, 8])) : [emptyRow(10, "No pool runs on this host.")]);
   if (document.activeElement !== byId("workers-wanted") && !byId("workers-wanted").dataset.edited) byId("workers-wanted").value = workers.length;
 }
 
@@ -297,7 +332,6 @@ function showDeadGroups(groups) {
   for (const [key, shown] of deadGroups) {
     if (!keys.has(key)) shown.summary.textContent = `${key.replace("\n", ", ")}: none any more`;
   }
-  byId("dead-none").hidden = deadGroups.size > 0;
 }
 
 function deadGroup(stream, group) {
@@ -340,8 +374,8 @@ function deadGroup(stream, group) {
       answer.textContent = error.message;
     }
   };
-  const replay = element("button", { type: "button", onclick: all("replay", "replayed") }, "Replay these");
-  const drop = element("button", { type: "button", onclick: all("drop", "removed") }, "Remove these");
+  const replay = element("button", { type: "button", class: "changes", onclick: all("replay", "replayed") }, "Replay these");
+  const drop = element("button", { type: "button", class: "changes", onclick: all("drop", "removed") }, "Remove these");
   allow(replay);
   allow(drop);
   const controls = element("form", { onsubmit: (event) => { event.preventDefault(); list(); } },
@@ -370,8 +404,8 @@ function letterRow(path, letter, list, answer) {
       answer.textContent = error.message;
     }
   };
-  const replay = element("button", { type: "button", onclick: one("replay") }, "Replay");
-  const drop = element("button", { type: "button", onclick: one("drop") }, "Remove");
+  const replay = element("button", { type: "button", class: "changes", onclick: one("replay") }, "Replay");
+  const drop = element("button", { type: "button", class: "changes", onclick: one("drop") }, "Remove");
   allow(replay);
   allow(drop);
   const since = age((Date.now() - letter.dead_at_ms) / 1000);
@@ -400,11 +434,16 @@ byId("explain").addEventListener("submit", async (event) => {
 // Begin, and rest while nobody looks
 
 setInterval(() => {
-  if (following && lastEventAt && Date.now() - lastEventAt > SILENT_MS) note("No news from the service.");
+  if (!following || asking) return;
+  const silentMs = Date.now() - following.heardAt;
+  if (silentMs > SILENT_MS) note("No news from the service.");
+  else if (!byId("connection").hidden) note(byId("connection-text").textContent); // its age has grown
+  if (silentMs > GIVE_UP_MS) following.connection.abort(); // a connection may be lost without a sign
 }, 1000);
 document.addEventListener("visibilitychange", () => {
-  following?.abort();
+  const before = following;
   following = null;
+  before?.connection.abort();
   if (!document.hidden) follow();
 });
 follow();
