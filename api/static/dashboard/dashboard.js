@@ -446,4 +446,4 @@ document.addEventListener("visibilitychange", () => {
   before?.connection.abort();
   if (!document.hidden) follow();
 });
-follow();
+if (!document.hidden) follow();
