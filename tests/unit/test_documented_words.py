@@ -21,7 +21,8 @@ from supervisor.shared_figures import FigureField
 from supervisor.shared_state import HeaderField, SlotField, WorkerState
 
 ROOT = Path(__file__).parents[2]
-DOCS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*")))
+TEXTS = [f"docs/{path.name}" for path in ROOT.glob("docs/*") if path.suffix != ".png"]
+DOCS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", *TEXTS)
 LEVELS = {"debug", "info", "warning", "error"}
 #: Arguments of a logger that are not fields.
 NO_FIELDS = {"key", "level", "exc_info"}

@@ -218,7 +218,7 @@ function showFigures(status, known, at) {
   const groups = status.groups ?? [];
   const backlog = known ? sum(groups, "lag") + sum(groups, "pending") : null;
   if (samples.length && samples.at(-1).at > at) samples.length = 0; // the clock was set back
-  samples.push({ at, done: sum(workers, "done"), failed: sum(workers, "failed"), backlog });
+  samples.push({ at, done: sum(workers, "done"), failed: sum(workers, "failed") + sum(workers, "dead"), backlog });
   while (samples[0].at < at - HISTORY_S) samples.shift();
   const oldest = groups.map((group) => group.oldest_s).filter((seconds) => typeof seconds === "number");
   const figures = [
@@ -272,8 +272,8 @@ function showWorkers(workers) {
   refill(byId("workers"), workers.length ? workers.map((worker) => row([
     worker.slot, element("span", { class: WORKER_KIND[worker.state] ?? "" }, worker.state), worker.pid,
     worker.activity ? `${worker.activity} ${age(worker.activity_s)}` : "–", count(worker.in_flight), count(worker.done),
-    count(worker.failed), mib(worker.rss_bytes), count(worker.restarts), lastExit(worker.last_exit),
-  ], [2, 4, 5, 6, 7, 8])) : [emptyRow(10, "No pool runs on this host.")]);
+    count(worker.failed), count(worker.dead), mib(worker.rss_bytes), count(worker.restarts), lastExit(worker.last_exit),
+  ], [2, 4, 5, 6, 7, 8, 9])) : [emptyRow(11, "No pool runs on this host.")]);
   if (document.activeElement !== byId("workers-wanted") && !byId("workers-wanted").dataset.edited) byId("workers-wanted").value = workers.length;
 }
 
