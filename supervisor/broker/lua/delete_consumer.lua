@@ -9,4 +9,6 @@ for _, consumer in ipairs(ARGV[3] and rows_of(redis.call('XINFO', 'CONSUMERS', K
     return -2
   end
 end
+-- Before Redis 7, a full server refuses XGROUP, unless the script has written before. No message has this id.
+redis.call('XACK', KEYS[1], ARGV[1], '0-0')
 return redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
