@@ -39,7 +39,7 @@ class EventStream(StreamingResponse):
         raise NotImplementedError
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send events until the client leaves, its role changes, the service stops, or there are no more."""
+        """Send events until the client leaves, its role changes, the service stops, or `follow` returns."""
         service = self.service
         ends = [asyncio.create_task(_left(receive)), asyncio.create_task(_refused(scope, service.stopping))]
         following: asyncio.Task[None] | None = None
